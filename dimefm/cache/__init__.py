@@ -1,0 +1,11 @@
+"""The feature cache: vectors of one encoder over the rows of a source, in shards, sealed by a manifest.
+
+This package imports numpy and, inside the format files only, pyarrow and h5py. It never imports torch.
+The bytes are specified in ``docs/cache-format.md``.
+"""
+
+from dimefm.cache.manifest import EncoderCard, Manifest, ShardInfo
+from dimefm.cache.reader import FeatureCache
+from dimefm.cache.writer import CacheWriter
+
+__all__ = ["CacheWriter", "EncoderCard", "FeatureCache", "Manifest", "ShardInfo"]

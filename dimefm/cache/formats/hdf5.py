@@ -1,0 +1,33 @@
+"""HDF5: datasets ``key`` [rows] of UTF-8 strings and ``row`` [rows, dim], contiguous, so that rows can be memory-mapped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+SUFFIXES = (".h5",)
+DEFAULT_DTYPE = "float16"
+
+
+def write(paths: dict[str, Path], keys: list[str], rows: np.ndarray) -> None:
+    """Write one shard; ``rows`` is [len(keys), dim] in the dtype to store."""
+    with h5py.File(paths[".h5"], "w") as file:
+        file.create_dataset("row", data=rows)
+        file.create_dataset("key", data=np.array(keys, dtype=object), dtype=h5py.string_dtype(), shape=(len(keys),))
+
+
+def read(path: Path, dtype: str, dim: int) -> tuple[list[str], np.ndarray]:
+    """Return (keys, rows [n, dim])."""
+    with h5py.File(path, "r") as file:
+        return [key.decode("utf-8") for key in file["key"][:]], file["row"][:]
+
+
+def map(path: Path, shape: tuple[int, int], dtype: str) -> np.ndarray | None:
+    """Return the rows as a read-only memory map."""
+    with h5py.File(path, "r") as file:
+        offset = file["row"].id.get_offset()
+    if offset is None:
+        return np.empty(shape, dtype=dtype) if shape[0] == 0 else None
+    return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape)

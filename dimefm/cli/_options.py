@@ -1,0 +1,24 @@
+"""What several commands share: options that take many values after one flag."""
+
+from __future__ import annotations
+
+import click
+
+
+class ManyValues(click.Command):
+    """A command whose repeatable options also take several values at once: ``--images a b c`` is ``--images a --images b
+    --images c``, so that a shell may expand a pattern there."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Repeat the flag before each further value, then parse as usual."""
+        many = {flag for p in self.params if isinstance(p, click.Option) and p.multiple for flag in p.opts}
+        spelled: list[str] = []
+        flag, filled = None, False
+        for arg in args:
+            if arg.startswith("-") and arg != "-":
+                flag, filled = (arg, False) if arg in many else (None, False)
+            elif flag is not None:
+                spelled += [flag] if filled else []
+                filled = True
+            spelled.append(arg)
+        return super().parse_args(ctx, spelled)

@@ -1,0 +1,43 @@
+"""``dimefm eval``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.group("eval")
+def command():
+    """Measure what an encoder knows."""
+
+
+@command.command("elevater")
+@click.option("--model", required=True, metavar="SPEC", help="A run folder, ARCH/TAG, or anything --teacher takes.")
+@click.option("--root", required=True, type=click.Path(file_okay=False, path_type=Path), help="One folder per dataset.")
+@click.option("--datasets", metavar="A,B", help="Benchmarks or folders.  [those of the 20 that are there]")
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="scores.json and report.md")
+@click.option("--layout", help="Layout of the datasets when detection does not do.")
+@click.option("--text-model", metavar="SPEC", help="Text tower of a distilled run whose teacher has moved.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--precision", default="fp32", show_default=True, type=click.Choice(["fp32", "bf16", "fp16"]))
+@click.option("--batch-size", default=256, show_default=True, type=click.IntRange(1), metavar="N")
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="Threads that read and decode.")
+def elevater(model, root, datasets, out, layout, text_model, device, precision, batch_size, workers):
+    """Zero-shot scores on the ELEVATER datasets found under --root.
+
+    Image folders, Parquet, webdataset tars and vision-datasets are read; classnames.txt and templates.txt beside the
+    data win over the built-in ones. Features are kept in --out, so a second call is quick.
+
+    Example: dimefm eval elevater --model runs/first --root datasets --out scores/first
+    """
+    from dimefm.eval.report import terminal
+    from dimefm.evaluate import REPORT, SCORES
+    from dimefm.evaluate import elevater as run
+    from dimefm.models.encoder import load_encoder
+
+    encoder = load_encoder(model, device, precision, text_model)
+    names = [name.strip() for name in datasets.split(",") if name.strip()] if datasets else None
+    result = run(encoder, root, out, names, layout=layout, batch_size=batch_size, workers=workers)
+    click.echo(terminal(result))
+    click.echo(f"\nwritten: {out / SCORES}, {out / REPORT}")

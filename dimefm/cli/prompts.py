@@ -1,0 +1,36 @@
+"""``dimefm prompts``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("prompts")
+@click.argument("datasets", nargs=-1)
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File to write, one sentence a line.")
+def command(datasets, out):
+    """Write the class prompts of DATASETS (cards, or folders with classnames.txt) as sentences; without any, list cards.
+
+    DIME-FM's second text corpus holds such prompts of the downstream tasks.
+
+    Example: dimefm prompts cifar-10 mnist --out prompts.txt
+    """
+    from dimefm import plugins
+    from dimefm.cache.files import write_text
+    from dimefm.eval.benchmark import for_folder, load, prompts
+
+    if not datasets:
+        for name in plugins.names("benchmarks"):
+            card = load(name)
+            click.echo(f"{name:36} {len(card.classes):4} classes x {len(card.templates):2} templates")
+        return
+    cards = [for_folder(Path(name)) if Path(name).is_dir() else load(name) for name in datasets]
+    sentences = [sentence for card in cards for row in prompts(card) for sentence in row]
+    text = "".join(f"{sentence}\n" for sentence in dict.fromkeys(sentences))
+    if out is None:
+        click.echo(text, nl=False)
+    else:
+        write_text(out, text)
+        click.echo(f"{out}: {text.count(chr(10)):,} sentences of {len(cards)} datasets")

@@ -1,0 +1,101 @@
+"""``dimefm train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dimefm.cli._options import ManyValues
+from dimefm.errors import RecipeError
+
+DIME = {"vl": 0.7, "pvl": 0.3, "udist": 0.0}  # released default weights, Training/utils/opts.py:41-52
+
+
+@click.command("train", cls=ManyValues)
+@click.option("--recipe", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="TOML file, see pipelines/.")
+@click.option("--small", is_flag=True, help="Apply the recipe's [small] table: the same run in seconds.")
+@click.option("--images", multiple=True, metavar="SRC...", help="Raw images: files, folders, patterns or .list files.")
+@click.option("--dataroot", type=click.Path(file_okay=False), help="Folder that relative sources are looked up in.")
+@click.option("--input-format", help="Format of the sources when it cannot be told from them.")
+@click.option("--image-cache", type=click.Path(file_okay=False), help="Teacher features of the images.")
+@click.option("--text-cache", type=click.Path(file_okay=False), help="Teacher features of sentences, paired or not.")
+@click.option("--tsv-file-list", multiple=True, metavar="LIST...", help="DIME-FM's form: image image_feat text text_feat.")
+@click.option("--captions", type=click.Choice(["text", "label"]), help="For pairs: sentences, or prompts from labels.")
+@click.option("--student", metavar="NAME", help="models/students, an open_clip architecture, timm/NAME or a JSON file.")
+@click.option("--image-size", type=int, metavar="PIXELS", help="Side of the student's input.")
+@click.option("--text", type=click.Choice(["teacher", "student"]), help="Text tower: the teacher's, or train one on pairs.")
+@click.option("--use-vl-loss/--no-vl-loss", default=None, help="Vision-language scores; on unless the recipe has losses.")
+@click.option("--use-pvl-loss", is_flag=True, help="Pseudo vision-language scores among teacher images.")
+@click.option("--use-udist-loss", is_flag=True, help="Distances among images; needs --w-udist above 0.")
+@click.option("--w-vl", type=float, help="Weight of VL.  [0.7]")
+@click.option("--w-pvl", type=float, help="Weight of P-VL.  [0.3]")
+@click.option("--w-udist", type=float, help="Weight of UDIST.  [0]")
+@click.option("--t-vl", type=float, help="Temperature of VL.  [1]")
+@click.option("--t-pvl", type=float, help="Temperature of P-VL.  [3]")
+@click.option("--t-udist", type=float, help="Temperature of UDIST.  [7]")
+@click.option("--logit-scale", type=float, help="Factor on cosines.  [the teacher's]")
+@click.option("--epochs", type=float, help="Passes over the images.")
+@click.option("--steps", type=int, help="Optimizer steps, instead of epochs.")
+@click.option("--batch-size", type=int, metavar="N", help="Images a step.")
+@click.option("--texts-per-step", type=int, metavar="N", help="Sentences a step.  [as many as images]")
+@click.option("--accum-freq", type=int, metavar="N", help="Batches per optimizer step.")
+@click.option("--lr", type=float, help="Peak learning rate.")
+@click.option("--min-lr", type=float, help="Final learning rate.")
+@click.option("--warmup", type=float, metavar="EPOCHS", help="Linear warm-up.")
+@click.option("--wd", type=float, help="Weight decay.")
+@click.option("--grad-clip-norm", type=float, help="Largest gradient norm.")
+@click.option("--view", type=click.Choice(["free", "center"]), help="Student's view: random crops, or the cached view.")
+@click.option("--seed", type=int, help="Seed of weights, order, views.")
+@click.option("--device", help="auto, cpu, cuda or cuda:N.")
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Of the towers; losses are always fp32.")
+@click.option("--workers", type=int, help="Threads that read and decode.")
+@click.option("--log-every", type=int, metavar="STEPS")
+@click.option("--save-every", type=int, metavar="STEPS")
+@click.option("--report-to", type=click.Choice(["tensorboard"]), help="Further logs beside log.jsonl.")
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Run folder to write.")
+@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --out, if there is one.")
+def command(recipe, small, out, resume, **flags):
+    """Train a student on cached teacher features; no teacher runs.
+
+    \b
+    Example:
+      dimefm train --images images/ --image-cache cache/images --text-cache cache/texts \\
+                   --student dime-ViT-B-32 --out runs/first --use-pvl-loss
+    """
+    from dimefm.recipe import read
+    from dimefm.train import train
+
+    choices = {name: flags.pop(name) for name in list(flags) if name.startswith(("use_", "w_", "t_"))}
+    given = {name: value for name, value in flags.items() if value not in (None, ())}
+    resolved = read(recipe, small, **given)
+    losses = dime_losses(dict(resolved.losses), choices)
+    resolved = read(recipe, small, **given, losses=losses)
+    click.echo(resolved.to_toml(), err=True)
+    click.echo(f"run folder: {train(resolved, out, resume, echo=lambda line: click.echo(line, err=True))}")
+
+
+def dime_losses(losses: dict, choices: dict) -> dict:
+    """Return the recipe's losses with the flags applied; raise RecipeError for a flag that would do nothing."""
+    switches = {"vl": choices["use_vl_loss"], "pvl": choices["use_pvl_loss"], "udist": choices["use_udist_loss"]}
+    if switches["vl"] is None:
+        switches["vl"] = not losses
+    for term, on in switches.items():
+        name = f"dime.{term}"
+        weight, temperature = choices[f"w_{term}"], choices[f"t_{term}"]
+        if on:
+            losses.setdefault(name, {"weight": DIME[term]})
+        elif choices["use_vl_loss"] is False and term == "vl":
+            losses.pop(name, None)
+        if name not in losses:
+            if weight is not None or temperature is not None:
+                flag = f"--{'w' if weight is not None else 't'}-{term}"
+                raise RecipeError(f"{flag} does nothing without --use-{term}-loss; add that, or leave {flag} out")
+            continue
+        settings = {"weight": weight, "temperature": temperature}
+        losses[name] = {**losses[name], **{key: value for key, value in settings.items() if value is not None}}
+        if losses[name]["weight"] == 0:
+            raise RecipeError(
+                f"--use-{term}-loss with weight 0 would do nothing (DIME-FM's default for it); say --w-{term} above 0"
+            )
+    return losses

@@ -1,0 +1,92 @@
+"""Matching raw rows with cached features by identity: shard name, row count and keys; never by luck of sorting."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+
+from dimefm.cache import FeatureCache, ShardInfo
+from dimefm.cache.files import sha256_keys
+from dimefm.data.rows import Rows, Shard
+from dimefm.errors import CacheError
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """Usable rows 0..len-1, each a raw row and its feature row; quarantined rows are left out."""
+
+    starts: np.ndarray  # [shards + 1] first usable row of each raw shard
+    raw_starts: np.ndarray  # [shards] first raw row
+    cache_starts: np.ndarray  # [shards] first cache row
+    holes: tuple[np.ndarray, ...]  # per shard: kept rows before each bad row
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def locate(self, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return (raw rows, cache rows), both int64 [n], of usable row numbers [n]."""
+        shard = np.searchsorted(self.starts, usable, side="right") - 1
+        local = usable - self.starts[shard]
+        raw = local.copy()
+        for number in np.unique(shard):
+            here = shard == number
+            raw[here] += np.searchsorted(self.holes[number], local[here], side="right")
+        return self.raw_starts[shard] + raw, self.cache_starts[shard] + local
+
+
+def align(rows: Rows, cache: FeatureCache) -> Aligned:
+    """Match every shard of ``rows`` with its shard of ``cache``.
+
+    Raises CacheError when a shard is not in the cache, when counts differ, or when a key differs, naming the row.
+    """
+    matched = [_match(shard, cache) for shard in rows.shards]
+    infos = [cache.manifest.shards[number] for number in matched]
+    bad = [np.array(info.bad, dtype=np.int64) for info in infos]
+    return Aligned(
+        starts=np.array(list(itertools.accumulate((info.rows for info in infos), initial=0)), dtype=np.int64),
+        raw_starts=np.array(rows.starts[:-1], dtype=np.int64),
+        cache_starts=cache.starts[matched],
+        holes=tuple(rows_bad - np.arange(len(rows_bad)) for rows_bad in bad),
+    )
+
+
+def _match(shard: Shard, cache: FeatureCache) -> int:
+    infos = cache.manifest.shards
+    named = [i for i, info in enumerate(infos) if _same_name(shard.name, info.source)]
+    if not named:
+        raise CacheError(
+            f"{shard.path}: the cache {cache.root} has no features for a shard named {shard.name} (it holds "
+            f"{', '.join(info.source for info in infos[:4])}{', ...' if len(infos) > 4 else ''}); "
+            "extract this source too, or give the --dataroot that the extraction had"
+        )
+    counted = [i for i in named if infos[i].source_rows == len(shard)]
+    if not counted:
+        raise CacheError(
+            f"{shard.path}: {len(shard)} rows, but the features in {cache.root} were made from "
+            f"{infos[named[0]].source_rows}; the source has changed, extract it again"
+        )
+    keys = shard.keys()
+    for number in counted:
+        info = infos[number]
+        bad = set(info.bad)
+        kept = [key for row, key in enumerate(keys) if row not in bad] if bad else keys
+        if sha256_keys(kept) == info.keys_sha256:
+            return number
+    raise CacheError(_first_difference(shard, keys, cache, infos[counted[0]]))
+
+
+def _same_name(ours: str, theirs: str) -> bool:
+    return ours == theirs or ours.endswith("/" + theirs) or theirs.endswith("/" + ours)
+
+
+def _first_difference(shard: Shard, keys: list[str], cache: FeatureCache, info: ShardInfo) -> str:
+    stored, _ = cache.read(info)
+    kept = [row for row in range(len(keys)) if row not in set(info.bad)]
+    row = next(row for row, theirs in zip(kept, stored, strict=True) if keys[row] != theirs)
+    theirs = stored[kept.index(row)]
+    return (
+        f"{shard.path}, row {row}: the raw row has key '{keys[row]}', its feature row in {cache.root} ({info.file}) has "
+        f"'{theirs}'; the two are not the same rows: extract the features again"
+    )

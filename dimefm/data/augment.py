@@ -1,0 +1,61 @@
+"""Training views of an image: what is cut out and how it is resized, drawn from a given seed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random resized crop and flip.
+
+    ``scale`` and ``ratio`` bound the area share and the aspect ratio of the crop; ``flip`` is the probability of a mirror
+    image; ``resize`` first brings the shorter side to that many pixels (0: not). DIME-FM: resize 256 bicubic, scale
+    0.08-1, ratio 3/4-4/3, bilinear, flip 0.5 (released Training/datasets/build.py:32-59).
+    """
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    resize: int = 0
+
+    def __call__(self, image: Image.Image, size: int, seed: int) -> np.ndarray:
+        """Return uint8 pixels [size, size, 3] of the view of ``image`` that ``seed`` selects."""
+        draw = np.random.default_rng(seed)
+        if self.resize and min(image.size) != self.resize:
+            factor = self.resize / min(image.size)
+            shape = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+            image = image.resize(shape, Image.Resampling.BICUBIC)
+        box = self._box(image.width, image.height, draw)
+        view = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+        if draw.random() < self.flip:
+            view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return np.asarray(view)
+
+    def _box(self, width: int, height: int, draw: np.random.Generator) -> tuple[int, int, int, int]:
+        """Return the crop (left, top, right, bottom): ten tries, then the largest centre crop of a legal ratio."""
+        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
+        for _ in range(10):
+            area = width * height * draw.uniform(*self.scale)
+            ratio = math.exp(draw.uniform(low, high))
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                left, top = int(draw.integers(0, width - w + 1)), int(draw.integers(0, height - h + 1))
+                return left, top, left + w, top + h
+        w = min(width, max(1, round(height * self.ratio[1])))
+        h = min(height, max(1, round(width / self.ratio[0])))
+        left, top = (width - w) // 2, (height - h) // 2
+        return left, top, left + w, top + h
+
+
+def center(image: Image.Image, size: int) -> np.ndarray:
+    """Return uint8 pixels [size, size, 3]: shorter side to ``size`` (bicubic), then the centre, as CLIP's transform does."""
+    short = min(image.size)
+    shape = tuple(size if side == short else int(size * side / short) for side in image.size)
+    image = image.resize(shape, Image.Resampling.BICUBIC) if shape != image.size else image
+    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
+    return np.asarray(image.crop((left, top, left + size, top + size)))

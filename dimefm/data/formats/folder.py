@@ -1,0 +1,65 @@
+"""A folder of image files, searched to any depth; the first folder level is the label when there is one.
+
+Keys are paths relative to the folder. Files are sorted by path; every :data:`ROWS_PER_SHARD` files form one shard, so
+that a long extraction has units of work to resume at.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from dimefm.data.rows import Columns, Row, Shard, inside
+from dimefm.errors import BadRow, DataError
+
+SUFFIXES: tuple[str, ...] = ()
+KINDS = frozenset({"image"})
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+ROWS_PER_SHARD = 10_000
+
+
+def claims(path: Path) -> bool:
+    """A folder is claimed by being one; see ``sources._format_of``."""
+    return path.is_dir()
+
+
+def open_shards(path: Path, name: str, kind: str, columns: Columns) -> list[Shard]:
+    """Open ``path`` as shards of at most ROWS_PER_SHARD images; raise DataError when it holds none."""
+    keys = sorted(_image_files(path))
+    if not keys:
+        raise DataError(f"{path}: no image files ({' '.join(IMAGE_SUFFIXES)}) and no shards in this folder")
+    if len(keys) <= ROWS_PER_SHARD:
+        return [FolderShard(path, name, keys)]
+    starts = range(0, len(keys), ROWS_PER_SHARD)
+    return [FolderShard(path, f"{name}/{i:05d}", keys[s : s + ROWS_PER_SHARD]) for i, s in enumerate(starts)]
+
+
+def _image_files(root: Path):
+    for folder, _, files in os.walk(root):
+        prefix = Path(folder).relative_to(root)
+        for file in files:
+            if file.lower().endswith(IMAGE_SUFFIXES):
+                yield (prefix / file).as_posix()
+
+
+class FolderShard(Shard):
+    """Some of the image files of one folder, by relative path."""
+
+    def __init__(self, path: Path, name: str, keys: list[str]):
+        super().__init__(path, name)
+        self._keys = keys
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def keys(self) -> list[str]:
+        return list(self._keys)
+
+    def __getitem__(self, index: int) -> Row:
+        key = self._keys[index]
+        try:
+            image = inside(self.path, key).read_bytes()
+        except OSError as error:
+            raise BadRow(f"cannot be read: {error.strerror}") from error
+        label = key.split("/")[0] if "/" in key else None
+        return Row(key, image=image, label=label)

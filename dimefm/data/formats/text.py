@@ -1,0 +1,75 @@
+"""Plain text: one sentence a line, UTF-8; ``.txt.gz`` is read into memory, ``.txt`` is read at byte offsets.
+
+The key of a line is its number, counted from 0.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+from pathlib import Path
+
+import numpy as np
+
+from dimefm.data.rows import Columns, Row, Shard
+from dimefm.errors import BadRow, DataError
+
+SUFFIXES = (".txt", ".txt.gz")
+KINDS = frozenset({"text"})
+
+
+def claims(path: Path) -> bool:
+    """Every ``.txt`` file is plain text."""
+    return True
+
+
+def open_shards(path: Path, name: str, kind: str, columns: Columns) -> list[Shard]:
+    """Open one text file."""
+    return [TextShard(path, name)]
+
+
+class Lines:
+    """The lines of a text file as bytes without their newline, in any order; a last line without newline counts."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        if path.suffix == ".gz":
+            try:
+                self._bytes: np.ndarray = np.frombuffer(gzip.decompress(path.read_bytes()), dtype=np.uint8)
+            except (OSError, EOFError) as error:
+                raise DataError(f"{path}: not a whole gzip file ({error}); fetch or write it again") from error
+        elif os.path.getsize(path):
+            self._bytes = np.memmap(path, dtype=np.uint8, mode="r")
+        else:
+            self._bytes = np.empty(0, dtype=np.uint8)
+        ends = np.flatnonzero(self._bytes == ord("\n")).astype(np.int64)
+        if len(self._bytes) and (not len(ends) or ends[-1] != len(self._bytes) - 1):
+            ends = np.append(ends, len(self._bytes))
+        self._ends = ends
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> bytes:
+        start = int(self._ends[index - 1]) + 1 if index else 0
+        return self._bytes[start : int(self._ends[index])].tobytes().removesuffix(b"\r")
+
+
+class TextShard(Shard):
+    """One text file."""
+
+    def __init__(self, path: Path, name: str):
+        super().__init__(path, name)
+        self._lines = Lines(path)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def keys(self) -> list[str]:
+        return [str(index) for index in range(len(self))]
+
+    def __getitem__(self, index: int) -> Row:
+        try:
+            return Row(str(index), texts=(self._lines[index].decode("utf-8"),))
+        except UnicodeDecodeError as error:
+            raise BadRow(f"is not UTF-8: {error.reason} at byte {error.start}") from error

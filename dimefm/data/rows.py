@@ -1,0 +1,108 @@
+"""Rows: an ordered source of images or sentences, addressed by number.
+
+A *source* is what the user names: a file, a folder, a pattern or a ``.list``. It opens as shards (one per file), and a
+shard is a sequence of :class:`Row`. Reading row i is a pure function of the file and i; a row that cannot be read raises
+:class:`~dimefm.errors.BadRow` and never returns a substitute.
+
+A format is one file in ``data/formats/`` with these public names::
+
+    SUFFIXES: tuple[str, ...]                     # endings of the files it reads, e.g. (".tar",); () for a folder
+    KINDS: frozenset[str]                         # what it can hold: "image", "text" or both
+    claims(path: Path) -> bool                    # is this file (with one of the suffixes) really of this format?
+    open_shards(path, name, kind, columns) -> list[Shard]
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dimefm.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One raw row.
+
+    ``image`` holds the bytes of an encoded image file; ``texts`` zero or more sentences; ``label`` a class number or a
+    class name. A source fills what it has.
+    """
+
+    key: str
+    image: bytes | None = None
+    texts: tuple[str, ...] = ()
+    label: int | str | None = None
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a table hold what, and the folder that file names inside a source may not leave.
+
+    ``None`` means "the first usual name that is there" (see each format). ``separator`` is for CSV and TSV tables only.
+    """
+
+    image: str | None = None
+    text: str | None = None
+    key: str | None = None
+    label: str | None = None
+    separator: str | None = None
+    root: Path | None = None
+
+
+class Shard(ABC):
+    """One file of a source. ``name`` identifies it: its path relative to the source's root, with forward slashes."""
+
+    def __init__(self, path: Path, name: str):
+        self.path = path
+        self.name = name
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of rows, readable or not."""
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Row:
+        """Return row ``index``, 0 <= index < len; raise BadRow with the reason when it cannot be read."""
+
+    @abstractmethod
+    def keys(self) -> list[str]:
+        """Return the keys of all rows in order, including rows that cannot be read."""
+
+
+class Rows(Sequence[Row]):
+    """All shards of a source as one sequence; ``rows[i]`` counts through the shards in order."""
+
+    def __init__(self, shards: Sequence[Shard]):
+        self.shards = tuple(shards)
+        self.starts = list(itertools.accumulate((len(s) for s in self.shards), initial=0))
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """Return (shard number, row number inside it) of global row ``index``."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        shard = bisect.bisect_right(self.starts, index) - 1
+        return shard, index - self.starts[shard]
+
+    def __getitem__(self, index):
+        shard, local = self.locate(index)
+        return self.shards[shard][local]
+
+    def __iter__(self) -> Iterator[Row]:
+        for shard in self.shards:
+            for index in range(len(shard)):
+                yield shard[index]
+
+
+def inside(root: Path, name: str) -> Path:
+    """Return ``root / name`` resolved; raise DataError when it leaves ``root`` (also through links or ``..``)."""
+    found = (root / name).resolve()
+    if not found.is_relative_to(root.resolve()):
+        raise DataError(f"'{name}' leads outside {root}; give the folder that holds the files with --dataroot")
+    return found

@@ -1,0 +1,104 @@
+"""From what the user names to shards: files, folders, patterns and ``.list`` files."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from dimefm import plugins
+from dimefm.data.rows import Columns, Rows, Shard
+from dimefm.errors import DataError
+
+
+def open_rows(
+    sources: Sequence[str | Path],
+    kind: str = "image",
+    *,
+    dataroot: str | Path | None = None,
+    input_format: str | None = None,
+    columns: Columns | None = None,
+) -> Rows:
+    """Open every source as one sequence of rows.
+
+    ``sources`` are files, folders, glob patterns or ``.list`` files (one path per line); relative ones are looked up under
+    ``dataroot`` when it is given. ``kind`` says what is wanted of each row: its ``"image"``, its ``"text"``, or both as a
+    ``"pair"``; other columns are not read. ``input_format`` (a file of ``data/formats/``) overrides detection.
+
+    Raises DataError when a source is missing, of no known format, or lacks what ``kind`` asks for.
+    """
+    root = Path(dataroot) if dataroot is not None else None
+    if root is not None and not root.is_dir():
+        raise DataError(f"--dataroot {root}: there is no such folder")
+    paths = [path for source in sources for path in expand(source, root, kind, input_format)]
+    if not paths:
+        raise DataError(f"no {kind} source was given")
+    if len(set(paths)) < len(paths):
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise DataError(f"{twice} is named twice; every shard may stand once")
+    base = root or Path(os.path.commonpath([path.parent for path in paths]))
+    columns = columns or Columns()
+    shards: list[Shard] = []
+    for path in paths:
+        name = Path(os.path.relpath(path, base)).as_posix()
+        if name.startswith("../"):
+            raise DataError(f"{path} lies outside --dataroot {base}; give a root that holds every source")
+        reader = plugins.module("sources", input_format or _format_of(path, kind), DataError)
+        shards += reader.open_shards(path, name, kind, columns)
+    return Rows(shards)
+
+
+def expand(source: str | Path, root: str | Path | None, kind: str = "image", input_format: str | None = None) -> list[Path]:
+    """Return the shard files (or image folders) that one source stands for, in order, as absolute paths."""
+    source, root = str(source), None if root is None else Path(root)
+    path = Path(source) if root is None or Path(source).is_absolute() else root / source
+    if not path.exists() and root is not None and Path(source).exists():
+        path = Path(source)
+    if path.suffix == ".list" and path.is_file():
+        return [found for line in read_list(path) for found in expand(line, root or path.parent, kind, input_format)]
+    if path.is_dir():
+        inner = [] if input_format == "folder" else _shard_files(path, kind)
+        return inner or [Path(os.path.abspath(path))]
+    if path.is_file():
+        return [Path(os.path.abspath(path))]
+    matches = sorted(glob.glob(str(path))) if glob.has_magic(str(path)) else []
+    if not matches:
+        raise DataError(f"source {path}: no such file or folder, and no pattern that matches one; check --dataroot")
+    return [found for match in matches for found in expand(os.path.abspath(match), None, kind, input_format)]
+
+
+def read_list(path: Path) -> list[str]:
+    """Return the entries of a data list: one path per line; blank lines and lines that begin with ``#`` are skipped."""
+    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    entries = [line for line in lines if line and not line.startswith("#")]
+    if not entries:
+        raise DataError(f"{path}: the list is empty; write one shard path per line")
+    return entries
+
+
+def _readers(kind: str):
+    """Yield (name, module) of every format that can hold ``kind``."""
+    for name in plugins.names("sources"):
+        reader = plugins.module("sources", name)
+        if kind in reader.KINDS or (kind == "pair" and {"image", "text"} <= reader.KINDS):
+            yield name, reader
+
+
+def _shard_files(folder: Path, kind: str) -> list[Path]:
+    """Return the shard files directly inside ``folder``, sorted, without text files that only describe the set."""
+    suffixes = {suffix for name, reader in _readers(kind) for suffix in reader.SUFFIXES}
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name.endswith(tuple(suffixes)))
+    return [Path(os.path.abspath(path)) for path in files if path.name not in ("classnames.txt", "templates.txt")]
+
+
+def _format_of(path: Path, kind: str) -> str:
+    """Return the name of the format that reads ``path``; raise DataError when none or several claim it."""
+    if path.is_dir():
+        return "folder"
+    claims = [name for name, reader in _readers(kind) if path.name.endswith(reader.SUFFIXES) and reader.claims(path)]
+    if len(claims) == 1:
+        return claims[0]
+    known = sorted({suffix for _, reader in _readers(kind) for suffix in reader.SUFFIXES})
+    found = f"it could be {' or '.join(claims)}" if claims else f"known endings: {' '.join(known)} or a folder of images"
+    raise DataError(f"{path}: cannot tell its format for {kind} rows ({found}); say --input-format")

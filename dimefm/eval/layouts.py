@@ -1,0 +1,173 @@
+"""From a folder of datasets to rows and class numbers: which benchmarks are there, in which layout, and how complete.
+
+The root holds one folder per dataset, directly or under ``classification/``. Layouts, tried in this order:
+
+=================  ==============================================================================================
+vision-datasets    ELEVATER's own: an index (Iris text or COCO json) and zip files
+parquet            ``test.parquet``, ``test-*.parquet``, ``data/test-*.parquet``, ``test/*.parquet``
+webdataset         ``test.tar``, ``test-*.tar``, ``test/*.tar`` with ``.cls`` (or ``.npy`` 0/1 vectors)
+imagefolder        ``{train,val,test}/<class>/``, or ``<class>/`` directly, which is a test split
+=================  ==============================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dimefm import plugins
+from dimefm.data import Rows
+from dimefm.data.rows import inside
+from dimefm.errors import DataError, did_you_mean
+from dimefm.eval import readers, vision_datasets
+from dimefm.eval.benchmark import Benchmark, card_for, for_folder, load, suite
+
+SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one layout finds a split (``locate``) and reads it (``read``), and which names it tries, for messages."""
+
+    locate: Callable[[Path, Sequence[str]], list[Path]]
+    read: Callable[[Path, list[Path], Benchmark], readers.Split]
+    tries: str
+
+
+LAYOUTS = {
+    "vision-datasets": Layout(vision_datasets.locate, vision_datasets.read, vision_datasets.TRIES),
+    "parquet": Layout(readers.locate_parquet, readers.read_parquet, "{0}.parquet, {0}-*.parquet, data/{0}-*.parquet"),
+    "webdataset": Layout(readers.locate_tar, readers.read_tar, "{0}.tar, {0}-*.tar, {0}/*.tar"),
+    "imagefolder": Layout(readers.locate_folders, readers.read_folders, "{0}/<class>/<image>"),
+}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One dataset on disk: its benchmark (with the class names that hold for this copy), folder, layout, and a note.
+
+    ``note`` says where this copy differs from the published one, and is empty when the counts agree. No file outside
+    ``root`` is read (``folder`` when it is None).
+    """
+
+    benchmark: Benchmark
+    folder: Path
+    layout: str
+    note: str = ""
+    root: Path | None = None
+
+    def rows(self, split: str = "test") -> tuple[Rows, np.ndarray, list[str]]:
+        """Return (rows, labels, class names) of ``"train"``, ``"val"`` or ``"test"``.
+
+        Labels are int64 [n], or 0/1 [n, C] for a multi-label benchmark, and index the class names. Raises DataError
+        when the split is not there, or its labels do not fit the class names.
+        """
+        rows, labels, _ = _read(self, split)
+        return rows, labels, list(self.benchmark.classes)
+
+
+def find(
+    root: str | Path, names: Sequence[str] | None = None, *, layout: str | None = None
+) -> tuple[list[Dataset], list[str]]:
+    """Return (datasets found, names that are missing) of a folder of datasets.
+
+    ``names`` are benchmarks or folders; without them the 20 ELEVATER sets are looked for, in the order of their names.
+    A benchmark without a folder is listed as missing. ``layout`` overrides detection for all of them. The test split of
+    every set found is opened and its labels are checked. Raises DataError when the root is absent, a name is neither a
+    benchmark nor a folder, two folders claim one benchmark, or a dataset cannot be read.
+    """
+    root = Path(root)
+    if layout is not None and layout not in LAYOUTS:
+        raise DataError(f"unknown layout '{layout}': {did_you_mean(layout, LAYOUTS)}")
+    folders = _folders(root)
+    datasets, missing = [], []
+    for name in suite() if names is None else names:
+        folder = _folder_of(name, folders, root, exact=names is not None)
+        if folder is None:
+            missing.append(card_for(name) or name)
+        else:
+            datasets.append(_dataset(folder, root, layout))
+    return datasets, missing
+
+
+def _folders(root: Path) -> list[Path]:
+    """Return every folder that may be a dataset: directly below ``root`` and ``root/classification``."""
+    if not root.is_dir():
+        raise DataError(f"{root}: there is no such folder; give the folder that holds one folder per dataset")
+    places = [root, root / "classification"] if (root / "classification").is_dir() else [root]
+    return [path for place in places for path in sorted(place.iterdir()) if path.is_dir()]
+
+
+def _folder_of(name: str, folders: list[Path], root: Path, *, exact: bool) -> Path | None:
+    """Return the folder of a benchmark or folder name; None when a benchmark has none. ``exact`` names win."""
+    card = card_for(name)
+    claims = [path for path in folders if exact and path.name == name]
+    if not claims and card is None:
+        known = {*plugins.names("benchmarks"), *(path.name for path in folders)}
+        raise DataError(f"'{name}' is neither a benchmark nor a folder in {root}: {did_you_mean(name, known)}")
+    claims = claims or [path for path in folders if card_for(path.name) == card]
+    if len(claims) > 1:
+        found = ", ".join(str(path) for path in claims)
+        raise DataError(f"{card or name} is here {len(claims)} times ({found}); name the one meant, or move the others")
+    return claims[0] if claims else None
+
+
+def _dataset(folder: Path, root: Path, layout: str | None) -> Dataset:
+    inside(root, folder.relative_to(root).as_posix())
+    benchmark = for_folder(folder)
+    dataset = Dataset(benchmark, folder, layout or _detect(folder), root=root)
+    if not LAYOUTS[dataset.layout].locate(folder, SPLITS["test"]):
+        return Dataset(benchmark, folder, dataset.layout, "no test split", root)
+    _, labels, remark = _read(dataset, "test")
+    return Dataset(benchmark, folder, dataset.layout, _note(benchmark, labels, remark), root)
+
+
+def _detect(folder: Path) -> str:
+    """Return the first layout that holds a test split, else one that holds another split."""
+    for split in ("test", "val", "train"):
+        for name, layout in LAYOUTS.items():
+            if layout.locate(folder, SPLITS[split]):
+                return name
+    tried = "; ".join(f"{name}: {layout.tries.format('test')}" for name, layout in LAYOUTS.items())
+    raise DataError(f"{folder}: no dataset in a known layout; looked for {tried}; found {_listing(folder)}")
+
+
+def _read(dataset: Dataset, split: str) -> readers.Split:
+    folder, layout = dataset.folder, LAYOUTS[dataset.layout]
+    if split not in SPLITS:
+        raise DataError(f"unknown split '{split}': {did_you_mean(split, SPLITS)}")
+    paths = layout.locate(folder, SPLITS[split])
+    if not paths:
+        tried = " or ".join(layout.tries.format(word) for word in SPLITS[split])
+        others = [other for other, words in SPLITS.items() if layout.locate(folder, words)]
+        raise DataError(
+            f"{folder}: no {split} split in layout {dataset.layout}; looked for {tried}; splits found: "
+            f"{', '.join(others) or 'none'}; files found: {_listing(folder)}; add the split, or name another layout"
+        )
+    top = dataset.root or folder
+    for path in paths:
+        inside(top, path.relative_to(top).as_posix())
+    return layout.read(folder, paths, dataset.benchmark)
+
+
+def _note(benchmark: Benchmark, labels: np.ndarray, remark: str) -> str:
+    """Return how many of the published classes and test images are here; "" when all are."""
+    here = int((labels.sum(axis=0) > 0).sum()) if labels.ndim == 2 else len(np.unique(labels))
+    parts = []
+    if benchmark.test is None:
+        parts.append(f"no card: {len(benchmark.classes)} classes, {len(labels)} test images")
+    else:
+        published = len(load(benchmark.name).classes)
+        if here != published or len(benchmark.classes) != published:
+            parts.append(f"{here} of {published} classes")
+        if len(labels) != benchmark.test:
+            parts.append(f"{len(labels)} of {benchmark.test} test images: split differs")
+    return "; ".join([*parts, remark] if remark else parts)
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
+    return (", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")) or "nothing"

@@ -1,0 +1,189 @@
+"""Rows and class numbers of one split in the plain layouts: image folders, Parquet and webdataset tar.
+
+Each layout is a pair ``locate(folder, words) -> paths`` (empty when the split is not there) and ``read(folder, paths,
+benchmark) -> (rows, labels, remark)``, where labels are int64 [n], or 0/1 [n, C] for a multi-label benchmark.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dimefm.data import Columns, Rows, open_rows
+from dimefm.data.formats.folder import IMAGE_SUFFIXES
+from dimefm.data.formats.tar import TarShard
+from dimefm.errors import DataError
+from dimefm.eval import class_names
+from dimefm.eval.benchmark import CLASS_FILE, Benchmark
+
+LABEL_COLUMNS = ("label", "labels", "cls", "fine_label", "class")
+IMAGE_COLUMNS = ("image", "img", "jpg", "png", "webp")
+SPLIT_FOLDERS = ("train", "val", "valid", "validation", "test")
+BY_NUMBER = "labels taken by number in the card's order"
+
+Split = tuple[Rows, np.ndarray, str]
+
+
+def locate_folders(folder: Path, words: Sequence[str]) -> list[Path]:
+    """Return ``<split>/`` when it holds class folders; for test also the dataset's folder, if it has no splits."""
+    for word in words:
+        if _class_folders(folder / word):
+            return [folder / word]
+    unsplit = not any((folder / word).is_dir() for word in SPLIT_FOLDERS)
+    return [folder] if "test" in words and unsplit and _class_folders(folder) else []
+
+
+def read_folders(folder: Path, paths: list[Path], benchmark: Benchmark) -> Split:
+    """Read ``<class>/<image>`` below one folder; class folders map by name, or by number when all are numbers."""
+    path = paths[0]
+    if benchmark.multilabel:
+        raise DataError(f"{path}: {benchmark.name} has several labels an image, class folders one; use tar with .npy")
+    rows = open_rows([path], "image", dataroot=folder, input_format="folder")
+    of_row = []
+    for key in (key for shard in rows.shards for key in shard.keys()):
+        name, slash, _ = key.partition("/")
+        if not slash:
+            raise DataError(f"{path / key}: an image outside the class folders; move it into the folder of its class")
+        of_row.append(name)
+    names, inverse = np.unique(of_row, return_inverse=True)
+    found = class_names.numbers(names.tolist(), benchmark.classes, benchmark.aliases, str(path))
+    remarks = ["no split folders: every image is taken"] if path == folder else []
+    if not (folder / CLASS_FILE).is_file() and all(map(str.isdecimal, names)) and not set(names) <= set(benchmark.classes):
+        remarks.append(BY_NUMBER)
+    return rows, found[inverse], "; ".join(remarks)
+
+
+def locate_parquet(folder: Path, words: Sequence[str]) -> list[Path]:
+    """Return ``<split>.parquet``, ``<split>-*.parquet``, ``data/<split>-*.parquet`` or ``<split>/*.parquet``."""
+    return _first_files(folder, words, ("{}.parquet", "{}-*.parquet", "data/{}-*.parquet", "{}/*.parquet"))
+
+
+def read_parquet(folder: Path, paths: list[Path], benchmark: Benchmark) -> Split:
+    """Read ``image, label`` columns; Hugging Face's class names map by name, other numbers are lines or card order."""
+    try:
+        schema = pq.read_schema(paths[0])
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{paths[0]}: not a readable Parquet file ({reason}); fetch it again") from error
+    column = next((name for name in LABEL_COLUMNS if name in schema.names), None)
+    if column is None:
+        raise DataError(f"{paths[0]}: no label column; expected {', '.join(LABEL_COLUMNS)}, found {schema.names}")
+    image = next((name for name in IMAGE_COLUMNS if name in schema.names), None)
+    columns = Columns(image=image, label=column)
+    rows = open_rows(paths, "image", dataroot=folder, input_format="parquet", columns=columns)
+    values = [value for path in paths for value in pq.read_table(path, columns=[column]).column(0).to_pylist()]
+    where = f"{paths[0]}, column '{column}'"
+    names = _hugging_face_names(schema, column)
+    if names is None:
+        return rows, *_numbered(values, benchmark, where, folder)
+    listed = (folder / CLASS_FILE).is_file()
+    meaning = class_names.numbers(names, benchmark.classes, benchmark.aliases, where, positional=listed)
+    return rows, _assemble(values, meaning, benchmark, where), ""
+
+
+def locate_tar(folder: Path, words: Sequence[str]) -> list[Path]:
+    """Return ``<split>.tar``, ``<split>-*.tar`` or ``<split>/*.tar``."""
+    return _first_files(folder, words, ("{}.tar", "{}-*.tar", "{}/*.tar"))
+
+
+def read_tar(folder: Path, paths: list[Path], benchmark: Benchmark) -> Split:
+    """Read webdataset tars: ``.cls`` holds a class number or name, ``.npy`` a 0/1 vector [C] for a multi-label set."""
+    rows = open_rows(paths, "image", dataroot=folder, input_format="tar")
+    ending = "npy" if benchmark.multilabel else "cls"
+    values: list[object] = []
+    for shard in rows.shards:
+        assert isinstance(shard, TarShard)
+        with shard.path.open("rb") as file:
+            for key, members in zip(shard.keys(), shard.members, strict=True):
+                if ending not in members:
+                    raise DataError(f"{shard.path}: {key} has no .{ending} label; found: {', '.join(members)}")
+                offset, size = members[ending]
+                file.seek(offset)
+                values.append(_tar_label(file.read(size), f"{shard.path}: {key}.{ending}", benchmark))
+    return rows, *_numbered(values, benchmark, str(paths[0]), folder)
+
+
+def _tar_label(raw: bytes, where: str, benchmark: Benchmark) -> object:
+    if not benchmark.multilabel:
+        text = raw.decode("utf-8", "replace").strip()
+        return int(text) if re.fullmatch(r"-?\d+", text) else text
+    try:
+        marks = np.load(io.BytesIO(raw), allow_pickle=False).reshape(-1)
+    except (ValueError, EOFError, OSError) as error:
+        raise DataError(f"{where}: not a plain .npy array ({error}); write it anew with numpy.save") from error
+    if marks.shape != (len(benchmark.classes),) or not np.isin(marks, (0, 1)).all():
+        raise DataError(f"{where}: expected {len(benchmark.classes)} marks of 0 or 1, found shape {marks.shape}")
+    return np.flatnonzero(marks).tolist()
+
+
+def _numbered(values: list, benchmark: Benchmark, where: str, folder: Path) -> tuple[np.ndarray, str]:
+    """Return (labels, remark) of values that are class numbers or class names, without a list of names of their own."""
+    if any(isinstance(value, str) for value in values):
+        names = sorted({str(value) for value in values})
+        found = class_names.numbers(names, benchmark.classes, benchmark.aliases, where)
+        number = dict(zip(names, found.tolist(), strict=True))
+        values, remark = [number[str(value)] for value in values], ""
+    else:
+        remark = "" if (folder / CLASS_FILE).is_file() else BY_NUMBER
+    return _assemble(values, np.arange(len(benchmark.classes)), benchmark, where), remark
+
+
+def _assemble(values: list, meaning: np.ndarray, benchmark: Benchmark, where: str) -> np.ndarray:
+    """Return labels int64 [n] or 0/1 [n, C]; ``values`` are numbers (or lists of them) that index ``meaning``."""
+    expected = list if benchmark.multilabel else int
+    for row, value in enumerate(values):
+        if not isinstance(value, expected):
+            wanted = "a list of class numbers" if benchmark.multilabel else "one class number"
+            raise DataError(f"{where}, row {row}: {benchmark.name} expects {wanted}, found {value!r}; correct the data")
+    if not benchmark.multilabel:
+        return meaning[class_names.within(values, len(meaning), where)]
+    labels = np.zeros((len(values), len(benchmark.classes)), dtype=np.int64)
+    for row, found in enumerate(values):
+        labels[row, meaning[class_names.within(found, len(meaning), where)]] = 1
+    return labels
+
+
+def _hugging_face_names(schema: pa.Schema, column: str) -> list[str] | None:
+    """Return the ClassLabel names that Hugging Face keeps in the Arrow metadata, or None."""
+    raw = (schema.metadata or {}).get(b"huggingface")
+    try:
+        feature = json.loads(raw)["info"]["features"][column] if raw else None
+    except (ValueError, KeyError, TypeError):
+        return None
+    if isinstance(feature, list) and feature:
+        feature = feature[0]
+    if isinstance(feature, dict) and isinstance(feature.get("feature"), dict):
+        feature = feature["feature"]
+    return feature.get("names") if isinstance(feature, dict) else None
+
+
+def _first_files(folder: Path, words: Sequence[str], patterns: Sequence[str]) -> list[Path]:
+    """Return the files of the first pattern that matches, ordered by the numbers in them (``2.tar``, ``10.tar``)."""
+    for word in words:
+        for pattern in patterns:
+            if found := sorted(folder.glob(pattern.format(word)), key=_natural):
+                return found
+    return []
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
+
+
+def _class_folders(folder: Path) -> bool:
+    """Say whether ``folder`` has a subfolder with an image at any depth."""
+    if not folder.is_dir():
+        return False
+    return any(_holds_image(inner) for inner in sorted(folder.iterdir()) if inner.is_dir() and inner.name[0] != ".")
+
+
+def _holds_image(folder: Path) -> bool:
+    return any(file.lower().endswith(IMAGE_SUFFIXES) for _, _, files in os.walk(folder) for file in files)

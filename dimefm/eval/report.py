@@ -1,0 +1,60 @@
+"""Scores as text: a table for the terminal, and Markdown."""
+
+from __future__ import annotations
+
+HEADS = ("dataset", "metric", "score", "chance", "images", "classes", "note")
+
+
+def _cells(score: dict) -> tuple[str, ...]:
+    chance = "-" if score["chance"] is None else f"{100 * score['chance']:.1f}"
+    unreadable = f"{score['unreadable']} unreadable images left out" if score["unreadable"] else ""
+    note = "; ".join(part for part in (score["note"], unreadable) if part)
+    numbers = (f"{100 * score['value']:.2f}", chance, f"{score['images']:,}", str(score["classes"]))
+    return (score["dataset"], score["metric"], *numbers, note)
+
+
+def _mean(result: dict) -> str:
+    n = len(result["scores"])
+    if result["is_elevater_average"]:
+        return f"ELEVATER average over all {n} sets: {100 * result['mean']:.2f}"
+    return f"mean over the {n} sets here: {100 * result['mean']:.2f} (not the ELEVATER average, which needs all 20)"
+
+
+def _missing(result: dict) -> str:
+    return f"not here: {', '.join(result['missing'])}" if result["missing"] else ""
+
+
+def terminal(result: dict) -> str:
+    """Return the result of ``evaluate.elevater`` as an aligned table."""
+    rows = [HEADS, *(_cells(score) for score in result["scores"])]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADS))]
+    right = {2, 3, 4, 5}
+    lines = [
+        "  ".join(
+            cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(line.rstrip() for line in [*lines, "", _mean(result), _missing(result)] if line or line == "").rstrip()
+
+
+def markdown(result: dict) -> str:
+    """Return the result of ``evaluate.elevater`` as a Markdown report."""
+    weights = result["weights_sha256"][:12]
+    lines = [
+        f"# Zero-shot scores of `{result['model']}`",
+        "",
+        f"Weights `{weights}`, image tower {result['image_parameters']:,} parameters, text tower "
+        f"{result['text_parameters']:,}. {result['protocol']}.",
+        "",
+        "| " + " | ".join(HEADS) + " |",
+        "|" + "|".join("---:" if i in (2, 3, 4, 5) else "---" for i in range(len(HEADS))) + "|",
+        *("| " + " | ".join(_cells(score)) + " |" for score in result["scores"]),
+        "",
+        _mean(result)[0].upper() + _mean(result)[1:] + ".",
+    ]
+    if result["missing"]:
+        lines += ["", _missing(result)[0].upper() + _missing(result)[1:] + "."]
+    lines += ["", "Made with " + ", ".join(f"{name} {version}" for name, version in result["libraries"].items()) + "."]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,160 @@
+"""The verb ``evaluate``: extract with the encoder, then a pure function of the features.
+
+Features of an encoder over a dataset are kept under its fingerprint, so a second evaluation reads them back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dimefm.cache import FeatureCache
+from dimefm.cache.files import sha256_keys, to_json, write_text
+from dimefm.data import Rows
+from dimefm.errors import DataError
+from dimefm.eval.benchmark import Benchmark, prompts
+from dimefm.eval.layouts import Dataset, find
+from dimefm.eval.metrics import METRICS, chance
+from dimefm.eval.report import markdown
+from dimefm.eval.zero_shot import class_weights, probabilities
+from dimefm.extract import Settings, extract
+from dimefm.models.encoder import Encoder
+from dimefm.models.open_clip import transform_of
+from dimefm.provenance import libraries
+
+SCORES, REPORT = "scores.json", "report.md"
+
+
+@dataclass(frozen=True)
+class Score:
+    """Zero-shot result on one dataset; ``value`` and ``chance`` are in 0..1, ``images`` were scored."""
+
+    dataset: str
+    metric: str
+    value: float
+    chance: float | None
+    images: int
+    unreadable: int
+    classes: int
+    templates: int
+    note: str
+
+
+def elevater(
+    encoder: Encoder,
+    root: Path,
+    out: Path,
+    names: Sequence[str] | None = None,
+    *,
+    layout: str | None = None,
+    batch_size: int = 256,
+    workers: int = 2,
+    on_score: Callable[[Score], None] = lambda score: None,
+) -> dict:
+    """Score ``encoder`` zero-shot on the datasets below ``root``; write ``out/scores.json`` and ``out/report.md``.
+
+    Without ``names`` the 20 ELEVATER sets that are there are scored, the others listed as missing. Returns what
+    ``scores.json`` holds. Raises DataError when no dataset is found or one cannot be read.
+    """
+    datasets, missing = find(root, names, layout=layout)
+    if not datasets:
+        raise DataError(f"{root}: none of the datasets asked for is here; expected one folder per dataset")
+    started = time.perf_counter()
+    settings = Settings(dtype="float32", batch_size=batch_size, workers=workers)
+    scores = []
+    for dataset in datasets:
+        score = zero_shot(encoder, dataset, out / "features", settings)
+        scores.append(score)
+        on_score(score)
+    complete = names is None and not missing
+    result = {
+        "model": encoder.card.name,
+        "weights_sha256": encoder.card.weights_sha256,
+        "image_parameters": encoder.image_parameters,
+        "text_parameters": encoder.text_parameters,
+        "protocol": "ELEVATER zero-shot: prompts normalised, averaged, normalised; softmax at scale 100",
+        "scores": [dataclasses.asdict(score) for score in scores],
+        "mean": float(np.mean([score.value for score in scores])),
+        "is_elevater_average": complete,
+        "missing": missing,
+        "seconds": round(time.perf_counter() - started, 3),
+        "libraries": libraries(),
+    }
+    write_text(out / SCORES, to_json(result))
+    write_text(out / REPORT, markdown(result))
+    return result
+
+
+def zero_shot(encoder: Encoder, dataset: Dataset, store: Path, settings: Settings) -> Score:
+    """Return the zero-shot score of one dataset; features are kept in (and taken from) ``store``.
+
+    Source of the protocol: ELEVATER toolkit, evaluation/feature.py:546-575 and clip_zeroshot_evaluator.py:17-20.
+    """
+    benchmark = dataset.benchmark
+    rows, labels, _ = dataset.rows("test")
+    images, good = _image_features(_for_benchmark(encoder, benchmark), rows, benchmark.name, store, settings)
+    weights = _class_weights(encoder, benchmark, store, settings)
+    labels = labels[good]
+    value = METRICS[benchmark.metric](probabilities(images, weights), labels)
+    return Score(
+        dataset=benchmark.name,
+        metric=benchmark.metric,
+        value=float(value),
+        chance=chance(benchmark.metric, len(benchmark.classes), labels),
+        images=len(labels),
+        unreadable=len(rows) - len(labels),
+        classes=len(benchmark.classes),
+        templates=len(benchmark.templates),
+        note=dataset.note,
+    )
+
+
+def _for_benchmark(encoder: Encoder, benchmark: Benchmark) -> Encoder:
+    """Return the encoder as this benchmark wants images prepared: without cropping for KITTI."""
+    if benchmark.crop:
+        return encoder
+    preprocess = {**encoder.card.preprocess, "resize_mode": "squash"}
+    card = dataclasses.replace(encoder.card, preprocess=preprocess)
+    return dataclasses.replace(encoder, card=card, preprocess=transform_of(preprocess))
+
+
+def _image_features(encoder: Encoder, rows: Rows, name: str, store: Path, settings: Settings) -> tuple:
+    """Return (unit rows [n, D], numbers of the rows that could be read [n])."""
+    what = sha256_keys([f"{shard.name}:{sha256_keys(shard.keys())}" for shard in rows.shards])
+    folder = store / _fingerprint(encoder) / f"{name}-{what[:12]}"
+    manifest = extract(encoder, rows, "image", folder, settings).manifest
+    starts = np.cumsum([0] + [shard.source_rows for shard in manifest.shards])
+    bad = [start + row for start, shard in zip(starts, manifest.shards, strict=False) for row in shard.bad]
+    return FeatureCache(folder)[:], np.setdiff1d(np.arange(len(rows)), bad)
+
+
+def _class_weights(encoder: Encoder, benchmark: Benchmark, store: Path, settings: Settings) -> np.ndarray:
+    """Return class weights [C, D], from the store when these prompts were encoded before."""
+    filled = prompts(benchmark)
+    digest = hashlib.sha256(json.dumps(filled).encode()).hexdigest()
+    path = store / _fingerprint(encoder) / f"prompts-{digest[:16]}.npy"
+    if path.exists():
+        return np.load(path, allow_pickle=False)
+    flat = [sentence for row in filled for sentence in row]
+    parts = range(0, len(flat), settings.batch_size)
+    encoded = [encoder.encode_text(encoder.tokenize(flat[i : i + settings.batch_size])[0]).cpu().numpy() for i in parts]
+    embeddings = np.concatenate(encoded).reshape(len(filled), -1, encoder.card.dim)
+    weights = class_weights(embeddings)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        np.save(file, weights, allow_pickle=False)
+    part.replace(path)
+    return weights
+
+
+def _fingerprint(encoder: Encoder) -> str:
+    identity = json.dumps([encoder.card.identity(), encoder.precision], sort_keys=True)
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]

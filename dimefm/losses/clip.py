@@ -1,0 +1,21 @@
+"""CLIP (Radford et al., 2021): the contrastive loss on pairs, without any teacher. For teachers and baselines."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from dimefm.losses._features import Features, needs
+from dimefm.losses._primitives import contrast
+
+__all__ = ["contrastive"]
+
+
+@needs("pairs")
+def contrastive(student: Features, teacher: Features | None = None) -> Tensor:
+    """Symmetric InfoNCE over B pairs: mean of image → text and text → image, rows [B, B] at the student's scale.
+
+    Source: CLIP, section 2.3 and figure 3; open_clip's ClipLoss gives the same value on one process.
+    """
+    forward = contrast(student.image, student.text, student.logit_scale)
+    backward = contrast(student.text, student.image, student.logit_scale)
+    return (forward + backward) / 2

@@ -1,0 +1,1 @@
+"""Encoders (teacher and student are the same type) and student architectures."""

@@ -1,0 +1,254 @@
+"""Encoder: images and sentences to unit rows. Teacher and student are the same type.
+
+What ``load_encoder`` understands:
+
+==========================  =============================================================================
+``ARCH/PRETRAINED``         an open_clip architecture and tag, e.g. ``ViT-L-14/openai`` (downloaded by open_clip)
+``ARCH/path/to/weights``    an architecture and a local ``.pt`` or ``.safetensors`` file
+``FILE``                    such a file with ``open_clip_config.json`` beside it
+``FOLDER``                  an open_clip folder (``open_clip_config.json`` and weights), or a run folder of dimefm
+``ARCH/random:SEED``        random weights, for tests and speed; the manifest says so
+==========================  =============================================================================
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dimefm.cache import EncoderCard
+from dimefm.errors import ModelError
+from dimefm.models import open_clip, runs
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Encoder:
+    """Two towers behind one face.
+
+    ``encode_image`` takes float pixels [B, 3, S, S] as ``preprocess`` makes them, ``encode_text`` tokens [N, L]; both
+    return float32 unit rows [.., D]. ``image_parameters`` and ``text_parameters`` count the weights of each tower.
+    """
+
+    card: EncoderCard
+    image_model: nn.Module
+    text_model: nn.Module
+    preprocess: Callable
+    tokenizer: Any
+    device: torch.device
+    precision: str = "fp32"
+
+    @torch.inference_mode()
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """Return float32 unit rows [B, D] of pixels [B, 3, S, S]."""
+        with self._autocast():
+            rows = self.image_model.encode_image(pixels.to(self.device, non_blocking=True))
+        return F.normalize(rows.float(), dim=-1)
+
+    @torch.inference_mode()
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Return float32 unit rows [N, D] of tokens [N, L]."""
+        with self._autocast():
+            rows = self.text_model.encode_text(tokens.to(self.device, non_blocking=True))
+        return F.normalize(rows.float(), dim=-1)
+
+    def _autocast(self):
+        dtype = PRECISIONS[self.precision]
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+    def tokenize(self, sentences: list[str]) -> tuple[Tensor, list[int]]:
+        """Return (tokens [N, L], untruncated lengths [N]); a length above L means that the sentence was cut."""
+        tokens = self.tokenizer(sentences)
+        lengths = (tokens != 0).sum(1).tolist()
+        full = [i for i, length in enumerate(lengths) if length == tokens.shape[1]]
+        for i in full:
+            lengths[i] = self._length(sentences[i])
+        return tokens, lengths
+
+    def _length(self, sentence: str) -> int:
+        inner = getattr(self.tokenizer, "tokenizer", None)
+        if inner is not None:
+            return len(inner(sentence)["input_ids"])
+        return len(self.tokenizer.encode(sentence)) + 2
+
+    @property
+    def image_parameters(self) -> int:
+        """Number of weights of the image tower, its projection included."""
+        return sum(p.numel() for p in self.image_model.visual.parameters())
+
+    @property
+    def text_parameters(self) -> int:
+        """Number of weights of the text tower, its embedding and projection included."""
+        visual = {id(p) for p in self.text_model.visual.parameters()} if hasattr(self.text_model, "visual") else set()
+        return sum(p.numel() for p in self.text_model.parameters() if id(p) not in visual)
+
+
+class ImageTower(nn.Module):
+    """An image tower that stands alone; its weights have open_clip's names (``visual.*``)."""
+
+    def __init__(self, visual: nn.Module):
+        super().__init__()
+        self.visual = visual
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """Return rows [B, D], not normalised, of pixels [B, 3, S, S]."""
+        return self.visual(pixels)
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; raise ModelError when it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ModelError(f"--device {name}: no such device; expected auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ModelError(
+            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices that torch {torch.__version__} "
+            "can use; use --device cpu, or mend the driver"
+        )
+    return device
+
+
+def weights_sha256(*modules: nn.Module) -> str:
+    """Return the digest of all tensors of the modules: name, dtype, shape and bytes, in order of name."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, tensor in sorted(module.state_dict().items()):
+            tensor = tensor.detach().cpu().contiguous()
+            digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}:".encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def load_encoder(spec: str, device: str = "auto", precision: str = "fp32", text_model: str | None = None) -> Encoder:
+    """Load the encoder that ``spec`` names (see the module's table) for inference.
+
+    ``text_model`` replaces the recorded teacher as the text tower of a distilled run, e.g. when the teacher has moved.
+    Raises ModelError when the spec names nothing, has no weights, or the text tower is not the one trained against.
+    """
+    if precision not in PRECISIONS:
+        raise ModelError(f"--precision {precision}: expected one of {', '.join(PRECISIONS)}")
+    where = pick_device(device)
+    path = Path(spec)
+    if (path / runs.FILE).is_file():
+        return _load_run(path, where, precision, text_model)
+    model, tokenizer = _load_open_clip(spec, path)
+    return _encoder(spec, model, tokenizer, where, precision)
+
+
+def _load_open_clip(spec: str, path: Path) -> tuple[nn.Module, Callable]:
+    if path.is_dir() or (path.is_file() and (path.parent / open_clip.CONFIG).is_file()):
+        folder = path if path.is_dir() else path.parent
+        if not (folder / open_clip.CONFIG).is_file():
+            raise ModelError(f"{folder}: neither a run folder ({runs.FILE}) nor an open_clip folder ({open_clip.CONFIG})")
+        name = open_clip.folder_config(folder.resolve())
+        return open_clip.create(name, path if path.is_file() else None), open_clip.tokenizer_of(name)
+    arch, _, weights = spec.partition("/")
+    if path.is_file():
+        raise ModelError(f"{spec}: a weights file does not say its architecture; write ARCH/{spec}, e.g. ViT-B-32/{spec}")
+    if not weights:
+        open_clip.config_of(arch)
+        tags = ", ".join(open_clip.tags_of(arch)[:6]) or "none known"
+        raise ModelError(
+            f"{spec}: an architecture without weights; say {arch}/TAG (tags: {tags}), {arch}/FILE or {arch}/random:SEED"
+        )
+    tokenizer_name = arch
+    if weights.startswith("random:"):
+        if not weights.removeprefix("random:").isdecimal():
+            raise ModelError(f"{spec}: expected {arch}/random:SEED with a whole number, e.g. {arch}/random:0")
+        model = open_clip.random(arch, int(weights.removeprefix("random:")))
+    elif weights in open_clip.tags_of(arch) or Path(weights).is_file():
+        model = open_clip.create(arch, Path(weights) if Path(weights).is_file() else weights)
+    else:
+        open_clip.config_of(arch)
+        tags = ", ".join(open_clip.tags_of(arch)[:6]) or "none known"
+        raise ModelError(
+            f"{spec}: '{weights}' is neither a tag of {arch} ({tags}, ...) nor a file; correct the name or path"
+        )
+    return model, open_clip.tokenizer_of(tokenizer_name)
+
+
+def _encoder(name: str, model: nn.Module, tokenizer: Callable, device: torch.device, precision: str) -> Encoder:
+    bias = getattr(model, "logit_bias", None)
+    preprocess = open_clip.preprocess_of(model)
+    card = EncoderCard(
+        name=name,
+        weights_sha256=weights_sha256(model),
+        dim=_dim(model),
+        logit_scale=float(model.logit_scale.detach().float().exp()),
+        logit_bias=None if bias is None else float(bias.detach()),
+        preprocess=preprocess,
+        tokenizer=_tokenizer_name(tokenizer),
+        context_length=getattr(tokenizer, "context_length", None),
+    )
+    model = model.to(device).eval().requires_grad_(False)
+    return Encoder(card, model, model, open_clip.transform_of(preprocess), tokenizer, device, precision)
+
+
+@torch.inference_mode()
+def _dim(model: nn.Module) -> int:
+    tokens = torch.zeros(1, model.context_length, dtype=torch.long)
+    return model.encode_text(tokens).shape[-1]
+
+
+def _tokenizer_name(tokenizer: Callable) -> str:
+    inner = getattr(getattr(tokenizer, "tokenizer", None), "name_or_path", "")
+    size = getattr(tokenizer, "vocab_size", None) or len(getattr(tokenizer, "encoder", ()) or ())
+    return f"{type(tokenizer).__name__}({inner or size})"
+
+
+def _load_run(folder: Path, device: torch.device, precision: str, text_model: str | None) -> Encoder:
+    """Load a run folder: a whole CLIP, or an image tower with the text tower of the teacher it was distilled from."""
+    record = runs.read(folder)
+    if record["kind"] == "clip":
+        name = open_clip.folder_config(folder.resolve())
+        return _encoder(str(folder), open_clip.create(name), open_clip.tokenizer_of(name), device, precision)
+    tower = ImageTower(open_clip.image_tower(record["model_cfg"]))
+    runs.load_weights(tower, folder / runs.IMAGE_TOWER)
+    teacher = _teacher_of(folder, record["teacher"], text_model, device, precision)
+    preprocess = record["preprocess_cfg"]
+    digest = hashlib.sha256(f"{weights_sha256(tower)}{teacher.card.weights_sha256}".encode()).hexdigest()
+    card = EncoderCard(
+        name=str(folder),
+        weights_sha256=digest,
+        dim=teacher.card.dim,
+        logit_scale=record["teacher"]["logit_scale"],
+        logit_bias=record["teacher"]["logit_bias"],
+        preprocess=preprocess,
+        tokenizer=teacher.card.tokenizer,
+        context_length=teacher.card.context_length,
+    )
+    tower = tower.to(device).eval().requires_grad_(False)
+    transform = open_clip.transform_of(preprocess)
+    return Encoder(card, tower, teacher.text_model, transform, teacher.tokenizer, device, precision)
+
+
+def _teacher_of(folder: Path, card: dict, text_model: str | None, device: torch.device, precision: str) -> Encoder:
+    spec = text_model or card["name"]
+    try:
+        teacher = load_encoder(spec, str(device), precision)
+    except ModelError as error:
+        raise ModelError(
+            f"{folder} was distilled from '{card['name']}' and needs its text tower: {error}; "
+            "name the teacher's present place with --text-model"
+        ) from error
+    if card["weights_sha256"] is not None and teacher.card.weights_sha256 != card["weights_sha256"]:
+        raise ModelError(
+            f"{spec}: weights {teacher.card.weights_sha256[:12]}, but {folder} was distilled from weights "
+            f"{card['weights_sha256'][:12]}; name the right teacher with --text-model"
+        )
+    if teacher.card.dim != card["dim"]:
+        raise ModelError(
+            f"{spec}: {teacher.card.dim} dimensions, {folder} has {card['dim']}; name its teacher with --text-model"
+        )
+    return teacher

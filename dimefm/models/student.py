@@ -1,0 +1,87 @@
+"""Student architectures by name, with a projection to the teacher's dimension.
+
+``NAME`` is a file of ``models/students/``, an open_clip architecture, ``timm/MODEL`` (any timm image model), or the path
+of an open_clip JSON config.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dimefm.data.order import seed_of
+from dimefm.errors import ModelError
+from dimefm.losses import Features
+from dimefm.models import open_clip
+from dimefm.models.encoder import ImageTower
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A resolved student: its open_clip model config and the pixels of a side."""
+
+    config: dict
+    image_size: int
+
+
+def resolve(name: str, image_size: int | None = None, dim: int | None = None) -> Spec:
+    """Return the spec of ``name`` with its image size and output dimension replaced where given."""
+    config = _config(name)
+    vision = config["vision_cfg"]
+    if image_size is not None:
+        vision["image_size"] = image_size
+    if dim is not None:
+        config["embed_dim"] = dim
+    size = vision.setdefault("image_size", 224)
+    return Spec(config, size if isinstance(size, int) else size[0])
+
+
+def _config(name: str) -> dict:
+    if name.startswith("timm/"):
+        return {"embed_dim": 0, "vision_cfg": {"timm_model_name": name.removeprefix("timm/"), "timm_pool": ""}}
+    if name.endswith(".json"):
+        try:
+            config = json.loads(Path(name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{name}: cannot be read as an open_clip config: {error}") from error
+        if not isinstance(config, dict) or "vision_cfg" not in config:
+            raise ModelError(f"{name}: no 'vision_cfg'; expected an open_clip model config")
+        return config
+    return open_clip.config_of(name)
+
+
+class Student(nn.Module):
+    """What trains: an image tower alone, or a whole CLIP. ``features`` gives its side of a batch."""
+
+    def __init__(self, model: nn.Module, preprocess: dict):
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", torch.tensor(preprocess["mean"]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(preprocess["std"]).view(1, 3, 1, 1), persistent=False)
+
+    def images(self, pixels: Tensor) -> Tensor:
+        """Return image rows [B, D], not normalised, of uint8 pixels [B, S, S, 3]."""
+        pixels = pixels.permute(0, 3, 1, 2).float().div(255)
+        return self.model.encode_image(((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last))
+
+    def features(self, pixels: Tensor, tokens: Tensor | None, teacher: Features | None) -> Features:
+        """Return the student's features; without tokens its sentences and scale are the teacher's."""
+        image = self.images(pixels)
+        if tokens is None:
+            return Features.of(image, teacher.text, teacher.logit_scale)
+        return Features.of(image, self.model.encode_text(tokens), self.model.logit_scale.exp())
+
+
+def build(spec: Spec, both_towers: bool, seed: int) -> tuple[nn.Module, dict]:
+    """Return (model with random weights drawn from ``seed``, preprocessing) of a spec."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, "weights") % 2**32)
+        if both_towers:
+            model = open_clip.from_config(spec.config)
+            return model.to(memory_format=torch.channels_last), open_clip.preprocess_of(model)
+        tower = ImageTower(open_clip.image_tower(spec.config))
+        return tower.to(memory_format=torch.channels_last), open_clip.default_preprocess(spec.image_size)

@@ -1,0 +1,154 @@
+"""The quickstart: the ordinary verbs, one after the other, on small real data. Interrupted, it goes on where it was."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dimefm.cache.files import to_json, write_text
+from dimefm.data import open_rows
+from dimefm.evaluate import elevater
+from dimefm.extract import Settings, extract
+from dimefm.models import runs, student
+from dimefm.models.encoder import Encoder, ImageTower, load_encoder, weights_sha256
+from dimefm.quickstart import data
+from dimefm.quickstart.report import draw, markdown, table
+from dimefm.recipe import Recipe, check
+from dimefm.train import train
+
+DATASETS = ("digits", "shapes")
+SUMMARY = "summary.json"
+AUGMENT = {"crop_ratio": (0.75, 4 / 3), "flip": 0.0, "resize": 0, "warmup": 0.3}
+
+
+def quickstart(out: Path, seed: int = 0, echo: Callable[[str], None] = print) -> dict:
+    """Make data, train a teacher, extract its features, distil a student and score both; return the summary.
+
+    Writes ``out/summary.json`` (accuracies as fractions, parameters of the image towers, seconds), ``out/report.md`` and
+    ``out/report.png``. Everything runs on the CPU and needs no network.
+    """
+    started = time.perf_counter()
+    if (out / SUMMARY).exists():
+        echo(f"{out / SUMMARY}: finished already; give another --out to run it again\n")
+        summary = json.loads((out / SUMMARY).read_text(encoding="utf-8"))
+        echo(table(summary))
+        return summary
+    raw = out / "data"
+    if not (raw / "eval" / "shapes" / "test.tar").exists():
+        echo("1/5 data: real handwritten digits, and scenes drawn here")
+        data.write(raw, seed)
+    echo("2/5 teacher: a small CLIP learns from pairs (you would load ViT-L-14 instead)")
+    teacher = _train(_teacher(raw, seed), out / "teacher", echo)
+    echo("3/5 extract-features: the teacher runs once over unpaired images and sentences")
+    encoder = load_encoder(str(teacher), "cpu")
+    for kind, source in (("image", raw / "images.tar"), ("text", raw / "sentences.txt")):
+        echo(extract(encoder, open_rows([source], kind), kind, out / "cache" / f"{kind}s", Settings()).describe())
+    echo("4/5 train: a student learns from the cached features; the teacher does not run")
+    distilled = _train(_student(raw, out / "cache", seed), out / "student", echo)
+    echo("5/5 eval: zero-shot on images that none of them has seen")
+    small = load_encoder(str(distilled), "cpu")
+    towers = {"teacher": encoder, "student": small, "untrained": untrained(small, distilled, seed)}
+    summary = _summarise(towers, raw / "eval", out)
+    summary["seconds"] = round(time.perf_counter() - started, 1)
+    draw(summary, distilled, out / "report.png")
+    write_text(out / "report.md", markdown(summary))
+    write_text(out / SUMMARY, to_json(summary))
+    echo("\n" + table(summary))
+    echo(f"\nwritten: {out / SUMMARY}, {out / 'report.md'}, {out / 'report.png'}")
+    return summary
+
+
+def _teacher(raw: Path, seed: int) -> Recipe:
+    """A CLIP from pairs: ResNet-10-T at 32 pixels and a two-layer text tower."""
+    return check(
+        Recipe(
+            images=(str(raw / "pairs.tar"),),
+            student="ResNet10t-32",
+            text="student",
+            losses={"clip.contrastive": {"weight": 1.0}},
+            batch_size=64,
+            steps=800,
+            lr=2e-3,
+            min_lr=2e-5,
+            warmup_lr=2e-5,
+            beta2=0.98,
+            grad_clip_norm=1.0,
+            crop_scale=(0.7, 1.0),
+            device="cpu",
+            seed=seed,
+            **AUGMENT,
+        )
+    )
+
+
+def _student(raw: Path, cache: Path, seed: int) -> Recipe:
+    """DIME-FM's recipe (0.7 VL + 0.3 P-VL) on a ResNet of 0.4 M parameters."""
+    return check(
+        Recipe(
+            images=(str(raw / "images.tar"),),
+            image_cache=str(cache / "images"),
+            text_cache=str(cache / "texts"),
+            student="ResNet-mini-32",
+            losses={"dime.vl": {"weight": 0.7}, "dime.pvl": {"weight": 0.3}},
+            batch_size=128,
+            texts_per_step=256,
+            steps=900,
+            lr=3e-3,
+            min_lr=3e-5,
+            warmup_lr=3e-5,
+            beta2=0.98,
+            grad_clip_norm=1.0,
+            crop_scale=(0.8, 1.0),
+            device="cpu",
+            seed=seed,
+            **AUGMENT,
+        )
+    )
+
+
+def _train(recipe: Recipe, out: Path, echo: Callable[[str], None]) -> Path:
+    return out if (out / runs.FILE).exists() else train(recipe, out, resume=True, echo=echo)
+
+
+def untrained(encoder: Encoder, run: Path, seed: int) -> Encoder:
+    """Return the encoder of a distilled run with its image tower as it was before the first step."""
+    record = runs.read(run)
+    spec = student.Spec(record["model_cfg"], record["model_cfg"]["vision_cfg"]["image_size"])
+    tower: ImageTower = student.build(spec, both_towers=False, seed=seed)[0].eval().requires_grad_(False)
+    card = dataclasses.replace(encoder.card, name="untrained student", weights_sha256=weights_sha256(tower))
+    return dataclasses.replace(encoder, card=card, image_model=tower)
+
+
+def rows_per_second(encoder: Encoder, rows: int = 512) -> float:
+    """Return how many images a second the image tower encodes: the median of five passes over ready pixels."""
+    size = encoder.card.preprocess["size"]
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    pixels = torch.zeros(rows, 3, height, width)
+    encoder.encode_image(pixels)
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        encoder.encode_image(pixels)
+        seconds.append(time.perf_counter() - started)
+    return rows / float(np.median(seconds))
+
+
+def _summarise(towers: dict[str, Encoder], root: Path, out: Path) -> dict:
+    results = {name: elevater(tower, root, out / "eval" / name, DATASETS) for name, tower in towers.items()}
+    summary: dict = {f"{name}_accuracy": result["mean"] for name, result in results.items()}
+    summary["chance"] = float(np.mean([score["chance"] for score in results["teacher"]["scores"]]))
+    summary |= {f"{name}_params": tower.image_parameters for name, tower in towers.items() if name != "untrained"}
+    summary["text_params"] = towers["teacher"].text_parameters
+    summary |= {f"{name}_rows_per_s": round(rows_per_second(towers[name])) for name in ("teacher", "student")}
+    summary["datasets"] = {
+        score["dataset"]: {"chance": score["chance"], "images": score["images"]}
+        | {name: result["scores"][i]["value"] for name, result in results.items()}
+        for i, score in enumerate(results["teacher"]["scores"])
+    }
+    return summary

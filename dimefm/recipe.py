@@ -1,0 +1,170 @@
+"""Recipe: one training run, described completely. A TOML file in ``pipelines/``, or flags, or both.
+
+Flags override the file, the file overrides the defaults below. The ``[small]`` table of a file holds overrides that make
+the same run take seconds on a laptop (``--small``). The resolved recipe is printed and saved with the run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dimefm.errors import RecipeError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every setting of a run; units are in the comments. Paths are as the user gave them."""
+
+    # what is learnt from
+    images: tuple[str, ...] = ()  # sources of raw images (pairs when text = "student")
+    dataroot: str | None = None  # folder that relative sources are looked up in
+    input_format: str | None = None  # a file of data/formats, when detection does not do
+    image_cache: str | None = None  # teacher features of the images
+    text_cache: str | None = None  # teacher features of sentences
+    tsv_file_list: tuple[str, ...] = ()  # DIME-FM's form, instead of the four above: image, image_feat, text, text_feat
+    captions: str = "text"  # where pairs take sentences from: "text" column, or "label" (class names and templates)
+
+    # what is learnt
+    student: str = "dime-ViT-B-32"  # models/students, an open_clip architecture, timm/NAME, or a .json file
+    image_size: int | None = None  # pixels; None: the student's own
+    text: str = "teacher"  # "teacher": only an image tower is trained; "student": both towers, from pairs
+    losses: dict = field(default_factory=dict)  # name -> {weight, options}
+    logit_scale: float | None = None  # factor on cosines; None: the teacher's own
+
+    # how long, in which portions
+    seed: int = 0
+    epochs: float = 100.0  # passes over the images; ignored when steps is given
+    steps: int | None = None
+    batch_size: int = 640  # images a step
+    texts_per_step: int | None = None  # sentences a step; None: as many as images
+    accum_freq: int = 1  # gradient accumulation: optimizer steps every this many batches
+
+    # optimizer: AdamW; defaults are DIME-FM's
+    lr: float = 8e-4
+    min_lr: float = 4e-5
+    warmup_lr: float = 4e-6
+    warmup: float = 4.0  # epochs
+    wd: float = 0.05
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    grad_clip_norm: float | None = None  # None: no clipping
+
+    # the view that the student sees
+    view: str = "free"  # "free": random crops although the cached view is fixed (DIME-FM's way); "center": the cached view
+    crop_scale: tuple[float, float] = (0.08, 1.0)  # area share
+    crop_ratio: tuple[float, float] = (0.75, 4 / 3)  # width / height
+    flip: float = 0.5  # probability
+    resize: int = 256  # shorter side before cropping; 0: as it is
+
+    # machine and records
+    device: str = "auto"
+    precision: str = "fp32"  # or "bf16"
+    workers: int = 2  # threads that read and decode
+    log_every: int = 10  # steps
+    save_every: int = 1000  # steps between checkpoints
+    keep: int = 2  # newest checkpoints to keep
+    report_to: str = ""  # "tensorboard" writes event files too
+
+    def to_toml(self) -> str:
+        """Return the recipe as TOML that :func:`read` accepts; unset fields are left out."""
+        lines = []
+        for name, value in dataclasses.asdict(self).items():
+            if value is not None and name != "losses":
+                lines.append(f"{name} = {json.dumps(value)}")
+        lines.append("\n[losses]")
+        for name, settings in self.losses.items():
+            inner = ", ".join(f"{key} = {json.dumps(value)}" for key, value in settings.items())
+            lines.append(f'"{name}" = {{ {inner} }}')
+        return "\n".join(lines) + "\n"
+
+
+FIELDS = {f.name: f for f in dataclasses.fields(Recipe)}
+CHOICES = {
+    "text": ("teacher", "student"),
+    "captions": ("text", "label"),
+    "view": ("free", "center"),
+    "precision": ("fp32", "bf16"),
+    "report_to": ("", "tensorboard"),
+}
+POSITIVE = (
+    "epochs",
+    "steps",
+    "batch_size",
+    "texts_per_step",
+    "accum_freq",
+    "lr",
+    "log_every",
+    "save_every",
+    "keep",
+    "workers",
+)
+
+
+def read(path: Path | None, small: bool = False, **overrides: object) -> Recipe:
+    """Return the recipe of a file (None: all defaults) with overrides that are not None.
+
+    Raises RecipeError for an unknown key (with the nearest known one), a wrong type, or an impossible value.
+    """
+    table: dict = {}
+    if path is not None:
+        try:
+            table = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RecipeError(f"{path}: cannot be read as TOML: {error}") from error
+    reduced = table.pop("small", {})
+    if small and not reduced:
+        raise RecipeError(f"{path or 'this run'}: --small asks for a [small] table, which the recipe does not have")
+    table |= reduced if small else {}
+    table |= {key: value for key, value in overrides.items() if value is not None}
+    return check(Recipe(**{key: _typed(key, value, path) for key, value in table.items()}))
+
+
+def _typed(key: str, value: Any, path: Path | None) -> Any:
+    where = f"{path}: " if path else ""
+    if key not in FIELDS:
+        raise RecipeError(f"{where}unknown recipe key '{key}': {did_you_mean(key, FIELDS)}")
+    kind = str(FIELDS[key].type)
+    if isinstance(value, list):
+        value = tuple(value)
+    if kind.startswith("float") and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    expected = {"str": str, "int": int, "float": float, "dict": dict, "tuple": tuple}
+    wanted = next(python for name, python in expected.items() if kind.startswith(name))
+    if (not isinstance(value, wanted) or isinstance(value, bool)) and not (value is None and "None" in kind):
+        raise RecipeError(f"{where}'{key}' is {value!r}; expected {kind}")
+    return value
+
+
+def check(recipe: Recipe) -> Recipe:
+    """Return the recipe if its values are possible on their own; raise RecipeError otherwise."""
+    for name, known in CHOICES.items():
+        if getattr(recipe, name) not in known:
+            raise RecipeError(f"'{name}' is '{getattr(recipe, name)}'; expected one of {', '.join(map(repr, known))}")
+    for name in POSITIVE:
+        value = getattr(recipe, name)
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise RecipeError(f"'{name}' is {value}; expected a positive number")
+    for name, settings in recipe.losses.items():
+        if not isinstance(settings, dict) or not isinstance(settings.get("weight"), int | float):
+            raise RecipeError(f"loss '{name}' is {settings!r}; expected a table with a weight, e.g. {{ weight = 1.0 }}")
+    low, high = recipe.crop_scale
+    if not 0 < low <= high <= 1:
+        raise RecipeError(f"'crop_scale' is {recipe.crop_scale}; expected 0 < low <= high <= 1")
+    return recipe
+
+
+def changed(ours: Recipe, theirs: Recipe) -> list[str]:
+    """Return ``"field: a against b"`` for each field that differs and that changes what is learnt."""
+    machine = {"device", "workers", "log_every", "save_every", "keep", "report_to"}
+    return [
+        f"{name}: {getattr(ours, name)!r} against {getattr(theirs, name)!r}"
+        for name in FIELDS
+        if name not in machine and getattr(ours, name) != getattr(theirs, name)
+    ]

@@ -1,0 +1,1 @@
+"""The parts of the training loop: what it reads, the student, the optimizer and the checkpoints."""

@@ -1,0 +1,66 @@
+"""Checkpoints: a folder per step, complete or absent, without pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from dimefm.cache.files import to_json, write_text
+from dimefm.errors import ModelError
+from dimefm.models import runs
+
+MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+
+
+def save(out: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, keep: int) -> Path:
+    """Write ``out/checkpoints/STEP`` (after ``step`` optimizer steps) and drop all but the ``keep`` newest."""
+    folder = out / "checkpoints" / f"{step:08d}"
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    runs.save_tensors(model.state_dict(), part / MODEL)
+    runs.save_tensors(_flatten(model, optimizer), part / OPTIMIZER)
+    write_text(part / STATE, to_json({"step": step}))
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(part, folder)
+    for old in checkpoints(out)[:-keep]:
+        shutil.rmtree(old)
+    return folder
+
+
+def checkpoints(out: Path) -> list[Path]:
+    """Return the complete checkpoints of a run, oldest first."""
+    return sorted(path.parent for path in (out / "checkpoints").glob(f"[0-9]*[0-9]/{STATE}"))
+
+
+def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Restore model and optimizer from a checkpoint; return the number of steps done. Raises ModelError if damaged."""
+    runs.load_weights(model, folder / MODEL)
+    try:
+        step = json.loads((folder / STATE).read_text(encoding="utf-8"))["step"]
+        flat = load_file(folder / OPTIMIZER)
+        for name, parameter in model.named_parameters():
+            if f"{name}/step" in flat:
+                optimizer.state[parameter] = {
+                    field: flat[f"{name}/{field}"].to(parameter.device if field != "step" else "cpu")
+                    for field in ("step", "exp_avg", "exp_avg_sq")
+                }
+    except Exception as error:  # safetensors, JSON and file errors: all mean the same to the user
+        raise ModelError(
+            f"{folder}: the checkpoint is damaged ({error}); remove it to resume from the one before"
+        ) from error
+    return step
+
+
+def _flatten(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}/{field}": value
+        for name, parameter in model.named_parameters()
+        for field, value in optimizer.state.get(parameter, {}).items()
+    }

@@ -1,0 +1,43 @@
+"""AdamW parameter groups and the learning-rate schedule of DIME-FM.
+
+Source: released Training/utils/optim.py:5-60 (groups) and timm's CosineLRScheduler as Training/train_amp.py sets it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from dimefm.recipe import Recipe
+
+UNDECAYED = ("relative_position_bias_table", "absolute_pos_embed", "positional_embedding", "token_embedding")
+
+
+def decays(name: str, parameter: torch.Tensor) -> bool:
+    """Tell whether weight decay applies: not to vectors and scalars, biases, and position or token embeddings."""
+    return parameter.ndim > 1 and not name.endswith(".bias") and not any(part in name for part in UNDECAYED)
+
+
+def adamw(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+    """Return AdamW over the trainable parameters in two groups, with and without weight decay."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for name, p in named if decays(name, p)], "weight_decay": recipe.wd},
+        {"params": [p for name, p in named if not decays(name, p)], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), eps=recipe.eps)
+
+
+def learning_rate(step: int, warmup_steps: int, total_steps: int, recipe: Recipe) -> float:
+    """Return the learning rate of optimizer step ``step``, counted from 0.
+
+    With t = step - 1 (0 for the first two steps, since the release sets the rate after each step with that step's
+    index): linear from ``warmup_lr`` to ``lr`` while t < W, then half a cosine from the start of training to ``min_lr``,
+    so the peak lies a little below ``lr``.
+    """
+    t = max(step - 1, 0)
+    if t < warmup_steps:
+        return recipe.warmup_lr + t * (recipe.lr - recipe.warmup_lr) / warmup_steps
+    return recipe.min_lr + 0.5 * (recipe.lr - recipe.min_lr) * (1 + math.cos(math.pi * min(t / total_steps, 1)))
