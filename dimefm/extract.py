@@ -16,15 +16,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from dimefm import plugins
 from dimefm.cache import CacheWriter, Manifest
 from dimefm.cache.writer import QUARANTINE, Bad
 from dimefm.data import Rows, Shard
 from dimefm.data.images import DECODER, decode
-from dimefm.errors import BadRow, CacheError, RecipeError
+from dimefm.data.rows import readable
+from dimefm.errors import BadRow, CacheError, DataError, RecipeError
 from dimefm.models.encoder import Encoder
+from dimefm.progress import Progress
 from dimefm.provenance import libraries
 
 
@@ -82,7 +83,8 @@ def extract(encoder: Encoder, rows: Rows, kind: str, out: Path, settings: Settin
     """Write the features of every row of ``rows`` (``kind`` "image" or "text") to the cache folder ``out``.
 
     Vectors are unit length. A row that cannot be read or encoded is quarantined with its reason; rows in = rows out + rows
-    quarantined. Raises CacheError when ``out`` holds a cache made otherwise, or cannot be written.
+    quarantined. Raises CacheError when ``out`` holds a cache made otherwise or cannot be written, DataError when not one
+    row could be used.
     """
     settings = settings or Settings()
     stage = (_Images if kind == "image" else _Texts)(encoder, settings)
@@ -94,13 +96,22 @@ def extract(encoder: Encoder, rows: Rows, kind: str, out: Path, settings: Settin
         return report
     started = time.perf_counter()
     todo = [(shard, n) for shard, (name, n) in zip(rows.shards, counted, strict=True) if name not in writer]
-    disable = None if settings.progress else True
-    with tqdm(total=sum(n for _, n in todo), desc=f"{kind}s", unit="row", unit_scale=True, disable=disable) as bar:
+    with Progress(sum(n for _, n in todo), f"{kind}s", "row", quiet=not settings.progress) as bar:
         for shard, n in todo:
             _shard(shard, n, stage, writer, report, bar)
+    _refuse_nothing(writer, out)
     report.manifest = writer.seal()
     report.wall = time.perf_counter() - started
     return report
+
+
+def _refuse_nothing(writer: CacheWriter, out: Path) -> None:
+    """Raise DataError when there were rows and not one of them could be used; such a cache is not sealed."""
+    read = sum(info.source_rows for info in writer.done.values())
+    if read and not any(info.rows for info in writer.done.values()):
+        reasons = sorted((out / ".partial").glob("*.bad"))
+        first = reasons[0].read_text(encoding="utf-8").splitlines()[0]
+        raise DataError(f"{out}: none of the {read} rows could be used, so no cache was made; the first: {first}")
 
 
 def _header(encoder: Encoder, kind: str, settings: Settings, how: dict) -> Manifest:
@@ -109,7 +120,7 @@ def _header(encoder: Encoder, kind: str, settings: Settings, how: dict) -> Manif
     return Manifest(kind, settings.format, dtype, encoder.card.dim, True, encoder.card, how, libraries())
 
 
-def _shard(shard: Shard, n: int, stage: _Stage, writer: CacheWriter, report: Report, bar: tqdm) -> None:
+def _shard(shard: Shard, n: int, stage: _Stage, writer: CacheWriter, report: Report, bar: Progress) -> None:
     keys, vectors, bad = [], [], []
     for batch in stage.batches(shard, n, report):
         bad += batch.bad
@@ -147,9 +158,17 @@ class _Stage:
 
     def __init__(self, encoder: Encoder, settings: Settings):
         self.encoder, self.settings = encoder, settings
+        self._keys: tuple[str, list[str]] | None = None
 
     def count(self, shard: Shard) -> int:
         return len(shard)
+
+    def key(self, shard: Shard, number: int) -> str:
+        """Return the key of a row that cannot be read; the keys of the present shard stay in memory."""
+        kept = self._keys
+        if kept is None or kept[0] != shard.name:
+            kept = self._keys = (shard.name, shard.keys())
+        return kept[1][number]
 
     def prepare(self, shard: Shard, numbers: range, report: Report) -> _Batch:
         raise TypeError("a stage prepares images or sentences")
@@ -186,7 +205,7 @@ class _Images(_Stage):
                 read = time.perf_counter()
                 pixels.append(self.encoder.preprocess(decode(row.image)))
             except BadRow as error:
-                batch.bad.append(Bad(number, _key(shard, number), str(error)))
+                batch.bad.append(Bad(number, self.key(shard, number), str(error)))
                 continue
             report.seconds["read"] += read - started
             report.seconds["decode"] += time.perf_counter() - read
@@ -225,11 +244,9 @@ class _Texts(_Stage):
             row_number, place = self._sentence(shard, number)
             try:
                 row = shard[row_number]
-                if not row.texts or not row.texts[place].strip():
-                    raise BadRow("sentence is empty")
-                sentences.append(row.texts[place])
+                sentences.append(_sentence(row.texts, place))
             except BadRow as error:
-                batch.bad.append(Bad(number, _key(shard, row_number), str(error)))
+                batch.bad.append(Bad(number, self.key(shard, row_number), str(error)))
                 continue
             if self.settings.captions == "first":
                 report.unused_captions += len(row.texts) - 1
@@ -257,14 +274,18 @@ class _Texts(_Stage):
         return self.encoder.encode_text(inputs)
 
 
+def _sentence(texts: tuple[str, ...], place: int) -> str:
+    """Return one sentence; raise BadRow when it is empty or holds half a character."""
+    if not texts or not texts[place].strip():
+        raise BadRow("sentence is empty")
+    if readable(texts[place]) != texts[place]:
+        raise BadRow("sentence holds a lone surrogate, half of a character")
+    return texts[place]
+
+
 def _captions(shard: Shard, row: int) -> int:
     """Return how many sentences a row has; an unreadable row counts as one, so that it is quarantined once."""
     try:
         return max(1, len(shard[row].texts))
     except BadRow:
         return 1
-
-
-def _key(shard: Shard, number: int) -> str:
-    """Return the key of a row that cannot be read."""
-    return shard.keys()[number]

@@ -7,9 +7,11 @@ the same run take seconds on a laptop (``--small``). The resolved recipe is prin
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,12 +79,16 @@ class Recipe:
         lines = []
         for name, value in dataclasses.asdict(self).items():
             if value is not None and name != "losses":
-                lines.append(f"{name} = {json.dumps(value)}")
+                lines.append(f"{name} = {_toml(value)}")
         lines.append("\n[losses]")
         for name, settings in self.losses.items():
-            inner = ", ".join(f"{key} = {json.dumps(value)}" for key, value in settings.items())
+            inner = ", ".join(f"{key} = {_toml(value)}" for key, value in settings.items())
             lines.append(f'"{name}" = {{ {inner} }}')
         return "\n".join(lines) + "\n"
+
+
+def _toml(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 FIELDS = {f.name: f for f in dataclasses.fields(Recipe)}
@@ -99,12 +105,18 @@ POSITIVE = (
     "batch_size",
     "texts_per_step",
     "accum_freq",
+    "image_size",
+    "logit_scale",
     "lr",
+    "eps",
+    "grad_clip_norm",
     "log_every",
     "save_every",
     "keep",
     "workers",
 )
+AT_LEAST_0 = ("min_lr", "warmup_lr", "warmup", "wd", "resize")
+SHARES = {"flip": "<= 1", "beta1": "< 1", "beta2": "< 1"}
 
 
 def read(path: Path | None, small: bool = False, **overrides: object) -> Recipe:
@@ -121,43 +133,67 @@ def read(path: Path | None, small: bool = False, **overrides: object) -> Recipe:
     reduced = table.pop("small", {})
     if small and not reduced:
         raise RecipeError(f"{path or 'this run'}: --small asks for a [small] table, which the recipe does not have")
-    table |= reduced if small else {}
-    table |= {key: value for key, value in overrides.items() if value is not None}
-    return check(Recipe(**{key: _typed(key, value, path) for key, value in table.items()}))
-
-
-def _typed(key: str, value: Any, path: Path | None) -> Any:
     where = f"{path}: " if path else ""
+    reduced = {key: _typed(key, value, where) for key, value in reduced.items()}
+    table |= reduced if small else {}
+    recipe = check(Recipe(**{key: _typed(key, value, where) for key, value in table.items()}), where)
+    given = {key: _typed(key, value, "") for key, value in overrides.items() if value is not None}
+    return check(dataclasses.replace(recipe, **given))
+
+
+def _typed(key: str, value: Any, where: str) -> Any:
+    """Return ``value`` as the field's type wants it; raise RecipeError for an unknown key or another type."""
     if key not in FIELDS:
         raise RecipeError(f"{where}unknown recipe key '{key}': {did_you_mean(key, FIELDS)}")
     kind = str(FIELDS[key].type)
-    if isinstance(value, list):
-        value = tuple(value)
-    if kind.startswith("float") and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    expected = {"str": str, "int": int, "float": float, "dict": dict, "tuple": tuple}
-    wanted = next(python for name, python in expected.items() if kind.startswith(name))
-    if (not isinstance(value, wanted) or isinstance(value, bool)) and not (value is None and "None" in kind):
-        raise RecipeError(f"{where}'{key}' is {value!r}; expected {kind}")
-    return value
+    if kind.startswith("tuple") and isinstance(value, list | tuple):
+        item, number = ("str", None) if "str" in kind else ("float", 2)
+        if all(_is(item, part) for part in value) and number in (None, len(value)):
+            return tuple(float(part) if item == "float" else part for part in value)
+    elif _is(kind, value) or (value is None and "None" in kind):
+        return float(value) if kind.startswith("float") and value is not None else value
+    raise RecipeError(f"{where}'{key}' is {value!r}; expected {kind}")
 
 
-def check(recipe: Recipe) -> Recipe:
-    """Return the recipe if its values are possible on their own; raise RecipeError otherwise."""
+def _is(kind: str, value: object) -> bool:
+    known = {"str": (str,), "int": (int,), "float": (int, float), "dict": (dict,)}
+    wanted = next((python for name, python in known.items() if kind.startswith(name)), ())
+    return isinstance(value, wanted) and not isinstance(value, bool)
+
+
+def check(recipe: Recipe, where: str = "") -> Recipe:
+    """Return the recipe if its values are possible on their own; raise RecipeError, opening with ``where``, otherwise."""
+    wrong = next(itertools.chain(_faults(recipe), _table_faults(recipe)), None)
+    if wrong is not None:
+        raise RecipeError(f"{where}{wrong}")
+    return recipe
+
+
+def _faults(recipe: Recipe) -> Iterator[str]:
     for name, known in CHOICES.items():
         if getattr(recipe, name) not in known:
-            raise RecipeError(f"'{name}' is '{getattr(recipe, name)}'; expected one of {', '.join(map(repr, known))}")
+            yield f"'{name}' is '{getattr(recipe, name)}'; expected one of {', '.join(map(repr, known))}"
     for name in POSITIVE:
         value = getattr(recipe, name)
-        if value is not None and not (value > 0 and math.isfinite(value)):
-            raise RecipeError(f"'{name}' is {value}; expected a positive number")
+        if value is not None and not 0 < value < math.inf:
+            yield f"'{name}' is {value}; expected a positive number"
+    for name in AT_LEAST_0:
+        if not 0 <= getattr(recipe, name) < math.inf:
+            yield f"'{name}' is {getattr(recipe, name)}; expected a number of at least 0"
+    for name, end in SHARES.items():
+        value = getattr(recipe, name)
+        if not (0 <= value < 1 or (value == 1 and end == "<= 1")):
+            yield f"'{name}' is {value}; expected 0 <= {name} {end}"
+
+
+def _table_faults(recipe: Recipe) -> Iterator[str]:
     for name, settings in recipe.losses.items():
-        if not isinstance(settings, dict) or not isinstance(settings.get("weight"), int | float):
-            raise RecipeError(f"loss '{name}' is {settings!r}; expected a table with a weight, e.g. {{ weight = 1.0 }}")
-    low, high = recipe.crop_scale
-    if not 0 < low <= high <= 1:
-        raise RecipeError(f"'crop_scale' is {recipe.crop_scale}; expected 0 < low <= high <= 1")
-    return recipe
+        if not isinstance(settings, dict) or not _is("float", settings.get("weight")):
+            yield f"loss '{name}' is {settings!r}; expected a table with a weight, e.g. {{ weight = 1.0 }}"
+    for name, most in (("crop_scale", 1.0), ("crop_ratio", math.inf)):
+        low, high = getattr(recipe, name)
+        if not 0 < low <= high <= most or high == math.inf:
+            yield f"'{name}' is {(low, high)}; expected 0 < low <= high" + (" <= 1" if most == 1 else "")
 
 
 def changed(ours: Recipe, theirs: Recipe) -> list[str]:

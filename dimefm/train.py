@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from dimefm.cache.files import to_json, write_text
 from dimefm.data.order import seed_of
@@ -23,6 +23,7 @@ from dimefm.errors import DimefmError, ModelError, RecipeError
 from dimefm.losses import Features, Objective, Weighted
 from dimefm.models import open_clip, runs, student
 from dimefm.models.encoder import PRECISIONS, pick_device
+from dimefm.progress import Progress
 from dimefm.provenance import libraries
 from dimefm.recipe import Recipe, changed, read
 from dimefm.training import checkpoint
@@ -30,14 +31,15 @@ from dimefm.training.batches import Batch, Batches, prefetch
 from dimefm.training.optim import adamw, learning_rate
 from dimefm.training.sources import open_sources
 
-LOG = "log.jsonl"
+LOG, BAD_ROWS = "log.jsonl", "bad_rows.jsonl"
 
 
 def train(recipe: Recipe, out: Path, resume: bool = False, echo: Callable[[str], None] = print) -> Path:
     """Train what ``recipe`` describes into the run folder ``out`` and return it.
 
-    Writes ``recipe.toml``, ``log.jsonl`` (one object per logged step), ``checkpoints/`` and, at the end, the weights and
-    ``run.json``. Raises a DimefmError before the first step when the recipe, its data and its caches do not fit together.
+    Writes ``recipe.toml``, ``log.jsonl`` (one object per logged step), ``bad_rows.jsonl`` (rows left out, if any),
+    ``checkpoints/`` and, at the end, the weights and ``run.json``. Raises a DimefmError before the first step when the
+    recipe, its data and its caches do not fit together.
     """
     run = Run(recipe, out, resume, echo)
     run.loop()
@@ -74,7 +76,6 @@ class Run:
         if not found:
             return 0
         step = checkpoint.load(found[-1], self.student, self.optimizer)
-        _truncate_log(self.out / LOG, step)
         self.echo(f"resumed after step {step} from {found[-1]}")
         return step
 
@@ -82,18 +83,18 @@ class Run:
         """Run all steps that are not done yet."""
         recipe, accum = self.recipe, self.recipe.accum_freq
         write_text(self.out / "recipe.toml", recipe.to_toml())
+        for name in (LOG, BAD_ROWS):
+            _forget_after(self.out / name, self.start)
         numbers = iter(range(self.start * accum, self.steps * accum))
         loading = prefetch(self.batches, numbers, recipe.workers)
-        bar = tqdm(total=self.steps, initial=self.start, desc="train", unit="step", disable=None, mininterval=1)
-        with bar, _Log(self.out, recipe) as log:
+        with Progress(self.steps, "train", "step", self.start) as bar, _Log(self.out, recipe) as log:
             for step in range(self.start, self.steps):
                 values = self.step(step, loading)
-                bar.update()
                 if (step + 1) % recipe.log_every == 0 or step + 1 == self.steps:
                     values = log.write(step + 1, values)
-                    bar.set_postfix_str(f"loss {values['total']:.4f}")
                 else:
-                    log.count(values)
+                    log.count(step + 1, values)
+                bar.update(note=f"loss {values['total']:.4f}")
                 if (step + 1) % recipe.save_every == 0 or step + 1 == self.steps:
                     checkpoint.save(self.out, step + 1, self.student, self.optimizer, recipe.keep)
         loading.close()
@@ -118,8 +119,8 @@ class Run:
                 record[name] = record.get(name, 0.0) + float(value.detach()) / recipe.accum_freq
             record["rows"] += len(batch.pixels)
             record["bad"] += batch.bad
-        self._refuse_nan(step, record["total"])
         record["grad_norm"] = float(self._clip())
+        self._refuse_nan(step, record["total"], record["grad_norm"])
         self.optimizer.step()
         if recipe.text == "student":
             with torch.no_grad():
@@ -142,11 +143,13 @@ class Run:
         limit = self.recipe.grad_clip_norm or float("inf")
         return torch.nn.utils.clip_grad_norm_(self.student.parameters(), limit)
 
-    def _refuse_nan(self, step: int, total: float) -> None:
-        if total != total or abs(total) == float("inf"):
+    def _refuse_nan(self, step: int, total: float, norm: float) -> None:
+        """Stop before the optimizer spreads a number that is not finite."""
+        wrong = f"the loss is {total}" if not math.isfinite(total) else f"the gradient's norm is {norm}"
+        if not (math.isfinite(total) and math.isfinite(norm)):
             found = checkpoint.checkpoints(self.out)
             last = f"the last good checkpoint is {found[-1]}" if found else "no checkpoint was written yet"
-            raise DimefmError(f"step {step + 1}: the loss is {total}; {last}; lower --lr or set --grad-clip-norm")
+            raise DimefmError(f"step {step + 1}: {wrong}; {last}; lower --lr or set --grad-clip-norm")
 
     def finish(self) -> Path:
         """Write the weights and, last, ``run.json``."""
@@ -187,10 +190,14 @@ def _claim(recipe: Recipe, out: Path, resume: bool) -> None:
         raise RecipeError(f"{out}: the run to resume has another recipe ({'; '.join(different)}: this call against the run)")
 
 
-def _truncate_log(path: Path, step: int) -> None:
+def _forget_after(path: Path, step: int) -> None:
+    """Drop the lines that an interrupted run wrote after the step it is resumed from."""
     if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        write_text(path, "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step))
+        write_text(path, "".join(f"{line}\n" for line in _lines(path) if json.loads(line)["step"] <= step))
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
 
 
 class _Log:
@@ -198,7 +205,8 @@ class _Log:
 
     def __init__(self, out: Path, recipe: Recipe):
         self.out, self.recipe = out, recipe
-        self.since, self.rows, self.waited, self.bad = time.perf_counter(), 0, 0.0, 0
+        self.since, self.rows, self.waited = time.perf_counter(), 0, 0.0
+        self.bad = len(_lines(out / BAD_ROWS))
         self.board = None
 
     def __enter__(self) -> _Log:
@@ -217,18 +225,19 @@ class _Log:
     def __exit__(self, *exception) -> None:
         self.stack.close()
 
-    def count(self, values: dict) -> None:
+    def count(self, step: int, values: dict) -> None:
         """Take note of a step that is not logged by itself."""
         self.rows += values["rows"]
         self.waited += values["waited"]
         self.bad += len(values["bad"])
         if values["bad"]:
-            with (self.out / "bad_rows.jsonl").open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in values["bad"])
+            lines = [json.dumps({"step": step, **row}, ensure_ascii=False) + "\n" for row in values["bad"]]
+            with (self.out / BAD_ROWS).open("a", encoding="utf-8") as file:
+                file.writelines(lines)
 
     def write(self, step: int, values: dict) -> dict:
         """Log ``step`` (counted from 1) with the rate since the last logged step; return the line's fields."""
-        self.count(values)
+        self.count(step, values)
         seconds = time.perf_counter() - self.since
         line = {"step": step} | {k: v for k, v in values.items() if k not in ("rows", "waited", "bad")}
         line |= {"rows_per_s": self.rows / seconds, "data_share": self.waited / seconds, "bad_rows": self.bad}

@@ -36,6 +36,7 @@ def adopt_tsv(
     for name, path in zip(sources, files, strict=True):
         if name not in writer:
             keys, rows = _read(path, dim)
+            _refuse_float16(path, rows)
             good = np.isfinite(rows).all(1) & (np.linalg.norm(rows, axis=1) > 0)
             bad = [Bad(int(i), keys[i], "feature is not finite or has no length") for i in np.flatnonzero(~good)]
             writer.write(name, [keys[i] for i in np.flatnonzero(good)], rows[good], bad)
@@ -53,6 +54,18 @@ def _first_dim(path: Path) -> int:
     if not size or size % 4:
         raise CacheError(f"{path}, row 0: {size} bytes, expected a multiple of 4 (float32); is this a feature TSV?")
     return size // 4
+
+
+def _refuse_float16(path: Path, rows: np.ndarray) -> None:
+    """Raise CacheError when the bytes make sense as float16 and not as float32: the file itself does not say."""
+    halves = np.ascontiguousarray(rows).view(np.float16)
+    if not len(rows) or not np.isfinite(halves).all():
+        return
+    if 0 < np.median(np.abs(np.nan_to_num(rows))) < 1e-3 < np.median(np.abs(halves)):
+        raise CacheError(
+            f"{path}: as float32[{rows.shape[1]}] the values vanish, as float16[{halves.shape[1]}] they do not; features of "
+            "DIME-FM are float32: write the file anew as float32, or extract with dimefm"
+        )
 
 
 def _lines(path: Path) -> int:

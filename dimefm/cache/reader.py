@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from dimefm import plugins
 from dimefm.cache.files import commit, sha256_file, sha256_keys
 from dimefm.cache.manifest import Manifest, ShardInfo
 from dimefm.errors import CacheError
+
+DAMAGE = (ValueError, OSError, KeyError, RuntimeError, TypeError)  # what h5py, pyarrow and numpy raise on damaged files
 
 
 class FeatureCache:
@@ -43,7 +46,10 @@ class FeatureCache:
         """Return rows by number in any order, repeats allowed: [n, dim], or [dim] for one integer."""
         if isinstance(rows, slice):
             rows = np.arange(*rows.indices(len(self)))
-        wanted = np.atleast_1d(np.asarray(rows, dtype=np.int64))
+        wanted = np.atleast_1d(np.asarray(rows))
+        if wanted.size and wanted.dtype.kind not in "iu":
+            raise TypeError(f"row numbers are whole numbers, not {wanted.dtype}; of a mask take np.flatnonzero(mask)")
+        wanted = wanted.astype(np.int64)
         if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(self)):
             worst = wanted.min() if wanted.min() < 0 else wanted.max()
             raise IndexError(f"{self.root}: row {worst} asked for, the cache has rows 0 to {len(self) - 1}")
@@ -60,7 +66,10 @@ class FeatureCache:
             info = self.manifest.shards[number]
             path = self.check_size(info)
             shape = (info.rows, self.dim)
-            mapped = self.format.map(path, shape, self.manifest.dtype)
+            try:
+                mapped = self.format.map(path, shape, self.manifest.dtype)
+            except DAMAGE as error:
+                raise CacheError(f"{path}: damaged ({error}); remove the cache and extract again") from error
             self._maps[number] = self._flat(info, path, shape) if mapped is None else mapped
         return self._maps[number]
 
@@ -68,7 +77,7 @@ class FeatureCache:
         flat = self.scratch / f"{info.file.replace('/', '%2F')}.{info.sha256[:16]}.npy"
         if not flat.exists():
             keys, rows = self.read(info)
-            part = flat.with_name(flat.name + ".part")
+            part = flat.with_name(f"{flat.name}.{os.getpid()}.part")  # loader processes may make it at once
             try:
                 self.scratch.mkdir(parents=True, exist_ok=True)
                 with part.open("wb") as file:
@@ -90,7 +99,7 @@ class FeatureCache:
         path = self.check_size(info)
         try:
             keys, rows = self.format.read(path, self.manifest.dtype, self.dim)
-        except (ValueError, OSError, KeyError) as error:
+        except DAMAGE as error:
             raise CacheError(f"{path}: damaged ({error}); remove the cache and extract again") from error
         if rows.shape != (info.rows, self.dim) or sha256_keys(keys) != info.keys_sha256:
             raise CacheError(
@@ -127,4 +136,7 @@ class FeatureCache:
         return len(self.manifest.shards)
 
     def __getstate__(self):
-        return {**self.__dict__, "_maps": {}}
+        return {**self.__dict__, "_maps": {}, "format": None}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state, format=plugins.module("caches", state["manifest"].format, CacheError))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -98,13 +99,19 @@ class CacheWriter:
 
         ``rows`` is [len(keys), dim], finite, in source order; ``bad`` are the rows that are missing from it.
         """
+        bad = sorted(bad, key=lambda b: b.row)
+        self._whole(source, len(keys), [b.row for b in bad])
         if rows.shape != (len(keys), self.header.dim):
             raise CacheError(f"{source}: rows are {rows.shape}, expected {(len(keys), self.header.dim)}")
+        with np.errstate(over="ignore"):
+            rows = rows.astype(self.header.dtype)
         if not np.isfinite(rows).all():
             row = int(np.flatnonzero(~np.isfinite(rows).all(1))[0])
-            raise CacheError(f"{source}, stored row {row}: the vector is not finite; quarantine it before writing")
+            raise CacheError(
+                f"{source}, stored row {row}: the vector is not finite as {self.header.dtype}; quarantine it before writing"
+            )
         try:
-            info = self._write(source, keys, rows.astype(self.header.dtype), sorted(bad, key=lambda b: b.row))
+            info = self._write(source, keys, rows, bad)
         except OSError as error:
             raise CacheError(
                 f"{self.root}: shard for {source} could not be written ({error.strerror or error}); finished shards are "
@@ -113,13 +120,24 @@ class CacheWriter:
         self.done[source] = info
         return info
 
+    def _whole(self, source: str, stored: int, bad: list[int]) -> None:
+        """Raise CacheError unless the stored and the bad rows are all rows of the source, each once."""
+        planned = dict(self.sources).get(source)
+        if planned is None:
+            raise CacheError(f"{source} is no shard of this cache; it has {', '.join(name for name, _ in self.sources[:4])}")
+        if stored + len(bad) != planned or len(set(bad)) < len(bad) or (bad and not 0 <= bad[0] <= bad[-1] < planned):
+            raise CacheError(f"{source}: {planned} rows in, but {stored} out and rows {bad[:8]} bad; they must add up")
+
     def _write(self, source: str, keys: Sequence[str], rows: np.ndarray, bad: list[Bad]) -> ShardInfo:
         final = self.root / self._files[source]
         final.parent.mkdir(parents=True, exist_ok=True)
         main = self.format.SUFFIXES[-1]
         finals = {suffix: final.with_name(final.name.removesuffix(main) + suffix) for suffix in self.format.SUFFIXES}
         parts = {suffix: path.with_name(path.name + ".part") for suffix, path in finals.items()}
-        self.format.write(parts, list(keys), rows)
+        try:
+            self.format.write(parts, list(keys), rows)
+        except CacheError as error:
+            raise CacheError(f"{source}, {error}") from error
         record: dict = {
             "file": self._files[source],
             "source": source,
@@ -159,9 +177,9 @@ class CacheWriter:
 def shard_files(sources: Sequence[str], suffix: str) -> dict[str, str]:
     """Return source name -> shard file: the source's last extension replaced by ``.feat`` and the format's suffix.
 
-    Two sources that would share a file keep their extension in its name, so that each has its own.
+    Sources that would share a file keep their extension in its name, so that each has its own.
     """
-    stems = [name.rsplit(".", 1)[0] if "." in name.rsplit("/", 1)[-1] else name for name in sources]
-    return {
-        name: f"{stem if stems.count(stem) == 1 else name}.feat{suffix}" for name, stem in zip(sources, stems, strict=True)
-    }
+    stems = {name: name.rsplit(".", 1)[0] if "." in name.rsplit("/", 1)[-1] else name for name in sources}
+    while len(shared := {stem for stem, count in Counter(stems.values()).items() if count > 1}):
+        stems = {name: name if stem in shared else stem for name, stem in stems.items()}
+    return {name: f"{stem}.feat{suffix}" for name, stem in stems.items()}

@@ -8,7 +8,9 @@ import click
 
 
 @click.command("quickstart")
-@click.option("--out", default="quickstart", show_default=True, type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--out", default="quickstart", show_default=True, type=click.Path(file_okay=False, path_type=Path), help="Folder."
+)
 @click.option("--seed", default=0, show_default=True, type=int, help="Seed of data, weights and order.")
 def command(out, seed):
     """Run the main job on small real data: no network, no GPU, a few minutes.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import click
@@ -53,9 +54,10 @@ DIME = {"vl": 0.7, "pvl": 0.3, "udist": 0.0}  # released default weights, Traini
 @click.option("--log-every", type=int, metavar="STEPS")
 @click.option("--save-every", type=int, metavar="STEPS")
 @click.option("--report-to", type=click.Choice(["tensorboard"]), help="Further logs beside log.jsonl.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE...", help="Any other key of the recipe, as TOML.")
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Run folder to write.")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --out, if there is one.")
-def command(recipe, small, out, resume, **flags):
+def command(recipe, small, settings, out, resume, **flags):
     """Train a student on cached teacher features; no teacher runs.
 
     \b
@@ -68,11 +70,25 @@ def command(recipe, small, out, resume, **flags):
 
     choices = {name: flags.pop(name) for name in list(flags) if name.startswith(("use_", "w_", "t_"))}
     given = {name: value for name, value in flags.items() if value not in (None, ())}
+    given |= parse_settings(settings)
     resolved = read(recipe, small, **given)
     losses = dime_losses(dict(resolved.losses), choices)
     resolved = read(recipe, small, **given, losses=losses)
     click.echo(resolved.to_toml(), err=True)
     click.echo(f"run folder: {train(resolved, out, resume, echo=lambda line: click.echo(line, err=True))}")
+
+
+def parse_settings(settings: tuple[str, ...]) -> dict:
+    """Return the keys and values of ``--set``; raise RecipeError for one that is not KEY=VALUE in TOML."""
+    found: dict = {}
+    for setting in settings:
+        try:
+            found |= tomllib.loads(setting)
+        except tomllib.TOMLDecodeError as error:
+            raise RecipeError(
+                f"--set {setting}: expected KEY=VALUE as in a recipe, e.g. crop_scale=[0.5,1.0] ({error})"
+            ) from error
+    return found
 
 
 def dime_losses(losses: dict, choices: dict) -> dict:

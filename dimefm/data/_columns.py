@@ -64,11 +64,20 @@ def sentences(value: object) -> tuple[str, ...]:
     raise BadRow(f"has no sentence (found {'an empty list' if value == [] else type(value).__name__})")
 
 
-def read_file(root: Path, name: object) -> bytes:
-    """Return the bytes of file ``name`` under ``root``; raise BadRow when it is missing, DataError when it leaves root."""
+def read_file(root: Path, name: object, where: str) -> bytes:
+    """Return the bytes of file ``name`` under ``root``; raise BadRow when it is missing, DataError when it leaves root.
+
+    ``where`` names the table and row that say so.
+    """
     if not isinstance(name, str) or not name:
         raise BadRow("names no image file")
     try:
-        return inside(root, name).read_bytes()
+        found = inside(root, name)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL in the name, a link to itself
+        raise BadRow(f"image file {name!r} cannot be read: {error}") from error
+    try:
+        return found.read_bytes()
     except OSError as error:
         raise BadRow(f"image file {name} cannot be read: {error.strerror}") from error

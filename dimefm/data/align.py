@@ -42,6 +42,13 @@ def align(rows: Rows, cache: FeatureCache) -> Aligned:
     Raises CacheError when a shard is not in the cache, when counts differ, or when a key differs, naming the row.
     """
     matched = [_match(shard, cache) for shard in rows.shards]
+    twice = next((number for number in matched if matched.count(number) > 1), None)
+    if twice is not None:
+        ours = [str(shard.path) for shard, number in zip(rows.shards, matched, strict=True) if number == twice]
+        raise CacheError(
+            f"{ours[0]} and {ours[1]} both match {cache.manifest.shards[twice].source} in {cache.root}; "
+            "give the --dataroot that the extraction had"
+        )
     infos = [cache.manifest.shards[number] for number in matched]
     bad = [np.array(info.bad, dtype=np.int64) for info in infos]
     return Aligned(
@@ -68,13 +75,22 @@ def _match(shard: Shard, cache: FeatureCache) -> int:
             f"{infos[named[0]].source_rows}; the source has changed, extract it again"
         )
     keys = shard.keys()
-    for number in counted:
-        info = infos[number]
-        bad = set(info.bad)
-        kept = [key for row, key in enumerate(keys) if row not in bad] if bad else keys
-        if sha256_keys(kept) == info.keys_sha256:
-            return number
+    equal = [number for number in counted if _has_keys(infos[number], keys)]
+    exact = [number for number in equal if infos[number].source == shard.name]
+    if len(exact or equal) > 1:
+        raise CacheError(
+            f"{shard.path}: could be {' or '.join(infos[number].source for number in equal)} in {cache.root}, which have "
+            "the same keys; give the --dataroot that the extraction had"
+        )
+    if equal:
+        return (exact or equal)[0]
     raise CacheError(_first_difference(shard, keys, cache, infos[counted[0]]))
+
+
+def _has_keys(info: ShardInfo, keys: list[str]) -> bool:
+    bad = set(info.bad)
+    kept = [key for row, key in enumerate(keys) if row not in bad] if bad else keys
+    return sha256_keys(kept) == info.keys_sha256
 
 
 def _same_name(ours: str, theirs: str) -> bool:

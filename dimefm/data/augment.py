@@ -31,7 +31,7 @@ class Augment:
             shape = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
             image = image.resize(shape, Image.Resampling.BICUBIC)
         box = self._box(image.width, image.height, draw)
-        view = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+        view = image.crop(box).resize((size, size), Image.Resampling.BILINEAR)
         if draw.random() < self.flip:
             view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return np.asarray(view)

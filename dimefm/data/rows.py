@@ -100,6 +100,11 @@ class Rows(Sequence[Row]):
                 yield shard[index]
 
 
+def readable(name: str) -> str:
+    """Return a name as text that UTF-8 can hold: bytes of another encoding, lone surrogates here, become ``\\udcNN``."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def inside(root: Path, name: str) -> Path:
     """Return ``root / name`` resolved; raise DataError when it leaves ``root`` (also through links or ``..``)."""
     found = (root / name).resolve()

@@ -58,7 +58,7 @@ def expand(source: str | Path, root: str | Path | None, kind: str = "image", inp
     if path.suffix == ".list" and path.is_file():
         return [found for line in read_list(path) for found in expand(line, root or path.parent, kind, input_format)]
     if path.is_dir():
-        inner = [] if input_format == "folder" else _shard_files(path, kind)
+        inner = [] if input_format == "folder" else _shard_files(path, kind, input_format)
         return inner or [Path(os.path.abspath(path))]
     if path.is_file():
         return [Path(os.path.abspath(path))]
@@ -70,10 +70,16 @@ def expand(source: str | Path, root: str | Path | None, kind: str = "image", inp
 
 def read_list(path: Path) -> list[str]:
     """Return the entries of a data list: one path per line; blank lines and lines that begin with ``#`` are skipped."""
-    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); is this a list of paths?") from error
     entries = [line for line in lines if line and not line.startswith("#")]
     if not entries:
         raise DataError(f"{path}: the list is empty; write one shard path per line")
+    nested = next((entry for entry in entries if entry.endswith(".list")), None)
+    if nested:
+        raise DataError(f"{path}: names another list, {nested}; a list names shards and folders only")
     return entries
 
 
@@ -85,9 +91,10 @@ def _readers(kind: str):
             yield name, reader
 
 
-def _shard_files(folder: Path, kind: str) -> list[Path]:
+def _shard_files(folder: Path, kind: str, input_format: str | None) -> list[Path]:
     """Return the shard files directly inside ``folder``, sorted, without text files that only describe the set."""
-    suffixes = {suffix for name, reader in _readers(kind) for suffix in reader.SUFFIXES}
+    asked = [(input_format, plugins.module("sources", input_format, DataError))] if input_format else _readers(kind)
+    suffixes = {suffix for _, reader in asked for suffix in reader.SUFFIXES}
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.name.endswith(tuple(suffixes)))
     return [Path(os.path.abspath(path)) for path in files if path.name not in ("classnames.txt", "templates.txt")]
 

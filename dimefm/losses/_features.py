@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -61,13 +62,22 @@ def terms() -> list[str]:
 
 
 def resolve(name: str, options: dict) -> Term:
-    """Return the term of a name; raise RecipeError for an unknown term or an option that it does not have."""
+    """Return the term of a name; raise RecipeError for an unknown term or an option that it does not have.
+
+    An option whose default is a float (temperatures, so far) takes positive numbers only.
+    """
     file, _, function = name.partition(".")
     if name not in terms():
         raise RecipeError(f"unknown loss '{name}': {did_you_mean(name, terms())}")
     term = getattr(plugins.module("losses", file), function)
-    known = [p.name for p in inspect.signature(term).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    for option in options:
+    known = {p.name: p.default for p in inspect.signature(term).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    for option, value in options.items():
         if option not in known:
             raise RecipeError(f"loss '{name}' has no option '{option}': {did_you_mean(option, known)}")
+        if isinstance(known[option], float) and not _positive(value):
+            raise RecipeError(f"loss '{name}': {option} is {value!r}; expected a positive number, e.g. {known[option]}")
     return term
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -31,7 +32,7 @@ class Objective:
             raise RecipeError("no loss is given; name at least one under [losses], or use --use-pvl-loss")
         self.terms = [(term, resolve(term.name, term.options)) for term in terms]
         for term, function in self.terms:
-            if term.weight <= 0:
+            if not (term.weight > 0 and math.isfinite(term.weight)):
                 raise RecipeError(
                     f"loss '{term.name}' has weight {term.weight:g} and would do nothing; give it a positive weight"
                 )

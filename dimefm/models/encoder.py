@@ -68,7 +68,7 @@ class Encoder:
         """Return (tokens [N, L], untruncated lengths [N]); a length above L means that the sentence was cut."""
         tokens = self.tokenizer(sentences)
         lengths = (tokens != 0).sum(1).tolist()
-        full = [i for i, length in enumerate(lengths) if length == tokens.shape[1]]
+        full = (tokens[:, -1] != 0).nonzero().flatten().tolist()  # by the last place: id 0 is also the token of "!"
         for i in full:
             lengths[i] = self._length(sentences[i])
         return tokens, lengths

@@ -24,7 +24,7 @@ from dimefm.train import train
 
 DATASETS = ("digits", "shapes")
 SUMMARY = "summary.json"
-AUGMENT = {"crop_ratio": (0.75, 4 / 3), "flip": 0.0, "resize": 0, "warmup": 0.3}
+AUGMENT: dict = {"crop_ratio": (0.75, 4 / 3), "flip": 0.0, "resize": 0, "warmup": 0.3}
 
 
 def quickstart(out: Path, seed: int = 0, echo: Callable[[str], None] = print) -> dict:

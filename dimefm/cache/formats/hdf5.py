@@ -7,12 +7,17 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from dimefm.errors import CacheError
+
 SUFFIXES = (".h5",)
 DEFAULT_DTYPE = "float16"
 
 
 def write(paths: dict[str, Path], keys: list[str], rows: np.ndarray) -> None:
-    """Write one shard; ``rows`` is [len(keys), dim] in the dtype to store."""
+    """Write one shard; ``rows`` is [len(keys), dim] in the dtype to store. Raises CacheError for a key with a NUL."""
+    for number, key in enumerate(keys):
+        if "\0" in key:
+            raise CacheError(f"row {number}: the key {key!r} cannot stand in HDF5; use --format parquet")
     with h5py.File(paths[".h5"], "w") as file:
         file.create_dataset("row", data=rows)
         file.create_dataset("key", data=np.array(keys, dtype=object), dtype=h5py.string_dtype(), shape=(len(keys),))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from dimefm.data.rows import Columns, Row, Shard, inside
+from dimefm.data.rows import Columns, Row, Shard, inside, readable
 from dimefm.errors import BadRow, DataError
 
 SUFFIXES: tuple[str, ...] = ()
@@ -35,7 +35,10 @@ def open_shards(path: Path, name: str, kind: str, columns: Columns) -> list[Shar
 
 
 def _image_files(root: Path):
-    for folder, _, files in os.walk(root):
+    def stop(error: OSError):
+        raise DataError(f"{error.filename}: this folder cannot be read ({error.strerror}); change its permissions")
+
+    for folder, _, files in os.walk(root, onerror=stop):
         prefix = Path(folder).relative_to(root)
         for file in files:
             if file.lower().endswith(IMAGE_SUFFIXES):
@@ -53,13 +56,15 @@ class FolderShard(Shard):
         return len(self._keys)
 
     def keys(self) -> list[str]:
-        return list(self._keys)
+        return [readable(key) for key in self._keys]
 
     def __getitem__(self, index: int) -> Row:
         key = self._keys[index]
         try:
             image = inside(self.path, key).read_bytes()
-        except OSError as error:
-            raise BadRow(f"cannot be read: {error.strerror}") from error
+        except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself, before Python 3.13
+            raise BadRow(f"cannot be read: {error}") from error
+        except DataError as error:
+            raise BadRow(f"is a link that leads outside {self.path}; put the file itself there") from error
         label = key.split("/")[0] if "/" in key else None
-        return Row(key, image=image, label=label)
+        return Row(readable(key), image=image, label=label if label is None else readable(label))

@@ -12,7 +12,7 @@ from typing import Any
 
 from dimefm.data._columns import USUAL, read_file, sentences
 from dimefm.data.formats.text import Lines
-from dimefm.data.rows import Columns, Row, Shard
+from dimefm.data.rows import Columns, Row, Shard, readable
 from dimefm.errors import BadRow
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
@@ -48,7 +48,7 @@ class JsonlShard(Shard):
     def _parse(self, index: int, strict: bool = True) -> dict:
         try:
             value = json.loads(self._lines[index])
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if not strict:
                 return {}
             raise BadRow(f"is not JSON: {error}") from error
@@ -69,14 +69,14 @@ class JsonlShard(Shard):
         value = self._field(fields, "key")
         if value is None and self._kind != "text":
             value = self._field(fields, "image")
-        return str(index) if value is None else str(value)
+        return str(index) if value is None else readable(str(value))
 
     def __getitem__(self, index: int) -> Row:
         fields = self._parse(index)
         image: bytes | None = None
         texts: tuple[str, ...] = ()
         if self._kind != "text":
-            image = read_file(self._root, self._field(fields, "image"))
+            image = read_file(self._root, self._field(fields, "image"), f"{self.path}, row {index}")
         text = self._field(fields, "text")
         if self._kind == "text" or (self._kind == "pair" and text is not None):
             texts = sentences(text)

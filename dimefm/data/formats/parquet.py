@@ -55,6 +55,12 @@ class ParquetShard(Shard):
         self._kept: OrderedDict[int, pa.Table] = OrderedDict()
         self._lock = threading.Lock()
 
+    def __getstate__(self):
+        return {**self.__dict__, "_file": None, "_lock": None, "_kept": OrderedDict()}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state, _file=pq.ParquetFile(state["path"]), _lock=threading.Lock())
+
     def __len__(self) -> int:
         return int(self._starts[-1])
 
@@ -88,17 +94,17 @@ class ParquetShard(Shard):
 
         chosen = self._chosen
         key = _key(cell(chosen.key), index)
-        image = None if chosen.image is None else self._image(cell(chosen.image))
+        image = None if chosen.image is None else self._image(cell(chosen.image), index)
         texts = () if chosen.text is None else sentences(cell(chosen.text))
         return Row(key, image=image, texts=texts, label=cell(chosen.label))
 
-    def _image(self, value: object) -> bytes:
+    def _image(self, value: object, index: int) -> bytes:
         if isinstance(value, dict):
             value = value.get("bytes") or value.get("path")
         if isinstance(value, bytes):
             return value
         if isinstance(value, str):
-            return read_file(self._root, value)
+            return read_file(self._root, value, f"{self.path}, row {index}")
         raise BadRow("has no image bytes")
 
 

@@ -29,6 +29,8 @@ def claims(path: Path) -> bool:
 
 def open_shards(path: Path, name: str, kind: str, columns: Columns) -> list[Shard]:
     """Open one table; raise DataError when it has no header with the columns that ``kind`` needs."""
+    if len(columns.separator or ",") > 1:
+        raise DataError(f"--separator {columns.separator}: expected one character, or tab")
     separator = columns.separator or ("\t" if path.suffix == ".tsv" else ",")
     try:
         with path.open("r", encoding="utf-8-sig", newline="") as file:
@@ -63,11 +65,14 @@ class TableShard(Shard):
     def _key(self, index: int) -> str:
         return self._cell(index, self._chosen.key) or self._cell(index, self._chosen.image) or str(index)
 
+    def _file(self, index: int) -> bytes:
+        return read_file(self._root, self._cell(index, self._chosen.image), f"{self.path}, row {index}")
+
     def __getitem__(self, index: int) -> Row:
         chosen = self._chosen
         if len(self._rows[index]) != len(self._header):
             raise BadRow(f"has {len(self._rows[index])} columns; expected {len(self._header)} as in the header")
-        image = None if chosen.image is None else read_file(self._root, self._cell(index, chosen.image))
+        image = None if chosen.image is None else self._file(index)
         texts = () if chosen.text is None else sentences(self._cell(index, chosen.text))
         label = self._cell(index, chosen.label)
         return Row(self._key(index), image, texts, int(label) if label is not None and label.isdecimal() else label)

@@ -12,7 +12,7 @@ import tarfile
 from pathlib import Path
 
 from dimefm.data._columns import USUAL, sentences
-from dimefm.data.rows import Columns, Row, Shard
+from dimefm.data.rows import Columns, Row, Shard, readable
 from dimefm.errors import BadRow, DataError
 
 SUFFIXES = (".tar",)
@@ -65,7 +65,7 @@ class TarShard(Shard):
         stem, _, ending = file.partition(".")
         if not stem or not ending:
             return
-        key = f"{folder}/{stem}" if folder else stem
+        key = readable(f"{folder}/{stem}" if folder else stem)
         if not self._keys or self._keys[-1] != key:
             self._keys.append(key)
             self.members.append({})

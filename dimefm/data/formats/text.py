@@ -47,6 +47,9 @@ class Lines:
             ends = np.append(ends, len(self._bytes))
         self._ends = ends
 
+    def __reduce__(self):
+        return Lines, (self.path,)
+
     def __len__(self) -> int:
         return len(self._ends)
 

@@ -56,7 +56,7 @@ def read_offsets(path: Path) -> np.ndarray:
         return _scan(path, size)
     try:
         starts = np.array(index.read_text().split(), dtype=np.int64)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise DataError(f"{index}: expected one decimal byte offset per line ({error}); write the index anew") from error
     ends = np.append(starts, size)
     if len(starts) and (starts[0] != 0 or (np.diff(ends) <= 0).any()):
@@ -131,7 +131,10 @@ class TsvShard(Shard):
         path = self.path.with_suffix(".linelist")
         if not path.exists():
             return None
-        kept = np.array(path.read_text().split(), dtype=np.int64)
+        try:
+            kept = np.array(path.read_text().split(), dtype=np.int64)
+        except (ValueError, OverflowError) as error:
+            raise DataError(f"{path}: expected one row number per line ({error}); correct the list") from error
         if len(kept) and (kept.min() < 0 or kept.max() >= len(self.lines) or (np.diff(kept) <= 0).any()):
             raise DataError(f"{path}: expected ascending row numbers below {len(self.lines)}; correct the list")
         return kept
@@ -186,7 +189,7 @@ def captions(value: str) -> tuple[str, ...]:
     """
     try:
         parsed = json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         parsed = value
     found = _captions_of(parsed)
     sentences = found if found is not None else [value]

@@ -1,0 +1,395 @@
+"""What every shard format of the feature cache keeps; a new file in ``cache/formats/`` is tested by being there."""
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from dimefm import plugins
+from dimefm.cache import CacheWriter, EncoderCard, FeatureCache, Manifest
+from dimefm.cache.writer import Bad
+from dimefm.errors import CacheError
+
+FORMATS = plugins.names("caches")
+CARD = EncoderCard("test/card", "ab" * 32, 4, 100.0, preprocess={"size": [8, 8]}, tokenizer="words", context_length=9)
+KEYS = ["plain", "with space", "café/naïve 你好.jpg", "\U0001f600", "", "plain", "quote\"'\\"]
+
+
+@pytest.fixture(params=FORMATS)
+def format_(request):
+    return request.param
+
+
+@pytest.fixture(params=["float16", "float32"])
+def dtype(request):
+    return request.param
+
+
+def header(format_="hdf5", dtype="float16", dim=4, **fields):
+    given = {"kind": "image", "normalized": True, "encoder": CARD, "how": {"decoder": "pil"}, "libraries": {"numpy": "2"}}
+    return Manifest(format=format_, dtype=dtype, dim=dim, **{**given, **fields})
+
+
+def vectors(n, dim, seed=0):
+    return np.random.default_rng(seed).standard_normal((n, dim)).astype(np.float32)
+
+
+def keys_of(n, start=0):
+    return [f"{KEYS[i % len(KEYS)]}-{i}" for i in range(start, start + n)]
+
+
+def make(root, counts, format_="hdf5", dtype="float16", dim=4, seed=0):
+    """Write a cache of shards with ``counts`` rows; return (cache, its rows in the stored dtype, its keys)."""
+    sources = [(f"part/{i:03d}.tar", n) for i, n in enumerate(counts)]
+    writer = CacheWriter(root, header(format_, dtype, dim), sources)
+    rows, keys = vectors(sum(counts), dim, seed), keys_of(sum(counts))
+    start = 0
+    for name, n in sources:
+        writer.write(name, keys[start : start + n], rows[start : start + n])
+        start += n
+    writer.seal()
+    return FeatureCache(root), rows.astype(dtype), keys
+
+
+@pytest.mark.parametrize(
+    ("counts", "dim"),
+    [((5,), 4), ((1,), 4), ((3, 0, 2), 4), ((0,), 4), ((4, 1), 1), (tuple([2] * 30), 3), ((700,), 16)],
+    ids=["one", "one-row", "empty-between", "empty", "dim-1", "many-shards", "longer"],
+)
+def test_reads_back_what_was_written(tmp_path, format_, dtype, counts, dim):
+    cache, rows, keys = make(tmp_path, counts, format_, dtype, dim)
+    assert len(cache) == sum(counts)
+    assert cache[:].dtype == dtype
+    np.testing.assert_array_equal(cache[:], rows)
+    read = [cache.read(info) for info in cache.manifest.shards]
+    assert [key for part, _ in read for key in part] == keys
+    np.testing.assert_array_equal(np.concatenate([part for _, part in read]), rows)
+    assert [info.rows for info in cache.manifest.shards] == list(counts)
+    assert cache.verify(sha256=True) == len(counts)
+
+
+def test_gathers_rows_in_any_order_with_repeats(tmp_path, format_, dtype):
+    cache, rows, _ = make(tmp_path, (5, 0, 3, 1), format_, dtype)
+    wanted = np.array([8, 0, 7, 7, 3, 5, 0, 4])
+    np.testing.assert_array_equal(cache[wanted], rows[wanted])
+    np.testing.assert_array_equal(cache[list(wanted)], rows[wanted])
+    np.testing.assert_array_equal(cache[[]], rows[:0])
+    np.testing.assert_array_equal(cache[6], rows[6])
+    for piece in (slice(2, 7), slice(None, None, -2), slice(8, 100), slice(4, 4), slice(-3, None)):
+        np.testing.assert_array_equal(cache[piece], rows[piece])
+
+
+@pytest.mark.parametrize("row", [9, -1, [0, 12]])
+def test_a_row_that_is_not_there_is_an_error(tmp_path, format_, row):
+    cache, _, _ = make(tmp_path, (5, 4), format_)
+    with pytest.raises(IndexError, match="rows 0 to 8"):
+        cache[row]
+
+
+@pytest.mark.parametrize("rows", [np.ones(9, dtype=bool), np.array([0.0, 1.5])])
+def test_a_mask_or_fractions_are_refused_and_not_read_as_row_numbers(tmp_path, rows):
+    cache, _, _ = make(tmp_path, (9,))
+    with pytest.raises(TypeError, match="whole numbers"):
+        cache[rows]
+
+
+def test_pickled_cache_reads_the_same_rows(tmp_path, format_):
+    cache, rows, _ = make(tmp_path, (5, 4), format_)
+    cache[:]
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(cache))[[8, 0]], rows[[8, 0]])
+
+
+def test_processes_that_open_a_cache_at_once_all_read_it_whole(tmp_path, format_):
+    cache, rows, _ = make(tmp_path, tuple([300] * 8), format_, dim=64)
+    program = "import sys; from dimefm.cache import FeatureCache; print(FeatureCache(sys.argv[1])[:].astype('f8').sum())"
+    readers = [
+        subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    found = [float(reader.communicate()[0]) for reader in readers]
+    assert found == [pytest.approx(rows.astype(np.float64).sum())] * 3
+    assert not list(tmp_path.rglob("*.part"))
+    np.testing.assert_array_equal(cache[:], rows)
+
+
+def test_fingerprint_does_not_depend_on_format_or_place_but_on_keys_encoder_and_settings(tmp_path):
+    made = [make(tmp_path / f"{f}-{d}", (3, 2), f, d)[0] for f in FORMATS for d in ("float16", "float32")]
+    prints = {cache.manifest.fingerprint for cache in made}
+    assert len(prints) == 1
+    cache, _, _ = make(tmp_path / "more", (3, 3))
+    assert cache.manifest.fingerprint not in prints
+    for field, value in {"how": {"decoder": "x"}, "kind": "text", "normalized": False}.items():
+        assert header(**{field: value}).fingerprint != header().fingerprint
+    other = EncoderCard(**{**CARD.__dict__, "weights_sha256": "cd" * 32})
+    renamed = EncoderCard(**{**CARD.__dict__, "name": "another/name"})
+    assert header(encoder=other).fingerprint != header().fingerprint
+    assert header(encoder=renamed).fingerprint == header().fingerprint
+
+
+def test_the_same_content_gives_the_same_bytes(tmp_path, format_, dtype, digests):
+    make(tmp_path / "a", (5, 0, 3), format_, dtype)
+    make(tmp_path / "b", (5, 0, 3), format_, dtype)
+    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+    make(tmp_path / "c", (5, 0, 3), format_, dtype, seed=1)
+    assert digests(tmp_path / "a") != digests(tmp_path / "c")
+
+
+def shard(cache, number=0):
+    return cache.root / cache.manifest.shards[number].file
+
+
+def test_cut_shard_is_named_on_verify_and_on_read(tmp_path, format_):
+    cache, _, _ = make(tmp_path, (50, 3), format_)
+    path = shard(cache)
+    path.write_bytes(path.read_bytes()[:-7])
+    for use in (lambda: FeatureCache(tmp_path).verify(), lambda: FeatureCache(tmp_path)[0]):
+        with pytest.raises(CacheError, match=r"000\.feat.*bytes, the manifest says \d+"):
+            use()
+    assert len(FeatureCache(tmp_path)[50:]) == 3  # the other shard is still good
+
+
+def test_missing_shard_is_named(tmp_path, format_):
+    cache, _, _ = make(tmp_path, (5, 3), format_)
+    shard(cache, 1).unlink()
+    with pytest.raises(CacheError, match=r"001\.feat.*missing"):
+        FeatureCache(tmp_path).verify()
+
+
+def test_one_changed_bit_is_found_by_verify(tmp_path, format_):
+    cache, _, _ = make(tmp_path, (50,), format_)
+    path = shard(cache)
+    raw = bytearray(path.read_bytes())
+    for place in np.random.default_rng(0).integers(0, len(raw), 20):
+        changed = bytearray(raw)
+        changed[place] ^= 4
+        path.write_bytes(changed)
+        with pytest.raises(CacheError, match="SHA-256"):
+            FeatureCache(tmp_path).verify(sha256=True)
+
+
+def test_a_damaged_shard_of_the_right_size_is_a_cache_error_and_never_another(tmp_path, format_):
+    cache, rows, _ = make(tmp_path / "cache", (20,), format_)
+    path = shard(cache)
+    raw = path.read_bytes()
+    random = np.random.default_rng(1)
+    refused = 0
+    for attempt in range(60):
+        changed = bytearray(raw)
+        if attempt < 5:
+            changed = bytearray(random.bytes(len(raw)))
+        for place in random.integers(0, len(raw) if attempt % 2 else min(len(raw), 256), 8):
+            changed[place] = random.integers(256)
+        path.write_bytes(changed)
+        opened = FeatureCache(tmp_path / "cache", scratch=tmp_path / f"scratch{attempt}")
+        try:
+            opened.read(opened.manifest.shards[0])
+        except CacheError:
+            refused += 1
+        try:
+            assert opened[:].shape == rows.shape
+        except CacheError:
+            refused += 1
+    assert refused >= 10
+
+
+def test_edited_manifest_is_refused(tmp_path, format_):
+    make(tmp_path, (5,), format_)
+    path = tmp_path / "manifest.json"
+    path.write_text(path.read_text().replace('"rows": 5', '"rows": 4').replace('"source_rows": 5', '"source_rows": 4'))
+    with pytest.raises(CacheError, match="edited"):
+        FeatureCache(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"version": 1}', "\x00"])
+def test_damaged_manifest_is_refused(tmp_path, text):
+    make(tmp_path, (5,))
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(CacheError, match=r"manifest\.json"):
+        FeatureCache(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [
+        ("dtype", "float32", "dtype: 'float32' against 'float16'"),
+        ("kind", "text", "kind: 'text' against 'image'"),
+        ("how", {"decoder": "another"}, "how.decoder: 'another' against 'pil'"),
+        ("encoder", EncoderCard(**{**CARD.__dict__, "weights_sha256": "cd" * 32}), "encoder.weights_sha256: 'cdcd"),
+        ("encoder", EncoderCard(**{**CARD.__dict__, "logit_scale": 50.0}), "encoder.logit_scale: 50.0 against 100.0"),
+    ],
+)
+@pytest.mark.parametrize("sealed", [True, False], ids=["finished", "unfinished"])
+def test_another_plan_is_refused_and_the_field_named(tmp_path, field, value, named, sealed, digests):
+    writer = CacheWriter(tmp_path, header(), [("a.tar", 2)])
+    if sealed:
+        writer.write("a.tar", ["x", "y"], vectors(2, 4))
+        writer.seal()
+    before = digests(tmp_path)
+    with pytest.raises(CacheError, match="another --out") as caught:
+        CacheWriter(tmp_path, header(**{field: value}), [("a.tar", 2)])
+    assert named in str(caught.value)
+    assert digests(tmp_path) == before
+
+
+def test_another_format_or_other_sources_are_refused_and_named(tmp_path):
+    CacheWriter(tmp_path, header(), [("a.tar", 2)])
+    with pytest.raises(CacheError, match="format: 'parquet' against 'hdf5'"):
+        CacheWriter(tmp_path, header("parquet"), [("a.tar", 2)])
+    with pytest.raises(CacheError, match="sources"):
+        CacheWriter(tmp_path, header(), [("a.tar", 3)])
+
+
+def test_newer_libraries_may_take_up_the_work(tmp_path):
+    CacheWriter(tmp_path, header(), [("a.tar", 2)])
+    writer = CacheWriter(tmp_path, header(libraries={"numpy": "3"}), [("a.tar", 2)])
+    writer.write("a.tar", ["x", "y"], vectors(2, 4))
+    assert writer.seal().libraries == {"numpy": "3"}
+
+
+def test_interrupted_write_leaves_no_cache_and_the_next_run_goes_on(tmp_path, format_, digests):
+    counts = [("a.tar", 3), ("b.tar", 0), ("c.tar", 4)]
+    keys, rows = {name: keys_of(n) for name, n in counts}, {name: vectors(n, 4, n) for name, n in counts}
+
+    def run(root, stop_before=None):
+        writer = CacheWriter(root, header(format_), counts)
+        written = []
+        for name, _ in counts:
+            if name == stop_before:
+                raise KeyboardInterrupt
+            if name not in writer:
+                writer.write(name, keys[name], rows[name])
+                written.append(name)
+        writer.seal()
+        return written
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "a", stop_before="c.tar")
+    with pytest.raises(CacheError, match="unfinished cache; run the same extract-features command again"):
+        FeatureCache(tmp_path / "a")
+    assert run(tmp_path / "a") == ["c.tar"]
+    assert run(tmp_path / "b") == ["a.tar", "b.tar", "c.tar"]
+    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+    assert run(tmp_path / "a") == []
+
+
+def test_seal_with_a_missing_shard_is_refused(tmp_path):
+    writer = CacheWriter(tmp_path, header(), [("a.tar", 1), ("b.tar", 1)])
+    writer.write("a.tar", ["k"], vectors(1, 4))
+    with pytest.raises(CacheError, match=r"1 shards are not written yet, the first is b\.tar"):
+        writer.seal()
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def test_a_finished_shard_that_was_cut_is_written_again(tmp_path, format_):
+    writer = CacheWriter(tmp_path, header(format_), [("a.tar", 2), ("b.tar", 1)])
+    info = writer.write("a.tar", ["x", "y"], vectors(2, 4))
+    (tmp_path / info.file).write_bytes(b"")
+    assert "a.tar" not in CacheWriter(tmp_path, header(format_), [("a.tar", 2), ("b.tar", 1)])
+
+
+@pytest.mark.parametrize(
+    ("keys", "bad"),
+    [(["a", "b"], []), (["a", "b", "c", "d"], []), (["a", "b"], [1, 1]), (["a", "b"], [3]), (["a", "b", "c"], [0])],
+    ids=["lost", "invented", "twice", "outside", "one-too-many"],
+)
+def test_rows_that_do_not_add_up_are_refused(tmp_path, keys, bad):
+    writer = CacheWriter(tmp_path, header(), [("a.tar", 3)])
+    with pytest.raises(CacheError, match=r"a\.tar: 3 rows in"):
+        writer.write("a.tar", keys, vectors(len(keys), 4), [Bad(row, "k", "why") for row in bad])
+    assert not list(tmp_path.rglob("*.h5"))
+
+
+def test_quarantined_rows_are_listed_with_source_row_key_and_reason(tmp_path, format_):
+    writer = CacheWriter(tmp_path, header(format_), [("a.tar", 3), ("b.tar", 1), ("c.tar", 1)])
+    writer.write("c.tar", [], vectors(0, 4), [Bad(0, "né", "gone")])
+    writer.write("a.tar", ["y"], vectors(1, 4), [Bad(2, "z", "torn"), Bad(0, "x", "empty")])
+    writer.write("b.tar", ["w"], vectors(1, 4))
+    manifest = writer.seal()
+    assert [info.bad for info in manifest.shards] == [(0, 2), (), (0,)]
+    lines = (tmp_path / "quarantine.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"source": "a.tar", "row": 0, "key": "x", "reason": "empty"},
+        {"source": "a.tar", "row": 2, "key": "z", "reason": "torn"},
+        {"source": "c.tar", "row": 0, "key": "né", "reason": "gone"},
+    ]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e6])
+def test_values_that_the_dtype_cannot_hold_are_refused(tmp_path, format_, value):
+    rows = vectors(3, 4)
+    rows[1, 2] = value
+    with pytest.raises(CacheError, match=r"a\.tar, stored row 1: the vector is not finite as float16"):
+        CacheWriter(tmp_path, header(format_), [("a.tar", 3)]).write("a.tar", ["x", "y", "z"], rows)
+
+
+@pytest.mark.parametrize("key", ["a\tb", "a\nb", "a\0b", "a\rb", "\ufeffa", " a "])
+def test_an_awkward_key_is_stored_as_it_is_or_refused_with_a_way_out(tmp_path, format_, key):
+    writer = CacheWriter(tmp_path, header(format_), [("a.tar", 2)])
+    try:
+        writer.write("a.tar", ["x", key], vectors(2, 4))
+    except CacheError as error:
+        assert str(error).startswith("a.tar, row 1: the key") and "use --format" in str(error)
+        return
+    writer.seal()
+    cache = FeatureCache(tmp_path)
+    assert cache.read(cache.manifest.shards[0])[0] == ["x", key]
+
+
+@pytest.mark.parametrize(
+    "sources",
+    [
+        ["a.tar", "a.csv"],
+        ["s.txt", "s.csv", "s.txt.gz"],
+        ["s.txt.gz", "s.txt", "s.csv", "s.txt.gz.x"],
+        ["x/a.tar", "y/a.tar"],
+        ["photos", "photos.tar"],
+        ["v1.5", "v1.6"],
+        ["."],
+    ],
+)
+def test_every_source_has_a_shard_file_of_its_own(tmp_path, format_, sources):
+    writer = CacheWriter(tmp_path, header(format_), [(name, 1) for name in sources])
+    for i, name in enumerate(sources):
+        writer.write(name, [name], np.full((1, 4), i, dtype=np.float32))
+    writer.seal()
+    cache = FeatureCache(tmp_path)
+    assert cache[:][:, 0].tolist() == list(range(len(sources)))
+    assert len({info.file for info in cache.manifest.shards}) == len(sources)
+
+
+def test_a_place_that_cannot_be_written_is_a_cache_error(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CacheError, match="cannot be written.*choose another --out"):
+        CacheWriter(tmp_path / "file" / "cache", header(), [("a.tar", 1)])
+
+
+FINITE = st.floats(-60000, 60000, width=16)
+SHARDS = st.integers(1, 5).flatmap(
+    lambda dim: st.lists(
+        st.integers(0, 6).flatmap(lambda n: hnp.arrays(np.float16, (n, dim), elements=FINITE)), min_size=1, max_size=4
+    )
+)
+KEY = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\t\n\0"), max_size=12)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(shards=SHARDS, data=st.data())
+def test_any_content_makes_the_round_trip(tmp_path_factory, format_, dtype, shards, data):
+    root: Path = tmp_path_factory.mktemp("cache")
+    keys = [data.draw(st.lists(KEY, min_size=len(rows), max_size=len(rows))) for rows in shards]
+    sources = [(f"{i}", len(rows)) for i, rows in enumerate(shards)]
+    writer = CacheWriter(root, header(format_, dtype, shards[0].shape[1]), sources)
+    for (name, _), k, rows in zip(sources, keys, shards, strict=True):
+        writer.write(name, k, rows.astype(np.float32))
+    writer.seal()
+    cache, expected = FeatureCache(root), np.concatenate(shards).astype(dtype)
+    assert [cache.read(info)[0] for info in cache.manifest.shards] == keys
+    wanted = data.draw(st.lists(st.integers(0, len(expected) - 1), max_size=12)) if len(expected) else []
+    np.testing.assert_array_equal(cache[wanted], expected[wanted])
+    assert cache.verify(sha256=True) == len(shards)

@@ -1,0 +1,141 @@
+"""What every loss term keeps, also one that somebody adds next year: parametrised over what is found on disk."""
+
+import inspect
+
+import pytest
+import torch
+
+from dimefm.errors import RecipeError
+from dimefm.losses import Features, Objective, Weighted, resolve, terms
+
+B, N, D = 6, 9, 16
+
+
+@pytest.fixture(params=terms())
+def term(request):
+    return resolve(request.param, {})
+
+
+def leaves(seed, term, dtype=torch.float32):
+    """Return un-normalised rows (image [B, D], text [N, D]; N = B where the term needs pairs)."""
+    draw = torch.Generator().manual_seed(seed)
+    n = B if "pairs" in term.needs else N
+    return torch.randn(B, D, generator=draw).to(dtype), torch.randn(n, D, generator=draw).to(dtype)
+
+
+def towers(term, dtype=torch.float32):
+    """Return (student leaves, teacher leaves, call): ``call()`` computes the loss from the leaves as they are."""
+    student, teacher = leaves(1, term, dtype), leaves(2, term, dtype)
+    return student, teacher, lambda: term(Features.of(*student, 20.0), Features.of(*teacher, 20.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_is_a_finite_scalar_in_float32_or_better(term, dtype):
+    _, _, loss = towers(term, dtype)
+    value = loss()
+    assert value.shape == ()
+    assert value.dtype == (torch.float64 if dtype is torch.float64 else torch.float32)
+    assert torch.isfinite(value)
+
+
+def test_half_precision_rows_lose_only_their_own_rounding(term):
+    student, teacher, loss = towers(term, torch.bfloat16)
+    exact = term(Features.of(*(r.double() for r in student), 20.0), Features.of(*(r.double() for r in teacher), 20.0))
+    assert loss().item() == pytest.approx(exact.item(), rel=1e-4, abs=1e-5)
+
+
+def test_leaves_the_teacher_alone(term):
+    student, teacher, loss = towers(term)
+    before = [rows.clone() for rows in (*student, *teacher)]
+    for rows in student:
+        rows.requires_grad_()
+    loss().backward()
+    assert student[0].grad.abs().sum() > 0
+    assert all(rows.grad is None for rows in teacher)
+    assert all(torch.equal(a, b) for a, b in zip(before, (*student, *teacher), strict=True))
+
+
+def test_does_not_depend_on_the_order_of_rows(term):
+    student, teacher, loss = towers(term)
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    sentences = order if "pairs" in term.needs else torch.tensor([8, 3, 0, 5, 7, 1, 4, 2, 6])
+    turned = [Features.of(image[order], text[sentences], 20.0) for image, text in (student, teacher)]
+    torch.testing.assert_close(term(*turned), loss(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_small_step_of_the_student_lowers_it(term):
+    student, _, loss = towers(term, torch.float64)
+    student[0].requires_grad_()
+    before = loss()
+    before.backward()
+    with torch.no_grad():
+        student[0].sub_(1e-3 * student[0].grad / student[0].grad.norm())
+    assert loss() < before
+
+
+def test_states_shapes_and_source(term):
+    words = inspect.getdoc(term)
+    assert "[B" in words
+    assert "Source:" in words
+
+
+def test_options_have_defaults_and_are_named(term):
+    for option in inspect.signature(term).parameters.values():
+        if option.kind is option.KEYWORD_ONLY:
+            assert option.default is not option.empty
+    assert list(inspect.signature(term).parameters)[:2] == ["student", "teacher"]
+
+
+@pytest.mark.parametrize("name", terms())
+def test_an_unknown_option_is_refused(name):
+    known = [p.name for p in inspect.signature(resolve(name, {})).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    wrong = f"{known[0]}e" if known else "no_such_option"
+    with pytest.raises(RecipeError, match=f"'{name}' has no option '{wrong}'") as error:
+        resolve(name, {wrong: 1.0})
+    assert not known or f"did you mean '{known[0]}'?" in str(error.value)
+
+
+@pytest.mark.parametrize("name", terms())
+def test_the_objective_adds_weight_times_value(name):
+    student, teacher, loss = towers(resolve(name, {}))
+    given = resolve(name, {}).needs
+    values = Objective([Weighted(name, 0.25)], given=given)(Features.of(*student, 20.0), Features.of(*teacher, 20.0))
+    assert set(values) == {"total", name}
+    torch.testing.assert_close(values[name], loss())
+    torch.testing.assert_close(values["total"], 0.25 * loss())
+
+
+def test_the_objective_is_a_sum():
+    student, teacher, _ = towers(resolve("dime.vl", {}))
+    sides = Features.of(*student, 20.0), Features.of(*teacher, 20.0)
+    values = Objective([Weighted("dime.vl", 0.7), Weighted("dime.pvl", 0.3, {"temperature": 2.0})])(*sides)
+    expected = 0.7 * resolve("dime.vl", {})(*sides) + 0.3 * resolve("dime.pvl", {})(*sides, temperature=2.0)
+    torch.testing.assert_close(values["total"], expected)
+
+
+@pytest.mark.parametrize("name", [name for name in terms() if resolve(name, {}).needs])
+def test_the_objective_refuses_data_without_what_a_term_needs(name):
+    with pytest.raises(RecipeError, match=f"'{name}' needs "):
+        Objective([Weighted(name, 1.0)])
+
+
+@pytest.mark.parametrize(
+    ("weighted", "words"),
+    [
+        ([], "no loss is given"),
+        ([Weighted("dime.vl", 0.0)], "weight 0 and would do nothing"),
+        ([Weighted("dime.vl", -1.0)], "give it a positive weight"),
+        ([Weighted("dime.vl", float("nan"))], "give it a positive weight"),
+        ([Weighted("dime.vll", 1.0)], "did you mean 'dime.vl'"),
+        ([Weighted("vl", 1.0)], "unknown loss 'vl'"),
+        ([Weighted("dime._features", 1.0)], "unknown loss"),
+        ([Weighted("dime.vl", 1.0, {"temprature": 1.0})], "did you mean 'temperature'"),
+        ([Weighted("dime.vl", 1.0, {"temperature": "1"})], "temperature is '1'; expected a positive number"),
+        ([Weighted("dime.vl", 1.0, {"temperature": 0.0})], "temperature is 0.0; expected a positive number"),
+    ],
+)
+def test_the_objective_refuses(weighted, words):
+    with pytest.raises(RecipeError) as error:
+        Objective(weighted)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)

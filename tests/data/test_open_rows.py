@@ -1,0 +1,200 @@
+"""From what the user names to shards: lists, patterns, folders, a data root; and every way that this can be wrong."""
+
+import os
+
+import pytest
+
+from dimefm.data import Columns, open_rows
+from dimefm.errors import DataError
+
+
+@pytest.fixture
+def tree(tmp_path, picture):
+    """Return a folder: texts/{a,b,c}.txt, photos/{1,2}.png, mixed/{a.txt, b.jsonl}."""
+    for name in "abc":
+        path = tmp_path / "texts" / f"{name}.txt"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"{name} one\n{name} two\n")
+    (tmp_path / "photos").mkdir()
+    for i in (1, 2):
+        (tmp_path / "photos" / f"{i}.png").write_bytes(picture(i))
+    (tmp_path / "mixed").mkdir()
+    (tmp_path / "mixed" / "a.txt").write_text("plain\n")
+    (tmp_path / "mixed" / "b.jsonl").write_text('"quoted"\n')
+    return tmp_path
+
+
+def names(rows):
+    return [shard.name for shard in rows.shards]
+
+
+def test_a_list_is_read_in_its_order_without_comments_and_blank_lines(tree):
+    (tree / "x.list").write_text("# three shards\n\ntexts/c.txt\n  texts/a.txt  \n#texts/b.txt\n")
+    for rows in (open_rows([tree / "x.list"], "text"), open_rows(["x.list"], "text", dataroot=tree)):
+        assert [row.texts[0] for row in rows] == ["c one", "c two", "a one", "a two"]
+    assert names(open_rows(["x.list"], "text", dataroot=tree)) == ["texts/c.txt", "texts/a.txt"]
+
+
+def test_a_list_elsewhere_is_relative_to_the_dataroot(tree, tmp_path_factory):
+    lists = tmp_path_factory.mktemp("lists")
+    (lists / "x.list").write_text("texts/b.txt")
+    assert names(open_rows([lists / "x.list"], "text", dataroot=tree)) == ["texts/b.txt"]
+    with pytest.raises(DataError, match=r"texts/b\.txt: no such file or folder.*--dataroot"):
+        open_rows([lists / "x.list"], "text")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "the list is empty"),
+        (b"# only words\n\n", "the list is empty"),
+        (b"\xff\xfe\x00", "not UTF-8"),
+        (b"texts/a.txt\nx.list\n", "names another list"),
+        (b"texts/none.txt", "no such file"),
+        (b"texts/a.txt\ntexts/a.txt\n", "named twice"),
+        (b"texts/a.txt\ntexts/../texts/a.txt\n", "named twice"),
+    ],
+)
+def test_a_list_that_cannot_be_meant_is_refused(tree, content, reason):
+    (tree / "x.list").write_bytes(content)
+    with pytest.raises(DataError, match=reason):
+        open_rows([tree / "x.list"], "text")
+
+
+def test_a_pattern_gives_its_matches_sorted(tree):
+    assert names(open_rows([tree / "texts/[ac].txt"], "text")) == ["a.txt", "c.txt"]
+    assert names(open_rows(["texts/*.txt"], "text", dataroot=tree)) == ["texts/a.txt", "texts/b.txt", "texts/c.txt"]
+    with pytest.raises(DataError, match="no pattern that matches"):
+        open_rows([tree / "texts/*.tar"], "text")
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tree):
+    (tree / "odd[1].txt").write_text("odd\n")
+    assert open_rows([tree / "odd[1].txt"], "text")[0].texts == ("odd",)
+
+
+def test_a_folder_of_shards_is_its_shards_and_a_folder_of_images_is_one_source(tree):
+    assert names(open_rows([tree / "texts"], "text")) == ["a.txt", "b.txt", "c.txt"]
+    assert names(open_rows([tree / "photos"], "image")) == ["photos"]
+    assert [row.key for row in open_rows([tree / "photos"], "image")] == ["1.png", "2.png"]
+
+
+def test_class_names_beside_shards_are_not_sentences(tree):
+    (tree / "texts" / "classnames.txt").write_text("cat\n")
+    (tree / "texts" / "templates.txt").write_text("a {}\n")
+    assert names(open_rows([tree / "texts"], "text")) == ["a.txt", "b.txt", "c.txt"]
+
+
+def test_the_input_format_limits_what_a_folder_gives(tree):
+    assert names(open_rows([tree / "mixed"], "text")) == ["a.txt", "b.jsonl"]
+    assert names(open_rows([tree / "mixed"], "text", input_format="jsonl")) == ["b.jsonl"]
+
+
+def test_sources_keep_their_order_and_get_names_below_their_common_folder(tree):
+    rows = open_rows([tree / "texts/b.txt", tree / "mixed", tree / "texts/a.txt"], "text")
+    assert names(rows) == ["texts/b.txt", "mixed/a.txt", "mixed/b.jsonl", "texts/a.txt"]
+    assert [rows[i].texts[0] for i in range(len(rows))] == ["b one", "b two", "plain", "quoted", "a one", "a two"]
+
+
+def test_names_do_not_depend_on_where_the_command_runs(tree, monkeypatch):
+    monkeypatch.chdir(tree / "texts")
+    assert names(open_rows(["a.txt", "b.txt"], "text")) == ["a.txt", "b.txt"]
+    monkeypatch.chdir(tree)
+    assert names(open_rows(["texts/a.txt", "texts/b.txt"], "text")) == ["a.txt", "b.txt"]
+    assert open_rows([os.path.relpath(tree / "photos")], "image").shards[0].name == "photos"
+
+
+@pytest.mark.parametrize(
+    ("sources", "options", "reason"),
+    [
+        (["nowhere"], {}, "nowhere: no such file or folder"),
+        (["texts/a.txt"], {"dataroot": "none"}, "--dataroot .*none: there is no such folder"),
+        ([], {}, "no text source was given"),
+        (["texts", "texts/b.txt"], {}, r"b\.txt is named twice"),
+        (["texts/a.txt"], {"input_format": "txt"}, "unknown source 'txt': did you mean 'text'"),
+        (["photos/1.png"], {}, r"1\.png: cannot tell its format for text rows.*say --input-format"),
+        (["photos"], {"kind": "pair", "input_format": "folder"}, None),
+    ],
+)
+def test_a_source_that_cannot_be_meant_is_refused(tree, sources, options, reason):
+    options = {"kind": "text", "dataroot": tree, **options}
+    if options["dataroot"] != tree:
+        options["dataroot"] = tree / options["dataroot"]
+    if reason is None:
+        assert open_rows(sources, **options)[0].image
+        return
+    with pytest.raises(DataError, match=reason):
+        open_rows(sources, **options)
+
+
+def test_a_source_outside_the_dataroot_is_refused(tree):
+    with pytest.raises(DataError, match="lies outside --dataroot"):
+        open_rows([tree / "texts/a.txt"], "text", dataroot=tree / "photos")
+
+
+def test_an_empty_folder_says_that_it_holds_no_images(tmp_path):
+    with pytest.raises(DataError, match="no image files .* and no shards"):
+        open_rows([tmp_path], "image")
+
+
+def test_a_tsv_that_could_be_two_things_asks_for_its_format(tmp_path):
+    (tmp_path / "x.tsv").write_text("id\tsentence\n1\ta cat\n")
+    with pytest.raises(DataError, match="could be table or tsv.*--input-format"):
+        open_rows([tmp_path / "x.tsv"], "text")
+    assert [row.texts for row in open_rows([tmp_path / "x.tsv"], "text", input_format="table")] == [("a cat",)]
+    assert len(open_rows([tmp_path / "x.tsv"], "text", input_format="tsv")) == 2
+
+
+@pytest.mark.parametrize("separator", [";", "|", "\t", " "])
+def test_a_table_may_have_another_separator_and_other_columns(tmp_path, separator):
+    (tmp_path / "x.csv").write_text(separator.join(["words", "nr"]) + "\n" + separator.join(["cat", "7"]) + "\n")
+    rows = open_rows([tmp_path / "x.csv"], "text", columns=Columns(text="words", key="nr", separator=separator))
+    assert [(row.key, row.texts) for row in rows] == [("7", ("cat",))]
+
+
+@pytest.mark.parametrize(
+    ("content", "columns", "reason"),
+    [
+        ("a,b\n1,2\n", {}, "no text column; expected one of .*title.*, found: a, b; name it with --text-column"),
+        ("title\nx\n", {"text": "caption"}, "no column 'caption' for the text; columns found: title"),
+        ("", {}, "the table is empty"),
+        ("title\nx\n", {"separator": "||"}, "--separator .*expected one character"),
+    ],
+)
+def test_a_table_without_the_wanted_column_is_refused(tmp_path, content, columns, reason):
+    (tmp_path / "x.csv").write_text(content)
+    with pytest.raises(DataError, match=reason):
+        open_rows([tmp_path / "x.csv"], "text", columns=Columns(**columns))
+
+
+def test_quoted_cells_may_hold_separators_and_newlines(tmp_path):
+    (tmp_path / "x.csv").write_text('title\n"a, b\nc ""d"""\nplain\n\n')
+    assert [row.texts[0] for row in open_rows([tmp_path / "x.csv"], "text")] == ['a, b\nc "d"', "plain"]
+
+
+@pytest.mark.parametrize("name", ["x.tar", "x.parquet", "x.txt.gz", "x.jsonl.gz"])
+def test_a_file_that_is_not_what_its_name_says_is_refused(tmp_path, name):
+    (tmp_path / name).write_bytes(b"<html>not found</html>")
+    with pytest.raises(DataError, match=f"{name}: not .*fetch or write it again"):
+        open_rows([tmp_path / name], "image" if name in ("x.tar", "x.parquet") else "text")
+
+
+def test_file_names_that_are_not_utf8_are_read_under_a_readable_key(tmp_path, picture):
+    path = os.fsencode(tmp_path) + b"/caf\xe9.png"
+    with open(path, "wb") as file:
+        file.write(picture(0))
+    rows = open_rows([tmp_path], "image")
+    assert rows[0].image == picture(0)
+    assert rows[0].key == rows.shards[0].keys()[0] == "caf\\udce9.png"
+
+
+def test_large_folders_become_several_shards_in_order(tree, picture, monkeypatch):
+    from dimefm.data.formats import folder
+
+    monkeypatch.setattr(folder, "ROWS_PER_SHARD", 3)
+    for i in range(3, 9):
+        (tree / "photos" / f"{i}.png").write_bytes(picture(i))
+    rows = open_rows([tree / "photos"], "image")
+    assert names(rows) == ["photos/00000", "photos/00001", "photos/00002"]
+    assert [row.key for row in rows] == [f"{i}.png" for i in range(1, 9)]
+    assert [rows[i].image for i in (7, 0, 3)] == [picture(8), picture(1), picture(4)]

@@ -1,0 +1,79 @@
+"""The documentation is true: every command is described, every link leads somewhere, the README's session runs."""
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from dimefm.cli import main
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted((ROOT / "docs").glob("*.md"))
+
+
+def commands(group: click.Group, prefix: str = "dimefm"):
+    """Yield (full name, command) of every command below ``group``."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        found = group.get_command(context, name)
+        yield f"{prefix} {name}", found
+        if isinstance(found, click.Group):
+            yield from commands(found, f"{prefix} {name}")
+
+
+COMMANDS = dict(commands(main))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_documented(name):
+    assert any(name in page.read_text(encoding="utf-8") for page in PAGES)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_and_option_has_help(name):
+    command = COMMANDS[name]
+    assert command.help
+    assert isinstance(command, click.Group) or "Example:" in command.help
+    for option in command.params:
+        if isinstance(option, click.Option):
+            assert option.help or isinstance(option.type, click.Choice) or option.metavar, option.name
+
+
+def readme_options() -> list[tuple[str, str]]:
+    """Return (command, option) for each option that a page uses."""
+    found = []
+    for page in PAGES:
+        for line in page.read_text(encoding="utf-8").replace("\\\n", " ").splitlines():
+            line = line.strip().removeprefix("$ ")
+            name = next((name for name in sorted(COMMANDS, key=len, reverse=True) if line.startswith(name + " ")), None)
+            if name:
+                found += [(name, option) for option in re.findall(r"(?<= )--[a-z0-9-]+", line)]
+    return sorted(set(found))
+
+
+@pytest.mark.parametrize(("name", "option"), readme_options())
+def test_documented_options_exist(name, option):
+    assert option in {flag for parameter in COMMANDS[name].params for flag in (*parameter.opts, *parameter.secondary_opts)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+        assert target.startswith("http") or (page.parent / target).exists(), target
+
+
+def test_the_session_of_the_readme_runs(quickstarted, tmp_path, monkeypatch):
+    (tmp_path / "quickstart").symlink_to(quickstarted)
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    session = [line[2:] for block in re.findall(r"```console\n(.*?)```", text, re.S) for line in block.splitlines()]
+    assert len(session) > 4
+    for line in session:
+        result = CliRunner().invoke(main, shlex.split(line)[1:])
+        assert result.exit_code == 0, f"{line}\n{result.output}"
+    for snippet in re.findall(r"```python\n(.*?)```", text, re.S):
+        exec(compile(snippet, "README.md", "exec"), {})
+    assert (tmp_path / "cache/student/manifest.json").exists()

@@ -1,0 +1,235 @@
+"""A run that was interrupted ends with the bytes of one that was not."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dimefm.errors import DimefmError, ModelError, RecipeError
+from dimefm.train import Run, train
+from dimefm.training import checkpoint
+
+TIMINGS = ("rows_per_s", "data_share")
+WEIGHTS = ("image_tower.safetensors", "open_clip_model.safetensors")
+
+
+def quiet(line):
+    """Take a line of progress and say nothing."""
+
+
+def lines(out):
+    found = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMINGS} for line in found]
+
+
+def outcome(out):
+    """Return everything of a finished run that must not depend on when it was interrupted."""
+    weights = next(out / name for name in WEIGHTS if (out / name).exists())
+    newest = checkpoint.checkpoints(out)[-1]
+    record = json.loads((out / "run.json").read_text())
+    bad = (out / "bad_rows.jsonl").read_text() if (out / "bad_rows.jsonl").exists() else ""
+    optimizer = (newest / "optimizer.safetensors").read_bytes()
+    return weights.read_bytes(), (newest / "model.safetensors").read_bytes(), optimizer, lines(out), record, bad
+
+
+def runs_of(world):
+    """Return the recipes that resuming is tested on."""
+    captions = [f"number {n} of many" for n in range(9)]
+    return {
+        "image tower": world.recipe(student=str(world.noisy), save_every=3),
+        "clip from pairs": world.clip_recipe(images=[str(world.pairs(captions))], save_every=3),
+        "accumulated": world.recipe(student=str(world.noisy), save_every=3, accum_freq=2, log_every=2),
+    }
+
+
+@pytest.fixture(params=["image tower", "clip from pairs", "accumulated"])
+def recipe(world, request):
+    return runs_of(world)[request.param]
+
+
+def back_to(run, copy, step):
+    """Copy a finished run's folder as it stood right after checkpoint ``step``."""
+    shutil.copytree(run, copy)
+    for name in ("run.json", "open_clip_config.json", *WEIGHTS):
+        (copy / name).unlink(missing_ok=True)
+    for folder in checkpoint.checkpoints(copy):
+        if int(folder.name) > step:
+            shutil.rmtree(folder)
+    assert [int(folder.name) for folder in checkpoint.checkpoints(copy)] == [step]
+
+
+def test_six_steps_equal_three_and_three(world, recipe):
+    whole = train(recipe, world.root / "whole", echo=quiet)
+    back_to(whole, world.root / "halves", 3)
+    said = []
+    halves = train(recipe, world.root / "halves", resume=True, echo=said.append)
+    assert said == [f"resumed after step 3 from {halves / 'checkpoints' / '00000003'}"]
+    assert outcome(halves) == outcome(whole)
+
+
+def test_twice_the_same_run_is_the_same_run(world, recipe):
+    ours, theirs = (outcome(train(recipe, world.root / name, echo=quiet)) for name in ("one", "two"))
+    assert ours == theirs
+
+
+def test_another_seed_is_another_run(world, recipe):
+    ours = train(recipe, world.root / "one", echo=quiet)
+    theirs = train(dataclasses.replace(recipe, seed=1), world.root / "two", echo=quiet)
+    assert outcome(ours)[0] != outcome(theirs)[0]
+
+
+@pytest.mark.parametrize("killed_at", [1, 3, 4, 5])
+def test_killed_in_the_middle_it_goes_on_as_if_nothing_had_been(world, recipe, monkeypatch, killed_at):
+    whole = train(recipe, world.root / "whole", echo=quiet)
+    step = Run.step
+
+    def dies(self, number, loading):
+        if number == killed_at:
+            raise KeyboardInterrupt
+        return step(self, number, loading)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "step", dies)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, world.root / "killed", echo=quiet)
+    assert not (world.root / "killed" / "run.json").exists()
+    assert outcome(train(recipe, world.root / "killed", resume=True, echo=quiet)) == outcome(whole)
+
+
+def test_rows_left_out_before_the_interruption_are_listed_and_counted_once(world, monkeypatch):
+    world.write_images(broken={1, 8, 14})
+    recipe = world.recipe(save_every=2, steps=8)
+    whole = train(recipe, world.root / "whole", echo=quiet)
+    step = Run.step
+
+    def dies(self, number, loading):
+        if number == 5:
+            raise KeyboardInterrupt
+        return step(self, number, loading)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "step", dies)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, world.root / "killed", echo=quiet)
+    found = outcome(train(recipe, world.root / "killed", resume=True, echo=quiet))
+    assert found == outcome(whole)
+    assert found[3][-1]["bad_rows"] == len(found[5].splitlines()) > 3
+
+
+def test_resuming_where_nothing_is_starts_anew(world):
+    recipe = world.recipe(steps=2)
+    fresh = train(recipe, world.root / "fresh", resume=True, echo=quiet)
+    assert outcome(fresh) == outcome(train(recipe, world.root / "plain", echo=quiet))
+
+
+def test_an_unfinished_run_is_not_overwritten_and_another_recipe_does_not_resume_it(world):
+    whole = train(world.recipe(save_every=3), world.root / "whole", echo=quiet)
+    back_to(whole, world.root / "half", 3)
+    with pytest.raises(ModelError, match="unfinished run; go on with --resume"):
+        train(world.recipe(save_every=3), world.root / "half", echo=quiet)
+    with pytest.raises(RecipeError, match="another recipe .*lr: 0.01 against 0.0008"):
+        train(world.recipe(save_every=3, lr=0.01), world.root / "half", resume=True, echo=quiet)
+    with pytest.raises(ModelError, match="finished run already"):
+        train(world.recipe(save_every=3), whole, resume=True, echo=quiet)
+    assert train(world.recipe(save_every=2, workers=1), world.root / "half", resume=True, echo=quiet)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(world):
+    recipe = world.recipe(save_every=2)
+    whole = train(recipe, world.root / "whole", echo=quiet)
+    half = world.root / "half"
+    shutil.copytree(whole, half)
+    (half / "run.json").unlink()
+    newest, optimizer = checkpoint.checkpoints(half)[-1], "optimizer.safetensors"
+    (newest / optimizer).write_bytes((newest / optimizer).read_bytes()[:100])
+    with pytest.raises(ModelError, match="00000006.*damaged") as error:
+        train(recipe, half, resume=True, echo=quiet)
+    assert "\n" not in str(error.value)
+    shutil.rmtree(newest)
+    assert outcome(train(recipe, half, resume=True, echo=quiet)) == outcome(whole)
+
+
+def test_a_checkpoint_without_its_last_file_is_not_one(world):
+    recipe = world.recipe(save_every=3)
+    whole = train(recipe, world.root / "whole", echo=quiet)
+    (checkpoint.checkpoints(whole)[-1] / "state.json").unlink()
+    assert [folder.name for folder in checkpoint.checkpoints(whole)] == ["00000003"]
+
+
+def test_only_the_newest_checkpoints_are_kept(world):
+    out = train(world.recipe(save_every=1, keep=2), world.root / "run", echo=quiet)
+    assert [folder.name for folder in checkpoint.checkpoints(out)] == ["00000005", "00000006"]
+
+
+def gradients(run, batches):
+    """Return the gradients of the mean loss over ``batches`` without touching the run's optimizer."""
+    run.student.zero_grad(set_to_none=True)
+    (sum(run.losses(batch)["total"] for batch in batches) / len(batches)).backward()
+    return {name: parameter.grad.clone() for name, parameter in run.student.named_parameters()}
+
+
+def test_accumulation_deals_the_rows_of_the_large_batch_and_averages_the_gradients_of_the_small_ones(world):
+    """What holds exactly: accum_freq = 2 at half the batch size sees the same rows in the same order as the whole batch,
+    and its gradient is the mean of the two half batches' gradients. It is not the gradient of the whole batch: each of
+    these losses compares the rows of one batch with each other, and halves have fewer rows to compare."""
+    whole = Run(world.recipe(batch_size=6, steps=3), world.root / "whole", False, quiet)
+    halves = Run(world.recipe(batch_size=3, steps=3, accum_freq=2), world.root / "halves", False, quiet)
+    for step in range(3):
+        large, small = whole.batches(step), [halves.batches(2 * step), halves.batches(2 * step + 1)]
+        assert torch.equal(torch.cat([part.teacher_image for part in small]), large.teacher_image)
+        assert torch.equal(torch.cat([part.teacher_text for part in small]), large.teacher_text)
+    expected = gradients(halves, [halves.batches(0), halves.batches(1)])
+    record = halves.step(0, iter([halves.batches(0), halves.batches(1)]))
+    for name, parameter in halves.student.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6)
+    assert record["rows"] == 6
+    assert record["grad_norm"] == pytest.approx(torch.stack([g.norm() for g in expected.values()]).norm().item(), rel=1e-4)
+
+
+def test_the_gradient_is_clipped_to_the_recipes_norm(world):
+    free = Run(world.recipe(), world.root / "free", False, quiet)
+    clipped = Run(world.recipe(grad_clip_norm=0.01), world.root / "clipped", False, quiet)
+    norms = [run.step(0, iter([run.batches(0)]))["grad_norm"] for run in (free, clipped)]
+    assert norms[0] == norms[1] > 0.01
+    found = torch.stack([p.grad.norm() for p in clipped.student.parameters()]).norm().item()
+    assert found == pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_checkpoint(world):
+    recipe = world.recipe(lr=1e30, warmup=0.0, save_every=1)
+    with pytest.raises(DimefmError, match=r"step \d: the .* is (nan|inf); .*checkpoints/0000000\d; lower --lr") as error:
+        train(recipe, world.root / "run", echo=quiet)
+    step = int(str(error.value).split()[1].rstrip(":"))
+    newest = checkpoint.checkpoints(world.root / "run")[-1]
+    assert int(newest.name) == step - 1
+    assert all(torch.isfinite(tensor).all() for tensor in load_file(newest / "model.safetensors").values())
+    assert not (world.root / "run" / "run.json").exists()
+
+
+def test_a_loss_that_is_not_finite_at_once_says_that_there_is_no_checkpoint(world):
+    recipe = world.recipe(logit_scale=1e38)
+    with pytest.raises(DimefmError, match="step 1: the (loss|gradient's norm) is (nan|inf); no checkpoint was written yet"):
+        train(recipe, world.root / "run", echo=quiet)
+
+
+def test_the_learned_scale_stays_within_clips_bounds(world):
+    recipe = world.clip_recipe(images=[str(world.pairs(["a", "b", "c", "d"]))], lr=1.0, warmup=0.0, steps=8, batch_size=4)
+    out = train(recipe, world.root / "run", echo=quiet)
+    assert 0 <= load_file(out / "open_clip_model.safetensors")["logit_scale"].item() <= 4.6053
+
+
+def test_bf16_autocast_trains_and_keeps_float32_weights(world):
+    out = train(world.recipe(precision="bf16", steps=2), world.root / "run", echo=quiet)
+    assert {tensor.dtype for tensor in load_file(out / "image_tower.safetensors").values()} == {torch.float32}
+    ours, exact = lines(out), lines(train(world.recipe(steps=2), world.root / "exact", echo=quiet))
+    assert ours[0]["total"] == pytest.approx(exact[0]["total"], rel=0.05)
+    assert ours[0]["total"] != exact[0]["total"]
+
+
+def test_the_loss_falls(world):
+    recipe = world.recipe(steps=60, lr=3e-3, log_every=60, batch_size=17, view="center")
+    first = lines(train(world.recipe(steps=1, batch_size=17, view="center"), world.root / "one", echo=quiet))[0]["total"]
+    assert lines(train(recipe, world.root / "run", echo=quiet))[-1]["total"] < 0.8 * first
