@@ -7,6 +7,7 @@ Within a shard, threads read and decode the next batch while the encoder works o
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -110,8 +111,12 @@ def _refuse_nothing(writer: CacheWriter, out: Path) -> None:
     read = sum(info.source_rows for info in writer.done.values())
     if read and not any(info.rows for info in writer.done.values()):
         reasons = sorted((out / ".partial").glob("*.bad"))
-        first = reasons[0].read_text(encoding="utf-8").splitlines()[0]
-        raise DataError(f"{out}: none of the {read} rows could be used, so no cache was made; the first: {first}")
+        first = json.loads(reasons[0].read_text(encoding="utf-8").splitlines()[0])
+        writer.forget()
+        raise DataError(
+            f"{out}: none of the {read} rows could be used, so no cache was made; the first, {first['source']} row "
+            f"{first['row']}: {first['reason']}; mend the source, then run the same command again"
+        )
 
 
 def _header(encoder: Encoder, kind: str, settings: Settings, how: dict) -> Manifest:

@@ -56,7 +56,7 @@ class Run:
         both = recipe.text == "student"
         self.objective = Objective(
             [Weighted(n, s["weight"], {k: v for k, v in s.items() if k != "weight"}) for n, s in recipe.losses.items()],
-            given=frozenset({"pairs"} if both else ()),
+            given=frozenset({"pairs"} if both else {"teacher"}),
         )
         self.sources = open_sources(recipe, out)
         teacher = self.sources.teacher
@@ -180,7 +180,10 @@ def _claim(recipe: Recipe, out: Path, resume: bool) -> None:
     """Make ``out`` this run's folder; raise when it holds a finished, unfinished or different run."""
     if (out / runs.FILE).exists():
         raise ModelError(f"{out}: holds a finished run already; choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ModelError(f"{out}: cannot be made ({error.strerror}); choose another --out") from error
     if not checkpoint.checkpoints(out):
         return
     if not resume:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -153,6 +154,15 @@ def differences(ours: dict, theirs: dict, prefix: str = "") -> list[str]:
         a, b = ours.get(key), theirs.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
             found += differences(a, b, f"{prefix}{key}.")
+        elif isinstance(a, list | tuple) and isinstance(b, list | tuple) and max(len(a), len(b)) > 4:
+            found += _first_difference(f"{prefix}{key}", list(a), list(b))
         elif a != b and not (isinstance(a, list | tuple) and isinstance(b, list | tuple) and list(a) == list(b)):
             found.append(f"{prefix}{key}: {a!r} against {b!r}")
     return found
+
+
+def _first_difference(name: str, a: list, b: list) -> list[str]:
+    """Return how two long lists differ: their lengths and the first entries that differ."""
+    lengths = [f"{len(a)} {name} against {len(b)}"] if len(a) != len(b) else []
+    pairs = enumerate(itertools.zip_longest(a, b))
+    return lengths + [f"{name}[{i}]: {x!r} against {y!r}" for i, (x, y) in pairs if x != y][:1]

@@ -156,6 +156,10 @@ class CacheWriter:
         write_text(self._record(source), to_json(record))
         return ShardInfo(**{**record, "bad": tuple(record["bad"])})
 
+    def forget(self) -> None:
+        """Drop the records of finished shards, so that the next run reads every row again."""
+        shutil.rmtree(self.partial)
+
     def seal(self) -> Manifest:
         """Write ``quarantine.jsonl`` and, last of all, ``manifest.json``; raise CacheError when a shard is missing."""
         if self.finished is not None:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import click
 
 
+def dashed(name: str) -> str:
+    """Return an option's name with dashes: ``--use_pvl_loss``, as DIME-FM spells it, is ``--use-pvl-loss``."""
+    return name.replace("_", "-") if name.startswith("--") else name
+
+
 class ManyValues(click.Command):
     """A command whose repeatable options also take several values at once: ``--images a b c`` is ``--images a --images b
-    --images c``, so that a shell may expand a pattern there."""
+    --images c``, so that a shell may expand a pattern there. Underscores in option names are read as dashes."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Repeat the flag before each further value, then parse as usual."""
@@ -15,6 +20,8 @@ class ManyValues(click.Command):
         spelled: list[str] = []
         flag, filled = None, False
         for arg in args:
+            name, equals, value = arg.partition("=")
+            arg = dashed(name) + equals + value
             if arg.startswith("-") and arg != "-":
                 flag, filled = (arg, False) if arg in many else (None, False)
             elif flag is not None:

@@ -37,16 +37,45 @@ def open_rows(
     if len(set(paths)) < len(paths):
         twice = next(path for path in paths if paths.count(path) > 1)
         raise DataError(f"{twice} is named twice; every shard may stand once")
-    base = root or Path(os.path.commonpath([path.parent for path in paths]))
+    names = _names(paths, root)
     columns = columns or Columns()
+    _allow_open_files(len(paths))
     shards: list[Shard] = []
-    for path in paths:
-        name = Path(os.path.relpath(path, base)).as_posix()
-        if name.startswith("../"):
-            raise DataError(f"{path} lies outside --dataroot {base}; give a root that holds every source")
+    for path, name in zip(paths, names, strict=True):
         reader = plugins.module("sources", input_format or _format_of(path, kind), DataError)
         shards += reader.open_shards(path, name, kind, columns)
     return Rows(shards)
+
+
+def _names(paths: list[Path], root: Path | None) -> list[str]:
+    """Return the shards' names: paths relative to ``root``, or to the common folder of those that lie outside it."""
+    top = None if root is None else Path(os.path.abspath(root))
+    outside = [path.parent for path in paths if top is None or not path.is_relative_to(top)]
+    common = Path(os.path.commonpath(outside)) if outside else None
+    bases = [common if path.parent in outside else top for path in paths]
+    names = [path.relative_to(base).as_posix() for path, base in zip(paths, bases, strict=True)]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"two sources are both called {twice}; give a --dataroot that holds them all")
+    return names
+
+
+def _allow_open_files(shards: int) -> None:
+    """Raise this process's soft limit of open files: a shard and its features each keep one open.
+
+    Raises DataError when the system does not allow that many.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = 2 * shards + 128
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise DataError(f"{shards} shards need {needed} open files, this system allows {hard}; raise it with ulimit -n")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(needed + 1024, hard) if hard > 0 else needed + 1024, hard))
 
 
 def expand(source: str | Path, root: str | Path | None, kind: str = "image", input_format: str | None = None) -> list[Path]:
@@ -56,7 +85,8 @@ def expand(source: str | Path, root: str | Path | None, kind: str = "image", inp
     if not path.exists() and root is not None and Path(source).exists():
         path = Path(source)
     if path.suffix == ".list" and path.is_file():
-        return [found for line in read_list(path) for found in expand(line, root or path.parent, kind, input_format)]
+        top = root or path.parent
+        return [found for line in read_list(path) for found in expand(_below(top, line, path), top, kind, input_format)]
     if path.is_dir():
         inner = [] if input_format == "folder" else _shard_files(path, kind, input_format)
         return inner or [Path(os.path.abspath(path))]
@@ -66,6 +96,14 @@ def expand(source: str | Path, root: str | Path | None, kind: str = "image", inp
     if not matches:
         raise DataError(f"source {path}: no such file or folder, and no pattern that matches one; check --dataroot")
     return [found for match in matches for found in expand(os.path.abspath(match), None, kind, input_format)]
+
+
+def _below(top: Path, line: str, listed_in: Path) -> Path:
+    """Return ``top / line``; raise DataError when a list's entry leads out of ``top`` by ``..`` or as an absolute path."""
+    found = Path(os.path.abspath(top / line))
+    if not found.is_relative_to(os.path.abspath(top)):
+        raise DataError(f"{listed_in}: '{line}' leads outside {top}; give the folder that holds it with --dataroot")
+    return found
 
 
 def read_list(path: Path) -> list[str]:

@@ -47,7 +47,10 @@ Term = Any  # a function (student, teacher, *, options) -> scalar Tensor that ca
 
 
 def needs(*what: str) -> Callable[[Term], Term]:
-    """State what a term needs of its data: ``"pairs"`` (row i of image and text belong together)."""
+    """State what a term needs of its data.
+
+    ``"teacher"``: features of a teacher; ``"pairs"``: row i of image and text belong together.
+    """
 
     def mark(term: Term) -> Term:
         term.needs = frozenset(what)

@@ -23,11 +23,12 @@ class Weighted:
 class Objective:
     """A weighted sum of terms, checked when it is built.
 
-    ``given`` says what the data offer (e.g. ``{"pairs"}``). Raises RecipeError for an unknown term or option, a weight of
-    0 (a switch that silently does nothing), and a term that needs what the data lack.
+    ``given`` says what the data offer (``"teacher"``, ``"pairs"``; see :func:`~dimefm.losses.needs`). Raises RecipeError
+    for an unknown term or option, a weight of 0 (a switch that silently does nothing), and a term that needs what the
+    data lack.
     """
 
-    def __init__(self, terms: list[Weighted], given: frozenset[str] = frozenset()):
+    def __init__(self, terms: list[Weighted], given: frozenset[str] = frozenset({"teacher"})):
         if not terms:
             raise RecipeError("no loss is given; name at least one under [losses], or use --use-pvl-loss")
         self.terms = [(term, resolve(term.name, term.options)) for term in terms]
@@ -36,9 +37,12 @@ class Objective:
                 raise RecipeError(
                     f"loss '{term.name}' has weight {term.weight:g} and would do nothing; give it a positive weight"
                 )
-            lacking = function.needs - given
+            lacking = " and ".join(sorted(function.needs - given))
             if lacking:
-                raise RecipeError(f"loss '{term.name}' needs {', '.join(lacking)}, which these sources do not have")
+                raise RecipeError(
+                    f"loss '{term.name}' needs {lacking}, which these sources do not have; leave it out, or train on "
+                    f"sources with {lacking}"
+                )
 
     def __call__(self, student: Features, teacher: Features | None) -> dict[str, Tensor]:
         """Return each term's unweighted value and their weighted ``"total"``, all scalars."""

@@ -15,7 +15,7 @@ from dimefm.losses._primitives import logits, relation_kl
 __all__ = ["vl", "pvl", "udist"]
 
 
-@needs()
+@needs("teacher")
 def vl(student: Features, teacher: Features, *, temperature: float = 1.0) -> Tensor:
     """Vision-language score distillation: student images against teacher sentences, both directions.
 
@@ -27,7 +27,7 @@ def vl(student: Features, teacher: Features, *, temperature: float = 1.0) -> Ten
     return relation_kl(s, t, temperature) + relation_kl(s.T, t.T, temperature)
 
 
-@needs()
+@needs("teacher")
 def pvl(student: Features, teacher: Features, *, temperature: float = 3.0) -> Tensor:
     """Pseudo vision-language distillation: teacher images stand in for sentences.
 
@@ -39,7 +39,7 @@ def pvl(student: Features, teacher: Features, *, temperature: float = 3.0) -> Te
     return 2 * relation_kl(s, t, temperature)
 
 
-@needs()
+@needs("teacher")
 def udist(student: Features, teacher: Features, *, temperature: float = 7.0) -> Tensor:
     """Uni-modal distance preservation: similarities among student images follow those among teacher images.
 

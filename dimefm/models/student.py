@@ -37,7 +37,11 @@ def resolve(name: str, image_size: int | None = None, dim: int | None = None) ->
     if dim is not None:
         config["embed_dim"] = dim
     size = vision.setdefault("image_size", 224)
-    return Spec(config, size if isinstance(size, int) else size[0])
+    if isinstance(size, list | tuple) and len(set(size)) == 1:
+        size = size[0]
+    if not isinstance(size, int) or size < 1:
+        raise ModelError(f"{name}: image_size is {size!r}; a student sees squares, so give one number of pixels")
+    return Spec(config, size)
 
 
 def _config(name: str) -> dict:

@@ -1,4 +1,4 @@
-"""DIME-FM's own feature TSVs: the golden example reads back exactly, its bad rows are found, and ours can be read their way."""
+"""DIME-FM's own feature TSVs: the golden example reads back exactly, its bad rows are found, ours are read their way."""
 
 import base64
 import json

@@ -116,7 +116,7 @@ def test_the_objective_is_a_sum():
 @pytest.mark.parametrize("name", [name for name in terms() if resolve(name, {}).needs])
 def test_the_objective_refuses_data_without_what_a_term_needs(name):
     with pytest.raises(RecipeError, match=f"'{name}' needs "):
-        Objective([Weighted(name, 1.0)])
+        Objective([Weighted(name, 1.0)], given=frozenset())
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """From what the user names to shards: lists, patterns, folders, a data root; and every way that this can be wrong."""
 
+import io
 import os
+import tarfile
 
 import pytest
 
@@ -127,9 +129,21 @@ def test_a_source_that_cannot_be_meant_is_refused(tree, sources, options, reason
         open_rows(sources, **options)
 
 
-def test_a_source_outside_the_dataroot_is_refused(tree):
-    with pytest.raises(DataError, match="lies outside --dataroot"):
-        open_rows([tree / "texts/a.txt"], "text", dataroot=tree / "photos")
+def test_a_source_that_the_user_names_may_lie_outside_the_dataroot(tree):
+    rows = open_rows([tree / "texts/a.txt"], "text", dataroot=tree / "photos")
+    assert [shard.name for shard in rows.shards] == ["a.txt"]
+
+
+def test_an_entry_of_a_list_may_not(tree):
+    (tree / "photos/out.list").write_text("../texts/a.txt\n")
+    with pytest.raises(DataError, match=r"out\.list: '\.\./texts/a\.txt' leads outside"):
+        open_rows([tree / "photos/out.list"], "text", dataroot=tree / "photos")
+
+
+def test_two_sources_of_one_name_are_refused(tree, tmp_path):
+    (tree / "photos/a.txt").write_text("one\n")
+    with pytest.raises(DataError, match="two sources are both called a.txt"):
+        open_rows(["a.txt", tree / "texts/a.txt"], "text", dataroot=tree / "photos")
 
 
 def test_an_empty_folder_says_that_it_holds_no_images(tmp_path):
@@ -198,3 +212,18 @@ def test_large_folders_become_several_shards_in_order(tree, picture, monkeypatch
     assert names(rows) == ["photos/00000", "photos/00001", "photos/00002"]
     assert [row.key for row in rows] == [f"{i}.png" for i in range(1, 9)]
     assert [rows[i].image for i in (7, 0, 3)] == [picture(8), picture(1), picture(4)]
+
+
+def test_a_tar_with_a_damaged_header_in_its_middle_is_refused(tmp_path, picture):
+    with tarfile.open(tmp_path / "x.tar", "w") as file:
+        for i in range(3):
+            entry = tarfile.TarInfo(f"{i}.png")
+            entry.size = len(picture(i))
+            file.addfile(entry, io.BytesIO(picture(i)))
+    data = bytearray((tmp_path / "x.tar").read_bytes())
+    assert len(open_rows([tmp_path / "x.tar"], "image")) == 3
+    place = data.index(b"1.png")
+    data[place] = ord("x")  # the checksum of the header does not fit any more
+    (tmp_path / "x.tar").write_bytes(data)
+    with pytest.raises(DataError, match=f"x.tar: not a whole.*no end mark at byte {place}"):
+        open_rows([tmp_path / "x.tar"], "image")

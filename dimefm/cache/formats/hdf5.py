@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import h5py
@@ -18,9 +19,11 @@ def write(paths: dict[str, Path], keys: list[str], rows: np.ndarray) -> None:
     for number, key in enumerate(keys):
         if "\0" in key:
             raise CacheError(f"row {number}: the key {key!r} cannot stand in HDF5; use --format parquet")
-    with h5py.File(paths[".h5"], "w") as file:
+    image = io.BytesIO()  # libhdf5 ends the process when its own write meets a full disk
+    with h5py.File(image, "w") as file:
         file.create_dataset("row", data=rows)
         file.create_dataset("key", data=np.array(keys, dtype=object), dtype=h5py.string_dtype(), shape=(len(keys),))
+    paths[".h5"].write_bytes(image.getbuffer())
 
 
 def read(path: Path, dtype: str, dim: int) -> tuple[list[str], np.ndarray]:

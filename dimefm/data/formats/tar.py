@@ -57,6 +57,10 @@ class TarShard(Shard):
                         self._add(member.name, member.offset_data, member.size)
                     if member.offset_data + member.size > size:
                         raise tarfile.ReadError(f"member {member.name} reaches beyond the end of the file")
+                with self.path.open("rb") as file:  # tarfile ends in silence at a cut or damaged header
+                    file.seek(tar.offset)
+                    if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+                        raise tarfile.ReadError(f"no end mark at byte {tar.offset}: cut short or damaged there")
         except tarfile.TarError as error:
             raise DataError(f"{self.path}: not a whole, uncompressed tar ({error}); fetch or write it again") from error
 

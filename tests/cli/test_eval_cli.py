@@ -1,0 +1,145 @@
+"""``dimefm eval elevater``: what is refused, in which words and with which exit code, and what is listed."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from dimefm.cli import main
+
+MODEL = "ResNet-mini-64/random:0"
+
+
+def dimefm(*words):
+    return CliRunner().invoke(main, ["eval", "elevater", "--device", "cpu", *map(str, words)])
+
+
+def refusal(*words, code=1):
+    """Return the last line of a command that is expected to end with ``code``, without a traceback."""
+    result = dimefm(*words)
+    assert result.exit_code == code, result.output
+    assert isinstance(result.exception, SystemExit)
+    assert "Traceback" not in result.output
+    last = result.stderr.rstrip("\n").split("\n")[-1]
+    assert last.startswith("Error: "), result.stderr
+    return last
+
+
+@pytest.fixture
+def root(tmp_path):
+    """One dataset of our own and one that a card claims, a few images each."""
+    draw = np.random.default_rng(0)
+    for dataset, classes in (("shapes", ("disc", "star")), ("mnist", ("0", "7"))):
+        for name in classes:
+            folder = tmp_path / "sets" / dataset / "test" / name
+            folder.mkdir(parents=True)
+            for n in range(3):
+                Image.fromarray(draw.integers(0, 256, (28, 28, 3), dtype=np.uint8)).save(folder / f"{n}.png")
+    (tmp_path / "sets/shapes/classnames.txt").write_text("disc\nstar\n")
+    return tmp_path
+
+
+def words(root, *more):
+    return ["--model", MODEL, "--root", root / "sets", "--out", root / "scores", *more]
+
+
+def scores(root, *more):
+    result = dimefm(*words(root, *more))
+    assert result.exit_code == 0, result.output
+    return json.loads((root / "scores/scores.json").read_text()), result.stdout
+
+
+def test_without_names_the_sets_of_the_suite_that_are_here_are_scored_and_the_others_listed(root):
+    found, said = scores(root)
+    assert [score["dataset"] for score in found["scores"]] == ["mnist"]
+    assert len(found["missing"]) == 19
+    assert "mnist" not in found["missing"]
+    assert not found["is_elevater_average"]
+    assert "not here: caltech-101, cifar-10" in said
+    assert "not the ELEVATER average" in said
+    assert "6 of 10000 test images: split differs" in said
+
+
+def test_a_dataset_that_is_asked_for_and_absent_is_listed_and_the_rest_scored(root):
+    found, said = scores(root, "--datasets", "shapes,cifar-10")
+    assert [score["dataset"] for score in found["scores"]] == ["shapes"]
+    assert found["missing"] == ["cifar-10"]
+    assert "not here: cifar-10" in said
+    assert "Not here: cifar-10." in (root / "scores/report.md").read_text()
+
+
+def test_an_unreadable_image_is_left_out_and_told(root):
+    (root / "sets/shapes/test/disc/1.png").write_bytes(b"no image")
+    found, said = scores(root, "--datasets", "shapes")
+    assert (found["scores"][0]["images"], found["scores"][0]["unreadable"]) == (5, 1)
+    assert "1 unreadable image" in said
+
+
+def test_changed_data_are_not_scored_from_old_features(root):
+    before, _ = scores(root, "--datasets", "shapes")
+    Image.new("RGB", (9, 9)).save(root / "sets/shapes/test/disc/new.png")
+    after, _ = scores(root, "--datasets", "shapes")
+    assert (before["scores"][0]["images"], after["scores"][0]["images"]) == (6, 7)
+
+
+def test_changed_templates_are_not_scored_from_old_prompts(root):
+    scores(root, "--datasets", "shapes")
+    before = set((root / "scores/features").rglob("*.npy"))
+    (root / "sets/shapes/templates.txt").write_text("the {}\nmy {}\n")
+    found, _ = scores(root, "--datasets", "shapes")
+    assert found["scores"][0]["templates"] == 2
+    assert len(set((root / "scores/features").rglob("*.npy")) - before) == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--datasets", "mnits"), "'mnits' is neither a benchmark nor a folder in"),
+        (("--datasets", "mnits"), "did you mean 'mnist'?"),
+        (("--datasets", "cifar-10,dtd"), "none of the datasets asked for is here"),
+        (("--datasets", ","), "none of the datasets asked for is here"),
+        (("--layout", "tarball"), "unknown layout 'tarball'"),
+        (("--datasets", "shapes", "--layout", "parquet"), "shapes: no test split in layout parquet"),
+        (("--root", "nowhere"), "nowhere: there is no such folder"),
+        (("--model", "ResNet-mini-64"), "an architecture without weights"),
+        (("--model", "ResNet-mini-46/random:0"), "did you mean 'ResNet-mini-64'?"),
+        (("--model", "runs/none"), "unknown architecture 'runs'"),
+        (("--device", "cuda:99"), "--device cuda:99: this machine has"),
+    ],
+)
+def test_refused_in_one_line(root, more, message):
+    assert message in refusal(*words(root, *more))
+    assert not (root / "scores/scores.json").exists()
+
+
+def test_an_empty_root_is_refused(root):
+    shutil.rmtree(root / "sets/mnist")
+    assert "none of the datasets" in refusal(*words(root))
+
+
+def test_a_folder_without_class_names_is_refused(root):
+    (root / "sets/shapes/classnames.txt").unlink()
+    line = refusal(*words(root, "--datasets", "shapes"))
+    assert "there is no classnames.txt" in line
+
+
+def test_a_class_that_the_names_do_not_hold_is_refused(root):
+    (root / "sets/shapes/classnames.txt").write_text("disc\nmoon\n")
+    assert "star" in refusal(*words(root, "--datasets", "shapes"))
+
+
+def test_an_out_that_cannot_be_written_is_refused(root):
+    (root / "file").write_text("not a folder")
+    assert "cannot be written" in refusal(*words(root, "--datasets", "shapes", "--out", root / "file/scores"))
+
+
+@pytest.mark.parametrize("more", [("--precision", "fp8"), ("--batch-size", 0), ("--modle", "x")])
+def test_bad_usage_ends_with_2(root, more):
+    assert more[0] in refusal(*words(root, *more), code=2)
+
+
+def test_a_missing_model_is_bad_usage(root):
+    assert "--model" in refusal("--root", root, "--out", root / "scores", code=2)
