@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from dimefm.cache.files import commit
@@ -36,7 +36,7 @@ def read(folder: Path) -> dict:
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Write tensors as safetensors, atomically."""
     part = path.with_name(path.name + ".part")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part)
+    part.write_bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
     commit(part, path)
 
 
