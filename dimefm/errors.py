@@ -15,6 +15,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+FEW = 24  # names in a message
+
 
 class DimefmError(Exception):
     """Base of all errors that name a cause the user can mend."""
@@ -41,9 +43,10 @@ class ModelError(DimefmError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ``"did you mean 'x'?"`` for the nearest known name, else the list of known names."""
+    """Return ``"did you mean 'x'?"`` for the nearest known name, else the (first few) known names."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1)
     if near:
         return f"did you mean '{near[0]}'?"
-    return f"known: {', '.join(known)}" if known else "none are known"
+    more = f", ... ({len(known)} in all)" if len(known) > FEW else ""
+    return f"known: {', '.join(known[:FEW])}{more}" if known else "none are known"

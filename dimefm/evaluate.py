@@ -18,7 +18,7 @@ import numpy as np
 from dimefm.cache import FeatureCache
 from dimefm.cache.files import sha256_keys, to_json, write_text
 from dimefm.data import Rows
-from dimefm.errors import DataError
+from dimefm.errors import CacheError, DataError
 from dimefm.eval.benchmark import Benchmark, prompts
 from dimefm.eval.layouts import Dataset, find
 from dimefm.eval.metrics import METRICS, chance
@@ -60,21 +60,44 @@ def elevater(
 ) -> dict:
     """Score ``encoder`` zero-shot on the datasets below ``root``; write ``out/scores.json`` and ``out/report.md``.
 
-    Without ``names`` the 20 ELEVATER sets that are there are scored, the others listed as missing. Returns what
-    ``scores.json`` holds. Raises DataError when no dataset is found or one cannot be read.
+    Without ``names`` the 20 ELEVATER sets that are there are scored, the others listed as missing. A dataset that cannot
+    be read is listed as failed with its reason. Both files are written anew after each dataset (``pending`` names those
+    still to come). Returns what ``scores.json`` holds. Raises DataError when no dataset is found or none can be scored.
     """
-    datasets, missing = find(root, names, layout=layout)
-    if not datasets:
+    failed: list[dict] = []
+
+    def fail(name: str, error: Exception) -> None:
+        failed.append({"dataset": name, "reason": str(error)})
+
+    datasets, missing = find(root, names, layout=layout, on_failure=fail)
+    if not datasets and not failed:
         raise DataError(f"{root}: none of the datasets asked for is here; expected one folder per dataset")
     started = time.perf_counter()
     settings = Settings(dtype="float32", batch_size=batch_size, workers=workers)
-    scores = []
-    for dataset in datasets:
-        score = zero_shot(encoder, dataset, out / "features", settings)
-        scores.append(score)
-        on_score(score)
-    complete = names is None and not missing
-    result = {
+    scores: list[Score] = []
+    result: dict = {}
+    for done, dataset in enumerate(datasets, start=1):
+        try:
+            scores.append(zero_shot(encoder, dataset, out / "features", settings))
+        except (DataError, CacheError, OSError) as error:
+            fail(dataset.benchmark.name, error)
+        else:
+            on_score(scores[-1])
+        pending = [later.benchmark.name for later in datasets[done:]]
+        lists = {"missing": missing, "failed": failed, "pending": pending}
+        if scores:
+            result = _result(encoder, scores, lists, round(time.perf_counter() - started, 3), whole_suite=names is None)
+            write_text(out / SCORES, to_json(result))
+            write_text(out / REPORT, markdown(result))
+    if not scores:
+        reasons = "; ".join(f"{each['dataset']}: {each['reason']}" for each in failed)
+        raise DataError(f"none of the {len(failed)} datasets here could be scored: {reasons}")
+    return result
+
+
+def _result(encoder: Encoder, scores: list[Score], lists: dict, seconds: float, *, whole_suite: bool) -> dict:
+    """Return what ``scores.json`` holds; ``lists`` are the names of datasets that are missing, failed or pending."""
+    return {
         "model": encoder.card.name,
         "weights_sha256": encoder.card.weights_sha256,
         "image_parameters": encoder.image_parameters,
@@ -82,14 +105,11 @@ def elevater(
         "protocol": "ELEVATER zero-shot: prompts normalised, averaged, normalised; softmax at scale 100",
         "scores": [dataclasses.asdict(score) for score in scores],
         "mean": float(np.mean([score.value for score in scores])),
-        "is_elevater_average": complete,
-        "missing": missing,
-        "seconds": round(time.perf_counter() - started, 3),
+        "is_elevater_average": whole_suite and not any(lists.values()),
+        **lists,
+        "seconds": seconds,
         "libraries": libraries(),
     }
-    write_text(out / SCORES, to_json(result))
-    write_text(out / REPORT, markdown(result))
-    return result
 
 
 def zero_shot(encoder: Encoder, dataset: Dataset, store: Path, settings: Settings) -> Score:
@@ -127,7 +147,7 @@ def _for_benchmark(encoder: Encoder, benchmark: Benchmark) -> Encoder:
 
 def _image_features(encoder: Encoder, rows: Rows, name: str, store: Path, settings: Settings) -> tuple:
     """Return (unit rows [n, D], numbers of the rows that could be read [n])."""
-    what = sha256_keys([f"{shard.name}:{sha256_keys(shard.keys())}" for shard in rows.shards])
+    what = sha256_keys([f"{shard.name}:{shard.digest()}:{sha256_keys(shard.keys())}" for shard in rows.shards])
     folder = store / _fingerprint(encoder) / f"{name}-{what[:12]}"
     manifest = extract(encoder, rows, "image", folder, settings).manifest
     starts = np.cumsum([0] + [shard.source_rows for shard in manifest.shards])

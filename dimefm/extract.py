@@ -1,47 +1,27 @@
 """The verb ``extract``: run an encoder once over rows and write a feature cache.
 
 Shards of the cache correspond one to one to shards of the source, in order. A shard is the unit of work and of resume.
-Within a shard, threads read and decode the next batch while the encoder works on this one.
+How rows are read, decoded and encoded stands in ``stages.py``.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from dimefm import plugins
 from dimefm.cache import CacheWriter, Manifest
 from dimefm.cache.writer import QUARANTINE, Bad
 from dimefm.data import Rows, Shard
-from dimefm.data.images import DECODER, decode
-from dimefm.data.rows import readable
-from dimefm.errors import BadRow, CacheError, DataError, RecipeError
+from dimefm.errors import CacheError, DataError
 from dimefm.models.encoder import Encoder
 from dimefm.progress import Progress
 from dimefm.provenance import libraries
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to extract. ``captions`` "first" keeps one sentence per source row, "all" makes a row of each; ``long_texts``
-    says what happens to sentences past the encoder's context; ``dtype`` None is the format's own."""
-
-    format: str = "hdf5"
-    dtype: str | None = None
-    batch_size: int = 256
-    workers: int = 2
-    captions: str = "first"
-    long_texts: str = "quarantine"
-    progress: bool = True
+from dimefm.stages import Images, Settings, Stage, Texts
 
 
 @dataclass
@@ -88,9 +68,10 @@ def extract(encoder: Encoder, rows: Rows, kind: str, out: Path, settings: Settin
     row could be used.
     """
     settings = settings or Settings()
-    stage = (_Images if kind == "image" else _Texts)(encoder, settings)
+    stage = (Images if kind == "image" else Texts)(encoder, settings)
     counted = [(shard.name, stage.count(shard)) for shard in rows.shards]
-    writer = CacheWriter(out, _header(encoder, kind, settings, stage.how), counted)
+    header = _header(encoder, kind, settings, stage.how)
+    writer = CacheWriter(out, header, counted, {shard.name: shard.digest() for shard in rows.shards})
     report = Report(out=out, resumed=len(writer.done))
     if writer.finished is not None:
         report.manifest, report.already_finished = writer.finished, True
@@ -125,10 +106,13 @@ def _header(encoder: Encoder, kind: str, settings: Settings, how: dict) -> Manif
     return Manifest(kind, settings.format, dtype, encoder.card.dim, True, encoder.card, how, libraries())
 
 
-def _shard(shard: Shard, n: int, stage: _Stage, writer: CacheWriter, report: Report, bar: Progress) -> None:
+def _shard(shard: Shard, n: int, stage: Stage, writer: CacheWriter, report: Report, bar: Progress) -> None:
     keys, vectors, bad = [], [], []
-    for batch in stage.batches(shard, n, report):
+    for batch in stage.batches(shard, n):
         bad += batch.bad
+        report.seconds["read"] += batch.read
+        report.seconds["decode"] += batch.decode
+        report.unused_captions += batch.unused
         if batch.keys:
             started = time.perf_counter()
             found = stage.encode(batch.inputs).cpu().numpy()
@@ -144,153 +128,3 @@ def _shard(shard: Shard, n: int, stage: _Stage, writer: CacheWriter, report: Rep
     writer.write(shard.name, keys, rows, bad)
     report.seconds["write"] += time.perf_counter() - started
     report.rows_done += len(keys) + len(bad)
-
-
-@dataclass
-class _Batch:
-    """Rows ready to encode: their numbers and keys, the stacked inputs, and the rows that could not be made ready."""
-
-    numbers: list[int]
-    keys: list[str]
-    inputs: torch.Tensor | None
-    bad: list[Bad]
-
-
-class _Stage:
-    """What differs between images and sentences: how many rows a shard has, and how a batch is made and encoded."""
-
-    how: dict
-
-    def __init__(self, encoder: Encoder, settings: Settings):
-        self.encoder, self.settings = encoder, settings
-        self._keys: tuple[str, list[str]] | None = None
-
-    def count(self, shard: Shard) -> int:
-        return len(shard)
-
-    def key(self, shard: Shard, number: int) -> str:
-        """Return the key of a row that cannot be read; the keys of the present shard stay in memory."""
-        kept = self._keys
-        if kept is None or kept[0] != shard.name:
-            kept = self._keys = (shard.name, shard.keys())
-        return kept[1][number]
-
-    def prepare(self, shard: Shard, numbers: range, report: Report) -> _Batch:
-        raise TypeError("a stage prepares images or sentences")
-
-    def encode(self, inputs: torch.Tensor) -> torch.Tensor:
-        raise TypeError("a stage encodes images or sentences")
-
-    def batches(self, shard: Shard, n: int, report: Report) -> Iterator[_Batch]:
-        """Yield the batches of a shard of ``n`` rows in order, prepared ahead by threads."""
-        size = self.settings.batch_size
-        parts = iter([range(start, min(start + size, n)) for start in range(0, n, size)])
-        with ThreadPoolExecutor(self.settings.workers, thread_name_prefix="reader") as pool:
-            submit: Callable = lambda part: pool.submit(self.prepare, shard, part, report)  # noqa: E731
-            ahead = deque(submit(part) for part in itertools.islice(parts, self.settings.workers + 1))
-            try:
-                while ahead:
-                    batch = ahead.popleft().result()
-                    ahead.extend(submit(part) for part in itertools.islice(parts, 1))
-                    yield batch
-            finally:
-                for future in ahead:
-                    future.cancel()
-
-
-class _Images(_Stage):
-    how = {"decoder": DECODER, "views": None}
-
-    def prepare(self, shard: Shard, numbers: range, report: Report) -> _Batch:
-        batch, pixels = _Batch([], [], None, []), []
-        for number in numbers:
-            started = time.perf_counter()
-            try:
-                row = shard[number]
-                read = time.perf_counter()
-                pixels.append(self.encoder.preprocess(decode(row.image)))
-            except BadRow as error:
-                batch.bad.append(Bad(number, self.key(shard, number), str(error)))
-                continue
-            report.seconds["read"] += read - started
-            report.seconds["decode"] += time.perf_counter() - read
-            batch.numbers.append(number)
-            batch.keys.append(row.key)
-        batch.inputs = torch.stack(pixels) if pixels else None
-        return batch
-
-    def encode(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self.encoder.encode_image(inputs)
-
-
-class _Texts(_Stage):
-    def __init__(self, encoder: Encoder, settings: Settings):
-        super().__init__(encoder, settings)
-        for name, known in (("captions", ("first", "all")), ("long_texts", ("quarantine", "truncate"))):
-            if getattr(settings, name) not in known:
-                raise RecipeError(f"{name} is '{getattr(settings, name)}'; expected one of {', '.join(known)}")
-        self.how = {"captions": settings.captions, "long_texts": settings.long_texts}
-        self._items: dict[str, list[tuple[int, int]]] = {}
-
-    def count(self, shard: Shard) -> int:
-        if self.settings.captions == "first":
-            return len(shard)
-        self._items[shard.name] = [(row, j) for row in range(len(shard)) for j in range(_captions(shard, row))]
-        return len(self._items[shard.name])
-
-    def _sentence(self, shard: Shard, number: int) -> tuple[int, int]:
-        """Return (row, caption) numbers of sentence ``number`` of a shard."""
-        return (number, 0) if self.settings.captions == "first" else self._items[shard.name][number]
-
-    def prepare(self, shard: Shard, numbers: range, report: Report) -> _Batch:
-        batch, sentences = _Batch([], [], None, []), []
-        started = time.perf_counter()
-        for number in numbers:
-            row_number, place = self._sentence(shard, number)
-            try:
-                row = shard[row_number]
-                sentences.append(_sentence(row.texts, place))
-            except BadRow as error:
-                batch.bad.append(Bad(number, self.key(shard, row_number), str(error)))
-                continue
-            if self.settings.captions == "first":
-                report.unused_captions += len(row.texts) - 1
-            batch.numbers.append(number)
-            batch.keys.append(row.key if self.settings.captions == "first" else f"{row.key}#{place}")
-        read = time.perf_counter()
-        report.seconds["read"] += read - started
-        if sentences:
-            self._tokenize(batch, sentences)
-        report.seconds["decode"] += time.perf_counter() - read
-        return batch
-
-    def _tokenize(self, batch: _Batch, sentences: list[str]) -> None:
-        tokens, lengths = self.encoder.tokenize(sentences)
-        limit = tokens.shape[1]
-        keep = [i for i, n in enumerate(lengths) if n <= limit or self.settings.long_texts == "truncate"]
-        for i in sorted(set(range(len(lengths))) - set(keep)):
-            reason = f"sentence has {lengths[i]} tokens, the encoder reads {limit} (--long-texts truncate cuts it)"
-            batch.bad.append(Bad(batch.numbers[i], batch.keys[i], reason))
-        batch.numbers = [batch.numbers[i] for i in keep]
-        batch.keys = [batch.keys[i] for i in keep]
-        batch.inputs = tokens[keep]
-
-    def encode(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self.encoder.encode_text(inputs)
-
-
-def _sentence(texts: tuple[str, ...], place: int) -> str:
-    """Return one sentence; raise BadRow when it is empty or holds half a character."""
-    if not texts or not texts[place].strip():
-        raise BadRow("sentence is empty")
-    if readable(texts[place]) != texts[place]:
-        raise BadRow("sentence holds a lone surrogate, half of a character")
-    return texts[place]
-
-
-def _captions(shard: Shard, row: int) -> int:
-    """Return how many sentences a row has; an unreadable row counts as one, so that it is quarantined once."""
-    try:
-        return max(1, len(shard[row].texts))
-    except BadRow:
-        return 1

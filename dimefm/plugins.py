@@ -30,6 +30,14 @@ FOLDERS = {
     "students": ("models/students", ".json"),
 }
 
+NOUNS = {
+    "losses": "loss",
+    "caches": "format",
+    "sources": "input format",
+    "benchmarks": "benchmark",
+    "students": "student",
+}
+
 
 def names(kind: str) -> list[str]:
     """Return the sorted names of every file of ``kind`` (a key of :data:`FOLDERS`)."""
@@ -42,7 +50,7 @@ def path(kind: str, name: str, error: type[DimefmError] = DimefmError) -> Path:
     """Return the file of ``name``, or raise ``error`` with the nearest known name."""
     folder, suffix = FOLDERS[kind]
     if name not in names(kind):
-        raise error(f"unknown {kind.rstrip('s')} '{name}': {did_you_mean(name, names(kind))}")
+        raise error(f"unknown {NOUNS[kind]} '{name}': {did_you_mean(name, names(kind))}")
     return ROOT / folder / f"{name}{suffix}"
 
 

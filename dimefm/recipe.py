@@ -27,6 +27,10 @@ class Recipe:
     images: tuple[str, ...] = ()  # sources of raw images (pairs when text = "student")
     dataroot: str | None = None  # folder that relative sources are looked up in
     input_format: str | None = None  # a file of data/formats, when detection does not do
+    image_column: str | None = None  # column or tar ending of images; None: the first usual name
+    text_column: str | None = None
+    key_column: str | None = None
+    separator: str | None = None  # of CSV and TSV tables: one character, or "tab"; None: told from the header
     image_cache: str | None = None  # teacher features of the images
     text_cache: str | None = None  # teacher features of sentences
     tsv_file_list: tuple[str, ...] = ()  # DIME-FM's form, instead of the four above: image, image_feat, text, text_feat
@@ -131,6 +135,8 @@ def read(path: Path | None, small: bool = False, **overrides: object) -> Recipe:
         except (OSError, ValueError) as error:
             raise RecipeError(f"{path}: cannot be read as TOML: {error}") from error
     reduced = table.pop("small", {})
+    if not isinstance(reduced, dict):
+        raise RecipeError(f"{path}: 'small' is {reduced!r}; expected a table, [small], of keys that --small replaces")
     if small and not reduced:
         raise RecipeError(f"{path or 'this run'}: --small asks for a [small] table, which the recipe does not have")
     where = f"{path}: " if path else ""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from dimefm.cache.files import to_json, write_text
 from dimefm.data.order import seed_of
-from dimefm.errors import DimefmError, ModelError, RecipeError
+from dimefm.errors import CacheError, DataError, DimefmError, ModelError, RecipeError
 from dimefm.losses import Features, Objective, Weighted
 from dimefm.models import open_clip, runs, student
 from dimefm.models.encoder import PRECISIONS, pick_device
@@ -28,18 +27,18 @@ from dimefm.provenance import libraries
 from dimefm.recipe import Recipe, changed, read
 from dimefm.training import checkpoint
 from dimefm.training.batches import Batch, Batches, prefetch
+from dimefm.training.log import Log, forget_after
 from dimefm.training.optim import adamw, learning_rate
 from dimefm.training.sources import open_sources
-
-LOG, BAD_ROWS = "log.jsonl", "bad_rows.jsonl"
+from dimefm.training.stopping import Stopping
 
 
 def train(recipe: Recipe, out: Path, resume: bool = False, echo: Callable[[str], None] = print) -> Path:
     """Train what ``recipe`` describes into the run folder ``out`` and return it.
 
     Writes ``recipe.toml``, ``log.jsonl`` (one object per logged step), ``bad_rows.jsonl`` (rows left out, if any),
-    ``checkpoints/`` and, at the end, the weights and ``run.json``. Raises a DimefmError before the first step when the
-    recipe, its data and its caches do not fit together.
+    ``checkpoints/`` and, at the end, the weights and ``run.json``. Ctrl-C and SIGTERM leave a checkpoint behind. Raises a
+    DimefmError before the first step when the recipe, its data and its caches do not fit together.
     """
     run = Run(recipe, out, resume, echo)
     run.loop()
@@ -59,13 +58,18 @@ class Run:
             given=frozenset({"pairs"} if both else {"teacher"}),
         )
         self.sources = open_sources(recipe, out)
+        if not len(self.sources):
+            raise DataError(
+                f"the sources hold no rows ({', '.join(s.name for s in self.sources.images.shards)}); check them"
+            )
         teacher = self.sources.teacher
         self.spec = student.resolve(recipe.student, recipe.image_size, None if both else teacher.dim)
-        model, self.preprocess = student.build(self.spec, both, recipe.seed)
+        model, self.preprocess = student.build(self.spec, both, recipe.seed, recipe.batch_size)
         self.student = student.Student(model, self.preprocess).to(self.device)
         self.scale = recipe.logit_scale or (None if both else teacher.logit_scale)
         self.steps_per_epoch = len(self.sources) / (recipe.batch_size * recipe.accum_freq)
         self.steps = recipe.steps or max(1, round(recipe.epochs * self.steps_per_epoch))
+        self.warmup_steps = self._warmup()
         self.optimizer = adamw(self.student, recipe)
         tokenizer = open_clip.tokenizer_for(self.spec.config) if both else None
         self.batches = Batches(self.sources, recipe, self.spec.image_size, tokenizer)
@@ -75,19 +79,37 @@ class Run:
         found = checkpoint.checkpoints(self.out)
         if not found:
             return 0
-        step = checkpoint.load(found[-1], self.student, self.optimizer)
+        step, caches = checkpoint.load(found[-1], self.student, self.optimizer)
+        if caches != self._caches():
+            raise CacheError(
+                f"{found[-1]}: the run learnt from caches {_short(caches)}, now there are {_short(self._caches())}; "
+                "give it the caches that it began with, or start a new run"
+            )
         self.echo(f"resumed after step {step} from {found[-1]}")
         return step
+
+    def _caches(self) -> dict[str, str | None]:
+        """Return the fingerprints of the caches that the run learns from."""
+        caches = {"image_cache": self.sources.image_cache, "text_cache": self.sources.text_cache}
+        return {name: None if cache is None else cache.manifest.fingerprint for name, cache in caches.items()}
+
+    def _warmup(self) -> int:
+        """Return the optimizer steps of warm-up; a run that is too short for the recipe's takes a tenth of its steps."""
+        asked = round(self.recipe.warmup * self.steps_per_epoch)
+        if asked < self.steps:
+            return asked
+        self.echo(f"note: warm-up of {asked} steps is longer than the run of {self.steps}; shortened to {self.steps // 10}")
+        return self.steps // 10
 
     def loop(self) -> None:
         """Run all steps that are not done yet."""
         recipe, accum = self.recipe, self.recipe.accum_freq
         write_text(self.out / "recipe.toml", recipe.to_toml())
-        for name in (LOG, BAD_ROWS):
-            _forget_after(self.out / name, self.start)
+        forget_after(self.out, self.start)
         numbers = iter(range(self.start * accum, self.steps * accum))
         loading = prefetch(self.batches, numbers, recipe.workers)
-        with Progress(self.steps, "train", "step", self.start) as bar, _Log(self.out, recipe) as log:
+        bar, log = Progress(self.steps, "train", "step", self.start), Log(self.out, recipe, self.start)
+        with contextlib.closing(loading), bar, log, Stopping() as stopping:
             for step in range(self.start, self.steps):
                 values = self.step(step, loading)
                 if (step + 1) % recipe.log_every == 0 or step + 1 == self.steps:
@@ -95,16 +117,17 @@ class Run:
                 else:
                     log.count(step + 1, values)
                 bar.update(note=f"loss {values['total']:.4f}")
-                if (step + 1) % recipe.save_every == 0 or step + 1 == self.steps:
-                    checkpoint.save(self.out, step + 1, self.student, self.optimizer, recipe.keep)
-        loading.close()
+                if (step + 1) % recipe.save_every == 0 or step + 1 == self.steps or stopping.asked:
+                    checkpoint.save(self.out, step + 1, self.student, self.optimizer, recipe.keep, self._caches())
+                if stopping.asked:
+                    raise KeyboardInterrupt
 
     def step(self, step: int, loading: Iterator[Batch]) -> dict:
         """Do optimizer step ``step``; return its loss terms, learning rate, gradient norm, rows and seconds waited."""
         recipe = self.recipe
         torch.manual_seed(seed_of(recipe.seed, "step", step) % 2**32)
         self.student.train()
-        rate = learning_rate(step, round(recipe.warmup * self.steps_per_epoch), self.steps, recipe)
+        rate = learning_rate(step, self.warmup_steps, self.steps, recipe)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
@@ -168,8 +191,7 @@ class Run:
             "image_rows": len(self.sources),
             "image_parameters": sum(p.numel() for p in model.visual.parameters()),
             "parameters": sum(p.numel() for p in model.parameters()),
-            "image_cache": self.sources.image_cache and self.sources.image_cache.manifest.fingerprint,
-            "text_cache": self.sources.text_cache and self.sources.text_cache.manifest.fingerprint,
+            **self._caches(),
             "libraries": libraries(),
         }
         write_text(self.out / runs.FILE, to_json(record))
@@ -193,61 +215,5 @@ def _claim(recipe: Recipe, out: Path, resume: bool) -> None:
         raise RecipeError(f"{out}: the run to resume has another recipe ({'; '.join(different)}: this call against the run)")
 
 
-def _forget_after(path: Path, step: int) -> None:
-    """Drop the lines that an interrupted run wrote after the step it is resumed from."""
-    if path.exists():
-        write_text(path, "".join(f"{line}\n" for line in _lines(path) if json.loads(line)["step"] <= step))
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-
-
-class _Log:
-    """Appends one JSON line per logged step, and TensorBoard scalars when asked."""
-
-    def __init__(self, out: Path, recipe: Recipe):
-        self.out, self.recipe = out, recipe
-        self.since, self.rows, self.waited = time.perf_counter(), 0, 0.0
-        self.bad = len(_lines(out / BAD_ROWS))
-        self.board = None
-
-    def __enter__(self) -> _Log:
-        self.stack = contextlib.ExitStack()
-        self.file = self.stack.enter_context((self.out / LOG).open("a", encoding="utf-8"))
-        if self.recipe.report_to == "tensorboard":
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise RecipeError(
-                    "--report-to tensorboard: tensorboard is not installed; pip install 'dimefm[log]'"
-                ) from error
-            self.board = self.stack.enter_context(SummaryWriter(str(self.out / "tensorboard")))
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self.stack.close()
-
-    def count(self, step: int, values: dict) -> None:
-        """Take note of a step that is not logged by itself."""
-        self.rows += values["rows"]
-        self.waited += values["waited"]
-        self.bad += len(values["bad"])
-        if values["bad"]:
-            lines = [json.dumps({"step": step, **row}, ensure_ascii=False) + "\n" for row in values["bad"]]
-            with (self.out / BAD_ROWS).open("a", encoding="utf-8") as file:
-                file.writelines(lines)
-
-    def write(self, step: int, values: dict) -> dict:
-        """Log ``step`` (counted from 1) with the rate since the last logged step; return the line's fields."""
-        self.count(step, values)
-        seconds = time.perf_counter() - self.since
-        line = {"step": step} | {k: v for k, v in values.items() if k not in ("rows", "waited", "bad")}
-        line |= {"rows_per_s": self.rows / seconds, "data_share": self.waited / seconds, "bad_rows": self.bad}
-        self.file.write(json.dumps({k: round(v, 8) if isinstance(v, float) else v for k, v in line.items()}) + "\n")
-        self.file.flush()
-        if self.board is not None:
-            for name, value in line.items():
-                self.board.add_scalar(name, value, step)
-        self.since, self.rows, self.waited = time.perf_counter(), 0, 0.0
-        return line
+def _short(caches: dict[str, str | None]) -> str:
+    return ", ".join(f"{name} {fingerprint[:12]}" for name, fingerprint in caches.items() if fingerprint) or "none"

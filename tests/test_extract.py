@@ -229,7 +229,10 @@ def test_the_first_caption_counts_unless_all_are_asked_for(tiny_teacher, caption
     np.testing.assert_array_equal(every[[0, 3, 4]], first[:])
     assert len(np.unique(every[:], axis=0)) == 6
     assert_adds_up(every, tmp_path / "all")
-    assert len(quarantine(tmp_path / "all")) == 2
+    assert [(entry["row"], entry["reason"]) for entry in quarantine(tmp_path / "all")] == [
+        (4, "has no sentence (found an empty list) (source row 2, sentence 0, both counted from 0)"),
+        (6, "sentence is empty (source row 3, sentence 1, both counted from 0)"),
+    ]
 
 
 def test_the_golden_captions_are_all_extracted(tiny_teacher, golden_tsv, tmp_path):
@@ -372,7 +375,7 @@ def test_an_index_that_does_not_fit_ends_the_job_and_leaves_no_cache(tiny_teache
 def test_an_unknown_setting_is_refused(tiny_teacher, shards, tmp_path, changes):
     with pytest.raises(RecipeError, match="expected one of"):
         run(tiny_teacher, [shards], "text", tmp_path / "out", **changes)
-    with pytest.raises(CacheError, match="unknown cache 'hdf': did you mean 'hdf5'"):
+    with pytest.raises(CacheError, match="unknown format 'hdf': did you mean 'hdf5'"):
         run(tiny_teacher, [shards], "text", tmp_path / "out", format="hdf")
 
 
@@ -390,4 +393,15 @@ def test_writer_and_reader_agree_that_nothing_is_left_over(tiny_teacher, shards,
     assert not (tmp_path / "out/.partial").exists() and not list((tmp_path / "out").rglob("*.part"))
     assert cache.verify(sha256=True) == 4
     sources = [(info.source, info.source_rows) for info in cache.manifest.shards]
-    assert CacheWriter(tmp_path / "out", dataclasses.replace(cache.manifest, shards=()), sources).finished is not None
+    digests = {info.source: info.source_digest for info in cache.manifest.shards}
+    header = dataclasses.replace(cache.manifest, shards=())
+    assert CacheWriter(tmp_path / "out", header, sources, digests).finished is not None
+
+
+def test_a_source_that_changed_under_the_same_keys_is_not_taken_for_finished(tiny_teacher, tmp_path):
+    sentences = tmp_path / "sentences.txt"
+    sentences.write_text("a red cat\na blue dog\n")
+    run(tiny_teacher, [sentences], "text", tmp_path / "out")
+    sentences.write_text("a blue dog\na red cat\n")
+    with pytest.raises(CacheError, match="already holds a cache made otherwise .sources"):
+        run(tiny_teacher, [sentences], "text", tmp_path / "out")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dimefm.cache.files import sampled_sha256, sha256_keys
 from dimefm.cache.manifest import EncoderCard, Manifest
 from dimefm.cache.reader import FeatureCache
 from dimefm.cache.writer import Bad, CacheWriter
@@ -23,8 +24,9 @@ UNKNOWN = "unknown (DIME-FM feature TSV)"
 def adopt_tsv(
     files: Sequence[Path], sources: Sequence[str], kind: str, out: Path, logit_scale: float = 100.0
 ) -> FeatureCache:
-    """Copy feature TSVs (``key <tab> base64 of float32``) into a cache at ``out`` and return it.
+    """Copy feature TSVs (``key <tab> base64 of float32``) into the cache ``out-DIGEST`` and return it.
 
+    DIGEST tells these files from others, so that features of another teacher are never taken for these.
     ``sources[i]`` is the name of the raw shard that ``files[i]`` belongs to. Rows that are not finite or have no length
     are quarantined; a row of another byte length than the first is an error, since it means another dtype or teacher.
     ``logit_scale`` is 100 in the released code (Training/utils/misc.py:12).
@@ -32,7 +34,9 @@ def adopt_tsv(
     dim = _first_dim(files[0])
     card = EncoderCard(UNKNOWN, None, dim, logit_scale)
     header = Manifest(kind, "hdf5", "float32", dim, False, card, {"adopted": "dime-fm tsv"}, {})
-    writer = CacheWriter(out, header, [(name, _lines(path)) for name, path in zip(sources, files, strict=True)])
+    digest = sha256_keys(sampled_sha256(path) for path in files)
+    root = out.with_name(f"{out.name}-{digest[:12]}")
+    writer = CacheWriter(root, header, [(name, _lines(path)) for name, path in zip(sources, files, strict=True)])
     for name, path in zip(sources, files, strict=True):
         if name not in writer:
             keys, rows = _read(path, dim)
@@ -41,7 +45,7 @@ def adopt_tsv(
             bad = [Bad(int(i), keys[i], "feature is not finite or has no length") for i in np.flatnonzero(~good)]
             writer.write(name, [keys[i] for i in np.flatnonzero(good)], rows[good], bad)
     writer.seal()
-    return FeatureCache(out)
+    return FeatureCache(root)
 
 
 def _first_dim(path: Path) -> int:

@@ -21,7 +21,8 @@ class EncoderCard:
     """Identity of an encoder.
 
     ``weights_sha256`` is the digest of the tensors, so the same weights in another file have the same identity; it is
-    ``None`` for features whose maker is unknown. ``logit_scale`` is the factor itself (100 for OpenAI's CLIP), not its log.
+    ``None`` for features whose maker is unknown. ``logit_scale`` is the factor itself (100 for OpenAI's CLIP), not its
+    log. ``activation`` is "quick_gelu" or "standard": the same weights compute other features with the other one.
     """
 
     name: str
@@ -32,6 +33,7 @@ class EncoderCard:
     preprocess: dict = field(default_factory=dict)
     tokenizer: str | None = None
     context_length: int | None = None
+    activation: str | None = None
 
     def identity(self) -> dict:
         """Return what must be equal for two caches to be mixed: everything but the name it was called by."""
@@ -46,6 +48,8 @@ class ShardInfo:
 
     ``source_rows`` rows were read; ``rows`` are stored, in source order; ``bad`` holds the source row numbers that were
     quarantined, ascending. ``source_rows == rows + len(bad)`` always. ``keys_sha256`` is over the stored keys.
+    ``source_digest`` tells the content of the source shard from another's; "" where it is not known.
+    ``companions_sha256`` is over the shard's companion files (an index), "" where the format has none.
     """
 
     file: str
@@ -56,6 +60,8 @@ class ShardInfo:
     bytes: int
     sha256: str
     keys_sha256: str
+    source_digest: str = ""
+    companions_sha256: str = ""
 
     def __post_init__(self):
         if self.source_rows != self.rows + len(self.bad):
@@ -89,7 +95,7 @@ class Manifest:
     @property
     def fingerprint(self) -> str:
         """Digest of what was computed: encoder, settings, rows; not of where it lies, its format, dtype or libraries."""
-        shards = [(s.source, s.source_rows, list(s.bad), s.keys_sha256) for s in self.shards]
+        shards = [(s.source, s.source_rows, list(s.bad), s.keys_sha256, s.source_digest) for s in self.shards]
         what = [self.kind, self.dim, self.normalized, self.encoder.identity(), self.how, shards]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 

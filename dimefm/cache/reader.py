@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
 
 from dimefm import plugins
-from dimefm.cache.files import commit, sha256_file, sha256_keys
+from dimefm.cache.files import commit, companions_sha256, sha256_file, sha256_keys
 from dimefm.cache.manifest import Manifest, ShardInfo
 from dimefm.errors import CacheError
 
@@ -33,6 +34,7 @@ class FeatureCache:
         counts = (shard.rows for shard in self.manifest.shards)
         self.starts = np.array(list(itertools.accumulate(counts, initial=0)), dtype=np.int64)
         self._maps: dict[int, np.ndarray] = {}
+        self._lock = threading.Lock()  # loader threads share one cache
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -62,6 +64,10 @@ class FeatureCache:
 
     def _map(self, number: int) -> np.ndarray:
         """Return shard ``number`` as an array [rows, dim] backed by a file."""
+        with self._lock:
+            return self._mapped(number)
+
+    def _mapped(self, number: int) -> np.ndarray:
         if number not in self._maps:
             info = self.manifest.shards[number]
             path = self.check_size(info)
@@ -77,7 +83,7 @@ class FeatureCache:
         flat = self.scratch / f"{info.file.replace('/', '%2F')}.{info.sha256[:16]}.npy"
         if not flat.exists():
             keys, rows = self.read(info)
-            part = flat.with_name(f"{flat.name}.{os.getpid()}.part")  # loader processes may make it at once
+            part = flat.with_name(f"{flat.name}.{os.getpid()}.{id(self)}.part")  # others may make it at once
             try:
                 self.scratch.mkdir(parents=True, exist_ok=True)
                 with part.open("wb") as file:
@@ -87,12 +93,20 @@ class FeatureCache:
                 part.unlink(missing_ok=True)
                 raise CacheError(
                     f"{self.scratch}: the flat copy of {info.file} cannot be written ({error.strerror}); "
-                    "give a writable folder with --scratch, or extract with --format hdf5"
+                    "make the folder writable, or extract with --format hdf5, which needs no copy"
                 ) from error
-        mapped = np.load(flat, mmap_mode="r", allow_pickle=False)
+        try:
+            mapped = np.load(flat, mmap_mode="r", allow_pickle=False)
+        except DAMAGE as error:
+            raise CacheError(f"{flat}: damaged ({error}); remove it, it is made anew") from error
         if mapped.shape != shape or mapped.dtype != self.manifest.dtype:
             raise CacheError(f"{flat}: holds {mapped.shape} {mapped.dtype}, expected {shape}; remove it, it is made anew")
         return mapped
+
+    def locate(self, row: int) -> tuple[ShardInfo, int]:
+        """Return (shard, number inside it) of a stored row, for messages."""
+        shard = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return self.manifest.shards[shard], row - int(self.starts[shard])
 
     def read(self, info: ShardInfo) -> tuple[list[str], np.ndarray]:
         """Return (keys, rows) of a whole shard, checked against its record; raise CacheError when they differ."""
@@ -130,13 +144,23 @@ class FeatureCache:
                     raise CacheError(
                         f"{path}: SHA-256 {found[:12]}, the manifest says {info.sha256[:12]}; restore the shard"
                     )
+                self._check_companions(info, path)
                 _, rows = self.read(info)
                 if not np.isfinite(rows).all():
                     raise CacheError(f"{path}, row {int(np.flatnonzero(~np.isfinite(rows).all(1))[0])}: not finite")
         return len(self.manifest.shards)
 
+    def _check_companions(self, info: ShardInfo, path: Path) -> None:
+        stem = path.name.removesuffix(self.format.SUFFIXES[-1])
+        companions = [path.with_name(stem + suffix) for suffix in self.format.SUFFIXES[:-1]]
+        missing = [companion for companion in companions if not companion.is_file()]
+        if missing or companions_sha256(companions) != info.companions_sha256:
+            wrong = f"{missing[0]} is missing" if missing else f"{companions[0]} is not as recorded"
+            raise CacheError(f"{wrong}; restore it, or remove the cache and extract again")
+
     def __getstate__(self):
-        return {**self.__dict__, "_maps": {}, "format": None}
+        return {**self.__dict__, "_maps": {}, "format": None, "_lock": None}
 
     def __setstate__(self, state):
-        self.__dict__.update(state, format=plugins.module("caches", state["manifest"].format, CacheError))
+        module = plugins.module("caches", state["manifest"].format, CacheError)
+        self.__dict__.update(state, format=module, _lock=threading.Lock())

@@ -10,13 +10,13 @@ import dataclasses
 import json
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from dimefm import plugins
-from dimefm.cache.files import commit, sha256_file, sha256_keys, to_json, write_text
+from dimefm.cache.files import commit, companions_sha256, sha256_file, sha256_keys, to_json, write_text
 from dimefm.cache.manifest import FILE, Manifest, ShardInfo, differences
 from dimefm.errors import CacheError
 
@@ -35,12 +35,18 @@ class Bad:
 class CacheWriter:
     """Writes one cache folder.
 
-    ``header`` is a :class:`Manifest` without shards; ``sources`` are (name, rows) of every source shard in order. Raises
-    CacheError when the folder holds another cache, naming each field that differs.
+    ``header`` is a :class:`Manifest` without shards; ``sources`` are (name, rows) of every source shard in order, and
+    ``digests`` name -> content digest of those where it is known. Raises CacheError when two sources have one name, or the
+    folder holds another cache, naming each field that differs.
     """
 
-    def __init__(self, root: Path, header: Manifest, sources: Sequence[tuple[str, int]]):
-        self.root, self.header, self.sources = root, header, list(sources)
+    def __init__(
+        self, root: Path, header: Manifest, sources: Sequence[tuple[str, int]], digests: Mapping[str, str] | None = None
+    ):
+        self.root, self.header, self.sources, self.digests = root, header, list(sources), dict(digests or {})
+        twice = [name for name, count in Counter(name for name, _ in self.sources).items() if count > 1]
+        if twice:
+            raise CacheError(f"{root}: two sources are both called {twice[0]}; give a --dataroot that holds them all")
         self.partial = root / ".partial"
         self.format = plugins.module("caches", header.format, CacheError)
         self.done: dict[str, ShardInfo] = {}
@@ -52,10 +58,12 @@ class CacheWriter:
             raise CacheError(f"{root}: cannot be written ({error.strerror}); choose another --out") from error
 
     def _open(self) -> None:
-        plan = {**self.header.header(), "sources": [list(source) for source in self.sources]}
+        plan = {**self.header.header(), "sources": [[name, rows, self._digest(name)] for name, rows in self.sources]}
         if (self.root / FILE).exists():
             found = Manifest.read(self.root)
-            self._same(plan, {**found.header(), "sources": [[s.source, s.source_rows] for s in found.shards]})
+            self._same(
+                plan, {**found.header(), "sources": [[s.source, s.source_rows, s.source_digest] for s in found.shards]}
+            )
             self.finished = found
             shutil.rmtree(self.partial, ignore_errors=True)
             return
@@ -66,6 +74,9 @@ class CacheWriter:
         write_text(path, to_json(plan))
         for name, rows in self.sources:
             self._recall(name, rows)
+
+    def _digest(self, source: str) -> str:
+        return self.digests.get(source, "")
 
     def _same(self, plan: dict, found: dict) -> None:
         plan, found = json.loads(json.dumps(plan)), json.loads(json.dumps(found))
@@ -85,7 +96,8 @@ class CacheWriter:
         fields = json.loads(record.read_text(encoding="utf-8"))
         info = ShardInfo(**{**fields, "bad": tuple(fields["bad"])})
         path = self.root / info.file
-        if info.source_rows == rows and path.is_file() and path.stat().st_size == info.bytes:
+        whole = path.is_file() and path.stat().st_size == info.bytes
+        if whole and (info.source_rows, info.source_digest) == (rows, self._digest(source)):
             self.done[source] = info
 
     def _record(self, source: str) -> Path:
@@ -147,6 +159,8 @@ class CacheWriter:
             "bytes": parts[main].stat().st_size,
             "sha256": sha256_file(parts[main]),
             "keys_sha256": sha256_keys(keys),
+            "source_digest": self._digest(source),
+            "companions_sha256": companions_sha256(parts[suffix] for suffix in self.format.SUFFIXES[:-1]),
         }
         for suffix in self.format.SUFFIXES:
             commit(parts[suffix], finals[suffix])

@@ -5,7 +5,9 @@ Exit codes: 0 done, 1 the job could not be done (one line says why), 2 bad usage
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
 
 import click
 
@@ -19,6 +21,14 @@ COMMANDS = {
     "cache": "cache",
     "prompts": "prompts",
     "quickstart": "quickstart",
+}
+
+KEPT = "interrupted; finished parts are kept, the same command goes on from there"
+AFTER_INTERRUPT = {
+    "extract-features": KEPT,
+    "eval": KEPT,
+    "quickstart": KEPT,
+    "train": "interrupted; go on with --resume",
 }
 
 
@@ -44,13 +54,27 @@ class Lazy(click.Group):
     def invoke(self, ctx: click.Context):
         try:
             return super().invoke(ctx)
-        except DimefmError as error:
-            if ctx.params.get("debug"):
-                raise
-            raise click.ClickException(str(error)) from error
         except KeyboardInterrupt:
-            click.echo("\ninterrupted; finished parts are kept, the same command goes on from there", err=True)
+            click.echo("\n" + AFTER_INTERRUPT.get(ctx.invoked_subcommand or "", "interrupted"), err=True)
             ctx.exit(130)
+        except Exception as error:
+            line = explain(error)
+            if line is None or ctx.params.get("debug"):
+                raise
+            raise click.ClickException(line) from error
+
+
+def explain(error: Exception) -> str | None:
+    """Return the line for people when the user or the machine is the cause of ``error``, None when dimefm is."""
+    if isinstance(error, DimefmError):
+        return str(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        first = (str(error).splitlines() or [""])[0]
+        return f"out of memory{f': {first}' if first else ''}; lower --batch-size, or free memory of other programs"
+    if isinstance(error, OSError) and error.errno != errno.EPIPE:
+        reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
+        return f"{os.fsdecode(error.filename)}: {reason}" if isinstance(error.filename, str | bytes) else reason
+    return None
 
 
 @click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"]})

@@ -31,6 +31,7 @@ def elevater(model, root, datasets, out, layout, text_model, device, precision, 
 
     Example: dimefm eval elevater --model runs/first --root datasets --out scores/first
     """
+    from dimefm.errors import DataError
     from dimefm.eval.report import terminal
     from dimefm.evaluate import REPORT, SCORES
     from dimefm.evaluate import elevater as run
@@ -41,3 +42,9 @@ def elevater(model, root, datasets, out, layout, text_model, device, precision, 
     result = run(encoder, root, out, names, layout=layout, batch_size=batch_size, workers=workers)
     click.echo(terminal(result))
     click.echo(f"\nwritten: {out / SCORES}, {out / REPORT}")
+    if failed := [each["dataset"] for each in result["failed"]]:
+        asked = len(failed) + len(result["scores"])
+        raise DataError(
+            f"{len(failed)} of {asked} datasets could not be scored: {', '.join(failed)}; the reasons stand above and in "
+            f"{out / SCORES}"
+        )

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from dimefm.cli._options import ManyValues
+from dimefm import plugins
+from dimefm.cli._options import ManyValues, column_options
 
 
 @click.command("extract-features", cls=ManyValues)
@@ -15,7 +16,7 @@ from dimefm.cli._options import ManyValues
 @click.option("--texts", multiple=True, metavar="SRC...", help="Sentences, paired with nothing.")
 @click.option("--dataroot", type=click.Path(file_okay=False), help="Folder that relative sources are looked up in.")
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Gets images/ and texts/.")
-@click.option("--format", "format_", default="hdf5", show_default=True, help="Shards: hdf5, parquet or tsv.")
+@click.option("--format", "format_", default="hdf5", show_default=True, type=click.Choice(plugins.names("caches")))
 @click.option("--dtype", type=click.Choice(["float16", "float32"]), help="[float16; tsv: float32, as DIME-FM reads it]")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--precision", default="fp32", show_default=True, type=click.Choice(["fp32", "bf16", "fp16"]))
@@ -24,10 +25,7 @@ from dimefm.cli._options import ManyValues
 @click.option("--captions", default="first", show_default=True, type=click.Choice(["first", "all"]), help="Per row.")
 @click.option("--long-texts", default="quarantine", show_default=True, type=click.Choice(["quarantine", "truncate"]))
 @click.option("--input-format", help="Format of the sources when it cannot be told from them.")
-@click.option("--image-column", metavar="NAME", help="Column or tar ending that holds images.")
-@click.option("--text-column", metavar="NAME", help="Column or tar ending that holds sentences.")
-@click.option("--key-column", metavar="NAME", help="Column that holds keys.")
-@click.option("--separator", metavar="CHAR", help="Of CSV and TSV tables.")
+@column_options
 @click.option("--text-model", metavar="SPEC", help="Text tower of a distilled run whose teacher has moved.")
 def command(teacher, images, texts, dataroot, out, format_, dtype, device, precision, batch_size, workers, **flags):
     """Run a teacher once over images and sentences and cache its features.
@@ -45,12 +43,11 @@ def command(teacher, images, texts, dataroot, out, format_, dtype, device, preci
 
     if not images and not texts:
         raise click.UsageError("nothing to extract: give --images, --texts or both")
-    separator = flags["separator"]
     columns = Columns(
         image=flags["image_column"],
         text=flags["text_column"],
         key=flags["key_column"],
-        separator="\t" if separator in ("\\t", "tab") else separator,
+        separator=flags["separator"],
         root=Path(dataroot) if dataroot else None,
     )
     settings = Settings(format_, dtype, batch_size, workers, flags["captions"], flags["long_texts"])

@@ -32,5 +32,6 @@ def command(datasets, out):
     if out is None:
         click.echo(text, nl=False)
     else:
+        out.parent.mkdir(parents=True, exist_ok=True)
         write_text(out, text)
         click.echo(f"{out}: {text.count(chr(10)):,} sentences of {len(cards)} datasets")

@@ -11,7 +11,7 @@ import click
 @click.option(
     "--out", default="quickstart", show_default=True, type=click.Path(file_okay=False, path_type=Path), help="Folder."
 )
-@click.option("--seed", default=0, show_default=True, type=int, help="Seed of data, weights and order.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of data, weights and order.")
 def command(out, seed):
     """Run the main job on small real data: no network, no GPU, a few minutes.
 

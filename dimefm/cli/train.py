@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tomllib
 from pathlib import Path
 
 import click
 
-from dimefm.cli._options import ManyValues
-from dimefm.errors import RecipeError
+from dimefm.cli._options import ManyValues, column_options
+from dimefm.errors import RecipeError, did_you_mean
+from dimefm.recipe import Recipe
 
 DIME = {"vl": 0.7, "pvl": 0.3, "udist": 0.0}  # released default weights, Training/utils/opts.py:41-52
 
@@ -19,6 +21,7 @@ DIME = {"vl": 0.7, "pvl": 0.3, "udist": 0.0}  # released default weights, Traini
 @click.option("--images", multiple=True, metavar="SRC...", help="Raw images: files, folders, patterns or .list files.")
 @click.option("--dataroot", type=click.Path(file_okay=False), help="Folder that relative sources are looked up in.")
 @click.option("--input-format", help="Format of the sources when it cannot be told from them.")
+@column_options
 @click.option("--image-cache", type=click.Path(file_okay=False), help="Teacher features of the images.")
 @click.option("--text-cache", type=click.Path(file_okay=False), help="Teacher features of sentences, paired or not.")
 @click.option("--tsv-file-list", multiple=True, metavar="LIST...", help="DIME-FM's form: image image_feat text text_feat.")
@@ -73,13 +76,25 @@ def command(recipe, small, settings, out, resume, **flags):
     given |= parse_settings(settings)
     resolved = read(recipe, small, **given)
     losses = dime_losses(dict(resolved.losses), choices)
-    resolved = read(recipe, small, **given, losses=losses)
+    resolved = one_form(read(recipe, small, **{**given, "losses": losses}), given)
     click.echo(resolved.to_toml(), err=True)
     click.echo(f"run folder: {train(resolved, out, resume, echo=lambda line: click.echo(line, err=True))}")
 
 
+def one_form(recipe: Recipe, given: dict) -> Recipe:
+    """Return the recipe without its file's own sources and caches when ``--tsv-file-list`` is given instead of them."""
+    unset: dict = {"images": (), "image_cache": None, "text_cache": None}
+    left_out = {name: value for name, value in unset.items() if name not in given}
+    return dataclasses.replace(recipe, **left_out) if "tsv_file_list" in given else recipe
+
+
 def parse_settings(settings: tuple[str, ...]) -> dict:
-    """Return the keys and values of ``--set``; raise RecipeError for one that is not KEY=VALUE in TOML."""
+    """Return the keys and values of ``--set``; raise RecipeError for one that is not KEY=VALUE with a key of recipes.
+
+    ``losses={...}`` replaces all losses of the recipe.
+    """
+    from dimefm.recipe import FIELDS
+
     found: dict = {}
     for setting in settings:
         try:
@@ -88,6 +103,11 @@ def parse_settings(settings: tuple[str, ...]) -> dict:
             raise RecipeError(
                 f"--set {setting}: expected KEY=VALUE as in a recipe, e.g. crop_scale=[0.5,1.0] ({error})"
             ) from error
+    if "small" in found:
+        raise RecipeError("--set small: that table is the recipe file's; --small applies it, and --set replaces single keys")
+    unknown = next((key for key in found if key not in FIELDS), None)
+    if unknown is not None:
+        raise RecipeError(f"--set {unknown}: unknown recipe key '{unknown}': {did_you_mean(unknown, FIELDS)}")
     return found
 
 

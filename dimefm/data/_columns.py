@@ -10,10 +10,10 @@ from dimefm.data.rows import Columns, inside
 from dimefm.errors import BadRow, DataError
 
 USUAL = {
-    "image": ("image", "jpg", "png", "filepath", "path", "file", "image_path"),
+    "image": ("image", "img", "jpg", "png", "webp", "filepath", "path", "file", "image_path"),
     "text": ("captions", "caption", "title", "text", "sentence", "txt"),
     "key": ("key", "__key__", "id", "uid", "image_id"),
-    "label": ("label", "cls", "class"),
+    "label": ("label", "labels", "cls", "fine_label", "class"),
 }
 
 

@@ -83,8 +83,20 @@ def _match(shard: Shard, cache: FeatureCache) -> int:
             "the same keys; give the --dataroot that the extraction had"
         )
     if equal:
-        return (exact or equal)[0]
+        return _same_content(shard, cache, (exact or equal)[0])
     raise CacheError(_first_difference(shard, keys, cache, infos[counted[0]]))
+
+
+def _same_content(shard: Shard, cache: FeatureCache, number: int) -> int:
+    """Return ``number`` if the shard is what the features were made from, also where keys are only line numbers."""
+    recorded = cache.manifest.shards[number].source_digest
+    found = shard.digest() if recorded else ""
+    if found != recorded:
+        raise CacheError(
+            f"{shard.path}: its content has digest {found[:12]}, the features in {cache.root} were made from "
+            f"{recorded[:12]}; the source has changed since, extract it again"
+        )
+    return number
 
 
 def _has_keys(info: ShardInfo, keys: list[str]) -> bool:
@@ -99,7 +111,8 @@ def _same_name(ours: str, theirs: str) -> bool:
 
 def _first_difference(shard: Shard, keys: list[str], cache: FeatureCache, info: ShardInfo) -> str:
     stored, _ = cache.read(info)
-    kept = [row for row in range(len(keys)) if row not in set(info.bad)]
+    bad = set(info.bad)
+    kept = [row for row in range(len(keys)) if row not in bad]
     row = next(row for row, theirs in zip(kept, stored, strict=True) if keys[row] != theirs)
     theirs = stored[kept.index(row)]
     return (

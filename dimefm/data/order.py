@@ -21,6 +21,8 @@ def permute(positions: np.ndarray, n: int, key: int) -> np.ndarray:
     A Feistel network over the smallest even number of bits that holds n, walked until the value is below n: a bijection
     of constant memory, a few million indices a second.
     """
+    if n < 1:
+        raise ValueError(f"a permutation of {n} rows")
     half = max(1, ((n - 1).bit_length() + 1) // 2)
     mask = np.uint64((1 << half) - 1)
     keys = [np.uint64(seed_of(key, i) | 1) for i in range(ROUNDS)]

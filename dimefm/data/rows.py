@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dimefm.cache.files import sampled_sha256
 from dimefm.errors import DataError
 
 
@@ -67,6 +68,10 @@ class Shard(ABC):
     @abstractmethod
     def __getitem__(self, index: int) -> Row:
         """Return row ``index``, 0 <= index < len; raise BadRow with the reason when it cannot be read."""
+
+    def digest(self) -> str:
+        """Return a digest of the shard's content that does not depend on where it lies."""
+        return sampled_sha256(self.path)
 
     @abstractmethod
     def keys(self) -> list[str]:

@@ -8,8 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dimefm import plugins
+from dimefm.data.parts import cut
 from dimefm.data.rows import Columns, Rows, Shard
 from dimefm.errors import DataError
+
+DESCRIPTIONS = {  # files that describe a set, by name without endings
+    "classnames", "templates", "zeroshot_classification_templates", "readme", "license", "licence", "notice", "copying",
+}  # fmt: skip
 
 
 def open_rows(
@@ -37,17 +42,17 @@ def open_rows(
     if len(set(paths)) < len(paths):
         twice = next(path for path in paths if paths.count(path) > 1)
         raise DataError(f"{twice} is named twice; every shard may stand once")
-    names = _names(paths, root)
+    names = shard_names(paths, root)
     columns = columns or Columns()
     _allow_open_files(len(paths))
     shards: list[Shard] = []
     for path, name in zip(paths, names, strict=True):
         reader = plugins.module("sources", input_format or _format_of(path, kind), DataError)
-        shards += reader.open_shards(path, name, kind, columns)
+        shards += [part for shard in reader.open_shards(path, name, kind, columns) for part in cut(shard)]
     return Rows(shards)
 
 
-def _names(paths: list[Path], root: Path | None) -> list[str]:
+def shard_names(paths: list[Path], root: Path | None) -> list[str]:
     """Return the shards' names: paths relative to ``root``, or to the common folder of those that lie outside it."""
     top = None if root is None else Path(os.path.abspath(root))
     outside = [path.parent for path in paths if top is None or not path.is_relative_to(top)]
@@ -89,6 +94,7 @@ def expand(source: str | Path, root: str | Path | None, kind: str = "image", inp
         return [found for line in read_list(path) for found in expand(_below(top, line, path), top, kind, input_format)]
     if path.is_dir():
         inner = [] if input_format == "folder" else _shard_files(path, kind, input_format)
+        _refuse_mixtures(path, inner, kind, input_format)
         return inner or [Path(os.path.abspath(path))]
     if path.is_file():
         return [Path(os.path.abspath(path))]
@@ -134,7 +140,35 @@ def _shard_files(folder: Path, kind: str, input_format: str | None) -> list[Path
     asked = [(input_format, plugins.module("sources", input_format, DataError))] if input_format else _readers(kind)
     suffixes = {suffix for _, reader in asked for suffix in reader.SUFFIXES}
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.name.endswith(tuple(suffixes)))
-    return [Path(os.path.abspath(path)) for path in files if path.name not in ("classnames.txt", "templates.txt")]
+    return [Path(os.path.abspath(path)) for path in files if path.name.split(".")[0].casefold() not in DESCRIPTIONS]
+
+
+def _refuse_mixtures(folder: Path, files: list[Path], kind: str, input_format: str | None) -> None:
+    """Raise DataError when it cannot be told which files of ``folder`` are meant: shards or images, images or texts."""
+    names = [file.name for file in files]
+    if {"image", "text"} <= {start for start in ("image", "text") for name in names if name.casefold().startswith(start)}:
+        pattern = folder / f"{'text' if kind == 'text' else 'image'}*{files[0].suffix}"
+        raise DataError(
+            f"{folder}: holds both image and text files ({_few(names)}); name those meant with a pattern, like '{pattern}'"
+        )
+    if names and kind != "text" and input_format is None and _holds_images(folder):
+        count = f"{len(names)} shard file{'s' * (len(names) > 1)}"
+        raise DataError(
+            f"{folder}: holds images and {count} ({_few(names)}); say --input-format folder for the images, or name the "
+            "file meant"
+        )
+
+
+def _holds_images(folder: Path) -> bool:
+    """Say whether image files lie in ``folder`` or in a folder directly inside it."""
+    from dimefm.data.formats.folder import IMAGE_SUFFIXES
+
+    places = [folder, *(inner for inner in sorted(folder.iterdir()) if inner.is_dir())]
+    return any(entry.name.lower().endswith(IMAGE_SUFFIXES) for place in places for entry in os.scandir(place))
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _format_of(path: Path, kind: str) -> str:

@@ -70,26 +70,36 @@ class Dataset:
 
 
 def find(
-    root: str | Path, names: Sequence[str] | None = None, *, layout: str | None = None
+    root: str | Path,
+    names: Sequence[str] | None = None,
+    *,
+    layout: str | None = None,
+    on_failure: Callable[[str, Exception], None] | None = None,
 ) -> tuple[list[Dataset], list[str]]:
     """Return (datasets found, names that are missing) of a folder of datasets.
 
     ``names`` are benchmarks or folders; without them the 20 ELEVATER sets are looked for, in the order of their names.
     A benchmark without a folder is listed as missing. ``layout`` overrides detection for all of them. The test split of
-    every set found is opened and its labels are checked. Raises DataError when the root is absent, a name is neither a
-    benchmark nor a folder, two folders claim one benchmark, or a dataset cannot be read.
+    every set found is opened and its labels are checked. Raises DataError when the root is absent or a name is neither a
+    benchmark nor a folder. A dataset that cannot be read, or that two folders claim, is given to ``on_failure`` with its
+    error and left out; without ``on_failure`` that error is raised.
     """
     root = Path(root)
     if layout is not None and layout not in LAYOUTS:
         raise DataError(f"unknown layout '{layout}': {did_you_mean(layout, LAYOUTS)}")
     folders = _folders(root)
+    claims = {name: _claims(name, folders, root, exact=names is not None) for name in (suite() if names is None else names)}
     datasets, missing = [], []
-    for name in suite() if names is None else names:
-        folder = _folder_of(name, folders, root, exact=names is not None)
-        if folder is None:
+    for name, found in claims.items():
+        if not found:
             missing.append(card_for(name) or name)
-        else:
-            datasets.append(_dataset(folder, root, layout))
+            continue
+        try:
+            datasets.append(_dataset(_only(name, found), root, layout))
+        except (DataError, OSError) as error:
+            if on_failure is None:
+                raise
+            on_failure(card_for(name) or name, error)
     return datasets, missing
 
 
@@ -101,18 +111,21 @@ def _folders(root: Path) -> list[Path]:
     return [path for place in places for path in sorted(place.iterdir()) if path.is_dir()]
 
 
-def _folder_of(name: str, folders: list[Path], root: Path, *, exact: bool) -> Path | None:
-    """Return the folder of a benchmark or folder name; None when a benchmark has none. ``exact`` names win."""
+def _claims(name: str, folders: list[Path], root: Path, *, exact: bool) -> list[Path]:
+    """Return the folders of a benchmark or folder name; [] when a benchmark has none. ``exact`` names win."""
     card = card_for(name)
     claims = [path for path in folders if exact and path.name == name]
     if not claims and card is None:
         known = {*plugins.names("benchmarks"), *(path.name for path in folders)}
         raise DataError(f"'{name}' is neither a benchmark nor a folder in {root}: {did_you_mean(name, known)}")
-    claims = claims or [path for path in folders if card_for(path.name) == card]
+    return claims or [path for path in folders if card_for(path.name) == card]
+
+
+def _only(name: str, claims: list[Path]) -> Path:
     if len(claims) > 1:
-        found = ", ".join(str(path) for path in claims)
-        raise DataError(f"{card or name} is here {len(claims)} times ({found}); name the one meant, or move the others")
-    return claims[0] if claims else None
+        name, found = card_for(name) or name, ", ".join(str(path) for path in claims)
+        raise DataError(f"{name} is here {len(claims)} times ({found}); name the one meant, or move the others")
+    return claims[0]
 
 
 def _dataset(folder: Path, root: Path, layout: str | None) -> Dataset:

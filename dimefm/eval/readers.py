@@ -7,7 +7,6 @@ benchmark) -> (rows, labels, remark)``, where labels are int64 [n], or 0/1 [n, C
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -18,16 +17,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dimefm.data import Columns, Rows, open_rows
+from dimefm.data._columns import USUAL
 from dimefm.data.formats.folder import IMAGE_SUFFIXES
 from dimefm.data.formats.tar import TarShard
 from dimefm.errors import DataError
-from dimefm.eval import class_names
-from dimefm.eval.benchmark import CLASS_FILE, Benchmark
+from dimefm.eval import labels
+from dimefm.eval.benchmark import Benchmark
 
-LABEL_COLUMNS = ("label", "labels", "cls", "fine_label", "class")
-IMAGE_COLUMNS = ("image", "img", "jpg", "png", "webp")
 SPLIT_FOLDERS = ("train", "val", "valid", "validation", "test")
-BY_NUMBER = "labels taken by number in the card's order"
 
 Split = tuple[Rows, np.ndarray, str]
 
@@ -53,12 +50,9 @@ def read_folders(folder: Path, paths: list[Path], benchmark: Benchmark) -> Split
         if not slash:
             raise DataError(f"{path / key}: an image outside the class folders; move it into the folder of its class")
         of_row.append(name)
-    names, inverse = np.unique(of_row, return_inverse=True)
-    found = class_names.numbers(names.tolist(), benchmark.classes, benchmark.aliases, str(path))
-    remarks = ["no split folders: every image is taken"] if path == folder else []
-    if not (folder / CLASS_FILE).is_file() and all(map(str.isdecimal, names)) and not set(names) <= set(benchmark.classes):
-        remarks.append(BY_NUMBER)
-    return rows, found[inverse], "; ".join(remarks)
+    found, by_number = labels.numbered(labels.Values(of_row), benchmark, str(path), folder)
+    whole = "no split folders: every image is taken" if path == folder else ""
+    return rows, found, "; ".join(filter(None, (whole, by_number)))
 
 
 def locate_parquet(folder: Path, words: Sequence[str]) -> list[Path]:
@@ -73,20 +67,12 @@ def read_parquet(folder: Path, paths: list[Path], benchmark: Benchmark) -> Split
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{paths[0]}: not a readable Parquet file ({reason}); fetch it again") from error
-    column = next((name for name in LABEL_COLUMNS if name in schema.names), None)
+    column = next((name for name in USUAL["label"] if name in schema.names), None)
     if column is None:
-        raise DataError(f"{paths[0]}: no label column; expected {', '.join(LABEL_COLUMNS)}, found {schema.names}")
-    image = next((name for name in IMAGE_COLUMNS if name in schema.names), None)
-    columns = Columns(image=image, label=column)
+        raise DataError(f"{paths[0]}: no label column; expected {', '.join(USUAL['label'])}, found {schema.names}")
+    columns = Columns(label=column)
     rows = open_rows(paths, "image", dataroot=folder, input_format="parquet", columns=columns)
-    values = [value for path in paths for value in pq.read_table(path, columns=[column]).column(0).to_pylist()]
-    where = f"{paths[0]}, column '{column}'"
-    names = _hugging_face_names(schema, column)
-    if names is None:
-        return rows, *_numbered(values, benchmark, where, folder)
-    listed = (folder / CLASS_FILE).is_file()
-    meaning = class_names.numbers(names, benchmark.classes, benchmark.aliases, where, positional=listed)
-    return rows, _assemble(values, meaning, benchmark, where), ""
+    return rows, *labels.numbered(labels.values(rows.shards), benchmark, f"{paths[0]}, column '{column}'", folder)
 
 
 def locate_tar(folder: Path, words: Sequence[str]) -> list[Path]:
@@ -108,7 +94,7 @@ def read_tar(folder: Path, paths: list[Path], benchmark: Benchmark) -> Split:
                 offset, size = members[ending]
                 file.seek(offset)
                 values.append(_tar_label(file.read(size), f"{shard.path}: {key}.{ending}", benchmark))
-    return rows, *_numbered(values, benchmark, str(paths[0]), folder)
+    return rows, *labels.numbered(labels.Values(values), benchmark, str(paths[0]), folder)
 
 
 def _tar_label(raw: bytes, where: str, benchmark: Benchmark) -> object:
@@ -122,47 +108,6 @@ def _tar_label(raw: bytes, where: str, benchmark: Benchmark) -> object:
     if marks.shape != (len(benchmark.classes),) or not np.isin(marks, (0, 1)).all():
         raise DataError(f"{where}: expected {len(benchmark.classes)} marks of 0 or 1, found shape {marks.shape}")
     return np.flatnonzero(marks).tolist()
-
-
-def _numbered(values: list, benchmark: Benchmark, where: str, folder: Path) -> tuple[np.ndarray, str]:
-    """Return (labels, remark) of values that are class numbers or class names, without a list of names of their own."""
-    if any(isinstance(value, str) for value in values):
-        names = sorted({str(value) for value in values})
-        found = class_names.numbers(names, benchmark.classes, benchmark.aliases, where)
-        number = dict(zip(names, found.tolist(), strict=True))
-        values, remark = [number[str(value)] for value in values], ""
-    else:
-        remark = "" if (folder / CLASS_FILE).is_file() else BY_NUMBER
-    return _assemble(values, np.arange(len(benchmark.classes)), benchmark, where), remark
-
-
-def _assemble(values: list, meaning: np.ndarray, benchmark: Benchmark, where: str) -> np.ndarray:
-    """Return labels int64 [n] or 0/1 [n, C]; ``values`` are numbers (or lists of them) that index ``meaning``."""
-    expected = list if benchmark.multilabel else int
-    for row, value in enumerate(values):
-        if not isinstance(value, expected):
-            wanted = "a list of class numbers" if benchmark.multilabel else "one class number"
-            raise DataError(f"{where}, row {row}: {benchmark.name} expects {wanted}, found {value!r}; correct the data")
-    if not benchmark.multilabel:
-        return meaning[class_names.within(values, len(meaning), where)]
-    labels = np.zeros((len(values), len(benchmark.classes)), dtype=np.int64)
-    for row, found in enumerate(values):
-        labels[row, meaning[class_names.within(found, len(meaning), where)]] = 1
-    return labels
-
-
-def _hugging_face_names(schema: pa.Schema, column: str) -> list[str] | None:
-    """Return the ClassLabel names that Hugging Face keeps in the Arrow metadata, or None."""
-    raw = (schema.metadata or {}).get(b"huggingface")
-    try:
-        feature = json.loads(raw)["info"]["features"][column] if raw else None
-    except (ValueError, KeyError, TypeError):
-        return None
-    if isinstance(feature, list) and feature:
-        feature = feature[0]
-    if isinstance(feature, dict) and isinstance(feature.get("feature"), dict):
-        feature = feature["feature"]
-    return feature.get("names") if isinstance(feature, dict) else None
 
 
 def _first_files(folder: Path, words: Sequence[str], patterns: Sequence[str]) -> list[Path]:

@@ -20,8 +20,11 @@ def _mean(result: dict) -> str:
     return f"mean over the {n} sets here: {100 * result['mean']:.2f} (not the ELEVATER average, which needs all 20)"
 
 
-def _missing(result: dict) -> str:
-    return f"not here: {', '.join(result['missing'])}" if result["missing"] else ""
+def _absent(result: dict) -> list[str]:
+    """Return a line on the datasets that are not here, one per dataset that failed, and one on those still to come."""
+    lines = [f"not here: {', '.join(result['missing'])}"] if result["missing"] else []
+    lines += [f"failed: {each['dataset']}: {each['reason']}" for each in result["failed"]]
+    return lines + ([f"still to come: {', '.join(result['pending'])}"] if result["pending"] else [])
 
 
 def terminal(result: dict) -> str:
@@ -36,7 +39,7 @@ def terminal(result: dict) -> str:
         for row in rows
     ]
     lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(line.rstrip() for line in [*lines, "", _mean(result), _missing(result)] if line or line == "").rstrip()
+    return "\n".join(line.rstrip() for line in [*lines, "", _mean(result), *_absent(result)])
 
 
 def markdown(result: dict) -> str:
@@ -52,9 +55,13 @@ def markdown(result: dict) -> str:
         "|" + "|".join("---:" if i in (2, 3, 4, 5) else "---" for i in range(len(HEADS))) + "|",
         *("| " + " | ".join(_cells(score)) + " |" for score in result["scores"]),
         "",
-        _mean(result)[0].upper() + _mean(result)[1:] + ".",
+        _sentence(_mean(result)),
     ]
-    if result["missing"]:
-        lines += ["", _missing(result)[0].upper() + _missing(result)[1:] + "."]
+    for line in _absent(result):
+        lines += ["", _sentence(line)]
     lines += ["", "Made with " + ", ".join(f"{name} {version}" for name, version in result["libraries"].items()) + "."]
     return "\n".join(lines) + "\n"
+
+
+def _sentence(line: str) -> str:
+    return line[0].upper() + line[1:] + "."

@@ -4,7 +4,8 @@ What ``load_encoder`` understands:
 
 ==========================  =============================================================================
 ``ARCH/PRETRAINED``         an open_clip architecture and tag, e.g. ``ViT-L-14/openai`` (downloaded by open_clip)
-``ARCH/path/to/weights``    an architecture and a local ``.pt`` or ``.safetensors`` file
+``ARCH/path/to/weights``    an architecture and a local ``.pt`` or ``.safetensors`` file (OpenAI's own weights need the
+                            ``-quickgelu`` architectures; with a tag the activation is chosen by itself)
 ``FILE``                    such a file with ``open_clip_config.json`` beside it
 ``FOLDER``                  an open_clip folder (``open_clip_config.json`` and weights), or a run folder of dimefm
 ``ARCH/random:SEED``        random weights, for tests and speed; the manifest says so
@@ -151,6 +152,7 @@ def _load_open_clip(spec: str, path: Path) -> tuple[nn.Module, Callable]:
         folder = path if path.is_dir() else path.parent
         if not (folder / open_clip.CONFIG).is_file():
             raise ModelError(f"{folder}: neither a run folder ({runs.FILE}) nor an open_clip folder ({open_clip.CONFIG})")
+        open_clip.check_folder(folder)
         name = open_clip.folder_config(folder.resolve())
         return open_clip.create(name, path if path.is_file() else None), open_clip.tokenizer_of(name)
     arch, _, weights = spec.partition("/")
@@ -164,8 +166,10 @@ def _load_open_clip(spec: str, path: Path) -> tuple[nn.Module, Callable]:
         )
     tokenizer_name = arch
     if weights.startswith("random:"):
-        if not weights.removeprefix("random:").isdecimal():
-            raise ModelError(f"{spec}: expected {arch}/random:SEED with a whole number, e.g. {arch}/random:0")
+        if not re.fullmatch(r"random:[0-9]{1,18}", weights):
+            raise ModelError(
+                f"{spec}: expected {arch}/random:SEED with a whole number of at most 18 digits, e.g. {arch}/random:0"
+            )
         model = open_clip.random(arch, int(weights.removeprefix("random:")))
     elif weights in open_clip.tags_of(arch) or Path(weights).is_file():
         model = open_clip.create(arch, Path(weights) if Path(weights).is_file() else weights)
@@ -190,6 +194,7 @@ def _encoder(name: str, model: nn.Module, tokenizer: Callable, device: torch.dev
         preprocess=preprocess,
         tokenizer=_tokenizer_name(tokenizer),
         context_length=getattr(tokenizer, "context_length", None),
+        activation=open_clip.activation_of(model),
     )
     model = model.to(device).eval().requires_grad_(False)
     return Encoder(card, model, model, open_clip.transform_of(preprocess), tokenizer, device, precision)
@@ -227,6 +232,7 @@ def _load_run(folder: Path, device: torch.device, precision: str, text_model: st
         preprocess=preprocess,
         tokenizer=teacher.card.tokenizer,
         context_length=teacher.card.context_length,
+        activation=teacher.card.activation,
     )
     tower = tower.to(device).eval().requires_grad_(False)
     transform = open_clip.transform_of(preprocess)

@@ -17,9 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import open_clip
+import timm
 import torch
 from open_clip.model import _build_vision_tower
 from open_clip.transform import PreprocessCfg, image_transform_v2
+from open_clip.transformer import QuickGELU
 from torch import nn
 
 from dimefm import plugins
@@ -72,13 +74,52 @@ def create(arch: str, weights: str | Path | None = None) -> nn.Module:
         with _quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tag = weights if isinstance(weights, str) else None
-            model = open_clip.create_model(arch, tag, require_pretrained=tag is not None or (local and weights is None))
+            named = tag is not None or (local and weights is None)
+            quick = tag is not None and trained_with_quick_gelu(arch, tag)
+            model = open_clip.create_model(arch, tag, require_pretrained=named, force_quick_gelu=quick)
             if isinstance(weights, Path):
                 open_clip.load_checkpoint(model, str(weights))
             return model.eval()
     except Exception as error:  # open_clip raises whatever its download and torch.load raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"{arch}{f'/{weights}' if weights else ''}: cannot be loaded: {reason}") from error
+        raise ModelError(f"{arch}{f'/{weights}' if weights else ''}: cannot be loaded: {reason_of(error)}") from error
+
+
+def reason_of(error: Exception) -> str:
+    """Return in one line of bearable length why a foreign library failed, without its advice to unpack any object."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if "weights_only" in reason:
+        return (
+            "the file is damaged, or holds other things than plain tensors; fetch it again, or save its state_dict as "
+            ".safetensors"
+        )
+    return reason if len(reason) <= 300 else reason[:297] + "..."
+
+
+def check_folder(folder: Path) -> None:
+    """Raise ModelError unless the config of a folder in open_clip's layout describes both towers."""
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
+        missing = [name for name in ("embed_dim", "vision_cfg", "text_cfg") if name not in config]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path}: cannot be read as an open_clip config ({error!r}); restore the file") from error
+    if missing:
+        raise ModelError(
+            f"{path}: 'model_cfg' has no {' and no '.join(missing)}; expected embed_dim, vision_cfg and text_cfg"
+        )
+
+
+def trained_with_quick_gelu(arch: str, tag: str) -> bool:
+    """Tell whether the weights of a tag belong to OpenAI's QuickGELU activation, whatever the architecture's name says.
+
+    open_clip only warns when name and tag differ (``ViT-L-14/openai`` is one of 27 such pairs) and computes other features.
+    """
+    return bool((open_clip.get_pretrained_cfg(arch, tag) or {}).get("quick_gelu", False))
+
+
+def activation_of(model: nn.Module) -> str:
+    """Return ``"quick_gelu"`` when any part of the model uses that activation, else ``"standard"``."""
+    return "quick_gelu" if any(isinstance(module, QuickGELU) for module in model.modules()) else "standard"
 
 
 def from_config(config: dict) -> nn.Module:
@@ -87,6 +128,7 @@ def from_config(config: dict) -> nn.Module:
         raise ModelError(
             "this student has no text tower ('text_cfg'); choose an open_clip architecture to train both towers"
         )
+    _check_timm(config["vision_cfg"])
     with tempfile.TemporaryDirectory() as folder:
         text = json.dumps({"model_cfg": config, "preprocess_cfg": {}})
         (Path(folder) / CONFIG).write_text(text, encoding="utf-8")
@@ -94,7 +136,14 @@ def from_config(config: dict) -> nn.Module:
             with _quiet():
                 return open_clip.create_model(folder_config(Path(folder)), load_weights=False)
         except Exception as error:  # open_clip and timm raise freely on impossible configs
-            raise ModelError(f"model cannot be built from its config: {str(error).splitlines()[0]}") from error
+            raise ModelError(f"model cannot be built from its config: {reason_of(error)}") from error
+
+
+def _check_timm(vision: dict) -> None:
+    """Raise ModelError with the nearest name when the image tower is a timm model that timm does not know."""
+    name = vision.get("timm_model_name")
+    if name and not timm.is_model(str(name)):
+        raise ModelError(f"unknown timm model '{name}': {did_you_mean(str(name), timm.list_models())}")
 
 
 def random(arch: str, seed: int) -> nn.Module:
@@ -105,10 +154,20 @@ def random(arch: str, seed: int) -> nn.Module:
 
 
 def tokenizer_of(arch: str) -> Callable:
-    """Return open_clip's tokenizer of an architecture or ``local-dir:`` folder."""
+    """Return open_clip's tokenizer of an architecture or ``local-dir:`` folder.
+
+    Raises ModelError when it cannot be had, e.g. SigLIP's without the package transformers.
+    """
     _register()
-    with _quiet():
-        return open_clip.get_tokenizer(arch)
+    try:
+        with _quiet():
+            return open_clip.get_tokenizer(arch)
+    except ModuleNotFoundError as error:
+        raise ModelError(
+            f"{arch}: its tokenizer needs the package {error.name}, which is not installed; pip install {error.name}"
+        ) from error
+    except Exception as error:  # open_clip and transformers raise whatever their download raises
+        raise ModelError(f"{arch}: its tokenizer cannot be loaded: {reason_of(error)}") from error
 
 
 def tokenizer_for(config: dict) -> Callable:
@@ -139,13 +198,14 @@ def default_preprocess(size: int) -> dict:
 def image_tower(config: dict) -> nn.Module:
     """Build the image tower of a model config with random weights, projecting to ``config['embed_dim']``."""
     vision = {**config["vision_cfg"], "timm_model_pretrained": False}
+    _check_timm(vision)
     try:
         with _quiet():
             tower = _build_vision_tower(config["embed_dim"], vision, config.get("quick_gelu", False))
             if "timm_model_name" in vision and hasattr(tower, "set_input_size"):
                 tower.set_input_size(vision.get("image_size", 224))
     except Exception as error:  # timm and open_clip raise freely on impossible configs
-        raise ModelError(f"image tower cannot be built from {vision}: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"image tower cannot be built from {vision}: {reason_of(error)}") from error
     return tower
 
 

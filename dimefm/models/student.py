@@ -22,10 +22,11 @@ from dimefm.models.encoder import ImageTower
 
 @dataclass(frozen=True)
 class Spec:
-    """A resolved student: its open_clip model config and the pixels of a side."""
+    """A resolved student: its open_clip model config, the pixels of a side, and what the user called it."""
 
     config: dict
     image_size: int
+    name: str = "the student"
 
 
 def resolve(name: str, image_size: int | None = None, dim: int | None = None) -> Spec:
@@ -41,7 +42,7 @@ def resolve(name: str, image_size: int | None = None, dim: int | None = None) ->
         size = size[0]
     if not isinstance(size, int) or size < 1:
         raise ModelError(f"{name}: image_size is {size!r}; a student sees squares, so give one number of pixels")
-    return Spec(config, size)
+    return Spec(config, size, name)
 
 
 def _config(name: str) -> dict:
@@ -52,8 +53,8 @@ def _config(name: str) -> dict:
             config = json.loads(Path(name).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ModelError(f"{name}: cannot be read as an open_clip config: {error}") from error
-        if not isinstance(config, dict) or "vision_cfg" not in config:
-            raise ModelError(f"{name}: no 'vision_cfg'; expected an open_clip model config")
+        if not isinstance(config, dict) or not isinstance(config.get("vision_cfg"), dict):
+            raise ModelError(f"{name}: no table 'vision_cfg'; expected an open_clip model config")
         return config
     return open_clip.config_of(name)
 
@@ -80,12 +81,47 @@ class Student(nn.Module):
         return Features.of(image, self.model.encode_text(tokens), self.model.logit_scale.exp())
 
 
-def build(spec: Spec, both_towers: bool, seed: int) -> tuple[nn.Module, dict]:
-    """Return (model with random weights drawn from ``seed``, preprocessing) of a spec."""
+def build(spec: Spec, both_towers: bool, seed: int, batch_size: int = 2) -> tuple[nn.Module, dict]:
+    """Return (model with random weights drawn from ``seed``, preprocessing) of a spec.
+
+    Raises ModelError when it cannot be built, or cannot encode images of its size in batches of ``batch_size``.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "weights") % 2**32)
         if both_towers:
             model = open_clip.from_config(spec.config)
+            _try(model, spec, batch_size)
             return model.to(memory_format=torch.channels_last), open_clip.preprocess_of(model)
         tower = ImageTower(open_clip.image_tower(spec.config))
+        _try(tower, spec, batch_size)
         return tower.to(memory_format=torch.channels_last), open_clip.default_preprocess(spec.image_size)
+
+
+@torch.no_grad()
+def _try(model: nn.Module, spec: Spec, batch_size: int) -> None:
+    """Encode blank images as evaluation and training do, so that what cannot work is refused before the first step.
+
+    The model is left as it was, its running statistics included. Raises ModelError with the reason.
+    """
+    training, kept = model.training, {name: buffer.clone() for name, buffer in model.named_buffers()}
+    pixels = torch.zeros(2, 3, spec.image_size, spec.image_size)
+    try:
+        for mode in (False, True):
+            found = list(model.train(mode).encode_image(pixels).shape)
+            if found != [2, spec.config["embed_dim"]]:
+                raise ValueError(f"its output for 2 images is {found}; expected {[2, spec.config['embed_dim']]}")
+    except Exception as error:  # timm and open_clip fail in many ways on a size that is not theirs
+        raise ModelError(
+            f"{spec.name} at {spec.image_size} pixels: cannot encode an image: {open_clip.reason_of(error)}; "
+            "give another --image-size or --student"
+        ) from error
+    try:
+        model.encode_image(pixels[: min(batch_size, 2)])
+    except ValueError as error:  # batch normalisation has no variance of one value
+        raise ModelError(
+            f"{spec.name}: cannot learn from {batch_size} image a step ({open_clip.reason_of(error)}); "
+            "give a --batch-size of 2 or more"
+        ) from error
+    for name, buffer in model.named_buffers():
+        buffer.copy_(kept.get(name, buffer))
+    model.train(training)

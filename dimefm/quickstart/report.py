@@ -12,7 +12,7 @@ def _rows(summary: dict) -> list[tuple[str, ...]]:
     def percent(value: float) -> str:
         return f"{100 * value:.1f} %"
 
-    rows = [("", "teacher", "student", "untrained student", "chance")]
+    rows: list[tuple[str, ...]] = [("", "teacher", "student", "untrained student", "chance")]
     for name, scores in summary["datasets"].items():
         cells = (percent(scores[column]) for column in (*COLUMNS, "chance"))
         rows.append((f"zero-shot {name}, {scores['images']:,} images", *cells))

@@ -13,6 +13,7 @@ import torch
 
 from dimefm.cache.files import to_json, write_text
 from dimefm.data import open_rows
+from dimefm.errors import RecipeError
 from dimefm.evaluate import elevater
 from dimefm.extract import Settings, extract
 from dimefm.models import runs, student
@@ -23,26 +24,28 @@ from dimefm.recipe import Recipe, check
 from dimefm.train import train
 
 DATASETS = ("digits", "shapes")
-SUMMARY = "summary.json"
-AUGMENT: dict = {"crop_ratio": (0.75, 4 / 3), "flip": 0.0, "resize": 0, "warmup": 0.3}
+RECORD, SUMMARY = "quickstart.json", "summary.json"
+COMMON: dict = {"crop_ratio": (0.75, 4 / 3), "flip": 0.0, "resize": 0, "warmup": 0.3, "save_every": 200}
 
 
 def quickstart(out: Path, seed: int = 0, echo: Callable[[str], None] = print) -> dict:
     """Make data, train a teacher, extract its features, distil a student and score both; return the summary.
 
-    Writes ``out/summary.json`` (accuracies as fractions, parameters of the image towers, seconds), ``out/report.md`` and
-    ``out/report.png``. Everything runs on the CPU and needs no network.
+    Writes ``out/quickstart.json`` (seed, counts of the raw data), ``out/summary.json`` (accuracies as fractions,
+    parameters of the image towers, seconds), ``out/report.md`` and ``out/report.png``. Everything
+    runs on the CPU and needs no network.
     """
     started = time.perf_counter()
+    whole = _claim(out, seed)
     if (out / SUMMARY).exists():
         echo(f"{out / SUMMARY}: finished already; give another --out to run it again\n")
         summary = json.loads((out / SUMMARY).read_text(encoding="utf-8"))
         echo(table(summary))
         return summary
     raw = out / "data"
-    if not (raw / "eval" / "shapes" / "test.tar").exists():
+    if not whole:
         echo("1/5 data: real handwritten digits, and scenes drawn here")
-        data.write(raw, seed)
+        _record(out, seed, data.write(raw, seed))
     echo("2/5 teacher: a small CLIP learns from pairs (you would load ViT-L-14 instead)")
     teacher = _train(_teacher(raw, seed), out / "teacher", echo)
     echo("3/5 extract-features: the teacher runs once over unpaired images and sentences")
@@ -64,6 +67,36 @@ def quickstart(out: Path, seed: int = 0, echo: Callable[[str], None] = print) ->
     return summary
 
 
+def _claim(out: Path, seed: int) -> bool:
+    """Make ``out`` the folder of a quickstart from ``seed`` and return whether its data are whole.
+
+    Raises RecipeError when the folder holds one from another seed, or something whose seed nobody knows.
+    """
+    path = out / RECORD
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        theirs, whole = record["seed"], record["data"] is not None
+    except FileNotFoundError:
+        strange = next((name for name in ("data", "teacher", "cache", "student", SUMMARY) if (out / name).exists()), None)
+        if strange is not None:
+            raise RecipeError(
+                f"{out}: holds {strange} but no {RECORD}, so its seed is unknown; give another --out"
+            ) from None
+        out.mkdir(parents=True, exist_ok=True)
+        _record(out, seed, None)
+        return False
+    except (ValueError, KeyError, TypeError) as error:
+        raise RecipeError(f"{path}: cannot be read ({error!r}); give another --out, or remove that folder") from error
+    if theirs != seed:
+        raise RecipeError(f"{out}: was begun with --seed {theirs}, not {seed}; give that seed, or another --out")
+    return whole
+
+
+def _record(out: Path, seed: int, sizes: data.Sizes | None) -> None:
+    """Write the seed, and the counts of the raw data once they are all there."""
+    write_text(out / RECORD, to_json({"seed": seed, "data": None if sizes is None else dataclasses.asdict(sizes)}))
+
+
 def _teacher(raw: Path, seed: int) -> Recipe:
     """A CLIP from pairs: ResNet-10-T at 32 pixels and a two-layer text tower."""
     return check(
@@ -82,7 +115,7 @@ def _teacher(raw: Path, seed: int) -> Recipe:
             crop_scale=(0.7, 1.0),
             device="cpu",
             seed=seed,
-            **AUGMENT,
+            **COMMON,
         )
     )
 
@@ -107,7 +140,7 @@ def _student(raw: Path, cache: Path, seed: int) -> Recipe:
             crop_scale=(0.8, 1.0),
             device="cpu",
             seed=seed,
-            **AUGMENT,
+            **COMMON,
         )
     )
 

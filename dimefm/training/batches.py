@@ -15,12 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dimefm.cache import FeatureCache
 from dimefm.data.augment import Augment, center
 from dimefm.data.images import decode
 from dimefm.data.order import rows_of_step, seed_of
-from dimefm.errors import BadRow, DataError
+from dimefm.errors import BadRow, CacheError, DataError
 from dimefm.recipe import Recipe
-from dimefm.training.sources import Captions, Sources
+from dimefm.training.captions import Captions
+from dimefm.training.sources import Sources
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,8 @@ class Batches:
             return Batch(pixels, None, None, self.tokenizer(sentences), bad)
         texts = self.sources.text_cache
         wanted = rows_of_step(number, recipe.texts_per_step or recipe.batch_size, len(texts), recipe.seed, "texts")
-        images = torch.from_numpy(self.sources.image_cache[cached[kept]])
-        return Batch(pixels, images, torch.from_numpy(texts[wanted]), None, bad)
+        images = _features(self.sources.image_cache, cached[kept])
+        return Batch(pixels, images, _features(texts, wanted), None, bad)
 
     def _row(self, number: int, seed: int) -> tuple[np.ndarray, str | None]:
         row = self.sources.images[number]
@@ -81,6 +83,20 @@ class Batches:
     def _complaint(self, number: int, error: BadRow) -> dict:
         shard, local = self.sources.images.locate(number)
         return {"source": self.sources.images.shards[shard].name, "row": local, "reason": str(error)}
+
+
+def _features(cache: FeatureCache, rows: np.ndarray) -> Tensor:
+    """Return feature rows [n, D]; raise CacheError naming shard and row when one is not finite or has no length."""
+    found = cache[rows]
+    lengths = np.linalg.norm(found.astype(np.float32), axis=1)
+    wrong = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))
+    if len(wrong):
+        info, local = cache.locate(int(rows[wrong[0]]))
+        raise CacheError(
+            f"{cache.root / info.file}, row {local}: the vector has length {lengths[wrong[0]]}; the shard was damaged after "
+            "extraction: see dimefm cache verify --sha256, and extract it again"
+        )
+    return torch.from_numpy(found)
 
 
 def prefetch(load: Callable[[int], Batch], numbers: Iterator[int], workers: int) -> Generator[Batch]:

@@ -18,15 +18,20 @@ from dimefm.models import runs
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 
 
-def save(out: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, keep: int) -> Path:
-    """Write ``out/checkpoints/STEP`` (after ``step`` optimizer steps) and drop all but the ``keep`` newest."""
+def save(
+    out: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, keep: int, caches: dict[str, str | None]
+) -> Path:
+    """Write ``out/checkpoints/STEP`` (after ``step`` optimizer steps) and drop all but the ``keep`` newest.
+
+    ``caches`` are the fingerprints of what the run learns from; :func:`load` gives them back.
+    """
     folder = out / "checkpoints" / f"{step:08d}"
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     runs.save_tensors(model.state_dict(), part / MODEL)
     runs.save_tensors(_flatten(model, optimizer), part / OPTIMIZER)
-    write_text(part / STATE, to_json({"step": step}))
+    write_text(part / STATE, to_json({"step": step, "caches": caches}))
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(part, folder)
     for old in checkpoints(out)[:-keep]:
@@ -39,11 +44,12 @@ def checkpoints(out: Path) -> list[Path]:
     return sorted(path.parent for path in (out / "checkpoints").glob(f"[0-9]*[0-9]/{STATE}"))
 
 
-def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Restore model and optimizer from a checkpoint; return the number of steps done. Raises ModelError if damaged."""
+def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, str | None]]:
+    """Restore model and optimizer; return (steps done, fingerprints of the caches). Raises ModelError if damaged."""
     runs.load_weights(model, folder / MODEL)
     try:
-        step = json.loads((folder / STATE).read_text(encoding="utf-8"))["step"]
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        step, caches = state["step"], state["caches"]
         flat = load_file(folder / OPTIMIZER)
         for name, parameter in model.named_parameters():
             if f"{name}/step" in flat:
@@ -55,7 +61,7 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> in
         raise ModelError(
             f"{folder}: the checkpoint is damaged ({error}); remove it to resume from the one before"
         ) from error
-    return step
+    return step, caches
 
 
 def _flatten(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""What a run learns from: raw images, cached features and captions, opened and checked against each other."""
+"""What a run learns from: raw images and cached features, opened and checked against each other."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import numpy as np
 
 from dimefm.cache import EncoderCard, FeatureCache
 from dimefm.cache.adopt import adopt_tsv
+from dimefm.cache.manifest import FILE as MANIFEST
 from dimefm.cache.manifest import differences
-from dimefm.data import Row, Rows, Shard, open_rows
+from dimefm.data import Columns, Rows, open_rows
 from dimefm.data.align import Aligned, align
-from dimefm.data.order import seed_of
-from dimefm.data.sources import expand
+from dimefm.data.sources import expand, shard_names
 from dimefm.errors import CacheError, RecipeError
-from dimefm.eval.benchmark import for_folder, prompts
 from dimefm.recipe import Recipe
 
 
@@ -52,42 +51,85 @@ def open_sources(recipe: Recipe, out: Path) -> Sources:
     if not recipe.images:
         raise RecipeError("no images are given; name them with --images (or 'images' in the recipe)")
     kind = "pair" if recipe.text == "student" else "image"
-    images = open_rows(recipe.images, kind, dataroot=recipe.dataroot, input_format=recipe.input_format)
+    columns = Columns(
+        image=recipe.image_column,
+        text=recipe.text_column,
+        key=recipe.key_column,
+        separator=recipe.separator,
+        root=Path(recipe.dataroot) if recipe.dataroot else None,
+    )
+    images = open_rows(recipe.images, kind, dataroot=recipe.dataroot, input_format=recipe.input_format, columns=columns)
     if recipe.text == "student":
         if recipe.image_cache or recipe.text_cache:
             raise RecipeError(
                 "text = 'student' learns from raw pairs and uses no cache; leave --image-cache and --text-cache out"
             )
         return Sources(images, None, None, None)
-    for name in ("image_cache", "text_cache"):
-        if getattr(recipe, name) is None:
-            raise RecipeError(
-                f"--{name.replace('_', '-')} is not given; the student learns from cached teacher features: "
-                "make them with extract-features"
-            )
-    return _checked(images, FeatureCache(recipe.image_cache), FeatureCache(recipe.text_cache))
+    return _checked(images, _open_cache(recipe, "image"), _open_cache(recipe, "text"))
+
+
+def _open_cache(recipe: Recipe, kind: str) -> FeatureCache:
+    """Open the cache that the recipe names for ``kind``; the folder around ``images/`` and ``texts/`` gets a hint."""
+    root = getattr(recipe, f"{kind}_cache")
+    if root is None:
+        raise RecipeError(
+            f"--{kind}-cache is not given; the student learns from cached teacher features: make them with extract-features"
+        )
+    inner = Path(root) / f"{kind}s"
+    if not (Path(root) / MANIFEST).exists() and (inner / MANIFEST).exists():
+        raise CacheError(f"--{kind}-cache {root}: no {MANIFEST}, so no cache; did you mean {inner}?")
+    return FeatureCache(root)
 
 
 def _dime_fm_form(recipe: Recipe, out: Path) -> Sources:
     """Open DIME-FM's own files: image, image-feature, text and text-feature TSVs or lists, in this order."""
+    _refuse_two_forms(recipe)
+    images = open_rows([recipe.tsv_file_list[0]], "image", dataroot=recipe.dataroot, input_format="tsv")
+    image_cache = _adopted(images, recipe.tsv_file_list[1], "image", recipe, out)
+    text_features = recipe.tsv_file_list[-1]
+    if len(recipe.tsv_file_list) == 3:
+        files = expand(text_features, recipe.dataroot)
+        names = shard_names(files, Path(recipe.dataroot) if recipe.dataroot else None)
+        text_cache = adopt_tsv(files, names, "text", out / "adopted" / "texts")
+    else:
+        texts = open_rows([recipe.tsv_file_list[2]], "text", dataroot=recipe.dataroot, input_format="tsv")
+        text_cache = _adopted(texts, text_features, "text", recipe, out)
+        _belong(texts, expand(text_features, recipe.dataroot), text_cache)
+    return _checked(images, image_cache, text_cache)
+
+
+def _refuse_two_forms(recipe: Recipe) -> None:
     if len(recipe.tsv_file_list) not in (3, 4):
         raise RecipeError(
             f"--tsv-file-list has {len(recipe.tsv_file_list)} entries; expected image, image_feat, text, text_feat in this "
-            "order (text itself is not read and may be left out)"
+            "order (text only checks text_feat and may be left out)"
         )
-    raw, image_features, text_features = (recipe.tsv_file_list[i] for i in (0, 1, -1))
-    images = open_rows([raw], "image", dataroot=recipe.dataroot, input_format="tsv")
-    feature_files = expand(image_features, recipe.dataroot)
-    text_files = expand(text_features, recipe.dataroot)
-    if len(feature_files) != len(images.shards):
+    both = [name for name in ("images", "image_cache", "text_cache") if getattr(recipe, name)]
+    if both:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in both)
+        raise RecipeError(f"--tsv-file-list names images and features already, and so does {flags}; leave one out")
+    if recipe.text == "student":
+        raise RecipeError("text = 'student' learns from raw pairs; --tsv-file-list holds none: name pairs with --images")
+
+
+def _adopted(raw: Rows, features: str, kind: str, recipe: Recipe, out: Path) -> FeatureCache:
+    """Take up the feature files of ``raw``, one for each raw file, in the same order."""
+    files = expand(features, recipe.dataroot)
+    if len(files) != len(raw.shards):
         raise CacheError(
-            f"{image_features}: {len(feature_files)} feature files for {len(images.shards)} image files; "
-            "each image file needs its own, in the same order"
+            f"{features}: {len(files)} feature files for {len(raw.shards)} {kind} files; each {kind} file needs its own, "
+            "in the same order"
         )
-    names = [shard.name for shard in images.shards]
-    image_cache = adopt_tsv(feature_files, names, "image", out / "adopted" / "images")
-    text_cache = adopt_tsv(text_files, [path.name for path in text_files], "text", out / "adopted" / "texts")
-    return _checked(images, image_cache, text_cache)
+    return adopt_tsv(files, [shard.name for shard in raw.shards], kind, out / "adopted" / f"{kind}s")
+
+
+def _belong(raw: Rows, files: list[Path], cache: FeatureCache) -> None:
+    """Raise CacheError, naming both files, when features are not those of their raw file by count and keys."""
+    for shard, file in zip(raw.shards, files, strict=True):
+        try:
+            align(Rows([shard]), cache)
+        except CacheError as error:
+            raise CacheError(f"{file} does not hold the features of {shard.path}: {error}") from error
 
 
 def _checked(images: Rows, image_cache: FeatureCache, text_cache: FeatureCache) -> Sources:
@@ -105,39 +147,3 @@ def _checked(images: Rows, image_cache: FeatureCache, text_cache: FeatureCache) 
             "extract one of them again with the other's teacher"
         )
     return Sources(images, align(images, image_cache), image_cache, text_cache)
-
-
-class Captions:
-    """Chooses the sentence of a pair: one of the row's own, or a class prompt made from its label."""
-
-    def __init__(self, rows: Rows, source: str):
-        """``source`` is ``"text"``, or ``"label"`` to make prompts for rows without sentences of their own.
-
-        Raises DataError when a shard has labels only and no class names belong to its folder.
-        """
-        self._rows = rows
-        self._prompts: dict[Path, dict] = {}
-        if source == "label":
-            for shard in rows.shards:
-                folder = _folder(shard)
-                if folder not in self._prompts and len(shard) and not shard[0].texts:
-                    self._prompts[folder] = _prompts_of(folder)
-
-    def __call__(self, number: int, row: Row, seed: int) -> str | None:
-        """Return the sentence that ``seed`` selects for raw row ``number``, or None when it has none."""
-        found = row.texts
-        if not found:
-            folder = _folder(self._rows.shards[self._rows.locate(number)[0]])
-            found = self._prompts.get(folder, {}).get(row.label, ())
-        return found[seed_of(seed, "caption") % len(found)] if found else None
-
-
-def _folder(shard: Shard) -> Path:
-    return shard.path if shard.path.is_dir() else shard.path.parent
-
-
-def _prompts_of(folder: Path) -> dict[int | str, list[str]]:
-    benchmark = for_folder(folder)
-    by_number = prompts(benchmark)
-    by_name: dict = dict(zip(benchmark.classes, by_number, strict=True))
-    return {**dict(enumerate(by_number)), **by_name}

@@ -117,7 +117,7 @@ def test_a_row_that_is_not_finite_or_has_no_length_is_quarantined(tmp_path):
     cache = adopt_tsv([feature_tsv(tmp_path / "a.feat.tsv", rows)], ["a.tsv"], "text", tmp_path / "out")
     np.testing.assert_array_equal(cache[:], rows[[0, 3]])
     assert cache.manifest.shards[0].bad == (1, 2, 4)
-    listed = [json.loads(line) for line in (tmp_path / "out/quarantine.jsonl").read_text().splitlines()]
+    listed = [json.loads(line) for line in (cache.root / "quarantine.jsonl").read_text().splitlines()]
     assert [(entry["row"], entry["key"]) for entry in listed] == [(1, "k1"), (2, "k2"), (4, "k4")]
     assert "not finite" in listed[0]["reason"]
 

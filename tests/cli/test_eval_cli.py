@@ -71,6 +71,69 @@ def test_a_dataset_that_is_asked_for_and_absent_is_listed_and_the_rest_scored(ro
     assert "Not here: cifar-10." in (root / "scores/report.md").read_text()
 
 
+@pytest.fixture
+def spoilt(root):
+    """Four more datasets of the suite, none of which can be scored, and what is said of each."""
+    sets = root / "sets"
+    (sets / "cifar-10/train/cat").mkdir(parents=True)
+    shutil.copy(sets / "mnist/test/0/0.png", sets / "cifar-10/train/cat/0.png")
+    (sets / "dtd").mkdir()
+    (sets / "dtd/test.parquet").write_bytes(b"<html>")
+    (sets / "gtsrb/test/0").mkdir(parents=True)
+    (sets / "gtsrb/test/0/0.png").write_bytes(b"no image")
+    for copy in ("fer2013", "fer-2013_20210816"):
+        (sets / copy).mkdir()
+    return {
+        "cifar-10": "no test split",
+        "dtd": "not a readable Parquet file",
+        "fer-2013": "is here 2 times",
+        "gtsrb": "none of the 1 rows could be used",
+    }
+
+
+def test_a_dataset_that_cannot_be_read_is_listed_as_failed_and_the_others_are_scored(root, spoilt):
+    result = dimefm(*words(root))
+    assert result.exit_code == 1
+    last = result.stderr.rstrip("\n").split("\n")[-1]
+    assert last.startswith("Error: 4 of 5 datasets could not be scored: ")
+    found = json.loads((root / "scores/scores.json").read_text())
+    assert [score["dataset"] for score in found["scores"]] == ["mnist"]
+    assert found["mean"] == found["scores"][0]["value"]
+    assert (found["is_elevater_average"], found["pending"]) == (False, [])
+    failed = {each["dataset"]: each["reason"] for each in found["failed"]}
+    assert set(failed) == set(spoilt)
+    report = (root / "scores/report.md").read_text()
+    for name, reason in spoilt.items():
+        assert reason in failed[name]
+        assert name in last
+        assert f"failed: {name}: {failed[name]}" in result.stdout
+        assert f"Failed: {name}: " in report
+
+
+def test_when_nothing_can_be_scored_each_reason_is_told(root, spoilt):
+    line = refusal(*words(root, "--datasets", ",".join(spoilt)))
+    assert "none of the 4 datasets here could be scored" in line
+    assert all(f"{name}: " in line and reason in line for name, reason in spoilt.items())
+    assert not (root / "scores/scores.json").exists()
+
+
+def test_an_evaluation_that_is_broken_off_leaves_the_scores_that_it_has(root, monkeypatch):
+    from dimefm import evaluate
+
+    def once(*rest, found=evaluate.zero_shot, seen=[]):  # noqa: B006
+        seen.append(rest)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return found(*rest)
+
+    monkeypatch.setattr(evaluate, "zero_shot", once)
+    assert dimefm(*words(root, "--datasets", "shapes,mnist")).exit_code == 130
+    found = json.loads((root / "scores/scores.json").read_text())
+    assert [score["dataset"] for score in found["scores"]] == ["shapes"]
+    assert found["pending"] == ["mnist"]
+    assert "Still to come: mnist." in (root / "scores/report.md").read_text()
+
+
 def test_an_unreadable_image_is_left_out_and_told(root):
     (root / "sets/shapes/test/disc/1.png").write_bytes(b"no image")
     found, said = scores(root, "--datasets", "shapes")

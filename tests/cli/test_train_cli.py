@@ -89,6 +89,12 @@ def test_flags_set_weights_and_temperatures(place):
     }
 
 
+def test_set_losses_replaces_those_of_the_recipe(place):
+    (place / "r.toml").write_text('[losses]\n"dime.vl" = { weight = 2.0 }\n"dime.pvl" = { weight = 3.0 }\n')
+    settings = ("--set", 'losses={"dime.pvl"={weight=0.5,temperature=2.0}}')
+    assert losses(place, "--recipe", place / "r.toml", *settings) == {"dime.pvl": {"weight": 0.5, "temperature": 2.0}}
+
+
 def test_without_a_switch_only_vl_is_used_at_its_own_weight(place):
     assert losses(place) == {"dime.vl": {"weight": 0.7}}
 
@@ -131,9 +137,17 @@ def test_the_last_line_on_stdout_names_the_run_folder(place):
         (("--student", "none.json"), "none.json: cannot be read as an open_clip config"),
         (("--set", "crop_scal=[0.5,1.0]"), "unknown recipe key 'crop_scal': did you mean 'crop_scale'?"),
         (("--set", "crop_scale"), "--set crop_scale: expected KEY=VALUE"),
+        (("--set", "small={steps=1}"), "--set small: that table is the recipe file's"),
+        (("--set", "path='x'"), "--set path: unknown recipe key 'path'"),
+        (("--set", "losses=3"), "'losses' is 3; expected dict"),
+        (("--set", "losses={'dime.vl'=3}"), "loss 'dime.vl' is 3; expected a table with a weight"),
+        (("--student", "timm/test_vit", "--image-size", 47), "timm/test_vit at 47 pixels: cannot encode an image: Input"),
+        (("--student", "timm/levit_128s", "--image-size", 50), "timm/levit_128s at 50 pixels: cannot encode an image: "),
+        (("--student", "timm/test_resnet", "--image-size", 32, "--batch-size", 1), "cannot learn from 1 image a step"),
+        (("--student", "timm/tset_vit"), "unknown timm model 'tset_vit': did you mean 'test_vit'?"),
         (("--text", "student"), "loss 'dime.vl' needs teacher, which these sources do not have"),
         (("--dataroot", "/no/such/root"), "--dataroot /no/such/root: there is no such folder"),
-        (("--input-format", "hdf"), "unknown source 'hdf'"),
+        (("--input-format", "hdf"), "unknown input format 'hdf'"),
     ],
 )  # fmt: skip
 def test_flags_that_cannot_be_are_refused_in_one_line(place, flags, message):
@@ -286,6 +300,11 @@ def test_bad_usage_ends_with_2(place, more):
 
 def test_a_missing_out_is_bad_usage():
     assert "--out" in refusal("train", code=2)
+
+
+def test_a_student_file_without_towers_is_refused(place):
+    (place / "s.json").write_text('{"embed_dim": 8, "vision_cfg": 3}')
+    assert "s.json: no table 'vision_cfg'; expected an open_clip" in refusal(*words(place, "--student", place / "s.json"))
 
 
 def test_a_misspelt_command_is_bad_usage_with_the_nearest_one():

@@ -4,6 +4,7 @@ import json
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,30 @@ def test_pickled_cache_reads_the_same_rows(tmp_path, format_):
     cache, rows, _ = make(tmp_path, (5, 4), format_)
     cache[:]
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(cache))[[8, 0]], rows[[8, 0]])
+
+
+def test_threads_that_use_a_new_cache_at_once_all_read_it_whole(tmp_path, format_):
+    _, rows, _ = make(tmp_path, tuple([300] * 4), format_, dim=64)
+    cache = FeatureCache(tmp_path)
+    with ThreadPoolExecutor(8) as pool:
+        for found in pool.map(lambda _: cache[:], range(8)):
+            np.testing.assert_array_equal(found, rows)
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_missing_or_changed_companion_is_found_by_verify(tmp_path, format_):
+    cache, _, _ = make(tmp_path, (5,), format_)
+    for suffix in cache.format.SUFFIXES[:-1]:
+        companion = next(tmp_path.rglob(f"*{suffix}"))
+        whole = companion.read_text()
+        companion.write_text("0\n")
+        with pytest.raises(CacheError, match="is not as recorded"):
+            cache.verify(sha256=True)
+        companion.unlink()
+        with pytest.raises(CacheError, match="is missing"):
+            cache.verify(sha256=True)
+        companion.write_text(whole)
+    assert cache.verify(sha256=True) == 1
 
 
 def test_processes_that_open_a_cache_at_once_all_read_it_whole(tmp_path, format_):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from dimefm.cache import CacheWriter, EncoderCard, FeatureCache, Manifest
 from dimefm.cache.writer import Bad
+from dimefm.data import open_rows
 from dimefm.data.align import align
 from dimefm.data.rows import Row, Rows, Shard
 from dimefm.errors import CacheError
@@ -152,3 +153,16 @@ def test_any_pattern_of_bad_rows_keeps_raw_row_and_feature_together(tmp_path_fac
     found = located(align(raw, features), features)
     assert [(raw[r].key) for r, _, _ in found] == [f"{shard}-{row}" for _, shard, row in found]
     assert len(found) == sum(counts) - sum(len(rows) for rows in bad.values())
+
+
+def test_the_same_keys_over_another_content_are_refused(tmp_path):
+    raw = tmp_path / "sentences.txt"
+    raw.write_text("one\ntwo\n")
+    before = open_rows([raw], "text")
+    writer = CacheWriter(tmp_path / "c", HEADER, [("sentences.txt", 2)], {"sentences.txt": before.shards[0].digest()})
+    writer.write("sentences.txt", ["0", "1"], np.eye(2, dtype=np.float32))
+    writer.seal()
+    assert len(align(before, FeatureCache(tmp_path / "c"))) == 2
+    raw.write_text("two\none\n")
+    with pytest.raises(CacheError, match=r"sentences\.txt: its content has digest .* the source has changed since"):
+        align(open_rows([raw], "text"), FeatureCache(tmp_path / "c"))

@@ -113,7 +113,7 @@ def test_names_do_not_depend_on_where_the_command_runs(tree, monkeypatch):
         (["texts/a.txt"], {"dataroot": "none"}, "--dataroot .*none: there is no such folder"),
         ([], {}, "no text source was given"),
         (["texts", "texts/b.txt"], {}, r"b\.txt is named twice"),
-        (["texts/a.txt"], {"input_format": "txt"}, "unknown source 'txt': did you mean 'text'"),
+        (["texts/a.txt"], {"input_format": "txt"}, "unknown input format 'txt': did you mean 'text'"),
         (["photos/1.png"], {}, r"1\.png: cannot tell its format for text rows.*say --input-format"),
         (["photos"], {"kind": "pair", "input_format": "folder"}, None),
     ],

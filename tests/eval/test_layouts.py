@@ -327,6 +327,19 @@ def test_links_out_of_the_root_are_refused(tmp_path):
             find(tmp_path / root)
 
 
+def test_a_set_that_cannot_be_read_may_be_left_out_with_its_reason(tmp_path):
+    write(tmp_path / "cifar10/test/cat/x.png", image(0))
+    write(tmp_path / "dtd/test/zebra skin/x.png", image(0))
+    failed = []
+    datasets, missing = find(tmp_path, on_failure=lambda *each: failed.append(each))
+    assert [dataset.benchmark.name for dataset in datasets] == ["cifar-10"]
+    assert len(missing) == 18 and "dtd" not in missing
+    ((name, error),) = failed
+    assert name == "dtd" and "'zebra skin'" in str(error)
+    with pytest.raises(DataError, match="zebra skin"):
+        find(tmp_path)
+
+
 def test_missing_sets_are_listed_and_folders_without_a_card_are_left(tmp_path):
     write(tmp_path / "cifar10/test/cat/x.png", image(0))
     write(tmp_path / "holiday/test/cat/x.png", image(0))

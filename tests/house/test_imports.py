@@ -13,7 +13,7 @@ LAYERS = [
     {"errors", "plugins", "progress", "provenance"},
     {"cache", "losses", "recipe"},
     {"data", "models", "eval"},
-    {"training"},
+    {"training", "stages"},
     {"extract", "train"},
     {"evaluate"},
     {"quickstart"},

@@ -368,8 +368,8 @@ def test_a_json_file_is_a_student(tmp_path):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("timm/no_such_model", "image tower cannot be built"),
-        ("RegNetX-02-64", "did you mean 'RegNetX-002-64'?"),
+        ("timm/test_rsnet", "unknown timm model 'test_rsnet': did you mean 'test_resnet'?"),
+        ("ConvNeXt-mni-64", "did you mean 'ConvNeXt-mini-64'?"),
         ("none.json", "none.json: cannot be read as an open_clip config"),
     ],
 )
@@ -393,3 +393,12 @@ def test_impossible_configs_are_refused_in_one_line(tmp_path):
 def test_a_student_without_text_tower_cannot_train_both():
     with pytest.raises(ModelError, match="no text tower"):
         student.build(student.resolve("timm/test_resnet", 64, 16), True, 0)
+
+
+@pytest.mark.parametrize(("tag", "activation"), [("openai", "quick_gelu"), ("laion2b_s34b_b79k", "standard")])
+def test_the_activation_is_the_one_that_a_tag_was_trained_with(tag, activation, monkeypatch):
+    import open_clip as upstream
+
+    monkeypatch.setattr(upstream.factory, "download_pretrained", lambda *args, **options: "weights")  # no network
+    monkeypatch.setattr(upstream.factory, "load_checkpoint", lambda *args, **options: {})
+    assert open_clip.activation_of(open_clip.create("ViT-B-32", tag)) == activation

@@ -54,6 +54,12 @@ def test_a_written_recipe_reads_back_as_itself(tmp_path_factory, recipe):
     assert changed(found, recipe) == []
 
 
+@pytest.mark.parametrize("value", ["3", "[1]", "'yes'"])
+def test_a_small_that_is_no_table_is_refused(tmp_path, value):
+    with pytest.raises(RecipeError, match=r"recipe\.toml: 'small' is .*; expected a table, \[small\]"):
+        read(written(tmp_path, f"small = {value}"))
+
+
 def test_every_field_survives_writing(tmp_path):
     """No field is left out of the file: each differs from its default here."""
     other = {str: "x", int: 7, float: 0.125}

@@ -3,12 +3,15 @@
 import dataclasses
 import json
 import shutil
+import signal
 
+import h5py
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from dimefm.errors import DimefmError, ModelError, RecipeError
+from dimefm.errors import CacheError, DimefmError, ModelError, RecipeError
 from dimefm.train import Run, train
 from dimefm.training import checkpoint
 
@@ -233,3 +236,48 @@ def test_the_loss_falls(world):
     recipe = world.recipe(steps=60, lr=3e-3, log_every=60, batch_size=17, view="center")
     first = lines(train(world.recipe(steps=1, batch_size=17, view="center"), world.root / "one", echo=quiet))[0]["total"]
     assert lines(train(recipe, world.root / "run", echo=quiet))[-1]["total"] < 0.8 * first
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(world, recipe, monkeypatch, number):
+    whole = train(recipe, world.root / "whole", echo=quiet)
+    step = Run.step
+
+    def interrupted(self, at, loading):
+        if at == 1:
+            signal.raise_signal(number)
+        return step(self, at, loading)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, world.root / "stopped", echo=quiet)
+    assert [int(folder.name) for folder in checkpoint.checkpoints(world.root / "stopped")] == [2]
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+    assert outcome(train(recipe, world.root / "stopped", resume=True, echo=quiet)) == outcome(whole)
+
+
+def test_a_run_does_not_go_on_with_another_teachers_cache(world):
+    recipe = world.recipe(save_every=3)
+    back_to(train(recipe, world.root / "run", echo=quiet), world.root / "copy", 3)
+    for folder in ("images", "texts"):
+        shutil.rmtree(world.root / folder)
+    world.cache("images", "image", list(zip(world.names, world.shards, strict=True)), teacher="b")
+    world.cache("texts", "text", [("sentences.txt", 9)], teacher="b")
+    with pytest.raises(CacheError, match="the run learnt from caches image_cache"):
+        train(recipe, world.root / "copy", resume=True, echo=quiet)
+
+
+def test_a_feature_that_was_damaged_later_is_named_with_shard_and_row(world):
+    shard = world.root / "images" / "image_1.feat.h5"
+    with h5py.File(shard, "r+") as file:
+        file["row"][2] = np.nan
+    with pytest.raises(CacheError, match=r"image_1\.feat\.h5, row 2: the vector has length nan"):
+        train(world.recipe(steps=20), world.root / "run", echo=quiet)
+
+
+def test_a_warm_up_longer_than_the_run_is_shortened_and_said(world):
+    said = []
+    run = train(world.recipe(steps=20, warmup=100.0, warmup_lr=0.0, lr=0.1), world.root / "run", echo=said.append)
+    assert "note: warm-up of 340 steps is longer than the run of 20; shortened to 2" in said
+    assert max(line["lr"] for line in lines(run)) > 0.09

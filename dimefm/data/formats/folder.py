@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from dimefm.cache.files import sha256_keys
 from dimefm.data.rows import Columns, Row, Shard, inside, readable
 from dimefm.errors import BadRow, DataError
 
@@ -55,6 +56,10 @@ class FolderShard(Shard):
     def __len__(self) -> int:
         return len(self._keys)
 
+    def digest(self) -> str:
+        """Return a digest of the files' names and sizes."""
+        return sha256_keys(f"{key}:{_size(self.path / key)}" for key in self._keys)
+
     def keys(self) -> list[str]:
         return [readable(key) for key in self._keys]
 
@@ -68,3 +73,10 @@ class FolderShard(Shard):
             raise BadRow(f"is a link that leads outside {self.path}; put the file itself there") from error
         label = key.split("/")[0] if "/" in key else None
         return Row(readable(key), image=image, label=label if label is None else readable(label))
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # a dangling link; reading the row says so
+        return -1

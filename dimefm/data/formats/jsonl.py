@@ -12,6 +12,7 @@ from typing import Any
 
 from dimefm.data._columns import USUAL, read_file, sentences
 from dimefm.data.formats.text import Lines
+from dimefm.data.parts import Divisible
 from dimefm.data.rows import Columns, Row, Shard, readable
 from dimefm.errors import BadRow
 
@@ -29,7 +30,7 @@ def open_shards(path: Path, name: str, kind: str, columns: Columns) -> list[Shar
     return [JsonlShard(path, name, kind, columns)]
 
 
-class JsonlShard(Shard):
+class JsonlShard(Divisible):
     """One file of JSON lines; fields are looked up row by row, as they may differ."""
 
     def __init__(self, path: Path, name: str, kind: str, columns: Columns):
@@ -42,8 +43,8 @@ class JsonlShard(Shard):
     def __len__(self) -> int:
         return len(self._lines)
 
-    def keys(self) -> list[str]:
-        return [self._key(self._parse(index, strict=False), index) for index in range(len(self))]
+    def keys_of(self, rows: range) -> list[str]:
+        return [self._key(self._parse(index, strict=False), index) for index in rows]
 
     def _parse(self, index: int, strict: bool = True) -> dict:
         try:
@@ -70,6 +71,10 @@ class JsonlShard(Shard):
         if value is None and self._kind != "text":
             value = self._field(fields, "image")
         return str(index) if value is None else readable(str(value))
+
+    def labels(self) -> list:
+        """Return the label of every row, or None."""
+        return [self._field(self._parse(index, strict=False), "label") for index in range(len(self))]
 
     def __getitem__(self, index: int) -> Row:
         fields = self._parse(index)

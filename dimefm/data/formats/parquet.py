@@ -7,6 +7,8 @@ TSV or tar, or write row groups of a few hundred images.
 
 from __future__ import annotations
 
+import itertools
+import json
 import threading
 from collections import OrderedDict
 from pathlib import Path
@@ -17,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dimefm.data._columns import Chosen, choose, read_file, sentences
+from dimefm.data.parts import Divisible
 from dimefm.data.rows import Columns, Row, Shard
 from dimefm.errors import BadRow, DataError
 
@@ -41,7 +44,7 @@ def open_shards(path: Path, name: str, kind: str, columns: Columns) -> list[Shar
     return [ParquetShard(path, name, file, choose(path, file.schema_arrow.names, kind, columns), columns.root)]
 
 
-class ParquetShard(Shard):
+class ParquetShard(Divisible):
     """One Parquet file."""
 
     def __init__(self, path: Path, name: str, file: pq.ParquetFile, chosen: Chosen, root: Path | None):
@@ -64,21 +67,55 @@ class ParquetShard(Shard):
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def keys(self) -> list[str]:
-        if self._chosen.key is None:
-            return [str(index) for index in range(len(self))]
-        column = pq.read_table(self.path, columns=[self._chosen.key]).column(0)
-        return [_key(value, index) for index, value in enumerate(column.to_pylist())]
+    def cuts(self, most: int) -> list[int]:
+        """Return where parts begin: whole row groups, as many as make at most ``most`` rows, and one at least."""
+        found = [0]
+        for start, end in itertools.pairwise(int(start) for start in self._starts):
+            if end - found[-1] > most and start > found[-1]:
+                found.append(start)
+        return found
+
+    def keys_of(self, rows: range) -> list[str]:
+        if self._chosen.key is None or not rows:
+            return [str(index) for index in rows]
+        first, last = (int(np.searchsorted(self._starts, row, side="right")) - 1 for row in (rows[0], rows[-1]))
+        with self._lock:
+            column = self._read(range(first, last + 1), [self._chosen.key]).column(0)
+        found = column.slice(rows.start - int(self._starts[first]), len(rows)).to_pylist()
+        return [_key(value, index) for value, index in zip(found, rows, strict=True)]
+
+    def _read(self, groups: range, columns: list[str]) -> pa.Table:
+        try:
+            return self._file.read_row_groups(groups, columns=columns)
+        except (pa.ArrowInvalid, OSError) as error:
+            reason, last = str(error).splitlines()[0], groups[-1]
+            where = f"row group {last}" if len(groups) == 1 else f"row groups {groups[0]} to {last}"
+            raise DataError(f"{self.path}, {where}: damaged ({reason}); fetch it again") from error
+
+    def labels(self) -> list:
+        """Return the label of every row; None where the file has no label column."""
+        if self._chosen.label is None:
+            return [None] * len(self)
+        with self._lock:
+            return self._read(range(len(self._starts) - 1), [self._chosen.label]).column(0).to_pylist()
+
+    def label_names(self) -> list[str] | None:
+        """Return the ClassLabel names that Hugging Face keeps in the Arrow metadata, or None."""
+        raw = (self._file.schema_arrow.metadata or {}).get(b"huggingface")
+        try:
+            feature = json.loads(raw)["info"]["features"][self._chosen.label] if raw else None
+        except (ValueError, KeyError, TypeError):
+            return None
+        if isinstance(feature, list) and feature:
+            feature = feature[0]
+        if isinstance(feature, dict) and isinstance(feature.get("feature"), dict):
+            feature = feature["feature"]
+        return feature.get("names") if isinstance(feature, dict) else None
 
     def _group(self, number: int) -> pa.Table:
         with self._lock:
             if number not in self._kept:
-                try:
-                    table = self._file.read_row_group(number, columns=self._wanted)
-                except (pa.ArrowInvalid, OSError) as error:
-                    reason = str(error).splitlines()[0]
-                    raise DataError(f"{self.path}, row group {number}: damaged ({reason}); fetch it again") from error
-                self._kept[number] = table
+                self._kept[number] = self._read(range(number, number + 1), self._wanted)
                 while len(self._kept) > GROUPS_KEPT:
                     self._kept.popitem(last=False)
             self._kept.move_to_end(number)

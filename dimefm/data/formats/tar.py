@@ -81,6 +81,10 @@ class TarShard(Shard):
     def keys(self) -> list[str]:
         return list(self._keys)
 
+    def labels(self) -> list:
+        """Return the label of every row: its ``.cls`` member, or None."""
+        return [self._label(members) for members in self.members]
+
     def __getitem__(self, index: int) -> Row:
         members = self.members[index]
         image = self._first(members, self.image_endings) if self.kind != "text" else None

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dimefm.data.parts import Divisible
 from dimefm.data.rows import Columns, Row, Shard
 from dimefm.errors import BadRow, DataError
 
@@ -58,7 +59,7 @@ class Lines:
         return self._bytes[start : int(self._ends[index])].tobytes().removesuffix(b"\r")
 
 
-class TextShard(Shard):
+class TextShard(Divisible):
     """One text file."""
 
     def __init__(self, path: Path, name: str):
@@ -68,8 +69,8 @@ class TextShard(Shard):
     def __len__(self) -> int:
         return len(self._lines)
 
-    def keys(self) -> list[str]:
-        return [str(index) for index in range(len(self))]
+    def keys_of(self, rows: range) -> list[str]:
+        return [str(index) for index in rows]
 
     def __getitem__(self, index: int) -> Row:
         try:

@@ -89,15 +89,13 @@ class LineFile:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def line(self, row: int, limit: int | None = None) -> bytes:
-        """Return line ``row`` without its newline (at most ``limit`` bytes); raise DataError if the index is off."""
+    def line(self, row: int) -> bytes:
+        """Return line ``row`` without its newline; raise DataError if the index is off."""
         start, end = int(self.offsets[row]), int(self.offsets[row + 1])
-        length = end - start if limit is None else min(limit, end - start)
-        raw = os.pread(self._descriptor(), length, start)
-        body = raw[:-1] if raw.endswith(b"\n") and length == end - start else raw
-        whole = length == end - start
-        cut_short = whole and body is raw and row + 1 < len(self)
-        if len(raw) < length or cut_short or b"\n" in body:
+        raw = os.pread(self._descriptor(), end - start, start)
+        body = raw.removesuffix(b"\n")
+        cut_short = len(body) == len(raw) and row + 1 < len(self)
+        if len(raw) < end - start or cut_short or b"\n" in body:
             raise DataError(
                 f"{self.path}, row {row}: bytes {start} to {end} are not one line, so {index_path(self.path).name} does "
                 "not fit the file; remove the index and it is rebuilt from the file"

@@ -1,0 +1,208 @@
+"""The two stages of extraction, images and sentences: how a shard is counted, made ready in batches, and encoded.
+
+Threads read and decode the next batches of a shard while the encoder works on the present one. They write to nothing that
+they share: a batch carries its own seconds and counts, and whoever consumes it adds them up.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import torch
+
+from dimefm.cache.writer import Bad
+from dimefm.data import Shard
+from dimefm.data.images import DECODER, decode
+from dimefm.data.rows import readable
+from dimefm.errors import BadRow, RecipeError
+from dimefm.models.encoder import Encoder
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to extract. ``captions`` "first" keeps one sentence per source row, "all" makes a row of each; ``long_texts``
+    says what happens to sentences past the encoder's context; ``dtype`` None is the format's own."""
+
+    format: str = "hdf5"
+    dtype: str | None = None
+    batch_size: int = 256
+    workers: int = 2
+    captions: str = "first"
+    long_texts: str = "quarantine"
+    progress: bool = True
+
+
+@dataclass
+class Batch:
+    """Rows ready to encode: their numbers and keys, the stacked inputs, and the rows that could not be made ready.
+
+    ``read`` and ``decode`` are the seconds that this took; ``unused`` counts captions that were left aside.
+    """
+
+    numbers: list[int] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    inputs: torch.Tensor | None = None
+    bad: list[Bad] = field(default_factory=list)
+    read: float = 0.0
+    decode: float = 0.0
+    unused: int = 0
+
+
+class Stage(ABC):
+    """What differs between images and sentences: how many rows a shard has, and how a batch is made and encoded."""
+
+    how: dict
+
+    def __init__(self, encoder: Encoder, settings: Settings):
+        self.encoder, self.settings = encoder, settings
+        self._keys: tuple[str, list[str]] | None = None
+
+    def count(self, shard: Shard) -> int:
+        """Return how many rows the shard gives."""
+        return len(shard)
+
+    def key(self, shard: Shard, number: int) -> str:
+        """Return the key of a row that cannot be read; the keys of the present shard stay in memory."""
+        kept = self._keys
+        if kept is None or kept[0] != shard.name:
+            kept = self._keys = (shard.name, shard.keys())
+        return kept[1][number]
+
+    @abstractmethod
+    def prepare(self, shard: Shard, numbers: range) -> Batch:
+        """Read and decode the rows of ``numbers``; those that cannot be are in ``bad``."""
+
+    @abstractmethod
+    def encode(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return unit rows of the inputs of a batch."""
+
+    def batches(self, shard: Shard, n: int) -> Iterator[Batch]:
+        """Yield the batches of a shard of ``n`` rows in order, prepared ahead by threads."""
+        size = self.settings.batch_size
+        parts = iter([range(start, min(start + size, n)) for start in range(0, n, size)])
+        with ThreadPoolExecutor(self.settings.workers, thread_name_prefix="reader") as pool:
+            first = itertools.islice(parts, self.settings.workers + 1)
+            ahead = deque(pool.submit(self.prepare, shard, part) for part in first)
+            try:
+                while ahead:
+                    batch = ahead.popleft().result()
+                    ahead.extend(pool.submit(self.prepare, shard, part) for part in itertools.islice(parts, 1))
+                    yield batch
+            finally:
+                for future in ahead:
+                    future.cancel()
+
+
+class Images(Stage):
+    """Image files to pixels to rows."""
+
+    how = {"decoder": DECODER, "views": None}
+
+    def prepare(self, shard: Shard, numbers: range) -> Batch:
+        batch, pixels = Batch(), []
+        for number in numbers:
+            started = time.perf_counter()
+            try:
+                row = shard[number]
+                read = time.perf_counter()
+                pixels.append(self.encoder.preprocess(decode(row.image)))
+            except BadRow as error:
+                batch.bad.append(Bad(number, self.key(shard, number), str(error)))
+                continue
+            batch.read += read - started
+            batch.decode += time.perf_counter() - read
+            batch.numbers.append(number)
+            batch.keys.append(row.key)
+        batch.inputs = torch.stack(pixels) if pixels else None
+        return batch
+
+    def encode(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.encoder.encode_image(inputs)
+
+
+class Texts(Stage):
+    """Sentences to tokens to rows; with ``captions`` "all", every sentence of a source row is a row."""
+
+    def __init__(self, encoder: Encoder, settings: Settings):
+        super().__init__(encoder, settings)
+        for name, known in (("captions", ("first", "all")), ("long_texts", ("quarantine", "truncate"))):
+            if getattr(settings, name) not in known:
+                raise RecipeError(f"{name} is '{getattr(settings, name)}'; expected one of {', '.join(known)}")
+        self.how = {"captions": settings.captions, "long_texts": settings.long_texts}
+        self.every = settings.captions == "all"
+        self._items: dict[str, list[tuple[int, int]]] = {}
+
+    def count(self, shard: Shard) -> int:
+        if not self.every:
+            return len(shard)
+        self._items[shard.name] = [(row, j) for row in range(len(shard)) for j in range(_captions(shard, row))]
+        return len(self._items[shard.name])
+
+    def _place(self, shard: Shard, number: int) -> tuple[int, int]:
+        """Return (row, caption) numbers of sentence ``number`` of a shard."""
+        return self._items[shard.name][number] if self.every else (number, 0)
+
+    def _bad(self, shard: Shard, number: int, key: str, reason: str) -> Bad:
+        """Quarantine sentence ``number``; where sentences are rows, the reason says which source row it stands in."""
+        if self.every:
+            row, place = self._place(shard, number)
+            reason = f"{reason} (source row {row}, sentence {place}, both counted from 0)"
+        return Bad(number, key, reason)
+
+    def prepare(self, shard: Shard, numbers: range) -> Batch:
+        batch, sentences = Batch(), []
+        started = time.perf_counter()
+        for number in numbers:
+            row_number, place = self._place(shard, number)
+            try:
+                row = shard[row_number]
+                sentences.append(_sentence(row.texts, place))
+            except BadRow as error:
+                batch.bad.append(self._bad(shard, number, self.key(shard, row_number), str(error)))
+                continue
+            batch.unused += 0 if self.every else len(row.texts) - 1
+            batch.numbers.append(number)
+            batch.keys.append(f"{row.key}#{place}" if self.every else row.key)
+        read = time.perf_counter()
+        batch.read = read - started
+        if sentences:
+            self._tokenize(shard, batch, sentences)
+        batch.decode = time.perf_counter() - read
+        return batch
+
+    def _tokenize(self, shard: Shard, batch: Batch, sentences: list[str]) -> None:
+        tokens, lengths = self.encoder.tokenize(sentences)
+        limit = tokens.shape[1]
+        keep = [i for i, n in enumerate(lengths) if n <= limit or self.settings.long_texts == "truncate"]
+        for i in sorted(set(range(len(lengths))) - set(keep)):
+            reason = f"sentence has {lengths[i]} tokens, the encoder reads {limit} (--long-texts truncate cuts it)"
+            batch.bad.append(self._bad(shard, batch.numbers[i], batch.keys[i], reason))
+        batch.numbers = [batch.numbers[i] for i in keep]
+        batch.keys = [batch.keys[i] for i in keep]
+        batch.inputs = tokens[keep]
+
+    def encode(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.encoder.encode_text(inputs)
+
+
+def _sentence(texts: tuple[str, ...], place: int) -> str:
+    """Return one sentence; raise BadRow when it is empty or holds half a character."""
+    if not texts or not texts[place].strip():
+        raise BadRow("sentence is empty")
+    if readable(texts[place]) != texts[place]:
+        raise BadRow("sentence holds a lone surrogate, half of a character")
+    return texts[place]
+
+
+def _captions(shard: Shard, row: int) -> int:
+    """Return how many sentences a row has; an unreadable row counts as one, so that it is quarantined once."""
+    try:
+        return max(1, len(shard[row].texts))
+    except BadRow:
+        return 1
