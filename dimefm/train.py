@@ -187,6 +187,7 @@ class Run:
             "model_cfg": self.spec.config,
             "preprocess_cfg": self.preprocess,
             "teacher": None if teacher is None else dataclasses.asdict(teacher),
+            "teacher_at": None if teacher is None or not Path(teacher.name).exists() else str(Path(teacher.name).resolve()),
             "steps": self.steps,
             "image_rows": len(self.sources),
             "image_parameters": sum(p.numel() for p in model.visual.parameters()),

@@ -220,7 +220,7 @@ def _load_run(folder: Path, device: torch.device, precision: str, text_model: st
         return _encoder(str(folder), open_clip.create(name), open_clip.tokenizer_of(name), device, precision)
     tower = ImageTower(open_clip.image_tower(record["model_cfg"]))
     runs.load_weights(tower, folder / runs.IMAGE_TOWER)
-    teacher = _teacher_of(folder, record["teacher"], text_model, device, precision)
+    teacher = _teacher_of(folder, record, text_model, device, precision)
     preprocess = record["preprocess_cfg"]
     digest = hashlib.sha256(f"{weights_sha256(tower)}{teacher.card.weights_sha256}".encode()).hexdigest()
     card = EncoderCard(
@@ -239,8 +239,9 @@ def _load_run(folder: Path, device: torch.device, precision: str, text_model: st
     return Encoder(card, tower, teacher.text_model, transform, teacher.tokenizer, device, precision)
 
 
-def _teacher_of(folder: Path, card: dict, text_model: str | None, device: torch.device, precision: str) -> Encoder:
-    spec = text_model or card["name"]
+def _teacher_of(folder: Path, record: dict, text_model: str | None, device: torch.device, precision: str) -> Encoder:
+    card = record["teacher"]
+    spec = text_model or record.get("teacher_at") or card["name"]
     try:
         teacher = load_encoder(spec, str(device), precision)
     except ModelError as error:

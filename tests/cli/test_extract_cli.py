@@ -147,9 +147,18 @@ BAD_USAGE = [
     (["--texts", "s.txt", "--out", "o", "--batch-size", "0"], "--batch-size"),
     (["--texts", "s.txt", "--out", "o", "--dtype", "int8"], "'int8' is not one of 'float16', 'float32'"),
     (["--texts", "s.txt", "--out", "o", "--precision", "half"], "'half' is not one of"),
+    (["--texts", "s.txt", "--out", "o", "--format", "hdf"], "'hdf' is not one of 'hdf5', 'parquet', 'tsv'"),
     (["--texts", "s.txt", "--out", "s.txt"], "Directory 's.txt' is a file"),
     (["--texts", "s.txt", "--out", "o", "--captionz", "all"], "No such option"),
 ]
+
+
+def test_every_cache_format_can_be_chosen():
+    from dimefm import plugins
+    from dimefm.cli.extract_features import command
+
+    (option,) = (parameter for parameter in command.params if "--format" in parameter.opts)
+    assert list(option.type.choices) == plugins.names("caches")
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD_USAGE)
@@ -165,7 +174,6 @@ def test_bad_usage_is_exit_code_2(raw, monkeypatch, arguments, message):
         (["--images", "nowhere"], r"source nowhere: no such file or folder.*check --dataroot"),
         (["--images", "*.tar"], r"\*\.tar: no such file or folder, and no pattern that matches"),
         (["--images", "photos", "--dataroot", "nowhere"], "--dataroot nowhere: there is no such folder"),
-        (["--images", "photos", "--format", "hdf"], "unknown format 'hdf': did you mean 'hdf5'"),
         (["--images", "photos", "--input-format", "fodler"], "unknown input format 'fodler': did you mean 'folder'"),
         (["--texts", "photos/0.png"], r"0\.png: cannot tell its format for text rows.*say --input-format"),
         (["--texts", "s.txt", "s.txt"], r"s\.txt is named twice"),

@@ -163,6 +163,9 @@ def test_flags_that_cannot_be_are_refused_in_one_line(place, flags, message):
         ({"images": "nowhere"}, "nowhere: no such file or folder"),
         ({"image_cache": None}, "--image-cache is not given; the student learns from cached teacher features"),
         ({"text_cache": None}, "--text-cache is not given"),
+        ({"image_cache": "cache"}, "cache: no manifest.json, so no cache; did you mean "),
+        ({"image_cache": "cache"}, "/cache/images?"),
+        ({"text_cache": "cache"}, "/cache/texts?"),
         ({"image_cache": "nowhere"}, "nowhere: no manifest.json, so no cache; check the path"),
         ({"image_cache": "cache/texts"}, "cache/texts: holds text features, image features are needed; swap the folders"),
         ({"text_cache": "cache/images"}, "cache/images: holds image features, text features are needed; swap the folders"),
@@ -314,3 +317,27 @@ def test_a_misspelt_command_is_bad_usage_with_the_nearest_one():
 def test_debug_shows_where_an_error_came_from(place):
     result = dimefm("--debug", *words(place, image_cache="nowhere"))
     assert isinstance(result.exception, DimefmError)
+
+
+@pytest.mark.parametrize("separator", ["\t", ";"])
+def test_tables_train_with_the_columns_and_the_dataroot_that_they_were_extracted_with(place, separator):
+    """The table lies elsewhere and names its images relative to the data root."""
+    (place / "tables").mkdir()
+    lines = [separator.join(("nr", "bild")), *(separator.join((f"n{n}", f"photos/{n}.png")) for n in range(6))]
+    (place / "tables/x.csv").write_text("\n".join(lines) + "\n")
+    columns = ["--dataroot", place, "--image-column", "bild", "--key-column", "nr"]
+    columns += [] if separator == "\t" else ["--separator", separator]
+    extract(TEACHER, place, "table", "--images", place / "tables/x.csv", *columns)
+    result = dimefm(*words(place, *columns, images="tables/x.csv", image_cache="table/images"))
+    assert result.exit_code == 0, result.output
+    recipe = tomllib.loads((place / "run/recipe.toml").read_text())
+    assert (recipe["image_column"], recipe["key_column"]) == ("bild", "nr")
+    assert json.loads((place / "run/run.json").read_text())["image_rows"] == 6
+
+
+def test_dime_fms_form_on_the_command_line_takes_the_place_of_the_recipes_sources(place):
+    (place / "r.toml").write_text('images = ["photos"]\nimage_cache = "a"\ntext_cache = "b"\n')
+    lists = ("--tsv-file-list", "image.list", "image_feat.list", "text.list", "text_feat.list")
+    command = words(place, "--recipe", place / "r.toml", *lists, images=None, image_cache=None, text_cache=None)
+    assert "image.list: no such file or folder" in refusal(*command)
+    assert "and so does --images; leave one out" in refusal(*command, "--images", "photos")

@@ -227,3 +227,63 @@ def test_a_tar_with_a_damaged_header_in_its_middle_is_refused(tmp_path, picture)
     (tmp_path / "x.tar").write_bytes(data)
     with pytest.raises(DataError, match=f"x.tar: not a whole.*no end mark at byte {place}"):
         open_rows([tmp_path / "x.tar"], "image")
+
+
+def test_a_linked_subfolder_is_refused_and_not_left_out_silently(tree, tmp_path_factory):
+    (tree / "photos/linked").symlink_to(tmp_path_factory.mktemp("elsewhere"))
+    with pytest.raises(DataError, match=r"photos/linked: is a link to a folder, which is not followed"):
+        open_rows(["photos"], dataroot=tree, input_format="folder")
+
+
+@pytest.mark.parametrize("columns", [Columns(), Columns(text="title"), Columns(text="words, in full")])
+def test_a_csv_with_tabs_as_open_clip_writes_it_is_recognised(tmp_path, columns):
+    (tmp_path / "x.csv").write_text("filepath\ttitle\twords, in full\nx, y.png\ta cat, sitting\tit\n")
+    rows = open_rows([tmp_path / "x.csv"], "text", columns=columns)
+    assert [row.texts for row in rows] == [("it",) if columns.text == "words, in full" else ("a cat, sitting",)]
+
+
+def test_a_csv_with_commas_keeps_its_tabs(tmp_path):
+    (tmp_path / "x.csv").write_text('"title",a\tb\na cat,1\t2\n')
+    assert [row.texts for row in open_rows([tmp_path / "x.csv"], "text")] == [("a cat",)]
+    (tmp_path / "y.csv").write_text("words,a\tb\na cat,1\t2\n")
+    assert [row.texts for row in open_rows([tmp_path / "y.csv"], "text", columns=Columns(text="words"))] == [("a cat",)]
+
+
+@pytest.mark.parametrize("separator", ["tab", "\\t", "\t"])
+def test_a_tab_has_three_names(tmp_path, separator):
+    (tmp_path / "x.csv").write_text("title\ta,b\na cat\t1\n")
+    assert open_rows([tmp_path / "x.csv"], "text", columns=Columns(separator=separator))[0].texts == ("a cat",)
+
+
+@pytest.mark.parametrize("inner", ["", "cat/"])
+def test_a_stray_table_does_not_hijack_a_folder_of_images(tree, inner):
+    photos = tree / "photos"
+    if inner:
+        (photos / inner).mkdir()
+        for i in (1, 2):
+            (photos / f"{i}.png").rename(photos / inner / f"{i}.png")
+    (photos / "labels.csv").write_text(f"filepath,label\n{inner}1.png,cat\n")
+    for kind in ("image", "pair"):
+        with pytest.raises(
+            DataError, match=r"photos: holds images and 1 shard file \(labels\.csv\); say --input-format folder"
+        ):
+            open_rows([photos], kind)
+    assert len(open_rows([photos], "image", input_format="folder")) == 2
+    assert len(open_rows([photos], "image", input_format="table")) == 1
+    assert len(open_rows([photos / "labels.csv"], "image")) == 1
+
+
+def test_words_about_a_set_are_no_sentences(tree):
+    for name in ("README.txt", "LICENSE.txt", "classnames.txt", "templates.txt", "Notice.txt"):
+        (tree / "texts" / name).write_text("about\n")
+    assert names(open_rows([tree / "texts"], "text")) == ["a.txt", "b.txt", "c.txt"]
+    assert open_rows([tree / "texts/README.txt"], "text")[0].texts == ("about",)
+
+
+@pytest.mark.parametrize("kind", ["image", "text"])
+def test_a_folder_of_image_and_text_files_asks_for_a_pattern(tmp_path, kind):
+    (tmp_path / "image_00.tsv").write_text("k\taGk=\n")
+    (tmp_path / "text_00.tsv").write_text("k\ta cat\n")
+    with pytest.raises(DataError, match=rf"both image and text files .*image_00\.tsv, text_00\.tsv.*/{kind}\*\.tsv'"):
+        open_rows([tmp_path], kind)
+    assert names(open_rows([tmp_path / f"{kind}*.tsv"], kind)) == [f"{kind}_00.tsv"]

@@ -87,9 +87,7 @@ def test_number_folders_sort_as_numbers(tmp_path):
     for i in (0, 1, 2, 10, 42):
         write(tmp_path / f"gtsrb/test/{i}/x.png", image(i))
     rows, labels, _ = only(tmp_path).rows()
-    assert {level(row): int(label) for row, label in zip(rows, labels, strict=True)} == {
-        i: i for i in (0, 1, 2, 10, 42)
-    }
+    assert {level(row): int(label) for row, label in zip(rows, labels, strict=True)} == {i: i for i in (0, 1, 2, 10, 42)}
     assert "by number" in only(tmp_path).note
 
 
@@ -257,9 +255,7 @@ def test_iris_label_names_that_the_card_words_otherwise_stand_by_their_number(tm
 
 def test_multi_label_iris(tmp_path):
     folder = tmp_path / "voc2007_20211007"
-    vision_datasets(
-        folder, load("voc-2007-classification").classes, ["images.zip@in/0.png 0,19", "images.zip@in/1.png 4"]
-    )
+    vision_datasets(folder, load("voc-2007-classification").classes, ["images.zip@in/0.png 0,19", "images.zip@in/1.png 4"])
     _, labels, _ = only(tmp_path).rows()
     assert [np.flatnonzero(row).tolist() for row in labels] == [[0, 19], [4]]
 
@@ -440,6 +436,4 @@ def test_the_real_data():
         ("webdataset", 400),
     ]
     rows, labels, names = own[1].rows()
-    assert {int(row.key.split("_")[0]) for row, label in zip(rows, labels, strict=True) if names[label] == "eight"} == {
-        8
-    }
+    assert {int(row.key.split("_")[0]) for row, label in zip(rows, labels, strict=True) if names[label] == "eight"} == {8}

@@ -386,7 +386,7 @@ def test_impossible_configs_are_refused_in_one_line(tmp_path):
             tower(json_student(tmp_path, **vision))
         assert "\n" not in str(error.value)
     (tmp_path / "list.json").write_text("[]")
-    with pytest.raises(ModelError, match="no 'vision_cfg'"):
+    with pytest.raises(ModelError, match="no table 'vision_cfg'"):
         tower(str(tmp_path / "list.json"))
 
 
@@ -402,3 +402,12 @@ def test_the_activation_is_the_one_that_a_tag_was_trained_with(tag, activation, 
     monkeypatch.setattr(upstream.factory, "download_pretrained", lambda *args, **options: "weights")  # no network
     monkeypatch.setattr(upstream.factory, "load_checkpoint", lambda *args, **options: {})
     assert open_clip.activation_of(open_clip.create("ViT-B-32", tag)) == activation
+
+
+def test_a_run_finds_a_teacher_that_was_named_by_a_relative_path(trained, tmp_path):
+    shutil.copytree(trained / "tower", tmp_path / "tower")
+    record = json.loads((tmp_path / "tower" / "run.json").read_text())
+    assert record["teacher_at"] == str((trained / "teacher").resolve())
+    record["teacher"]["name"] = "teacher"
+    (tmp_path / "tower" / "run.json").write_text(json.dumps(record))
+    assert same(load_encoder(str(tmp_path / "tower"), "cpu"), load_encoder(str(trained / "tower"), "cpu"))

@@ -1,5 +1,6 @@
-"""The quickstart's folder belongs to one seed, and data that are not whole are made again."""
+"""The quickstart's folder belongs to one seed; interrupted, it goes on where it was."""
 
+import dataclasses
 import json
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from dimefm.errors import RecipeError
 from dimefm.quickstart import data
 from dimefm.quickstart import run as quick
+from dimefm.train import Run
 
 
 class Stop(Exception):
@@ -78,3 +80,30 @@ def test_a_damaged_record_is_one_line(tmp_path, made, text):
     (tmp_path / "quickstart.json").write_text(text)
     with pytest.raises(RecipeError, match=r"quickstart\.json: cannot be read"):
         quick.quickstart(tmp_path)
+
+
+def test_an_interrupted_quickstart_goes_on_where_it_was(tmp_path, monkeypatch):
+    pytest.importorskip("sklearn")
+    write, quick_train, step, told = data.write, quick._train, Run.step, []
+
+    def short(recipe, out, echo):
+        return quick_train(dataclasses.replace(recipe, steps=4, batch_size=8, save_every=2, log_every=1), out, echo)
+
+    def interrupted(self, number, loading):
+        if number == 3 and self.recipe.text == "teacher":
+            raise KeyboardInterrupt
+        return step(self, number, loading)
+
+    monkeypatch.setattr(data, "write", lambda folder, seed: write(folder, seed, scale=0.02))
+    monkeypatch.setattr(quick, "_train", short)
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            quick.quickstart(tmp_path / "q", 2, told.append)
+    kept = {name: (tmp_path / "q" / name).stat().st_mtime_ns for name in ("data/images.tar", "teacher/run.json")}
+    told.clear()
+    summary = quick.quickstart(tmp_path / "q", 2, told.append)
+    assert {name: (tmp_path / "q" / name).stat().st_mtime_ns for name in kept} == kept
+    assert any("resumed after step" in line and "student" in line for line in told)
+    assert any("cache/texts: finished already" in line for line in told)
+    assert summary == json.loads((tmp_path / "q/summary.json").read_text())

@@ -39,7 +39,13 @@ def _image_files(root: Path):
     def stop(error: OSError):
         raise DataError(f"{error.filename}: this folder cannot be read ({error.strerror}); change its permissions")
 
-    for folder, _, files in os.walk(root, onerror=stop):
+    for folder, inner, files in os.walk(root, onerror=stop):
+        links = [name for name in inner if os.path.islink(os.path.join(folder, name))]
+        if links:
+            raise DataError(
+                f"{os.path.join(folder, links[0])}: is a link to a folder, which is not followed; name the folder it leads to "
+                "as a source of its own"
+            )
         prefix = Path(folder).relative_to(root)
         for file in files:
             if file.lower().endswith(IMAGE_SUFFIXES):
