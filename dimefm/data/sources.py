@@ -164,7 +164,7 @@ def _holds_images(folder: Path) -> bool:
     from dimefm.data.formats.folder import IMAGE_SUFFIXES
 
     places = [folder, *(inner for inner in sorted(folder.iterdir()) if inner.is_dir())]
-    return any(entry.name.lower().endswith(IMAGE_SUFFIXES) for place in places for entry in os.scandir(place))
+    return any(name.lower().endswith(IMAGE_SUFFIXES) for place in places for name in os.listdir(place))
 
 
 def _few(names: list[str]) -> str:

@@ -87,7 +87,7 @@ def _claim(out: Path, seed: int) -> bool:
         return False
     except (ValueError, KeyError, TypeError) as error:
         raise RecipeError(f"{path}: cannot be read ({error!r}); give another --out, or remove that folder") from error
-    if False:
+    if theirs != seed:
         raise RecipeError(f"{out}: was begun with --seed {theirs}, not {seed}; give that seed, or another --out")
     return whole
 
