@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -187,7 +188,7 @@ class Run:
             "model_cfg": self.spec.config,
             "preprocess_cfg": self.preprocess,
             "teacher": None if teacher is None else dataclasses.asdict(teacher),
-            "teacher_at": None if teacher is None or not Path(teacher.name).exists() else str(Path(teacher.name).resolve()),
+            "teacher_at": _relative(teacher.name, self.out) if teacher else None,
             "steps": self.steps,
             "image_rows": len(self.sources),
             "image_parameters": sum(p.numel() for p in model.visual.parameters()),
@@ -218,3 +219,8 @@ def _claim(recipe: Recipe, out: Path, resume: bool) -> None:
 
 def _short(caches: dict[str, str | None]) -> str:
     return ", ".join(f"{name} {fingerprint[:12]}" for name, fingerprint in caches.items() if fingerprint) or "none"
+
+
+def _relative(teacher: str, out: Path) -> str | None:
+    """Return where a teacher that is a file or folder lies, seen from the run folder, so that both may move together."""
+    return os.path.relpath(teacher, out) if Path(teacher).exists() else None

@@ -241,7 +241,8 @@ def _load_run(folder: Path, device: torch.device, precision: str, text_model: st
 
 def _teacher_of(folder: Path, record: dict, text_model: str | None, device: torch.device, precision: str) -> Encoder:
     card = record["teacher"]
-    spec = text_model or record.get("teacher_at") or card["name"]
+    beside = folder / record["teacher_at"] if record.get("teacher_at") else None
+    spec = text_model or (str(beside.resolve()) if beside and beside.exists() else card["name"])
     try:
         teacher = load_encoder(spec, str(device), precision)
     except ModelError as error:

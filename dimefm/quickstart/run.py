@@ -13,7 +13,7 @@ import torch
 
 from dimefm.cache.files import to_json, write_text
 from dimefm.data import open_rows
-from dimefm.errors import RecipeError
+from dimefm.errors import DataError, RecipeError
 from dimefm.evaluate import elevater
 from dimefm.extract import Settings, extract
 from dimefm.models import runs, student
@@ -174,6 +174,9 @@ def rows_per_second(encoder: Encoder, rows: int = 512) -> float:
 
 def _summarise(towers: dict[str, Encoder], root: Path, out: Path) -> dict:
     results = {name: elevater(tower, root, out / "eval" / name, DATASETS) for name, tower in towers.items()}
+    failed = [failure for result in results.values() for failure in result["failed"]]
+    if failed:
+        raise DataError(f"{root}: {failed[0]['dataset']} could not be scored: {failed[0]['reason']}")
     summary: dict = {f"{name}_accuracy": result["mean"] for name, result in results.items()}
     summary["chance"] = float(np.mean([score["chance"] for score in results["teacher"]["scores"]]))
     summary |= {f"{name}_params": tower.image_parameters for name, tower in towers.items() if name != "untrained"}
