@@ -20,8 +20,12 @@ def command():
 @click.option("--layout", help="Layout of the datasets when detection does not do.")
 @click.option("--text-model", metavar="SPEC", help="Text tower of a distilled run whose teacher has moved.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--precision", default="fp32", show_default=True, type=click.Choice(["fp32", "bf16", "fp16"]))
-@click.option("--batch-size", default=256, show_default=True, type=click.IntRange(1), metavar="N")
+@click.option(
+    "--precision", default="fp32", show_default=True, type=click.Choice(["fp32", "bf16", "fp16"]), help="Of the towers."
+)
+@click.option(
+    "--batch-size", default=256, show_default=True, type=click.IntRange(1), metavar="N", help="Rows encoded at once."
+)
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="Threads that read and decode.")
 def elevater(model, root, datasets, out, layout, text_model, device, precision, batch_size, workers):
     """Zero-shot scores on the ELEVATER datasets found under --root.
@@ -29,7 +33,9 @@ def elevater(model, root, datasets, out, layout, text_model, device, precision, 
     Image folders, Parquet, webdataset tars and vision-datasets are read; classnames.txt and templates.txt beside the
     data win over the built-in ones. Features are kept in --out, so a second call is quick.
 
-    Example: dimefm eval elevater --model runs/first --root datasets --out scores/first
+    \b
+    Example:
+      dimefm eval elevater --model runs/first --root datasets --out scores/first
     """
     from dimefm.errors import DataError
     from dimefm.eval.report import terminal

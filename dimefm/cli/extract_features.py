@@ -16,14 +16,37 @@ from dimefm.cli._options import ManyValues, column_options
 @click.option("--texts", multiple=True, metavar="SRC...", help="Sentences, paired with nothing.")
 @click.option("--dataroot", type=click.Path(file_okay=False), help="Folder that relative sources are looked up in.")
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Gets images/ and texts/.")
-@click.option("--format", "format_", default="hdf5", show_default=True, type=click.Choice(plugins.names("caches")))
+@click.option(
+    "--format",
+    "format_",
+    default="hdf5",
+    show_default=True,
+    type=click.Choice(plugins.names("caches")),
+    help="Of the shards.",
+)
 @click.option("--dtype", type=click.Choice(["float16", "float32"]), help="[float16; tsv: float32, as DIME-FM reads it]")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--precision", default="fp32", show_default=True, type=click.Choice(["fp32", "bf16", "fp16"]))
-@click.option("--batch-size", default=256, show_default=True, type=click.IntRange(1), metavar="N")
+@click.option(
+    "--precision", default="fp32", show_default=True, type=click.Choice(["fp32", "bf16", "fp16"]), help="Of the towers."
+)
+@click.option(
+    "--batch-size", default=256, show_default=True, type=click.IntRange(1), metavar="N", help="Rows encoded at once."
+)
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="Threads that read and decode.")
-@click.option("--captions", default="first", show_default=True, type=click.Choice(["first", "all"]), help="Per row.")
-@click.option("--long-texts", default="quarantine", show_default=True, type=click.Choice(["quarantine", "truncate"]))
+@click.option(
+    "--captions",
+    default="first",
+    show_default=True,
+    type=click.Choice(["first", "all"]),
+    help="Of a row with several sentences.",
+)
+@click.option(
+    "--long-texts",
+    default="quarantine",
+    show_default=True,
+    type=click.Choice(["quarantine", "truncate"]),
+    help="Past the context length.",
+)
 @click.option("--input-format", help="Format of the sources when it cannot be told from them.")
 @column_options
 @click.option("--text-model", metavar="SPEC", help="Text tower of a distilled run whose teacher has moved.")
