@@ -64,8 +64,8 @@ def extract(encoder: Encoder, rows: Rows, kind: str, out: Path, settings: Settin
     """Write the features of every row of ``rows`` (``kind`` "image" or "text") to the cache folder ``out``.
 
     Vectors are unit length. A row that cannot be read or encoded is quarantined with its reason; rows in = rows out + rows
-    quarantined. Raises CacheError when ``out`` holds a cache made otherwise or cannot be written, DataError when there are no
-    rows or not one of them could be used.
+    quarantined. Raises CacheError when ``out`` holds a cache made otherwise or cannot be written, DataError when there are
+    no rows or not one of them could be used.
     """
     if not len(rows):
         raise DataError(f"the {kind} sources hold no rows ({', '.join(shard.name for shard in rows.shards)}); check them")

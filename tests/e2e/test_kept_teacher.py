@@ -1,4 +1,4 @@
-"""The teacher kept in ``tests/data/teacher`` is what docs/RESULTS.md says: a CLIP that knows CIFAR-10 without being shown labels."""
+"""The teacher in ``tests/data/teacher`` is what docs/RESULTS.md says: a small CLIP that scores CIFAR-10 zero-shot."""
 
 from pathlib import Path
 
