@@ -41,6 +41,9 @@ def train(recipe: Recipe, out: Path, resume: bool = False, echo: Callable[[str],
     ``checkpoints/`` and, at the end, the weights and ``run.json``. Ctrl-C and SIGTERM leave a checkpoint behind. Raises a
     DimefmError before the first step when the recipe, its data and its caches do not fit together.
     """
+    if resume and (out / runs.FILE).exists() and not changed(recipe, read(out / "recipe.toml")):
+        echo(f"{out}: finished already; nothing to do")
+        return out
     run = Run(recipe, out, resume, echo)
     run.loop()
     return run.finish()

@@ -82,7 +82,8 @@ class FeatureCache:
     def _flat(self, info: ShardInfo, path: Path, shape: tuple[int, int]) -> np.ndarray:
         flat = self.scratch / f"{info.file.replace('/', '%2F')}.{info.sha256[:16]}.npy"
         if not flat.exists():
-            keys, rows = self.read(info)
+            self._check_sha256(info, path)
+            _, rows = self.read(info)
             part = flat.with_name(f"{flat.name}.{os.getpid()}.{id(self)}.part")  # others may make it at once
             try:
                 self.scratch.mkdir(parents=True, exist_ok=True)
@@ -138,23 +139,24 @@ class FeatureCache:
         """Check every shard (size; with ``sha256`` also bytes, keys and finite rows); return how many were checked."""
         for info in self.manifest.shards:
             path = self.check_size(info)
+            self._check_companions(info, path, sha256)
             if sha256:
-                found = sha256_file(path)
-                if found != info.sha256:
-                    raise CacheError(
-                        f"{path}: SHA-256 {found[:12]}, the manifest says {info.sha256[:12]}; restore the shard"
-                    )
-                self._check_companions(info, path)
+                self._check_sha256(info, path)
                 _, rows = self.read(info)
                 if not np.isfinite(rows).all():
                     raise CacheError(f"{path}, row {int(np.flatnonzero(~np.isfinite(rows).all(1))[0])}: not finite")
         return len(self.manifest.shards)
 
-    def _check_companions(self, info: ShardInfo, path: Path) -> None:
+    def _check_sha256(self, info: ShardInfo, path: Path) -> None:
+        found = sha256_file(path)
+        if found != info.sha256:
+            raise CacheError(f"{path}: SHA-256 {found[:12]}, the manifest says {info.sha256[:12]}; restore the shard")
+
+    def _check_companions(self, info: ShardInfo, path: Path, sha256: bool) -> None:
         stem = path.name.removesuffix(self.format.SUFFIXES[-1])
         companions = [path.with_name(stem + suffix) for suffix in self.format.SUFFIXES[:-1]]
         missing = [companion for companion in companions if not companion.is_file()]
-        if missing or companions_sha256(companions) != info.companions_sha256:
+        if missing or (sha256 and companions_sha256(companions) != info.companions_sha256):
             wrong = f"{missing[0]} is missing" if missing else f"{companions[0]} is not as recorded"
             raise CacheError(f"{wrong}; restore it, or remove the cache and extract again")
 

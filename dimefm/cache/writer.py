@@ -64,6 +64,7 @@ class CacheWriter:
             self._same(
                 plan, {**found.header(), "sources": [[s.source, s.source_rows, s.source_digest] for s in found.shards]}
             )
+            self._refuse_lost(found)
             self.finished = found
             shutil.rmtree(self.partial, ignore_errors=True)
             return
@@ -74,6 +75,16 @@ class CacheWriter:
         write_text(path, to_json(plan))
         for name, rows in self.sources:
             self._recall(name, rows)
+
+    def _refuse_lost(self, found: Manifest) -> None:
+        """Raise CacheError when a finished cache has lost a shard, or one has another size than recorded."""
+        for info in found.shards:
+            path = self.root / info.file
+            if not path.is_file() or path.stat().st_size != info.bytes:
+                raise CacheError(
+                    f"{path}: missing, or not of the {info.bytes} bytes that the manifest says; restore it, or remove "
+                    f"{self.root} and run the same command again"
+                )
 
     def _digest(self, source: str) -> str:
         return self.digests.get(source, "")

@@ -158,6 +158,10 @@ def _load_open_clip(spec: str, path: Path) -> tuple[nn.Module, Callable]:
     arch, _, weights = spec.partition("/")
     if path.is_file():
         raise ModelError(f"{spec}: a weights file does not say its architecture; write ARCH/{spec}, e.g. ViT-B-32/{spec}")
+    if path.is_absolute() or spec.startswith("."):
+        raise ModelError(f"{spec}: there is no such file or folder; check the path")
+    if weights and not open_clip.knows(arch):
+        raise ModelError(f"{spec}: no such file or folder, and {open_clip.unknown(arch)}")
     if not weights:
         open_clip.config_of(arch)
         tags = ", ".join(open_clip.tags_of(arch)[:6]) or "none known"

@@ -42,8 +42,19 @@ def config_of(arch: str) -> dict:
     _register()
     config = open_clip.get_model_config(arch)
     if config is None:
-        raise ModelError(f"unknown architecture '{arch}': {did_you_mean(arch, open_clip.list_models())}")
+        raise ModelError(unknown(arch))
     return copy.deepcopy(config)
+
+
+def knows(arch: str) -> bool:
+    """Tell whether ``arch`` is a known architecture."""
+    _register()
+    return open_clip.get_model_config(arch) is not None
+
+
+def unknown(arch: str) -> str:
+    """Return the complaint about an architecture that is not known, with the nearest name."""
+    return f"unknown architecture '{arch}': {did_you_mean(arch, open_clip.list_models())}"
 
 
 def tags_of(arch: str) -> list[str]:

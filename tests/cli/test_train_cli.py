@@ -250,7 +250,8 @@ def test_images_that_cannot_be_read_any_more_are_refused(place):
 def test_a_finished_run_is_not_overwritten(place):
     assert dimefm(*words(place)).exit_code == 0
     before = (place / "run/image_tower.safetensors").read_bytes()
-    for more in ((), ("--resume",), ("--seed", 1)):
+    assert "finished already; nothing to do" in dimefm(*words(place, "--resume")).output
+    for more in ((), ("--resume", "--seed", 1), ("--seed", 1)):
         assert "holds a finished run already; choose another --out" in refusal(*words(place, *more))
     assert (place / "run/image_tower.safetensors").read_bytes() == before
 

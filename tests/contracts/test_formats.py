@@ -107,6 +107,25 @@ def test_pickled_cache_reads_the_same_rows(tmp_path, format_):
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(cache))[[8, 0]], rows[[8, 0]])
 
 
+def test_a_finished_cache_that_lost_a_shard_is_not_called_finished(tmp_path, format_):
+    cache, _, _ = make(tmp_path, (5,), format_)
+    (tmp_path / cache.manifest.shards[0].file).unlink()
+    with pytest.raises(CacheError, match="missing, or not of the .* run the same command again"):
+        CacheWriter(tmp_path, header(format_), [("part/000.tar", 5)])
+
+
+def test_a_damaged_shard_is_not_copied_for_random_access(tmp_path, format_):
+    cache, rows, _ = make(tmp_path, (5,), format_)
+    shard = tmp_path / cache.manifest.shards[0].file
+    whole = shard.read_bytes()
+    if cache.format.map(shard, (5, 4), "float16") is None:
+        shard.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+        with pytest.raises(CacheError, match="SHA-256"):
+            cache[:]
+        shard.write_bytes(whole)
+    np.testing.assert_array_equal(FeatureCache(tmp_path)[:], rows)
+
+
 def test_threads_that_use_a_new_cache_at_once_all_read_it_whole(tmp_path, format_):
     _, rows, _ = make(tmp_path, tuple([300] * 4), format_, dim=64)
     cache = FeatureCache(tmp_path)

@@ -412,3 +412,8 @@ def test_a_run_finds_a_teacher_that_was_named_by_a_relative_path(trained, tmp_pa
     record["teacher"]["name"] = "some/where/else"
     (tmp_path / "tower" / "run.json").write_text(json.dumps(record))
     assert same(load_encoder(str(tmp_path / "tower"), "cpu"), load_encoder(str(trained / "tower"), "cpu"))
+
+
+@pytest.mark.parametrize("spec", ["/no/such/teacher", "./teachr", "runs/first"])
+def test_a_mistyped_path_is_called_one(spec):
+    assert "no such file or folder" in refused(spec)

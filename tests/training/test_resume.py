@@ -135,8 +135,11 @@ def test_an_unfinished_run_is_not_overwritten_and_another_recipe_does_not_resume
         train(world.recipe(save_every=3), world.root / "half", echo=quiet)
     with pytest.raises(RecipeError, match="another recipe .*lr: 0.01 against 0.0008"):
         train(world.recipe(save_every=3, lr=0.01), world.root / "half", resume=True, echo=quiet)
+    said = []
+    assert train(world.recipe(save_every=3), whole, resume=True, echo=said.append) == whole
+    assert said == [f"{whole}: finished already; nothing to do"]
     with pytest.raises(ModelError, match="finished run already"):
-        train(world.recipe(save_every=3), whole, resume=True, echo=quiet)
+        train(world.recipe(save_every=3, lr=0.01), whole, resume=True, echo=quiet)
     assert train(world.recipe(save_every=2, workers=1), world.root / "half", resume=True, echo=quiet)
 
 
