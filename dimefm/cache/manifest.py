@@ -73,8 +73,11 @@ class ShardInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The whole description of a cache folder; ``how`` holds the settings that decide the vectors (precision, decoder,
-    captions, ...), ``libraries`` the versions that computed them."""
+    """The whole description of a cache folder.
+
+    ``how`` holds the settings that decide the vectors (precision, decoder, captions, ...), ``libraries`` the versions that
+    computed them. ``code`` is the affine code of int8 rows and ``effect`` what it was measured to cost, None for floats.
+    """
 
     kind: str
     format: str
@@ -86,11 +89,18 @@ class Manifest:
     libraries: dict
     shards: tuple[ShardInfo, ...] = ()
     version: int = VERSION
+    code: dict | None = None
+    effect: dict | None = None
 
     @property
     def rows(self) -> int:
         """Number of stored rows."""
         return sum(shard.rows for shard in self.shards)
+
+    @property
+    def views(self) -> int:
+        """Number of rows that each source image has: its augmented views, or 1."""
+        return (self.how.get("views") or {"count": 1})["count"]
 
     @property
     def fingerprint(self) -> str:

@@ -6,21 +6,21 @@ Exit codes: 0 done, 1 the job could not be done (one line says why), 2 bad usage
 from __future__ import annotations
 
 import errno
-import importlib
 import os
 
 import click
 
 import dimefm
+from dimefm.cli._options import Lazy
 from dimefm.errors import DimefmError
 
-COMMANDS = {
-    "extract-features": "extract_features",
-    "train": "train",
-    "eval": "eval",
-    "cache": "cache",
-    "prompts": "prompts",
-    "quickstart": "quickstart",
+COMMANDS = {  # name -> module
+    "extract-features": "dimefm.cli.extract_features",
+    "train": "dimefm.cli.train",
+    "eval": "dimefm.cli.eval",
+    "cache": "dimefm.cli.cache",
+    "prompts": "dimefm.cli.prompts",
+    "quickstart": "dimefm.cli.quickstart",
 }
 
 KEPT = "interrupted; finished parts are kept, the same command goes on from there"
@@ -32,24 +32,8 @@ AFTER_INTERRUPT = {
 }
 
 
-class Lazy(click.Group):
-    """A group whose commands are imported when they are asked for, so that ``--help`` is quick."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in COMMANDS:
-            return None
-        return importlib.import_module(f"dimefm.cli.{COMMANDS[name]}").command
-
-    def resolve_command(self, ctx: click.Context, args: list[str]):
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            from dimefm.errors import did_you_mean
-
-            raise click.UsageError(f"no command '{args[0]}': {did_you_mean(args[0], COMMANDS)}", ctx) from error
+class Main(Lazy):
+    """``dimefm``: errors of the user and of the machine are one line, an interrupt says how to go on."""
 
     def invoke(self, ctx: click.Context):
         try:
@@ -77,7 +61,7 @@ def explain(error: Exception) -> str | None:
     return None
 
 
-@click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Main, modules=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(dimefm.__version__, prog_name="dimefm")
 def main(debug: bool) -> None:

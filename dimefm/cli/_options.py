@@ -1,10 +1,13 @@
-"""What several commands share: options that take many values after one flag."""
+"""What several commands share: groups that import late, and options that take many values after one flag."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Mapping
 
 import click
+
+from dimefm.errors import did_you_mean
 
 COLUMNS = (
     click.option("--image-column", metavar="NAME", help="Column or tar ending that holds images."),
@@ -24,6 +27,30 @@ def column_options(command: Callable) -> Callable:
 def dashed(name: str) -> str:
     """Return an option's name with dashes: ``--use_pvl_loss``, as DIME-FM spells it, is ``--use-pvl-loss``."""
     return name.replace("_", "-") if name.startswith("--") else name
+
+
+class Lazy(click.Group):
+    """A group whose commands (name -> module that holds ``command``) are imported when they are asked for, so that
+    ``--help`` is quick."""
+
+    def __init__(self, *args, modules: Mapping[str, str], **settings):
+        super().__init__(*args, **settings)
+        self.modules = modules
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order in which ``modules`` has them."""
+        return list(self.modules)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Import and return one command, None when there is none of that name."""
+        return importlib.import_module(self.modules[name]).command if name in self.modules else None
+
+    def resolve_command(self, ctx: click.Context, args: list[str]):
+        """Find the command of ``args``; an unknown one is answered with the nearest known."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            raise click.UsageError(f"no command '{args[0]}': {did_you_mean(args[0], self.modules)}", ctx) from error
 
 
 class ManyValues(click.Command):

@@ -1,0 +1,22 @@
+"""``dimefm cache info``."""
+
+from __future__ import annotations
+
+import textwrap
+
+import click
+
+from dimefm.cli.cache import caches
+
+
+@click.command("info")
+@click.argument("root", type=click.Path(exists=True, file_okay=False))
+def command(root):
+    """Print what the cache at ROOT holds and who made it.
+
+    Example: dimefm cache info cache/images
+    """
+    from dimefm.cache import Manifest
+
+    for folder in caches(root):
+        click.echo(f"{folder}\n{textwrap.indent(Manifest.read(folder).describe(), '  ')}")
