@@ -10,7 +10,7 @@ import itertools
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -19,15 +19,18 @@ import torch
 from dimefm.cache.writer import Bad
 from dimefm.data import Shard
 from dimefm.data.images import DECODER, decode
-from dimefm.data.rows import readable
+from dimefm.data.rows import Row, readable
+from dimefm.data.views import ViewPolicy, row_keys
 from dimefm.errors import BadRow, RecipeError
+from dimefm.models import open_clip
 from dimefm.models.encoder import Encoder
 
 
 @dataclass(frozen=True)
 class Settings:
     """How to extract. ``captions`` "first" keeps one sentence per source row, "all" makes a row of each; ``long_texts``
-    says what happens to sentences past the encoder's context; ``dtype`` None is the format's own."""
+    says what happens to sentences past the encoder's context; ``dtype`` None is the format's own; ``views`` None encodes
+    images through the encoder's own preprocessing, else each gives that many rows, one for each view."""
 
     format: str = "hdf5"
     dtype: str | None = None
@@ -36,6 +39,7 @@ class Settings:
     captions: str = "first"
     long_texts: str = "quarantine"
     progress: bool = True
+    views: ViewPolicy | None = None
 
 
 @dataclass
@@ -75,17 +79,17 @@ class Stage(ABC):
         return kept[1][number]
 
     @abstractmethod
-    def prepare(self, shard: Shard, numbers: range) -> Batch:
-        """Read and decode the rows of ``numbers``; those that cannot be are in ``bad``."""
+    def prepare(self, shard: Shard, numbers: Sequence[int]) -> Batch:
+        """Read and decode the rows of ``numbers``, ascending; those that cannot be are in ``bad``."""
 
     @abstractmethod
     def encode(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return unit rows of the inputs of a batch."""
 
-    def batches(self, shard: Shard, n: int) -> Iterator[Batch]:
-        """Yield the batches of a shard of ``n`` rows in order, prepared ahead by threads."""
+    def batches(self, shard: Shard, numbers: Sequence[int]) -> Iterator[Batch]:
+        """Yield the rows of ``numbers``, ascending, in batches that threads prepare ahead; ``count`` the shard first."""
         size = self.settings.batch_size
-        parts = iter([range(start, min(start + size, n)) for start in range(0, n, size)])
+        parts = iter([numbers[start : start + size] for start in range(0, len(numbers), size)])
         with ThreadPoolExecutor(self.settings.workers, thread_name_prefix="reader") as pool:
             first = itertools.islice(parts, self.settings.workers + 1)
             ahead = deque(pool.submit(self.prepare, shard, part) for part in first)
@@ -100,27 +104,48 @@ class Stage(ABC):
 
 
 class Images(Stage):
-    """Image files to pixels to rows."""
+    """Image files to pixels to rows; with a view policy of K views, view v of image i of a shard is row i * K + v."""
 
-    how = {"decoder": DECODER, "views": None}
+    def __init__(self, encoder: Encoder, settings: Settings):
+        super().__init__(encoder, settings)
+        self.views = settings.views
+        self.how = {"decoder": DECODER, "views": None if self.views is None else self.views.how()}
+        self.per_image = 1 if self.views is None else self.views.count
+        if self.views is not None:
+            self._squash = open_clip.transform_of({**encoder.card.preprocess, "resize_mode": "squash"})
 
-    def prepare(self, shard: Shard, numbers: range) -> Batch:
+    def count(self, shard: Shard) -> int:
+        return len(shard) * self.per_image
+
+    def prepare(self, shard: Shard, numbers: Sequence[int]) -> Batch:
         batch, pixels = Batch(), []
-        for number in numbers:
+        for image, of_image in itertools.groupby(numbers, lambda number: number // self.per_image):
+            rows = list(of_image)
             started = time.perf_counter()
             try:
-                row = shard[number]
+                row = shard[image]
                 read = time.perf_counter()
-                pixels.append(self.encoder.preprocess(decode(row.image)))
+                pixels += self._pixels(row, [number % self.per_image for number in rows])
             except BadRow as error:
-                batch.bad.append(Bad(number, self.key(shard, number), str(error)))
+                key = self.key(shard, image)
+                batch.bad += [Bad(number, self._row_key(key, number), str(error)) for number in rows]
                 continue
             batch.read += read - started
             batch.decode += time.perf_counter() - read
-            batch.numbers.append(number)
-            batch.keys.append(row.key)
+            batch.numbers += rows
+            batch.keys += [self._row_key(row.key, number) for number in rows]
         batch.inputs = torch.stack(pixels) if pixels else None
         return batch
+
+    def _pixels(self, row: Row, views: list[int]) -> list[torch.Tensor]:
+        """Return the encoder's input of each of these views of one image, which is decoded once."""
+        image = decode(row.image)
+        if self.views is None:
+            return [self.encoder.preprocess(image)]
+        return [self._squash(self.views.cut(image, row.key, view)) for view in views]
+
+    def _row_key(self, key: str, number: int) -> str:
+        return row_keys([key], self.views)[number % self.per_image]
 
     def encode(self, inputs: torch.Tensor) -> torch.Tensor:
         return self.encoder.encode_image(inputs)
@@ -155,7 +180,7 @@ class Texts(Stage):
             reason = f"{reason} (source row {row}, sentence {place}, both counted from 0)"
         return Bad(number, key, reason)
 
-    def prepare(self, shard: Shard, numbers: range) -> Batch:
+    def prepare(self, shard: Shard, numbers: Sequence[int]) -> Batch:
         batch, sentences = Batch(), []
         started = time.perf_counter()
         for number in numbers:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 
@@ -24,6 +26,59 @@ def commit(part: Path, final: Path) -> None:
         os.close(folder)
 
 
+CHUNK = 1 << 22  # bytes that are written and hashed at once
+
+
+class Hashed(io.RawIOBase):
+    """A new file that a second thread hashes while it is written; ``sha256`` and ``size`` are known once it is closed."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self._file = path.open("wb", buffering=0)
+        self._digest = hashlib.sha256()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="sha256")
+        self.size = 0
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def write(self, data) -> int:
+        """Write all of ``data`` (any contiguous buffer) and return its length in bytes."""
+        with memoryview(data) as view, view.cast("B") as raw:
+            for start in range(0, len(raw), CHUNK):
+                with raw[start : start + CHUNK] as part:
+                    hashing = self._pool.submit(self._digest.update, part)
+                    try:
+                        self._write(part)
+                    finally:
+                        hashing.result()
+            self.size += len(raw)
+            return len(raw)
+
+    def _write(self, part: memoryview) -> None:
+        done = 0
+        while done < len(part):
+            with part[done:] as rest:
+                done += self._file.write(rest) or 0
+
+    def tell(self) -> int:
+        """Return the number of bytes written so far."""
+        return self.size
+
+    def close(self) -> None:
+        """Close the file; it is not yet durable, see :func:`commit`."""
+        if not self.closed:
+            self._file.close()
+            self._pool.shutdown()
+        super().close()
+
+    @property
+    def sha256(self) -> str:
+        """Hexadecimal SHA-256 of what was written."""
+        return self._digest.hexdigest()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8 to ``path``, atomically."""
     part = path.with_name(path.name + ".part")
@@ -40,12 +95,6 @@ def sha256_file(path: Path) -> str:
     """Return the hexadecimal SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def companions_sha256(paths: Iterable[Path]) -> str:
-    """Return one digest over the SHA-256 of each file, or "" when there is no file."""
-    digests = [sha256_file(path) for path in paths]
-    return sha256_keys(digests) if digests else ""
 
 
 BLOCK, BLOCKS = 16_384, 256  # a file of up to BLOCK * BLOCKS = 4 MiB is read whole
@@ -69,10 +118,31 @@ def sampled_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+class KeyDigest:
+    """The digest of keys that come in portions: SHA-256 over ``LENGTH:KEY`` of each, LENGTH in bytes of UTF-8."""
+
+    def __init__(self):
+        self.count, self._digest = 0, hashlib.sha256()
+
+    def add(self, keys: Iterable[str]) -> KeyDigest:
+        """Take up further keys."""
+        parts = [b"%d:%b" % (len(raw), raw) for raw in (key.encode("utf-8", "surrogatepass") for key in keys)]
+        self._digest.update(b"".join(parts))
+        self.count += len(parts)
+        return self
+
+    @property
+    def sha256(self) -> str:
+        """Hexadecimal digest of all keys so far."""
+        return self._digest.hexdigest()
+
+
 def sha256_keys(keys: Iterable[str]) -> str:
-    """Return the digest of a sequence of keys: SHA-256 over ``LENGTH:KEY`` of each, LENGTH in bytes of UTF-8."""
-    digest = hashlib.sha256()
-    for key in keys:
-        raw = key.encode("utf-8", "surrogatepass")
-        digest.update(b"%d:%b" % (len(raw), raw))
-    return digest.hexdigest()
+    """Return the :class:`KeyDigest` of a sequence of keys."""
+    return KeyDigest().add(keys).sha256
+
+
+def companions_sha256(digests: Iterable[str]) -> str:
+    """Return one digest over the SHA-256 of each companion file of a shard, "" when there is none."""
+    digests = list(digests)
+    return sha256_keys(digests) if digests else ""

@@ -6,14 +6,19 @@ import dataclasses
 import hashlib
 import itertools
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dimefm.cache.files import to_json
+from dimefm.cache.code import Code
+from dimefm.cache.store import Store, open_store, safe
 from dimefm.errors import CacheError
 
 VERSION = 1
 FILE = "manifest.json"
+KINDS = ("image", "text")
+DTYPES = ("float16", "float32", "int8")
+LARGEST_DIM = 1_048_576
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,8 @@ class ShardInfo:
     ``source_rows`` rows were read; ``rows`` are stored, in source order; ``bad`` holds the source row numbers that were
     quarantined, ascending. ``source_rows == rows + len(bad)`` always. ``keys_sha256`` is over the stored keys.
     ``source_digest`` tells the content of the source shard from another's; "" where it is not known.
-    ``companions_sha256`` is over the shard's companion files (an index), "" where the format has none.
+    ``companions_sha256`` is over the shard's companion files (an index), "" where the format has none. ``offset`` is the
+    byte at which the rows lie in the file as one little-endian array [rows, dim]; None where they do not.
     """
 
     file: str
@@ -62,6 +68,7 @@ class ShardInfo:
     keys_sha256: str
     source_digest: str = ""
     companions_sha256: str = ""
+    offset: int | None = None
 
     def __post_init__(self):
         if self.source_rows != self.rows + len(self.bad):
@@ -69,6 +76,23 @@ class ShardInfo:
                 f"{self.file}: {self.source_rows} rows in, but {self.rows} out and {len(self.bad)} quarantined; "
                 "the shard is not whole, extract it again"
             )
+
+    @staticmethod
+    def of(fields: dict) -> ShardInfo:
+        """Return the shard that a manifest or record describes; raise ValueError naming a field that cannot be."""
+        info = ShardInfo(**{**fields, "bad": tuple(fields["bad"])})
+        counts = {name: getattr(info, name) for name in ("source_rows", "rows", "bytes")}
+        wrong = next((name for name, value in counts.items() if type(value) is not int or value < 0), None)
+        if wrong:
+            raise ValueError(f"shard {info.file!r}: {wrong} is {counts[wrong]!r}, expected a whole number of at least 0")
+        if not isinstance(info.file, str) or not safe(info.file) or not isinstance(info.source, str):
+            raise ValueError(f"shard file {info.file!r} of source {info.source!r} leads outside the cache")
+        places = [-1, *info.bad, info.source_rows]
+        if any(type(row) is not int for row in info.bad) or any(a >= b for a, b in itertools.pairwise(places)):
+            raise ValueError(f"shard {info.file!r}: bad rows must be ascending numbers below {info.source_rows}")
+        if info.offset is not None and (type(info.offset) is not int or not 0 <= info.offset <= info.bytes):
+            raise ValueError(f"shard {info.file!r}: offset {info.offset!r} lies outside its {info.bytes} bytes")
+        return info
 
 
 @dataclass(frozen=True)
@@ -116,35 +140,66 @@ class Manifest:
         return fields
 
     def to_json(self) -> str:
-        """Return the text of ``manifest.json``."""
-        fields = self.header()
-        fields["fingerprint"] = self.fingerprint
-        fields["shards"] = [dataclasses.asdict(shard) for shard in self.shards]
-        return to_json(fields)
+        """Return the text of ``manifest.json``: one field a line, one shard a line."""
+        fields = {**self.header(), "fingerprint": self.fingerprint}
+        lines = [f"  {json.dumps(name)}: {json.dumps(value, ensure_ascii=False)},\n" for name, value in fields.items()]
+        shards = [f"    {json.dumps(dataclasses.asdict(shard), ensure_ascii=False)}" for shard in self.shards]
+        return "{\n" + "".join(lines) + '  "shards": [\n' + ",\n".join(shards) + "\n  ]\n}\n"
 
     @staticmethod
-    def read(root: Path) -> Manifest:
-        """Read ``root/manifest.json``; raise CacheError when it is absent, damaged or of another version."""
-        path = root / FILE
-        if not path.is_file():
-            started = (root / ".partial").is_dir()
-            remedy = "run the same extract-features command again to finish it" if started else "check the path"
-            raise CacheError(f"{root}: no {FILE}, so {'an unfinished' if started else 'no'} cache; {remedy}")
+    def read(root: str | Path | Store) -> Manifest:
+        """Read ``manifest.json`` of a cache folder or URL; raise CacheError when it is absent, damaged or newer."""
+        store = root if isinstance(root, Store) else open_store(root)
+        where = store.where(FILE)
         try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
+            text = store.read(FILE)
+        except UnicodeDecodeError as error:
+            raise CacheError(f"{where}: damaged ({error}); restore it or extract again") from error
+        if text is None:
+            started = store.size(".partial/plan.json") is not None
+            remedy = "run the same extract-features command again to finish it" if started else "check the path"
+            raise CacheError(f"{store}: no {FILE}, so {'an unfinished' if started else 'no'} cache; {remedy}")
+        try:
+            fields = json.loads(text)
             if fields.get("version") != VERSION:
                 raise CacheError(
-                    f"{path}: version {fields.get('version')}, this dimefm reads version {VERSION}; extract again"
+                    f"{where}: version {fields.get('version')!r}, this dimefm reads version {VERSION}; "
+                    "install a newer dimefm, or extract again"
                 )
             stated = fields.pop("fingerprint")
-            fields["encoder"] = EncoderCard(**fields["encoder"])
-            fields["shards"] = tuple(ShardInfo(**{**shard, "bad": tuple(shard["bad"])}) for shard in fields["shards"])
-            manifest = Manifest(**fields)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CacheError(f"{path}: damaged ({error}); restore it or extract again") from error
+            manifest = Manifest.of(fields)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise CacheError(f"{where}: damaged ({error}); restore it or extract again") from error
         if manifest.fingerprint != stated:
-            raise CacheError(f"{path}: fingerprint {stated[:12]} does not fit its fields; it was edited, extract again")
+            raise CacheError(f"{where}: fingerprint {stated[:12]!r} does not fit its fields; it was edited, extract again")
         return manifest
+
+    @staticmethod
+    def of(fields: dict) -> Manifest:
+        """Return the manifest of plain values; raise ValueError, KeyError or TypeError for one that cannot be."""
+        encoder = EncoderCard(**fields["encoder"])
+        shards = tuple(ShardInfo.of(shard) for shard in fields.get("shards", ()))
+        manifest = Manifest(**{**fields, "encoder": encoder, "shards": shards})
+        for name, known in (("kind", KINDS), ("dtype", DTYPES), ("normalized", (True, False))):
+            if getattr(manifest, name) not in known:
+                raise ValueError(f"{name} is {getattr(manifest, name)!r}, expected one of {', '.join(map(repr, known))}")
+        if type(manifest.dim) is not int or not 0 < manifest.dim <= LARGEST_DIM:
+            raise ValueError(f"dim is {manifest.dim!r}, expected a whole number from 1 to {LARGEST_DIM:,}")
+        if not isinstance(manifest.how, dict) or type(manifest.views) is not int or manifest.views < 1:
+            raise ValueError("how must be a table, and its views.count a whole number of at least 1")
+        twice = [file for file, count in Counter(shard.file for shard in shards).items() if count > 1]
+        if twice:
+            raise ValueError(f"two shards are in one file, {twice[0]!r}")
+        if (manifest.dtype == "int8") != (manifest.code is not None):
+            raise ValueError(f"dtype {manifest.dtype} with{'out' if manifest.code is None else ''} a code")
+        if manifest.code is not None and len(Code.of(manifest.code).scale) != manifest.dim:
+            raise ValueError(f"code: expected {manifest.dim} scales and offsets")
+        return manifest
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one stored number."""
+        return {"float32": 4, "float16": 2, "int8": 1}[self.dtype]
 
     def describe(self) -> str:
         """Return a few lines for people."""
@@ -152,15 +207,33 @@ class Manifest:
         size = sum(shard.bytes for shard in self.shards)
         weights = f"weights {card.weights_sha256[:12]}" if card.weights_sha256 else "weights unknown"
         unit = "unit length" if self.normalized else "not normalised"
+        shards = f"{len(self.shards):,} shard{'s' * (len(self.shards) != 1)}"
         lines = [
             f"{self.rows:,} {self.kind} rows of {self.dtype}[{self.dim}], {unit}",
-            f"format       {self.format}, {len(self.shards)} shards, {size:,} bytes ({size / max(self.rows, 1):.0f} a row)",
+            f"format       {self.format}, {shards}, {size:,} bytes ({size / max(self.rows, 1):.0f} a row)",
             f"encoder      {card.name} ({weights}), logit scale {card.logit_scale:.4g}",
-            f"quarantined  {bad:,} of {self.rows + bad:,} rows" + (" (see quarantine.jsonl)" if bad else ""),
-            f"settings     {', '.join(f'{k}={v}' for k, v in self.how.items()) or 'none stated'}",
+            f"quarantined  {bad:,} of {self.rows + bad:,} rows" + (" (dimefm cache quarantine lists them)" if bad else ""),
+            f"settings     {', '.join(f'{k}={_short(v)}' for k, v in self.how.items()) or 'none stated'}",
             f"fingerprint  {self.fingerprint[:12]}",
         ]
+        if self.effect:
+            cost = self.effect
+            lines.insert(2, f"int8 cost    {describe_effect(cost)}")
         return "\n".join(lines)
+
+
+def describe_effect(cost: dict) -> str:
+    """Return what a coarser dtype was measured to cost, for people."""
+    return (
+        f"cosine at least {cost['min_cosine']:.6f}, mean {cost['mean_cosine']:.6f}; KL {cost['kl']:.1e} at scale "
+        f"{cost['logit_scale']:.4g} (on {cost['rows']:,} rows)"
+    )
+
+
+def _short(value: object) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k}={_short(v)}" for k, v in value.items()) + "}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def differences(ours: dict, theirs: dict, prefix: str = "") -> list[str]:

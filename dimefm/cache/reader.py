@@ -2,39 +2,58 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import mmap
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
 from dimefm import plugins
-from dimefm.cache.files import commit, companions_sha256, sha256_file, sha256_keys
+from dimefm.cache.code import Code
+from dimefm.cache.files import KeyDigest, companions_sha256, sha256_file
+from dimefm.cache.flat import check_flat, flat_copy, flat_path
 from dimefm.cache.manifest import Manifest, ShardInfo
+from dimefm.cache.store import open_store
 from dimefm.errors import CacheError
 
-DAMAGE = (ValueError, OSError, KeyError, RuntimeError, TypeError)  # what h5py, pyarrow and numpy raise on damaged files
+DAMAGE = (ValueError, OSError, KeyError, RuntimeError, TypeError, MemoryError)  # what h5py, pyarrow and numpy raise
+RESIDENT = 1 << 30  # bytes of mapped pages to keep in memory before they are handed back to the kernel
+TOUCHED = 1 << 16  # bytes that the kernel maps around a row that is read
+MAPS = 8192  # shards mapped at once
 
 
 class FeatureCache:
-    """The vectors of a sealed cache as one array: ``cache[rows]`` -> [n, dim] in the stored dtype.
+    """The vectors of a sealed cache as one array: ``cache[rows]`` -> [n, dim]; int8 rows are decoded to float32.
 
-    Opening reads the manifest only. A shard is mapped when it is first used: directly where the format allows it (HDF5),
-    else from a flat copy that is made once under ``scratch`` (default: ``.flat`` inside the cache).
-
-    Raises CacheError when the cache is unfinished, or a shard is missing, cut short or damaged.
+    ``root`` is a folder or an fsspec URL. Opening reads the manifest only. A shard is mapped when it is first used: where it
+    lies if the format allows it (HDF5), else from a flat copy that is made once under ``scratch`` (default: ``.flat`` in the
+    cache). Threads may share one; after a fork or unpickling a process maps anew. At most RESIDENT bytes of mapped pages
+    stay in memory. Raises CacheError when the cache is unfinished, or a shard is missing, cut short or damaged.
     """
 
     def __init__(self, root: str | Path, scratch: str | Path | None = None):
-        self.root = Path(root)
-        self.manifest = Manifest.read(self.root)
+        self.store = open_store(root, scratch)
+        self.root = self.store.root
+        self.manifest = Manifest.read(self.store)
         self.scratch = Path(scratch) if scratch else self.root / ".flat"
-        self.format = plugins.module("caches", self.manifest.format, CacheError)
         counts = (shard.rows for shard in self.manifest.shards)
         self.starts = np.array(list(itertools.accumulate(counts, initial=0)), dtype=np.int64)
-        self._maps: dict[int, np.ndarray] = {}
-        self._lock = threading.Lock()  # loader threads share one cache
+        self.code = Code.of(self.manifest.code) if self.manifest.code else None
+        self._fresh()
+
+    def _fresh(self) -> None:
+        self._maps: dict[int, tuple[mmap.mmap | None, np.ndarray]] = {}
+        self._touched, self._lock, self._process = 0, threading.Lock(), os.getpid()
+
+    @functools.cached_property
+    def format(self) -> ModuleType:
+        """The module of the shards' format, imported when a shard is first read as a whole."""
+        return plugins.module("caches", self.manifest.format, CacheError)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -46,123 +65,192 @@ class FeatureCache:
 
     def __getitem__(self, rows: int | slice | np.ndarray) -> np.ndarray:
         """Return rows by number in any order, repeats allowed: [n, dim], or [dim] for one integer."""
+        found = self.stored(rows)
+        return found if self.code is None else self.code.decode(found)
+
+    def stored(self, rows: int | slice | np.ndarray) -> np.ndarray:
+        """Return rows as they are stored: int8 codes are not decoded."""
         if isinstance(rows, slice):
-            rows = np.arange(*rows.indices(len(self)))
+            start, stop, step = rows.indices(len(self))
+            if step == 1:
+                return self._range(start, max(start, stop))
+            rows = np.arange(start, stop, step)
         wanted = np.atleast_1d(np.asarray(rows))
         if wanted.size and wanted.dtype.kind not in "iu":
             raise TypeError(f"row numbers are whole numbers, not {wanted.dtype}; of a mask take np.flatnonzero(mask)")
         wanted = wanted.astype(np.int64)
-        if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(self)):
-            worst = wanted.min() if wanted.min() < 0 else wanted.max()
-            raise IndexError(f"{self.root}: row {worst} asked for, the cache has rows 0 to {len(self) - 1}")
-        shards = np.searchsorted(self.starts, wanted, side="right") - 1
-        found = np.empty((len(wanted), self.dim), dtype=self.manifest.dtype)
-        for shard in np.unique(shards):
-            here = shards == shard
-            found[here] = self._map(int(shard))[wanted[here] - self.starts[shard]]
+        found = self._gather(wanted)
         return found[0] if np.ndim(rows) == 0 else found
+
+    def _range(self, start: int, stop: int) -> np.ndarray:
+        found = np.empty((stop - start, self.dim), dtype=self.manifest.dtype)
+        first = int(np.searchsorted(self.starts, start, side="right")) - 1
+        for shard in range(first, len(self.starts) - 1):
+            low, high = (int(edge) for edge in self.starts[shard : shard + 2])
+            a, b = max(start, low), min(stop, high)
+            if a < b:
+                found[a - start : b - start] = self._map(shard)[a - low : b - low]
+                self._release((b - a) * found.strides[0])
+            if high >= stop:
+                break
+        return found
+
+    def _gather(self, wanted: np.ndarray) -> np.ndarray:
+        found = np.empty((len(wanted), self.dim), dtype=self.manifest.dtype)
+        if not len(wanted):
+            return found
+        low, high = int(wanted.min()), int(wanted.max())
+        if low < 0 or high >= len(self):
+            worst = low if low < 0 else high
+            raise IndexError(f"{self.store}: row {worst} asked for, the cache has rows 0 to {len(self) - 1}")
+        first, last = (int(shard) for shard in np.searchsorted(self.starts, (low, high), side="right") - 1)
+        if first == last:
+            np.take(self._map(first), wanted - self.starts[first], axis=0, out=found, mode="clip")
+        else:
+            shards = np.searchsorted(self.starts, wanted, side="right") - 1
+            order = np.argsort(shards, kind="stable")
+            edges = np.flatnonzero(np.diff(shards[order], prepend=-1, append=-1))
+            for a, b in itertools.pairwise(edges):
+                here, shard = order[a:b], int(shards[order[a]])
+                found[here] = self._map(shard)[wanted[here] - self.starts[shard]]
+        self._release(len(wanted) * max(TOUCHED, found.strides[0]))
+        return found
+
+    def _release(self, touched: int) -> None:
+        """Count bytes that a read has mapped; past RESIDENT, hand all mapped pages back: they stay in the page cache."""
+        self._touched += touched
+        if self._touched > RESIDENT:
+            self._touched = 0
+            for pages, _ in list(self._maps.values()):
+                if pages is not None and hasattr(pages, "madvise"):
+                    pages.madvise(mmap.MADV_DONTNEED)
 
     def _map(self, number: int) -> np.ndarray:
         """Return shard ``number`` as an array [rows, dim] backed by a file."""
-        with self._lock:
-            return self._mapped(number)
+        if self._process != os.getpid():
+            self._fresh()
+        mapped = self._maps.get(number)
+        if mapped is None:
+            with self._lock:
+                mapped = self._maps.get(number) or self._open(number)
+                if len(self._maps) >= MAPS:
+                    self._maps.clear()
+                self._maps[number] = mapped
+        return mapped[1]
 
-    def _mapped(self, number: int) -> np.ndarray:
-        if number not in self._maps:
-            info = self.manifest.shards[number]
-            path = self.check_size(info)
-            shape = (info.rows, self.dim)
-            try:
-                mapped = self.format.map(path, shape, self.manifest.dtype)
-            except DAMAGE as error:
-                raise CacheError(f"{path}: damaged ({error}); remove the cache and extract again") from error
-            self._maps[number] = self._flat(info, path, shape) if mapped is None else mapped
-        return self._maps[number]
-
-    def _flat(self, info: ShardInfo, path: Path, shape: tuple[int, int]) -> np.ndarray:
-        flat = self.scratch / f"{info.file.replace('/', '%2F')}.{info.sha256[:16]}.npy"
-        if not flat.exists():
-            self._check_sha256(info, path)
-            _, rows = self.read(info)
-            part = flat.with_name(f"{flat.name}.{os.getpid()}.{id(self)}.part")  # others may make it at once
-            try:
-                self.scratch.mkdir(parents=True, exist_ok=True)
-                with part.open("wb") as file:
-                    np.save(file, rows, allow_pickle=False)
-                commit(part, flat)
-            except OSError as error:
-                part.unlink(missing_ok=True)
-                raise CacheError(
-                    f"{self.scratch}: the flat copy of {info.file} cannot be written ({error.strerror}); "
-                    "make the folder writable, or extract with --format hdf5, which needs no copy"
-                ) from error
+    def _open(self, number: int) -> tuple[mmap.mmap | None, np.ndarray]:
+        info = self.manifest.shards[number]
+        shape, dtype = (info.rows, self.dim), np.dtype(self.manifest.dtype).newbyteorder("<")
+        path, offset = self.check_size(info), info.offset
+        if not info.rows:
+            return None, np.empty(shape, dtype=dtype)
+        if offset is None:
+            path, offset = flat_copy(self, info), 0
         try:
-            mapped = np.load(flat, mmap_mode="r", allow_pickle=False)
-        except DAMAGE as error:
-            raise CacheError(f"{flat}: damaged ({error}); remove it, it is made anew") from error
-        if mapped.shape != shape or mapped.dtype != self.manifest.dtype:
-            raise CacheError(f"{flat}: holds {mapped.shape} {mapped.dtype}, expected {shape}; remove it, it is made anew")
-        return mapped
+            with path.open("rb") as file:
+                pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return pages, np.frombuffer(pages, dtype=dtype, count=info.rows * self.dim, offset=offset).reshape(shape)
+        except (ValueError, OSError) as error:
+            raise CacheError(f"{path}: damaged ({error}); remove it, or extract again") from error
 
     def locate(self, row: int) -> tuple[ShardInfo, int]:
         """Return (shard, number inside it) of a stored row, for messages."""
         shard = int(np.searchsorted(self.starts, row, side="right")) - 1
         return self.manifest.shards[shard], row - int(self.starts[shard])
 
-    def read(self, info: ShardInfo) -> tuple[list[str], np.ndarray]:
-        """Return (keys, rows) of a whole shard, checked against its record; raise CacheError when they differ."""
-        path = self.check_size(info)
+    def blocks(self, info: ShardInfo) -> Iterator[tuple[list[str], np.ndarray]]:
+        """Yield (keys, stored rows) of a shard in blocks; raise CacheError when it is not what its record says."""
+        path, keys = self.check_size(info), KeyDigest()
+        self.check_companions(info)
+        for name in self.companions(info):
+            self.store.local(name)
         try:
-            keys, rows = self.format.read(path, self.manifest.dtype, self.dim)
+            for part, rows in self.format.blocks(path, (info.rows, self.dim), self.manifest.dtype):
+                keys.add(part)
+                yield part, rows
         except DAMAGE as error:
-            raise CacheError(f"{path}: damaged ({error}); remove the cache and extract again") from error
-        if rows.shape != (info.rows, self.dim) or sha256_keys(keys) != info.keys_sha256:
             raise CacheError(
-                f"{path}: holds {len(keys)} rows of {rows.shape[1:]}, the manifest says {info.rows} of ({self.dim},) with "
-                "other keys; restore the shard or extract again"
+                f"{self.store.where(info.file)}: damaged ({error}); restore it, or remove the cache and extract again"
+            ) from error
+        if (keys.count, keys.sha256) != (info.rows, info.keys_sha256):
+            raise CacheError(
+                f"{self.store.where(info.file)}: holds {keys.count} rows with keys {keys.sha256[:12]}, the manifest says "
+                f"{info.rows} with {info.keys_sha256[:12]}; restore the shard or extract again"
             )
-        return keys, rows
+
+    def read(self, info: ShardInfo) -> tuple[list[str], np.ndarray]:
+        """Return (keys, stored rows) of a whole shard, checked against its record; raise CacheError when they differ."""
+        parts = list(self.blocks(info))
+        empty = np.empty((0, self.dim), dtype=self.manifest.dtype)
+        return [key for keys, _ in parts for key in keys], np.concatenate([empty, *(rows for _, rows in parts)])
 
     def check_size(self, info: ShardInfo) -> Path:
-        """Return the path of a shard; raise CacheError when it is missing or has another size than recorded."""
-        path = self.root / info.file
-        if not path.is_file():
-            raise CacheError(f"{path}: the shard is missing; restore it, or remove {self.root} and extract again")
-        if path.stat().st_size != info.bytes:
+        """Return a local path of a shard; raise CacheError when it is missing or has another size than recorded."""
+        where, size = self.store.where(info.file), self.store.size(info.file)
+        if size is None:
+            raise CacheError(f"{where}: the shard is missing; restore it, or remove {self.store} and extract again")
+        if size != info.bytes:
             raise CacheError(
-                f"{path}: {path.stat().st_size} bytes, the manifest says {info.bytes}; the shard is cut short or was "
+                f"{where}: {size} bytes, the manifest says {info.bytes}; the shard is cut short or was "
                 "changed: restore it, or remove the cache and extract again"
             )
-        return path
+        return self.store.local(info.file)
 
-    def verify(self, sha256: bool = False) -> int:
-        """Check every shard (size; with ``sha256`` also bytes, keys and finite rows); return how many were checked."""
-        for info in self.manifest.shards:
-            path = self.check_size(info)
-            self._check_companions(info, path, sha256)
-            if sha256:
-                self._check_sha256(info, path)
-                _, rows = self.read(info)
-                if not np.isfinite(rows).all():
-                    raise CacheError(f"{path}, row {int(np.flatnonzero(~np.isfinite(rows).all(1))[0])}: not finite")
-        return len(self.manifest.shards)
-
-    def _check_sha256(self, info: ShardInfo, path: Path) -> None:
+    def check_sha256(self, info: ShardInfo) -> None:
+        """Raise CacheError when the bytes of a shard or of its companions are not those recorded."""
+        path = self.check_size(info)
         found = sha256_file(path)
         if found != info.sha256:
-            raise CacheError(f"{path}: SHA-256 {found[:12]}, the manifest says {info.sha256[:12]}; restore the shard")
+            raise CacheError(
+                f"{self.store.where(info.file)}: SHA-256 {found[:12]}, the manifest says {info.sha256[:12]}; "
+                "restore the shard"
+            )
+        self.check_companions(info)
+        names = self.companions(info)
+        if companions_sha256(sha256_file(self.store.local(name)) for name in names) != info.companions_sha256:
+            raise CacheError(
+                f"{self.store.where(names[0])} is not as recorded; restore it, or remove the cache and extract again"
+            )
 
-    def _check_companions(self, info: ShardInfo, path: Path, sha256: bool) -> None:
-        stem = path.name.removesuffix(self.format.SUFFIXES[-1])
-        companions = [path.with_name(stem + suffix) for suffix in self.format.SUFFIXES[:-1]]
-        missing = [companion for companion in companions if not companion.is_file()]
-        if missing or (sha256 and companions_sha256(companions) != info.companions_sha256):
-            wrong = f"{missing[0]} is missing" if missing else f"{companions[0]} is not as recorded"
-            raise CacheError(f"{wrong}; restore it, or remove the cache and extract again")
+    def verify(self, sha256: bool = False) -> int:
+        """Check every shard and return how many there are: its size; with ``sha256`` also bytes, keys, finite rows, and that
+        the rows that are mapped are the rows that the format reads. Raises CacheError naming file and row."""
+        for number, info in enumerate(self.manifest.shards):
+            self.check_size(info)
+            self.check_companions(info)
+            if sha256:
+                self.check_sha256(info)
+                check_flat(self, info)
+                self._check_rows(number, info)
+        return len(self.manifest.shards)
+
+    def _check_rows(self, number: int, info: ShardInfo) -> None:
+        start, where = 0, self.store.where(info.file)
+        for _, rows in self.blocks(info):
+            if not np.isfinite(rows).all():
+                row = start + int(np.flatnonzero(~np.isfinite(rows).all(1))[0])
+                raise CacheError(f"{where}, row {row}: not finite; extract the shard again")
+            if info.offset is not None or flat_path(self, info).exists():
+                first = int(self.starts[number]) + start
+                if self.stored(slice(first, first + len(rows))).tobytes() != rows.tobytes():
+                    raise CacheError(f"{where}: the rows at byte {info.offset} are not those of the file; extract it again")
+            start += len(rows)
+
+    def check_companions(self, info: ShardInfo) -> None:
+        """Raise CacheError when a companion file of a shard is missing."""
+        for name in self.companions(info):
+            if self.store.size(name) is None:
+                raise CacheError(f"{self.store.where(name)} is missing; restore it, or remove the cache and extract again")
+
+    def companions(self, info: ShardInfo) -> list[str]:
+        """Return the names of a shard's companion files."""
+        suffixes = self.format.SUFFIXES
+        return [info.file.removesuffix(suffixes[-1]) + suffix for suffix in suffixes[:-1]]
 
     def __getstate__(self):
-        return {**self.__dict__, "_maps": {}, "format": None, "_lock": None}
+        dropped = {"_maps", "_lock", "_touched", "_process", "format"}
+        return {name: value for name, value in self.__dict__.items() if name not in dropped}
 
     def __setstate__(self, state):
-        module = plugins.module("caches", state["manifest"].format, CacheError)
-        self.__dict__.update(state, format=module, _lock=threading.Lock())
+        self.__dict__.update(state)
+        self._fresh()

@@ -1,14 +1,16 @@
 """Writing a cache shard by shard; the manifest comes last and only when every shard is there.
 
 While a cache is being made, ``.partial/plan.json`` states what it will be and ``.partial/<shard>.json`` that a shard is
-finished. A second run with the same plan goes on at the first missing shard; with another plan it is refused.
+finished. A second run with the same plan goes on at the first missing shard; with another plan it is refused. A finished
+cache may grow (``append``) or have its quarantined rows tried again (``retry``): until the new manifest replaces the old
+one, the cache stays what it was.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,11 +18,15 @@ from pathlib import Path
 import numpy as np
 
 from dimefm import plugins
-from dimefm.cache.files import commit, companions_sha256, sha256_file, sha256_keys, to_json, write_text
+from dimefm.cache.files import Hashed, companions_sha256, sha256_keys, to_json
 from dimefm.cache.manifest import FILE, Manifest, ShardInfo, differences
+from dimefm.cache.spool import Spool, stored
+from dimefm.cache.store import open_store
 from dimefm.errors import CacheError
 
 QUARANTINE = "quarantine.jsonl"
+PARTIAL = ".partial"
+PLAN = f"{PARTIAL}/plan.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,112 +38,196 @@ class Bad:
     reason: str
 
 
+def planned(root: str | Path, scratch: str | Path | None = None) -> Manifest | None:
+    """Return the manifest of the cache at ``root``, the header (no shards) of an unfinished one, None when there is none."""
+    store = open_store(root, scratch)
+    text = store.read(FILE) or store.read(PLAN)
+    if text is None:
+        return None
+    if store.size(FILE) is not None:
+        return Manifest.read(store)
+    return _header(store.where(PLAN), text)
+
+
+def _header(where: str, text: str) -> Manifest:
+    try:
+        fields = json.loads(text)
+        return Manifest.of({name: value for name, value in fields.items() if name != "sources"})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CacheError(f"{where}: damaged ({error}); remove the folder and run the same command again") from error
+
+
 class CacheWriter:
     """Writes one cache folder.
 
     ``header`` is a :class:`Manifest` without shards; ``sources`` are (name, rows) of every source shard in order, and
-    ``digests`` name -> content digest of those where it is known. Raises CacheError when two sources have one name, or the
-    folder holds another cache, naming each field that differs.
+    ``digests`` name -> content digest of those where it is known. ``append`` adds the sources that a finished cache does not
+    have; ``retry`` writes those of its shards anew that have quarantined rows. Raises CacheError when two sources have one
+    name, or the folder holds another cache, naming each field that differs.
     """
 
     def __init__(
-        self, root: Path, header: Manifest, sources: Sequence[tuple[str, int]], digests: Mapping[str, str] | None = None
+        self,
+        root: str | Path,
+        header: Manifest,
+        sources: Sequence[tuple[str, int]],
+        digests: Mapping[str, str] | None = None,
+        *,
+        append: bool = False,
+        retry: bool = False,
+        scratch: str | Path | None = None,
     ):
-        self.root, self.header, self.sources, self.digests = root, header, list(sources), dict(digests or {})
+        self.store = open_store(root, scratch)
+        self.header, self.sources, self.digests = header, list(sources), dict(digests or {})
+        self.append, self.retry = append, retry
         twice = [name for name, count in Counter(name for name, _ in self.sources).items() if count > 1]
         if twice:
             raise CacheError(f"{root}: two sources are both called {twice[0]}; give a --dataroot that holds them all")
-        self.partial = root / ".partial"
         self.format = plugins.module("caches", header.format, CacheError)
         self.done: dict[str, ShardInfo] = {}
+        self.found: Manifest | None = None
         self.finished: Manifest | None = None
-        self._files = shard_files([name for name, _ in self.sources], self.format.SUFFIXES[-1])
         try:
             self._open()
         except OSError as error:
-            raise CacheError(f"{root}: cannot be written ({error.strerror}); choose another --out") from error
+            raise CacheError(f"{root}: cannot be written ({error.strerror or error}); choose another --out") from error
 
     def _open(self) -> None:
-        plan = {**self.header.header(), "sources": [[name, rows, self._digest(name)] for name, rows in self.sources]}
-        if (self.root / FILE).exists():
-            found = Manifest.read(self.root)
-            self._same(
-                plan, {**found.header(), "sources": [[s.source, s.source_rows, s.source_digest] for s in found.shards]}
-            )
-            self._refuse_lost(found)
-            self.finished = found
-            shutil.rmtree(self.partial, ignore_errors=True)
+        if self.store.size(FILE) is not None:
+            self.found = Manifest.read(self.store)
+            self._take_up(self.found)
+        elif self.append or self.retry:
+            flag = "--append" if self.append else "--retry-bad"
+            raise CacheError(f"{self.store}: holds no finished cache; {flag} needs one: run without it first")
+        self._files = self._name_files()
+        if self.finished is not None:
+            self.store.remove(PARTIAL)
             return
-        self.partial.mkdir(parents=True, exist_ok=True)
-        path = self.partial / "plan.json"
-        if path.exists():
-            self._same(plan, json.loads(path.read_text(encoding="utf-8")))
-        write_text(path, to_json(plan))
+        plan = self._plan()
+        text = self.store.read(PLAN)
+        if text is not None and self.found is None:
+            self._same(plan, json.loads(text))
+        self.store.write(PLAN, to_json(plan))
         for name, rows in self.sources:
-            self._recall(name, rows)
+            if name not in self.done:
+                self._recall(name, rows)
+
+    def _plan(self) -> dict:
+        return {**self.header.header(), "sources": [[name, rows, self._digest(name)] for name, rows in self.sources]}
+
+    def _take_up(self, found: Manifest) -> None:
+        """Take the shards of a finished cache for done, as far as this run is not about them."""
+        held = {shard.source: shard for shard in found.shards}
+        if self.append:
+            given = dict(self.sources)
+            more = [(name, rows) for name, rows in self.sources if name not in held]
+            self.sources = [(shard.source, given.get(shard.source, shard.source_rows)) for shard in found.shards] + more
+            self.digests = {name: shard.source_digest for name, shard in held.items() if name not in given} | self.digests
+        theirs = [
+            [s.source, s.source_rows, self._digest(s.source) if self._redo(s) else s.source_digest] for s in found.shards
+        ]
+        plan = self._plan()
+        ours = plan["sources"][: len(theirs)] if self.append else plan["sources"]
+        self._same({**plan, "sources": ours}, {**found.header(), "sources": theirs})
+        self._refuse_lost(found)
+        self.done = {name: shard for name, shard in held.items() if not self._redo(shard)}
+        if len(self.done) == len(self.sources):
+            self.finished = found
+
+    def _redo(self, shard: ShardInfo) -> bool:
+        return self.retry and bool(shard.bad)
 
     def _refuse_lost(self, found: Manifest) -> None:
         """Raise CacheError when a finished cache has lost a shard, or one has another size than recorded."""
         for info in found.shards:
-            path = self.root / info.file
-            if not path.is_file() or path.stat().st_size != info.bytes:
+            if self.store.size(info.file) != info.bytes:
                 raise CacheError(
-                    f"{path}: missing, or not of the {info.bytes} bytes that the manifest says; restore it, or remove "
-                    f"{self.root} and run the same command again"
+                    f"{self.store.where(info.file)}: missing, or not of the {info.bytes} bytes that the manifest says; "
+                    f"restore it, or remove {self.store} and run the same command again"
                 )
 
     def _digest(self, source: str) -> str:
         return self.digests.get(source, "")
 
     def _same(self, plan: dict, found: dict) -> None:
+        """Raise CacheError naming each field in which the plan and what was found differ."""
         plan, found = json.loads(json.dumps(plan)), json.loads(json.dumps(found))
         found["libraries"], found["encoder"]["name"] = plan["libraries"], plan["encoder"]["name"]  # allowed to differ
-        different = differences(plan, found)
+        ours, theirs = plan.pop("sources"), found.pop("sources")
+        grown = len(ours) > len(theirs) == sum(source in ours for source in theirs)
+        different = differences(plan, found) + _source_differences(ours, theirs)
         if different:
+            remedy = "add the new sources with --append" if grown and len(different) == 1 else "give another --out"
             raise CacheError(
-                f"{self.root} already holds a cache made otherwise ({'; '.join(different)}: this run against the folder); "
-                "give another --out, or remove that folder"
+                f"{self.store} already holds a cache made otherwise ({'; '.join(different)}: this run against the folder); "
+                f"{remedy}, or remove that folder"
             )
+
+    def _name_files(self) -> dict[str, str]:
+        """Return source -> shard file: kept where finished, a further name where a shard is replaced."""
+        named = shard_files([name for name, _ in self.sources], self.format.SUFFIXES[-1])
+        kept = {shard.source: shard.file for shard in self.found.shards} if self.found else {}
+        taken = {file for source, file in kept.items() if source in self.done or self._is_replaced(source, kept)}
+        for source in named:
+            if source in self.done:
+                named[source] = kept[source]
+                continue
+            while named[source] in taken:
+                named[source] = _next(named[source], self.format.SUFFIXES[-1])
+            taken.add(named[source])
+        return named
+
+    def _is_replaced(self, source: str, kept: dict[str, str]) -> bool:
+        return source in kept and source not in self.done
 
     def _recall(self, source: str, rows: int) -> None:
         """Take up a shard that an earlier run finished, if its file is still what its record says."""
-        record = self._record(source)
-        if not record.exists():
+        text = self.store.read(self._record(source))
+        if text is None:
             return
-        fields = json.loads(record.read_text(encoding="utf-8"))
-        info = ShardInfo(**{**fields, "bad": tuple(fields["bad"])})
-        path = self.root / info.file
-        whole = path.is_file() and path.stat().st_size == info.bytes
+        try:
+            info = ShardInfo.of(json.loads(text))
+        except (ValueError, KeyError, TypeError):
+            return
+        whole = info.file == self._files[source] and self.store.size(info.file) == info.bytes
         if whole and (info.source_rows, info.source_digest) == (rows, self._digest(source)):
             self.done[source] = info
 
-    def _record(self, source: str) -> Path:
-        return self.partial / (self._files[source].replace("/", "%2F") + ".json")
+    def _record(self, source: str, ending: str = ".json") -> str:
+        return f"{PARTIAL}/{self._files[source].replace('/', '%2F')}{ending}"
 
     def __contains__(self, source: str) -> bool:
         return self.finished is not None or source in self.done
 
+    def replaced(self, source: str) -> ShardInfo | None:
+        """Return the shard of the finished cache that this run is to write anew, None when there is none."""
+        held = self.found.shards if self.found is not None and source not in self else ()
+        return next((shard for shard in held if shard.source == source), None)
+
+    def keep(self, info: ShardInfo) -> None:
+        """Leave a shard that was to be written anew as it is."""
+        self.done[info.source] = info
+
+    def spool(self, source: str) -> Spool:
+        """Return where the rows of a shard gather on disk until it is written."""
+        return Spool(self.store.part(self._record(source, ".rows")), self.header, source)
+
     def write(self, source: str, keys: Sequence[str], rows: np.ndarray, bad: Sequence[Bad] = ()) -> ShardInfo:
         """Write one whole shard; once this returns it survives a crash.
 
-        ``rows`` is [len(keys), dim], finite, in source order; ``bad`` are the rows that are missing from it.
+        ``rows`` is [len(keys), dim], finite, in source order, in the stored dtype or a float to be stored so; it may be a
+        memory map. ``bad`` are the rows that are missing from it.
         """
         bad = sorted(bad, key=lambda b: b.row)
         self._whole(source, len(keys), [b.row for b in bad])
         if rows.shape != (len(keys), self.header.dim):
             raise CacheError(f"{source}: rows are {rows.shape}, expected {(len(keys), self.header.dim)}")
-        with np.errstate(over="ignore"):
-            rows = rows.astype(self.header.dtype)
-        if not np.isfinite(rows).all():
-            row = int(np.flatnonzero(~np.isfinite(rows).all(1))[0])
-            raise CacheError(
-                f"{source}, stored row {row}: the vector is not finite as {self.header.dtype}; quarantine it before writing"
-            )
+        rows = stored(rows, self.header, source)
         try:
             info = self._write(source, keys, rows, bad)
         except OSError as error:
             raise CacheError(
-                f"{self.root}: shard for {source} could not be written ({error.strerror or error}); finished shards are "
+                f"{self.store}: shard for {source} could not be written ({error.strerror or error}); finished shards are "
                 "kept: make room, then run the same command again"
             ) from error
         self.done[source] = info
@@ -152,38 +242,45 @@ class CacheWriter:
             raise CacheError(f"{source}: {planned} rows in, but {stored} out and rows {bad[:8]} bad; they must add up")
 
     def _write(self, source: str, keys: Sequence[str], rows: np.ndarray, bad: list[Bad]) -> ShardInfo:
-        final = self.root / self._files[source]
-        final.parent.mkdir(parents=True, exist_ok=True)
-        main = self.format.SUFFIXES[-1]
-        finals = {suffix: final.with_name(final.name.removesuffix(main) + suffix) for suffix in self.format.SUFFIXES}
-        parts = {suffix: path.with_name(path.name + ".part") for suffix, path in finals.items()}
+        main = self._files[source]
+        suffixes = self.format.SUFFIXES
+        names = {suffix: main.removesuffix(suffixes[-1]) + suffix for suffix in suffixes}
+        parts = {suffix: self.store.part(name) for suffix, name in names.items()}
         try:
-            self.format.write(parts, list(keys), rows)
-        except CacheError as error:
-            raise CacheError(f"{source}, {error}") from error
-        record: dict = {
-            "file": self._files[source],
-            "source": source,
-            "source_rows": len(keys) + len(bad),
-            "rows": len(keys),
-            "bad": [b.row for b in bad],
-            "bytes": parts[main].stat().st_size,
-            "sha256": sha256_file(parts[main]),
-            "keys_sha256": sha256_keys(keys),
-            "source_digest": self._digest(source),
-            "companions_sha256": companions_sha256(parts[suffix] for suffix in self.format.SUFFIXES[:-1]),
-        }
-        for suffix in self.format.SUFFIXES:
-            commit(parts[suffix], finals[suffix])
-        if bad:
-            lines = [json.dumps({"source": source, **dataclasses.asdict(b)}, ensure_ascii=False) for b in bad]
-            write_text(self._record(source).with_suffix(".bad"), "\n".join(lines) + "\n")
-        write_text(self._record(source), to_json(record))
-        return ShardInfo(**{**record, "bad": tuple(record["bad"])})
+            with contextlib.ExitStack() as stack:
+                files = {suffix: stack.enter_context(Hashed(part)) for suffix, part in parts.items()}
+                try:
+                    offset = self.format.write(files, list(keys), rows)
+                except CacheError as error:
+                    raise CacheError(f"{source}, {error}") from error
+            for suffix in suffixes:
+                self.store.commit(parts[suffix], names[suffix])
+        except BaseException:
+            for part in parts.values():
+                part.unlink(missing_ok=True)
+            raise
+        info = ShardInfo(
+            file=main,
+            source=source,
+            source_rows=len(keys) + len(bad),
+            rows=len(keys),
+            bad=tuple(b.row for b in bad),
+            bytes=files[suffixes[-1]].size,
+            sha256=files[suffixes[-1]].sha256,
+            keys_sha256=sha256_keys(keys),
+            source_digest=self._digest(source),
+            companions_sha256=companions_sha256(files[suffix].sha256 for suffix in suffixes[:-1]),
+            offset=offset,
+        )
+        lines = [json.dumps({"source": source, **dataclasses.asdict(b)}, ensure_ascii=False) + "\n" for b in bad]
+        if lines or self.found:
+            self.store.write(self._record(source, ".bad"), "".join(lines))
+        self.store.write(self._record(source), to_json(dataclasses.asdict(info)))
+        return info
 
     def forget(self) -> None:
         """Drop the records of finished shards, so that the next run reads every row again."""
-        shutil.rmtree(self.partial)
+        self.store.remove(PARTIAL)
 
     def seal(self) -> Manifest:
         """Write ``quarantine.jsonl`` and, last of all, ``manifest.json``; raise CacheError when a shard is missing."""
@@ -191,16 +288,62 @@ class CacheWriter:
             return self.finished
         missing = [name for name, _ in self.sources if name not in self.done]
         if missing:
-            raise CacheError(f"{self.root}: {len(missing)} shards are not written yet, the first is {missing[0]}")
-        bad = [self._record(name).with_suffix(".bad") for name, _ in self.sources]
-        listed = "".join(path.read_text(encoding="utf-8") for path in bad if path.exists())
-        if listed:
-            write_text(self.root / QUARANTINE, listed)
+            raise CacheError(f"{self.store}: {len(missing)} shards are not written yet, the first is {missing[0]}")
         manifest = dataclasses.replace(self.header, shards=tuple(self.done[name] for name, _ in self.sources))
-        write_text(self.root / FILE, manifest.to_json())
-        shutil.rmtree(self.partial)
+        listed = self.quarantined()
+        try:
+            if listed:
+                self.store.write(QUARANTINE, listed)
+            self.store.write(FILE, manifest.to_json())
+            if not listed:
+                self.store.remove(QUARANTINE)
+            self._remove_replaced(manifest)
+            self.store.remove(PARTIAL)
+        except OSError as error:
+            raise CacheError(
+                f"{self.store}: cannot be finished ({error.strerror or error}); every shard is kept: make room, then run "
+                "the same command again"
+            ) from error
         self.finished = manifest
         return manifest
+
+    def quarantined(self) -> str:
+        """Return the lines of ``quarantine.jsonl``: all quarantined rows so far, in the order of the sources."""
+        kept: dict[str, str] = {}
+        for line in (self.store.read(QUARANTINE) or "").splitlines(keepends=True) if self.found else []:
+            source = json.loads(line)["source"]
+            kept[source] = kept.get(source, "") + line
+        fresh = {name: self.store.read(self._record(name, ".bad")) for name, _ in self.sources}
+        return "".join(kept.get(name, "") if text is None else text for name, text in fresh.items())
+
+    def _remove_replaced(self, manifest: Manifest) -> None:
+        """Remove the files of shards that ``manifest`` no longer names."""
+        suffixes = self.format.SUFFIXES
+        named = {shard.file for shard in manifest.shards}
+        for shard in self.found.shards if self.found else ():
+            if shard.file not in named:
+                for suffix in suffixes:
+                    self.store.remove(shard.file.removesuffix(suffixes[-1]) + suffix)
+
+
+def _source_differences(ours: list[list], theirs: list[list]) -> list[str]:
+    """Return in words how two lists of (source, rows, digest) differ."""
+    held, given = {name: rest for name, *rest in theirs}, {name: rest for name, *rest in ours}
+    found = []
+    for which, names in (("only here", given.keys() - held.keys()), ("only in the folder", held.keys() - given.keys())):
+        if names:
+            few = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            found.append(f"sources {which}: {few}")
+    for name in sorted(given.keys() & held.keys()):
+        (rows, digest), (rows_then, digest_then) = given[name], held[name]
+        if rows != rows_then:
+            found.append(f"rows of source {name}: {rows} against {rows_then}")
+        elif digest != digest_then:
+            found.append(f"content of source {name}: digest {digest[:12]!r} against {digest_then[:12]!r}")
+    if not found and ours != theirs:
+        place = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
+        found.append(f"order of sources: {ours[place][0]} against {theirs[place][0]} at place {place}")
+    return found[:8]
 
 
 def shard_files(sources: Sequence[str], suffix: str) -> dict[str, str]:
@@ -212,3 +355,11 @@ def shard_files(sources: Sequence[str], suffix: str) -> dict[str, str]:
     while len(shared := {stem for stem, count in Counter(stems.values()).items() if count > 1}):
         stems = {name: name if stem in shared else stem for name, stem in stems.items()}
     return {name: f"{stem}.feat{suffix}" for name, stem in stems.items()}
+
+
+def _next(file: str, suffix: str) -> str:
+    """Return a further name for a shard: ``a.feat.h5``, ``a.r1.feat.h5``, ``a.r2.feat.h5``, ..."""
+    stem = file.removesuffix(f".feat{suffix}")
+    head, dot, number = stem.rpartition(".r")
+    stem, count = (head, int(number)) if dot and number.isdecimal() else (stem, 0)
+    return f"{stem}.r{count + 1}.feat{suffix}"

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import click
 
 from dimefm.errors import did_you_mean
 
+SOURCES = (
+    click.option("--dataroot", metavar="DIR", help="Folder or URL that relative sources are looked up in."),
+    click.option("--input-format", metavar="NAME", help="Format of the sources when it cannot be told from them."),
+)
 COLUMNS = (
     click.option("--image-column", metavar="NAME", help="Column or tar ending that holds images."),
     click.option("--text-column", metavar="NAME", help="Column or tar ending that holds sentences."),
@@ -16,12 +20,39 @@ COLUMNS = (
     click.option("--separator", metavar="CHAR", help="Of CSV and TSV tables: one character, or tab."),
 )
 
+scratch_option = click.option(
+    "--scratch", type=click.Path(file_okay=False), help="Folder for local copies of remote files.  [~/.cache/dimefm]"
+)
+
+
+def source_options(command: Callable) -> Callable:
+    """Add the options that say where sources lie, how they are read and which columns hold what."""
+    for option in reversed((*SOURCES, *COLUMNS, scratch_option)):
+        command = option(command)
+    return command
+
 
 def column_options(command: Callable) -> Callable:
     """Add the options that say which columns of a table hold what."""
     for option in reversed(COLUMNS):
         command = option(command)
     return command
+
+
+def open_sources(found: Sequence[str], kind: str, flags: Mapping):
+    """Return the rows of ``found``, opened as the options --dataroot, --input-format, --scratch and the columns say."""
+    from dimefm.data import Columns, open_rows
+    from dimefm.data.sources import local_root
+
+    columns = Columns(
+        image=flags["image_column"],
+        text=flags["text_column"],
+        key=flags["key_column"],
+        separator=flags["separator"],
+        root=local_root(flags["dataroot"], flags["scratch"]),
+    )
+    where = {name: flags[name] for name in ("dataroot", "input_format", "scratch")}
+    return open_rows(found, kind, columns=columns, **where)
 
 
 def dashed(name: str) -> str:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from dimefm.cli._options import scratch_option
+
 
 @click.group("eval")
 def command():
@@ -54,3 +56,32 @@ def elevater(model, root, datasets, out, layout, text_model, device, precision, 
             f"{len(failed)} of {asked} datasets could not be scored: {', '.join(failed)}; the reasons stand above and in "
             f"{out / SCORES}"
         )
+
+
+@command.command("retrieval")
+@click.option("--images", required=True, metavar="CACHE", help="Image features: a folder or URL.")
+@click.option("--texts", required=True, metavar="CACHE", help="Text features of the same encoder.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Gets scores.json and report.md.")
+@scratch_option
+def retrieval(images, texts, out, scratch):
+    """Recall at 1, 5 and 10, both ways, from cached features of one encoder.
+
+    A text belongs to the image of the same key; of several texts of an image, KEY#0, KEY#1, ..., each does.
+
+    \b
+    Example:
+      dimefm eval retrieval --images cache/images --texts cache/texts --out scores/retrieval
+    """
+    from dimefm.cache import FeatureCache
+    from dimefm.cache.files import to_json, write_text
+    from dimefm.eval.retrieval import markdown, terminal
+    from dimefm.eval.retrieval import retrieval as run
+
+    result = run(FeatureCache(images, scratch), FeatureCache(texts, scratch))
+    click.echo(terminal(result))
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        scores, report = out / "scores.json", out / "report.md"
+        write_text(scores, to_json(result))
+        write_text(report, markdown(result))
+        click.echo(f"\nwritten: {scores}, {report}")

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from dimefm import plugins
-from dimefm.cli._options import ManyValues, column_options
+from dimefm.cli._options import ManyValues, open_sources, source_options
 
 
 @click.command("extract-features", cls=ManyValues)
 @click.option("--teacher", required=True, metavar="SPEC", help="ARCH/TAG, ARCH/FILE, FILE, folder, or ARCH/random:SEED.")
-@click.option("--images", multiple=True, metavar="SRC...", help="Images: files, folders, patterns or .list files.")
+@click.option("--images", multiple=True, metavar="SRC...", help="Images: files, folders, patterns, .list files, or URLs.")
 @click.option("--texts", multiple=True, metavar="SRC...", help="Sentences, paired with nothing.")
-@click.option("--dataroot", type=click.Path(file_okay=False), help="Folder that relative sources are looked up in.")
-@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Gets images/ and texts/.")
+@click.option("--out", required=True, metavar="DIR", help="Folder or URL; gets images/ and texts/.")
 @click.option(
     "--format",
     "format_",
@@ -24,7 +21,7 @@ from dimefm.cli._options import ManyValues, column_options
     type=click.Choice(plugins.names("caches")),
     help="Of the shards.",
 )
-@click.option("--dtype", type=click.Choice(["float16", "float32"]), help="[float16; tsv: float32, as DIME-FM reads it]")
+@click.option("--dtype", type=click.Choice(["float16", "float32", "int8"]), help="[float16; tsv: float32, for DIME-FM]")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
     "--precision", default="fp32", show_default=True, type=click.Choice(["fp32", "bf16", "fp16"]), help="Of the towers."
@@ -40,6 +37,8 @@ from dimefm.cli._options import ManyValues, column_options
     type=click.Choice(["first", "all"]),
     help="Of a row with several sentences.",
 )
+@click.option("--views", type=click.IntRange(1), metavar="K", help="Cache K random crops of each image.  [the centre view]")
+@click.option("--view-recipe", multiple=True, metavar="KEY=VALUE...", help="Of views: scale, ratio, flip, seed, as TOML.")
 @click.option(
     "--long-texts",
     default="quarantine",
@@ -47,41 +46,43 @@ from dimefm.cli._options import ManyValues, column_options
     type=click.Choice(["quarantine", "truncate"]),
     help="Past the context length.",
 )
-@click.option("--input-format", help="Format of the sources when it cannot be told from them.")
-@column_options
+@source_options
+@click.option("--append", is_flag=True, help="Add the source shards that the cache does not have yet.")
+@click.option("--retry-bad", is_flag=True, help="Try the quarantined rows of a finished cache again.")
+@click.option("--estimate", is_flag=True, help="Print bytes, rows and time from a small probe, and write nothing.")
 @click.option("--text-model", metavar="SPEC", help="Text tower of a distilled run whose teacher has moved.")
-def command(teacher, images, texts, dataroot, out, format_, dtype, device, precision, batch_size, workers, **flags):
+def command(teacher, images, texts, out, format_, dtype, device, precision, append, retry_bad, estimate, **flags):
     """Run a teacher once over images and sentences and cache its features.
 
     Images and sentences are separate sources; either may be left out. Interrupted, the same command goes on at the next
-    unfinished shard.
+    unfinished shard. Sources and --out may be URLs (s3://, gs://, ...).
 
     \b
     Example:
       dimefm extract-features --teacher ViT-L-14/openai --images photos/ --texts sentences.txt --out cache
     """
-    from dimefm.data import Columns, open_rows
-    from dimefm.extract import Settings, extract
+    from dimefm.data.views import ViewPolicy
+    from dimefm.estimate import estimate as estimated
+    from dimefm.extract import Mode, Settings, extract
     from dimefm.models.encoder import load_encoder
 
     if not images and not texts:
         raise click.UsageError("nothing to extract: give --images, --texts or both")
-    columns = Columns(
-        image=flags["image_column"],
-        text=flags["text_column"],
-        key=flags["key_column"],
-        separator=flags["separator"],
-        root=Path(dataroot) if dataroot else None,
-    )
-    settings = Settings(format_, dtype, batch_size, workers, flags["captions"], flags["long_texts"])
-    sources = [
-        (kind, open_rows(found, kind, dataroot=dataroot, input_format=flags["input_format"], columns=columns))
-        for kind, found in (("image", images), ("text", texts))
-        if found
-    ]
+    if append and retry_bad:
+        raise click.UsageError("--append and --retry-bad are two steps; run one after the other")
+    views = ViewPolicy.parse(flags["views"], flags["view_recipe"])
+    names = ("batch_size", "workers", "captions", "long_texts")
+    settings = Settings(format_, dtype, views=views, **{name: flags[name] for name in names})
+    given = [(kind, found) for kind, found in (("image", images), ("text", texts)) if found]
+    sources = [(kind, open_sources(found, kind, flags)) for kind, found in given]
     encoder = load_encoder(teacher, device, precision, flags["text_model"])
     click.echo(f"teacher {encoder.card.name} (weights {encoder.card.weights_sha256[:12]}) on {encoder.device}", err=True)
+    mode: Mode = "append" if append else "retry" if retry_bad else "create"
     for kind, rows in sources:
-        click.echo(extract(encoder, rows, kind, out / f"{kind}s", settings).describe())
-    if format_ == "tsv" and dtype == "float16":
-        click.echo("note: DIME-FM's own loader reads float32 only; these float16 TSVs are for dimefm", err=True)
+        place = f"{out.rstrip('/') or '/'}/{kind}s"
+        if estimate:
+            click.echo(estimated(encoder, rows, kind, place, settings).describe())
+        else:
+            click.echo(extract(encoder, rows, kind, place, settings, mode=mode, scratch=flags["scratch"]).describe())
+    if format_ == "tsv" and dtype in ("float16", "int8"):
+        click.echo(f"note: DIME-FM's own loader reads float32 only; these {dtype} TSVs are for dimefm", err=True)

@@ -8,22 +8,28 @@ from pathlib import Path
 
 import click
 
-from dimefm.cli._options import ManyValues, column_options
+from dimefm.cli._options import ManyValues, column_options, scratch_option
 from dimefm.errors import RecipeError, did_you_mean
 from dimefm.recipe import Recipe
 
 DIME = {"vl": 0.7, "pvl": 0.3, "udist": 0.0}  # released default weights, Training/utils/opts.py:41-52
+CACHE = click.Path(file_okay=False)
 
 
 @click.command("train", cls=ManyValues)
 @click.option("--recipe", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="TOML file, see pipelines/.")
 @click.option("--small", is_flag=True, help="Apply the recipe's [small] table: the same run in seconds.")
-@click.option("--images", multiple=True, metavar="SRC...", help="Raw images: files, folders, patterns or .list files.")
-@click.option("--dataroot", type=click.Path(file_okay=False), help="Folder that relative sources are looked up in.")
+@click.option("--images", multiple=True, metavar="SRC...", help="Images: files, folders, patterns, .list files, or URLs.")
+@click.option("--dataroot", type=click.Path(file_okay=False), help="Folder or URL that relative sources are looked up in.")
 @click.option("--input-format", help="Format of the sources when it cannot be told from them.")
 @column_options
-@click.option("--image-cache", type=click.Path(file_okay=False), help="Teacher features of the images.")
-@click.option("--text-cache", type=click.Path(file_okay=False), help="Teacher features of sentences, paired or not.")
+@scratch_option
+@click.option(
+    "--image-cache", multiple=True, type=CACHE, metavar="DIR...", help="Teacher features of the images, a cache a teacher."
+)
+@click.option(
+    "--text-cache", multiple=True, type=CACHE, metavar="DIR...", help="Teacher features of sentences, paired or not."
+)
 @click.option("--tsv-file-list", multiple=True, metavar="LIST...", help="DIME-FM's form: image image_feat text text_feat.")
 @click.option("--captions", type=click.Choice(["text", "label"]), help="For pairs: sentences, or prompts from labels.")
 @click.option("--student", metavar="NAME", help="models/students, an open_clip architecture, timm/NAME or a JSON file.")
@@ -49,7 +55,12 @@ DIME = {"vl": 0.7, "pvl": 0.3, "udist": 0.0}  # released default weights, Traini
 @click.option("--warmup", type=float, metavar="EPOCHS", help="Linear warm-up.")
 @click.option("--wd", type=float, help="Weight decay.")
 @click.option("--grad-clip-norm", type=float, help="Largest gradient norm.")
-@click.option("--view", type=click.Choice(["free", "center"]), help="Student's view: random crops, or the cached view.")
+@click.option(
+    "--view",
+    type=click.Choice(["cached", "free", "center"]),
+    help="Student's view: the cache's own crops, random crops whatever the teacher saw, or the centre.  [cached; with "
+    "--tsv-file-list free]",
+)
 @click.option("--seed", type=int, help="Seed of weights, order, views.")
 @click.option("--device", help="auto, cpu, cuda or cuda:N.")
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Of the towers; losses are always fp32.")
@@ -82,9 +93,11 @@ def command(recipe, small, settings, out, resume, **flags):
 
 
 def one_form(recipe: Recipe, given: dict) -> Recipe:
-    """Return the recipe without its file's own sources and caches when ``--tsv-file-list`` is given instead of them."""
-    unset: dict = {"images": (), "image_cache": None, "text_cache": None}
-    left_out = {name: value for name, value in unset.items() if name not in given}
+    """Return the recipe in DIME-FM's form when ``--tsv-file-list`` is given: without its file's own sources and caches, and,
+    as released, with free views where it would replay cached ones."""
+    instead: dict = {"images": (), "image_cache": (), "text_cache": ()}
+    instead |= {"view": "free"} if recipe.view == "cached" else {}
+    left_out = {name: value for name, value in instead.items() if name not in given}
     return dataclasses.replace(recipe, **left_out) if "tsv_file_list" in given else recipe
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,38 +11,120 @@ import numpy as np
 from dimefm.cache import FeatureCache, ShardInfo
 from dimefm.cache.files import sha256_keys
 from dimefm.data.rows import Rows, Shard
+from dimefm.data.views import ViewPolicy, row_keys
 from dimefm.errors import CacheError
 
 
 @dataclass(frozen=True)
-class Aligned:
-    """Usable rows 0..len-1, each a raw row and its feature row; quarantined rows are left out."""
+class Column:
+    """Where one cache holds the rows of each source shard: ``views`` rows of each source row, without its bad ones."""
 
-    starts: np.ndarray  # [shards + 1] first usable row of each raw shard
-    raw_starts: np.ndarray  # [shards] first raw row
-    cache_starts: np.ndarray  # [shards] first cache row
-    holes: tuple[np.ndarray, ...]  # per shard: kept rows before each bad row
+    starts: np.ndarray  # [shards] first cache row
+    bad: tuple[np.ndarray, ...]  # per shard: rows that are not there, ascending; of views, row * views + view
+    views: int = 1
+
+    def rows(self, shard: np.ndarray, row: np.ndarray, view: np.ndarray | int) -> np.ndarray:
+        """Return the cache rows [n] of views [n] of the source rows ``row`` [n], none of them bad, of the shards [n]."""
+        found = row * self.views + view
+        for number in np.unique(shard):
+            here = shard == number
+            found[here] -= np.searchsorted(self.bad[number], found[here])
+        return self.starts[shard] + found
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """Usable rows 0..len-1: source rows with features in every cache; rows that one of them lacks are left out."""
+
+    starts: np.ndarray  # [shards + 1] first usable row of each source shard
+    source_starts: np.ndarray  # [shards] first source row
+    holes: tuple[np.ndarray, ...]  # per shard: usable rows before each unusable one
+    columns: tuple[Column, ...]  # one for each cache
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def locate(self, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return (raw rows, cache rows), both int64 [n], of usable row numbers [n]."""
+    def locate(self, usable: np.ndarray, view: np.ndarray | int = 0) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Return (source rows, the cache rows of ``view`` in each cache), int64 [n] each, of usable row numbers [n]."""
         shard = np.searchsorted(self.starts, usable, side="right") - 1
-        local = usable - self.starts[shard]
-        raw = local.copy()
+        row = usable - self.starts[shard]
         for number in np.unique(shard):
             here = shard == number
-            raw[here] += np.searchsorted(self.holes[number], local[here], side="right")
-        return self.raw_starts[shard] + raw, self.cache_starts[shard] + local
+            row[here] += np.searchsorted(self.holes[number], row[here], side="right")
+        return self.source_starts[shard] + row, [column.rows(shard, row, view) for column in self.columns]
 
 
-def align(rows: Rows, cache: FeatureCache) -> Aligned:
-    """Match every shard of ``rows`` with its shard of ``cache``.
+def align(rows: Rows, *caches: FeatureCache) -> Aligned:
+    """Match every shard of ``rows`` with its shard of each of the ``caches``, which have the same views.
 
-    Raises CacheError when a shard is not in the cache, when counts differ, or when a key differs, naming the row.
+    Raises CacheError when a shard is not in a cache, when counts differ, or when a key differs, naming the row.
     """
-    matched = [_match(shard, cache) for shard in rows.shards]
+    return _aligned([len(shard) for shard in rows.shards], caches, [_matches(rows, cache) for cache in caches])
+
+
+def align_caches(first: FeatureCache, *others: FeatureCache) -> Aligned:
+    """Match the shards of caches that were made from the same sources; the source rows are those of ``first``.
+
+    Raises CacheError, naming the shard and the field, when one was made from other rows than ``first``.
+    """
+    infos = first.manifest.shards
+    matched = [list(range(len(infos))), *(_same_sources(first, other) for other in others)]
+    return _aligned([info.source_rows for info in infos], (first, *others), matched)
+
+
+def _aligned(counts: list[int], caches: Sequence[FeatureCache], matched: list[list[int]]) -> Aligned:
+    """Return the rows that are good in all caches; source shard i has ``counts[i]`` rows, its features in cache c stand in
+    shard ``matched[c][i]``."""
+    columns = []
+    for cache, numbers in zip(caches, matched, strict=True):
+        bad = tuple(np.array(cache.manifest.shards[number].bad, dtype=np.int64) for number in numbers)
+        columns.append(Column(cache.starts[numbers], bad, cache.manifest.views))
+    unusable = [
+        np.unique(np.concatenate([column.bad[shard] // column.views for column in columns])) for shard in range(len(counts))
+    ]
+    usable = (count - len(rows) for count, rows in zip(counts, unusable, strict=True))
+    return Aligned(
+        starts=np.array(list(itertools.accumulate(usable, initial=0)), dtype=np.int64),
+        source_starts=np.array(list(itertools.accumulate(counts, initial=0))[:-1], dtype=np.int64),
+        holes=tuple(rows - np.arange(len(rows)) for rows in unusable),
+        columns=tuple(columns),
+    )
+
+
+def _same_sources(first: FeatureCache, other: FeatureCache) -> list[int]:
+    """Return the shard of ``other`` that was made from the source of each shard of ``first``."""
+    theirs = {info.source: number for number, info in enumerate(other.manifest.shards)}
+    ours = [info.source for info in first.manifest.shards]
+    single = next(iter(sorted(set(ours) ^ set(theirs))), None)
+    if single is not None:
+        has, lacks = (other, first) if single in theirs else (first, other)
+        raise CacheError(
+            f"{has.root} has a shard of source {single}, {lacks.root} has none; the teachers of one run need features of "
+            "the same sentences: extract the same sources with both"
+        )
+    for info in first.manifest.shards:
+        _same_rows(first, info, other, other.manifest.shards[theirs[info.source]])
+    return [theirs[source] for source in ours]
+
+
+def _same_rows(first: FeatureCache, ours: ShardInfo, other: FeatureCache, theirs: ShardInfo) -> None:
+    """Raise CacheError, naming the field, when two shards of one source's name were made from other rows."""
+    fields = ["source_rows"]
+    fields += ["source_digest"] if ours.source_digest and theirs.source_digest else []
+    fields += ["keys_sha256"] if ours.bad == theirs.bad else []
+    for name in fields:
+        a, b = getattr(ours, name), getattr(theirs, name)
+        if a != b:
+            raise CacheError(
+                f"{first.root} and {other.root}: shard {ours.source} has {name} {a} in one, {b} in the other; the teachers "
+                "of one run need features of the same sentences: extract them again with both"
+            )
+
+
+def _matches(rows: Rows, cache: FeatureCache) -> list[int]:
+    """Return the shard of ``cache`` that holds the features of each shard of ``rows``."""
+    policy = ViewPolicy.of(cache.manifest.how)
+    matched = [_match(shard, cache, policy) for shard in rows.shards]
     twice = next((number for number in matched if matched.count(number) > 1), None)
     if twice is not None:
         ours = [str(shard.path) for shard, number in zip(rows.shards, matched, strict=True) if number == twice]
@@ -49,18 +132,11 @@ def align(rows: Rows, cache: FeatureCache) -> Aligned:
             f"{ours[0]} and {ours[1]} both match {cache.manifest.shards[twice].source} in {cache.root}; "
             "give the --dataroot that the extraction had"
         )
-    infos = [cache.manifest.shards[number] for number in matched]
-    bad = [np.array(info.bad, dtype=np.int64) for info in infos]
-    return Aligned(
-        starts=np.array(list(itertools.accumulate((info.rows for info in infos), initial=0)), dtype=np.int64),
-        raw_starts=np.array(rows.starts[:-1], dtype=np.int64),
-        cache_starts=cache.starts[matched],
-        holes=tuple(rows_bad - np.arange(len(rows_bad)) for rows_bad in bad),
-    )
+    return matched
 
 
-def _match(shard: Shard, cache: FeatureCache) -> int:
-    infos = cache.manifest.shards
+def _match(shard: Shard, cache: FeatureCache, policy: ViewPolicy | None) -> int:
+    infos, views = cache.manifest.shards, cache.manifest.views
     named = [i for i, info in enumerate(infos) if _same_name(shard.name, info.source)]
     if not named:
         raise CacheError(
@@ -68,13 +144,13 @@ def _match(shard: Shard, cache: FeatureCache) -> int:
             f"{', '.join(info.source for info in infos[:4])}{', ...' if len(infos) > 4 else ''}); "
             "extract this source too, or give the --dataroot that the extraction had"
         )
-    counted = [i for i in named if infos[i].source_rows == len(shard)]
+    counted = [i for i in named if infos[i].source_rows == len(shard) * views]
     if not counted:
         raise CacheError(
             f"{shard.path}: {len(shard)} rows, but the features in {cache.root} were made from "
-            f"{infos[named[0]].source_rows}; the source has changed, extract it again"
+            f"{infos[named[0]].source_rows // views}; the source has changed, extract it again"
         )
-    keys = shard.keys()
+    keys = row_keys(shard.keys(), policy)
     equal = [number for number in counted if _has_keys(infos[number], keys)]
     exact = [number for number in equal if infos[number].source == shard.name]
     if len(exact or equal) > 1:
@@ -116,6 +192,6 @@ def _first_difference(shard: Shard, keys: list[str], cache: FeatureCache, info: 
     row = next(row for row, theirs in zip(kept, stored, strict=True) if keys[row] != theirs)
     theirs = stored[kept.index(row)]
     return (
-        f"{shard.path}, row {row}: the raw row has key '{keys[row]}', its feature row in {cache.root} ({info.file}) has "
-        f"'{theirs}'; the two are not the same rows: extract the features again"
+        f"{shard.path}, row {row // cache.manifest.views}: the raw row has key '{keys[row]}', its feature row in "
+        f"{cache.root} ({info.file}) has '{theirs}'; the two are not the same rows: extract the features again"
     )

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and bottom lie outside
+
 
 @dataclass(frozen=True)
 class Augment:
@@ -25,19 +27,21 @@ class Augment:
 
     def __call__(self, image: Image.Image, size: int, seed: int) -> np.ndarray:
         """Return uint8 pixels [size, size, 3] of the view of ``image`` that ``seed`` selects."""
-        draw = np.random.default_rng(seed)
         if self.resize and min(image.size) != self.resize:
             factor = self.resize / min(image.size)
             shape = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
             image = image.resize(shape, Image.Resampling.BICUBIC)
-        box = self._box(image.width, image.height, draw)
+        box, flip = self.draw(image.width, image.height, seed)
         view = image.crop(box).resize((size, size), Image.Resampling.BILINEAR)
-        if draw.random() < self.flip:
-            view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return np.asarray(view)
+        return np.asarray(view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else view)
 
-    def _box(self, width: int, height: int, draw: np.random.Generator) -> tuple[int, int, int, int]:
-        """Return the crop (left, top, right, bottom): ten tries, then the largest centre crop of a legal ratio."""
+    def draw(self, width: int, height: int, seed: int) -> tuple[Box, bool]:
+        """Return (crop box, whether it is mirrored) that ``seed`` selects in an image of ``width`` x ``height`` pixels."""
+        generator = np.random.default_rng(seed)
+        return self._box(width, height, generator), bool(generator.random() < self.flip)
+
+    def _box(self, width: int, height: int, draw: np.random.Generator) -> Box:
+        """Return the crop: ten tries, then the largest centre crop of a legal ratio."""
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
         for _ in range(10):
             area = width * height * draw.uniform(*self.scale)

@@ -53,8 +53,13 @@ def rows_of_step(step: int, batch: int, n: int, seed: int, what: str) -> np.ndar
     """
     positions = np.arange(step * batch, (step + 1) * batch, dtype=np.int64)
     found = np.empty(batch, dtype=np.int64)
-    epochs = positions // n
+    epochs = epochs_of_step(step, batch, n)
     for epoch in np.unique(epochs):
         here = epochs == epoch
         found[here] = permute(positions[here] - epoch * n, n, seed_of(seed, what, int(epoch)))
     return found
+
+
+def epochs_of_step(step: int, batch: int, n: int) -> np.ndarray:
+    """Return the epoch (int64 [batch], from 0) in which each row of :func:`rows_of_step` is dealt."""
+    return np.arange(step * batch, (step + 1) * batch, dtype=np.int64) // n

@@ -1,4 +1,4 @@
-"""From what the user names to shards: files, folders, patterns and ``.list`` files."""
+"""From what the user names to shards: files, folders, patterns and ``.list`` files, here or at a URL."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dimefm import plugins
+from dimefm.data import mirror
+from dimefm.data.folders import are_images, readers, refuse_mixtures, shards_among
 from dimefm.data.parts import cut
 from dimefm.data.rows import Columns, Rows, Shard
 from dimefm.errors import DataError
-
-DESCRIPTIONS = {  # files that describe a set, by name without endings
-    "classnames", "templates", "zeroshot_classification_templates", "readme", "license", "licence", "notice", "copying",
-}  # fmt: skip
+from dimefm.remote import copy_of, fetch, is_url, look, scratch_folder
 
 
 def open_rows(
@@ -24,25 +23,27 @@ def open_rows(
     dataroot: str | Path | None = None,
     input_format: str | None = None,
     columns: Columns | None = None,
+    scratch: str | Path | None = None,
 ) -> Rows:
     """Open every source as one sequence of rows.
 
-    ``sources`` are files, folders, glob patterns or ``.list`` files (one path per line); relative ones are looked up under
-    ``dataroot`` when it is given. ``kind`` says what is wanted of each row: its ``"image"``, its ``"text"``, or both as a
-    ``"pair"``; other columns are not read. ``input_format`` (a file of ``data/formats/``) overrides detection.
+    ``sources`` are files, folders, glob patterns or ``.list`` files (one path per line), or URLs of these; relative ones are
+    looked up under ``dataroot`` when it is given. ``kind`` says what is wanted of each row: its ``"image"``, its ``"text"``,
+    or both as a ``"pair"``; other columns are not read. ``input_format`` (a file of ``data/formats/``) overrides detection.
+    Remote files are copied to ``scratch`` (None: see :func:`~dimefm.remote.scratch_folder`) and stay there.
 
     Raises DataError when a source is missing, of no known format, or lacks what ``kind`` asks for.
     """
-    root = Path(dataroot) if dataroot is not None else None
-    if root is not None and not root.is_dir():
+    root = local_root(dataroot, scratch)
+    if root is not None and not is_url(dataroot) and not root.is_dir():
         raise DataError(f"--dataroot {root}: there is no such folder")
-    paths = [path for source in sources for path in expand(source, root, kind, input_format)]
+    paths = [path for source in sources for path in expand(source, dataroot, kind, input_format, scratch)]
     if not paths:
         raise DataError(f"no {kind} source was given")
     if len(set(paths)) < len(paths):
         twice = next(path for path in paths if paths.count(path) > 1)
         raise DataError(f"{twice} is named twice; every shard may stand once")
-    names = shard_names(paths, root)
+    names = shard_names(paths, root, scratch)
     columns = columns or Columns()
     _allow_open_files(len(paths))
     shards: list[Shard] = []
@@ -52,10 +53,22 @@ def open_rows(
     return Rows(shards)
 
 
-def shard_names(paths: list[Path], root: Path | None) -> list[str]:
-    """Return the shards' names: paths relative to ``root``, or to the common folder of those that lie outside it."""
+def local_root(dataroot: str | Path | None, scratch: str | Path | None = None) -> Path | None:
+    """Return the folder of a data root: itself, or where its local copy belongs when it is a URL; None for None."""
+    if dataroot is None:
+        return None
+    return copy_of(mirror.join(str(dataroot)), scratch_folder(scratch)) if is_url(dataroot) else Path(dataroot)
+
+
+def shard_names(paths: list[Path], root: Path | None, scratch: str | Path | None = None) -> list[str]:
+    """Return the shards' names: paths relative to ``root``, or to the common folder of those that lie outside it.
+
+    Raises DataError when two names are equal, or when they would depend on where ``scratch`` is.
+    """
     top = None if root is None else Path(os.path.abspath(root))
     outside = [path.parent for path in paths if top is None or not path.is_relative_to(top)]
+    if len({folder.is_relative_to(scratch_folder(scratch)) for folder in outside}) > 1:
+        raise DataError("sources here and at a URL share no folder that could name them; give --dataroot, that of either")
     common = Path(os.path.commonpath(outside)) if outside else None
     bases = [common if path.parent in outside else top for path in paths]
     names = [path.relative_to(base).as_posix() for path, base in zip(paths, bases, strict=True)]
@@ -83,31 +96,89 @@ def _allow_open_files(shards: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(needed + 1024, hard) if hard > 0 else needed + 1024, hard))
 
 
-def expand(source: str | Path, root: str | Path | None, kind: str = "image", input_format: str | None = None) -> list[Path]:
-    """Return the shard files (or image folders) that one source stands for, in order, as absolute paths."""
-    source, root = str(source), None if root is None else Path(root)
-    path = Path(source) if root is None or Path(source).is_absolute() else root / source
-    if not path.exists() and root is not None and Path(source).exists():
-        path = Path(source)
-    if path.suffix == ".list" and path.is_file():
-        top = root or path.parent
-        return [found for line in read_list(path) for found in expand(_below(top, line, path), top, kind, input_format)]
+def expand(
+    source: str | Path,
+    root: str | Path | None,
+    kind: str = "image",
+    input_format: str | None = None,
+    scratch: str | Path | None = None,
+) -> list[Path]:
+    """Return the shard files (or image folders) that one source stands for, in order, as absolute paths.
+
+    Of remote ones these are copies below ``scratch``, which are fetched first.
+    """
+    folder = scratch_folder(scratch)
+    found = _found(_place(str(source), root), root, kind, input_format, folder)
+    remote = [each for each in found if isinstance(each, mirror.Remote)]
+    copied = iter(mirror.copies(remote, kind, folder) if remote else [])
+    return [next(copied) if isinstance(each, mirror.Remote) else each for each in found]
+
+
+def _place(source: str, root: str | Path | None) -> str:
+    """Return the path or URL that a source means: below ``root`` if there is one, but as it stands if only that exists."""
+    if is_url(source):
+        return mirror.join(source)
+    if root is None or Path(source).is_absolute():
+        return source
+    if is_url(root):
+        place = mirror.join(str(root), source)
+        return source if Path(source).exists() and look(place) is None else place
+    path = Path(root) / source
+    return source if Path(source).exists() and not path.exists() else str(path)
+
+
+def _found(
+    place: str, root: str | Path | None, kind: str, input_format: str | None, scratch: Path
+) -> list[Path | mirror.Remote]:
+    """Return what stands at a path or URL; entries of a list are looked up below ``root``, else beside the list."""
+    if _is_list(place):
+        top = root or (mirror.above(place) if is_url(place) else Path(place).parent)
+        entries = [_below(top, line, place) for line in read_list(fetch(place, scratch) if is_url(place) else Path(place))]
+        return [found for entry in entries for found in _found(entry, top, kind, input_format, scratch)]
+    shards: list[Path | mirror.Remote] = []
+    for each in mirror.find(place, kind, input_format) if is_url(place) else _local(Path(place), kind, input_format):
+        found = each.url if isinstance(each, mirror.Remote) else str(each)
+        shards += _found(found, None, kind, input_format, scratch) if _is_list(found) else [each]  # of a pattern
+    return shards
+
+
+def _is_list(place: str) -> bool:
+    """Say whether a data list is at a path or URL."""
+    if not is_url(place):
+        return place.endswith(".list") and Path(place).is_file()
+    info = look(place) if place.endswith(".list") else None
+    return info is not None and info["type"] == "file"
+
+
+def _local(path: Path, kind: str, input_format: str | None) -> list[Path]:
+    """Return the shard files and image folders that a path stands for: a file, a folder, or a pattern."""
     if path.is_dir():
-        inner = [] if input_format == "folder" else _shard_files(path, kind, input_format)
-        _refuse_mixtures(path, inner, kind, input_format)
-        return inner or [Path(os.path.abspath(path))]
+        names = [] if input_format == "folder" else (inner.name for inner in path.iterdir() if inner.is_file())
+        shards = shards_among(names, kind, input_format)
+        refuse_mixtures(path, shards, kind, input_format, lambda: _holds_images(path))
+        return [Path(os.path.abspath(path / name)) for name in shards] or [Path(os.path.abspath(path))]
     if path.is_file():
         return [Path(os.path.abspath(path))]
     matches = sorted(glob.glob(str(path))) if glob.has_magic(str(path)) else []
     if not matches:
         raise DataError(f"source {path}: no such file or folder, and no pattern that matches one; check --dataroot")
-    return [found for match in matches for found in expand(os.path.abspath(match), None, kind, input_format)]
+    return [found for match in matches for found in _local(Path(match), kind, input_format)]
 
 
-def _below(top: Path, line: str, listed_in: Path) -> Path:
-    """Return ``top / line``; raise DataError when a list's entry leads out of ``top`` by ``..`` or as an absolute path."""
-    found = Path(os.path.abspath(top / line))
-    if not found.is_relative_to(os.path.abspath(top)):
+def _below(top: str | Path, line: str, listed_in: str) -> str:
+    """Return the place of a list's entry below ``top``; raise DataError when it leads out of there.
+
+    A list that lies here may also name URLs, but no ``file://``.
+    """
+    if is_url(line) and not is_url(top) and not is_url(listed_in) and not line.startswith(("file:", "local:")):
+        return line
+    if is_url(top):
+        found = mirror.join(line) if is_url(line) else mirror.join(str(top), line)
+        inside = found.startswith(mirror.join(str(top)).rstrip("/") + "/")
+    else:
+        found = os.path.abspath(Path(top) / line)
+        inside = not is_url(line) and Path(found).is_relative_to(os.path.abspath(top))
+    if not inside:
         raise DataError(f"{listed_in}: '{line}' leads outside {top}; give the folder that holds it with --dataroot")
     return found
 
@@ -127,57 +198,19 @@ def read_list(path: Path) -> list[str]:
     return entries
 
 
-def _readers(kind: str):
-    """Yield (name, module) of every format that can hold ``kind``."""
-    for name in plugins.names("sources"):
-        reader = plugins.module("sources", name)
-        if kind in reader.KINDS or (kind == "pair" and {"image", "text"} <= reader.KINDS):
-            yield name, reader
-
-
-def _shard_files(folder: Path, kind: str, input_format: str | None) -> list[Path]:
-    """Return the shard files directly inside ``folder``, sorted, without text files that only describe the set."""
-    asked = [(input_format, plugins.module("sources", input_format, DataError))] if input_format else _readers(kind)
-    suffixes = {suffix for _, reader in asked for suffix in reader.SUFFIXES}
-    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name.endswith(tuple(suffixes)))
-    return [Path(os.path.abspath(path)) for path in files if path.name.split(".")[0].casefold() not in DESCRIPTIONS]
-
-
-def _refuse_mixtures(folder: Path, files: list[Path], kind: str, input_format: str | None) -> None:
-    """Raise DataError when it cannot be told which files of ``folder`` are meant: shards or images, images or texts."""
-    names = [file.name for file in files]
-    if {"image", "text"} <= {start for start in ("image", "text") for name in names if name.casefold().startswith(start)}:
-        pattern = folder / f"{'text' if kind == 'text' else 'image'}*{files[0].suffix}"
-        raise DataError(
-            f"{folder}: holds both image and text files ({_few(names)}); name those meant with a pattern, like '{pattern}'"
-        )
-    if names and kind != "text" and input_format is None and _holds_images(folder):
-        count = f"{len(names)} shard file{'s' * (len(names) > 1)}"
-        raise DataError(
-            f"{folder}: holds images and {count} ({_few(names)}); say --input-format folder for the images, or name the "
-            "file meant"
-        )
-
-
 def _holds_images(folder: Path) -> bool:
     """Say whether image files lie in ``folder`` or in a folder directly inside it."""
-    from dimefm.data.formats.folder import IMAGE_SUFFIXES
-
     places = [folder, *(inner for inner in sorted(folder.iterdir()) if inner.is_dir())]
-    return any(name.lower().endswith(IMAGE_SUFFIXES) for place in places for name in os.listdir(place))
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return any(are_images(os.listdir(place)) for place in places)
 
 
 def _format_of(path: Path, kind: str) -> str:
     """Return the name of the format that reads ``path``; raise DataError when none or several claim it."""
     if path.is_dir():
         return "folder"
-    claims = [name for name, reader in _readers(kind) if path.name.endswith(reader.SUFFIXES) and reader.claims(path)]
+    claims = [name for name, reader in readers(kind) if path.name.endswith(reader.SUFFIXES) and reader.claims(path)]
     if len(claims) == 1:
         return claims[0]
-    known = sorted({suffix for _, reader in _readers(kind) for suffix in reader.SUFFIXES})
+    known = sorted({suffix for _, reader in readers(kind) for suffix in reader.SUFFIXES})
     found = f"it could be {' or '.join(claims)}" if claims else f"known endings: {' '.join(known)} or a folder of images"
     raise DataError(f"{path}: cannot tell its format for {kind} rows ({found}); say --input-format")

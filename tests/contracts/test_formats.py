@@ -118,7 +118,7 @@ def test_a_damaged_shard_is_not_copied_for_random_access(tmp_path, format_):
     cache, rows, _ = make(tmp_path, (5,), format_)
     shard = tmp_path / cache.manifest.shards[0].file
     whole = shard.read_bytes()
-    if cache.format.map(shard, (5, 4), "float16") is None:
+    if cache.manifest.shards[0].offset is None:
         shard.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
         with pytest.raises(CacheError, match="SHA-256"):
             cache[:]
@@ -285,7 +285,7 @@ def test_another_format_or_other_sources_are_refused_and_named(tmp_path):
     CacheWriter(tmp_path, header(), [("a.tar", 2)])
     with pytest.raises(CacheError, match="format: 'parquet' against 'hdf5'"):
         CacheWriter(tmp_path, header("parquet"), [("a.tar", 2)])
-    with pytest.raises(CacheError, match="sources"):
+    with pytest.raises(CacheError, match="rows of source a.tar: 3 against 2"):
         CacheWriter(tmp_path, header(), [("a.tar", 3)])
 
 

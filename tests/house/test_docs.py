@@ -1,13 +1,17 @@
 """The documentation is true: every command is described, every link leads somewhere, the README's session runs."""
 
+import dataclasses
 import re
 import shlex
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from dimefm.cache import CacheWriter, EncoderCard, FeatureCache, Manifest
+from dimefm.cache.code import Fit
 from dimefm.cli import main
 
 ROOT = Path(__file__).parents[2]
@@ -63,6 +67,26 @@ def test_documented_options_exist(name, option):
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
         assert target.startswith("http") or (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "int8"])
+def test_the_reader_on_the_format_page_reads_what_ours_reads(dtype, tmp_path):
+    text = (ROOT / "docs/cache-format.md").read_text(encoding="utf-8")
+    names: dict = {}
+    exec(compile(re.search(r"```python\n(.*?)```", text, re.S)[1], "cache-format.md", "exec"), names)
+    rows = np.random.default_rng(0).standard_normal((9, 5)).astype(np.float32)
+    fit = Fit(9)
+    fit.add(rows)
+    header = Manifest("image", "hdf5", "float32", 5, False, EncoderCard("any", None, 5, 1.0), {}, {})
+    if dtype == "int8":
+        header = dataclasses.replace(header, code=fit.code().fields(), effect=fit.effect(fit.code(), 1.0))
+    writer = CacheWriter(tmp_path, dataclasses.replace(header, dtype=dtype), [("a", 4), ("b", 0), ("c", 5)])
+    for name, part in (("a", rows[:4]), ("b", rows[:0]), ("c", rows[4:])):
+        writer.write(name, [f"{name}{i}" for i in range(len(part))], part)
+    writer.seal()
+    cache = FeatureCache(tmp_path)
+    for number in range(9):
+        np.testing.assert_allclose(names["row"](tmp_path, number), cache[number], rtol=0, atol=1e-6)
 
 
 def test_the_session_of_the_readme_runs(quickstarted, tmp_path, monkeypatch):

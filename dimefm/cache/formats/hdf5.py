@@ -1,41 +1,138 @@
-"""HDF5: datasets ``key`` [rows] of UTF-8 strings and ``row`` [rows, dim], contiguous, so that rows can be memory-mapped."""
+"""HDF5: datasets ``row`` [rows, dim], contiguous and little-endian, and ``key`` [rows] of UTF-8 strings, gzip.
+
+The file is laid out by h5py in memory, without its rows, and then written front to back by Python: libhdf5 ends the
+process when its own write meets a full disk, and would keep a second copy of the rows.
+"""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import h5py
 import numpy as np
 
+from dimefm.cache.formats import BLOCK
 from dimefm.errors import CacheError
 
 SUFFIXES = (".h5",)
 DEFAULT_DTYPE = "float16"
+LONGEST_KEY = 65_535  # bytes
+CHUNK_KEYS = 4096
 
 
-def write(paths: dict[str, Path], keys: list[str], rows: np.ndarray) -> None:
-    """Write one shard; ``rows`` is [len(keys), dim] in the dtype to store. Raises CacheError for a key with a NUL."""
-    for number, key in enumerate(keys):
-        if "\0" in key:
-            raise CacheError(f"row {number}: the key {key!r} cannot stand in HDF5; use --format parquet")
-    image = io.BytesIO()  # libhdf5 ends the process when its own write meets a full disk
-    with h5py.File(image, "w") as file:
-        file.create_dataset("row", data=rows)
-        file.create_dataset("key", data=np.array(keys, dtype=object), dtype=h5py.string_dtype(), shape=(len(keys),))
-    paths[".h5"].write_bytes(image.getbuffer())
+def write(files: dict[str, BinaryIO], keys: list[str], rows: np.ndarray) -> int | None:
+    """Write one shard; raise CacheError for a key that HDF5 cannot hold. Returns the offset of the rows."""
+    layout = _Layout()
+    little = rows.dtype.newbyteorder("<")
+    with h5py.File(layout, "w", alignment_threshold=4096, alignment_interval=64) as file:
+        stored = _empty(file, rows.shape, little)
+        offset = stored.id.get_offset()
+        raw = _raw(keys)
+        chunks = (min(len(keys), CHUNK_KEYS),) if keys else None
+        packed = {"chunks": chunks, "compression": "gzip", "compression_opts": 4, "shuffle": True} if keys else {}
+        text = h5py.string_dtype("utf-8", max(1, raw.dtype.itemsize))
+        file.create_dataset("key", data=raw.astype(text), dtype=text, **packed)
+    out = files[".h5"]
+    head, tail = layout.split(offset, rows.nbytes)
+    out.write(head)
+    for start in range(0, len(rows), BLOCK):
+        out.write(np.ascontiguousarray(rows[start : start + BLOCK], dtype=little))
+    out.write(tail)
+    return offset
 
 
-def read(path: Path, dtype: str, dim: int) -> tuple[list[str], np.ndarray]:
-    """Return (keys, rows [n, dim])."""
+def _empty(file: h5py.File, shape: tuple[int, ...], dtype: np.dtype) -> h5py.Dataset:
+    """Create dataset ``row`` with its place reserved and nothing written there."""
+    settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    settings.set_layout(h5py.h5d.CONTIGUOUS)
+    settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    settings.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    settings.set_obj_track_times(False)
+    made = h5py.h5d.create(file.id, b"row", h5py.h5t.py_create(dtype), h5py.h5s.create_simple(shape), settings)
+    return h5py.Dataset(made)
+
+
+def _raw(keys: list[str]) -> np.ndarray:
+    """Return the keys as fixed-length bytes."""
+    encoded = [key.encode("utf-8") for key in keys]
+    for number, raw in enumerate(encoded):
+        if b"\0" in raw or len(raw) > LONGEST_KEY:
+            raise CacheError(f"row {number}: the key {keys[number][:64]!r} cannot stand in HDF5; use --format parquet")
+    return np.array(encoded, dtype=f"S{max(map(len, encoded), default=1) or 1}")
+
+
+class _Layout(io.RawIOBase):
+    """A file in memory that keeps only what h5py writes, not the hole that it leaves for the rows."""
+
+    def __init__(self):
+        super().__init__()
+        self._pieces: dict[int, bytes] = {}
+        self._place = self._size = 0
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._place = offset + (0, self._place, self._size)[whence]
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
+
+    def write(self, data) -> int:
+        self._pieces[self._place] = bytes(data)
+        self._place += len(self._pieces[self._place])
+        self._size = max(self._size, self._place)
+        return len(data)
+
+    def readinto(self, buffer) -> int:
+        """Fill ``buffer`` with what was written there, zeros elsewhere."""
+        start, found = self._place, bytearray(len(buffer))
+        for place, piece in self._pieces.items():
+            a, b = max(start, place), min(start + len(buffer), place + len(piece))
+            if a < b:
+                found[a - start : b - start] = piece[a - place : b - place]
+        buffer[:] = found
+        self._place += len(buffer)
+        return len(buffer)
+
+    def truncate(self, size: int | None = None) -> int:
+        self._size = self._place if size is None else size
+        return self._size
+
+    def split(self, offset: int | None, size: int) -> tuple[bytes, bytes]:
+        """Return the bytes before and after the hole of ``size`` bytes at ``offset``."""
+        if not size or offset is None:
+            offset, size = self._size, 0
+        self.seek(0)
+        head = bytearray(offset)
+        self.readinto(head)
+        self.seek(offset + size)
+        tail = bytearray(max(0, self._size - offset - size))
+        self.readinto(tail)
+        return bytes(head), bytes(tail)
+
+
+def blocks(path: Path, shape: tuple[int, int], dtype: str) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Yield (keys, rows) of a shard, at most BLOCK rows each."""
     with h5py.File(path, "r") as file:
-        return [key.decode("utf-8") for key in file["key"][:]], file["row"][:]
+        rows, keys = _dataset(file, "row"), _dataset(file, "key")
+        if rows.shape != shape or rows.dtype != np.dtype(dtype) or rows.chunks is not None:
+            raise ValueError(f"dataset 'row' is {rows.dtype}{list(rows.shape)}, expected contiguous {dtype}{list(shape)}")
+        if keys.shape != shape[:1] or keys.dtype.kind != "S" or keys.dtype.itemsize > LONGEST_KEY:
+            raise ValueError(f"dataset 'key' is {keys.dtype}{list(keys.shape)}, expected {shape[0]} UTF-8 strings")
+        if keys.chunks is not None and keys.chunks[0] > max(CHUNK_KEYS, shape[0]):
+            raise ValueError(f"dataset 'key' has chunks of {keys.chunks[0]} keys, expected at most {CHUNK_KEYS}")
+        for start in range(0, shape[0], BLOCK):
+            raw = keys[start : start + BLOCK]
+            yield [key.decode("utf-8") for key in raw], rows[start : start + BLOCK]
 
 
-def map(path: Path, shape: tuple[int, int], dtype: str) -> np.ndarray | None:
-    """Return the rows as a read-only memory map."""
-    with h5py.File(path, "r") as file:
-        offset = file["row"].id.get_offset()
-    if offset is None:
-        return np.empty(shape, dtype=dtype) if shape[0] == 0 else None
-    return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape)
+def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    """Return a dataset that lies in this very file; links to other files are refused."""
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(file[name], h5py.Dataset):
+        raise ValueError(f"no dataset '{name}' of its own")
+    found = file[name]
+    if found.external or found.is_virtual:
+        raise ValueError(f"dataset '{name}' points to another file")
+    return found

@@ -1,54 +1,92 @@
 """TSV as DIME-FM reads it: ``key <tab> base64(row) <newline>`` with a decimal ``.lineidx``.
 
-Rows are little-endian float32 by default, the only thing that DIME-FM's released loader understands; float16 is half the
-size and readable here only. Source: DIME-FM (ICCV 2023), released Training/datasets/tsv_file.py.
+Rows are little-endian float32 by default, the only thing that DIME-FM's released loader understands; float16 and int8 are
+smaller and readable here only. Source: DIME-FM (ICCV 2023), released Training/datasets/tsv_file.py.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
+from dimefm.cache.formats import BLOCK
 from dimefm.errors import CacheError
 
 SUFFIXES = (".lineidx", ".tsv")
 DEFAULT_DTYPE = "float32"
+LONGEST_KEY = 65_535  # bytes
 
 
-def write(paths: dict[str, Path], keys: list[str], rows: np.ndarray) -> None:
-    """Write one shard; ``rows`` is [len(keys), dim] in the dtype to store. Raises CacheError for a key with a tab."""
-    little = np.ascontiguousarray(rows.astype(rows.dtype.newbyteorder("<")))
+def write(files: dict[str, BinaryIO], keys: list[str], rows: np.ndarray) -> int | None:
+    """Write one shard; raise CacheError for a key with a tab or newline."""
     offset = 0
-    with paths[".tsv"].open("wb") as file, paths[".lineidx"].open("w") as index:
-        for number, (key, row) in enumerate(zip(keys, little, strict=True)):
-            if "\t" in key or "\n" in key:
-                raise CacheError(f"row {number}: the key {key!r} cannot stand in a TSV; use --format hdf5 or parquet")
-            line = key.encode("utf-8") + b"\t" + base64.b64encode(row.tobytes()) + b"\n"
-            index.write(f"{offset}\n")
-            offset += file.write(line)
+    for number, key in enumerate(keys):
+        raw = key.encode("utf-8")
+        if b"\t" in raw or b"\n" in raw or len(raw) > LONGEST_KEY:
+            raise CacheError(f"row {number}: the key {key[:64]!r} cannot stand in a TSV; use --format hdf5 or parquet")
+        row = np.ascontiguousarray(rows[number], dtype=rows.dtype.newbyteorder("<"))
+        files[".lineidx"].write(b"%d\n" % offset)
+        offset += files[".tsv"].write(raw + b"\t" + base64.b64encode(row.data) + b"\n")
+    return None
+
+
+def blocks(path: Path, shape: tuple[int, int], dtype: str) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Yield (keys, rows) of a shard, at most BLOCK rows each; the line index must fit the lines."""
+    index = path.with_name(path.name.removesuffix(SUFFIXES[-1]) + SUFFIXES[0])
+    with path.open("rb") as file, index.open("rb") as offsets:
+        for start in range(0, shape[0], BLOCK):
+            numbers = range(start, min(start + BLOCK, shape[0]))
+            yield _block(file, offsets, numbers, shape[1], np.dtype(dtype))
+        if file.read(1) or offsets.read(1):
+            raise ValueError(f"more than the {shape[0]} rows expected")
+
+
+def _block(file: BinaryIO, offsets: BinaryIO, numbers: range, dim: int, dtype: np.dtype) -> tuple[list[str], np.ndarray]:
+    keys, rows = [], np.empty((len(numbers), dim), dtype=dtype)
+    for place, number in enumerate(numbers):
+        begin, stated = file.tell(), offsets.readline(24).strip()
+        if stated != b"%d" % begin:
+            raise ValueError(
+                f"row {number}: its index says byte {stated.decode('ascii', 'replace')!r}, it begins at {begin}"
+            )
+        key, row = parse(file, number, dim, dtype)
+        keys.append(key)
+        rows[place] = row
+    return keys, rows
+
+
+def parse(file: BinaryIO, number: int, dim: int, dtype: np.dtype) -> tuple[str, np.ndarray]:
+    """Return (key, row) of the next line; raise ValueError naming row ``number`` when it is not a row of ``dtype[dim]``."""
+    line = file.readline(LONGEST_KEY + 2 * dim * dtype.itemsize + 16)
+    if not line:
+        raise ValueError(f"row {number}: missing, the file ends before it")
+    key, tab, value = line.removesuffix(b"\n").partition(b"\t")
+    try:
+        raw = base64.b64decode(value, validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"row {number}: not base64 ({error})") from error
+    if not tab or len(raw) != dim * dtype.itemsize:
+        raise ValueError(f"row {number}: {len(raw)} bytes, expected {dim * dtype.itemsize} for {dtype}[{dim}]")
+    return key.decode("utf-8"), np.frombuffer(raw, dtype=dtype.newbyteorder("<"))
+
+
+def lines(path: Path, dim: int, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield (key, row) of every line of a feature TSV that has no manifest; raise ValueError naming a wrong row."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        for number in itertools.count():
+            if file.tell() == size:
+                return
+            yield parse(file, number, dim, np.dtype(dtype))
 
 
 def read(path: Path, dtype: str, dim: int) -> tuple[list[str], np.ndarray]:
-    """Return (keys, rows [n, dim]); raise ValueError naming the row whose length or encoding is wrong."""
-    keys, rows = [], []
-    expected = dim * np.dtype(dtype).itemsize
-    with path.open("rb") as file:
-        for number, line in enumerate(file):
-            key, _, value = line.rstrip(b"\n").partition(b"\t")
-            try:
-                raw = base64.b64decode(value, validate=True)
-            except binascii.Error as error:
-                raise ValueError(f"row {number}: not base64 ({error})") from error
-            if len(raw) != expected:
-                raise ValueError(f"row {number}: {len(raw)} bytes, expected {expected} for {dtype}[{dim}]")
-            keys.append(key.decode("utf-8"))
-            rows.append(np.frombuffer(raw, dtype=np.dtype(dtype).newbyteorder("<")))
-    return keys, np.array(rows, dtype=dtype).reshape(len(keys), dim)
-
-
-def map(path: Path, shape: tuple[int, int], dtype: str) -> np.ndarray | None:
-    """Return None: base64 cannot be mapped, the reader makes a flat copy."""
-    return None
+    """Return (keys, rows [n, dim]) of a feature TSV that has no manifest; raise ValueError naming a wrong row."""
+    found = list(lines(path, dim, dtype))
+    return [key for key, _ in found], np.array([row for _, row in found], dtype=dtype).reshape(len(found), dim)

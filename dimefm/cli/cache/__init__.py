@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import click
 
@@ -12,6 +11,10 @@ from dimefm.cli._options import Lazy
 COMMANDS = {
     "info": "dimefm.cli.cache.info",
     "verify": "dimefm.cli.cache.verify",
+    "diff": "dimefm.cli.cache.diff",
+    "quarantine": "dimefm.cli.cache.quarantine",
+    "convert": "dimefm.cli.cache.convert",
+    "adopt": "dimefm.cli.cache.adopt",
 }
 
 
@@ -20,7 +23,11 @@ def command():
     """Look into feature caches, check, convert and adopt them."""
 
 
-def caches(root: str) -> Iterator[Path]:
-    """Yield the cache folders that ``root`` means: itself, or its ``images/`` and ``texts/``."""
-    inner = [Path(root) / name for name in ("images", "texts") if (Path(root) / name).is_dir()]
-    yield from [Path(root)] if (Path(root) / "manifest.json").exists() or not inner else inner
+def caches(root: str) -> Iterator[str]:
+    """Yield the caches that ``root``, a folder or URL, means: itself, or its ``images`` and ``texts``."""
+    from dimefm.cache.manifest import FILE
+    from dimefm.cache.store import open_store
+
+    store = open_store(root)
+    inner = [f"{root.rstrip('/')}/{name}" for name in ("images", "texts") if store.size(f"{name}/{FILE}") is not None]
+    yield from inner if inner and store.size(FILE) is None else [root]

@@ -10,9 +10,9 @@ from dimefm.cli.cache import caches
 
 
 @click.command("info")
-@click.argument("root", type=click.Path(exists=True, file_okay=False))
+@click.argument("root")
 def command(root):
-    """Print what the cache at ROOT holds and who made it.
+    """Print what the cache at ROOT, a folder or URL, holds and who made it.
 
     Example: dimefm cache info cache/images
     """

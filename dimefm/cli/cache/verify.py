@@ -4,22 +4,59 @@ from __future__ import annotations
 
 import click
 
+from dimefm.cli._options import ManyValues, open_sources, source_options
 from dimefm.cli.cache import caches
 
 
-@click.command("verify")
-@click.argument("root", type=click.Path(exists=True, file_okay=False))
+@click.command("verify", cls=ManyValues)
+@click.argument("root")
 @click.option("--sha256", is_flag=True, help="Hash and read every shard instead of comparing sizes.")
-def command(root, sha256):
-    """Check that the cache at ROOT is whole.
+@click.option("--against-teacher", type=click.IntRange(1), metavar="N", help="Encode N random rows again and compare.")
+@click.option("--teacher", metavar="SPEC", help="The teacher that made the cache.  [as the manifest names it]")
+@click.option("--images", multiple=True, metavar="SRC...", help="The images that the cache was made from.")
+@click.option("--texts", multiple=True, metavar="SRC...", help="The sentences that the cache was made from.")
+@click.option(
+    "--min-cosine", default=0.999, show_default=True, type=click.FloatRange(-1, 1), help="Fail below this agreement."
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@source_options
+def command(root, sha256, against_teacher, teacher, min_cosine, device, **flags):
+    """Check that the cache at ROOT, a folder or URL, is whole; and, if asked, that its teacher still says the same.
 
-    Example: dimefm cache verify cache/images --sha256
+    \b
+    Examples:
+      dimefm cache verify cache/images --sha256
+      dimefm cache verify cache/images --against-teacher 64 --images photos/
     """
     from dimefm.cache import FeatureCache
+    from dimefm.errors import CacheError
 
-    for folder in caches(root):
-        cache = FeatureCache(folder)
-        checked = cache.verify(sha256)
+    folders = list(caches(root))
+    for folder in folders:
+        cache = FeatureCache(folder, flags["scratch"])
+        shards = cache.verify(sha256)
         click.echo(
-            f"{folder}: {checked} shards, {len(cache):,} rows, {'SHA-256 and rows' if sha256 else 'sizes'} as recorded"
+            f"{folder}: {shards} shard{'s' * (shards != 1)}, {len(cache):,} rows, "
+            f"{'SHA-256 and rows' if sha256 else 'sizes'} as recorded"
         )
+        if against_teacher:
+            agreement = _agreement(cache, against_teacher, teacher, device, flags)
+            click.echo(f"  {agreement.describe()}")
+            if agreement.min_cosine < min_cosine:
+                raise CacheError(
+                    f"{folder}: cosine {agreement.min_cosine:.6f} at {agreement.worst}, expected at least {min_cosine}; the "
+                    "cache does not hold what this teacher says: extract it again, or say --min-cosine"
+                )
+
+
+def _agreement(cache, number, teacher, device, flags):
+    from dimefm.models.encoder import load_encoder
+    from dimefm.recheck import against_teacher
+
+    kind = cache.manifest.kind
+    found = flags[f"{kind}s"]
+    if not found:
+        raise click.UsageError(f"--against-teacher needs the raw {kind}s of {cache.store}: name them with --{kind}s")
+    precision = cache.manifest.how.get("precision", "fp32")
+    encoder = load_encoder(teacher or cache.manifest.encoder.name, device, precision)
+    return against_teacher(cache, encoder, open_sources(found, kind, flags), number)

@@ -1,0 +1,59 @@
+"""The same cache in another format or dtype. Its fingerprint stays: what was computed is the same."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from dimefm import plugins
+from dimefm.cache.code import Fit
+from dimefm.cache.manifest import Manifest
+from dimefm.cache.quarantine import quarantined
+from dimefm.cache.reader import FeatureCache
+from dimefm.cache.writer import Bad, CacheWriter
+from dimefm.errors import CacheError
+
+
+def convert(
+    cache: FeatureCache, out: str | Path, format_: str | None = None, dtype: str | None = None, scratch: str | None = None
+) -> Manifest:
+    """Write ``cache`` to ``out`` in another format, losslessly, or dtype, and return the new manifest.
+
+    None keeps what it is. An int8 code is fitted on every row, so nothing lies outside it. Interrupted, the same call goes
+    on. Raises CacheError when a shard is damaged, ``out`` holds another cache, or the format cannot hold a key.
+    """
+    old = cache.manifest
+    dtype, format_ = dtype or old.dtype, format_ or old.format
+    plugins.module("caches", format_, CacheError)
+    if str(out).rstrip("/") == str(cache.store).rstrip("/"):
+        raise CacheError(f"{out}: is the cache to convert; give another folder")
+    header = dataclasses.replace(old, format=format_, dtype=dtype, shards=(), code=old.code if dtype == "int8" else None)
+    if dtype == "int8" and old.dtype != "int8":
+        fit = Fit(old.rows)
+        for info in old.shards:
+            for _, rows in cache.blocks(info):
+                fit.add(rows)
+        code = fit.code(margin=0)
+        header = dataclasses.replace(header, code=code.fields(), effect=fit.effect(code, old.encoder.logit_scale))
+    sources = [(info.source, info.source_rows) for info in old.shards]
+    writer = CacheWriter(out, header, sources, {info.source: info.source_digest for info in old.shards}, scratch=scratch)
+    bad: dict[str, list[Bad]] = {}
+    for source, row in quarantined(cache.store, old):
+        bad.setdefault(source, []).append(row)
+    for info in old.shards:
+        if info.source not in writer:
+            with writer.spool(info.source) as spool:
+                for keys, rows in cache.blocks(info):
+                    spool.add(keys, _as(cache, rows, dtype))
+                writer.write(info.source, spool.keys, spool.rows(), bad.get(info.source, ()))
+    made = writer.seal()
+    if made.fingerprint != old.fingerprint:
+        raise CacheError(f"{out}: fingerprint {made.fingerprint[:12]}, expected {old.fingerprint[:12]}; remove it")
+    return made
+
+
+def _as(cache: FeatureCache, rows: np.ndarray, dtype: str) -> np.ndarray:
+    """Return stored rows as they are when the dtype stays, else as floats."""
+    return rows if dtype == cache.manifest.dtype or cache.code is None else cache.code.decode(rows)

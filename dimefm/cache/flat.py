@@ -1,0 +1,73 @@
+"""Flat copies: the rows of a shard whose format has no random access, as one little-endian array in a file of its own.
+
+``NAME.SHA.flat`` holds nothing but the rows; ``NAME.SHA.flat.sha256`` beside it seals it and is written last. The name
+carries the digest of the shard, so the copy of another shard is never taken for it. Copies can be removed at any time.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dimefm.cache.files import Hashed, commit, sha256_file
+from dimefm.cache.manifest import ShardInfo
+from dimefm.errors import CacheError
+
+if TYPE_CHECKING:
+    from dimefm.cache.reader import FeatureCache
+
+
+def flat_path(cache: FeatureCache, info: ShardInfo) -> Path:
+    """Return where the flat copy of a shard lies, whether it is there or not."""
+    return cache.scratch / f"{info.file.replace('/', '%2F')}.{info.sha256[:16]}.flat"
+
+
+def flat_copy(cache: FeatureCache, info: ShardInfo) -> Path:
+    """Return the flat copy of a shard, made from the whole and checked shard when there is none.
+
+    Raises CacheError when the shard is damaged, or the copy has another size or cannot be written.
+    """
+    path = flat_path(cache, info)
+    size = info.rows * cache.dim * cache.manifest.itemsize
+    if not _seal(path).exists():
+        cache.check_sha256(info)
+        _make(cache, info, path)
+    found = path.stat().st_size if path.exists() else None
+    if found != size:
+        raise CacheError(f"{path}: {found} bytes, expected {size}; remove {path.name} and its .sha256, it is made anew")
+    return path
+
+
+def check_flat(cache: FeatureCache, info: ShardInfo) -> None:
+    """Raise CacheError when a flat copy is there and its bytes are not those of its seal."""
+    path = flat_path(cache, info)
+    if _seal(path).exists() and (not path.exists() or sha256_file(path) != _seal(path).read_text("ascii").split()[0]):
+        raise CacheError(f"{path}: not as its seal says; remove {path.name} and its .sha256, it is made anew")
+
+
+def _seal(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def _make(cache: FeatureCache, info: ShardInfo, path: Path) -> None:
+    part = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.part")  # others may make it at once
+    little = np.dtype(cache.manifest.dtype).newbyteorder("<")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with Hashed(part) as file:
+            for _, rows in cache.blocks(info):
+                file.write(np.ascontiguousarray(rows, dtype=little))
+        commit(part, path)
+        part.write_text(f"{file.sha256}  {path.name}\n", encoding="ascii")
+        commit(part, _seal(path))
+    except OSError as error:
+        raise CacheError(
+            f"{cache.scratch}: the flat copy of {info.file} cannot be written ({error.strerror}); make room or the folder "
+            "writable, or dimefm cache convert --format hdf5, which needs no copy"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,31 @@
+"""The rows that a cache left out, with their reasons."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from dimefm.cache.manifest import Manifest
+from dimefm.cache.store import Store
+from dimefm.cache.writer import QUARANTINE, Bad
+from dimefm.errors import CacheError
+
+
+def quarantined(store: Store, manifest: Manifest) -> Iterator[tuple[str, Bad]]:
+    """Yield (source, row) of every quarantined row, in the manifest's order.
+
+    The manifest says which rows they are, ``quarantine.jsonl`` their keys and reasons; where it has lost one, the reason
+    says so. Raises CacheError when a line of it cannot be read.
+    """
+    listed: dict[tuple[str, int], Bad] = {}
+    for number, line in enumerate((store.read(QUARANTINE) or "").splitlines(), 1):
+        try:
+            fields = json.loads(line)
+            listed[fields["source"], fields["row"]] = Bad(fields["row"], str(fields["key"]), str(fields["reason"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise CacheError(
+                f"{store.where(QUARANTINE)}, line {number}: cannot be read ({error}); restore the file"
+            ) from error
+    for shard in manifest.shards:
+        for row in shard.bad:
+            yield shard.source, listed.get((shard.source, row), Bad(row, "", f"not listed in {QUARANTINE}"))

@@ -1,0 +1,37 @@
+"""``dimefm cache convert``."""
+
+from __future__ import annotations
+
+import click
+
+from dimefm import plugins
+from dimefm.cli._options import scratch_option
+
+
+@click.command("convert")
+@click.argument("root")
+@click.argument("out")
+@click.option("--format", "format_", type=click.Choice(plugins.names("caches")), help="Of the new shards.  [as it is]")
+@click.option("--dtype", type=click.Choice(["float16", "float32", "int8"]), help="Of the new rows.  [as it is]")
+@scratch_option
+def command(root, out, format_, dtype, scratch):
+    """Write the cache at ROOT to OUT in another format, losslessly, or dtype; the fingerprint stays.
+
+    \b
+    Examples:
+      dimefm cache convert cache/images exchange/images --format parquet
+      dimefm cache convert cache/images small/images --dtype int8
+    """
+    from dimefm.cache import FeatureCache
+    from dimefm.cache.convert import convert
+    from dimefm.cache.manifest import describe_effect
+
+    cache = FeatureCache(root, scratch)
+    made = convert(cache, out, format_, dtype, scratch)
+    before, after = (sum(shard.bytes for shard in m.shards) for m in (cache.manifest, made))
+    click.echo(
+        f"{out}: {made.rows:,} rows of {made.dtype}[{made.dim}] as {made.format}, {after:,} bytes (before: {before:,}); "
+        f"fingerprint {made.fingerprint[:12]} as before"
+    )
+    if made.effect and made.dtype == "int8":
+        click.echo(f"  {describe_effect(made.effect)}")

@@ -1,0 +1,102 @@
+"""Views that a cache can promise and a student can replay: which crop and flip view v of an image is, for all time."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+
+from dimefm.data.augment import Augment, Box
+from dimefm.data.order import seed_of
+from dimefm.errors import CacheError, RecipeError, did_you_mean
+from dimefm.recipe import read
+
+VERSION = 1  # of the function that draws: Augment.draw, seeded as ViewPolicy.draw does
+RECIPE = {"scale": "crop_scale", "ratio": "crop_ratio", "flip": "flip"}  # a policy's field, and the recipe's for the same
+
+
+@dataclass(frozen=True)
+class ViewPolicy:
+    """``count`` random crops and flips of each image, drawn from ``seed``, the image's key, the view's number and its size.
+
+    ``scale`` and ``ratio`` bound the area share and the aspect ratio of a crop; ``flip`` is the probability of a mirror
+    image; ``version`` is that of the drawing function.
+    """
+
+    count: int
+    seed: int = 0
+    scale: tuple[float, float] = Augment.scale
+    ratio: tuple[float, float] = Augment.ratio
+    flip: float = Augment.flip
+    version: int = VERSION
+
+    @staticmethod
+    def parse(count: int | None, settings: Sequence[str]) -> ViewPolicy | None:
+        """Return the policy of ``--views COUNT --view-recipe KEY=VALUE...`` (TOML), None without a count.
+
+        Raises RecipeError for settings without a count, an unknown key, and an impossible value.
+        """
+        if count is None:
+            if settings:
+                raise RecipeError(f"--view-recipe {settings[0]}: describes augmented views; say how many with --views K")
+            return None
+        given: dict = {}
+        for setting in settings:
+            try:
+                given |= tomllib.loads(setting)
+            except tomllib.TOMLDecodeError as error:
+                raise RecipeError(
+                    f"--view-recipe {setting}: expected KEY=VALUE as in TOML, e.g. scale=[0.5,1.0] ({error})"
+                ) from error
+        names = RECIPE | {"seed": "seed"}
+        unknown = next((key for key in given if key not in names), None)
+        if unknown is not None:
+            raise RecipeError(f"--view-recipe {unknown}: unknown key: {did_you_mean(unknown, names)}")
+        try:
+            recipe = read(None, **{names[key]: value for key, value in given.items()})
+        except RecipeError as error:
+            raise RecipeError(f"--view-recipe: {error}") from error
+        return ViewPolicy(count, **{key: getattr(recipe, name) for key, name in names.items()})
+
+    @staticmethod
+    def of(how: dict) -> ViewPolicy | None:
+        """Return the policy of a manifest's ``how``, None for a cache of one plain view.
+
+        Raises CacheError when the views were drawn by another version of the drawing function.
+        """
+        fields = how.get("views")
+        if fields is None:
+            return None
+        if fields.get("version") != VERSION:
+            raise CacheError(
+                f"the views were drawn by version {fields.get('version')} of the drawing, this dimefm has {VERSION}; "
+                "train with the dimefm that extracted them, or extract the images again"
+            )
+        values: dict = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+        return ViewPolicy(**values)
+
+    def how(self) -> dict:
+        """Return the policy as the manifest states it: plain JSON values."""
+        fields = dataclasses.asdict(self)
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
+
+    def draw(self, key: str, view: int, width: int, height: int) -> tuple[Box, bool]:
+        """Return (crop box in pixels of the upright image, whether it is mirrored) of view 0 <= ``view`` < count.
+
+        A pure function of the policy, the row's ``key``, ``view`` and the image's size; not of what the crop is resized to.
+        """
+        return Augment(self.scale, self.ratio, self.flip).draw(width, height, seed_of(self.seed, view, key))
+
+    def cut(self, image: Image.Image, key: str, view: int) -> Image.Image:
+        """Return view ``view`` of the upright ``image`` at its own resolution: cropped, then mirrored."""
+        box, flip = self.draw(key, view, image.width, image.height)
+        crop = image.crop(box)
+        return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else crop
+
+
+def row_keys(keys: list[str], policy: ViewPolicy | None) -> list[str]:
+    """Return the keys of the cached rows of images with these keys: ``KEY#VIEW``, image by image; KEY for one plain view."""
+    return keys if policy is None else [f"{key}#{view}" for key in keys for view in range(policy.count)]
