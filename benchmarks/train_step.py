@@ -49,7 +49,7 @@ def steps(name: str, teacher_name: str, batch: int, texts: int) -> dict[str, Cal
         optimizer.step()
 
     def with_cache() -> None:
-        update(objective(trained.features(pixels, None, cached), cached)["total"])
+        update(objective(*trained.features(pixels, None, [cached]), cached)["total"])
 
     def without_teacher() -> None:
         update(-(F.normalize(trained.images(pixels), dim=-1) * target).sum(-1).mean())
@@ -58,7 +58,7 @@ def steps(name: str, teacher_name: str, batch: int, texts: int) -> dict[str, Cal
         with torch.inference_mode():
             image, text = teacher.encode_image(teacher_pixels), teacher.encode_text(tokens)
         live = Features.of(image.clone(), text.clone(), 100.0)
-        update(objective(trained.features(pixels, None, live), live)["total"])
+        update(objective(*trained.features(pixels, None, [live]), live)["total"])
 
     return {"cached features": with_cache, "no teacher at all": without_teacher, "live teacher": with_live_teacher}
 

@@ -25,15 +25,15 @@ class Recipe:
 
     # what is learnt from
     images: tuple[str, ...] = ()  # sources of raw images (pairs when text = "student")
-    dataroot: str | None = None  # folder that relative sources are looked up in
+    dataroot: str | None = None  # folder or URL that relative sources are looked up in
     input_format: str | None = None  # a file of data/formats, when detection does not do
     image_column: str | None = None  # column or tar ending of images; None: the first usual name
     text_column: str | None = None
     key_column: str | None = None
     separator: str | None = None  # of CSV and TSV tables: one character, or "tab"; None: told from the header
-    image_cache: str | None = None  # teacher features of the images
-    text_cache: str | None = None  # teacher features of sentences
-    tsv_file_list: tuple[str, ...] = ()  # DIME-FM's form, instead of the four above: image, image_feat, text, text_feat
+    image_cache: tuple[str, ...] = ()  # teacher features of the images: one cache, or one of each of several teachers
+    text_cache: tuple[str, ...] = ()  # teacher features of sentences, of the same teachers in the same order
+    tsv_file_list: tuple[str, ...] = ()  # DIME-FM's form, instead of images and caches: image, image_feat, text, text_feat
     captions: str = "text"  # where pairs take sentences from: "text" column, or "label" (class names and templates)
 
     # what is learnt
@@ -63,16 +63,20 @@ class Recipe:
     grad_clip_norm: float | None = None  # None: no clipping
 
     # the view that the student sees
-    view: str = "free"  # "free": random crops although the cached view is fixed (DIME-FM's way); "center": the cached view
+    # "cached": the crops and flips that the teacher saw, replayed from a cache of --views; the three fields below must be
+    # those of that cache. "center": the centre view, from a cache without --views. "free": random crops whatever the
+    # teacher saw (DIME-FM's way). Pairs have no cache: "cached" and "free" are both random crops.
+    view: str = "cached"
     crop_scale: tuple[float, float] = (0.08, 1.0)  # area share
     crop_ratio: tuple[float, float] = (0.75, 4 / 3)  # width / height
     flip: float = 0.5  # probability
-    resize: int = 256  # shorter side before cropping; 0: as it is
+    resize: int = 256  # shorter side before free crops; 0: as it is
 
     # machine and records
     device: str = "auto"
     precision: str = "fp32"  # or "bf16"
     workers: int = 2  # threads that read and decode
+    scratch: str | None = None  # folder for local copies of remote files; None: ~/.cache/dimefm
     log_every: int = 10  # steps
     save_every: int = 1000  # steps between checkpoints
     keep: int = 2  # newest checkpoints to keep
@@ -99,10 +103,11 @@ FIELDS = {f.name: f for f in dataclasses.fields(Recipe)}
 CHOICES = {
     "text": ("teacher", "student"),
     "captions": ("text", "label"),
-    "view": ("free", "center"),
+    "view": ("cached", "free", "center"),
     "precision": ("fp32", "bf16"),
     "report_to": ("", "tensorboard"),
 }
+ONE_OR_MORE = ("image_cache", "text_cache")  # a plain string is a tuple of one
 POSITIVE = (
     "epochs",
     "steps",
@@ -151,6 +156,7 @@ def _typed(key: str, value: Any, where: str) -> Any:
     """Return ``value`` as the field's type wants it; raise RecipeError for an unknown key or another type."""
     if key not in FIELDS:
         raise RecipeError(f"{where}unknown recipe key '{key}': {did_you_mean(key, FIELDS)}")
+    value = (value,) if key in ONE_OR_MORE and isinstance(value, str) else value
     kind = str(FIELDS[key].type)
     if kind.startswith("tuple") and isinstance(value, list | tuple):
         item, number = ("str", None) if "str" in kind else ("float", 2)
@@ -204,7 +210,7 @@ def _table_faults(recipe: Recipe) -> Iterator[str]:
 
 def changed(ours: Recipe, theirs: Recipe) -> list[str]:
     """Return ``"field: a against b"`` for each field that differs and that changes what is learnt."""
-    machine = {"device", "workers", "log_every", "save_every", "keep", "report_to"}
+    machine = {"device", "workers", "scratch", "log_every", "save_every", "keep", "report_to"}
     return [
         f"{name}: {getattr(ours, name)!r} against {getattr(theirs, name)!r}"
         for name in FIELDS

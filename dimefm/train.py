@@ -66,11 +66,11 @@ class Run:
             raise DataError(
                 f"the sources hold no rows ({', '.join(s.name for s in self.sources.images.shards)}); check them"
             )
-        teacher = self.sources.teacher
-        self.spec = student.resolve(recipe.student, recipe.image_size, None if both else teacher.dim)
+        dims = [teacher.dim for teacher in self.sources.teachers]
+        self.spec = student.resolve(recipe.student, recipe.image_size, None if both else dims[0])
         model, self.preprocess = student.build(self.spec, both, recipe.seed, recipe.batch_size)
-        self.student = student.Student(model, self.preprocess).to(self.device)
-        self.scale = recipe.logit_scale or (None if both else teacher.logit_scale)
+        heads = student.heads(dims, recipe.seed)
+        self.student = student.Student(model, self.preprocess, heads).to(self.device)
         self.steps_per_epoch = len(self.sources) / (recipe.batch_size * recipe.accum_freq)
         self.steps = recipe.steps or max(1, round(recipe.epochs * self.steps_per_epoch))
         self.warmup_steps = self._warmup()
@@ -92,10 +92,10 @@ class Run:
         self.echo(f"resumed after step {step} from {found[-1]}")
         return step
 
-    def _caches(self) -> dict[str, str | None]:
-        """Return the fingerprints of the caches that the run learns from."""
-        caches = {"image_cache": self.sources.image_cache, "text_cache": self.sources.text_cache}
-        return {name: None if cache is None else cache.manifest.fingerprint for name, cache in caches.items()}
+    def _caches(self) -> dict[str, list[str]]:
+        """Return the fingerprints of the caches that the run learns from, teacher by teacher."""
+        caches = {"image_cache": self.sources.image_caches, "text_cache": self.sources.text_caches}
+        return {name: [cache.manifest.fingerprint for cache in found] for name, found in caches.items()}
 
     def _warmup(self) -> int:
         """Return the optimizer steps of warm-up; a run that is too short for the recipe's takes a tenth of its steps."""
@@ -155,16 +155,27 @@ class Run:
         return record
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the loss terms of one micro-batch; the towers may run in bf16, similarities are float32."""
-        teacher = None
-        if batch.tokens is None:
-            image, text = (r.to(self.device, non_blocking=True) for r in (batch.teacher_image, batch.teacher_text))
-            teacher = Features.of(image, text, self.scale)
+        """Return the loss terms of one micro-batch, each the mean over teachers; the towers may run in bf16, similarities
+        are float32."""
+        teachers = self._teachers(batch)
         tokens = None if batch.tokens is None else batch.tokens.to(self.device)
         dtype = PRECISIONS[self.recipe.precision]
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
-            found = self.student.features(batch.pixels.to(self.device, non_blocking=True), tokens, teacher)
-        return self.objective(found, teacher)
+            found = self.student.features(batch.pixels.to(self.device, non_blocking=True), tokens, teachers)
+        values = [self.objective(ours, theirs) for ours, theirs in zip(found, teachers or [None], strict=True)]
+        return {name: torch.stack([value[name] for value in values]).mean() for name in values[0]}
+
+    def _teachers(self, batch: Batch) -> list[Features]:
+        """Return each teacher's features of a micro-batch, at its own logit scale unless the recipe has one."""
+        rows = zip(batch.teacher_images, batch.teacher_texts, self.sources.teachers, strict=True)
+        return [
+            Features.of(
+                image.to(self.device, non_blocking=True),
+                text.to(self.device, non_blocking=True),
+                self.recipe.logit_scale or card.logit_scale,
+            )
+            for image, text, card in rows
+        ]
 
     def _clip(self) -> Tensor:
         limit = self.recipe.grad_clip_norm or float("inf")
@@ -185,13 +196,14 @@ class Run:
             config = {"model_cfg": self.spec.config, "preprocess_cfg": self.preprocess}
             write_text(self.out / open_clip.CONFIG, to_json(config))
         runs.save_tensors(model.state_dict(), self.out / (open_clip.WEIGHTS if both else runs.IMAGE_TOWER))
-        teacher = self.sources.teacher
+        teachers = [dataclasses.asdict(card) for card in self.sources.teachers]
         record = {
             "kind": "clip" if both else "image-tower",
             "model_cfg": self.spec.config,
             "preprocess_cfg": self.preprocess,
-            "teacher": None if teacher is None else dataclasses.asdict(teacher),
-            "teacher_at": _relative(teacher.name, self.out) if teacher else None,
+            "teacher": teachers[0] if teachers else None,
+            "teacher_at": _relative(teachers[0]["name"], self.out) if teachers else None,
+            "teachers": teachers,
             "steps": self.steps,
             "image_rows": len(self.sources),
             "image_parameters": sum(p.numel() for p in model.visual.parameters()),
@@ -220,8 +232,8 @@ def _claim(recipe: Recipe, out: Path, resume: bool) -> None:
         raise RecipeError(f"{out}: the run to resume has another recipe ({'; '.join(different)}: this call against the run)")
 
 
-def _short(caches: dict[str, str | None]) -> str:
-    return ", ".join(f"{name} {fingerprint[:12]}" for name, fingerprint in caches.items() if fingerprint) or "none"
+def _short(caches: dict[str, list[str]]) -> str:
+    return ", ".join(f"{name} {' '.join(f[:12] for f in found)}" for name, found in caches.items() if found) or "none"
 
 
 def _relative(teacher: str, out: Path) -> str | None:

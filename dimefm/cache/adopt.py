@@ -237,15 +237,17 @@ def _measure(shards: Sequence[Piece], head: Manifest, normalize: bool, quiet: bo
 
 
 def _write(shards: Sequence[Piece], writer: CacheWriter, normalize: bool, quiet: bool) -> Manifest:
-    todo = [piece for piece in shards if piece.name not in writer]
+    dtype, todo = writer.header.dtype, [piece for piece in shards if piece.name not in writer]
     with Progress(sum(len(piece) for piece in todo), "write", "row", quiet=quiet) as bar:
         for piece in todo:
-            (keys, rows), first, bad = piece.read(), 0, []
+            (keys, rows), first = piece.read(), 0
+            bad: list[Bad] = []
             with writer.spool(piece.name) as spool:
                 for block in _blocks(rows, normalize):
-                    lengths = _lengths(block, writer.header.dtype)
+                    lengths = _lengths(block, dtype)
                     good = _usable(lengths)
-                    bad += [Bad(first + i, keys[first + i], _reason(lengths[i])) for i in np.flatnonzero(~good).tolist()]
+                    poor = np.flatnonzero(~good).tolist()
+                    bad += [Bad(first + i, keys[first + i], _reason(lengths[i], dtype)) for i in poor]
                     spool.add([keys[first + i] for i in np.flatnonzero(good)], block[good])
                     first += len(block)
                     bar.update(len(block))
@@ -274,8 +276,8 @@ def _usable(lengths: np.ndarray) -> np.ndarray:
     return np.isfinite(lengths) & (lengths > 0)
 
 
-def _reason(length: float) -> str:
-    return "feature has no length" if length == 0 else "feature is not finite"
+def _reason(length: float, dtype: str) -> str:
+    return f"feature {'has no length' if length == 0 else 'is not finite'} as {dtype}"
 
 
 def adopt_tsv(

@@ -7,6 +7,7 @@ of an open_clip JSON config.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,11 +61,15 @@ def _config(name: str) -> dict:
 
 
 class Student(nn.Module):
-    """What trains: an image tower alone, or a whole CLIP. ``features`` gives its side of a batch."""
+    """What trains: an image tower alone, or a whole CLIP. ``features`` gives its side of a batch.
 
-    def __init__(self, model: nn.Module, preprocess: dict):
+    Its rows live in the first teacher's space; ``heads`` lead from there into the space of each further teacher.
+    """
+
+    def __init__(self, model: nn.Module, preprocess: dict, heads: Sequence[nn.Module] = ()):
         super().__init__()
         self.model = model
+        self.heads = nn.ModuleList(heads)
         self.register_buffer("mean", torch.tensor(preprocess["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocess["std"]).view(1, 3, 1, 1), persistent=False)
 
@@ -73,12 +78,21 @@ class Student(nn.Module):
         pixels = pixels.permute(0, 3, 1, 2).float().div(255)
         return self.model.encode_image(((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last))
 
-    def features(self, pixels: Tensor, tokens: Tensor | None, teacher: Features | None) -> Features:
-        """Return the student's features; without tokens its sentences and scale are the teacher's."""
+    def features(self, pixels: Tensor, tokens: Tensor | None, teachers: Sequence[Features]) -> list[Features]:
+        """Return the student's features for each teacher, with that teacher's sentences and scale; with tokens there is no
+        teacher, and the student's own sentences and scale make one set of features."""
         image = self.images(pixels)
-        if tokens is None:
-            return Features.of(image, teacher.text, teacher.logit_scale)
-        return Features.of(image, self.model.encode_text(tokens), self.model.logit_scale.exp())
+        if tokens is not None:
+            return [Features.of(image, self.model.encode_text(tokens), self.model.logit_scale.exp())]
+        rows = [image, *(head(image) for head in self.heads)]
+        return [Features.of(row, of.text, of.logit_scale) for row, of in zip(rows, teachers, strict=True)]
+
+
+def heads(dims: Sequence[int], seed: int) -> list[nn.Module]:
+    """Return a linear map from ``dims[0]`` to each further dimension, with random weights drawn from ``seed``."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, "heads") % 2**32)
+        return [nn.Linear(dims[0], dim, bias=False) for dim in dims[1:]]
 
 
 def build(spec: Spec, both_towers: bool, seed: int, batch_size: int = 2) -> tuple[nn.Module, dict]:

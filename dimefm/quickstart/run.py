@@ -125,8 +125,8 @@ def _student(raw: Path, cache: Path, seed: int) -> Recipe:
     return check(
         Recipe(
             images=(str(raw / "images.tar"),),
-            image_cache=str(cache / "images"),
-            text_cache=str(cache / "texts"),
+            image_cache=(str(cache / "images"),),
+            text_cache=(str(cache / "texts"),),
             student="ResNet-mini-32",
             losses={"dime.vl": {"weight": 0.7}, "dime.pvl": {"weight": 0.3}},
             batch_size=128,
@@ -137,6 +137,7 @@ def _student(raw: Path, cache: Path, seed: int) -> Recipe:
             warmup_lr=3e-5,
             beta2=0.98,
             grad_clip_norm=1.0,
+            view="free",
             crop_scale=(0.8, 1.0),
             device="cpu",
             seed=seed,

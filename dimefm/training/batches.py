@@ -13,12 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from dimefm.cache import FeatureCache
 from dimefm.data.augment import Augment, center
 from dimefm.data.images import decode
-from dimefm.data.order import rows_of_step, seed_of
+from dimefm.data.order import epochs_of_step, rows_of_step, seed_of
 from dimefm.errors import BadRow, CacheError, DataError
 from dimefm.recipe import Recipe
 from dimefm.training.captions import Captions
@@ -27,11 +28,11 @@ from dimefm.training.sources import Sources
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch: uint8 pixels [B, S, S, 3], teacher rows [B, D] and [N, D] or tokens [B, L], and rows left out."""
+    """One micro-batch: uint8 pixels [B, S, S, 3], rows [B, D] and [N, D] of each teacher or tokens [B, L], rows left out."""
 
     pixels: Tensor
-    teacher_image: Tensor | None
-    teacher_text: Tensor | None
+    teacher_images: tuple[Tensor, ...]
+    teacher_texts: tuple[Tensor, ...]
     tokens: Tensor | None
     bad: list[dict]
 
@@ -42,19 +43,21 @@ class Batches:
     def __init__(self, sources: Sources, recipe: Recipe, size: int, tokenizer: Callable | None):
         self.sources, self.recipe, self.size, self.tokenizer = sources, recipe, size, tokenizer
         self.augment = Augment(recipe.crop_scale, recipe.crop_ratio, recipe.flip, recipe.resize)
+        self.replayed = sources.views if recipe.view == "cached" else None
         self.captions = Captions(sources.images, recipe.captions) if tokenizer is not None else None
 
     def __call__(self, number: int) -> Batch:
         """Return the batch; unreadable rows are left out and listed. Raises DataError when no row is readable."""
-        recipe = self.recipe
-        usable = rows_of_step(number, recipe.batch_size, len(self.sources), recipe.seed, "images")
-        raw, cached = self.sources.locate(usable)
+        recipe, sources = self.recipe, self.sources
+        usable = rows_of_step(number, recipe.batch_size, len(sources), recipe.seed, "images")
+        shown = epochs_of_step(number, recipe.batch_size, len(sources)) % (sources.views.count if sources.views else 1)
+        raw, cached = sources.locate(usable, shown)
         views, sentences, kept, bad = [], [], [], []
-        for place, row_number in enumerate(raw):
+        for place, (row_number, view_number) in enumerate(zip(raw.tolist(), shown.tolist(), strict=True)):
             try:
-                view, sentence = self._row(int(row_number), seed_of(recipe.seed, "view", number, place))
+                view, sentence = self._row(row_number, view_number, seed_of(recipe.seed, "view", number, place))
             except BadRow as error:
-                bad.append(self._complaint(int(row_number), error))
+                bad.append(self._complaint(row_number, error))
                 continue
             views.append(view)
             sentences.append(sentence)
@@ -63,22 +66,33 @@ class Batches:
             raise DataError(f"batch {number}: none of its {len(raw)} rows can be read; the first: {bad[0]}")
         pixels = torch.from_numpy(np.stack(views))
         if self.tokenizer is not None:
-            return Batch(pixels, None, None, self.tokenizer(sentences), bad)
-        texts = self.sources.text_cache
-        wanted = rows_of_step(number, recipe.texts_per_step or recipe.batch_size, len(texts), recipe.seed, "texts")
-        images = _features(self.sources.image_cache, cached[kept])
-        return Batch(pixels, images, _features(texts, wanted), None, bad)
+            return Batch(pixels, (), (), self.tokenizer(sentences), bad)
+        images = [_features(cache, rows[kept]) for cache, rows in zip(sources.image_caches, cached, strict=True)]
+        return Batch(pixels, tuple(images), self._texts(number), None, bad)
 
-    def _row(self, number: int, seed: int) -> tuple[np.ndarray, str | None]:
+    def _texts(self, number: int) -> tuple[Tensor, ...]:
+        """Return each teacher's features [N, D] of the sentences of batch ``number``."""
+        recipe, rows = self.recipe, self.sources.text_rows
+        wanted = rows_of_step(number, recipe.texts_per_step or recipe.batch_size, len(rows), recipe.seed, "texts")
+        _, cached = rows.locate(wanted)
+        return tuple(_features(cache, found) for cache, found in zip(self.sources.text_caches, cached, strict=True))
+
+    def _row(self, number: int, view_number: int, seed: int) -> tuple[np.ndarray, str | None]:
         row = self.sources.images[number]
-        image = decode(row.image)
-        view = center(image, self.size) if self.recipe.view == "center" else self.augment(image, self.size, seed)
+        view = self._view(decode(row.image), row.key, view_number, seed)
         if self.captions is None:
             return view, None
         sentence = self.captions(number, row, seed)
         if not sentence or not sentence.strip():
             raise BadRow("has no sentence to pair its image with")
         return view, sentence
+
+    def _view(self, image: Image.Image, key: str, view: int, seed: int) -> np.ndarray:
+        """Return what the student sees of an image, uint8 [S, S, 3]: a view of the cache, the centre, or free crops."""
+        if self.replayed is not None:
+            crop = self.replayed.cut(image, key, view)
+            return np.asarray(crop.resize((self.size, self.size), Image.Resampling.BICUBIC))
+        return center(image, self.size) if self.recipe.view == "center" else self.augment(image, self.size, seed)
 
     def _complaint(self, number: int, error: BadRow) -> dict:
         shard, local = self.sources.images.locate(number)

@@ -19,7 +19,7 @@ MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.j
 
 
 def save(
-    out: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, keep: int, caches: dict[str, str | None]
+    out: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, keep: int, caches: dict[str, list[str]]
 ) -> Path:
     """Write ``out/checkpoints/STEP`` (after ``step`` optimizer steps) and drop all but the ``keep`` newest.
 
@@ -44,7 +44,7 @@ def checkpoints(out: Path) -> list[Path]:
     return sorted(path.parent for path in (out / "checkpoints").glob(f"[0-9]*[0-9]/{STATE}"))
 
 
-def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, str | None]]:
+def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, list[str]]]:
     """Restore model and optimizer; return (steps done, fingerprints of the caches). Raises ModelError if damaged."""
     runs.load_weights(model, folder / MODEL)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,39 +13,47 @@ from dimefm.cache.adopt import adopt_tsv
 from dimefm.cache.manifest import FILE as MANIFEST
 from dimefm.cache.manifest import differences
 from dimefm.data import Columns, Rows, open_rows
-from dimefm.data.align import Aligned, align
-from dimefm.data.sources import expand, shard_names
+from dimefm.data.align import Aligned, align, align_caches
+from dimefm.data.sources import expand, local_root, shard_names
+from dimefm.data.views import RECIPE, ViewPolicy
 from dimefm.errors import CacheError, RecipeError
 from dimefm.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Opened sources of a run. ``aligned`` and the caches are None when a CLIP is trained from pairs."""
+    """Opened sources of a run: cache i of images and cache i of sentences are of teacher i.
+
+    ``image_rows`` are the raw rows with features in all image caches, ``text_rows`` the sentences in all text caches, and
+    ``views`` says what the image caches hold (None: the centre view). When a CLIP is trained from pairs there are no caches
+    and both rows are None.
+    """
 
     images: Rows
-    aligned: Aligned | None
-    image_cache: FeatureCache | None
-    text_cache: FeatureCache | None
+    image_caches: tuple[FeatureCache, ...] = ()
+    text_caches: tuple[FeatureCache, ...] = ()
+    image_rows: Aligned | None = None
+    text_rows: Aligned | None = None
+    views: ViewPolicy | None = None
 
     def __len__(self) -> int:
-        return len(self.images) if self.aligned is None else len(self.aligned)
+        return len(self.images) if self.image_rows is None else len(self.image_rows)
 
     @property
-    def teacher(self) -> EncoderCard | None:
-        """Identity of the teacher whose features these are."""
-        return None if self.image_cache is None else self.image_cache.manifest.encoder
+    def teachers(self) -> tuple[EncoderCard, ...]:
+        """Identities of the teachers whose features these are."""
+        return tuple(cache.manifest.encoder for cache in self.image_caches)
 
-    def locate(self, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return (raw rows, feature rows) of usable row numbers."""
-        return (usable, usable) if self.aligned is None else self.aligned.locate(usable)
+    def locate(self, usable: np.ndarray, view: np.ndarray | int = 0) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Return (raw rows, the rows of ``view`` in each image cache) of usable row numbers."""
+        return (usable, []) if self.image_rows is None else self.image_rows.locate(usable, view)
 
 
 def open_sources(recipe: Recipe, out: Path) -> Sources:
     """Open everything that ``recipe`` names; adopted TSV features go into ``out``.
 
     Raises RecipeError when something is not named, CacheError when features do not belong to the images or to each
-    other, DataError when a source cannot be read.
+    other or lack the recipe's views, DataError when a source cannot be read.
     """
     if recipe.tsv_file_list:
         return _dime_fm_form(recipe, out)
@@ -56,25 +65,43 @@ def open_sources(recipe: Recipe, out: Path) -> Sources:
         text=recipe.text_column,
         key=recipe.key_column,
         separator=recipe.separator,
-        root=Path(recipe.dataroot) if recipe.dataroot else None,
+        root=local_root(recipe.dataroot, recipe.scratch),
     )
-    images = open_rows(recipe.images, kind, dataroot=recipe.dataroot, input_format=recipe.input_format, columns=columns)
+    images = _rows(recipe, recipe.images, kind, recipe.input_format, columns)
     if recipe.text == "student":
         if recipe.image_cache or recipe.text_cache:
             raise RecipeError(
                 "text = 'student' learns from raw pairs and uses no cache; leave --image-cache and --text-cache out"
             )
-        return Sources(images, None, None, None)
-    return _checked(images, _open_cache(recipe, "image"), _open_cache(recipe, "text"))
+        return Sources(images)
+    return _checked(recipe, images, _open_caches(recipe, "image"), _open_caches(recipe, "text"))
 
 
-def _open_cache(recipe: Recipe, kind: str) -> FeatureCache:
-    """Open the cache that the recipe names for ``kind``; the folder around ``images/`` and ``texts/`` gets a hint."""
-    root = getattr(recipe, f"{kind}_cache")
-    if root is None:
+def _rows(
+    recipe: Recipe, sources: Sequence[str], kind: str, input_format: str | None, columns: Columns | None = None
+) -> Rows:
+    """Open raw rows where the recipe says that sources lie."""
+    where = {"dataroot": recipe.dataroot, "scratch": recipe.scratch}
+    return open_rows(sources, kind, input_format=input_format, columns=columns, **where)
+
+
+def _files(recipe: Recipe, features: str) -> list[Path]:
+    """Return the feature files that one entry of DIME-FM's form stands for."""
+    return expand(features, recipe.dataroot, scratch=recipe.scratch)
+
+
+def _open_caches(recipe: Recipe, kind: str) -> list[FeatureCache]:
+    """Open the caches that the recipe names for ``kind``, one for each teacher."""
+    roots = getattr(recipe, f"{kind}_cache")
+    if not roots:
         raise RecipeError(
             f"--{kind}-cache is not given; the student learns from cached teacher features: make them with extract-features"
         )
+    return [_open_cache(root, kind) for root in roots]
+
+
+def _open_cache(root: str, kind: str) -> FeatureCache:
+    """Open one cache; the folder around ``images/`` and ``texts/`` gets a hint."""
     inner = Path(root) / f"{kind}s"
     if not (Path(root) / MANIFEST).exists() and (inner / MANIFEST).exists():
         raise CacheError(f"--{kind}-cache {root}: no {MANIFEST}, so no cache; did you mean {inner}?")
@@ -84,18 +111,18 @@ def _open_cache(recipe: Recipe, kind: str) -> FeatureCache:
 def _dime_fm_form(recipe: Recipe, out: Path) -> Sources:
     """Open DIME-FM's own files: image, image-feature, text and text-feature TSVs or lists, in this order."""
     _refuse_two_forms(recipe)
-    images = open_rows([recipe.tsv_file_list[0]], "image", dataroot=recipe.dataroot, input_format="tsv")
+    images = _rows(recipe, recipe.tsv_file_list[:1], "image", "tsv")
     image_cache = _adopted(images, recipe.tsv_file_list[1], "image", recipe, out)
     text_features = recipe.tsv_file_list[-1]
     if len(recipe.tsv_file_list) == 3:
-        files = expand(text_features, recipe.dataroot)
-        names = shard_names(files, Path(recipe.dataroot) if recipe.dataroot else None)
+        files = _files(recipe, text_features)
+        names = shard_names(files, local_root(recipe.dataroot, recipe.scratch), recipe.scratch)
         text_cache = adopt_tsv(files, names, "text", out / "adopted" / "texts")
     else:
-        texts = open_rows([recipe.tsv_file_list[2]], "text", dataroot=recipe.dataroot, input_format="tsv")
+        texts = _rows(recipe, recipe.tsv_file_list[2:3], "text", "tsv")
         text_cache = _adopted(texts, text_features, "text", recipe, out)
-        _belong(texts, expand(text_features, recipe.dataroot), text_cache)
-    return _checked(images, image_cache, text_cache)
+        _belong(texts, _files(recipe, text_features), text_cache)
+    return _checked(recipe, images, [image_cache], [text_cache])
 
 
 def _refuse_two_forms(recipe: Recipe) -> None:
@@ -114,7 +141,7 @@ def _refuse_two_forms(recipe: Recipe) -> None:
 
 def _adopted(raw: Rows, features: str, kind: str, recipe: Recipe, out: Path) -> FeatureCache:
     """Take up the feature files of ``raw``, one for each raw file, in the same order."""
-    files = expand(features, recipe.dataroot)
+    files = _files(recipe, features)
     if len(files) != len(raw.shards):
         raise CacheError(
             f"{features}: {len(files)} feature files for {len(raw.shards)} {kind} files; each {kind} file needs its own, "
@@ -132,18 +159,73 @@ def _belong(raw: Rows, files: list[Path], cache: FeatureCache) -> None:
             raise CacheError(f"{file} does not hold the features of {shard.path}: {error}") from error
 
 
-def _checked(images: Rows, image_cache: FeatureCache, text_cache: FeatureCache) -> Sources:
-    for cache, kind in ((image_cache, "image"), (text_cache, "text")):
+def _checked(recipe: Recipe, images: Rows, image_caches: list[FeatureCache], text_caches: list[FeatureCache]) -> Sources:
+    if len(image_caches) != len(text_caches):
+        raise RecipeError(
+            f"--image-cache names {len(image_caches)} caches and --text-cache {len(text_caches)}; each teacher needs one of "
+            "each, in the same order"
+        )
+    for cache, kind in (*((cache, "image") for cache in image_caches), *((cache, "text") for cache in text_caches)):
         if cache.manifest.kind != kind:
             raise CacheError(
                 f"{cache.root}: holds {cache.manifest.kind} features, {kind} features are needed; swap the folders"
             )
         if not len(cache):
             raise CacheError(f"{cache.root}: holds no rows; every row was quarantined, see quarantine.jsonl there")
-    different = differences(image_cache.manifest.encoder.identity(), text_cache.manifest.encoder.identity())
-    if different:
-        raise CacheError(
-            f"{image_cache.root} and {text_cache.root} were made by different teachers ({'; '.join(different)}); "
-            "extract one of them again with the other's teacher"
+    for image_cache, text_cache in zip(image_caches, text_caches, strict=True):
+        different = differences(image_cache.manifest.encoder.identity(), text_cache.manifest.encoder.identity())
+        if different:
+            raise CacheError(
+                f"{image_cache.root} and {text_cache.root} were made by different teachers ({'; '.join(different)}); "
+                "extract one of them again with the other's teacher"
+            )
+    views = _views(recipe, image_caches)
+    image_rows, text_rows = align(images, *image_caches), align_caches(*text_caches)
+    for rows, caches in ((image_rows, image_caches), (text_rows, text_caches)):
+        if len(caches) > 1 and not len(rows):
+            names = " and ".join(str(cache.root) for cache in caches)
+            raise CacheError(f"{names} have no good row in common; see quarantine.jsonl in each, and choose other teachers")
+    return Sources(images, tuple(image_caches), tuple(text_caches), image_rows, text_rows, views)
+
+
+def _views(recipe: Recipe, caches: list[FeatureCache]) -> ViewPolicy | None:
+    """Return the views that all image caches hold; raise when they differ, or are not what the recipe shows the student."""
+    first = caches[0]
+    for other in caches[1:]:
+        different = differences({"views": first.manifest.how.get("views")}, {"views": other.manifest.how.get("views")})
+        if different:
+            raise CacheError(
+                f"{first.root} and {other.root} hold different views ({'; '.join(different)}); extract one of them again "
+                "with the other's --views and --view-recipe"
+            )
+    policy = ViewPolicy.of(first.manifest.how)
+    if recipe.view == "center" and policy is not None:
+        raise RecipeError(
+            f"view = 'center', but {first.root} holds {policy.count} random crops of each image and not its centre; say "
+            "--view cached to replay them, or extract the images without --views"
         )
-    return Sources(images, align(images, image_cache), image_cache, text_cache)
+    if recipe.view == "cached":
+        _refuse_other_views(recipe, policy, first)
+    return policy
+
+
+def _refuse_other_views(recipe: Recipe, policy: ViewPolicy | None, cache: FeatureCache) -> None:
+    """Raise RecipeError, naming each field, unless the cache's views are the recipe's."""
+    asked = {name: getattr(recipe, name) for name in RECIPE.values()}
+    if policy is None:
+        crops = ", ".join(f"{name} {value}" for name, value in asked.items())
+        raise RecipeError(
+            f"the recipe asks for random crops ({crops}), but {cache.root} holds the centre view of each image; say --view "
+            "free to show the student crops that the teacher did not see, as DIME-FM does, or --view center to show it the "
+            "centre view; or extract the images with --views"
+        )
+    held = {name: getattr(policy, key) for key, name in RECIPE.items()}
+    different = [
+        f"{name}: {asked[name]} in the recipe, {held[name]} in the cache" for name in held if asked[name] != held[name]
+    ]
+    if different:
+        raise RecipeError(
+            f"{cache.root} does not hold the recipe's views ({'; '.join(different)}); set the recipe to the cache's (--set "
+            "KEY=VALUE), say --view free to show the student crops that the teacher did not see, as DIME-FM does, or "
+            "extract the images with --views and another --view-recipe"
+        )

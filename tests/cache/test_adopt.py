@@ -45,7 +45,7 @@ def test_golden_features_read_back_to_what_the_original_loader_saw(golden, expec
 
 def test_golden_rows_match_their_features_row_by_row(golden):
     _, rows, cache = golden
-    raw, stored = align(rows, cache).locate(np.arange(len(rows)))
+    raw, (stored,) = align(rows, cache).locate(np.arange(len(rows)))
     assert raw.tolist() == stored.tolist() == list(range(len(rows)))
 
 

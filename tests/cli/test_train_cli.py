@@ -11,6 +11,7 @@ from PIL import Image
 
 from dimefm.cli import main
 from dimefm.errors import DimefmError
+from dimefm.models.encoder import load_encoder, weights_sha256
 
 ROOT = Path(__file__).parents[2]
 TEACHER = "ResNet-mini-64/random:0"
@@ -61,7 +62,7 @@ def place(made, tmp_path):
 
 def words(place, *more, images="photos", image_cache="cache/images", text_cache="cache/texts", out="run"):
     """Return a train command that works, with parts replaced (None: left out)."""
-    given = ["train", "--student", place / "tiny.json", "--steps", 2, "--batch-size", 3, "--device", "cpu"]
+    given = ["train", "--student", place / "tiny.json", "--steps", 2, "--batch-size", 3, "--device", "cpu", "--view", "free"]
     for flag, value in (("--images", images), ("--image-cache", image_cache), ("--text-cache", text_cache)):
         given += [] if value is None else [flag, place / value]
     return [*given, "--out", place / out, *more]
@@ -318,6 +319,32 @@ def test_a_misspelt_command_is_bad_usage_with_the_nearest_one():
 def test_debug_shows_where_an_error_came_from(place):
     result = dimefm("--debug", *words(place, image_cache="nowhere"))
     assert isinstance(result.exception, DimefmError)
+
+
+def test_two_teachers_train_one_student_that_speaks_the_firsts_language(place):
+    both = []
+    for kind in ("image", "text"):
+        both += [f"--{kind}-cache", place / f"cache/{kind}s", place / f"other/{kind}s"]
+    result = dimefm(*words(place, *both, image_cache=None, text_cache=None))
+    assert result.exit_code == 0, result.output
+    record = json.loads((place / "run/run.json").read_text())
+    assert [teacher["name"] for teacher in record["teachers"]] == [TEACHER, "ResNet-mini-64/random:1"]
+    encoder = load_encoder(str(place / "run"), "cpu")
+    assert (
+        weights_sha256(encoder.text_model) == record["teacher"]["weights_sha256"] == record["teachers"][0]["weights_sha256"]
+    )
+    line = refusal(*words(place, *both[:3], image_cache=None, out="odd"))
+    assert "--image-cache names 2 caches and --text-cache 1" in line
+
+
+def test_free_views_must_be_said_and_dime_fms_form_says_them(place):
+    command = [word for word in words(place) if word not in ("--view", "free")]
+    assert "say --view free to show the student crops that the teacher did not see" in refusal(*command)
+    (place / "r.toml").write_text('view = "center"\n')
+    lists = ("--tsv-file-list", "a.list", "b.list", "c.list", "d.list")
+    for more, view in (((), "free"), (("--recipe", place / "r.toml"), "center"), (("--view", "cached"), "cached")):
+        result = dimefm("train", *lists, *more, "--out", place / "run")
+        assert f'view = "{view}"' in result.stderr
 
 
 @pytest.mark.parametrize("separator", ["\t", ";"])

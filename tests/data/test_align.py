@@ -1,5 +1,6 @@
 """Raw rows meet their features by identity: name, count and keys; everything else is refused with the row named."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 from dimefm.cache import CacheWriter, EncoderCard, FeatureCache, Manifest
 from dimefm.cache.writer import Bad
 from dimefm.data import open_rows
-from dimefm.data.align import align
+from dimefm.data.align import align, align_caches
 from dimefm.data.rows import Row, Rows, Shard
+from dimefm.data.views import ViewPolicy, row_keys
 from dimefm.errors import CacheError
 
 HEADER = Manifest("image", "hdf5", "float32", 2, True, EncoderCard("t", "00", 2, 100.0), {}, {})
@@ -34,9 +36,12 @@ class Listed(Shard):
         return list(self._keys)
 
 
-def cache(root, shards, bad=None):
-    """Write shards {name: keys}; the vector of a row is (shard number, row number in the source); ``bad`` {name: rows}."""
-    writer = CacheWriter(root, HEADER, [(name, len(keys)) for name, keys in shards.items()])
+def cache(root, shards, bad=None, views=None):
+    """Write shards {name: keys}; the vector of a row is (shard number, row number in the source); ``bad`` {name: rows}.
+    With a view policy, rows are views."""
+    shards = {name: row_keys(keys, views) for name, keys in shards.items()}
+    header = dataclasses.replace(HEADER, how={"views": views and views.how()})
+    writer = CacheWriter(root, header, [(name, len(keys)) for name, keys in shards.items()])
     for number, (name, keys) in enumerate(shards.items()):
         out = sorted((bad or {}).get(name, []))
         kept = [row for row in range(len(keys)) if row not in out]
@@ -52,7 +57,7 @@ def rows(shards):
 
 def located(aligned, features):
     """Return (raw row, shard, row in shard) of every usable row."""
-    raw, stored = aligned.locate(np.arange(len(aligned)))
+    raw, (stored,) = aligned.locate(np.arange(len(aligned)))
     return [(int(r), int(v[0]), int(v[1])) for r, v in zip(raw, features[stored], strict=True)]
 
 
@@ -83,7 +88,7 @@ def test_a_subset_of_shards_in_another_order_finds_its_features(tmp_path):
 def test_locate_takes_rows_in_any_order(tmp_path):
     features = cache(tmp_path, {"a": A, "b": B}, bad={"a": [1]})
     aligned = align(rows({"a": A, "b": B}), features)
-    raw, stored = aligned.locate(np.array([4, 0, 1, 1]))
+    raw, (stored,) = aligned.locate(np.array([4, 0, 1, 1]))
     assert raw.tolist() == [5, 0, 2, 2]
     assert features[stored].tolist() == [[1, 1], [0, 0], [0, 2], [0, 2]]
 
@@ -166,3 +171,62 @@ def test_the_same_keys_over_another_content_are_refused(tmp_path):
     raw.write_text("two\none\n")
     with pytest.raises(CacheError, match=r"sentences\.txt: its content has digest .* the source has changed since"):
         align(open_rows([raw], "text"), FeatureCache(tmp_path / "c"))
+
+
+@settings(max_examples=30)
+@given(
+    data=st.data(),
+    counts=st.lists(st.integers(0, 6), min_size=1, max_size=4),
+    teachers=st.integers(1, 3),
+    views=st.sampled_from([None, 1, 2, 3]),
+)
+def test_any_view_in_any_cache_is_that_of_the_raw_row(tmp_path_factory, data, counts, teachers, views):
+    """Rows that one cache lacks in one view are left out; every other stands in each cache at its own place."""
+    root, policy = tmp_path_factory.mktemp("caches"), None if views is None else ViewPolicy(views)
+    shards, per_image = {f"s{i}": [f"{i}-{j}" for j in range(n)] for i, n in enumerate(counts)}, views or 1
+    caches, gone = [], set()
+    for number in range(teachers):
+        bad = {
+            name: data.draw(st.sets(st.sampled_from(range(len(keys) * per_image)), max_size=3))
+            for name, keys in shards.items()
+            if keys
+        }
+        caches.append(cache(root / str(number), shards, bad, policy))
+        gone |= {f"{name[1:]}-{row // per_image}" for name, rows in bad.items() for row in rows}
+    raw = rows({name: shards[name] for name in data.draw(st.permutations(list(shards)))})
+    aligned = align(raw, *caches)
+    asked = np.array(
+        data.draw(st.lists(st.integers(0, per_image - 1), min_size=len(aligned), max_size=len(aligned))), dtype=int
+    )
+    found, stored = aligned.locate(np.arange(len(aligned)), asked)
+    keys = [raw[row].key for row in found]
+    assert keys == [row.key for row in raw if row.key not in gone]
+    expected = [[int(key.split("-")[0]), int(key.split("-")[1]) * per_image + v] for key, v in zip(keys, asked, strict=True)]
+    for features, places in zip(caches, stored, strict=True):
+        assert features[places].astype(int).tolist() == expected
+
+
+def test_another_number_of_views_is_another_number_of_rows(tmp_path):
+    features = cache(tmp_path, {"a": A}, views=ViewPolicy(2))
+    assert len(align(rows({"a": A}), features)) == 4
+    with pytest.raises(CacheError, match="/raw/a: 3 rows, but the features .* were made from 4.*extract it again"):
+        align(rows({"a": A[:3]}), features)
+    with pytest.raises(CacheError, match="/raw/a, row 2: the raw row has key 'x#0', .* 'a2#0'"):
+        align(rows({"a": ["a0", "a1", "x", "a3"]}), features)
+
+
+def test_caches_of_the_same_sources_are_matched_by_their_names(tmp_path):
+    first = cache(tmp_path / "1", {"a": A, "b": B, "c": C}, bad={"a": [1], "c": [0, 1, 2]})
+    second = cache(tmp_path / "2", {"c": C, "a": A, "b": B}, bad={"a": [0, 1], "b": [1]})
+    aligned = align_caches(first, second)
+    source, (ours, theirs) = aligned.locate(np.arange(len(aligned)))
+    assert source.tolist() == [2, 3, 4]
+    assert first[ours].tolist() == [[0, 2], [0, 3], [1, 0]]
+    assert second[theirs].tolist() == [[1, 2], [1, 3], [2, 0]]
+
+
+def test_one_cache_alone_is_used_row_by_row(tmp_path):
+    features = cache(tmp_path, {"a": A, "c": C}, bad={"a": [1]})
+    aligned = align_caches(features)
+    _, (stored,) = aligned.locate(np.arange(len(aligned)))
+    assert stored.tolist() == list(range(len(features)))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dimefm.data.order import permute, rows_of_step, seed_of
+from dimefm.data.order import epochs_of_step, permute, rows_of_step, seed_of
 
 
 @pytest.mark.parametrize("n", [*range(1, 70), 127, 128, 129, 255, 256, 257, 1000, 4095, 4096, 4097, 65_537])
@@ -43,6 +43,13 @@ def test_every_row_is_dealt_once_an_epoch(n, batch):
     dealt = np.concatenate([rows_of_step(step, batch, n, seed=5, what="images") for step in range(steps)])
     for epoch in range(epochs):
         np.testing.assert_array_equal(np.sort(dealt[epoch * n : (epoch + 1) * n]), np.arange(n))
+
+
+@pytest.mark.parametrize(("n", "batch"), [(10, 3), (10, 10), (10, 25), (1, 4), (64, 48)])
+def test_each_dealt_row_knows_its_epoch(n, batch):
+    steps = -(-n * 4 // batch)
+    epochs = np.concatenate([epochs_of_step(step, batch, n) for step in range(steps)])
+    np.testing.assert_array_equal(epochs, np.arange(steps * batch) // n)
 
 
 def test_epochs_seeds_and_purposes_have_orders_of_their_own():

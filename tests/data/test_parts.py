@@ -107,7 +107,7 @@ def test_extraction_resumes_at_a_part_and_its_rows_are_found_again(tiny_teacher,
         (f"x.txt/0000{i}", n) for i, n in enumerate((3, 3, 1))
     ]
     np.testing.assert_allclose(cache[:], FeatureCache(tmp_path / "whole")[:], atol=1e-4)
-    raw, stored = align(rows, cache).locate(np.arange(7))
+    raw, (stored,) = align(rows, cache).locate(np.arange(7))
     assert raw.tolist() == stored.tolist() == list(range(7))
 
 

@@ -128,7 +128,7 @@ def test_the_run_says_what_it_was_made_of(done):
     manifest = FeatureCache(root / "cache/images").manifest
     assert record["kind"] == "image-tower"
     assert record["teacher"]["weights_sha256"] == manifest.encoder.weights_sha256
-    assert record["image_cache"] == manifest.fingerprint
+    assert record["image_cache"] == [manifest.fingerprint]
     assert record["parameters"] < json.loads((root / "teacher/run.json").read_text())["image_parameters"] / 3
 
 

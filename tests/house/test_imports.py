@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "dimefm"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
-    {"errors", "plugins", "progress", "provenance"},
+    {"errors", "plugins", "progress", "provenance", "remote"},
     {"cache", "losses", "recipe"},
     {"data", "models", "eval"},
     {"training", "stages"},

@@ -250,7 +250,7 @@ def trained(tmp_path_factory, files, teacher):
         writer.write(source, keys, rows)
         writer.seal()
     caches = {"image_cache": str(root / "image"), "text_cache": str(root / "text"), "images": [str(root / "photos")]}
-    recipe = read(None, student="ConvNeXt-mini-64", losses={"dime.vl": {"weight": 1.0}}, **caches, **small)
+    recipe = read(None, student="ConvNeXt-mini-64", losses={"dime.vl": {"weight": 1.0}}, view="free", **caches, **small)
     train(recipe, root / "tower", echo=lambda line: None)
     return root
 

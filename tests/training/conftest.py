@@ -42,8 +42,8 @@ class World:
         self.tiny.write_text(json.dumps(TINY))
         self.noisy.write_text(json.dumps(NOISY))
         self.write_images()
-        self.cache("images", "image", list(zip(self.names, shards, strict=True)))
-        self.cache("texts", "text", [("sentences.txt", TEXTS)])
+        self.images()
+        self.texts()
 
     def write_images(self, broken=()):
         """Write the image shards; rows numbered in ``broken`` keep their key but hold no image."""
@@ -56,22 +56,46 @@ class World:
             (self.root / name).write_text("".join(lines))
             start += rows
 
-    def cache(self, folder, kind, sources, quarantined=(), teacher="a", dim=DIM):
-        """Write a cache whose row n is the unit vector at an angle of (n + 1) / 50."""
-        card = EncoderCard(f"teacher-{teacher}", teacher * 64, dim, 20.0)
-        how = {"decoder": "pil", "views": None} if kind == "image" else {}
+    def cache(self, folder, kind, sources, quarantined=(), teacher="a", dim=DIM, scale=20.0, views=None):
+        """Write a cache whose row n, counted with its views and without holes, is the unit vector at an angle of
+        (n + 1) / 50."""
+        card = EncoderCard(f"teacher-{teacher}", teacher * 64, dim, scale)
+        how = {"decoder": "pil", "views": views and views.how()} if kind == "image" else {}
         header = Manifest(kind, "hdf5", "float32", dim, True, card, how, {})
+        per_image = 1 if views is None else views.count
+        sources = [(name, rows * per_image) for name, rows in sources]
         writer, start = CacheWriter(self.root / folder, header, sources), 0
+
+        def key(n):
+            return f"k{n}" if views is None else f"k{n // per_image}#{n % per_image}"
+
         for name, rows in sources:
             kept = [n for n in range(start, start + rows) if n not in quarantined]
-            bad = [Bad(n - start, f"k{n}", "left out") for n in range(start, start + rows) if n in quarantined]
+            bad = [Bad(n - start, key(n), "left out") for n in range(start, start + rows) if n in quarantined]
             angles = (np.array(kept) + 1) / 50
             vectors = np.zeros((len(kept), dim), dtype=np.float32)
             vectors[:, 0], vectors[:, 1] = np.cos(angles), np.sin(angles)
-            writer.write(name, [f"k{n}" for n in kept], vectors, bad)
+            writer.write(name, [key(n) for n in kept], vectors, bad)
             start += rows
         writer.seal()
         return FeatureCache(self.root / folder)
+
+    def images(self, folder="images", **options):
+        """Write a cache of the images; see :meth:`cache`."""
+        return self.cache(folder, "image", list(zip(self.names, self.shards, strict=True)), **options)
+
+    def texts(self, folder="texts", **options):
+        """Write a cache of the sentences; see :meth:`cache`."""
+        return self.cache(folder, "text", [("sentences.txt", TEXTS)], **options)
+
+    def second_teacher(self, images=(), texts=()):
+        """Write caches of another teacher, of 6 dimensions and another scale, that lacks these rows; return what a recipe
+        of both teachers says."""
+        other = {"teacher": "b", "dim": 6, "scale": 35.0}
+        self.images("images_b", quarantined=images, **other)
+        self.texts("texts_b", quarantined=texts, **other)
+        names = {"image_cache": ("images", "images_b"), "text_cache": ("texts", "texts_b")}
+        return {name: [str(self.root / folder) for folder in folders] for name, folders in names.items()}
 
     def pairs(self, captions):
         """Write a table of images with one caption each; return its path."""
@@ -92,6 +116,7 @@ class World:
             "steps": 6,
             "batch_size": 5,
             "warmup": 0.5,
+            "view": "free",
             "resize": 0,
             "log_every": 1,
             "device": "cpu",
@@ -100,7 +125,7 @@ class World:
 
     def clip_recipe(self, **over):
         """Return a recipe that trains both towers on pairs."""
-        both = {"text": "student", "losses": {"clip.contrastive": {"weight": 1.0}}, "image_cache": None, "text_cache": None}
+        both = {"text": "student", "losses": {"clip.contrastive": {"weight": 1.0}}, "image_cache": (), "text_cache": ()}
         return self.recipe(**{**both, **over})
 
     @staticmethod

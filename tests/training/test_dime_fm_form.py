@@ -21,7 +21,7 @@ def released(golden_tsv, tmp_path):
 
 
 def opened(released, lists=None, **more):
-    recipe = read(None, dataroot=str(released / "data"), tsv_file_list=list(lists or LISTS), **more)
+    recipe = read(None, dataroot=str(released / "data"), tsv_file_list=list(lists or LISTS), **{"view": "free", **more})
     return open_sources(recipe, released / "run")
 
 
@@ -41,8 +41,8 @@ def keys_of(released, name):
 
 def test_four_entries_fit_and_text_shards_have_the_names_of_their_files(released):
     sources = opened(released)
-    assert (len(sources), len(sources.text_cache)) == (7, 9)
-    names = [info.source for info in sources.text_cache.manifest.shards]
+    assert (len(sources), len(sources.text_caches[0])) == (7, 9)
+    names = [info.source for info in sources.text_caches[0].manifest.shards]
     assert names == ["GCC-3M/tsv/text_00.tsv", "GCC-3M/tsv/text_01.tsv"]
 
 
@@ -82,7 +82,7 @@ def test_of_three_entries_text_features_of_one_basename_in_two_folders_are_both_
     for i in (0, 1):
         features(folder / f"{i}/text.tsv", [f"t{i}{n}" for n in range(3 + i)])
     (released / "data/text_feat.list").write_text("".join(f"GCC-3M/vit_l_14_post_proj/{i}/text.tsv\n" for i in (0, 1)))
-    cache = opened(released, [*LISTS[:2], LISTS[3]]).text_cache
+    cache = opened(released, [*LISTS[:2], LISTS[3]]).text_caches[0]
     assert len(cache) == 7
     assert [info.source for info in cache.manifest.shards] == [f"GCC-3M/vit_l_14_post_proj/{i}/text.tsv" for i in (0, 1)]
 

@@ -28,7 +28,7 @@ recipes = st.builds(
     Recipe,
     images=st.lists(TEXT, max_size=3).map(tuple),
     dataroot=st.none() | TEXT,
-    image_cache=st.none() | TEXT,
+    image_cache=st.lists(TEXT, max_size=3).map(tuple),
     student=TEXT,
     losses=st.dictionaries(
         st.sampled_from(["dime.vl", "dime.pvl", "clip.contrastive"]),
@@ -40,7 +40,7 @@ recipes = st.builds(
     lr=POSITIVE,
     grad_clip_norm=st.none() | POSITIVE,
     crop_scale=st.just((0.25, 0.5)),
-    view=st.sampled_from(["free", "center"]),
+    view=st.sampled_from(["cached", "free", "center"]),
 )
 
 
@@ -65,6 +65,7 @@ def test_every_field_survives_writing(tmp_path):
     other = {str: "x", int: 7, float: 0.125}
     fixed = {"text": "student", "captions": "label", "view": "center", "precision": "bf16", "report_to": "tensorboard"}
     fixed |= {"losses": {"dime.vl": {"weight": 1.0}}, "images": ("a", "b"), "tsv_file_list": ("a", "b", "c", "d")}
+    fixed |= {"image_cache": ("a",), "text_cache": ("b", "c")}
     fixed |= {"crop_scale": (0.5, 0.75), "crop_ratio": (0.5, 2.0)}
     for name, field in FIELDS.items():
         if name not in fixed:
@@ -100,7 +101,7 @@ def test_whole_numbers_stand_for_floats(tmp_path):
         ("images = [1, 2]", "'images' is [1, 2]; expected tuple[str"),
         ("student = 5", "'student' is 5; expected str"),
         ("losses = 3", "'losses' is 3; expected dict"),
-        ("view = 'middle'", "'view' is 'middle'; expected one of 'free', 'center'"),
+        ("view = 'middle'", "'view' is 'middle'; expected one of 'cached', 'free', 'center'"),
         ("batch_size = 0", "'batch_size' is 0; expected a positive number"),
         ("lr = -1.0", "'lr' is -1.0; expected a positive number"),
         ("lr = nan", "'lr' is nan; expected a positive number"),

@@ -44,11 +44,12 @@ def runs_of(world):
     return {
         "image tower": world.recipe(student=str(world.noisy), save_every=3),
         "clip from pairs": world.clip_recipe(images=[str(world.pairs(captions))], save_every=3),
+        "two teachers": world.recipe(student=str(world.noisy), save_every=3, **world.second_teacher()),
         "accumulated": world.recipe(student=str(world.noisy), save_every=3, accum_freq=2, log_every=2),
     }
 
 
-@pytest.fixture(params=["image tower", "clip from pairs", "accumulated"])
+@pytest.fixture(params=["image tower", "two teachers", "clip from pairs", "accumulated"])
 def recipe(world, request):
     return runs_of(world)[request.param]
 
@@ -185,8 +186,8 @@ def test_accumulation_deals_the_rows_of_the_large_batch_and_averages_the_gradien
     halves = Run(world.recipe(batch_size=3, steps=3, accum_freq=2), world.root / "halves", False, quiet)
     for step in range(3):
         large, small = whole.batches(step), [halves.batches(2 * step), halves.batches(2 * step + 1)]
-        assert torch.equal(torch.cat([part.teacher_image for part in small]), large.teacher_image)
-        assert torch.equal(torch.cat([part.teacher_text for part in small]), large.teacher_text)
+        assert torch.equal(torch.cat([part.teacher_images[0] for part in small]), large.teacher_images[0])
+        assert torch.equal(torch.cat([part.teacher_texts[0] for part in small]), large.teacher_texts[0])
     expected = gradients(halves, [halves.batches(0), halves.batches(1)])
     record = halves.step(0, iter([halves.batches(0), halves.batches(1)]))
     for name, parameter in halves.student.named_parameters():

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from dimefm import plugins
-from dimefm.cli._options import ManyValues
+from dimefm.cli._options import ManyValues, open_sources, source_options
+
+if TYPE_CHECKING:
+    from dimefm.cache import EncoderCard
 
 PROVENANCE = ("encoder_name", "weights_sha256", "logit_scale", "logit_bias", "tokenizer", "preprocess")
 
@@ -25,9 +29,7 @@ PROVENANCE = ("encoder_name", "weights_sha256", "logit_scale", "logit_bias", "to
 @click.option("--dtype", type=click.Choice(["float16", "float32"]), help="[as SRC; float64 becomes float32]")
 @click.option("--array", metavar="NAME", help="Array of .npz files that holds the vectors.")
 @click.option("--keys", multiple=True, metavar="FILE...", help="One per SRC: a key a line, or a .tsv or .csv.")
-@click.option("--key-column", metavar="NAME", help="Column (or .npz array) of keys.  [first column; image_path]")
 @click.option("--rows-of", multiple=True, metavar="RAW...", help="Images or sentences that the rows belong to.")
-@click.option("--dataroot", type=click.Path(file_okay=False), help="Folder that relative sources are looked up in.")
 @click.option("--normalize", is_flag=True, help="Make every row unit length.")
 @click.option("--teacher", metavar="SPEC", help="Encoder that made the vectors; its identity goes into the manifest.")
 @click.option("--encoder-name", metavar="NAME", help="Its name, when the weights are not at hand.")
@@ -35,47 +37,53 @@ PROVENANCE = ("encoder_name", "weights_sha256", "logit_scale", "logit_bias", "to
 @click.option("--logit-scale", type=click.FloatRange(min=0, min_open=True), help="The factor, not its log.  [100]")
 @click.option("--logit-bias", type=float, help="Of a SigLIP.")
 @click.option("--tokenizer", metavar="NAME", help="Its tokenizer.")
-@click.option("--preprocess", metavar="JSON", help="How images were prepared, like '{\"size\": 224}'.")
-def command(sources, out, kind, format_, dtype, array, keys, key_column, rows_of, dataroot, normalize, teacher, **facts):
+@click.option("--preprocess", metavar="JSON", help="How images were prepared, as an object of facts.")
+@source_options
+def command(sources, out, kind, format_, dtype, array, keys, rows_of, normalize, teacher, **flags):
     """Give feature files that others wrote a manifest, so that they are a cache.
 
     SRC are .npy or .npz arrays [rows, dimensions], DIME-FM's feature TSVs, .list files of these, or output folders of
-    clip-retrieval. To train on them, name what was encoded with --rows-of; without, shards bear the names of the feature
-    files. What is not stated about the encoder is recorded as unknown.
+    clip-retrieval. What is not stated about the encoder is recorded as unknown.
+
+    To train on them, say with --rows-of what was encoded: shards then have its names and keys, and columns and
+    --input-format are its. Without, shards are called like the feature files, and --key-column is of --keys (default: the
+    first column), of clip-retrieval's metadata (image_path) or of the .npz (keys).
 
     \b
     Example:
-      dimefm cache adopt img_emb_*.npy --kind image --rows-of photos/ --encoder-name ViT-L-14/openai --out cache/images
+      dimefm cache adopt img_emb_*.npy --kind image --rows-of photos/ --teacher ViT-L-14/openai --out cache/images
+      dimefm cache verify cache/images --against-teacher 64 --images photos/
     """
     from dimefm.cache.adopt import adopt, header, pieces, pieces_of
     from dimefm.cache.foreign import open_vectors
-    from dimefm.data import open_rows
-    from dimefm.data.sources import shard_names
+    from dimefm.data.sources import local_root, shard_names
 
-    card = _card(teacher, facts)
-    files = _expand(sources, dataroot)
-    vectors = open_vectors(files, kind, array=array, keys=[Path(key) for key in keys], key_column=key_column)
+    card = _card(teacher, flags)
+    files = _expand(sources, flags["dataroot"], flags["scratch"])
+    column = None if rows_of else flags["key_column"]
+    vectors = open_vectors(files, kind, array=array, keys=[Path(key) for key in keys], key_column=column)
     head = header(vectors, kind, card(vectors[0].dim), format_, dtype)
     if rows_of:
-        shards = pieces_of(vectors, open_rows(rows_of, kind, dataroot=dataroot).shards)
+        shards = pieces_of(vectors, open_sources(rows_of, kind, flags).shards)
     else:
-        shards = pieces(vectors, shard_names([v.path for v in vectors], Path(dataroot) if dataroot else None))
+        root = local_root(flags["dataroot"], flags["scratch"])
+        shards = pieces(vectors, shard_names([v.path for v in vectors], root, flags["scratch"]))
     result = adopt(shards, head, out, normalize=normalize, quiet=False)
     click.echo(result.describe())
 
 
-def _expand(sources: Sequence[str], dataroot: str | None) -> list[Path]:
+def _expand(sources: Sequence[str], dataroot: str | None, scratch: str | None) -> list[Path]:
     """Return feature files as absolute paths; a folder stands for itself, a pattern or .list for what it names."""
     from dimefm.data.sources import expand
 
     found: list[Path] = []
     for source in sources:
         folder = next((path for path in (Path(dataroot or "", source), Path(source)) if path.is_dir()), None)
-        found += [folder.absolute()] if folder else expand(source, dataroot)
+        found += [folder.absolute()] if folder else expand(source, dataroot, scratch=scratch)
     return found
 
 
-def _card(teacher: str | None, facts: dict):
+def _card(teacher: str | None, facts: Mapping) -> Callable[[int], EncoderCard]:
     """Return a function from dimension to :class:`EncoderCard`: the teacher's own, or what the flags state."""
     given = {name: facts[name] for name in PROVENANCE if facts[name] is not None}
     if teacher and given:
