@@ -15,7 +15,7 @@ LAYERS = [
     {"data", "models", "eval"},
     {"training", "stages"},
     {"extract", "train"},
-    {"evaluate"},
+    {"evaluate", "estimate", "recheck"},
     {"quickstart"},
     {"cli", "__main__"},
 ]
