@@ -77,7 +77,7 @@ def against_teacher(
 
 
 def _same_encoder(cache: FeatureCache, encoder: Encoder) -> None:
-    """Raise CacheError naming the fields in which the encoder is not the manifest's; those that it leaves open may be any."""
+    """Raise CacheError naming the fields in which the encoder is not the manifest's; what that leaves open may be any."""
     ours, theirs = cache.manifest.encoder.identity(), encoder.card.identity()
     known = {name for name, value in ours.items() if value not in (None, {})}
     if cache.manifest.encoder.weights_sha256 is None:

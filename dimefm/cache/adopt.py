@@ -169,7 +169,7 @@ class Adopted:
     ``already`` says that it was finished before."""
 
     manifest: Manifest
-    out: Path
+    out: str
     lengths: tuple[float, float] | None = None
     already: bool = False
 
@@ -184,7 +184,7 @@ class Adopted:
         measured = f"measured from {self.lengths[0]:.4f} to {self.lengths[1]:.4f}" if self.lengths else "as measured before"
         lines = [
             f"{self.out}: {manifest.rows + bad:,} rows in = {manifest.rows:,} rows out + {bad:,} quarantined"
-            + (f" (listed in {self.out / QUARANTINE})" if bad else ""),
+            + (f" (listed in {self.out}/{QUARANTINE})" if bad else ""),
             f"  {manifest.how['adopted']} files, now {manifest.format} {manifest.dtype}[{manifest.dim}]; "
             f"keys: {manifest.how['keys']}",
             f"  lengths {measured}: {unit}",
@@ -193,7 +193,9 @@ class Adopted:
         return "\n".join(lines)
 
 
-def adopt(shards: Sequence[Piece], head: Manifest, out: Path, *, normalize: bool = False, quiet: bool = True) -> Adopted:
+def adopt(
+    shards: Sequence[Piece], head: Manifest, out: str | Path, *, normalize: bool = False, quiet: bool = True
+) -> Adopted:
     """Write ``shards`` (of :func:`pieces` or :func:`pieces_of`) into the cache folder ``out``; go on with one begun.
 
     ``head`` is of :func:`header`; ``normalized`` is set when every row's length is within 1e-3 of 1, as measured before
@@ -210,10 +212,10 @@ def adopt(shards: Sequence[Piece], head: Manifest, out: Path, *, normalize: bool
         unit = all(abs(length - 1) <= UNIT for length in lengths)
     writer = _writer(shards, dataclasses.replace(head, normalized=begun.normalized if begun else unit), out)
     already = writer.finished is not None
-    return Adopted(_write(shards, writer, normalize, quiet), out, lengths, already)
+    return Adopted(_write(shards, writer, normalize, quiet), str(out), lengths, already)
 
 
-def _writer(shards: Sequence[Piece], head: Manifest, out: Path) -> CacheWriter:
+def _writer(shards: Sequence[Piece], head: Manifest, out: str | Path) -> CacheWriter:
     sources = [(piece.name, len(piece)) for piece in shards]
     return CacheWriter(out, head, sources, {piece.name: piece.digest for piece in shards})
 

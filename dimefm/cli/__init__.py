@@ -27,6 +27,7 @@ KEPT = "interrupted; finished parts are kept, the same command goes on from ther
 AFTER_INTERRUPT = {
     "extract-features": KEPT,
     "eval": KEPT,
+    "cache": KEPT,
     "quickstart": KEPT,
     "train": "interrupted; go on with --resume",
 }

@@ -21,7 +21,7 @@ PROVENANCE = ("encoder_name", "weights_sha256", "logit_scale", "logit_bias", "to
 
 @click.command("adopt", cls=ManyValues)
 @click.argument("sources", nargs=-1, required=True, metavar="SRC...")
-@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of the cache.")
+@click.option("--out", required=True, metavar="DIR", help="Folder or URL of the cache.")
 @click.option("--kind", required=True, type=click.Choice(["image", "text"]), help="What was encoded.")
 @click.option(
     "--format", "format_", default="hdf5", show_default=True, type=click.Choice(plugins.names("caches")), help="To write."

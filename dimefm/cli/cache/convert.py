@@ -18,7 +18,7 @@ def command(root, out, format_, dtype, scratch):
     """Write the cache at ROOT to OUT in another format, losslessly, or dtype; the fingerprint stays.
 
     \b
-    Examples:
+    Example:
       dimefm cache convert cache/images exchange/images --format parquet
       dimefm cache convert cache/images small/images --dtype int8
     """

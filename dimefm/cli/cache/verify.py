@@ -24,7 +24,7 @@ def command(root, sha256, against_teacher, teacher, min_cosine, device, **flags)
     """Check that the cache at ROOT, a folder or URL, is whole; and, if asked, that its teacher still says the same.
 
     \b
-    Examples:
+    Example:
       dimefm cache verify cache/images --sha256
       dimefm cache verify cache/images --against-teacher 64 --images photos/
     """

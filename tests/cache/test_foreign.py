@@ -1,0 +1,452 @@
+"""Feature files of others: what each form holds is taken up exactly, what cannot be told or trusted is refused."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from dimefm.cache import EncoderCard, FeatureCache, Manifest, adopt
+from dimefm.cache.adopt import header, pieces, pieces_of
+from dimefm.cache.files import sampled_sha256, sha256_keys
+from dimefm.cache.foreign import open_vectors
+from dimefm.errors import CacheError
+
+KEYS = [f"photo {i} ü.jpg" for i in range(5)]
+
+
+def vectors(n=5, dim=8, dtype="float32", seed=0):
+    return np.random.default_rng(seed).standard_normal((n, dim)).astype(dtype)
+
+
+def saved(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, rows)
+    return path
+
+
+def take_up(paths, out, kind="image", raw=None, format="hdf5", dtype=None, normalize=False, **how):
+    """Adopt ``paths`` under their own names, or under those of the raw shards."""
+    opened = open_vectors(paths, kind, **how)
+    head = header(opened, kind, EncoderCard("t", None, opened[0].dim, 100.0), format, dtype)
+    shards = pieces(opened, [v.path.name for v in opened]) if raw is None else pieces_of(opened, raw)
+    return adopt.adopt(shards, head, out, normalize=normalize)
+
+
+def stored(out):
+    """Return (keys, rows) of a whole cache, which must also verify."""
+    cache = FeatureCache(out)
+    cache.verify(sha256=True)
+    found = [cache.read(info) for info in cache.manifest.shards]
+    return [key for keys, _ in found for key in keys], np.concatenate([rows for _, rows in found])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", ">f4"])
+@pytest.mark.parametrize("format", ["hdf5", "parquet", "tsv"])
+def test_an_array_is_taken_up_as_it_is(tmp_path, dtype, format):
+    rows = vectors(dtype=dtype)
+    out = tmp_path / "out"
+    result = take_up([saved(tmp_path / "a.npy", rows)], out, format=format)
+    keys, found = stored(out)
+    assert keys == ["0", "1", "2", "3", "4"]
+    expected = "float16" if (dtype, format) in (("float16", "hdf5"), ("float16", "parquet")) else "float32"
+    assert result.manifest.dtype == expected
+    np.testing.assert_array_equal(found, rows.astype(expected))
+    info = result.manifest.shards[0]
+    assert (info.source, info.source_digest) == ("a.npy", sampled_sha256(tmp_path / "a.npy"))
+    assert result.manifest.how["adopted"] == "npy" and result.manifest.how["keys"] == "row numbers"
+
+
+def test_an_array_in_columns_order_and_one_without_rows_are_taken_up(tmp_path):
+    rows = vectors()
+    paths = [saved(tmp_path / "a.npy", np.asfortranarray(rows)), saved(tmp_path / "b.npy", rows[:0])]
+    take_up(paths, tmp_path / "out")
+    np.testing.assert_array_equal(stored(tmp_path / "out")[1], rows)
+
+
+@given(
+    rows=arrays.arrays(
+        np.float32, st.tuples(st.integers(1, 40), st.integers(1, 4)), elements=st.floats(width=32, allow_nan=True)
+    ),
+    normalize=st.booleans(),
+    block=st.integers(1, 9),
+)
+def test_rows_in_are_rows_out_and_rows_quarantined(tmp_path_factory, rows, normalize, block):
+    folder = tmp_path_factory.mktemp("adopt")
+    path = saved(folder / "a.npy", rows)
+    lengths = np.linalg.norm(rows.astype(np.float64), axis=1)
+    usable = np.isfinite(lengths) & (lengths > 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(adopt, "BLOCK", block)
+        if not usable.any():
+            with pytest.raises(CacheError, match=f"none of the {len(rows)} rows can be used"):
+                take_up([path], folder / "out", normalize=normalize)
+            return
+        manifest = take_up([path], folder / "out", normalize=normalize).manifest
+    keys, found = stored(folder / "out")
+    assert keys == [str(i) for i in np.flatnonzero(usable)]
+    assert manifest.shards[0].bad == tuple(np.flatnonzero(~usable))
+    expected = rows[usable] / lengths[usable, None] if normalize else rows[usable]
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-38)
+    assert manifest.normalized == (normalize or bool((np.abs(lengths[usable] - 1) <= 1e-3).all()))
+
+
+def test_unusable_rows_are_listed_with_their_keys_and_reasons(tmp_path):
+    rows = vectors()
+    rows[1, 3], rows[2, 0], rows[4] = np.nan, 1e6, 0
+    (tmp_path / "keys.txt").write_text("\n".join(KEYS), encoding="utf-8")
+    result = take_up([saved(tmp_path / "a.npy", rows)], tmp_path / "out", dtype="float16", keys=[tmp_path / "keys.txt"])
+    listed = [json.loads(line) for line in (tmp_path / "out/quarantine.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(entry["row"], entry["key"]) for entry in listed] == [(i, KEYS[i]) for i in (1, 2, 4)]
+    assert [entry["reason"] for entry in listed] == [
+        "feature is not finite as float16", "feature is not finite as float16", "feature has no length as float16",
+    ]  # fmt: skip
+    assert "5 rows in = 2 rows out + 3 quarantined" in result.describe()
+
+
+@pytest.mark.parametrize(("length", "unit"), [(1.0, True), (1.0009, True), (1.002, False), (0.99, False), (10.0, False)])
+def test_unit_length_is_measured(tmp_path, length, unit):
+    rows = vectors(dtype="float64")
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    rows[3] *= length
+    result = take_up([saved(tmp_path / "a.npy", rows)], tmp_path / "out")
+    assert result.manifest.normalized == unit
+    assert ("not unit length" in result.describe()) != unit
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "column"),
+    [
+        ("k.txt", "{}\n{}\n{}\n{}\n{}", None),
+        ("k.txt", "{}\r\n{}\r\n{}\r\n{}\r\n{}\r\n", None),
+        ("k.tsv", '{}\ta "quote\n{}\tb\n{}\tc\n{}\td\n{}\te\n', None),
+        ("k.csv", '{},"a, b"\n{},b\n{},c\n{},d\n{},e\n', None),
+        ("k.csv", "n,name\n0,{}\n1,{}\n2,{}\n3,{}\n4,{}\n", "name"),
+    ],
+)
+@pytest.mark.parametrize("ending", ["npy", "npz"])
+def test_keys_come_from_a_file(tmp_path, name, text, column, ending):
+    (tmp_path / name).write_bytes(text.format(*KEYS).encode())
+    path = tmp_path / f"a.{ending}"
+    np.save(path, vectors()) if ending == "npy" else np.savez(path, vectors())
+    manifest = take_up([path], tmp_path / "out", keys=[tmp_path / name], key_column=column).manifest
+    assert stored(tmp_path / "out")[0] == KEYS
+    assert manifest.how["keys"] == name + (", column name" if column else "")
+
+
+def test_the_same_key_may_stand_several_times(tmp_path):
+    (tmp_path / "k.txt").write_text("a\na\nb\nb\nb\n")
+    take_up([saved(tmp_path / "a.npy", vectors())], tmp_path / "out", keys=[tmp_path / "k.txt"])
+    assert stored(tmp_path / "out")[0] == list("aabbb")
+
+
+@pytest.mark.parametrize("keys", [np.array(KEYS), np.array([k.encode() for k in KEYS]), np.arange(5), None])
+def test_named_arrays_are_taken_with_their_keys(tmp_path, keys):
+    rows, expected = vectors(dtype="float16"), KEYS if keys is None or keys.dtype.kind in "US" else list("01234")
+    if keys is None:
+        np.savez_compressed(tmp_path / "a.npz", text=rows, image=rows + 1, names=np.array(KEYS))
+        take_up([tmp_path / "a.npz"], tmp_path / "out", array="text", key_column="names")
+    else:
+        np.savez(tmp_path / "a.npz", rows, keys=keys)
+        take_up([tmp_path / "a.npz"], tmp_path / "out")
+    found, out = stored(tmp_path / "out")
+    assert found == expected
+    np.testing.assert_array_equal(out, rows)
+
+
+def clip_retrieval(folder, counts=(3, 2, 4), kinds=("image", "text"), columns=("image_path", "caption"), pad=0):
+    """Write what clip-retrieval's NumpyWriter writes; return all vectors by kind, and all paths."""
+    found = {kind: [] for kind in kinds}
+    paths = []
+    for number, count in enumerate(counts):
+        if not count:
+            continue
+        for seed, kind in enumerate(kinds):
+            rows = vectors(count, dtype="float16", seed=10 * number + seed)
+            begin = {"image": "img_emb", "text": "text_emb"}[kind]
+            found[kind].append(np.load(saved(folder / begin / f"{begin}_{number:0{pad}d}.npy", rows)))
+        here = [f"/data/{number}/{i}.jpg" for i in range(count)]
+        paths += here
+        (folder / "metadata").mkdir(exist_ok=True)
+        table = pa.table({name: here if name == "image_path" else [f"c{i}" for i in range(count)] for name in columns})
+        pq.write_table(table, folder / "metadata" / f"metadata_{number:0{pad}d}.parquet")
+    return {kind: np.concatenate(parts) for kind, parts in found.items()}, paths
+
+
+@pytest.mark.parametrize("kind", ["image", "text"])
+@pytest.mark.parametrize("pad", [0, 2])
+def test_clip_retrievals_folder_is_taken_in_the_order_of_its_numbers(tmp_path, kind, pad):
+    rows, paths = clip_retrieval(tmp_path / "emb", [1, 2, 0, 1, 1, 1, 1, 1, 1, 1, 2, 3], pad=pad)
+    manifest = take_up([tmp_path / "emb"], tmp_path / "out", kind).manifest
+    keys, found = stored(tmp_path / "out")
+    np.testing.assert_array_equal(found, rows[kind])
+    assert keys == paths
+    assert len(manifest.shards) == 11 and manifest.how["adopted"] == "clip-retrieval"
+    assert manifest.how["keys"] == "column image_path of the metadata"
+
+
+@pytest.mark.parametrize(
+    ("columns", "asked", "keys"),
+    [
+        (("image_path", "key"), "key", ["c0", "c1"]),
+        (("caption", "key"), None, ["c0", "c1"]),
+        (("caption",), "caption", ["c0", "c1"]),
+        (("caption",), None, ["0", "1"]),
+    ],
+)
+def test_clip_retrievals_keys_are_a_column(tmp_path, columns, asked, keys):
+    clip_retrieval(tmp_path / "emb", [2], columns=columns)
+    take_up([tmp_path / "emb"], tmp_path / "out", key_column=asked)
+    assert stored(tmp_path / "out")[0] == keys
+
+
+class Raw:
+    """A raw shard of ``keys``, as adoption sees one."""
+
+    def __init__(self, name, keys):
+        self.name, self._keys = name, keys
+
+    def __len__(self):
+        return len(self._keys)
+
+    def keys(self):
+        return self._keys
+
+    def digest(self):
+        return "digest of " + self.name
+
+
+@pytest.mark.parametrize("cuts", [[4, 1], [0, 2, 3], [5], [1, 1, 1, 1, 1]])
+def test_rows_take_the_names_keys_and_digests_of_raw_shards(tmp_path, cuts):
+    rows = vectors()
+    paths = [saved(tmp_path / "a.npy", rows[:3]), saved(tmp_path / "b.npy", rows[3:])]
+    paths = paths if cuts != [4, 1] else [saved(tmp_path / "c.npy", rows)]
+    ends = np.cumsum([0, *cuts])
+    raw = [Raw(f"s{i}.tar", KEYS[a:b]) for i, (a, b) in enumerate(zip(ends, ends[1:], strict=False))]
+    manifest = take_up(paths, tmp_path / "out", raw=raw).manifest
+    keys, found = stored(tmp_path / "out")
+    assert keys == KEYS and manifest.how["keys"] == "raw rows"
+    np.testing.assert_array_equal(found, rows)
+    assert [(s.source, s.source_rows, s.source_digest) for s in manifest.shards] == [
+        (shard.name, len(shard), shard.digest()) for shard in raw
+    ]
+
+
+def test_counts_must_agree_with_the_raw_shards_one_by_one(tmp_path):
+    paths = [saved(tmp_path / "a.npy", vectors(3)), saved(tmp_path / "b.npy", vectors(2))]
+    with pytest.raises(CacheError, match=r"a\.npy: 3 rows, but s0 has 2; expected one feature row for each raw row"):
+        take_up(paths, tmp_path / "out", raw=[Raw("s0", KEYS[:2]), Raw("s1", KEYS[2:])])
+    with pytest.raises(CacheError, match=r"5 rows in 2 feature files, but the 1 raw shards have 4"):
+        take_up(paths, tmp_path / "out", raw=[Raw("s0", KEYS[:4])])
+
+
+def test_keys_of_the_files_must_be_those_of_the_raw_rows(tmp_path):
+    _, paths = clip_retrieval(tmp_path / "emb", [3, 2])
+    short = [path.removeprefix("/data/") for path in paths]
+    assert take_up([tmp_path / "emb"], tmp_path / "out", raw=[Raw("photos", short)]).manifest.rows == 5
+    with pytest.raises(CacheError, match=r"photos, row 0: the raw row has key '1/1\.jpg', its vector in .*/0/0\.jpg'"):
+        take_up([tmp_path / "emb"], tmp_path / "other", raw=[Raw("photos", short[::-1])])
+
+
+def test_a_long_mapped_file_is_cut_into_shards(tmp_path, monkeypatch):
+    monkeypatch.setattr(adopt, "ROWS_PER_SHARD", 2)
+    rows = vectors()
+    path = saved(tmp_path / "a.npy", rows)
+    (tmp_path / "keys.txt").write_text("\n".join(KEYS), encoding="utf-8")
+    shards = take_up([path], tmp_path / "out", keys=[tmp_path / "keys.txt"]).manifest.shards
+    keys, found = stored(tmp_path / "out")
+    assert keys == KEYS
+    np.testing.assert_array_equal(found, rows)
+    assert [s.source for s in shards] == ["a.npy/00000", "a.npy/00001", "a.npy/00002"]
+    whole = sha256_keys([sampled_sha256(path), sampled_sha256(tmp_path / "keys.txt")])
+    assert shards[1].source_digest == sha256_keys([whole, "2-4"])
+
+
+def test_a_finished_adoption_is_left_alone_and_an_interrupted_one_goes_on(tmp_path, digests, monkeypatch):
+    paths = [saved(tmp_path / f"{i}.npy", vectors(seed=i)) for i in range(3)]
+    write, written = adopt.CacheWriter.write, []
+
+    def fail_at_the_third(self, source, *rest):
+        written.append(source)
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        return write(self, source, *rest)
+
+    monkeypatch.setattr(adopt.CacheWriter, "write", fail_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        take_up(paths, tmp_path / "out")
+    with pytest.raises(CacheError, match="unfinished"):
+        FeatureCache(tmp_path / "out")
+    assert not take_up(paths, tmp_path / "out").already
+    assert written == ["0.npy", "1.npy", "2.npy", "2.npy"]
+    before = digests(tmp_path / "out")
+    again = take_up(paths, tmp_path / "out")
+    assert again.already and "finished already, 15 rows; nothing to do" in again.describe()
+    assert digests(tmp_path / "out") == before and len(written) == 4
+
+
+@pytest.mark.parametrize("change", ["vectors", "keys"])
+@pytest.mark.parametrize("raw", [False, True])
+def test_other_files_never_pass_for_a_finished_adoption(tmp_path, change, raw):
+    path, keys = saved(tmp_path / "a.npy", vectors()), tmp_path / "keys.txt"
+    keys.write_text("\n".join(KEYS), encoding="utf-8")
+    more = {"keys": [keys], "raw": [Raw("s", KEYS)] if raw else None}
+    take_up([path], tmp_path / "out", **more)
+    if change == "vectors":
+        saved(path, vectors() + 1)
+    else:
+        keys.write_text("\n".join(reversed(KEYS)), encoding="utf-8")
+    with pytest.raises(CacheError, match="already holds a cache made otherwise .*how.files"):
+        take_up([path], tmp_path / "out", **more)
+
+
+def npz(path, **arrays):
+    np.savez(path, **arrays)
+    return path
+
+
+def cut(path, keep=0.6):
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
+    return path
+
+
+def pickled(path):
+    np.save(path, np.array([{"a": 1}, None], dtype=object), allow_pickle=True)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "how", "message"),
+    [
+        (lambda d: [pickled(d / "a.npy")], {}, r"a\.npy: not a whole \.npy file of numbers"),
+        (lambda d: [npz(d / "a.npz", x=np.array([{}], dtype=object))], {}, r"a\.npz, array x: cannot be read"),
+        (lambda d: [saved(d / "a.npy", np.zeros(4))], {}, r"shape \[4\], expected \[rows, dimensions\]"),
+        (lambda d: [saved(d / "a.npy", np.zeros((2, 3, 4)))], {}, r"shape \[2, 3, 4\], expected \[rows, dimensions\]"),
+        (lambda d: [saved(d / "a.npy", np.zeros((2, 0)))], {}, r"shape \[2, 0\]"),
+        (lambda d: [saved(d / "a.npy", np.ones((2, 3), dtype=int))], {}, "numbers are int64, expected float16"),
+        (lambda d: [saved(d / "a.npy", np.ones((2, 3), dtype=complex))], {}, "numbers are complex128"),
+        (lambda d: [saved(d / "a.npy", np.full((2, 3), np.nan))], {}, "none of the 2 rows can be used as float32"),
+        (lambda d: [saved(d / "a.npy", np.zeros((2, 3)))], {}, "none of the 2 rows can be used"),
+        (lambda d: [saved(d / "a.npy", np.zeros((0, 3)))], {}, "none of the 0 rows can be used"),
+        (lambda d: [cut(saved(d / "a.npy", vectors()))], {}, r"a\.npy: not a whole \.npy file"),
+        (lambda d: [cut(saved(d / "a.npy", vectors()), 0.05)], {}, r"a\.npy: not a whole \.npy file"),
+        (lambda d: [cut(npz(d / "a.npz", x=vectors()))], {}, r"a\.npz: not a whole \.npz file"),
+        (lambda d: [npz(d / "a.npz", x=vectors()).rename(d / "a.npy")], {}, r"a\.npy: not a whole \.npy file"),
+        (lambda d: [saved(d / "a.npy", vectors()).rename(d / "a.npz")], {}, r"a\.npz: not a whole \.npz file"),
+        (lambda d: [npz(d / "a.npz", x=vectors(), y=vectors())], {}, r"2 arrays could be the vectors \(x, y\); .*--array"),
+        (lambda d: [npz(d / "a.npz", keys=np.arange(2))], {}, "there are no vectors"),
+        (lambda d: [npz(d / "a.npz", x=vectors())], {"array": "z"}, "there is no array z; it holds x"),
+        (lambda d: [npz(d / "a.npz", x=vectors())], {"key_column": "ids"}, "there is no array ids; it holds x"),
+        (lambda d: [npz(d / "a.npz", x=vectors(), keys=np.arange(4))], {}, r"5 rows, but .*a\.npz has 4 keys"),
+        (lambda d: [npz(d / "a.npz", x=vectors(), keys=np.arange(5.0))], {}, r"array keys: float64 of shape \[5\]"),
+        (lambda d: [npz(d / "a.npz", x=vectors(), keys=np.array([b"\xff"] * 5))], {}, "a key is not UTF-8"),
+        (lambda d: [saved(d / "a.npy", vectors())], {"array": "x"}, "--array x: npy files hold one array"),
+        (lambda d: [saved(d / "a.npy", vectors())], {"key_column": "x"}, "--key-column x: npy files have no columns"),
+        (lambda d: [saved(d / "a.npy", vectors(2)), saved(d / "b.npy", vectors(2, 6))], {}, "vectors of 6 .*expected 8"),
+        (lambda d: [saved(d / "a.npy", vectors()), npz(d / "b.npz", x=vectors())], {}, r"files of 2 forms \(npy, npz\)"),
+        (lambda d: [d / "none.npy"], {}, "there is no such feature file"),
+        (lambda d: [saved(d / "a.npy", vectors()).rename(d / "a.bin")], {}, r"'\.bin' is of no known form; expected \.npy"),
+        (lambda d: [saved(d / "a/b.npy", vectors()).parent], {}, "holds neither img_emb/ nor text_emb/"),
+        (lambda d: [saved(d / "img_emb/b.npy", vectors()).parent], {}, "name the folder around it"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_trusted_is_refused_in_one_line(tmp_path, make, how, message):
+    with pytest.raises(CacheError, match=message) as refused:
+        take_up(make(tmp_path), tmp_path / "out", **how)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "out/manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "column", "message"),
+    [
+        ("k.txt", b"a\nb\n", None, r"a\.npy: 5 rows, but .*k\.txt has 2 keys; expected one key a row$"),
+        ("k.csv", b"key\na\nb\nc\nd\ne\n", None, "6 keys; .*first line is a header, name a column of it with --key-column"),
+        ("k.csv", b"key\na\nb\nc\nd\ne\n", "name", r"k\.csv: there is no column name; its first line has key"),
+        ("k.txt", b"\xff\xfe\n", None, r"k\.txt: cannot be read as keys"),
+        ("k.tsv", b"a\tb\nc\n", "b", r"k\.tsv: cannot be read as keys"),
+        ("k.txt", b"a\n", "b", r"--key-column b: .*k\.txt have no columns"),
+    ],
+)
+def test_keys_that_do_not_fit_are_refused(tmp_path, name, content, column, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CacheError, match=message):
+        take_up([saved(tmp_path / "a.npy", vectors())], tmp_path / "out", keys=[tmp_path / name], key_column=column)
+
+
+def test_each_feature_file_needs_its_own_key_file(tmp_path):
+    paths = [saved(tmp_path / f"{i}.npy", vectors()) for i in range(2)]
+    with pytest.raises(CacheError, match="--keys: 1 files for 2 feature files"):
+        open_vectors(paths, "image", keys=[tmp_path / "k.txt"])
+    clip_retrieval(tmp_path / "emb")
+    with pytest.raises(CacheError, match="clip-retrieval files have keys of their own"):
+        open_vectors([tmp_path / "emb"], "image", keys=[tmp_path / "k.txt"])
+
+
+def damage_metadata(folder, what):
+    table = folder / "metadata/metadata_1.parquet"
+    if what == "missing":
+        table.unlink()
+    elif what == "cut short":
+        cut(table)
+    elif what == "a key is empty":
+        pq.write_table(pa.table({"image_path": ["a", None]}), table)
+    else:
+        pq.write_table(pa.table({"image_path": ["a"]}), table)
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("missing", r"img_emb_1\.npy: metadata/metadata_1\.parquet is missing, which has its keys"),
+        ("cut short", r"metadata_1\.parquet: not a whole Parquet file"),
+        ("a row too few", r"img_emb_1\.npy: 2 rows, but .*metadata_1\.parquet has 1 keys"),
+        ("a key is empty", r"metadata_1\.parquet, row 1: image_path is empty"),
+    ],
+)
+def test_metadata_that_does_not_fit_is_refused(tmp_path, what, message):
+    clip_retrieval(tmp_path / "emb")
+    damage_metadata(tmp_path / "emb", what)
+    with pytest.raises(CacheError, match=message):
+        take_up([tmp_path / "emb"], tmp_path / "out")
+
+
+def test_a_folder_without_this_kind_is_refused_and_so_are_two_files_of_one_number(tmp_path):
+    clip_retrieval(tmp_path / "emb", kinds=("image",))
+    with pytest.raises(CacheError, match=r"no text_emb_N\.npy in text_emb/; did you mean --kind image\?"):
+        open_vectors([tmp_path / "emb"], "text")
+    with pytest.raises(CacheError, match="there is no column name; it has image_path, caption"):
+        open_vectors([tmp_path / "emb"], "image", key_column="name")
+    saved(tmp_path / "emb/img_emb/img_emb_01.npy", vectors(2))
+    with pytest.raises(CacheError, match="another file has this partition's number too"):
+        open_vectors([tmp_path / "emb"], "image")
+
+
+def test_an_encoder_of_another_dimension_is_refused(tmp_path):
+    opened = open_vectors([saved(tmp_path / "a.npy", vectors())], "image")
+    with pytest.raises(CacheError, match="vectors of 8 numbers, but the encoder ViT makes 512"):
+        header(opened, "image", EncoderCard("ViT", None, 512, 100.0), "hdf5")
+
+
+def test_real_class_vectors_are_not_called_unit_length_and_find_dogs(tmp_path, shared_data):
+    features = shared_data / "features"
+    photos = features / "flickr8k_clip_vitb32"
+    take_up([photos / "image_features.npy"], tmp_path / "images", keys=[photos / "image_keys.txt"])
+    for name in ("lvis1203", "coco80"):
+        names = features / "class_text_clip_vitb32" / f"{name}.txt"
+        take_up([names.with_suffix(".npy")], tmp_path / name, "text", keys=[names])
+        manifest = Manifest.read(tmp_path / name)
+        assert not manifest.normalized and manifest.dtype == "float16"
+    assert Manifest.read(tmp_path / "images").normalized
+    classes, rows = stored(tmp_path / "coco80")
+    dog = rows[classes.index("dog")].astype(np.float32)
+    keys, images = stored(tmp_path / "images")
+    captions = [line.split("\t") for line in (photos / "captions.tsv").read_text(encoding="utf-8").splitlines()]
+    dogs = {name for name, caption in captions if "dog" in caption.lower()}
+    has = np.array([key in dogs for key in keys])
+    scores = images @ (dog / np.linalg.norm(dog))
+    assert (scores[has][:, None] > scores[~has]).mean() == pytest.approx(0.987, abs=5e-4)
