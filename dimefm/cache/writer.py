@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ from dimefm.errors import CacheError
 QUARANTINE = "quarantine.jsonl"
 PARTIAL = ".partial"
 PLAN = f"{PARTIAL}/plan.json"
+BUFFER = 1 << 20  # bytes that small writes gather to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,8 +249,9 @@ class CacheWriter:
         names = {suffix: main.removesuffix(suffixes[-1]) + suffix for suffix in suffixes}
         parts = {suffix: self.store.part(name) for suffix, name in names.items()}
         try:
+            hashed = {suffix: Hashed(part) for suffix, part in parts.items()}
             with contextlib.ExitStack() as stack:
-                files = {suffix: stack.enter_context(Hashed(part)) for suffix, part in parts.items()}
+                files = {s: stack.enter_context(io.BufferedWriter(raw, BUFFER)) for s, raw in hashed.items()}
                 try:
                     offset = self.format.write(files, list(keys), rows)
                 except CacheError as error:
@@ -265,11 +268,11 @@ class CacheWriter:
             source_rows=len(keys) + len(bad),
             rows=len(keys),
             bad=tuple(b.row for b in bad),
-            bytes=files[suffixes[-1]].size,
-            sha256=files[suffixes[-1]].sha256,
+            bytes=hashed[suffixes[-1]].size,
+            sha256=hashed[suffixes[-1]].sha256,
             keys_sha256=sha256_keys(keys),
             source_digest=self._digest(source),
-            companions_sha256=companions_sha256(files[suffix].sha256 for suffix in suffixes[:-1]),
+            companions_sha256=companions_sha256(hashed[suffix].sha256 for suffix in suffixes[:-1]),
             offset=offset,
         )
         lines = [json.dumps({"source": source, **dataclasses.asdict(b)}, ensure_ascii=False) + "\n" for b in bad]
