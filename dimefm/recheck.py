@@ -9,7 +9,7 @@ import numpy as np
 from dimefm.cache import FeatureCache, ShardInfo
 from dimefm.cache.manifest import differences
 from dimefm.data import Rows, Shard
-from dimefm.data.align import _same_name as same_name
+from dimefm.data.align import same_name
 from dimefm.data.views import ViewPolicy
 from dimefm.errors import CacheError
 from dimefm.extract import stage_of

@@ -99,7 +99,7 @@ def _same_sources(first: FeatureCache, other: FeatureCache) -> list[int]:
     if single is not None:
         has, lacks = (other, first) if single in theirs else (first, other)
         raise CacheError(
-            f"{has.root} has a shard of source {single}, {lacks.root} has none; the teachers of one run need features of "
+            f"{has.store} has a shard of source {single}, {lacks.store} has none; the teachers of one run need features of "
             "the same sentences: extract the same sources with both"
         )
     for info in first.manifest.shards:
@@ -116,9 +116,24 @@ def _same_rows(first: FeatureCache, ours: ShardInfo, other: FeatureCache, theirs
         a, b = getattr(ours, name), getattr(theirs, name)
         if a != b:
             raise CacheError(
-                f"{first.root} and {other.root}: shard {ours.source} has {name} {a} in one, {b} in the other; the teachers "
-                "of one run need features of the same sentences: extract them again with both"
+                f"{first.store} and {other.store}: shard {ours.source} has {name} {a} in one, {b} in the other; the "
+                "teachers of one run need features of the same sentences: extract them again with both"
             )
+    if ours.bad != theirs.bad and not (ours.source_digest and theirs.source_digest):
+        here, there = _key_of_row(first, ours), _key_of_row(other, theirs)
+        row = next((row for row in here.keys() & there.keys() if here[row] != there[row]), None)
+        if row is not None:
+            raise CacheError(
+                f"{first.store} and {other.store}: row {row} of shard {ours.source} has key '{here[row]}' in one, "
+                f"'{there[row]}' in the other; extract them again with both teachers"
+            )
+
+
+def _key_of_row(cache: FeatureCache, info: ShardInfo) -> dict[int, str]:
+    """Return source row -> key of the rows that a shard holds."""
+    keys, _ = cache.read(info)
+    bad = set(info.bad)
+    return dict(zip((row for row in range(info.source_rows) if row not in bad), keys, strict=True))
 
 
 def _matches(rows: Rows, cache: FeatureCache) -> list[int]:
@@ -129,7 +144,7 @@ def _matches(rows: Rows, cache: FeatureCache) -> list[int]:
     if twice is not None:
         ours = [str(shard.path) for shard, number in zip(rows.shards, matched, strict=True) if number == twice]
         raise CacheError(
-            f"{ours[0]} and {ours[1]} both match {cache.manifest.shards[twice].source} in {cache.root}; "
+            f"{ours[0]} and {ours[1]} both match {cache.manifest.shards[twice].source} in {cache.store}; "
             "give the --dataroot that the extraction had"
         )
     return matched
@@ -137,17 +152,17 @@ def _matches(rows: Rows, cache: FeatureCache) -> list[int]:
 
 def _match(shard: Shard, cache: FeatureCache, policy: ViewPolicy | None) -> int:
     infos, views = cache.manifest.shards, cache.manifest.views
-    named = [i for i, info in enumerate(infos) if _same_name(shard.name, info.source)]
+    named = [i for i, info in enumerate(infos) if same_name(shard.name, info.source)]
     if not named:
         raise CacheError(
-            f"{shard.path}: the cache {cache.root} has no features for a shard named {shard.name} (it holds "
+            f"{shard.path}: the cache {cache.store} has no features for a shard named {shard.name} (it holds "
             f"{', '.join(info.source for info in infos[:4])}{', ...' if len(infos) > 4 else ''}); "
             "extract this source too, or give the --dataroot that the extraction had"
         )
     counted = [i for i in named if infos[i].source_rows == len(shard) * views]
     if not counted:
         raise CacheError(
-            f"{shard.path}: {len(shard)} rows, but the features in {cache.root} were made from "
+            f"{shard.path}: {len(shard)} rows, but the features in {cache.store} were made from "
             f"{infos[named[0]].source_rows // views}; the source has changed, extract it again"
         )
     keys = row_keys(shard.keys(), policy)
@@ -155,7 +170,7 @@ def _match(shard: Shard, cache: FeatureCache, policy: ViewPolicy | None) -> int:
     exact = [number for number in equal if infos[number].source == shard.name]
     if len(exact or equal) > 1:
         raise CacheError(
-            f"{shard.path}: could be {' or '.join(infos[number].source for number in equal)} in {cache.root}, which have "
+            f"{shard.path}: could be {' or '.join(infos[number].source for number in equal)} in {cache.store}, which have "
             "the same keys; give the --dataroot that the extraction had"
         )
     if equal:
@@ -169,7 +184,7 @@ def _same_content(shard: Shard, cache: FeatureCache, number: int) -> int:
     found = shard.digest() if recorded else ""
     if found != recorded:
         raise CacheError(
-            f"{shard.path}: its content has digest {found[:12]}, the features in {cache.root} were made from "
+            f"{shard.path}: its content has digest {found[:12]}, the features in {cache.store} were made from "
             f"{recorded[:12]}; the source has changed since, extract it again"
         )
     return number
@@ -181,7 +196,8 @@ def _has_keys(info: ShardInfo, keys: list[str]) -> bool:
     return sha256_keys(kept) == info.keys_sha256
 
 
-def _same_name(ours: str, theirs: str) -> bool:
+def same_name(ours: str, theirs: str) -> bool:
+    """Say whether two shard names may be one shard's, seen from two data roots."""
     return ours == theirs or ours.endswith("/" + theirs) or theirs.endswith("/" + ours)
 
 
@@ -193,5 +209,5 @@ def _first_difference(shard: Shard, keys: list[str], cache: FeatureCache, info: 
     theirs = stored[kept.index(row)]
     return (
         f"{shard.path}, row {row // cache.manifest.views}: the raw row has key '{keys[row]}', its feature row in "
-        f"{cache.root} ({info.file}) has '{theirs}'; the two are not the same rows: extract the features again"
+        f"{cache.store} ({info.file}) has '{theirs}'; the two are not the same rows: extract the features again"
     )

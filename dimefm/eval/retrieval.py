@@ -133,8 +133,8 @@ def retrieval(images: FeatureCache, texts: FeatureCache, block: int = BLOCK) -> 
     kept, asked = np.flatnonzero(text_groups >= 0), np.flatnonzero(np.isin(image_groups, text_groups))
     if not len(kept):
         raise DataError(
-            f"{texts.root}: no text has the key of an image ({_first_key(texts)} against {_first_key(images)} in "
-            f"{images.root}); expected equal keys, or KEY#NUMBER for several texts of an image"
+            f"{texts.store}: no text has the key of an image ({_first_key(texts)} against {_first_key(images)} in "
+            f"{images.store}); expected equal keys, or KEY#NUMBER for several texts of an image"
         )
     pictures, sentences = Selection(images, np.arange(len(images))), Selection(texts, kept)
     sentence_groups = text_groups[kept]
@@ -165,16 +165,17 @@ def check_same_encoder(images: FeatureCache, texts: FeatureCache) -> None:
     """Raise CacheError unless these are centre views and sentences, as one encoder has them."""
     for cache, kind in ((images, "image"), (texts, "text")):
         if cache.manifest.kind != kind:
-            raise CacheError(f"{cache.root}: holds {cache.manifest.kind} features, expected {kind} features; swap the two")
-    if images.manifest.views != 1:
+            raise CacheError(f"{cache.store}: holds {cache.manifest.kind} features, expected {kind} features; swap the two")
+    if images.manifest.how.get("views") is not None:
         raise CacheError(
-            f"{images.root}: holds {images.manifest.views} views of each image, expected 1; extract without views"
+            f"{images.store}: holds {images.manifest.views} random crops of each image, expected the centre view; extract "
+            "without --views"
         )
     different = differences(images.manifest.encoder.identity(), texts.manifest.encoder.identity())
     if different:
         raise CacheError(
-            f"{images.root} and {texts.root} were made by different encoders ({'; '.join(different)}); extract one of them "
-            "again with the other's encoder"
+            f"{images.store} and {texts.store} were made by different encoders ({'; '.join(different)}); extract one of "
+            "them again with the other's encoder"
         )
 
 

@@ -107,8 +107,8 @@ def _features(cache: FeatureCache, rows: np.ndarray) -> Tensor:
     if len(wrong):
         info, local = cache.locate(int(rows[wrong[0]]))
         raise CacheError(
-            f"{cache.root / info.file}, row {local}: the vector has length {lengths[wrong[0]]}; the shard was damaged after "
-            "extraction: see dimefm cache verify --sha256, and extract it again"
+            f"{cache.store.where(info.file)}, row {local}: the vector has length {lengths[wrong[0]]}; the shard was damaged "
+            "after extraction: see dimefm cache verify --sha256, and extract it again"
         )
     return torch.from_numpy(found)
 

@@ -97,15 +97,15 @@ def _open_caches(recipe: Recipe, kind: str) -> list[FeatureCache]:
         raise RecipeError(
             f"--{kind}-cache is not given; the student learns from cached teacher features: make them with extract-features"
         )
-    return [_open_cache(root, kind) for root in roots]
+    return [_open_cache(root, kind, recipe.scratch) for root in roots]
 
 
-def _open_cache(root: str, kind: str) -> FeatureCache:
+def _open_cache(root: str, kind: str, scratch: str | None) -> FeatureCache:
     """Open one cache; the folder around ``images/`` and ``texts/`` gets a hint."""
     inner = Path(root) / f"{kind}s"
     if not (Path(root) / MANIFEST).exists() and (inner / MANIFEST).exists():
         raise CacheError(f"--{kind}-cache {root}: no {MANIFEST}, so no cache; did you mean {inner}?")
-    return FeatureCache(root)
+    return FeatureCache(root, scratch)
 
 
 def _dime_fm_form(recipe: Recipe, out: Path) -> Sources:
@@ -168,22 +168,22 @@ def _checked(recipe: Recipe, images: Rows, image_caches: list[FeatureCache], tex
     for cache, kind in (*((cache, "image") for cache in image_caches), *((cache, "text") for cache in text_caches)):
         if cache.manifest.kind != kind:
             raise CacheError(
-                f"{cache.root}: holds {cache.manifest.kind} features, {kind} features are needed; swap the folders"
+                f"{cache.store}: holds {cache.manifest.kind} features, {kind} features are needed; swap the folders"
             )
         if not len(cache):
-            raise CacheError(f"{cache.root}: holds no rows; every row was quarantined, see quarantine.jsonl there")
+            raise CacheError(f"{cache.store}: holds no rows; every row was quarantined, see quarantine.jsonl there")
     for image_cache, text_cache in zip(image_caches, text_caches, strict=True):
         different = differences(image_cache.manifest.encoder.identity(), text_cache.manifest.encoder.identity())
         if different:
             raise CacheError(
-                f"{image_cache.root} and {text_cache.root} were made by different teachers ({'; '.join(different)}); "
+                f"{image_cache.store} and {text_cache.store} were made by different teachers ({'; '.join(different)}); "
                 "extract one of them again with the other's teacher"
             )
     views = _views(recipe, image_caches)
     image_rows, text_rows = align(images, *image_caches), align_caches(*text_caches)
     for rows, caches in ((image_rows, image_caches), (text_rows, text_caches)):
         if len(caches) > 1 and not len(rows):
-            names = " and ".join(str(cache.root) for cache in caches)
+            names = " and ".join(str(cache.store) for cache in caches)
             raise CacheError(f"{names} have no good row in common; see quarantine.jsonl in each, and choose other teachers")
     return Sources(images, tuple(image_caches), tuple(text_caches), image_rows, text_rows, views)
 
@@ -195,13 +195,13 @@ def _views(recipe: Recipe, caches: list[FeatureCache]) -> ViewPolicy | None:
         different = differences({"views": first.manifest.how.get("views")}, {"views": other.manifest.how.get("views")})
         if different:
             raise CacheError(
-                f"{first.root} and {other.root} hold different views ({'; '.join(different)}); extract one of them again "
+                f"{first.store} and {other.store} hold different views ({'; '.join(different)}); extract one of them again "
                 "with the other's --views and --view-recipe"
             )
     policy = ViewPolicy.of(first.manifest.how)
     if recipe.view == "center" and policy is not None:
         raise RecipeError(
-            f"view = 'center', but {first.root} holds {policy.count} random crops of each image and not its centre; say "
+            f"view = 'center', but {first.store} holds {policy.count} random crops of each image and not its centre; say "
             "--view cached to replay them, or extract the images without --views"
         )
     if recipe.view == "cached":
@@ -215,7 +215,7 @@ def _refuse_other_views(recipe: Recipe, policy: ViewPolicy | None, cache: Featur
     if policy is None:
         crops = ", ".join(f"{name} {value}" for name, value in asked.items())
         raise RecipeError(
-            f"the recipe asks for random crops ({crops}), but {cache.root} holds the centre view of each image; say --view "
+            f"the recipe asks for random crops ({crops}), but {cache.store} holds the centre view of each image; say --view "
             "free to show the student crops that the teacher did not see, as DIME-FM does, or --view center to show it the "
             "centre view; or extract the images with --views"
         )
@@ -225,7 +225,7 @@ def _refuse_other_views(recipe: Recipe, policy: ViewPolicy | None, cache: Featur
     ]
     if different:
         raise RecipeError(
-            f"{cache.root} does not hold the recipe's views ({'; '.join(different)}); set the recipe to the cache's (--set "
+            f"{cache.store} does not hold the recipe's views ({'; '.join(different)}); set the recipe to the cache's (--set "
             "KEY=VALUE), say --view free to show the student crops that the teacher did not see, as DIME-FM does, or "
             "extract the images with --views and another --view-recipe"
         )

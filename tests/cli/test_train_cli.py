@@ -181,6 +181,7 @@ def test_sources_that_do_not_fit_are_refused_in_one_line(place, parts, message):
 
 def test_an_unfinished_cache_is_refused(place):
     (place / "cache/images/.partial").mkdir()
+    (place / "cache/images/.partial/plan.json").write_text("{}")
     (place / "cache/images/manifest.json").unlink()
     assert "an unfinished cache; run the same extract-features command again to finish it" in refusal(*words(place))
 

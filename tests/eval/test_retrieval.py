@@ -169,7 +169,7 @@ def test_swapped_caches_views_and_keys_that_never_meet_are_refused(tmp_path, pho
     with pytest.raises(CacheError, match="texts: holds text features, expected image features; swap the two"):
         retrieval(texts, images)
     views = cache(tmp_path / "views", "image", list("aabb"), np.eye(4), views={"count": 2})
-    with pytest.raises(CacheError, match="holds 2 views of each image, expected 1"):
+    with pytest.raises(CacheError, match="holds 2 random crops of each image, expected the centre view"):
         retrieval(views, texts)
     strangers = cache(tmp_path / "strangers", "image", ["p", "q"], np.eye(4)[:2])
     with pytest.raises(DataError, match=r"no text has the key of an image \('a#0' against 'p'"):
