@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import os
 from collections.abc import Iterable
@@ -46,14 +47,16 @@ class Hashed(io.RawIOBase):
     def write(self, data) -> int:
         """Write all of ``data`` (any contiguous buffer) and return its length in bytes."""
         with memoryview(data) as view, view.cast("B") as raw:
-            for start in range(0, len(raw), CHUNK):
-                with raw[start : start + CHUNK] as part:
+            done = 0
+            while done < len(raw):
+                end = done + CHUNK - self.size % CHUNK  # whole pages of the file, so that large ones can map it later
+                with raw[done:end] as part:
                     hashing = self._pool.submit(self._digest.update, part)
                     try:
                         self._write(part)
                     finally:
                         hashing.result()
-            self.size += len(raw)
+                    self.size, done = self.size + len(part), done + len(part)
             return len(raw)
 
     def _write(self, part: memoryview) -> None:
@@ -126,9 +129,10 @@ class KeyDigest:
 
     def add(self, keys: Iterable[str]) -> KeyDigest:
         """Take up further keys."""
-        parts = [b"%d:%b" % (len(raw), raw) for raw in (key.encode("utf-8", "surrogatepass") for key in keys)]
-        self._digest.update(b"".join(parts))
-        self.count += len(parts)
+        keys = iter(keys)
+        while some := [key.encode("utf-8", "surrogatepass") for key in itertools.islice(keys, 4096)]:
+            self._digest.update(b"".join([b"%d:%b" % (len(key), key) for key in some]))
+            self.count += len(some)
         return self
 
     @property

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -126,12 +128,16 @@ class Manifest:
         """Number of rows that each source image has: its augmented views, or 1."""
         return (self.how.get("views") or {"count": 1})["count"]
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Digest of what was computed: encoder, settings, rows; not of where it lies, its format, dtype or libraries."""
-        shards = [(s.source, s.source_rows, list(s.bad), s.keys_sha256, s.source_digest) for s in self.shards]
-        what = [self.kind, self.dim, self.normalized, self.encoder.identity(), self.how, shards]
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+        what = [self.kind, self.dim, self.normalized, self.encoder.identity(), self.how]
+        digest = hashlib.sha256(json.dumps(what, sort_keys=True)[:-1].encode() + b", [")
+        for number, s in enumerate(self.shards):
+            shard = json.dumps((s.source, s.source_rows, s.bad, s.keys_sha256, s.source_digest))
+            digest.update((", " if number else "").encode() + shard.encode())
+        digest.update(b"]]")
+        return digest.hexdigest()
 
     def header(self) -> dict:
         """Return every field but the shards, as plain values."""
@@ -160,7 +166,7 @@ class Manifest:
             remedy = "run the same extract-features command again to finish it" if started else "check the path"
             raise CacheError(f"{store}: no {FILE}, so {'an unfinished' if started else 'no'} cache; {remedy}")
         try:
-            fields = json.loads(text)
+            fields = json.loads(text, object_hook=_shared({}))
             if fields.get("version") != VERSION:
                 raise CacheError(
                     f"{where}: version {fields.get('version')!r}, this dimefm reads version {VERSION}; "
@@ -220,6 +226,17 @@ class Manifest:
             cost = self.effect
             lines.insert(2, f"int8 cost    {describe_effect(cost)}")
         return "\n".join(lines)
+
+
+def _shared(seen: dict[int, int]) -> Callable[[dict], dict]:
+    """Return a hook for JSON that keeps each number of ``bad`` once, however many shards have it."""
+
+    def hook(fields: dict) -> dict:
+        if isinstance(fields.get("bad"), list):
+            fields["bad"] = tuple(seen.setdefault(row, row) if type(row) is int else row for row in fields["bad"])
+        return fields
+
+    return hook
 
 
 def describe_effect(cost: dict) -> str:

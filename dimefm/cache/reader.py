@@ -22,18 +22,53 @@ from dimefm.cache.store import open_store
 from dimefm.errors import CacheError
 
 DAMAGE = (ValueError, OSError, KeyError, RuntimeError, TypeError, MemoryError)  # what h5py, pyarrow and numpy raise
-RESIDENT = 1 << 30  # bytes of mapped pages to keep in memory before they are handed back to the kernel
-TOUCHED = 1 << 16  # bytes that the kernel maps around a row that is read
-MAPS = 8192  # shards mapped at once
+RESIDENT = 1 << 30  # bytes of rows up to which a cache is mapped; of a larger one every row is read by itself
+MAPS, FILES = 8192, 256  # shards that are mapped, or open, at once
+
+
+class Place:
+    """The rows of one shard in a file, mapped (``rows`` [n, dim], ``raw`` their bytes) or read on demand."""
+
+    def __init__(self, path: Path, offset: int, shape: tuple[int, int], dtype: np.dtype, mapped: bool):
+        self.offset, self.width = offset, shape[1] * dtype.itemsize
+        self.rows, self.raw, self._file = np.empty((0, shape[1]), dtype=dtype), memoryview(b""), None
+        file = path.open("rb", buffering=0)
+        size, needed = os.fstat(file.fileno()).st_size, offset + shape[0] * self.width
+        if size < needed:
+            file.close()
+            raise ValueError(f"{size} bytes, its rows end at byte {needed}")
+        if not mapped:
+            self._file = file
+            return
+        with file:
+            if shape[0]:
+                pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self.raw = memoryview(pages)[offset:needed]
+                self.rows = np.frombuffer(self.raw, dtype=dtype).reshape(shape)
+
+    def read(self, start: int, out: np.ndarray) -> None:
+        """Fill ``out`` [n, dim], contiguous, with the rows from ``start`` on; raise CacheError when the file ends there."""
+        if self._file is None:
+            out[:] = self.rows[start : start + len(out)]
+            return
+        done, wanted = 0, memoryview(out).cast("B")
+        while done < len(wanted):
+            count = os.preadv(self._file.fileno(), [wanted[done:]], self.offset + start * self.width + done)
+            if not count:
+                raise CacheError(
+                    f"{self._file.name}: ends before row {start + len(out)}; it was cut short while it was read"
+                )
+            done += count
 
 
 class FeatureCache:
     """The vectors of a sealed cache as one array: ``cache[rows]`` -> [n, dim]; int8 rows are decoded to float32.
 
-    ``root`` is a folder or an fsspec URL. Opening reads the manifest only. A shard is mapped when it is first used: where it
-    lies if the format allows it (HDF5), else from a flat copy that is made once under ``scratch`` (default: ``.flat`` in the
-    cache). Threads may share one; after a fork or unpickling a process maps anew. At most RESIDENT bytes of mapped pages
-    stay in memory. Raises CacheError when the cache is unfinished, or a shard is missing, cut short or damaged.
+    ``root`` is a folder or an fsspec URL. Opening reads the manifest only. A shard is opened when it is first used: where it
+    lies if the format allows it (HDF5), else as a flat copy that is made once under ``scratch`` (default: ``.flat`` in the
+    cache). Rows of up to RESIDENT bytes are memory-mapped; those of a larger cache are read one by one, so that memory does
+    not grow with it. Threads may share one; after a fork or unpickling a process opens anew. Raises CacheError when the
+    cache is unfinished, or a shard is missing, cut short or damaged.
     """
 
     def __init__(self, root: str | Path, scratch: str | Path | None = None):
@@ -44,11 +79,14 @@ class FeatureCache:
         counts = (shard.rows for shard in self.manifest.shards)
         self.starts = np.array(list(itertools.accumulate(counts, initial=0)), dtype=np.int64)
         self.code = Code.of(self.manifest.code) if self.manifest.code else None
+        self._little = np.dtype(self.manifest.dtype).newbyteorder("<")
+        self._width = self.dim * self._little.itemsize
+        self._mapped = len(self) * self._width <= RESIDENT
         self._fresh()
 
     def _fresh(self) -> None:
-        self._maps: dict[int, tuple[mmap.mmap | None, np.ndarray]] = {}
-        self._touched, self._lock, self._process = 0, threading.Lock(), os.getpid()
+        self._places: dict[int, Place] = {}
+        self._lock, self._process = threading.Lock(), os.getpid()
 
     @functools.cached_property
     def format(self) -> ModuleType:
@@ -78,78 +116,65 @@ class FeatureCache:
         wanted = np.atleast_1d(np.asarray(rows))
         if wanted.size and wanted.dtype.kind not in "iu":
             raise TypeError(f"row numbers are whole numbers, not {wanted.dtype}; of a mask take np.flatnonzero(mask)")
-        wanted = wanted.astype(np.int64)
-        found = self._gather(wanted)
+        found = self._gather(wanted.astype(np.int64, copy=False))
         return found[0] if np.ndim(rows) == 0 else found
 
     def _range(self, start: int, stop: int) -> np.ndarray:
-        found = np.empty((stop - start, self.dim), dtype=self.manifest.dtype)
+        found = np.empty((stop - start, self.dim), dtype=self._little)
         first = int(np.searchsorted(self.starts, start, side="right")) - 1
         for shard in range(first, len(self.starts) - 1):
             low, high = (int(edge) for edge in self.starts[shard : shard + 2])
             a, b = max(start, low), min(stop, high)
             if a < b:
-                found[a - start : b - start] = self._map(shard)[a - low : b - low]
-                self._release((b - a) * found.strides[0])
+                self._place(shard).read(a - low, found[a - start : b - start])
             if high >= stop:
                 break
-        return found
+        return found.astype(self.manifest.dtype, copy=False)
 
     def _gather(self, wanted: np.ndarray) -> np.ndarray:
-        found = np.empty((len(wanted), self.dim), dtype=self.manifest.dtype)
         if not len(wanted):
-            return found
+            return np.empty((0, self.dim), dtype=self.manifest.dtype)
         low, high = int(wanted.min()), int(wanted.max())
         if low < 0 or high >= len(self):
             worst = low if low < 0 else high
             raise IndexError(f"{self.store}: row {worst} asked for, the cache has rows 0 to {len(self) - 1}")
-        first, last = (int(shard) for shard in np.searchsorted(self.starts, (low, high), side="right") - 1)
-        if first == last:
-            np.take(self._map(first), wanted - self.starts[first], axis=0, out=found, mode="clip")
+        shards = np.searchsorted(self.starts, wanted, side="right") - 1
+        places = {shard: self._place(shard) for shard in set(shards.tolist())}
+        if len(places) == 1 and self._mapped:
+            found = np.take(places[int(shards[0])].rows, wanted - self.starts[shards[0]], axis=0)
+        elif self._mapped:
+            raw, width = {shard: place.raw for shard, place in places.items()}, self._width
+            local = ((wanted - self.starts[shards]) * width).tolist()
+            picked = [raw[shard][at : at + width] for shard, at in zip(shards.tolist(), local, strict=True)]
+            found = np.frombuffer(bytearray().join(picked), dtype=self._little).reshape(len(wanted), self.dim)
         else:
-            shards = np.searchsorted(self.starts, wanted, side="right") - 1
-            order = np.argsort(shards, kind="stable")
-            edges = np.flatnonzero(np.diff(shards[order], prepend=-1, append=-1))
-            for a, b in itertools.pairwise(edges):
-                here, shard = order[a:b], int(shards[order[a]])
-                found[here] = self._map(shard)[wanted[here] - self.starts[shard]]
-        self._release(len(wanted) * max(TOUCHED, found.strides[0]))
-        return found
+            found = np.empty((len(wanted), self.dim), dtype=self._little)
+            for i in np.argsort(wanted).tolist():
+                shard = int(shards[i])
+                places[shard].read(int(wanted[i] - self.starts[shard]), found[i : i + 1])
+        return found.astype(self.manifest.dtype, copy=False)
 
-    def _release(self, touched: int) -> None:
-        """Count bytes that a read has mapped; past RESIDENT, hand all mapped pages back: they stay in the page cache."""
-        self._touched += touched
-        if self._touched > RESIDENT:
-            self._touched = 0
-            for pages, _ in list(self._maps.values()):
-                if pages is not None and hasattr(pages, "madvise"):
-                    pages.madvise(mmap.MADV_DONTNEED)
-
-    def _map(self, number: int) -> np.ndarray:
-        """Return shard ``number`` as an array [rows, dim] backed by a file."""
+    def _place(self, number: int) -> Place:
+        """Return where the rows of shard ``number`` lie, opened when it is first used."""
         if self._process != os.getpid():
             self._fresh()
-        mapped = self._maps.get(number)
-        if mapped is None:
+        place = self._places.get(number)
+        if place is None:
             with self._lock:
-                mapped = self._maps.get(number) or self._open(number)
-                if len(self._maps) >= MAPS:
-                    self._maps.clear()
-                self._maps[number] = mapped
-        return mapped[1]
+                place = self._places.get(number)
+                if place is None:
+                    if len(self._places) >= (MAPS if self._mapped else FILES):
+                        self._places.clear()
+                    place = self._places[number] = self._open(number)
+        return place
 
-    def _open(self, number: int) -> tuple[mmap.mmap | None, np.ndarray]:
+    def _open(self, number: int) -> Place:
         info = self.manifest.shards[number]
-        shape, dtype = (info.rows, self.dim), np.dtype(self.manifest.dtype).newbyteorder("<")
         path, offset = self.check_size(info), info.offset
-        if not info.rows:
-            return None, np.empty(shape, dtype=dtype)
-        if offset is None:
+        if offset is None and info.rows:
             path, offset = flat_copy(self, info), 0
         try:
-            with path.open("rb") as file:
-                pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            return pages, np.frombuffer(pages, dtype=dtype, count=info.rows * self.dim, offset=offset).reshape(shape)
+            return Place(path, offset or 0, (info.rows, self.dim), self._little, self._mapped)
         except (ValueError, OSError) as error:
             raise CacheError(f"{path}: damaged ({error}); remove it, or extract again") from error
 
@@ -248,7 +273,7 @@ class FeatureCache:
         return [info.file.removesuffix(suffixes[-1]) + suffix for suffix in suffixes[:-1]]
 
     def __getstate__(self):
-        dropped = {"_maps", "_lock", "_touched", "_process", "format"}
+        dropped = {"_places", "_lock", "_process", "format"}
         return {name: value for name, value in self.__dict__.items() if name not in dropped}
 
     def __setstate__(self, state):

@@ -35,16 +35,13 @@ class Spool:
             raise self._failed(error) from error
         self.keys += keys
 
-    def rows(self) -> np.ndarray:
-        """Return all rows so far, [n, dim] in the stored dtype, as a memory map."""
+    def rows(self) -> Spooled:
+        """Return all rows so far, [n, dim] in the stored dtype."""
         try:
             self._file.flush()
         except OSError as error:
             raise self._failed(error) from error
-        shape = (len(self.keys), self.header.dim)
-        if not self.keys:
-            return np.empty(shape, dtype=self.header.dtype)
-        return np.memmap(self.path, dtype=self.header.dtype, mode="r", shape=shape)
+        return Spooled(self.path, (len(self.keys), self.header.dim), np.dtype(self.header.dtype))
 
     def _failed(self, error: OSError) -> CacheError:
         return CacheError(
@@ -59,6 +56,23 @@ class Spool:
         with contextlib.suppress(OSError):
             self._file.close()
         self.path.unlink(missing_ok=True)
+
+
+class Spooled:
+    """Rows [n, dim] in a file that were checked when they were written there; slices of them are read, nothing is mapped."""
+
+    def __init__(self, path: Path, shape: tuple[int, int], dtype: np.dtype):
+        self.path, self.shape, self.dtype = path, shape, dtype
+        self.nbytes = shape[0] * shape[1] * dtype.itemsize
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: int | slice) -> np.ndarray:
+        start, stop, _ = rows.indices(len(self)) if isinstance(rows, slice) else (rows, rows + 1, 1)
+        place, dim = start * self.shape[1] * self.dtype.itemsize, self.shape[1]
+        found = np.fromfile(self.path, self.dtype, max(0, stop - start) * dim, offset=place).reshape(-1, dim)
+        return found if isinstance(rows, slice) else found[0]
 
 
 def stored(rows: np.ndarray, header: Manifest, source: str, first: int = 0) -> np.ndarray:

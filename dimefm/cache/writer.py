@@ -21,7 +21,7 @@ import numpy as np
 from dimefm import plugins
 from dimefm.cache.files import Hashed, companions_sha256, sha256_keys, to_json
 from dimefm.cache.manifest import FILE, Manifest, ShardInfo, differences
-from dimefm.cache.spool import Spool, stored
+from dimefm.cache.spool import Spool, Spooled, stored
 from dimefm.cache.store import open_store
 from dimefm.errors import CacheError
 
@@ -214,7 +214,7 @@ class CacheWriter:
         """Return where the rows of a shard gather on disk until it is written."""
         return Spool(self.store.part(self._record(source, ".rows")), self.header, source)
 
-    def write(self, source: str, keys: Sequence[str], rows: np.ndarray, bad: Sequence[Bad] = ()) -> ShardInfo:
+    def write(self, source: str, keys: Sequence[str], rows: np.ndarray | Spooled, bad: Sequence[Bad] = ()) -> ShardInfo:
         """Write one whole shard; once this returns it survives a crash.
 
         ``rows`` is [len(keys), dim], finite, in source order, in the stored dtype or a float to be stored so; it may be a
@@ -224,7 +224,7 @@ class CacheWriter:
         self._whole(source, len(keys), [b.row for b in bad])
         if rows.shape != (len(keys), self.header.dim):
             raise CacheError(f"{source}: rows are {rows.shape}, expected {(len(keys), self.header.dim)}")
-        rows = stored(rows, self.header, source)
+        rows = rows if isinstance(rows, Spooled) else stored(rows, self.header, source)
         try:
             info = self._write(source, keys, rows, bad)
         except OSError as error:
@@ -243,7 +243,7 @@ class CacheWriter:
         if stored + len(bad) != planned or len(set(bad)) < len(bad) or (bad and not 0 <= bad[0] <= bad[-1] < planned):
             raise CacheError(f"{source}: {planned} rows in, but {stored} out and rows {bad[:8]} bad; they must add up")
 
-    def _write(self, source: str, keys: Sequence[str], rows: np.ndarray, bad: list[Bad]) -> ShardInfo:
+    def _write(self, source: str, keys: Sequence[str], rows: np.ndarray | Spooled, bad: list[Bad]) -> ShardInfo:
         main = self._files[source]
         suffixes = self.format.SUFFIXES
         names = {suffix: main.removesuffix(suffixes[-1]) + suffix for suffix in suffixes}

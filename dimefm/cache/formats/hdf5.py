@@ -20,7 +20,7 @@ from dimefm.errors import CacheError
 SUFFIXES = (".h5",)
 DEFAULT_DTYPE = "float16"
 LONGEST_KEY = 65_535  # bytes
-CHUNK_KEYS = 4096
+CHUNK_KEYS, CHUNK_BYTES = 4096, 1 << 20  # of a chunk of keys, at most
 
 
 def write(files: dict[str, BinaryIO], keys: list[str], rows: np.ndarray) -> int | None:
@@ -30,11 +30,12 @@ def write(files: dict[str, BinaryIO], keys: list[str], rows: np.ndarray) -> int 
     with h5py.File(layout, "w", alignment_threshold=4096, alignment_interval=64) as file:
         stored = _empty(file, rows.shape, little)
         offset = stored.id.get_offset()
-        raw = _raw(keys)
-        chunks = (min(len(keys), CHUNK_KEYS),) if keys else None
-        packed = {"chunks": chunks, "compression": "gzip", "compression_opts": 4, "shuffle": True} if keys else {}
-        text = h5py.string_dtype("utf-8", max(1, raw.dtype.itemsize))
-        file.create_dataset("key", data=raw.astype(text), dtype=text, **packed)
+        width = _longest(keys)
+        chunk, text = max(1, min(len(keys), _keys_at_once(width))), h5py.string_dtype("utf-8", width)
+        packed = {"chunks": (chunk,), "compression": "gzip", "compression_opts": 4, "shuffle": True} if keys else {}
+        column = file.create_dataset("key", (len(keys),), dtype=text, **packed)
+        for start in range(0, len(keys), chunk):
+            column[start : start + chunk] = np.array([key.encode("utf-8") for key in keys[start : start + chunk]], text)
     out = files[".h5"]
     head, tail = layout.split(offset, rows.nbytes)
     out.write(head)
@@ -55,13 +56,20 @@ def _empty(file: h5py.File, shape: tuple[int, ...], dtype: np.dtype) -> h5py.Dat
     return h5py.Dataset(made)
 
 
-def _raw(keys: list[str]) -> np.ndarray:
-    """Return the keys as fixed-length bytes."""
-    encoded = [key.encode("utf-8") for key in keys]
-    for number, raw in enumerate(encoded):
-        if b"\0" in raw or len(raw) > LONGEST_KEY:
-            raise CacheError(f"row {number}: the key {keys[number][:64]!r} cannot stand in HDF5; use --format parquet")
-    return np.array(encoded, dtype=f"S{max(map(len, encoded), default=1) or 1}")
+def _keys_at_once(width: int) -> int:
+    """Return how many keys padded to ``width`` bytes stand in a chunk, so that one long key does not cost memory."""
+    return max(1, min(CHUNK_KEYS, CHUNK_BYTES // width))
+
+
+def _longest(keys: list[str]) -> int:
+    """Return the bytes of the longest key, at least 1; raise CacheError for a key that HDF5 cannot hold."""
+    longest = 1
+    for number, key in enumerate(keys):
+        size = len(key.encode("utf-8"))
+        if "\0" in key or size > LONGEST_KEY:
+            raise CacheError(f"row {number}: the key {key[:64]!r} cannot stand in HDF5; use --format parquet")
+        longest = max(longest, size)
+    return longest
 
 
 class _Layout(io.RawIOBase):
@@ -121,11 +129,13 @@ def blocks(path: Path, shape: tuple[int, int], dtype: str) -> Iterator[tuple[lis
             raise ValueError(f"dataset 'row' is {rows.dtype}{list(rows.shape)}, expected contiguous {dtype}{list(shape)}")
         if keys.shape != shape[:1] or keys.dtype.kind != "S" or keys.dtype.itemsize > LONGEST_KEY:
             raise ValueError(f"dataset 'key' is {keys.dtype}{list(keys.shape)}, expected {shape[0]} UTF-8 strings")
-        if keys.chunks is not None and keys.chunks[0] > max(CHUNK_KEYS, shape[0]):
-            raise ValueError(f"dataset 'key' has chunks of {keys.chunks[0]} keys, expected at most {CHUNK_KEYS}")
+        at_once = _keys_at_once(keys.dtype.itemsize)
+        if keys.chunks is not None and keys.chunks[0] > at_once:
+            raise ValueError(f"dataset 'key' has chunks of {keys.chunks[0]} keys, expected at most {at_once}")
         for start in range(0, shape[0], BLOCK):
-            raw = keys[start : start + BLOCK]
-            yield [key.decode("utf-8") for key in raw], rows[start : start + BLOCK]
+            end = min(start + BLOCK, shape[0])
+            parts = (keys[first : min(first + at_once, end)] for first in range(start, end, at_once))
+            yield [key.decode("utf-8") for part in parts for key in part], rows[start:end]
 
 
 def _dataset(file: h5py.File, name: str) -> h5py.Dataset:

@@ -26,13 +26,15 @@ LONGEST_KEY = 65_535  # bytes
 def write(files: dict[str, BinaryIO], keys: list[str], rows: np.ndarray) -> int | None:
     """Write one shard; raise CacheError for a key with a tab or newline."""
     offset = 0
-    for number, key in enumerate(keys):
-        raw = key.encode("utf-8")
-        if b"\t" in raw or b"\n" in raw or len(raw) > LONGEST_KEY:
-            raise CacheError(f"row {number}: the key {key[:64]!r} cannot stand in a TSV; use --format hdf5 or parquet")
-        row = np.ascontiguousarray(rows[number], dtype=rows.dtype.newbyteorder("<"))
-        files[".lineidx"].write(b"%d\n" % offset)
-        offset += files[".tsv"].write(raw + b"\t" + base64.b64encode(row.data) + b"\n")
+    little = rows.dtype.newbyteorder("<")
+    for start in range(0, len(keys), BLOCK):
+        part = np.ascontiguousarray(rows[start : start + BLOCK], dtype=little)
+        for number, (key, row) in enumerate(zip(keys[start : start + BLOCK], part, strict=True), start):
+            raw = key.encode("utf-8")
+            if b"\t" in raw or b"\n" in raw or len(raw) > LONGEST_KEY:
+                raise CacheError(f"row {number}: the key {key[:64]!r} cannot stand in a TSV; use --format hdf5 or parquet")
+            files[".lineidx"].write(b"%d\n" % offset)
+            offset += files[".tsv"].write(raw + b"\t" + base64.b64encode(row.data) + b"\n")
     return None
 
 
