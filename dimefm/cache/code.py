@@ -41,15 +41,19 @@ class Code:
         """Return plain values for a manifest; short decimals that read back as the same float32."""
         return {"scale": [float(str(x)) for x in self.scale], "offset": [float(str(x)) for x in self.offset]}
 
-    def encode(self, rows: np.ndarray) -> np.ndarray:
-        """Return int8 codes of ``rows`` [n, D]; raise CacheError naming row and dimension when one does not fit."""
+    def encode(self, rows: np.ndarray, first: int = 0) -> np.ndarray:
+        """Return int8 codes of ``rows`` [n, D]; raise CacheError naming row and dimension when one does not fit.
+
+        ``first`` is the number of the first row, for messages.
+        """
         codes = np.rint((rows.astype(np.float32) - self.offset) / self.scale)
         if codes.size and not np.abs(codes).max() <= TOP:
             row, d = (int(i) for i in np.argwhere(~(np.abs(codes) <= TOP))[0])
             low, high = (float(self.offset[d] + side * TOP * self.scale[d]) for side in (-1, 1))
             raise CacheError(
-                f"row {row}, dimension {d}: {float(rows[row, d]):.5g} lies outside the int8 code's {low:.5g} to {high:.5g}, "
-                "which was fitted on a sample; extract as float16, then dimefm cache convert --dtype int8 fits every row"
+                f"row {first + row}, dimension {d}: {float(rows[row, d]):.5g} lies outside the int8 code's {low:.5g} to "
+                f"{high:.5g}, which was fitted on a sample; extract as float16, then dimefm cache convert --dtype int8 fits "
+                "every row"
             )
         return codes.astype(np.int8)
 

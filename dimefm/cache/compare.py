@@ -40,6 +40,8 @@ class Comparison:
 
 def compare(a: FeatureCache, b: FeatureCache, rows: int = ROWS) -> Comparison:
     """Compare two caches; ``rows`` evenly spaced common rows (same source shard and source row) have vectors compared."""
+    for cache in (a, b):
+        cache.verify()
     fields = differences(_fields(a.manifest), _fields(b.manifest))
     ours, theirs = ({shard.source: i for i, shard in enumerate(cache.manifest.shards)} for cache in (a, b))
     shards = _only(ours, theirs, "first") + _only(theirs, ours, "second")

@@ -6,7 +6,10 @@ carries the digest of the shard, so the copy of another shard is never taken for
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import os
+import socket
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,10 +57,12 @@ def _seal(path: Path) -> Path:
 
 
 def _make(cache: FeatureCache, info: ShardInfo, path: Path) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.part")  # others may make it at once
+    here = f"{path.name}.{socket.gethostname()}."
+    part = path.with_name(f"{here}{os.getpid()}.{threading.get_ident()}.part")  # others may make it at once
     little = np.dtype(cache.manifest.dtype).newbyteorder("<")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_dead(path, here)
         with Hashed(part) as file:
             for _, rows in cache.blocks(info):
                 file.write(np.ascontiguousarray(rows, dtype=little))
@@ -71,3 +76,14 @@ def _make(cache: FeatureCache, info: ShardInfo, path: Path) -> None:
         ) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def _remove_dead(path: Path, here: str) -> None:
+    """Remove unfinished copies of processes of this machine that are no more."""
+    for part in path.parent.glob(f"{glob.escape(here)}*.part"):
+        with contextlib.suppress(ValueError, OSError):
+            pid = int(part.name.removeprefix(here).split(".")[0])
+            try:
+                os.kill(pid, 0)
+            except ProcessLookupError:
+                part.unlink(missing_ok=True)

@@ -18,9 +18,12 @@ from dimefm.errors import CacheError
 
 VERSION = 1
 FILE = "manifest.json"
+SEAL = '  "seal": '  # of the last line: SHA-256 of the text before it
 KINDS = ("image", "text")
 DTYPES = ("float16", "float32", "int8")
 LARGEST_DIM = 1_048_576
+EFFECT = ("rows", "min_cosine", "mean_cosine", "kl", "logit_scale")
+MOST = 4096  # times that rows may be larger than the compressed file that holds them
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,10 @@ class ShardInfo:
         wrong = next((name for name, value in counts.items() if type(value) is not int or value < 0), None)
         if wrong:
             raise ValueError(f"shard {info.file!r}: {wrong} is {counts[wrong]!r}, expected a whole number of at least 0")
+        texts = ("sha256", "keys_sha256", "source_digest", "companions_sha256")
+        wrong = next((name for name in texts if not isinstance(getattr(info, name), str)), None)
+        if wrong:
+            raise ValueError(f"shard {info.file!r}: {wrong} is {getattr(info, wrong)!r}, expected a text")
         if not isinstance(info.file, str) or not safe(info.file) or not isinstance(info.source, str):
             raise ValueError(f"shard file {info.file!r} of source {info.source!r} leads outside the cache")
         places = [-1, *info.bad, info.source_rows]
@@ -146,11 +153,12 @@ class Manifest:
         return fields
 
     def to_json(self) -> str:
-        """Return the text of ``manifest.json``: one field a line, one shard a line."""
+        """Return the text of ``manifest.json``: one field a line, one shard a line, at the end the digest of all that."""
         fields = {**self.header(), "fingerprint": self.fingerprint}
         lines = [f"  {json.dumps(name)}: {json.dumps(value, ensure_ascii=False)},\n" for name, value in fields.items()]
         shards = [f"    {json.dumps(dataclasses.asdict(shard), ensure_ascii=False)}" for shard in self.shards]
-        return "{\n" + "".join(lines) + '  "shards": [\n' + ",\n".join(shards) + "\n  ]\n}\n"
+        text = "{\n" + "".join(lines) + '  "shards": [\n' + ",\n".join(shards) + "\n  ],\n"
+        return f'{text}{SEAL}"{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n'
 
     @staticmethod
     def read(root: str | Path | Store) -> Manifest:
@@ -172,12 +180,16 @@ class Manifest:
                     f"{where}: version {fields.get('version')!r}, this dimefm reads version {VERSION}; "
                     "install a newer dimefm, or extract again"
                 )
-            stated = fields.pop("fingerprint")
+            stated, seal = fields.pop("fingerprint"), fields.pop("seal")
             manifest = Manifest.of(fields)
+        except CacheError as error:
+            raise error if str(error).startswith(where) else CacheError(f"{where}: {error}") from error
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CacheError(f"{where}: damaged ({error}); restore it or extract again") from error
-        if manifest.fingerprint != stated:
-            raise CacheError(f"{where}: fingerprint {stated[:12]!r} does not fit its fields; it was edited, extract again")
+        if hashlib.sha256(text.rpartition(SEAL)[0].encode()).hexdigest() != seal or manifest.fingerprint != stated:
+            raise CacheError(
+                f"{where}: its seal or its fingerprint does not fit it; it was edited, restore it or extract again"
+            )
         return manifest
 
     @staticmethod
@@ -193,6 +205,7 @@ class Manifest:
             raise ValueError(f"dim is {manifest.dim!r}, expected a whole number from 1 to {LARGEST_DIM:,}")
         if not isinstance(manifest.how, dict) or type(manifest.views) is not int or manifest.views < 1:
             raise ValueError("how must be a table, and its views.count a whole number of at least 1")
+        manifest._check_types()
         twice = [file for file, count in Counter(shard.file for shard in shards).items() if count > 1]
         if twice:
             raise ValueError(f"two shards are in one file, {twice[0]!r}")
@@ -201,6 +214,27 @@ class Manifest:
         if manifest.code is not None and len(Code.of(manifest.code).scale) != manifest.dim:
             raise ValueError(f"code: expected {manifest.dim} scales and offsets")
         return manifest
+
+    def _check_types(self) -> None:
+        """Raise ValueError naming a field whose value is of the wrong kind, or rows that no file of that size can hold."""
+        card, number = self.encoder, (int, float)
+        for name, value, kind in (
+            ("format", self.format, str),
+            ("libraries", self.libraries, dict),
+            ("encoder.name", card.name, str),
+            ("encoder.weights_sha256", card.weights_sha256, str | None),
+            ("encoder.logit_scale", card.logit_scale, number),
+            *((f"effect.{name}", (self.effect or {}).get(name), number) for name in EFFECT if self.effect is not None),
+        ):
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise ValueError(f"{name} is {value!r}")
+        width = self.dim * self.itemsize
+        for shard in self.shards:
+            most = (shard.bytes - shard.offset) // width if shard.offset is not None else shard.bytes * MOST // width
+            if shard.rows > most or shard.source_rows >= 1 << 62:
+                raise ValueError(f"shard {shard.file!r}: {shard.rows} rows of {width} bytes in {shard.bytes} bytes")
+        if self.rows >= 1 << 62:
+            raise ValueError(f"{self.rows} rows")
 
     @property
     def itemsize(self) -> int:

@@ -18,11 +18,15 @@ def quarantined(store: Store, manifest: Manifest) -> Iterator[tuple[str, Bad]]:
     says so. Raises CacheError when a line of it cannot be read.
     """
     listed: dict[tuple[str, int], Bad] = {}
-    for number, line in enumerate((store.read(QUARANTINE) or "").splitlines(), 1):
+    try:
+        lines = (store.read(QUARANTINE) or "").splitlines()
+    except UnicodeDecodeError as error:
+        raise CacheError(f"{store.where(QUARANTINE)}: cannot be read ({error}); restore the file") from error
+    for number, line in enumerate(lines, 1):
         try:
             fields = json.loads(line)
             listed[fields["source"], fields["row"]] = Bad(fields["row"], str(fields["key"]), str(fields["reason"]))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise CacheError(
                 f"{store.where(QUARANTINE)}, line {number}: cannot be read ({error}); restore the file"
             ) from error

@@ -7,6 +7,7 @@ import itertools
 import mmap
 import os
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -30,34 +31,31 @@ class Place:
     """The rows of one shard in a file, mapped (``rows`` [n, dim], ``raw`` their bytes) or read on demand."""
 
     def __init__(self, path: Path, offset: int, shape: tuple[int, int], dtype: np.dtype, mapped: bool):
-        self.offset, self.width = offset, shape[1] * dtype.itemsize
-        self.rows, self.raw, self._file = np.empty((0, shape[1]), dtype=dtype), memoryview(b""), None
-        file = path.open("rb", buffering=0)
-        size, needed = os.fstat(file.fileno()).st_size, offset + shape[0] * self.width
+        self.path, self.offset, self.width = path, offset, shape[1] * dtype.itemsize
+        self.rows, self.raw, self._file = np.empty((0, shape[1]), dtype=dtype), memoryview(b""), -1
+        file = os.open(path, os.O_RDONLY)
+        closing = weakref.finalize(self, os.close, file)
+        size, needed = os.fstat(file).st_size, offset + shape[0] * self.width
         if size < needed:
-            file.close()
             raise ValueError(f"{size} bytes, its rows end at byte {needed}")
         if not mapped:
             self._file = file
             return
-        with file:
-            if shape[0]:
-                pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-                self.raw = memoryview(pages)[offset:needed]
-                self.rows = np.frombuffer(self.raw, dtype=dtype).reshape(shape)
+        if shape[0]:
+            self.raw = memoryview(mmap.mmap(file, 0, access=mmap.ACCESS_READ))[offset:needed]
+            self.rows = np.frombuffer(self.raw, dtype=dtype).reshape(shape)
+        closing()
 
     def read(self, start: int, out: np.ndarray) -> None:
         """Fill ``out`` [n, dim], contiguous, with the rows from ``start`` on; raise CacheError when the file ends there."""
-        if self._file is None:
+        if self._file < 0:
             out[:] = self.rows[start : start + len(out)]
             return
         done, wanted = 0, memoryview(out).cast("B")
         while done < len(wanted):
-            count = os.preadv(self._file.fileno(), [wanted[done:]], self.offset + start * self.width + done)
+            count = os.preadv(self._file, [wanted[done:]], self.offset + start * self.width + done)
             if not count:
-                raise CacheError(
-                    f"{self._file.name}: ends before row {start + len(out)}; it was cut short while it was read"
-                )
+                raise CacheError(f"{self.path}: ends before row {start + len(out)}; it was cut short while it was read")
             done += count
 
 
@@ -120,15 +118,19 @@ class FeatureCache:
         return found[0] if np.ndim(rows) == 0 else found
 
     def _range(self, start: int, stop: int) -> np.ndarray:
-        found = np.empty((stop - start, self.dim), dtype=self._little)
-        first = int(np.searchsorted(self.starts, start, side="right")) - 1
-        for shard in range(first, len(self.starts) - 1):
+        pieces = []
+        for shard in range(int(np.searchsorted(self.starts, start, side="right")) - 1, len(self.starts) - 1):
             low, high = (int(edge) for edge in self.starts[shard : shard + 2])
-            a, b = max(start, low), min(stop, high)
-            if a < b:
-                self._place(shard).read(a - low, found[a - start : b - start])
-            if high >= stop:
+            if low >= stop:
                 break
+            if max(start, low) < min(stop, high):
+                pieces.append((shard, low, max(start, low), min(stop, high)))
+        for shard, *_ in pieces:  # before memory is asked for what the manifest promises
+            if shard not in self._places:
+                self.check_size(self.manifest.shards[shard])
+        found = np.empty((stop - start, self.dim), dtype=self._little)
+        for shard, low, a, b in pieces:
+            self._place(shard).read(a - low, found[a - start : b - start])
         return found.astype(self.manifest.dtype, copy=False)
 
     def _gather(self, wanted: np.ndarray) -> np.ndarray:
@@ -191,6 +193,8 @@ class FeatureCache:
             self.store.local(name)
         try:
             for part, rows in self.format.blocks(path, (info.rows, self.dim), self.manifest.dtype):
+                if len(part) != len(rows):
+                    raise ValueError(f"{len(part)} keys for {len(rows)} rows")
                 keys.add(part)
                 yield part, rows
         except DAMAGE as error:
@@ -234,7 +238,8 @@ class FeatureCache:
         names = self.companions(info)
         if companions_sha256(sha256_file(self.store.local(name)) for name in names) != info.companions_sha256:
             raise CacheError(
-                f"{self.store.where(names[0])} is not as recorded; restore it, or remove the cache and extract again"
+                f"{self.store.where((names or [info.file])[0])} is not as recorded; restore it, or remove the cache and "
+                "extract again"
             )
 
     def verify(self, sha256: bool = False) -> int:
@@ -258,7 +263,8 @@ class FeatureCache:
             if info.offset is not None or flat_path(self, info).exists():
                 first = int(self.starts[number]) + start
                 if self.stored(slice(first, first + len(rows))).tobytes() != rows.tobytes():
-                    raise CacheError(f"{where}: the rows at byte {info.offset} are not those of the file; extract it again")
+                    place = f"at byte {info.offset}" if info.offset is not None else f"of {flat_path(self, info)}"
+                    raise CacheError(f"{where}: the rows {place} are not those of the shard; extract it again")
             start += len(rows)
 
     def check_companions(self, info: ShardInfo) -> None:

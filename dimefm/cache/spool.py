@@ -83,7 +83,7 @@ def stored(rows: np.ndarray, header: Manifest, source: str, first: int = 0) -> n
     """
     if header.code is not None:
         try:
-            return rows if rows.dtype == np.int8 else Code.of(header.code).encode(rows)
+            return rows if rows.dtype == np.int8 else Code.of(header.code).encode(rows, first)
         except CacheError as error:
             raise CacheError(f"{source}, stored {error}") from error
     with np.errstate(over="ignore"):

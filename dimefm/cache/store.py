@@ -84,7 +84,7 @@ class Store:
         path = self.path(name)
         if path.is_dir():
             shutil.rmtree(path)
-        else:
+        elif path.exists() or path.is_symlink():  # asked first: a read-only disk refuses to remove even what is not there
             path.unlink(missing_ok=True)
 
 

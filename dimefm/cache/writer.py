@@ -22,12 +22,13 @@ from dimefm import plugins
 from dimefm.cache.files import Hashed, companions_sha256, sha256_keys, to_json
 from dimefm.cache.manifest import FILE, Manifest, ShardInfo, differences
 from dimefm.cache.spool import Spool, Spooled, stored
-from dimefm.cache.store import open_store
+from dimefm.cache.store import Store, open_store
 from dimefm.errors import CacheError
 
 QUARANTINE = "quarantine.jsonl"
 PARTIAL = ".partial"
 PLAN = f"{PARTIAL}/plan.json"
+REPLACED = f"{PARTIAL}/replaced.json"
 BUFFER = 1 << 20  # bytes that small writes gather to
 
 
@@ -43,19 +44,26 @@ class Bad:
 def planned(root: str | Path, scratch: str | Path | None = None) -> Manifest | None:
     """Return the manifest of the cache at ``root``, the header (no shards) of an unfinished one, None when there is none."""
     store = open_store(root, scratch)
-    text = store.read(FILE) or store.read(PLAN)
-    if text is None:
-        return None
     if store.size(FILE) is not None:
         return Manifest.read(store)
-    return _header(store.where(PLAN), text)
+    text = _text(store, PLAN)
+    return None if text is None else _header(store.where(PLAN), text)
+
+
+def _text(store: Store, name: str) -> str | None:
+    try:
+        return store.read(name)
+    except UnicodeDecodeError as error:
+        raise CacheError(
+            f"{store.where(name)}: damaged ({error}); restore it, or remove the folder and run again"
+        ) from error
 
 
 def _header(where: str, text: str) -> Manifest:
     try:
         fields = json.loads(text)
         return Manifest.of({name: value for name, value in fields.items() if name != "sources"})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CacheError(f"{where}: damaged ({error}); remove the folder and run the same command again") from error
 
 
@@ -98,6 +106,7 @@ class CacheWriter:
         if self.store.size(FILE) is not None:
             self.found = Manifest.read(self.store)
             self._take_up(self.found)
+            self._remove_replaced(self.found)
         elif self.append or self.retry:
             flag = "--append" if self.append else "--retry-bad"
             raise CacheError(f"{self.store}: holds no finished cache; {flag} needs one: run without it first")
@@ -106,9 +115,10 @@ class CacheWriter:
             self.store.remove(PARTIAL)
             return
         plan = self._plan()
-        text = self.store.read(PLAN)
+        text = _text(self.store, PLAN)
         if text is not None and self.found is None:
-            self._same(plan, json.loads(text))
+            _header(self.store.where(PLAN), text)
+            self._same(plan, {"sources": [], **json.loads(text)})
         self.store.write(PLAN, to_json(plan))
         for name, rows in self.sources:
             if name not in self.done:
@@ -184,12 +194,12 @@ class CacheWriter:
 
     def _recall(self, source: str, rows: int) -> None:
         """Take up a shard that an earlier run finished, if its file is still what its record says."""
-        text = self.store.read(self._record(source))
-        if text is None:
-            return
         try:
+            text = self.store.read(self._record(source))
+            if text is None:
+                return
             info = ShardInfo.of(json.loads(text))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return
         whole = info.file == self._files[source] and self.store.size(info.file) == info.bytes
         if whole and (info.source_rows, info.source_digest) == (rows, self._digest(source)):
@@ -297,9 +307,8 @@ class CacheWriter:
         try:
             if listed:
                 self.store.write(QUARANTINE, listed)
+            self.store.write(REPLACED, to_json(self._replaced(manifest)))
             self.store.write(FILE, manifest.to_json())
-            if not listed:
-                self.store.remove(QUARANTINE)
             self._remove_replaced(manifest)
             self.store.remove(PARTIAL)
         except OSError as error:
@@ -313,20 +322,36 @@ class CacheWriter:
     def quarantined(self) -> str:
         """Return the lines of ``quarantine.jsonl``: all quarantined rows so far, in the order of the sources."""
         kept: dict[str, str] = {}
-        for line in (self.store.read(QUARANTINE) or "").splitlines(keepends=True) if self.found else []:
-            source = json.loads(line)["source"]
-            kept[source] = kept.get(source, "") + line
+        lines = (_text(self.store, QUARANTINE) or "").splitlines(keepends=True) if self.found else []
+        for number, line in enumerate(lines, 1):
+            try:
+                source = json.loads(line)["source"]
+                kept[source] = kept.get(source, "") + line
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                where = f"{self.store.where(QUARANTINE)}, line {number}"
+                raise CacheError(f"{where}: cannot be read ({error}); restore the file, or remove it") from error
         fresh = {name: self.store.read(self._record(name, ".bad")) for name, _ in self.sources}
         return "".join(kept.get(name, "") if text is None else text for name, text in fresh.items())
 
+    def _replaced(self, manifest: Manifest) -> list[str]:
+        """Return the files of shards that the finished cache has and ``manifest`` no longer names."""
+        suffixes, named = self.format.SUFFIXES, {shard.file for shard in manifest.shards}
+        gone = [shard.file for shard in (self.found.shards if self.found else ()) if shard.file not in named]
+        return [file.removesuffix(suffixes[-1]) + suffix for file in gone for suffix in suffixes]
+
     def _remove_replaced(self, manifest: Manifest) -> None:
-        """Remove the files of shards that ``manifest`` no longer names."""
+        """Remove what was listed as replaced and ``manifest`` does not name; an interrupted removal is taken up again."""
         suffixes = self.format.SUFFIXES
-        named = {shard.file for shard in manifest.shards}
-        for shard in self.found.shards if self.found else ():
-            if shard.file not in named:
-                for suffix in suffixes:
-                    self.store.remove(shard.file.removesuffix(suffixes[-1]) + suffix)
+        named = {shard.file.removesuffix(suffixes[-1]) + suffix for shard in manifest.shards for suffix in suffixes}
+        try:
+            listed = json.loads(_text(self.store, REPLACED) or "[]")
+        except ValueError:
+            listed = []
+        for file in listed if isinstance(listed, list) else ():
+            if isinstance(file, str) and file not in named:
+                self.store.remove(file)
+        if not any(shard.bad for shard in manifest.shards):
+            self.store.remove(QUARANTINE)
 
 
 def _source_differences(ours: list[list], theirs: list[list]) -> list[str]:

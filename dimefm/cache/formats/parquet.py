@@ -42,6 +42,8 @@ def blocks(path: Path, shape: tuple[int, int], dtype: str) -> Iterator[tuple[lis
             for group in range(file.num_row_groups):
                 table = file.read_row_group(group, columns=["key", "row"])
                 values = table.column("row").combine_chunks().flatten()
+                if table.column("key").null_count or table.column("row").null_count or values.null_count:
+                    raise ValueError(f"row group {group} holds nulls")
                 rows = np.asarray(values.to_numpy(zero_copy_only=False), dtype=dtype)
                 yield table.column("key").to_pylist(), rows.reshape(-1, shape[1])
     except pa.ArrowException as error:

@@ -75,7 +75,11 @@ def parse(file: BinaryIO, number: int, dim: int, dtype: np.dtype) -> tuple[str, 
         raise ValueError(f"row {number}: not base64 ({error})") from error
     if not tab or len(raw) != dim * dtype.itemsize:
         raise ValueError(f"row {number}: {len(raw)} bytes, expected {dim * dtype.itemsize} for {dtype}[{dim}]")
-    return key.decode("utf-8"), np.frombuffer(raw, dtype=dtype.newbyteorder("<"))
+    try:
+        name = key.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"row {number}: the key is not UTF-8 ({error.reason})") from error
+    return name, np.frombuffer(raw, dtype=dtype.newbyteorder("<"))
 
 
 def lines(path: Path, dim: int, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
