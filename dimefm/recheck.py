@@ -47,6 +47,7 @@ def against_teacher(
     how = manifest.how
     settings = Settings(
         batch_size=batch_size,
+        decoder=how.get("decoder", Settings.decoder),
         captions=how.get("captions", "first"),
         long_texts=how.get("long_texts", "quarantine"),
         views=ViewPolicy.of(how) if how.get("views") else None,

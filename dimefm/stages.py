@@ -18,24 +18,28 @@ import torch
 
 from dimefm.cache.writer import Bad
 from dimefm.data import Shard
-from dimefm.data.images import DECODER, decode
+from dimefm.data.decoders import decoder
 from dimefm.data.rows import Row, readable
 from dimefm.data.views import ViewPolicy, row_keys
 from dimefm.errors import BadRow, RecipeError
-from dimefm.models import open_clip
 from dimefm.models.encoder import Encoder
+from dimefm.models.sentences import WINDOW, encode_sentences
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to extract. ``captions`` "first" keeps one sentence per source row, "all" makes a row of each; ``long_texts``
-    says what happens to sentences past the encoder's context; ``dtype`` None is the format's own; ``views`` None encodes
-    images through the encoder's own preprocessing, else each gives that many rows, one for each view."""
+    """How to extract.
+
+    ``dtype`` None is the format's own. Images: ``decoder`` is one of data/decoders.py; ``views`` None encodes them through
+    the encoder's own preprocessing, else each gives that many rows, one for each view. Sentences: ``captions`` "first" keeps
+    one a source row, "all" makes a row of each; ``long_texts`` says what happens to those past the encoder's context.
+    """
 
     format: str = "hdf5"
     dtype: str | None = None
     batch_size: int = 256
     workers: int = 2
+    decoder: str = "turbo"
     captions: str = "first"
     long_texts: str = "quarantine"
     progress: bool = True
@@ -78,6 +82,11 @@ class Stage(ABC):
             kept = self._keys = (shard.name, shard.keys())
         return kept[1][number]
 
+    @property
+    def per_batch(self) -> int:
+        """Number of rows that are made ready together."""
+        return self.settings.batch_size
+
     @abstractmethod
     def prepare(self, shard: Shard, numbers: Sequence[int]) -> Batch:
         """Read and decode the rows of ``numbers``, ascending; those that cannot be are in ``bad``."""
@@ -88,7 +97,7 @@ class Stage(ABC):
 
     def batches(self, shard: Shard, numbers: Sequence[int]) -> Iterator[Batch]:
         """Yield the rows of ``numbers``, ascending, in batches that threads prepare ahead; ``count`` the shard first."""
-        size = self.settings.batch_size
+        size = self.per_batch
         parts = iter([numbers[start : start + size] for start in range(0, len(numbers), size)])
         with ThreadPoolExecutor(self.settings.workers, thread_name_prefix="reader") as pool:
             first = itertools.islice(parts, self.settings.workers + 1)
@@ -108,11 +117,9 @@ class Images(Stage):
 
     def __init__(self, encoder: Encoder, settings: Settings):
         super().__init__(encoder, settings)
-        self.views = settings.views
-        self.how = {"decoder": DECODER, "views": None if self.views is None else self.views.how()}
+        self.views, self.decoder = settings.views, decoder(settings.decoder, encoder.card.preprocess)
+        self.how = {"decoder": self.decoder.name, "views": None if self.views is None else self.views.how()}
         self.per_image = 1 if self.views is None else self.views.count
-        if self.views is not None:
-            self._squash = open_clip.transform_of({**encoder.card.preprocess, "resize_mode": "squash"})
 
     def count(self, shard: Shard) -> int:
         return len(shard) * self.per_image
@@ -139,16 +146,16 @@ class Images(Stage):
 
     def _pixels(self, row: Row, views: list[int]) -> list[torch.Tensor]:
         """Return the encoder's input of each of these views of one image, which is decoded once."""
-        image = decode(row.image)
-        if self.views is None:
-            return [self.encoder.preprocess(image)]
-        return [self._squash(self.views.cut(image, row.key, view)) for view in views]
+        policy = self.views
+        if policy is None:
+            return [self.decoder(row.image)]
+        return self.decoder.views(row.image, lambda w, h: [policy.draw(row.key, view, w, h) for view in views])
 
     def _row_key(self, key: str, number: int) -> str:
         return row_keys([key], self.views)[number % self.per_image]
 
     def encode(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self.encoder.encode_image(inputs)
+        return self.encoder.encode_image(self.decoder.finish(inputs, self.encoder.device))
 
 
 class Texts(Stage):
@@ -168,6 +175,10 @@ class Texts(Stage):
             return len(shard)
         self._items[shard.name] = [(row, j) for row in range(len(shard)) for j in range(_captions(shard, row))]
         return len(self._items[shard.name])
+
+    @property
+    def per_batch(self) -> int:
+        return WINDOW * self.settings.batch_size
 
     def _place(self, shard: Shard, number: int) -> tuple[int, int]:
         """Return (row, caption) numbers of sentence ``number`` of a shard."""
@@ -213,7 +224,7 @@ class Texts(Stage):
         batch.inputs = tokens[keep]
 
     def encode(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self.encoder.encode_text(inputs)
+        return encode_sentences(self.encoder, inputs, self.settings.batch_size)
 
 
 def _sentence(texts: tuple[str, ...], place: int) -> str:

@@ -31,6 +31,13 @@ from dimefm.cli._options import ManyValues, open_sources, source_options
 )
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="Threads that read and decode.")
 @click.option(
+    "--decoder",
+    default="turbo",
+    show_default=True,
+    type=click.Choice(["turbo", "pil"]),
+    help="Of images: libjpeg-turbo, upright; or open_clip's own transform to the bit.",
+)
+@click.option(
     "--captions",
     default="first",
     show_default=True,
@@ -71,7 +78,7 @@ def command(teacher, images, texts, out, format_, dtype, device, precision, appe
     if append and retry_bad:
         raise click.UsageError("--append and --retry-bad are two steps; run one after the other")
     views = ViewPolicy.parse(flags["views"], flags["view_recipe"])
-    names = ("batch_size", "workers", "captions", "long_texts")
+    names = ("batch_size", "workers", "decoder", "captions", "long_texts")
     settings = Settings(format_, dtype, views=views, **{name: flags[name] for name in names})
     given = [(kind, found) for kind, found in (("image", images), ("text", texts)) if found]
     sources = [(kind, open_sources(found, kind, flags)) for kind, found in given]

@@ -14,6 +14,7 @@ What ``load_encoder`` understands:
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from torch.nn import functional as F
 
 from dimefm.cache import EncoderCard
 from dimefm.errors import ModelError
-from dimefm.models import open_clip, runs
+from dimefm.models import open_clip, runs, text_tower, words
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -57,10 +58,27 @@ class Encoder:
 
     @torch.inference_mode()
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """Return float32 unit rows [N, D] of tokens [N, L]."""
+        """Return float32 unit rows [N, D] of tokens [N, L]; where padding changes nothing, it is not computed."""
+        tower = self._trimmed or self.text_model
+        if len(tokens):
+            tokens = tokens[:, : int(self.lengths_read(tokens).max())]
         with self._autocast():
-            rows = self.text_model.encode_text(tokens.to(self.device, non_blocking=True))
+            rows = tower.encode_text(tokens.to(self.device, non_blocking=True))
         return F.normalize(rows.float(), dim=-1)
+
+    def lengths_read(self, tokens: Tensor) -> Tensor:
+        """Return how many places of each row of tokens [N, L] ``encode_text`` computes if it is alone: int64 [N]."""
+        if self._trimmed is None:
+            return torch.full((len(tokens),), tokens.shape[1])
+        return self._trimmed.lengths(tokens)
+
+    @functools.cached_property
+    def _trimmed(self) -> text_tower.Trimmed | None:
+        return text_tower.trimmed(self.text_model)
+
+    @functools.cached_property
+    def _words(self) -> words.Words | None:
+        return words.words_of(self.tokenizer)
 
     def _autocast(self):
         dtype = PRECISIONS[self.precision]
@@ -68,6 +86,8 @@ class Encoder:
 
     def tokenize(self, sentences: list[str]) -> tuple[Tensor, list[int]]:
         """Return (tokens [N, L], untruncated lengths [N]); a length above L means that the sentence was cut."""
+        if self._words is not None:
+            return self._words.tokenize(sentences)
         tokens = self.tokenizer(sentences)
         lengths = (tokens != 0).sum(1).tolist()
         full = (tokens[:, -1] != 0).nonzero().flatten().tolist()  # by the last place: id 0 is also the token of "!"

@@ -1,4 +1,6 @@
-"""The only file that knows open_clip: architectures, weights, preprocessing and tokenizers.
+"""The file that knows open_clip: architectures, weights, preprocessing and tokenizers.
+
+Two more stand beside it: ``text_tower`` knows how its text towers compute, ``words`` how its own tokenizer splits.
 
 Written against open_clip_torch 3.x. Nothing is downloaded unless a pretrained tag is named.
 """

@@ -120,7 +120,7 @@ def test_at_one_size_teacher_and_student_see_the_same_pixels(noisy, tmp_path):
     recipe = read(None, batch_size=8, **noisy(8))
     sources = open_sources(recipe, tmp_path)
     plain = {**open_clip.default_preprocess(24), "mean": (0, 0, 0), "std": (1, 1, 1)}
-    stage = Images(SimpleNamespace(card=SimpleNamespace(preprocess=plain)), Settings(views=MANY))
+    stage = Images(SimpleNamespace(card=SimpleNamespace(preprocess=plain)), Settings(views=MANY, decoder="pil"))
     (shard,) = sources.images.shards
     (batch,) = stage.batches(shard, range(stage.count(shard)))
     teacher = dict(zip(batch.keys, (batch.inputs * 255).round().byte().permute(0, 2, 3, 1), strict=True))
@@ -228,7 +228,9 @@ def extracted(tmp_path_factory):
     (root / "words.txt").write_text("".join(f"sentence number {n}\n" for n in range(5)))
     words = ["extract-features", "--teacher", "ResNet-mini-64/random:0", "--device", "cpu", "--dtype", "float32"]
     words += ["--images", root / "many.tsv", "--texts", root / "words.txt", "--views", 2, "--view-recipe", "scale=[0.1,0.6]"]
-    result = CliRunner().invoke(main, [str(word) for word in [*words, "seed=4", "--batch-size", 3, "--out", root / "cache"]])
+    result = CliRunner().invoke(
+        main, [str(word) for word in [*words, "seed=4", "--decoder", "pil", "--batch-size", 3, "--out", root / "cache"]]
+    )
     assert result.exit_code == 0, result.output
     return root
 
@@ -275,7 +277,7 @@ def test_every_teacher_row_in_training_is_the_encoding_of_the_view_that_the_stud
 def test_any_rows_of_a_cache_of_views_can_be_encoded_again(extracted, tiny_teacher):
     cache = FeatureCache(extracted / "cache/images")
     policy = ViewPolicy.of(cache.manifest.how)
-    stage = Images(tiny_teacher, Settings(views=policy, batch_size=2))
+    stage = Images(tiny_teacher, Settings(views=policy, batch_size=2, decoder="pil"))
     (shard,) = open_rows([extracted / "many.tsv"], "image").shards
     found = list(stage.batches(shard, [1, 2, 3, 7, 12]))
     assert [number for batch in found for number in batch.numbers] == [1, 2, 3, 7]
