@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -150,6 +150,20 @@ def read(path: Path | None, small: bool = False, **overrides: object) -> Recipe:
     recipe = check(Recipe(**{key: _typed(key, value, where) for key, value in table.items()}), where)
     given = {key: _typed(key, value, "") for key, value in overrides.items() if value is not None}
     return check(dataclasses.replace(recipe, **given))
+
+
+def assignments(flag: str, settings: Sequence[str], example: str) -> dict:
+    """Return the keys and values of ``KEY=VALUE`` settings in TOML, as ``--set`` takes them.
+
+    Raises RecipeError naming the ``flag`` and an ``example`` for one that is not.
+    """
+    found: dict = {}
+    for setting in settings:
+        try:
+            found |= tomllib.loads(setting)
+        except tomllib.TOMLDecodeError as error:
+            raise RecipeError(f"{flag} {setting}: expected KEY=VALUE as in TOML, e.g. {example} ({error})") from error
+    return found
 
 
 def _typed(key: str, value: Any, where: str) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from pathlib import Path
 
 import click
@@ -106,16 +105,9 @@ def parse_settings(settings: tuple[str, ...]) -> dict:
 
     ``losses={...}`` replaces all losses of the recipe.
     """
-    from dimefm.recipe import FIELDS
+    from dimefm.recipe import FIELDS, assignments
 
-    found: dict = {}
-    for setting in settings:
-        try:
-            found |= tomllib.loads(setting)
-        except tomllib.TOMLDecodeError as error:
-            raise RecipeError(
-                f"--set {setting}: expected KEY=VALUE as in a recipe, e.g. crop_scale=[0.5,1.0] ({error})"
-            ) from error
+    found = assignments("--set", settings, "crop_scale=[0.5,1.0]")
     if "small" in found:
         raise RecipeError("--set small: that table is the recipe file's; --small applies it, and --set replaces single keys")
     unknown = next((key for key in found if key not in FIELDS), None)

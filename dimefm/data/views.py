@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from PIL import Image
 from dimefm.data.augment import Augment, Box
 from dimefm.data.order import seed_of
 from dimefm.errors import CacheError, RecipeError, did_you_mean
-from dimefm.recipe import read
+from dimefm.recipe import assignments, read
 
 VERSION = 1  # of the function that draws: Augment.draw, seeded as ViewPolicy.draw does
 RECIPE = {"scale": "crop_scale", "ratio": "crop_ratio", "flip": "flip"}  # a policy's field, and the recipe's for the same
@@ -43,14 +42,7 @@ class ViewPolicy:
             if settings:
                 raise RecipeError(f"--view-recipe {settings[0]}: describes augmented views; say how many with --views K")
             return None
-        given: dict = {}
-        for setting in settings:
-            try:
-                given |= tomllib.loads(setting)
-            except tomllib.TOMLDecodeError as error:
-                raise RecipeError(
-                    f"--view-recipe {setting}: expected KEY=VALUE as in TOML, e.g. scale=[0.5,1.0] ({error})"
-                ) from error
+        given = assignments("--view-recipe", settings, "scale=[0.5,1.0]")
         names = RECIPE | {"seed": "seed"}
         unknown = next((key for key in given if key not in names), None)
         if unknown is not None:
