@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 
 RUNNER = """
 import json, os, resource, runpy, signal, sys, warnings
+import torch
+torch.set_num_threads(1)  # a forked child would wait for ever for OpenMP threads that only its parent has
 import dimefm.extract, dimefm.estimate, dimefm.models.encoder, dimefm.data
 import dimefm.cli.extract_features, dimefm.cli.cache.convert, dimefm.cache.convert, dimefm.cache.compare
 from dimefm import plugins
@@ -37,6 +40,7 @@ def watch(kill_at):
 
 
 def work(job):
+    signal.alarm(300)
     output = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -83,8 +87,9 @@ class Warm:
 
     def __init__(self, folder):
         self.log, self.lines = folder / "log.txt", 0
+        single = {**os.environ, "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", RUNNER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", RUNNER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=single
         )
 
     def __call__(self, *arguments, kill_at=None, largest_file=0, program=""):
