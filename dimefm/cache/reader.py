@@ -55,7 +55,9 @@ class Place:
         while done < len(wanted):
             count = os.preadv(self._file, [wanted[done:]], self.offset + start * self.width + done)
             if not count:
-                raise CacheError(f"{self.path}: ends before row {start + len(out)}; it was cut short while it was read")
+                raise CacheError(
+                    f"{self.path}: ends before row {start + len(out)}; it was cut short; restore it, or extract again"
+                )
             done += count
 
 
@@ -141,19 +143,18 @@ class FeatureCache:
             worst = low if low < 0 else high
             raise IndexError(f"{self.store}: row {worst} asked for, the cache has rows 0 to {len(self) - 1}")
         shards = np.searchsorted(self.starts, wanted, side="right") - 1
-        places = {shard: self._place(shard) for shard in set(shards.tolist())}
-        if len(places) == 1 and self._mapped:
-            found = np.take(places[int(shards[0])].rows, wanted - self.starts[shards[0]], axis=0)
+        if self._mapped and len(set(shards.tolist())) == 1:
+            found = np.take(self._place(int(shards[0])).rows, wanted - self.starts[shards[0]], axis=0)
         elif self._mapped:
-            raw, width = {shard: place.raw for shard, place in places.items()}, self._width
+            raw, width = {shard: self._place(shard).raw for shard in set(shards.tolist())}, self._width
             local = ((wanted - self.starts[shards]) * width).tolist()
             picked = [raw[shard][at : at + width] for shard, at in zip(shards.tolist(), local, strict=True)]
             found = np.frombuffer(bytearray().join(picked), dtype=self._little).reshape(len(wanted), self.dim)
         else:
             found = np.empty((len(wanted), self.dim), dtype=self._little)
-            for i in np.argsort(wanted).tolist():
+            for i in np.argsort(wanted).tolist():  # shard after shard: no more of them are open than FILES
                 shard = int(shards[i])
-                places[shard].read(int(wanted[i] - self.starts[shard]), found[i : i + 1])
+                self._place(shard).read(int(wanted[i] - self.starts[shard]), found[i : i + 1])
         return found.astype(self.manifest.dtype, copy=False)
 
     def _place(self, number: int) -> Place:

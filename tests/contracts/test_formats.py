@@ -6,6 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -831,3 +832,24 @@ print(peak())
 
 def test_one_long_key_does_not_make_all_others_as_long_in_memory(tmp_path, format_):
     assert int(run_program(LONG, tmp_path, format_)) < 300
+
+
+def test_one_gather_over_a_large_cache_opens_no_more_shards_than_may_be_open(tmp_path, format_, monkeypatch):
+    monkeypatch.setattr(reader, "RESIDENT", 0)
+    monkeypatch.setattr(reader, "FILES", 3)
+    made, rows, _ = make(tmp_path, tuple([2] * 24), format_)
+    alive, opened = [], reader.Place
+
+    class Watched(opened):
+        def __init__(self, *args):
+            super().__init__(*args)
+            alive.append(weakref.ref(self))
+
+        def read(self, start, out):
+            assert sum(each() is not None for each in alive) <= 4
+            super().read(start, out)
+
+    monkeypatch.setattr(reader, "Place", Watched)
+    wanted = np.random.default_rng(0).permutation(len(rows))
+    np.testing.assert_array_equal(FeatureCache(tmp_path)[wanted], rows[wanted])
+    assert len(alive) == 24
