@@ -24,13 +24,14 @@ class Recipe:
     """Every setting of a run; units are in the comments. Paths are as the user gave them."""
 
     # what is learnt from
-    images: tuple[str, ...] = ()  # sources of raw images (pairs when text = "student")
+    images: tuple[str, ...] = ()  # sources of raw images (of pairs when text = "student")
     dataroot: str | None = None  # folder or URL that relative sources are looked up in
     input_format: str | None = None  # a file of data/formats, when detection does not do
     image_column: str | None = None  # column or tar ending of images; None: the first usual name
     text_column: str | None = None
     key_column: str | None = None
     separator: str | None = None  # of CSV and TSV tables: one character, or "tab"; None: told from the header
+    texts: tuple[str, ...] = ()  # sources of raw sentences, for text = "student:NAME"
     image_cache: tuple[str, ...] = ()  # teacher features of the images: one cache, or one of each of several teachers
     text_cache: tuple[str, ...] = ()  # teacher features of sentences, of the same teachers in the same order
     tsv_file_list: tuple[str, ...] = ()  # DIME-FM's form, instead of images and caches: image, image_feat, text, text_feat
@@ -39,16 +40,18 @@ class Recipe:
     # what is learnt
     student: str = "dime-ViT-B-32"  # models/students, an open_clip architecture, timm/NAME, or a .json file
     image_size: int | None = None  # pixels; None: the student's own
-    text: str = "teacher"  # "teacher": only an image tower is trained; "student": both towers, from pairs
+    # "teacher": an image tower is trained. "student": both towers, from pairs. "student:NAME": the text tower of NAME, from
+    # texts and caches; without a text_cache a sentence takes the features of the images that have its key.
+    text: str = "teacher"
     losses: dict = field(default_factory=dict)  # name -> {weight, options}
     logit_scale: float | None = None  # factor on cosines; None: the teacher's own
 
     # how long, in which portions
     seed: int = 0
-    epochs: float = 100.0  # passes over the images; ignored when steps is given
+    epochs: float = 100.0  # passes over what the student encodes; ignored when steps is given
     steps: int | None = None
-    batch_size: int = 640  # images a step
-    texts_per_step: int | None = None  # sentences a step; None: as many as images
+    batch_size: int = 640  # images a step; of a text tower, sentences
+    texts_per_step: int | None = None  # sentences a step (images, of a text tower); None: as many as batch_size
     accum_freq: int = 1  # gradient accumulation: optimizer steps every this many batches
 
     # optimizer: AdamW; defaults are DIME-FM's
@@ -82,6 +85,11 @@ class Recipe:
     keep: int = 2  # newest checkpoints to keep
     report_to: str = ""  # "tensorboard" writes event files too
 
+    @property
+    def text_student(self) -> str:
+        """What the text tower to train is called, "" when none is trained alone."""
+        return self.text.removeprefix("student:") if self.text.startswith("student:") else ""
+
     def to_toml(self) -> str:
         """Return the recipe as TOML that :func:`read` accepts; unset fields are left out."""
         lines = []
@@ -101,7 +109,6 @@ def _toml(value: object) -> str:
 
 FIELDS = {f.name: f for f in dataclasses.fields(Recipe)}
 CHOICES = {
-    "text": ("teacher", "student"),
     "captions": ("text", "label"),
     "view": ("cached", "free", "center"),
     "precision": ("fp32", "bf16"),
@@ -199,6 +206,8 @@ def _faults(recipe: Recipe) -> Iterator[str]:
     for name, known in CHOICES.items():
         if getattr(recipe, name) not in known:
             yield f"'{name}' is '{getattr(recipe, name)}'; expected one of {', '.join(map(repr, known))}"
+    if recipe.text not in ("teacher", "student") and not recipe.text_student:
+        yield f"'text' is '{recipe.text}'; expected 'teacher', 'student' or 'student:NAME'"
     for name in POSITIVE:
         value = getattr(recipe, name)
         if value is not None and not 0 < value < math.inf:

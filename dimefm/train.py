@@ -26,8 +26,8 @@ from dimefm.models.encoder import PRECISIONS, pick_device
 from dimefm.progress import Progress
 from dimefm.provenance import libraries
 from dimefm.recipe import Recipe, changed, read
-from dimefm.training import checkpoint
-from dimefm.training.batches import Batch, Batches, prefetch
+from dimefm.training import checkpoint, tasks
+from dimefm.training.batches import Batch, prefetch
 from dimefm.training.log import Log, forget_after
 from dimefm.training.optim import adamw, learning_rate
 from dimefm.training.sources import open_sources
@@ -56,27 +56,20 @@ class Run:
         self.recipe, self.out, self.echo = recipe, out, echo
         _claim(recipe, out, resume)
         self.device = pick_device(recipe.device)
-        both = recipe.text == "student"
         self.objective = Objective(
             [Weighted(n, s["weight"], {k: v for k, v in s.items() if k != "weight"}) for n, s in recipe.losses.items()],
-            given=frozenset({"pairs"} if both else {"teacher"}),
+            given=tasks.given(recipe),
         )
         self.sources = open_sources(recipe, out)
         if not len(self.sources):
-            raise DataError(
-                f"the sources hold no rows ({', '.join(s.name for s in self.sources.images.shards)}); check them"
-            )
-        dims = [teacher.dim for teacher in self.sources.teachers]
-        self.spec = student.resolve(recipe.student, recipe.image_size, None if both else dims[0])
-        model, self.preprocess = student.build(self.spec, both, recipe.seed, recipe.batch_size)
-        heads = student.heads(dims, recipe.seed)
-        self.student = student.Student(model, self.preprocess, heads).to(self.device)
+            raise DataError(f"the sources hold no rows ({', '.join(s.name for s in self.sources.raw.shards)}); check them")
+        self.task = tasks.task(recipe, self.sources)
+        heads = student.heads([teacher.dim for teacher in self.sources.teachers], recipe.seed)
+        self.student = student.Student(self.task.model, self.task.preprocess, heads).to(self.device)
         self.steps_per_epoch = len(self.sources) / (recipe.batch_size * recipe.accum_freq)
         self.steps = recipe.steps or max(1, round(recipe.epochs * self.steps_per_epoch))
         self.warmup_steps = self._warmup()
         self.optimizer = adamw(self.student, recipe)
-        tokenizer = open_clip.tokenizer_for(self.spec.config) if both else None
-        self.batches = Batches(self.sources, recipe, self.spec.image_size, tokenizer)
         self.start = self._restore() if resume else 0
 
     def _restore(self) -> int:
@@ -111,7 +104,7 @@ class Run:
         write_text(self.out / "recipe.toml", recipe.to_toml())
         forget_after(self.out, self.start)
         numbers = iter(range(self.start * accum, self.steps * accum))
-        loading = prefetch(self.batches, numbers, recipe.workers)
+        loading = prefetch(self.task.batches, numbers, recipe.workers)
         bar, log = Progress(self.steps, "train", "step", self.start), Log(self.out, recipe, self.start)
         with contextlib.closing(loading), bar, log, Stopping() as stopping:
             for step in range(self.start, self.steps):
@@ -144,12 +137,12 @@ class Run:
             (losses["total"] / recipe.accum_freq).backward()
             for name, value in losses.items():
                 record[name] = record.get(name, 0.0) + float(value.detach()) / recipe.accum_freq
-            record["rows"] += len(batch.pixels)
+            record["rows"] += len(batch)
             record["bad"] += batch.bad
         record["grad_norm"] = float(self._clip())
         self._refuse_nan(step, record["total"], record["grad_norm"])
         self.optimizer.step()
-        if recipe.text == "student":
+        if self.task.kind == "clip":
             with torch.no_grad():
                 self.student.model.logit_scale.clamp_(0, 4.6052)  # ln 100, CLIP section 2.5
         return record
@@ -158,16 +151,18 @@ class Run:
         """Return the loss terms of one micro-batch, each the mean over teachers; the towers may run in bf16, similarities
         are float32."""
         teachers = self._teachers(batch)
-        tokens = None if batch.tokens is None else batch.tokens.to(self.device)
+        pixels, tokens = (
+            None if inputs is None else inputs.to(self.device, non_blocking=True) for inputs in (batch.pixels, batch.tokens)
+        )
         dtype = PRECISIONS[self.recipe.precision]
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
-            found = self.student.features(batch.pixels.to(self.device, non_blocking=True), tokens, teachers)
+            found = self.student.features(pixels, tokens, teachers)
         values = [self.objective(ours, theirs) for ours, theirs in zip(found, teachers or [None], strict=True)]
         return {name: torch.stack([value[name] for value in values]).mean() for name in values[0]}
 
     def _teachers(self, batch: Batch) -> list[Features]:
         """Return each teacher's features of a micro-batch, at its own logit scale unless the recipe has one."""
-        rows = zip(batch.teacher_images, batch.teacher_texts, self.sources.teachers, strict=True)
+        rows = zip(batch.own, batch.other, self.sources.teachers, strict=True)
         return [
             Features.of(
                 image.to(self.device, non_blocking=True),
@@ -191,23 +186,22 @@ class Run:
 
     def finish(self) -> Path:
         """Write the weights and, last, ``run.json``."""
-        model, both = self.student.model, self.recipe.text == "student"
-        if both:
-            config = {"model_cfg": self.spec.config, "preprocess_cfg": self.preprocess}
+        task = self.task
+        if task.kind == "clip":
+            config = {"model_cfg": task.spec.config, "preprocess_cfg": task.preprocess}
             write_text(self.out / open_clip.CONFIG, to_json(config))
-        runs.save_tensors(model.state_dict(), self.out / (open_clip.WEIGHTS if both else runs.IMAGE_TOWER))
+        runs.save_tensors(task.model.state_dict(), self.out / runs.KINDS[task.kind])
         teachers = [dataclasses.asdict(card) for card in self.sources.teachers]
         record = {
-            "kind": "clip" if both else "image-tower",
-            "model_cfg": self.spec.config,
-            "preprocess_cfg": self.preprocess,
+            "kind": task.kind,
+            "model_cfg": task.spec.config,
+            "preprocess_cfg": task.preprocess,
             "teacher": teachers[0] if teachers else None,
             "teacher_at": _relative(teachers[0]["name"], self.out) if teachers else None,
             "teachers": teachers,
             "steps": self.steps,
-            "image_rows": len(self.sources),
-            "image_parameters": sum(p.numel() for p in model.visual.parameters()),
-            "parameters": sum(p.numel() for p in model.parameters()),
+            "rows": len(self.sources),
+            **task.sizes(),
             **self._caches(),
             "libraries": libraries(),
         }

@@ -33,6 +33,8 @@ class EncoderCard:
     ``weights_sha256`` is the digest of the tensors, so the same weights in another file have the same identity; it is
     ``None`` for features whose maker is unknown. ``logit_scale`` is the factor itself (100 for OpenAI's CLIP), not its
     log. ``activation`` is "quick_gelu" or "standard": the same weights compute other features with the other one.
+    ``borrows`` maps "image" or "text" to the identity of the encoder whose tower this one uses as it is: a student has one
+    tower of its own and its teacher's other one.
     """
 
     name: str
@@ -44,12 +46,22 @@ class EncoderCard:
     tokenizer: str | None = None
     context_length: int | None = None
     activation: str | None = None
+    borrows: dict = field(default_factory=dict)
 
     def identity(self) -> dict:
-        """Return what must be equal for two caches to be mixed: everything but the name it was called by."""
+        """Return what must be equal for two caches to be mixed: everything but the name it was called by, and ``borrows``,
+        which the weights' digest covers."""
         fields = dataclasses.asdict(self)
-        del fields["name"]
+        del fields["name"], fields["borrows"]
         return fields
+
+
+def strangers(images: EncoderCard, texts: EncoderCard) -> list[str]:
+    """Return what keeps image features of one encoder and text features of another from being compared, as
+    ``"field: a against b"``; nothing when they are one encoder, or one of them borrows the tower that made the other's."""
+    if images.borrows.get("text") == texts.identity() or texts.borrows.get("image") == images.identity():
+        return []
+    return differences(images.identity(), texts.identity())
 
 
 @dataclass(frozen=True)
@@ -224,6 +236,7 @@ class Manifest:
             ("encoder.name", card.name, str),
             ("encoder.weights_sha256", card.weights_sha256, str | None),
             ("encoder.logit_scale", card.logit_scale, number),
+            ("encoder.borrows", card.borrows, dict),
             *((f"effect.{name}", (self.effect or {}).get(name), number) for name in EFFECT if self.effect is not None),
         ):
             if not isinstance(value, kind) or isinstance(value, bool):

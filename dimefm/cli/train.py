@@ -23,6 +23,7 @@ CACHE = click.Path(file_okay=False)
 @click.option("--input-format", help="Format of the sources when it cannot be told from them.")
 @column_options
 @scratch_option
+@click.option("--texts", multiple=True, metavar="SRC...", help="Raw sentences, to train a text tower on.")
 @click.option(
     "--image-cache", multiple=True, type=CACHE, metavar="DIR...", help="Teacher features of the images, a cache a teacher."
 )
@@ -33,7 +34,12 @@ CACHE = click.Path(file_okay=False)
 @click.option("--captions", type=click.Choice(["text", "label"]), help="For pairs: sentences, or prompts from labels.")
 @click.option("--student", metavar="NAME", help="models/students, an open_clip architecture, timm/NAME or a JSON file.")
 @click.option("--image-size", type=int, metavar="PIXELS", help="Side of the student's input.")
-@click.option("--text", type=click.Choice(["teacher", "student"]), help="Text tower: the teacher's, or train one on pairs.")
+@click.option(
+    "--text",
+    metavar="WHICH",
+    help="Text tower: 'teacher', 'student' to train both towers on pairs, or 'student:NAME' to train the text tower of NAME "
+    "on --texts.  [teacher]",
+)
 @click.option("--use-vl-loss/--no-vl-loss", default=None, help="Vision-language scores; on unless the recipe has losses.")
 @click.option("--use-pvl-loss", is_flag=True, help="Pseudo vision-language scores among teacher images.")
 @click.option("--use-udist-loss", is_flag=True, help="Distances among images; needs --w-udist above 0.")
@@ -44,10 +50,12 @@ CACHE = click.Path(file_okay=False)
 @click.option("--t-pvl", type=float, help="Temperature of P-VL.  [3]")
 @click.option("--t-udist", type=float, help="Temperature of UDIST.  [7]")
 @click.option("--logit-scale", type=float, help="Factor on cosines.  [the teacher's]")
-@click.option("--epochs", type=float, help="Passes over the images.")
+@click.option("--epochs", type=float, help="Passes over the images (of a text tower, sentences).")
 @click.option("--steps", type=int, help="Optimizer steps, instead of epochs.")
-@click.option("--batch-size", type=int, metavar="N", help="Images a step.")
-@click.option("--texts-per-step", type=int, metavar="N", help="Sentences a step.  [as many as images]")
+@click.option("--batch-size", type=int, metavar="N", help="Images (of a text tower, sentences) a step.")
+@click.option(
+    "--texts-per-step", type=int, metavar="N", help="Sentences a step (of a text tower, images).  [as --batch-size]"
+)
 @click.option("--accum-freq", type=int, metavar="N", help="Batches per optimizer step.")
 @click.option("--lr", type=float, help="Peak learning rate.")
 @click.option("--min-lr", type=float, help="Final learning rate.")
@@ -74,9 +82,15 @@ def command(recipe, small, settings, out, resume, **flags):
     """Train a student on cached teacher features; no teacher runs.
 
     \b
-    Example:
+    An image tower, against the teacher's text tower:
       dimefm train --images images/ --image-cache cache/images --text-cache cache/texts \\
-                   --student dime-ViT-B-32 --out runs/first --use-pvl-loss
+                   --student dime-ViT-B-32 --out runs/image --use-pvl-loss
+
+    \b
+    A text tower, against the teacher's image tower; without --text-cache a sentence learns
+    from the cached images of its key:
+      dimefm train --texts sentences.txt --text-cache cache/texts --image-cache cache/images \\
+                   --text student:dime-text-256 --out runs/text --use-pvl-loss
     """
     from dimefm.recipe import read
     from dimefm.train import train

@@ -7,14 +7,13 @@ float32 sums leave open) stands before it. So ties never help: a model that give
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from dimefm.cache import FeatureCache
-from dimefm.cache.manifest import differences
+from dimefm.cache.manifest import strangers
+from dimefm.data.pairs import keys_of, pair
 from dimefm.errors import CacheError, DataError
 from dimefm.provenance import libraries
 
@@ -110,18 +109,6 @@ def _unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
 
 
-def pair(image_keys: Iterable[str], text_keys: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the groups, int64, of images and of texts: equal numbers belong together, -1 is a text without an image.
-
-    A text belongs to the images whose key is its own, or else its own without ``#`` and a number at the end, as the keys of
-    several sentences of one row are (``photo.jpg#0``).
-    """
-    numbers: dict[str, int] = {}
-    images = [numbers.setdefault(key, len(numbers)) for key in image_keys]
-    texts = [numbers.get(key, numbers.get(re.sub(r"#\d+$", "", key), -1)) for key in text_keys]
-    return np.array(images, dtype=np.int64), np.array(texts, dtype=np.int64)
-
-
 def retrieval(images: FeatureCache, texts: FeatureCache, block: int = BLOCK) -> dict:
     """Return what ``scores.json`` holds: recall in both directions, what was left out, and whose features these are.
 
@@ -129,7 +116,7 @@ def retrieval(images: FeatureCache, texts: FeatureCache, block: int = BLOCK) -> 
     CacheError when the caches are not of one encoder or of the wrong kinds, DataError when no text has an image.
     """
     check_same_encoder(images, texts)
-    image_groups, text_groups = pair(_keys(images), _keys(texts))
+    image_groups, text_groups = pair(keys_of(images), keys_of(texts))
     kept, asked = np.flatnonzero(text_groups >= 0), np.flatnonzero(np.isin(image_groups, text_groups))
     if not len(kept):
         raise DataError(
@@ -171,7 +158,7 @@ def check_same_encoder(images: FeatureCache, texts: FeatureCache) -> None:
             f"{images.store}: holds {images.manifest.views} random crops of each image, expected the centre view; extract "
             "without --views"
         )
-    different = differences(images.manifest.encoder.identity(), texts.manifest.encoder.identity())
+    different = strangers(images.manifest.encoder, texts.manifest.encoder)
     if different:
         raise CacheError(
             f"{images.store} and {texts.store} were made by different encoders ({'; '.join(different)}); extract one of "
@@ -179,12 +166,8 @@ def check_same_encoder(images: FeatureCache, texts: FeatureCache) -> None:
         )
 
 
-def _keys(cache: FeatureCache) -> Iterable[str]:
-    return (key for info in cache.manifest.shards for keys, _ in cache.blocks(info) for key in keys)
-
-
 def _first_key(cache: FeatureCache) -> str:
-    return repr(next(iter(_keys(cache)), None))
+    return repr(next(keys_of(cache), None))
 
 
 def notes(result: dict) -> list[str]:

@@ -14,6 +14,7 @@ What ``load_encoder`` understands:
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import re
@@ -27,8 +28,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dimefm.cache import EncoderCard
+from dimefm.cache.manifest import differences
 from dimefm.errors import ModelError
 from dimefm.models import open_clip, runs, text_tower, words
+from dimefm.models.towers import ImageTower, TextTower
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -113,18 +116,6 @@ class Encoder:
         return sum(p.numel() for p in self.text_model.parameters() if id(p) not in visual)
 
 
-class ImageTower(nn.Module):
-    """An image tower that stands alone; its weights have open_clip's names (``visual.*``)."""
-
-    def __init__(self, visual: nn.Module):
-        super().__init__()
-        self.visual = visual
-
-    def encode_image(self, pixels: Tensor) -> Tensor:
-        """Return rows [B, D], not normalised, of pixels [B, 3, S, S]."""
-        return self.visual(pixels)
-
-
 def pick_device(name: str) -> torch.device:
     """Return the device of ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; raise ModelError when it is not there."""
     if name == "auto":
@@ -154,7 +145,8 @@ def weights_sha256(*modules: nn.Module) -> str:
 def load_encoder(spec: str, device: str = "auto", precision: str = "fp32", text_model: str | None = None) -> Encoder:
     """Load the encoder that ``spec`` names (see the module's table) for inference.
 
-    ``text_model`` replaces the recorded teacher as the text tower of a distilled run, e.g. when the teacher has moved.
+    ``text_model`` replaces the recorded teacher as the text tower of a distilled image tower: the teacher where it lies now,
+    or the run of a text tower that was distilled from the same teacher.
     Raises ModelError when the spec names nothing, has no weights, or the text tower is not the one trained against.
     """
     if precision not in PRECISIONS:
@@ -237,30 +229,89 @@ def _tokenizer_name(tokenizer: Callable) -> str:
 
 
 def _load_run(folder: Path, device: torch.device, precision: str, text_model: str | None) -> Encoder:
-    """Load a run folder: a whole CLIP, or an image tower with the text tower of the teacher it was distilled from."""
+    """Load a run folder: a whole CLIP, or one tower with the other tower of the teacher it was distilled from."""
     record = runs.read(folder)
     if record["kind"] == "clip":
         name = open_clip.folder_config(folder.resolve())
         return _encoder(str(folder), open_clip.create(name), open_clip.tokenizer_of(name), device, precision)
+    if record["kind"] == "text-tower":
+        return _load_text_tower(folder, record, device, precision)
     tower = ImageTower(open_clip.image_tower(record["model_cfg"]))
     runs.load_weights(tower, folder / runs.IMAGE_TOWER)
-    teacher = _teacher_of(folder, record, text_model, device, precision)
-    preprocess = record["preprocess_cfg"]
-    digest = hashlib.sha256(f"{weights_sha256(tower)}{teacher.card.weights_sha256}".encode()).hexdigest()
-    card = EncoderCard(
+    text = _text_side(folder, record, text_model, device, precision)
+    preprocess, teacher = record["preprocess_cfg"], EncoderCard(**record["teacher"])
+    card = dataclasses.replace(
+        text.card,
         name=str(folder),
-        weights_sha256=digest,
-        dim=teacher.card.dim,
-        logit_scale=record["teacher"]["logit_scale"],
-        logit_bias=record["teacher"]["logit_bias"],
+        weights_sha256=_digest(weights_sha256(tower), text.card.weights_sha256),
+        logit_scale=teacher.logit_scale,
+        logit_bias=teacher.logit_bias,
         preprocess=preprocess,
-        tokenizer=teacher.card.tokenizer,
-        context_length=teacher.card.context_length,
-        activation=teacher.card.activation,
+        borrows={} if text.card.borrows else {"text": teacher.identity()},
     )
     tower = tower.to(device).eval().requires_grad_(False)
     transform = open_clip.transform_of(preprocess)
-    return Encoder(card, tower, teacher.text_model, transform, teacher.tokenizer, device, precision)
+    return Encoder(card, tower, text.text_model, transform, text.tokenizer, device, precision)
+
+
+def _load_text_tower(folder: Path, record: dict, device: torch.device, precision: str) -> Encoder:
+    """Load the text tower of a run; the teacher, whose image tower goes with it, is loaded when an image is encoded."""
+    tower, teacher = TextTower(open_clip.text_tower(record["model_cfg"])), EncoderCard(**record["teacher"])
+    runs.load_weights(tower, folder / runs.TEXT_TOWER)
+    tokenizer = open_clip.tokenizer_for(record["model_cfg"])
+    card = dataclasses.replace(
+        teacher,
+        name=str(folder),
+        weights_sha256=_digest(teacher.weights_sha256, weights_sha256(tower)),
+        tokenizer=_tokenizer_name(tokenizer),
+        context_length=getattr(tokenizer, "context_length", None),
+        activation=open_clip.activation_of(tower),
+        borrows={"image": teacher.identity()},
+    )
+    image = Borrowed(lambda: _teacher_of(folder, record, None, device, precision).image_model)
+    tower = tower.to(device).eval().requires_grad_(False)
+    return Encoder(card, image, tower, open_clip.transform_of(teacher.preprocess), tokenizer, device, precision)
+
+
+class Borrowed(nn.Module):
+    """The image tower of a teacher that is loaded on first use: sentences alone do not need it."""
+
+    def __init__(self, load: Callable[[], nn.Module]):
+        super().__init__()
+        self._load = load
+
+    @functools.cached_property
+    def _teacher(self) -> list[nn.Module]:
+        return [self._load()]  # in a list, or it would become a part of this module
+
+    @property
+    def visual(self) -> nn.Module:
+        """The teacher's image tower."""
+        return self._teacher[0].visual
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """Return the teacher's rows [B, D], not normalised, of pixels [B, 3, S, S]."""
+        return self._teacher[0].encode_image(pixels)
+
+
+def _digest(image: str | None, text: str | None) -> str:
+    return hashlib.sha256(f"{image}{text}".encode()).hexdigest()
+
+
+def _text_side(folder: Path, record: dict, text_model: str | None, device: torch.device, precision: str) -> Encoder:
+    """Return whose text tower goes with the image tower of a run: a text tower's run of the same teacher, or the teacher."""
+    if text_model is None or not (Path(text_model) / runs.FILE).is_file():
+        return _teacher_of(folder, record, text_model, device, precision)
+    text = load_encoder(text_model, str(device), precision)
+    if "image" not in text.card.borrows:
+        return _teacher_of(folder, record, text_model, device, precision)
+    different = differences(text.card.borrows["image"], EncoderCard(**record["teacher"]).identity())
+    if different:
+        raise ModelError(
+            f"{text_model} and {folder} learnt from different teachers ({'; '.join(different)}); "
+            "name a run with the same one"
+        )
+    return text
 
 
 def _teacher_of(folder: Path, record: dict, text_model: str | None, device: torch.device, precision: str) -> Encoder:
@@ -271,7 +322,7 @@ def _teacher_of(folder: Path, record: dict, text_model: str | None, device: torc
         teacher = load_encoder(spec, str(device), precision)
     except ModelError as error:
         raise ModelError(
-            f"{folder} was distilled from '{card['name']}' and needs its text tower: {error}; "
+            f"{folder} was distilled from '{card['name']}' and needs its other tower: {error}; "
             "name the teacher's present place with --text-model"
         ) from error
     if card["weights_sha256"] is not None and teacher.card.weights_sha256 != card["weights_sha256"]:

@@ -21,7 +21,7 @@ from pathlib import Path
 import open_clip
 import timm
 import torch
-from open_clip.model import _build_vision_tower
+from open_clip.model import _build_text_tower, _build_vision_tower
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip.transformer import QuickGELU
 from torch import nn
@@ -220,6 +220,15 @@ def image_tower(config: dict) -> nn.Module:
     except Exception as error:  # timm and open_clip raise freely on impossible configs
         raise ModelError(f"image tower cannot be built from {vision}: {reason_of(error)}") from error
     return tower
+
+
+def text_tower(config: dict) -> nn.Module:
+    """Build the text tower of a model config with random weights, projecting to ``config['embed_dim']``."""
+    try:
+        with _quiet():
+            return _build_text_tower(config["embed_dim"], dict(config["text_cfg"]), config.get("quick_gelu", False))
+    except Exception as error:  # open_clip raises freely on impossible configs
+        raise ModelError(f"text tower cannot be built from {config['text_cfg']}: {reason_of(error)}") from error
 
 
 def folder_config(folder: Path) -> str:

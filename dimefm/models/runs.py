@@ -2,7 +2,8 @@
 
 ``run.json`` says what the folder holds. A CLIP trained here (``"kind": "clip"``) is also a whole open_clip folder
 (``open_clip_config.json``, ``open_clip_model.safetensors``). A distilled image tower (``"kind": "image-tower"``) keeps its
-weights in ``image_tower.safetensors`` under open_clip's names and the identity of the teacher whose text tower it uses.
+weights in ``image_tower.safetensors`` under open_clip's names and the identity of the teacher whose text tower it uses; a
+distilled text tower (``"kind": "text-tower"``) likewise, in ``text_tower.safetensors``.
 """
 
 from __future__ import annotations
@@ -18,18 +19,19 @@ from dimefm.cache.files import commit
 from dimefm.errors import ModelError
 
 FILE = "run.json"
-IMAGE_TOWER = "image_tower.safetensors"
+IMAGE_TOWER, TEXT_TOWER = "image_tower.safetensors", "text_tower.safetensors"
+KINDS = {"clip": "open_clip_model.safetensors", "image-tower": IMAGE_TOWER, "text-tower": TEXT_TOWER}  # kind -> weights
 
 
 def read(folder: Path) -> dict:
     """Return the record of a run folder; raise ModelError when it is damaged."""
     try:
         record = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        known = record["kind"] in ("clip", "image-tower")
+        known = record["kind"] in KINDS
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{folder / FILE}: cannot be read ({error}); train again or restore it") from error
     if not known:
-        raise ModelError(f"{folder / FILE}: kind '{record['kind']}', expected clip or image-tower; use a newer dimefm")
+        raise ModelError(f"{folder / FILE}: kind '{record['kind']}', expected one of {', '.join(KINDS)}; use a newer dimefm")
     return record
 
 

@@ -18,15 +18,17 @@ from dimefm.data.order import seed_of
 from dimefm.errors import ModelError
 from dimefm.losses import Features
 from dimefm.models import open_clip
-from dimefm.models.encoder import ImageTower
+from dimefm.models.text_tower import trimmed
+from dimefm.models.towers import ImageTower, TextTower
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A resolved student: its open_clip model config, the pixels of a side, and what the user called it."""
+    """A resolved student: its open_clip model config, the pixels of a side (None: a text tower), and what the user called
+    it."""
 
     config: dict
-    image_size: int
+    image_size: int | None
     name: str = "the student"
 
 
@@ -46,6 +48,15 @@ def resolve(name: str, image_size: int | None = None, dim: int | None = None) ->
     return Spec(config, size, name)
 
 
+def resolve_text(name: str, dim: int) -> Spec:
+    """Return the spec of the text tower of ``name`` with output dimension ``dim``; raise ModelError when it has none."""
+    config = _config(name)
+    if not isinstance(config.get("text_cfg"), dict):
+        raise ModelError(f"{name}: has no text tower ('text_cfg'); name an open_clip architecture or config that has one")
+    kept = {key: config[key] for key in ("text_cfg", "quick_gelu") if key in config}
+    return Spec({"embed_dim": dim, **kept}, None, name)
+
+
 def _config(name: str) -> dict:
     if name.startswith("timm/"):
         return {"embed_dim": 0, "vision_cfg": {"timm_model_name": name.removeprefix("timm/"), "timm_pool": ""}}
@@ -61,15 +72,18 @@ def _config(name: str) -> dict:
 
 
 class Student(nn.Module):
-    """What trains: an image tower alone, or a whole CLIP. ``features`` gives its side of a batch.
+    """What trains: an image tower, a text tower, or a whole CLIP. ``features`` gives its side of a batch.
 
     Its rows live in the first teacher's space; ``heads`` lead from there into the space of each further teacher.
     """
 
-    def __init__(self, model: nn.Module, preprocess: dict, heads: Sequence[nn.Module] = ()):
+    def __init__(self, model: nn.Module, preprocess: dict | None, heads: Sequence[nn.Module] = ()):
         super().__init__()
         self.model = model
         self.heads = nn.ModuleList(heads)
+        if preprocess is None:
+            self._trimmed = trimmed(model)
+            return
         self.register_buffer("mean", torch.tensor(preprocess["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocess["std"]).view(1, 3, 1, 1), persistent=False)
 
@@ -78,13 +92,22 @@ class Student(nn.Module):
         pixels = pixels.permute(0, 3, 1, 2).float().div(255)
         return self.model.encode_image(((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last))
 
-    def features(self, pixels: Tensor, tokens: Tensor | None, teachers: Sequence[Features]) -> list[Features]:
-        """Return the student's features for each teacher, with that teacher's sentences and scale; with tokens there is no
-        teacher, and the student's own sentences and scale make one set of features."""
-        image = self.images(pixels)
-        if tokens is not None:
-            return [Features.of(image, self.model.encode_text(tokens), self.model.logit_scale.exp())]
-        rows = [image, *(head(image) for head in self.heads)]
+    def sentences(self, tokens: Tensor) -> Tensor:
+        """Return text rows [B, D], not normalised, of tokens [B, L]; places that are never read are not computed."""
+        if self._trimmed is None:
+            return self.model.encode_text(tokens)
+        return self._trimmed.encode_text(tokens[:, : int(self._trimmed.lengths(tokens).max())])
+
+    def features(self, pixels: Tensor | None, tokens: Tensor | None, teachers: Sequence[Features]) -> list[Features]:
+        """Return the student's features for each teacher, with that teacher's rows of the other side and scale.
+
+        Of a text tower the sentences stand in ``image``, see :class:`~dimefm.losses.Features`. With pixels and tokens there
+        is no teacher, and the student's own sentences and scale make one set of features.
+        """
+        if pixels is not None and tokens is not None:
+            return [Features.of(self.images(pixels), self.model.encode_text(tokens), self.model.logit_scale.exp())]
+        own = self.sentences(tokens) if pixels is None else self.images(pixels)
+        rows = [own, *(head(own) for head in self.heads)]
         return [Features.of(row, of.text, of.logit_scale) for row, of in zip(rows, teachers, strict=True)]
 
 
@@ -109,6 +132,21 @@ def build(spec: Spec, both_towers: bool, seed: int, batch_size: int = 2) -> tupl
         tower = ImageTower(open_clip.image_tower(spec.config))
         _try(tower, spec, batch_size)
         return tower.to(memory_format=torch.channels_last), open_clip.default_preprocess(spec.image_size)
+
+
+def build_text(spec: Spec, seed: int) -> nn.Module:
+    """Return the text tower of a spec with random weights drawn from ``seed``; raise ModelError when it cannot be built or
+    run."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, "weights") % 2**32)
+        tower = TextTower(open_clip.text_tower(spec.config))
+    try:
+        found = list(tower.encode_text(torch.zeros(2, tower.text.context_length, dtype=torch.long)).shape)
+        if found != [2, spec.config["embed_dim"]]:
+            raise ValueError(f"its output for 2 sentences is {found}; expected {[2, spec.config['embed_dim']]}")
+    except Exception as error:  # open_clip fails in many ways on an impossible config
+        raise ModelError(f"{spec.name}: cannot encode a sentence: {open_clip.reason_of(error)}") from error
+    return tower
 
 
 @torch.no_grad()

@@ -16,6 +16,8 @@ from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
+from dimefm.models.towers import TextTower
+
 TOLERANCE = 1e-4
 """How far the unit rows of the check on first use may lie from ``encode_text``'s."""
 
@@ -59,7 +61,7 @@ def trimmed(model: nn.Module) -> Trimmed | None:
     """
     if isinstance(model, CLIP) and type(model).encode_text is CLIP.encode_text:
         parts, pool, eos = model, model.text_pool_type, model.text_eos_id
-    elif isinstance(model, CustomTextCLIP) and type(model.text) is TextTransformer and model.text.cls_emb is None:
+    elif isinstance(model, CustomTextCLIP | TextTower) and _is_plain(model.text):
         parts, pool, eos = model.text, model.text.pool_type, model.text.eos_id
     else:
         return None
@@ -76,6 +78,11 @@ def trimmed(model: nn.Module) -> Trimmed | None:
         )
         return None
     return tower
+
+
+def _is_plain(text: nn.Module) -> bool:
+    """Tell whether a text tower is open_clip's own without a class token."""
+    return type(text) is TextTransformer and text.cls_emb is None
 
 
 def _is_causal(mask: Tensor | None) -> bool:

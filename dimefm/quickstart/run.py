@@ -17,7 +17,8 @@ from dimefm.errors import DataError, RecipeError
 from dimefm.evaluate import elevater
 from dimefm.extract import Settings, extract
 from dimefm.models import runs, student
-from dimefm.models.encoder import Encoder, ImageTower, load_encoder, weights_sha256
+from dimefm.models.encoder import Encoder, load_encoder, weights_sha256
+from dimefm.models.towers import ImageTower
 from dimefm.quickstart import data
 from dimefm.quickstart.report import draw, markdown, table
 from dimefm.recipe import Recipe, check

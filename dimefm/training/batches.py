@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -17,6 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from dimefm.cache import FeatureCache
+from dimefm.data import Rows
+from dimefm.data.align import Aligned
 from dimefm.data.augment import Augment, center
 from dimefm.data.images import decode
 from dimefm.data.order import epochs_of_step, rows_of_step, seed_of
@@ -28,23 +30,27 @@ from dimefm.training.sources import Sources
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch: uint8 pixels [B, S, S, 3], rows [B, D] and [N, D] of each teacher or tokens [B, L], rows left out."""
+    """One micro-batch: what the student encodes, uint8 pixels [B, S, S, 3] or tokens [B, L] or (pairs) both; each teacher's
+    ``own`` rows [B, D] of the same inputs and ``other`` rows [N, D] of the other kind; the rows left out."""
 
-    pixels: Tensor
-    teacher_images: tuple[Tensor, ...]
-    teacher_texts: tuple[Tensor, ...]
+    pixels: Tensor | None
     tokens: Tensor | None
+    own: tuple[Tensor, ...]
+    other: tuple[Tensor, ...]
     bad: list[dict]
+
+    def __len__(self) -> int:
+        return len(self.tokens if self.pixels is None else self.pixels)
 
 
 class Batches:
-    """Loads micro-batch ``number`` of a run."""
+    """Loads micro-batch ``number`` of images, with cached features or (pairs) sentences."""
 
     def __init__(self, sources: Sources, recipe: Recipe, size: int, tokenizer: Callable | None):
         self.sources, self.recipe, self.size, self.tokenizer = sources, recipe, size, tokenizer
         self.augment = Augment(recipe.crop_scale, recipe.crop_ratio, recipe.flip, recipe.resize)
         self.replayed = sources.views if recipe.view == "cached" else None
-        self.captions = Captions(sources.images, recipe.captions) if tokenizer is not None else None
+        self.captions = Captions(sources.raw, recipe.captions) if tokenizer is not None else None
 
     def __call__(self, number: int) -> Batch:
         """Return the batch; unreadable rows are left out and listed. Raises DataError when no row is readable."""
@@ -57,7 +63,7 @@ class Batches:
             try:
                 view, sentence = self._row(row_number, view_number, seed_of(recipe.seed, "view", number, place))
             except BadRow as error:
-                bad.append(self._complaint(row_number, error))
+                bad.append(complaint(sources.raw, row_number, error))
                 continue
             views.append(view)
             sentences.append(sentence)
@@ -66,19 +72,12 @@ class Batches:
             raise DataError(f"batch {number}: none of its {len(raw)} rows can be read; the first: {bad[0]}")
         pixels = torch.from_numpy(np.stack(views))
         if self.tokenizer is not None:
-            return Batch(pixels, (), (), self.tokenizer(sentences), bad)
-        images = [_features(cache, rows[kept]) for cache, rows in zip(sources.image_caches, cached, strict=True)]
-        return Batch(pixels, tuple(images), self._texts(number), None, bad)
-
-    def _texts(self, number: int) -> tuple[Tensor, ...]:
-        """Return each teacher's features [N, D] of the sentences of batch ``number``."""
-        recipe, rows = self.recipe, self.sources.text_rows
-        wanted = rows_of_step(number, recipe.texts_per_step or recipe.batch_size, len(rows), recipe.seed, "texts")
-        _, cached = rows.locate(wanted)
-        return tuple(_features(cache, found) for cache, found in zip(self.sources.text_caches, cached, strict=True))
+            return Batch(pixels, self.tokenizer(sentences), (), (), bad)
+        own = features_of(sources.image_caches, [rows[kept] for rows in cached])
+        return Batch(pixels, None, own, drawn(sources.text_caches, sources.text_rows, number, recipe, "texts"), bad)
 
     def _row(self, number: int, view_number: int, seed: int) -> tuple[np.ndarray, str | None]:
-        row = self.sources.images[number]
+        row = self.sources.raw[number]
         view = self._view(decode(row.image), row.key, view_number, seed)
         if self.captions is None:
             return view, None
@@ -94,13 +93,25 @@ class Batches:
             return np.asarray(crop.resize((self.size, self.size), Image.Resampling.BICUBIC))
         return center(image, self.size) if self.recipe.view == "center" else self.augment(image, self.size, seed)
 
-    def _complaint(self, number: int, error: BadRow) -> dict:
-        shard, local = self.sources.images.locate(number)
-        return {"source": self.sources.images.shards[shard].name, "row": local, "reason": str(error)}
+
+def complaint(rows: Rows, number: int, error: BadRow) -> dict:
+    """Return the record of raw row ``number`` that was left out."""
+    shard, local = rows.locate(number)
+    return {"source": rows.shards[shard].name, "row": local, "reason": str(error)}
+
+
+def drawn(caches: Sequence[FeatureCache], rows: Aligned, number: int, recipe: Recipe, what: str) -> tuple[Tensor, ...]:
+    """Return each teacher's rows [N, D] of the other kind for batch ``number``: drawn by themselves, so unpaired."""
+    wanted = rows_of_step(number, recipe.texts_per_step or recipe.batch_size, len(rows), recipe.seed, what)
+    return features_of(caches, rows.locate(wanted)[1])
+
+
+def features_of(caches: Sequence[FeatureCache], rows: Sequence[np.ndarray]) -> tuple[Tensor, ...]:
+    """Return the rows [n, D] of each cache; raise CacheError naming shard and row of one not finite or without length."""
+    return tuple(_features(cache, found) for cache, found in zip(caches, rows, strict=True))
 
 
 def _features(cache: FeatureCache, rows: np.ndarray) -> Tensor:
-    """Return feature rows [n, D]; raise CacheError naming shard and row when one is not finite or has no length."""
     found = cache[rows]
     lengths = np.linalg.norm(found.astype(np.float32), axis=1)
     wrong = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))

@@ -54,14 +54,19 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tu
         for name, parameter in model.named_parameters():
             if f"{name}/step" in flat:
                 optimizer.state[parameter] = {
-                    field: flat[f"{name}/{field}"].to(parameter.device if field != "step" else "cpu")
-                    for field in ("step", "exp_avg", "exp_avg_sq")
+                    "step": flat[f"{name}/step"].to(parameter.device),
+                    **{field: _like(flat[f"{name}/{field}"], parameter) for field in ("exp_avg", "exp_avg_sq")},
                 }
     except Exception as error:  # safetensors, JSON and file errors: all mean the same to the user
         raise ModelError(
             f"{folder}: the checkpoint is damaged ({error}); remove it to resume from the one before"
         ) from error
     return step, caches
+
+
+def _like(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """Return ``value`` laid out in memory as ``parameter``: the fused optimizer goes through both as they lie."""
+    return torch.empty_like(parameter, requires_grad=False).copy_(value)
 
 
 def _flatten(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -27,7 +27,7 @@ def adamw(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
         {"params": [p for name, p in named if decays(name, p)], "weight_decay": recipe.wd},
         {"params": [p for name, p in named if not decays(name, p)], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), eps=recipe.eps)
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), eps=recipe.eps, fused=True)
 
 
 def learning_rate(step: int, warmup_steps: int, total_steps: int, recipe: Recipe) -> float:

@@ -1,4 +1,4 @@
-"""What a run learns from: raw images and cached features, opened and checked against each other."""
+"""What a run learns from: raw images or sentences and cached features, opened and checked against each other."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import numpy as np
 from dimefm.cache import EncoderCard, FeatureCache
 from dimefm.cache.adopt import adopt_tsv
 from dimefm.cache.manifest import FILE as MANIFEST
-from dimefm.cache.manifest import differences
+from dimefm.cache.manifest import differences, strangers
 from dimefm.data import Columns, Rows, open_rows
 from dimefm.data.align import Aligned, align, align_caches
+from dimefm.data.pairs import Pairs, keys_of
 from dimefm.data.sources import expand, local_root, shard_names
 from dimefm.data.views import RECIPE, ViewPolicy
 from dimefm.errors import CacheError, RecipeError
@@ -24,12 +25,12 @@ from dimefm.recipe import Recipe
 class Sources:
     """Opened sources of a run: cache i of images and cache i of sentences are of teacher i.
 
-    ``image_rows`` are the raw rows with features in all image caches, ``text_rows`` the sentences in all text caches, and
-    ``views`` says what the image caches hold (None: the centre view). When a CLIP is trained from pairs there are no caches
-    and both rows are None.
+    ``raw`` are the images that the student encodes. ``image_rows`` are those with features in all image caches,
+    ``text_rows`` the sentences in all text caches, and ``views`` says what the image caches hold (None: the centre view).
+    When a CLIP is trained from pairs there are no caches and both rows are None.
     """
 
-    images: Rows
+    raw: Rows
     image_caches: tuple[FeatureCache, ...] = ()
     text_caches: tuple[FeatureCache, ...] = ()
     image_rows: Aligned | None = None
@@ -37,7 +38,7 @@ class Sources:
     views: ViewPolicy | None = None
 
     def __len__(self) -> int:
-        return len(self.images) if self.image_rows is None else len(self.image_rows)
+        return len(self.raw) if self.image_rows is None else len(self.image_rows)
 
     @property
     def teachers(self) -> tuple[EncoderCard, ...]:
@@ -49,17 +50,116 @@ class Sources:
         return (usable, []) if self.image_rows is None else self.image_rows.locate(usable, view)
 
 
+@dataclass(frozen=True)
+class TextSources(Sources):
+    """Opened sources of a text tower: ``raw`` are sentences.
+
+    With text caches, ``text_rows`` are the sentences with features in all of them and ``image_rows`` any images. Without,
+    ``pairs`` are images of the one image cache with the sentences of their keys.
+    """
+
+    pairs: Pairs | None = None
+
+    def __len__(self) -> int:
+        return len(self.pairs) if self.text_rows is None else len(self.text_rows)
+
+
 def open_sources(recipe: Recipe, out: Path) -> Sources:
     """Open everything that ``recipe`` names; adopted TSV features go into ``out``.
 
     Raises RecipeError when something is not named, CacheError when features do not belong to the images or to each
     other or lack the recipe's views, DataError when a source cannot be read.
     """
+    if recipe.text_student:
+        return _text_sources(recipe)
+    if recipe.texts:
+        raise RecipeError(
+            "raw sentences are for training a text tower; say --text student:NAME, or leave --texts out: an image tower "
+            "learns from the features in --text-cache"
+        )
     if recipe.tsv_file_list:
         return _dime_fm_form(recipe, out)
     if not recipe.images:
         raise RecipeError("no images are given; name them with --images (or 'images' in the recipe)")
-    kind = "pair" if recipe.text == "student" else "image"
+    images = _rows(recipe, recipe.images, "pair" if recipe.text == "student" else "image", recipe.input_format)
+    if recipe.text == "student":
+        if recipe.image_cache or recipe.text_cache:
+            raise RecipeError(
+                "text = 'student' learns from raw pairs and uses no cache; leave --image-cache and --text-cache out, or say "
+                "--text student:NAME to train the text tower NAME alone"
+            )
+        return Sources(images)
+    return _image_sources(recipe, images, _open_caches(recipe, "image"), _open_caches(recipe, "text"))
+
+
+def _image_sources(
+    recipe: Recipe, images: Rows, image_caches: list[FeatureCache], text_caches: list[FeatureCache]
+) -> Sources:
+    """Match raw images with the opened caches that an image tower learns from."""
+    _refuse_strangers(image_caches, text_caches)
+    views = _views(recipe, image_caches)
+    image_rows, text_rows = align(images, *image_caches), align_caches(*text_caches)
+    _refuse_none_in_common((image_rows, image_caches), (text_rows, text_caches))
+    return Sources(images, tuple(image_caches), tuple(text_caches), image_rows, text_rows, views)
+
+
+def _text_sources(recipe: Recipe) -> TextSources:
+    """Open what a text tower learns from; see :class:`TextSources`."""
+    beside = [f"--{name.replace('_', '-')}" for name in ("images", "tsv_file_list") if getattr(recipe, name)]
+    if beside:
+        raise RecipeError(
+            f"--text {recipe.text} trains a text tower from --texts and caches; leave {' and '.join(beside)} out, and "
+            "train the image tower in a run of its own: dimefm eval --model IMAGE_RUN --text-model TEXT_RUN takes both"
+        )
+    if not recipe.texts:
+        raise RecipeError("no sentences are given; name them with --texts (or 'texts' in the recipe)")
+    texts, image_caches = _rows(recipe, recipe.texts, "text", recipe.input_format), _open_caches(recipe, "image")
+    text_caches = _open_caches(recipe, "text") if recipe.text_cache else []
+    _refuse_strangers(image_caches, text_caches)
+    for cache in image_caches:
+        if cache.manifest.how.get("views") is not None:
+            raise CacheError(
+                f"{cache.store}: holds {cache.manifest.views} random crops of each image; a text tower learns against the "
+                "centre view: extract the images without --views"
+            )
+    if not text_caches:
+        return TextSources(texts, tuple(image_caches), pairs=_pairs(recipe, texts, image_caches))
+    for cache in text_caches:
+        if cache.manifest.how.get("captions") == "all":
+            raise CacheError(
+                f"{cache.store}: holds every sentence of each row; a text tower learns from one a row: extract them "
+                "again with --captions first"
+            )
+    image_rows, text_rows = align_caches(*image_caches), align(texts, *text_caches)
+    _refuse_none_in_common((image_rows, image_caches), (text_rows, text_caches))
+    return TextSources(texts, tuple(image_caches), tuple(text_caches), image_rows, text_rows)
+
+
+def _pairs(recipe: Recipe, texts: Rows, caches: list[FeatureCache]) -> Pairs:
+    """Return the images of the one cache that have sentences; raise CacheError when none has."""
+    if len(caches) > 1:
+        raise RecipeError(
+            f"--image-cache names {len(caches)} caches and --text-cache none; with several teachers a sentence needs the "
+            "features of each: name a --text-cache for each"
+        )
+    if recipe.texts_per_step is not None:
+        raise RecipeError(
+            "texts_per_step is for a --text-cache; without one a step sees --batch-size images, each with a sentence of its "
+            "key"
+        )
+    keys = [key for shard in texts.shards for key in shard.keys()]
+    pairs = Pairs.of(caches[0], keys)
+    if len(keys) and not len(pairs):
+        image = next(keys_of(caches[0]))
+        raise CacheError(
+            f"{caches[0].store}: holds no image with the key of a sentence ({keys[0]!r} in {texts.shards[0].path} against "
+            f"{image!r}); expected equal keys, or KEY#NUMBER for several sentences of an image; or give --text-cache"
+        )
+    return pairs
+
+
+def _rows(recipe: Recipe, sources: Sequence[str], kind: str, input_format: str | None) -> Rows:
+    """Open raw rows where and as the recipe says."""
     columns = Columns(
         image=recipe.image_column,
         text=recipe.text_column,
@@ -67,20 +167,6 @@ def open_sources(recipe: Recipe, out: Path) -> Sources:
         separator=recipe.separator,
         root=local_root(recipe.dataroot, recipe.scratch),
     )
-    images = _rows(recipe, recipe.images, kind, recipe.input_format, columns)
-    if recipe.text == "student":
-        if recipe.image_cache or recipe.text_cache:
-            raise RecipeError(
-                "text = 'student' learns from raw pairs and uses no cache; leave --image-cache and --text-cache out"
-            )
-        return Sources(images)
-    return _checked(recipe, images, _open_caches(recipe, "image"), _open_caches(recipe, "text"))
-
-
-def _rows(
-    recipe: Recipe, sources: Sequence[str], kind: str, input_format: str | None, columns: Columns | None = None
-) -> Rows:
-    """Open raw rows where the recipe says that sources lie."""
     where = {"dataroot": recipe.dataroot, "scratch": recipe.scratch}
     return open_rows(sources, kind, input_format=input_format, columns=columns, **where)
 
@@ -122,7 +208,7 @@ def _dime_fm_form(recipe: Recipe, out: Path) -> Sources:
         texts = _rows(recipe, recipe.tsv_file_list[2:3], "text", "tsv")
         text_cache = _adopted(texts, text_features, "text", recipe, out)
         _belong(texts, _files(recipe, text_features), text_cache)
-    return _checked(recipe, images, [image_cache], [text_cache])
+    return _image_sources(recipe, images, [image_cache], [text_cache])
 
 
 def _refuse_two_forms(recipe: Recipe) -> None:
@@ -159,8 +245,9 @@ def _belong(raw: Rows, files: list[Path], cache: FeatureCache) -> None:
             raise CacheError(f"{file} does not hold the features of {shard.path}: {error}") from error
 
 
-def _checked(recipe: Recipe, images: Rows, image_caches: list[FeatureCache], text_caches: list[FeatureCache]) -> Sources:
-    if len(image_caches) != len(text_caches):
+def _refuse_strangers(image_caches: list[FeatureCache], text_caches: list[FeatureCache]) -> None:
+    """Raise unless all caches hold rows of their kind, and cache i of images and cache i of sentences are of one teacher."""
+    if text_caches and len(image_caches) != len(text_caches):
         raise RecipeError(
             f"--image-cache names {len(image_caches)} caches and --text-cache {len(text_caches)}; each teacher needs one of "
             "each, in the same order"
@@ -172,20 +259,21 @@ def _checked(recipe: Recipe, images: Rows, image_caches: list[FeatureCache], tex
             )
         if not len(cache):
             raise CacheError(f"{cache.store}: holds no rows; every row was quarantined, see quarantine.jsonl there")
-    for image_cache, text_cache in zip(image_caches, text_caches, strict=True):
-        different = differences(image_cache.manifest.encoder.identity(), text_cache.manifest.encoder.identity())
+    for image_cache, text_cache in zip(image_caches, text_caches, strict=False):
+        different = strangers(image_cache.manifest.encoder, text_cache.manifest.encoder)
         if different:
             raise CacheError(
                 f"{image_cache.store} and {text_cache.store} were made by different teachers ({'; '.join(different)}); "
                 "extract one of them again with the other's teacher"
             )
-    views = _views(recipe, image_caches)
-    image_rows, text_rows = align(images, *image_caches), align_caches(*text_caches)
-    for rows, caches in ((image_rows, image_caches), (text_rows, text_caches)):
+
+
+def _refuse_none_in_common(*sides: tuple[Aligned, list[FeatureCache]]) -> None:
+    """Raise CacheError when several caches of one side have no good row in common."""
+    for rows, caches in sides:
         if len(caches) > 1 and not len(rows):
             names = " and ".join(str(cache.store) for cache in caches)
             raise CacheError(f"{names} have no good row in common; see quarantine.jsonl in each, and choose other teachers")
-    return Sources(images, tuple(image_caches), tuple(text_caches), image_rows, text_rows, views)
 
 
 def _views(recipe: Recipe, caches: list[FeatureCache]) -> ViewPolicy | None:

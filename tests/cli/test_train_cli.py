@@ -361,7 +361,7 @@ def test_tables_train_with_the_columns_and_the_dataroot_that_they_were_extracted
     assert result.exit_code == 0, result.output
     recipe = tomllib.loads((place / "run/recipe.toml").read_text())
     assert (recipe["image_column"], recipe["key_column"]) == ("bild", "nr")
-    assert json.loads((place / "run/run.json").read_text())["image_rows"] == 6
+    assert json.loads((place / "run/run.json").read_text())["rows"] == 6
 
 
 def test_dime_fms_form_on_the_command_line_takes_the_place_of_the_recipes_sources(place):

@@ -52,4 +52,4 @@ def test_adopted_features_are_verified_and_trained_on(tmp_path, picture):
     dimefm("train", "--images", raw["image"], *caches, *small, "--view", "center", "--out", tmp_path / "run")
     record = json.loads((tmp_path / "run/run.json").read_text())
     assert record["teacher"]["weights_sha256"] == FeatureCache(tmp_path / "own/images").manifest.encoder.weights_sha256
-    assert record["image_rows"] == 24
+    assert record["rows"] == 24

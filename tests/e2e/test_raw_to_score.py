@@ -204,7 +204,7 @@ def lists(root, *words, out="run"):
 def test_dime_fms_own_form_trains_on_its_own_files(released):
     dimefm(*lists(released))
     record = json.loads((released / "run/run.json").read_text())
-    assert (record["image_rows"], record["teacher"]["dim"], record["teacher"]["logit_scale"]) == (7, 768, 100.0)
+    assert (record["rows"], record["teacher"]["dim"], record["teacher"]["logit_scale"]) == (7, 768, 100.0)
     assert record["preprocess_cfg"]["size"] == 64
     line = log(released / "run")[-1]
     assert line["step"] == 3

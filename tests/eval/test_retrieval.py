@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from dimefm.cache import CacheWriter, EncoderCard, FeatureCache, Manifest
 from dimefm.cache.manifest import FILE
+from dimefm.data.pairs import pair
 from dimefm.errors import CacheError, DataError
-from dimefm.eval.retrieval import markdown, pair, ranks, retrieval, terminal
+from dimefm.eval.retrieval import markdown, ranks, retrieval, terminal
 
 CARD = EncoderCard("CLIP", "ab" * 32, 4, 100.0)
 

@@ -15,7 +15,8 @@ from dimefm import plugins
 from dimefm.cache import CacheWriter, Manifest
 from dimefm.errors import ModelError
 from dimefm.models import open_clip, student
-from dimefm.models.encoder import ImageTower, load_encoder, pick_device, weights_sha256
+from dimefm.models.encoder import load_encoder, pick_device, weights_sha256
+from dimefm.models.towers import ImageTower
 from dimefm.recipe import read
 from dimefm.train import train
 

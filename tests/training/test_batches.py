@@ -36,9 +36,7 @@ def sentences_of(tokens):
 
 
 def equal(ours, theirs):
-    ours, theirs = (
-        (batch.pixels, *batch.teacher_images, *batch.teacher_texts, batch.tokens, batch.bad) for batch in (ours, theirs)
-    )
+    ours, theirs = ((batch.pixels, *batch.own, *batch.other, batch.tokens, batch.bad) for batch in (ours, theirs))
     pairs = zip(ours, theirs, strict=True)
     return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
 
@@ -73,7 +71,7 @@ def test_every_image_meets_its_own_feature_and_every_row_comes_once_an_epoch(wor
     for number in range(2):
         batch = load(number)
         pixels = world.numbers_of_pixels(batch.pixels)
-        assert pixels == world.numbers_of_features(batch.teacher_images[0])
+        assert pixels == world.numbers_of_features(batch.own[0])
         assert sorted(pixels) == list(range(ROWS))
 
 
@@ -88,7 +86,7 @@ def test_rows_that_extraction_quarantined_are_left_out_on_both_sides(world, make
     load = batches(holes, holes.recipe(batch_size=ROWS - len(gone)))
     for number in range(2):
         batch = load(number)
-        assert holes.numbers_of_pixels(batch.pixels) == holes.numbers_of_features(batch.teacher_images[0])
+        assert holes.numbers_of_pixels(batch.pixels) == holes.numbers_of_features(batch.own[0])
         assert set(holes.numbers_of_pixels(batch.pixels)) == set(range(ROWS)) - gone
         assert batch.bad == []
 
@@ -96,9 +94,9 @@ def test_rows_that_extraction_quarantined_are_left_out_on_both_sides(world, make
 def test_rows_that_have_become_unreadable_are_left_out_and_recorded(world):
     world.write_images(broken={2, 12})
     batch = batches(world, world.recipe(batch_size=ROWS))(0)
-    assert world.numbers_of_pixels(batch.pixels) == world.numbers_of_features(batch.teacher_images[0])
+    assert world.numbers_of_pixels(batch.pixels) == world.numbers_of_features(batch.own[0])
     assert set(world.numbers_of_pixels(batch.pixels)) == set(range(ROWS)) - {2, 12}
-    assert len(batch.teacher_images[0]) == ROWS - 2
+    assert len(batch.own[0]) == ROWS - 2
     assert sorted((bad["source"], bad["row"]) for bad in batch.bad) == [("image_0.tsv", 2), ("image_1.tsv", 2)]
     assert all("not an image" in bad["reason"] for bad in batch.bad)
 
@@ -120,13 +118,13 @@ def test_a_batch_without_one_readable_row_is_an_error(world):
 @pytest.mark.parametrize(("asked", "rows"), [(None, 5), (2, 2), (TEXTS, TEXTS), (20, 20)])
 def test_texts_per_step(world, asked, rows):
     batch = batches(world, world.recipe(texts_per_step=asked))(1)
-    assert batch.teacher_texts[0].shape == (rows, 8)
+    assert batch.other[0].shape == (rows, 8)
     assert batch.pixels.shape == (5, 16, 16, 3)
 
 
 def test_sentences_are_dealt_without_replacement(world):
     load = batches(world, world.recipe(batch_size=3, texts_per_step=3))
-    texts = [world.numbers_of_features(load(number).teacher_texts[0]) for number in range(3)]
+    texts = [world.numbers_of_features(load(number).other[0]) for number in range(3)]
     assert sorted(sum(texts, [])) == list(range(TEXTS))
 
 
@@ -135,8 +133,8 @@ def test_sentences_and_images_are_dealt_independently(world):
     (world.root / "texts").rename(world.root / "few")
     world.cache("texts", "text", [("sentences.txt", ROWS)])
     batch = batches(world, world.recipe(batch_size=ROWS))(0)
-    assert sorted(world.numbers_of_features(batch.teacher_texts[0])) == list(range(ROWS))
-    assert world.numbers_of_features(batch.teacher_texts[0]) != world.numbers_of_pixels(batch.pixels)
+    assert sorted(world.numbers_of_features(batch.other[0])) == list(range(ROWS))
+    assert world.numbers_of_features(batch.other[0]) != world.numbers_of_pixels(batch.pixels)
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
@@ -168,7 +166,7 @@ def test_pairs_keep_their_sentences(world):
     recipe = world.clip_recipe(images=[str(world.pairs(captions))], batch_size=8)
     batch = batches(world, recipe, words)(0)
     assert sentences_of(batch.tokens) == [captions[n] for n in world.numbers_of_pixels(batch.pixels)]
-    assert batch.teacher_images == batch.teacher_texts == ()
+    assert batch.own == batch.other == ()
 
 
 def test_a_pair_without_a_sentence_is_left_out_and_recorded(world):

@@ -64,7 +64,12 @@ def test_every_field_survives_writing(tmp_path):
     """No field is left out of the file: each differs from its default here."""
     other = {str: "x", int: 7, float: 0.125}
     fixed = {"text": "student", "captions": "label", "view": "center", "precision": "bf16", "report_to": "tensorboard"}
-    fixed |= {"losses": {"dime.vl": {"weight": 1.0}}, "images": ("a", "b"), "tsv_file_list": ("a", "b", "c", "d")}
+    fixed |= {
+        "losses": {"dime.vl": {"weight": 1.0}},
+        "images": ("a", "b"),
+        "texts": ("c",),
+        "tsv_file_list": ("a", "b", "c", "d"),
+    }
     fixed |= {"image_cache": ("a",), "text_cache": ("b", "c")}
     fixed |= {"crop_scale": (0.5, 0.75), "crop_ratio": (0.5, 2.0)}
     for name, field in FIELDS.items():

@@ -121,13 +121,13 @@ def test_at_one_size_teacher_and_student_see_the_same_pixels(noisy, tmp_path):
     sources = open_sources(recipe, tmp_path)
     plain = {**open_clip.default_preprocess(24), "mean": (0, 0, 0), "std": (1, 1, 1)}
     stage = Images(SimpleNamespace(card=SimpleNamespace(preprocess=plain)), Settings(views=MANY, decoder="pil"))
-    (shard,) = sources.images.shards
+    (shard,) = sources.raw.shards
     (batch,) = stage.batches(shard, range(stage.count(shard)))
     teacher = dict(zip(batch.keys, (batch.inputs * 255).round().byte().permute(0, 2, 3, 1), strict=True))
     load = Batches(sources, recipe, 24, None)
     compared = 0
     for epoch in range(3):
-        keys = [f"{sources.images[int(raw)].key}#{epoch}" for raw in rows_of(sources, recipe, epoch)]
+        keys = [f"{sources.raw[int(raw)].key}#{epoch}" for raw in rows_of(sources, recipe, epoch)]
         for key, pixels in zip(keys, load(epoch).pixels, strict=True):
             assert torch.equal(pixels, teacher[key]), key
             compared += 1
@@ -152,7 +152,7 @@ def test_an_epoch_shows_one_view_of_each_image_with_the_feature_of_that_view(wor
             batch = load(epoch)
             numbers = world.numbers_of_pixels(batch.pixels)
             assert sorted(numbers) == left
-            assert world.numbers_of_features(batch.teacher_images[0]) == [n * 3 + epoch % 3 for n in numbers]
+            assert world.numbers_of_features(batch.own[0]) == [n * 3 + epoch % 3 for n in numbers]
 
 
 def test_a_batch_that_crosses_an_epoch_changes_the_view_in_the_middle(world):
@@ -160,7 +160,7 @@ def test_a_batch_that_crosses_an_epoch_changes_the_view_in_the_middle(world):
     world.images(views=ViewPolicy(2))
     recipe = world.recipe(view="cached", batch_size=10)
     batch = Batches(open_sources(recipe, world.root), recipe, 16, None)(1)
-    views = [number % 2 for number in world.numbers_of_features(batch.teacher_images[0])]
+    views = [number % 2 for number in world.numbers_of_features(batch.own[0])]
     assert views == [0] * 7 + [1] * 3
 
 
@@ -267,9 +267,9 @@ def test_every_teacher_row_in_training_is_the_encoding_of_the_view_that_the_stud
         pixels = batch.pixels.permute(0, 3, 1, 2).float().div(255)
         pixels = (pixels - torch.tensor(card["mean"]).view(3, 1, 1)) / torch.tensor(card["std"]).view(3, 1, 1)
         again = tiny_teacher.encode_image(pixels)
-        torch.testing.assert_close(again, batch.teacher_images[0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(again, batch.own[0], rtol=0, atol=1e-5)
         used += (again @ stored.T).argmax(1).tolist()
-        torch.testing.assert_close(stored[used[-len(again) :]], batch.teacher_images[0], rtol=0, atol=0)
+        torch.testing.assert_close(stored[used[-len(again) :]], batch.own[0], rtol=0, atol=0)
     assert len(used) == 25
     assert set(used) == set(range(12))
 

@@ -185,11 +185,11 @@ def test_accumulation_deals_the_rows_of_the_large_batch_and_averages_the_gradien
     whole = Run(world.recipe(batch_size=6, steps=3), world.root / "whole", False, quiet)
     halves = Run(world.recipe(batch_size=3, steps=3, accum_freq=2), world.root / "halves", False, quiet)
     for step in range(3):
-        large, small = whole.batches(step), [halves.batches(2 * step), halves.batches(2 * step + 1)]
-        assert torch.equal(torch.cat([part.teacher_images[0] for part in small]), large.teacher_images[0])
-        assert torch.equal(torch.cat([part.teacher_texts[0] for part in small]), large.teacher_texts[0])
-    expected = gradients(halves, [halves.batches(0), halves.batches(1)])
-    record = halves.step(0, iter([halves.batches(0), halves.batches(1)]))
+        large, small = whole.task.batches(step), [halves.task.batches(2 * step), halves.task.batches(2 * step + 1)]
+        assert torch.equal(torch.cat([part.own[0] for part in small]), large.own[0])
+        assert torch.equal(torch.cat([part.other[0] for part in small]), large.other[0])
+    expected = gradients(halves, [halves.task.batches(0), halves.task.batches(1)])
+    record = halves.step(0, iter([halves.task.batches(0), halves.task.batches(1)]))
     for name, parameter in halves.student.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6)
     assert record["rows"] == 6
@@ -199,7 +199,7 @@ def test_accumulation_deals_the_rows_of_the_large_batch_and_averages_the_gradien
 def test_the_gradient_is_clipped_to_the_recipes_norm(world):
     free = Run(world.recipe(), world.root / "free", False, quiet)
     clipped = Run(world.recipe(grad_clip_norm=0.01), world.root / "clipped", False, quiet)
-    norms = [run.step(0, iter([run.batches(0)]))["grad_norm"] for run in (free, clipped)]
+    norms = [run.step(0, iter([run.task.batches(0)]))["grad_norm"] for run in (free, clipped)]
     assert norms[0] == norms[1] > 0.01
     found = torch.stack([p.grad.norm() for p in clipped.student.parameters()]).norm().item()
     assert found == pytest.approx(0.01, rel=1e-3)

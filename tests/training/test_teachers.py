@@ -41,9 +41,9 @@ def test_rows_that_one_teacher_lacks_are_left_out_and_the_others_keep_their_own_
         batch = load(number)
         numbers = world.numbers_of_pixels(batch.pixels)
         assert sorted(numbers) == left
-        assert [world.numbers_of_features(rows) for rows in batch.teacher_images] == [numbers, numbers]
-        assert [rows.shape[1] for rows in batch.teacher_images] == [8, 6]
-        first, second = (world.numbers_of_features(rows) for rows in batch.teacher_texts)
+        assert [world.numbers_of_features(rows) for rows in batch.own] == [numbers, numbers]
+        assert [rows.shape[1] for rows in batch.own] == [8, 6]
+        first, second = (world.numbers_of_features(rows) for rows in batch.other)
         assert first == second
         assert sorted(first) == [2, 3, 4, 5, 6, 7]
 
@@ -60,7 +60,7 @@ def test_views_of_two_teachers_are_the_same_view(world):
     for epoch in range(2):
         batch = load(epoch)
         expected = [2 * number + epoch for number in world.numbers_of_pixels(batch.pixels)]
-        assert [world.numbers_of_features(rows) for rows in batch.teacher_images] == [expected, expected]
+        assert [world.numbers_of_features(rows) for rows in batch.own] == [expected, expected]
         assert set(range(ROWS)) - {n // 2 for n in expected} == {3, 10}
 
 
@@ -72,7 +72,7 @@ def test_the_loss_is_the_mean_of_the_two_single_ones(world):
     other.student.model = torch.nn.Module()
     other.student.model.encode_image = lambda pixels: head(model.encode_image(pixels))
     for number in range(2):
-        found, single, second = (each.losses(each.batches(number)) for each in (two, one, other))
+        found, single, second = (each.losses(each.task.batches(number)) for each in (two, one, other))
         assert found.keys() == single.keys() == {"total", "dime.vl", "dime.pvl"}
         for name, value in found.items():
             torch.testing.assert_close(value, (single[name] + second[name]) / 2)
@@ -86,7 +86,7 @@ def test_each_teacher_has_its_own_logit_scale_unless_the_recipe_states_one(world
         teachers = [Features.of(torch.eye(dim), torch.eye(dim), 1.0) for dim in (8, 6)]
         found = ours.student.features(torch.zeros(2, 16, 16, 3), None, teachers)
         assert [features.image.shape[1] for features in found] == [8, 6]
-        assert [teacher.logit_scale for teacher in ours._teachers(ours.batches(0))] == scales
+        assert [teacher.logit_scale for teacher in ours._teachers(ours.task.batches(0))] == scales
 
 
 def test_the_head_learns_is_kept_in_checkpoints_and_left_out_of_the_finished_tower(world):

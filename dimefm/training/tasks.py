@@ -1,0 +1,63 @@
+"""What a run trains: an image tower, a text tower, or a whole CLIP; the one place that tells them apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from dimefm.models import open_clip, student, words
+from dimefm.models.student import Spec
+from dimefm.recipe import Recipe
+from dimefm.training.batches import Batch, Batches
+from dimefm.training.sources import Sources, TextSources
+from dimefm.training.texts import TextBatches
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model to train, of a kind of ``models.runs``, and the batches that it sees; a text tower preprocesses nothing."""
+
+    kind: str
+    spec: Spec
+    model: nn.Module
+    preprocess: dict | None
+    batches: Callable[[int], Batch]
+
+    def sizes(self) -> dict[str, int]:
+        """Return how many weights there are, of each tower and together."""
+        towers = {"image": getattr(self.model, "visual", None), "text": getattr(self.model, "text", None)}
+        counts = {f"{name}_parameters": _count(tower) for name, tower in towers.items() if isinstance(tower, nn.Module)}
+        return {**counts, "parameters": _count(self.model)}
+
+
+def given(recipe: Recipe) -> frozenset[str]:
+    """Return what the data of a recipe offer to its losses, in the words of :func:`~dimefm.losses.needs`."""
+    if recipe.text == "student":
+        return frozenset({"pairs"})
+    return frozenset({"teacher", "pairs"} if recipe.text_student and not recipe.text_cache else {"teacher"})
+
+
+def task(recipe: Recipe, sources: Sources) -> Task:
+    """Build what ``recipe`` trains, with random weights; raise ModelError when it cannot be built or run."""
+    if isinstance(sources, TextSources):
+        return _text_tower(recipe, sources)
+    both = recipe.text == "student"
+    spec = student.resolve(recipe.student, recipe.image_size, None if both else sources.teachers[0].dim)
+    model, preprocess = student.build(spec, both, recipe.seed, recipe.batch_size)
+    tokenizer = open_clip.tokenizer_for(spec.config) if both else None
+    batches = Batches(sources, recipe, spec.image_size, tokenizer)
+    return Task("clip" if both else "image-tower", spec, model, preprocess, batches)
+
+
+def _text_tower(recipe: Recipe, sources: TextSources) -> Task:
+    spec = student.resolve_text(recipe.text_student, sources.teachers[0].dim)
+    tokenizer = open_clip.tokenizer_for(spec.config)
+    quick = words.words_of(tokenizer)
+    tokenize = tokenizer if quick is None else lambda sentences: quick.tokenize(sentences)[0]
+    return Task("text-tower", spec, student.build_text(spec, recipe.seed), None, TextBatches(sources, recipe, tokenize))
+
+
+def _count(module: nn.Module) -> int:
+    return sum(weights.numel() for weights in module.parameters())
