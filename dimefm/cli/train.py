@@ -53,9 +53,7 @@ CACHE = click.Path(file_okay=False)
 @click.option("--epochs", type=float, help="Passes over the images (of a text tower, sentences).")
 @click.option("--steps", type=int, help="Optimizer steps, instead of epochs.")
 @click.option("--batch-size", type=int, metavar="N", help="Images (of a text tower, sentences) a step.")
-@click.option(
-    "--texts-per-step", type=int, metavar="N", help="Sentences a step (of a text tower, images).  [as --batch-size]"
-)
+@click.option("--texts-per-step", type=int, metavar="N", help="Sentences (of a text tower, images) a step.  [--batch-size]")
 @click.option("--accum-freq", type=int, metavar="N", help="Batches per optimizer step.")
 @click.option("--lr", type=float, help="Peak learning rate.")
 @click.option("--min-lr", type=float, help="Final learning rate.")

@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from dimefm import plugins
 from dimefm.cache import CacheWriter, Manifest
+from dimefm.cache.manifest import strangers
+from dimefm.data import open_rows
 from dimefm.errors import ModelError
 from dimefm.models import open_clip, student
 from dimefm.models.encoder import load_encoder, pick_device, weights_sha256
@@ -253,7 +255,23 @@ def trained(tmp_path_factory, files, teacher):
     caches = {"image_cache": str(root / "image"), "text_cache": str(root / "text"), "images": [str(root / "photos")]}
     recipe = read(None, student="ConvNeXt-mini-64", losses={"dime.vl": {"weight": 1.0}}, view="free", **caches, **small)
     train(recipe, root / "tower", echo=lambda line: None)
+    (root / "words.txt").write_text("".join(f"some words about {n}\n" for n in range(5)))
+    text = {"texts": [str(root / "words.txt")], "text": f"student:{ARCH}", "losses": {"dime.vl": {"weight": 1.0}}, **small}
+    text_cache(root, card)
+    caches = {"image_cache": str(root / "image"), "text_cache": str(root / "words")}
+    train(read(None, **text, **caches), root / "text", echo=lambda line: None)
     return root
+
+
+def text_cache(root, card):
+    """Write a cache of the sentences with the keys that their rows have."""
+    keys = [row.key for row in open_rows([str(root / "words.txt")], "text")]
+    rows = np.random.default_rng(1).normal(size=(len(keys), card.dim)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    header = Manifest("text", "hdf5", "float32", card.dim, True, card, {}, {})
+    writer = CacheWriter(root / "words", header, [("words.txt", len(keys))])
+    writer.write("words.txt", keys, rows)
+    writer.seal()
 
 
 def test_a_run_folder_of_a_clip_is_also_an_open_clip_folder(trained):
@@ -282,6 +300,36 @@ def test_a_run_folder_of_a_tower_takes_the_text_tower_of_its_teacher(trained, te
     assert run.text_parameters == teacher.text_parameters
     weights = load_file(trained / "tower" / "image_tower.safetensors")
     assert all(name.startswith("visual.") for name in weights)
+
+
+def test_a_run_folder_of_a_text_tower_takes_the_image_tower_of_its_teacher(trained, teacher):
+    run = load_encoder(str(trained / "text"), "cpu")
+    pixels = torch.randn(2, 3, 64, 64)
+    assert torch.equal(run.encode_image(pixels), teacher.encode_image(pixels))
+    assert run.image_parameters == teacher.image_parameters
+    tokens = teacher.tokenize(SENTENCES)[0]
+    assert not torch.allclose(run.encode_text(tokens), teacher.encode_text(tokens), atol=0.1)
+    assert run.card.weights_sha256 != teacher.card.weights_sha256
+    assert strangers(teacher.card, run.card) == []
+
+
+def test_two_towers_of_one_teacher_make_one_encoder(trained):
+    image, text = (load_encoder(str(trained / name), "cpu") for name in ("tower", "text"))
+    both = load_encoder(str(trained / "tower"), "cpu", text_model=str(trained / "text"))
+    pixels, tokens = torch.randn(2, 3, 64, 64), text.tokenize(SENTENCES)[0]
+    assert torch.equal(both.encode_image(pixels), image.encode_image(pixels))
+    assert torch.equal(both.encode_text(tokens), text.encode_text(tokens))
+    assert both.card.weights_sha256 not in (image.card.weights_sha256, text.card.weights_sha256)
+    assert both.card.borrows == {}
+
+
+def test_towers_of_different_teachers_make_none(trained, tmp_path):
+    shutil.copytree(trained / "text", tmp_path / "text")
+    record = json.loads((tmp_path / "text/run.json").read_text())
+    record["teacher"]["weights_sha256"] = "0" * 64
+    (tmp_path / "text/run.json").write_text(json.dumps(record))
+    wrong = refused(str(trained / "tower"), text_model=str(tmp_path / "text"))
+    assert "learnt from different teachers (weights_sha256: '0000" in wrong
 
 
 def test_the_text_tower_must_be_the_one_trained_against(trained, teacher):

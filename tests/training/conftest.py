@@ -128,6 +128,25 @@ class World:
         both = {"text": "student", "losses": {"clip.contrastive": {"weight": 1.0}}, "image_cache": (), "text_cache": ()}
         return self.recipe(**{**both, **over})
 
+    def sentences(self, per_row=0):
+        """Write a table of the sentences ``row n``, or of ``per_row`` of each image with the keys of the images; return its
+        path."""
+        name, lines = "sentences.tsv", [f"k{n}\trow {n}\n" for n in range(TEXTS)]
+        if per_row:
+            name = "captions.tsv"
+            lines = [f"k{n}#{j}\trow {n} again {j}\n" for n in range(sum(self.shards)) for j in range(per_row)]
+        (self.root / name).write_text("".join(lines))
+        return self.root / name
+
+    def text_recipe(self, per_row=0, **over):
+        """Return a recipe that trains the tiny text tower on its own features and any images, or with ``per_row`` on as many
+        sentences of each image."""
+        base = {"images": (), "texts": [str(self.sentences(per_row))], "text": f"student:{self.tiny}", "steps": 6}
+        if per_row:
+            return self.recipe(**{**base, "text_cache": (), "losses": {"clip.contrastive": {"weight": 1.0}}, **over})
+        self.cache("tsv", "text", [("sentences.tsv", TEXTS)])
+        return self.recipe(**{**base, "text_cache": str(self.root / "tsv"), "texts_per_step": 7, **over})
+
     @staticmethod
     def numbers_of_pixels(pixels):
         """Return the row numbers that uint8 pixels [B, S, S, 3] tell, checking that each view is of one colour."""

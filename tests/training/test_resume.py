@@ -16,7 +16,7 @@ from dimefm.train import Run, train
 from dimefm.training import checkpoint
 
 TIMINGS = ("rows_per_s", "data_share")
-WEIGHTS = ("image_tower.safetensors", "open_clip_model.safetensors")
+WEIGHTS = ("image_tower.safetensors", "open_clip_model.safetensors", "text_tower.safetensors")
 
 
 def quiet(line):
@@ -46,10 +46,14 @@ def runs_of(world):
         "clip from pairs": world.clip_recipe(images=[str(world.pairs(captions))], save_every=3),
         "two teachers": world.recipe(student=str(world.noisy), save_every=3, **world.second_teacher()),
         "accumulated": world.recipe(student=str(world.noisy), save_every=3, accum_freq=2, log_every=2),
+        "text tower": world.text_recipe(save_every=3),
+        "text tower from pairs": world.text_recipe(per_row=2, save_every=3),
     }
 
 
-@pytest.fixture(params=["image tower", "two teachers", "clip from pairs", "accumulated"])
+@pytest.fixture(
+    params=["image tower", "two teachers", "clip from pairs", "accumulated", "text tower", "text tower from pairs"]
+)
 def recipe(world, request):
     return runs_of(world)[request.param]
 
