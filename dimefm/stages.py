@@ -1,7 +1,7 @@
 """The two stages of extraction, images and sentences: how a shard is counted, made ready in batches, and encoded.
 
-Threads read and decode the next batches of a shard while the encoder works on the present one. They write to nothing that
-they share: a batch carries its own seconds and counts, and whoever consumes it adds them up.
+Threads read and decode the next batches, of this shard and the next, while the encoder works on the present one. They write
+to nothing that they share: a batch carries its own seconds and counts, and whoever consumes it adds them up.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import itertools
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 
@@ -50,7 +51,8 @@ class Settings:
 class Batch:
     """Rows ready to encode: their numbers and keys, the stacked inputs, and the rows that could not be made ready.
 
-    ``read`` and ``decode`` are the seconds that this took; ``unused`` counts captions that were left aside.
+    ``read`` and ``decode`` are the seconds that this took; ``unused`` counts captions that were left aside; ``last`` marks
+    the end of a job.
     """
 
     numbers: list[int] = field(default_factory=list)
@@ -60,6 +62,18 @@ class Batch:
     read: float = 0.0
     decode: float = 0.0
     unused: int = 0
+    last: bool = False
+
+
+@dataclass(eq=False)
+class Job:
+    """Rows of one shard that are to be encoded, ascending."""
+
+    shard: Shard
+    numbers: Sequence[int]
+
+
+J = TypeVar("J", bound=Job)
 
 
 class Stage(ABC):
@@ -97,19 +111,40 @@ class Stage(ABC):
 
     def batches(self, shard: Shard, numbers: Sequence[int]) -> Iterator[Batch]:
         """Yield the rows of ``numbers``, ascending, in batches that threads prepare ahead; ``count`` the shard first."""
-        size = self.per_batch
-        parts = iter([numbers[start : start + size] for start in range(0, len(numbers), size)])
+        return (batch for _, batch in self.stream([Job(shard, numbers)]))
+
+    def stream(self, jobs: Iterable[J]) -> Iterator[tuple[J, Batch]]:
+        """Yield the batches of one job after another, each job's last one marked; threads prepare ahead across jobs.
+
+        A batch never holds rows of two jobs, so what is computed of a shard does not depend on its neighbours. The next job
+        is asked for when a thread has nothing else to prepare.
+        """
+        tasks = ((job, part, last) for job in jobs for part, last in self._parts(job.numbers))
         with ThreadPoolExecutor(self.settings.workers, thread_name_prefix="reader") as pool:
-            first = itertools.islice(parts, self.settings.workers + 1)
-            ahead = deque(pool.submit(self.prepare, shard, part) for part in first)
+            ahead: deque[tuple[J, Future[Batch]]] = deque()
             try:
-                while ahead:
-                    batch = ahead.popleft().result()
-                    ahead.extend(pool.submit(self.prepare, shard, part) for part in itertools.islice(parts, 1))
-                    yield batch
+                while True:
+                    for job, part, last in itertools.islice(tasks, self.settings.workers + 1 - len(ahead)):
+                        ahead.append((job, pool.submit(self._prepare, job.shard, part, last)))
+                    if not ahead:
+                        return
+                    job, prepared = ahead.popleft()
+                    yield job, prepared.result()
             finally:
-                for future in ahead:
-                    future.cancel()
+                for _, prepared in ahead:
+                    prepared.cancel()
+
+    def _parts(self, numbers: Sequence[int]) -> Iterator[tuple[Sequence[int], bool]]:
+        """Yield the portions of a job's rows that make a batch, and whether each is the last; no rows make one, empty."""
+        for start in range(0, max(len(numbers), 1), self.per_batch):
+            yield numbers[start : start + self.per_batch], start + self.per_batch >= len(numbers)
+
+    def _prepare(self, shard: Shard, numbers: Sequence[int], last: bool) -> Batch:
+        batch = self.prepare(shard, numbers)
+        batch.last = last
+        if batch.inputs is not None and self.encoder.device.type == "cuda":
+            batch.inputs = batch.inputs.pin_memory()
+        return batch
 
 
 class Images(Stage):

@@ -22,7 +22,7 @@ from dimefm.cache.foreign import Vectors, open_tsvs
 from dimefm.cache.foreign.vectors import ROW_NUMBERS
 from dimefm.cache.manifest import EncoderCard, Manifest
 from dimefm.cache.reader import FeatureCache
-from dimefm.cache.writer import QUARANTINE, Bad, CacheWriter, planned
+from dimefm.cache.writer import QUARANTINE, Bad, CacheWriter, planned, presence
 from dimefm.errors import CacheError
 from dimefm.progress import Progress
 
@@ -210,9 +210,10 @@ def adopt(
     if begun is None:
         lengths = _measure(shards, head, normalize, quiet)
         unit = all(abs(length - 1) <= UNIT for length in lengths)
-    writer = _writer(shards, dataclasses.replace(head, normalized=begun.normalized if begun else unit), out)
-    already = writer.finished is not None
-    return Adopted(_write(shards, writer, normalize, quiet), str(out), lengths, already)
+    with presence(out, shared=False):
+        writer = _writer(shards, dataclasses.replace(head, normalized=begun.normalized if begun else unit), out)
+        already = writer.finished is not None
+        return Adopted(_write(shards, writer, normalize, quiet), str(out), lengths, already)
 
 
 def _writer(shards: Sequence[Piece], head: Manifest, out: str | Path) -> CacheWriter:
@@ -298,5 +299,6 @@ def adopt_tsv(
     digest = sha256_keys(each.digest() for each in vectors)
     root = out.with_name(f"{out.name}-{digest[:12]}")
     shards = [Piece(name, ((each, 0, each.count),), "") for name, each in zip(sources, vectors, strict=True)]
-    _write(shards, _writer(shards, head, root), normalize=False, quiet=True)
+    with presence(root, shared=False):
+        _write(shards, _writer(shards, head, root), normalize=False, quiet=True)
     return FeatureCache(root)

@@ -12,7 +12,7 @@ from dimefm.cache.code import Fit
 from dimefm.cache.manifest import Manifest
 from dimefm.cache.quarantine import quarantined
 from dimefm.cache.reader import FeatureCache
-from dimefm.cache.writer import Bad, CacheWriter
+from dimefm.cache.writer import Bad, CacheWriter, presence
 from dimefm.errors import CacheError
 
 
@@ -38,20 +38,26 @@ def convert(
         code = fit.code(margin=0)
         header = dataclasses.replace(header, code=code.fields(), effect=fit.effect(code, old.encoder.logit_scale))
     sources = [(info.source, info.source_rows) for info in old.shards]
-    writer = CacheWriter(out, header, sources, {info.source: info.source_digest for info in old.shards}, scratch=scratch)
-    bad: dict[str, list[Bad]] = {}
-    for source, row in quarantined(cache.store, old):
-        bad.setdefault(source, []).append(row)
-    for info in old.shards:
-        if info.source not in writer:
-            with writer.spool(info.source) as spool:
-                for keys, rows in cache.blocks(info):
-                    spool.add(keys, _as(cache, rows, dtype))
-                writer.write(info.source, spool.keys, spool.rows(), bad.get(info.source, ()))
-    made = writer.seal()
+    digests = {info.source: info.source_digest for info in old.shards}
+    with presence(out, shared=False, scratch=scratch):
+        made = _convert(cache, CacheWriter(out, header, sources, digests, scratch=scratch))
     if made.fingerprint != old.fingerprint:
         raise CacheError(f"{out}: fingerprint {made.fingerprint[:12]}, expected {old.fingerprint[:12]}; remove it")
     return made
+
+
+def _convert(cache: FeatureCache, writer: CacheWriter) -> Manifest:
+    """Write every shard that is not there yet, and seal."""
+    bad: dict[str, list[Bad]] = {}
+    for source, row in quarantined(cache.store, cache.manifest):
+        bad.setdefault(source, []).append(row)
+    for info in cache.manifest.shards:
+        if info.source not in writer:
+            with writer.spool(info.source) as spool:
+                for keys, rows in cache.blocks(info):
+                    spool.add(keys, _as(cache, rows, writer.header.dtype))
+                writer.write(info.source, spool.keys, spool.rows(), bad.get(info.source, ()))
+    return writer.seal()
 
 
 def _as(cache: FeatureCache, rows: np.ndarray, dtype: str) -> np.ndarray:

@@ -6,11 +6,13 @@ of file and folder, and a rename; an object store gives it by itself, since an u
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path, PurePosixPath
 
 from dimefm import remote
+from dimefm.cache.claims import Claim, claim
 from dimefm.cache.files import commit, write_text
 from dimefm.errors import CacheError
 
@@ -79,12 +81,20 @@ class Store:
         """Give the finished file ``part`` its name, durably."""
         commit(part, self.path(name))
 
+    def claim(self, name: str, *, shared: bool = False, wait: bool = False) -> Claim | None:
+        """Claim ``name`` for this process; see :func:`~dimefm.cache.claims.claim`."""
+        return claim(self.path(name), shared=shared, wait=wait)
+
     def remove(self, name: str) -> None:
         """Remove a file, or a folder with all that is in it, if it is there."""
         path = self.path(name)
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.exists() or path.is_symlink():  # asked first: a read-only disk refuses to remove even what is not there
+        while path.is_dir():
+            try:
+                shutil.rmtree(path)
+            except OSError as error:  # another process removes it too, or puts its claim there
+                if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+                    raise
+        if path.exists() or path.is_symlink():  # asked first: a read-only disk refuses to remove even what is not there
             path.unlink(missing_ok=True)
 
 
@@ -132,6 +142,10 @@ class RemoteStore(Store):
             self.fs.makedirs(os.path.dirname(self._at(name)), exist_ok=True)
             self.fs.put_file(str(part), self._at(name))
         part.unlink()
+
+    def claim(self, name: str, *, shared: bool = False, wait: bool = False) -> Claim | None:
+        """Grant the claim: an object store has no locks."""
+        return Claim()
 
     def remove(self, name: str) -> None:
         with remote.reported(self.where(name)):

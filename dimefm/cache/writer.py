@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from dimefm import plugins
+from dimefm.cache.claims import Claim
 from dimefm.cache.files import Hashed, companions_sha256, sha256_keys, to_json
 from dimefm.cache.manifest import FILE, Manifest, ShardInfo, differences
 from dimefm.cache.spool import Spool, Spooled, stored
@@ -48,6 +49,31 @@ def planned(root: str | Path, scratch: str | Path | None = None) -> Manifest | N
         return Manifest.read(store)
     text = _text(store, PLAN)
     return None if text is None else _header(store.where(PLAN), text)
+
+
+def presence(root: str | Path, *, shared: bool, scratch: str | Path | None = None) -> Claim:
+    """Claim the cache at ``root`` for writing, alone or together with others that write ``shared``; release it at the end.
+
+    Raises CacheError when another process writes there. A finished cache is not claimed to share the making of it.
+    """
+    store = open_store(root, scratch)
+    if shared and store.size(FILE) is not None:
+        return Claim()
+    try:
+        found = store.claim(f"{PARTIAL}/writers", shared=shared)
+    except OSError:
+        return Claim()  # nothing can be written there, as the writer will say
+    if found is None:
+        raise CacheError(f"{store}: another process is writing there; wait until it has ended, or stop it")
+    return found
+
+
+def planning(root: str | Path, scratch: str | Path | None = None) -> Claim:
+    """Claim the planning of a cache, once whoever holds that has released it."""
+    try:
+        return open_store(root, scratch).claim(f"{PARTIAL}/plan.lock", wait=True) or Claim()
+    except OSError:
+        return Claim()
 
 
 def _text(store: Store, name: str) -> str | None:
@@ -216,6 +242,33 @@ class CacheWriter:
         held = self.found.shards if self.found is not None and source not in self else ()
         return next((shard for shard in held if shard.source == source), None)
 
+    def claim(self, source: str) -> Claim | None:
+        """Claim a shard; None when it is finished by now, or another process is at it."""
+        if source in self:
+            return None
+        found = self.store.claim(self._record(source, ".lock"))
+        if found is not None:
+            self._look_again([source])
+            if source in self:
+                found.release()
+                return None
+        return found
+
+    def missing(self, look: bool = False) -> list[str]:
+        """Return the sources whose shards are not there; with ``look``, what other processes have finished is taken up."""
+        if look:
+            self._look_again([name for name, _ in self.sources if name not in self])
+        return [name for name, _ in self.sources if name not in self]
+
+    def _look_again(self, sources: Sequence[str]) -> None:
+        """Take up the manifest, or the records of ``sources``, that other processes have written since."""
+        if self.found is None and self.store.size(FILE) is not None:
+            self.finished = Manifest.read(self.store)
+        counted = dict(self.sources)
+        for source in sources:
+            if source not in self:
+                self._recall(source, counted[source])
+
     def keep(self, info: ShardInfo) -> None:
         """Leave a shard that was to be written anew as it is."""
         self.done[info.source] = info
@@ -296,26 +349,34 @@ class CacheWriter:
         self.store.remove(PARTIAL)
 
     def seal(self) -> Manifest:
-        """Write ``quarantine.jsonl`` and, last of all, ``manifest.json``; raise CacheError when a shard is missing."""
+        """Write ``quarantine.jsonl`` and, last of all, ``manifest.json``; raise CacheError when a shard is missing.
+
+        Of several processes one does it, and all return the same manifest.
+        """
         if self.finished is not None:
             return self.finished
-        missing = [name for name, _ in self.sources if name not in self.done]
-        if missing:
-            raise CacheError(f"{self.store}: {len(missing)} shards are not written yet, the first is {missing[0]}")
-        manifest = dataclasses.replace(self.header, shards=tuple(self.done[name] for name, _ in self.sources))
-        listed = self.quarantined()
         try:
-            if listed:
-                self.store.write(QUARANTINE, listed)
-            self.store.write(REPLACED, to_json(self._replaced(manifest)))
-            self.store.write(FILE, manifest.to_json())
-            self._remove_replaced(manifest)
-            self.store.remove(PARTIAL)
+            with self.store.claim(f"{PARTIAL}/seal.lock", wait=True) or Claim():
+                self._look_again([])
+                return self._seal() if self.finished is None else self.finished
         except OSError as error:
             raise CacheError(
                 f"{self.store}: cannot be finished ({error.strerror or error}); every shard is kept: make room, then run "
                 "the same command again"
             ) from error
+
+    def _seal(self) -> Manifest:
+        missing = self.missing()
+        if missing:
+            raise CacheError(f"{self.store}: {len(missing)} shards are not written yet, the first is {missing[0]}")
+        manifest = dataclasses.replace(self.header, shards=tuple(self.done[name] for name, _ in self.sources))
+        listed = self.quarantined()
+        if listed:
+            self.store.write(QUARANTINE, listed)
+        self.store.write(REPLACED, to_json(self._replaced(manifest)))
+        self.store.write(FILE, manifest.to_json())
+        self._remove_replaced(manifest)
+        self.store.remove(PARTIAL)
         self.finished = manifest
         return manifest
 

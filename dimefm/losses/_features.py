@@ -22,6 +22,9 @@ class Features:
 
     ``image`` [B, D] and ``text`` [N, D] are unit rows in float32 or float64; ``logit_scale`` is the factor on cosines, a
     float or a scalar tensor. Rows i of image and text belong together only where the data are pairs (then B == N).
+
+    Where a text tower learns alone the two sides change places: its sentences and the teacher's rows of them stand in
+    ``image``, the teacher's rows of images in ``text``. Every term then says of sentences what it says here of images.
     """
 
     image: Tensor

@@ -32,8 +32,9 @@ class TextBatches:
         raw, caches, cached = self._rows(number)
         sentences, kept, bad = [], [], []
         for place, row in enumerate(raw.tolist()):
+            seed = seed_of(self.recipe.seed, "caption", number, place)
             try:
-                sentences.append(self._sentence(row, seed_of(self.recipe.seed, "caption", number, place)))
+                sentences.append(thinned(self._sentence(row, seed), self.recipe.word_dropout, seed))
             except BadRow as error:
                 bad.append(complaint(self.sources.raw, row, error))
                 continue
@@ -64,3 +65,15 @@ class TextBatches:
         if not text.strip():
             raise BadRow("sentence is empty")
         return text
+
+
+def thinned(sentence: str, share: float, seed: int) -> str:
+    """Return a sentence without each of its words with probability ``share``; one word at least stays.
+
+    Source: random deletion, one of the four operations of EDA (Wei and Zou, 2019).
+    """
+    if not share:
+        return sentence
+    words = sentence.split()
+    draws = np.random.default_rng(seed).random(len(words))
+    return " ".join(word for word, draw in zip(words, draws, strict=True) if draw >= share or draw == draws.max())

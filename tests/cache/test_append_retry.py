@@ -18,8 +18,9 @@ from dimefm.cache.writer import Bad
 from dimefm.data import open_rows
 from dimefm.data.formats.text import TextShard
 from dimefm.errors import BadRow, CacheError
-from dimefm.extract import Settings, _merge, extract
+from dimefm.extract import Settings, extract
 from dimefm.models.encoder import load_encoder
+from dimefm.pipeline import _merge
 
 FORMATS = plugins.names("caches")
 QUIET = Settings(progress=False, batch_size=4)

@@ -74,8 +74,10 @@ def forge(root, edit=None):
 def signed(fields):
     """Return the fields with the fingerprint that they have by their own account, where they have one."""
     try:
-        encoder = {name: value for name, value in fields["encoder"].items() if name != "name"}
-        encoder = {name: encoder.get(name, default) for name, default in {**_DEFAULTS, **encoder}.items()}
+        encoder = {name: value for name, value in fields["encoder"].items() if name not in ("name", "borrows")}
+        encoder = {
+            name: encoder.get(name, default) for name, default in {**_DEFAULTS, **encoder}.items() if name != "borrows"
+        }
         names = ("source", "source_rows", "bad", "keys_sha256", "source_digest")
         shards = [[shard.get(name, "") for name in names] for shard in fields["shards"]]
         what = [fields["kind"], fields["dim"], fields["normalized"], encoder, fields["how"], shards]

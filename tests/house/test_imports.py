@@ -10,10 +10,11 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "dimefm"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
-    {"errors", "plugins", "progress", "provenance", "remote"},
+    {"errors", "plugins", "progress", "provenance", "remote", "share"},
     {"cache", "losses", "recipe"},
     {"data", "models", "eval"},
     {"training", "stages"},
+    {"pipeline"},
     {"extract", "train"},
     {"evaluate", "estimate", "recheck"},
     {"quickstart"},

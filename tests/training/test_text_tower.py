@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from dimefm.cache import FeatureCache
@@ -16,6 +18,7 @@ from dimefm.errors import DataError, DimefmError
 from dimefm.models import open_clip
 from dimefm.models.encoder import load_encoder
 from dimefm.train import Run, train
+from dimefm.training.texts import thinned
 
 TEXTS = 9
 
@@ -237,3 +240,27 @@ def test_an_impossible_tower_is_refused(world, text_cfg):
     path.write_text(json.dumps(config))
     with pytest.raises(DimefmError, match=r"text tower cannot be built|cannot encode a sentence"):
         run(world, world.text_recipe(per_row=1, text=f"student:{path}"))
+
+
+@given(st.lists(st.text("ab", min_size=1), min_size=1), st.floats(0, 0.99), st.integers(0, 2**62))
+def test_a_thinned_sentence_keeps_the_order_and_at_least_one_of_its_words(words, share, seed):
+    sentence = " ".join(words)
+    found = thinned(sentence, share, seed)
+    left = iter(words)
+    assert found
+    assert all(word in left for word in found.split())
+    assert found == thinned(sentence, share, seed)
+
+
+def test_the_share_of_words_left_out_is_as_asked():
+    words = " ".join(map(str, range(1000)))
+    kept = [len(thinned(words, 0.3, seed).split()) for seed in range(20)]
+    assert abs(np.mean(kept) - 700) < 15
+    assert thinned(words, 0.0, 1) == words
+
+
+def test_words_are_left_out_anew_each_time(world):
+    load = run(world, world.text_recipe(per_row=1, word_dropout=0.5, batch_size=17)).task.batches
+    lengths = [(load(number).tokens > 0).sum(1) for number in range(2)]
+    assert len(set(lengths[0].tolist())) > 1
+    assert not torch.equal(*lengths)

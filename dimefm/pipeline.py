@@ -1,0 +1,256 @@
+"""The stream of an extraction: shards are claimed, their rows encoded, and a thread of its own writes what is done."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from types import TracebackType
+
+import numpy as np
+
+from dimefm.cache import CacheWriter, FeatureCache, Manifest, ShardInfo
+from dimefm.cache.claims import Claim
+from dimefm.cache.spool import Spool, stored
+from dimefm.cache.writer import QUARANTINE, Bad
+from dimefm.data import Shard
+from dimefm.errors import DataError, DimefmError
+from dimefm.models.pending import Pending, depth
+from dimefm.progress import Progress
+from dimefm.stages import Batch, Job, Stage
+
+
+@dataclass
+class Report:
+    """What an extraction did: rows of this call, and seconds spent in each stage (read and decode add up over threads)."""
+
+    manifest: Manifest | None = None
+    out: str = ""
+    rows_done: int = 0
+    unused_captions: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("read", "decode", "encode", "write"), 0.0))
+    wall: float = 0.0
+    streamed: float = 0.0  # seconds of ``wall`` in which the encoder could have been busy
+    resumed: int = 0
+    missing: int = 0  # shards that are other processes' work and not there yet
+    tried: int = 0
+    recovered: int = 0
+    already_finished: bool = False
+
+    def describe(self) -> str:
+        """Return a few lines for people."""
+        if self.already_finished:
+            return f"{self.out}: finished already, {self.manifest.rows:,} rows; nothing to do"
+        stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds.items())
+        rate = self.rows_done / max(self.wall, 1e-9)
+        left = f"{self.out}: {self.missing:,} shards of other parts are not there yet; the cache is finished with the last"
+        lines = [
+            *(self._of_cache(self.manifest) if self.manifest else [left]),
+            f"  {self.wall:.1f} s wall, {rate:,.0f} rows/s, encoder busy {self.busy:.0%}; {stages}",
+        ]
+        if self.resumed:
+            lines.append(f"  {self.resumed} shard{'s were' if self.resumed > 1 else ' was'} finished by an earlier run")
+        if self.tried:
+            lines.append(f"  {self.recovered:,} of {self.tried:,} quarantined rows were recovered")
+        if self.unused_captions:
+            lines.append(
+                f"  {self.unused_captions:,} further captions of these rows were not used; --captions all encodes them"
+            )
+        return "\n".join(lines)
+
+    @property
+    def busy(self) -> float:
+        """Share of the streaming time in which the encoder was at work."""
+        return min(1.0, self.seconds["encode"] / max(self.streamed, 1e-9))
+
+    def _of_cache(self, manifest: Manifest) -> list[str]:
+        bad = sum(len(shard.bad) for shard in manifest.shards)
+        size = sum(shard.bytes for shard in manifest.shards) / max(manifest.rows, 1)
+        return [
+            f"{self.out}: {manifest.rows + bad:,} rows in = {manifest.rows:,} rows out + {bad:,} quarantined"
+            + (f" (listed in {self.out}/{QUARANTINE})" if bad else ""),
+            f"  {manifest.format} {manifest.dtype}[{manifest.dim}], {size:.0f} bytes/row",
+        ]
+
+
+class Work:
+    """One process's work on an extraction: shards are claimed, encoded in one stream, and written by a thread of its own."""
+
+    def __init__(self, stage: Stage, writer: CacheWriter, report: Report, bar: Progress, scratch: str | None):
+        self.stage, self.writer, self.report, self.bar, self.scratch = stage, writer, report, bar, scratch
+        self.counted = dict(writer.sources)
+        self.opened: set[_Open] = set()
+
+    def run(self, shards: Sequence[Shard]) -> None:
+        """Encode and write those of ``shards`` that are not finished and that no other process is at."""
+        device, started = self.stage.encoder.device, time.perf_counter()
+        behind: deque[tuple[_Open, Batch, Pending | None]] = deque()
+        try:
+            with Lane() as lane:
+                for job, batch in self.stage.stream(self._jobs(shards)):
+                    behind.append((job, batch, Pending(self.stage.encode, batch.inputs, device) if batch.keys else None))
+                    if len(behind) > depth(device):
+                        self._pass(lane, *behind.popleft())
+                while behind:
+                    self._pass(lane, *behind.popleft())
+                self.report.streamed += time.perf_counter() - started
+        finally:
+            for shard in list(self.opened):
+                shard.close()
+
+    def _jobs(self, shards: Sequence[Shard]) -> Iterator[_Open]:
+        for shard in shards:
+            claim = self.writer.claim(shard.name)
+            if claim is not None:
+                yield _Open(self, shard, claim)
+
+    def _pass(self, lane: Lane, shard: _Open, batch: Batch, pending: Pending | None) -> None:
+        """Hand a batch that the encoder has done to the thread that writes."""
+        seconds, vectors = self.report.seconds, None
+        if pending is not None:
+            vectors, busy = pending.fetch()
+            seconds["encode"] += busy
+        lane.do(shard.add, batch, vectors)
+        if batch.last:
+            lane.do(shard.finish)
+        seconds["read"] += batch.read
+        seconds["decode"] += batch.decode
+        self.report.unused_captions += batch.unused
+        self.report.rows_done += len(batch.numbers) + len(batch.bad)
+        self.bar.update(len(batch.numbers) + len(batch.bad))
+
+
+class _Open(Job):
+    """A claimed shard on its way into the cache; where only its quarantined rows are tried again, ``old`` is what it was.
+
+    ``add`` and ``finish`` run in the thread that writes.
+    """
+
+    def __init__(self, work: Work, shard: Shard, claim: Claim):
+        self.work, self.claim, self.bad = work, claim, list[Bad]()
+        self.before = work.writer.replaced(shard.name)
+        same = self.before is not None and self.before.source_digest == shard.digest()
+        self.old = self.before if same else None
+        self.mended: list[tuple[list[int], list[str], np.ndarray]] = []
+        super().__init__(shard, range(work.counted[shard.name]) if self.old is None else self.old.bad)
+        self.spool = work.writer.spool(shard.name)
+        work.opened.add(self)
+
+    def close(self) -> None:
+        """Give the claim back and remove what is not needed any more; twice does no harm."""
+        self.spool.__exit__()
+        self.claim.release()
+        self.work.opened.discard(self)
+
+    def add(self, batch: Batch, vectors: np.ndarray | None) -> None:
+        """Take the rows of one batch; a vector that is not finite or has no length is quarantined."""
+        self.bad += batch.bad
+        if vectors is None:
+            return
+        usable = usable_rows(vectors)
+        for i in np.flatnonzero(~usable):
+            self.bad.append(Bad(batch.numbers[i], batch.keys[i], "the encoder's feature is not finite or has no length"))
+        good = np.flatnonzero(usable).tolist()
+        keys = [batch.keys[i] for i in good]
+        if self.old is None:
+            self.spool.add(keys, vectors[good])
+        elif good:
+            self.mended.append(([batch.numbers[i] for i in good], keys, vectors[good]))
+
+    def finish(self) -> None:
+        """Write the shard, whose rows are all there."""
+        report, writer = self.work.report, self.work.writer
+        self._refuse_changed(writer)
+        tried = 0 if self.before is None else len(self.before.bad)
+        if self.old is not None and not self.mended:
+            writer.keep(self.old)
+        else:
+            if self.old is not None:
+                self._merge(self.old)
+            started = time.perf_counter()
+            writer.write(self.shard.name, self.spool.keys, self.spool.rows(), self.bad)
+            report.seconds["write"] += time.perf_counter() - started
+        report.tried += tried
+        report.recovered += max(0, tried - len(self.bad))
+        self.close()
+
+    def _refuse_changed(self, writer: CacheWriter) -> None:
+        """Raise DataError when the source is no longer what it was when this run began."""
+        expected = writer.digests.get(self.shard.name, "")
+        try:
+            found = self.shard.digest() if expected else ""
+        except (OSError, DimefmError) as error:
+            raise DataError(
+                f"{self.shard.path}: went away while it was read ({error}); nothing of it was kept: bring it back, "
+                "then run the same command again"
+            ) from error
+        if found != expected:
+            raise DataError(
+                f"{self.shard.path}: changed while it was read; nothing of it was kept: when it is at rest, run the "
+                "same command again"
+            )
+
+    def _merge(self, old: ShardInfo) -> None:
+        """Spool the stored rows of ``old`` together with those that can be encoded now."""
+        writer = self.work.writer
+        numbers = np.array([number for part, _, _ in self.mended for number in part])
+        keys = [key for _, part, _ in self.mended for key in part]
+        vectors = stored(np.concatenate([part for _, _, part in self.mended]), writer.header, self.shard.name)
+        _merge(self.spool, FeatureCache(str(writer.store), self.work.scratch), old, numbers, keys, vectors)
+
+
+class Lane:
+    """A thread that does what it is given, in order, at most ``LAG`` things behind; use it as a context manager.
+
+    What went wrong there is raised by the next :meth:`do` or at the end, and what was given after it is not done.
+    """
+
+    LAG = 4
+
+    def __enter__(self) -> Lane:
+        self._pool, self._ahead, self._broken = ThreadPoolExecutor(1, thread_name_prefix="writer"), deque[Future](), False
+        return self
+
+    def do(self, what: Callable, *arguments: object) -> None:
+        """Give the thread something to do."""
+        self._ahead.append(self._pool.submit(self._do, what, *arguments))
+        while len(self._ahead) > self.LAG:
+            self._ahead.popleft().result()
+
+    def _do(self, what: Callable, *arguments: object) -> None:
+        if self._broken:
+            return
+        try:
+            what(*arguments)
+        except BaseException:
+            self._broken = True
+            raise
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._pool.shutdown()
+        if kind is None:
+            for future in self._ahead:
+                future.result()
+
+
+def _merge(spool: Spool, cache: FeatureCache, old: ShardInfo, numbers: np.ndarray, keys: list[str], new: np.ndarray) -> None:
+    """Put the stored rows of ``old`` and the new rows of source rows ``numbers`` (ascending) together, in source order."""
+    before = numbers - np.searchsorted(np.array(old.bad), numbers)  # old rows that come before each new one
+    start = done = 0
+    for held, rows in cache.blocks(old):
+        last = start + len(held) == old.rows
+        end = len(before) if last else int(np.searchsorted(before, start + len(held)))
+        places = before[done:end] - start
+        for place, key in reversed(list(zip(places.tolist(), keys[done:end], strict=True))):
+            held.insert(place, key)
+        spool.add(held, np.insert(rows, places, new[done:end], axis=0))
+        start, done = start + len(rows), end
+    if done < len(before):
+        spool.add(keys[done:], new[done:])
+
+
+def usable_rows(vectors: np.ndarray) -> np.ndarray:
+    """Say of each vector whether it is finite and has a length."""
+    return np.isfinite(vectors).all(1) & (np.linalg.norm(vectors, axis=1) > 0.5)
