@@ -17,7 +17,7 @@ import numpy as np
 from dimefm import plugins
 from dimefm.cache import CacheWriter, Manifest
 from dimefm.cache.code import Fit
-from dimefm.cache.writer import planned, planning, presence
+from dimefm.cache.plan import planned, planning, presence
 from dimefm.data import Rows, Shard
 from dimefm.errors import CacheError, DataError
 from dimefm.models.encoder import Encoder

@@ -13,8 +13,9 @@ import numpy as np
 
 from dimefm.cache import CacheWriter, FeatureCache, Manifest, ShardInfo
 from dimefm.cache.claims import Claim
+from dimefm.cache.plan import QUARANTINE
 from dimefm.cache.spool import Spool, stored
-from dimefm.cache.writer import QUARANTINE, Bad
+from dimefm.cache.writer import Bad
 from dimefm.data import Shard
 from dimefm.errors import DataError, DimefmError
 from dimefm.models.pending import Pending, depth

@@ -8,6 +8,7 @@ caches       ``cache/formats/hdf5.py``    ``hdf5``
 sources      ``data/formats/tar.py``      ``tar``
 benchmarks   ``eval/benchmarks/dtd.toml`` ``dtd``
 students     ``models/students/x.json``   ``x``
+engines      ``engines/ray.py``           ``ray``
 ============ ============================ ===========================================
 
 Adding a thing is adding its file. Files that begin with an underscore are private.
@@ -28,6 +29,7 @@ FOLDERS = {
     "sources": ("data/formats", ".py"),
     "benchmarks": ("eval/benchmarks", ".toml"),
     "students": ("models/students", ".json"),
+    "engines": ("engines", ".py"),
 }
 
 NOUNS = {
@@ -36,6 +38,7 @@ NOUNS = {
     "sources": "input format",
     "benchmarks": "benchmark",
     "students": "student",
+    "engines": "engine",
 }
 
 

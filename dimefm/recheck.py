@@ -100,5 +100,6 @@ def _shard_of(cache: FeatureCache, info: ShardInfo, rows: Rows, count) -> Shard:
             raise CacheError(f"{shard.path}: has changed since {cache.store} was made; extract it again")
     raise CacheError(
         f"{cache.store}: no source called {info.source} with {info.source_rows} rows among those given "
-        f"({', '.join(shard.name for shard in rows.shards[:4])}); name it with --images or --texts, and --dataroot as then"
+        f"({', '.join(shard.name for shard in rows.shards[:4])}); name it with --images or --texts, and --dataroot, "
+        "--rows, --split and --limit as then"
     )

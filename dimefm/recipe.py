@@ -31,6 +31,10 @@ class Recipe:
     text_column: str | None = None
     key_column: str | None = None
     separator: str | None = None  # of CSV and TSV tables: one character, or "tab"; None: told from the header
+    # which rows of the raw sources run, as they were extracted: those of "rows", of these "split", of these "limit"
+    rows: str | None = None  # "A:B": row numbers A to B - 1, from 0 through all shards; None: all
+    split: str | None = None  # "A:B": rows whose keys hash to at least A and below B, shares of 0 to 1; None: all
+    limit: int | None = None  # rows, the first ones; None: all
     texts: tuple[str, ...] = ()  # sources of raw sentences, for text = "student:NAME"
     image_cache: tuple[str, ...] = ()  # teacher features of the images: one cache, or one of each of several teachers
     text_cache: tuple[str, ...] = ()  # teacher features of sentences, of the same teachers in the same order
@@ -45,6 +49,8 @@ class Recipe:
     text: str = "teacher"
     losses: dict = field(default_factory=dict)  # name -> {weight, options}
     logit_scale: float | None = None  # factor on cosines; None: the teacher's own
+
+    word_dropout: float = 0.0  # of a text tower: probability that a word of a sentence is left out, anew each time
 
     # how long, in which portions
     seed: int = 0
@@ -116,6 +122,7 @@ CHOICES = {
 }
 ONE_OR_MORE = ("image_cache", "text_cache")  # a plain string is a tuple of one
 POSITIVE = (
+    "limit",
     "epochs",
     "steps",
     "batch_size",
@@ -132,7 +139,7 @@ POSITIVE = (
     "workers",
 )
 AT_LEAST_0 = ("min_lr", "warmup_lr", "warmup", "wd", "resize")
-SHARES = {"flip": "<= 1", "beta1": "< 1", "beta2": "< 1"}
+SHARES = {"flip": "<= 1", "beta1": "< 1", "beta2": "< 1", "word_dropout": "< 1"}
 
 
 def read(path: Path | None, small: bool = False, **overrides: object) -> Recipe:

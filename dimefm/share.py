@@ -47,7 +47,7 @@ ALL = Share()
 def share_of(shard_range: str | None, seed: int | None, environment: Mapping[str, str] = os.environ) -> Share:
     """Return the share that ``--shard-range I/N`` says and that torchrun's RANK and WORLD_SIZE say; raise RecipeError for a
     range that is none."""
-    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", shard_range or "0/1")
+    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", shard_range or "0/1")
     if match is None or not 0 <= int(match[1]) < int(match[2]):
         raise RecipeError(
             f"--shard-range {shard_range}: expected I/N with 0 <= I < N, e.g. 0/8 for the first of 8 parts of the shards"

@@ -21,8 +21,9 @@ from dimefm.cache.files import sha256_keys
 from dimefm.cache.foreign import Vectors, open_tsvs
 from dimefm.cache.foreign.vectors import ROW_NUMBERS
 from dimefm.cache.manifest import EncoderCard, Manifest
+from dimefm.cache.plan import QUARANTINE, planned, presence
 from dimefm.cache.reader import FeatureCache
-from dimefm.cache.writer import QUARANTINE, Bad, CacheWriter, planned, presence
+from dimefm.cache.writer import Bad, CacheWriter
 from dimefm.errors import CacheError
 from dimefm.progress import Progress
 

@@ -10,9 +10,10 @@ import numpy as np
 from dimefm import plugins
 from dimefm.cache.code import Fit
 from dimefm.cache.manifest import Manifest
+from dimefm.cache.plan import presence
 from dimefm.cache.quarantine import quarantined
 from dimefm.cache.reader import FeatureCache
-from dimefm.cache.writer import Bad, CacheWriter, presence
+from dimefm.cache.writer import Bad, CacheWriter
 from dimefm.errors import CacheError
 
 

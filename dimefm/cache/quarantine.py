@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterator
 
 from dimefm.cache.manifest import Manifest
+from dimefm.cache.plan import QUARANTINE
 from dimefm.cache.store import Store
-from dimefm.cache.writer import QUARANTINE, Bad
+from dimefm.cache.writer import Bad
 from dimefm.errors import CacheError
 
 

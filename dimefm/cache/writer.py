@@ -22,14 +22,21 @@ from dimefm import plugins
 from dimefm.cache.claims import Claim
 from dimefm.cache.files import Hashed, companions_sha256, sha256_keys, to_json
 from dimefm.cache.manifest import FILE, Manifest, ShardInfo, differences
+from dimefm.cache.plan import (
+    PARTIAL,
+    PLAN,
+    QUARANTINE,
+    REPLACED,
+    header_of,
+    next_name,
+    shard_files,
+    source_differences,
+    text_of,
+)
 from dimefm.cache.spool import Spool, Spooled, stored
-from dimefm.cache.store import Store, open_store
+from dimefm.cache.store import open_store
 from dimefm.errors import CacheError
 
-QUARANTINE = "quarantine.jsonl"
-PARTIAL = ".partial"
-PLAN = f"{PARTIAL}/plan.json"
-REPLACED = f"{PARTIAL}/replaced.json"
 BUFFER = 1 << 20  # bytes that small writes gather to
 
 
@@ -40,57 +47,6 @@ class Bad:
     row: int
     key: str
     reason: str
-
-
-def planned(root: str | Path, scratch: str | Path | None = None) -> Manifest | None:
-    """Return the manifest of the cache at ``root``, the header (no shards) of an unfinished one, None when there is none."""
-    store = open_store(root, scratch)
-    if store.size(FILE) is not None:
-        return Manifest.read(store)
-    text = _text(store, PLAN)
-    return None if text is None else _header(store.where(PLAN), text)
-
-
-def presence(root: str | Path, *, shared: bool, scratch: str | Path | None = None) -> Claim:
-    """Claim the cache at ``root`` for writing, alone or together with others that write ``shared``; release it at the end.
-
-    Raises CacheError when another process writes there. A finished cache is not claimed to share the making of it.
-    """
-    store = open_store(root, scratch)
-    if shared and store.size(FILE) is not None:
-        return Claim()
-    try:
-        found = store.claim(f"{PARTIAL}/writers", shared=shared)
-    except OSError:
-        return Claim()  # nothing can be written there, as the writer will say
-    if found is None:
-        raise CacheError(f"{store}: another process is writing there; wait until it has ended, or stop it")
-    return found
-
-
-def planning(root: str | Path, scratch: str | Path | None = None) -> Claim:
-    """Claim the planning of a cache, once whoever holds that has released it."""
-    try:
-        return open_store(root, scratch).claim(f"{PARTIAL}/plan.lock", wait=True) or Claim()
-    except OSError:
-        return Claim()
-
-
-def _text(store: Store, name: str) -> str | None:
-    try:
-        return store.read(name)
-    except UnicodeDecodeError as error:
-        raise CacheError(
-            f"{store.where(name)}: damaged ({error}); restore it, or remove the folder and run again"
-        ) from error
-
-
-def _header(where: str, text: str) -> Manifest:
-    try:
-        fields = json.loads(text)
-        return Manifest.of({name: value for name, value in fields.items() if name != "sources"})
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CacheError(f"{where}: damaged ({error}); remove the folder and run the same command again") from error
 
 
 class CacheWriter:
@@ -141,9 +97,9 @@ class CacheWriter:
             self.store.remove(PARTIAL)
             return
         plan = self._plan()
-        text = _text(self.store, PLAN)
+        text = text_of(self.store, PLAN)
         if text is not None and self.found is None:
-            _header(self.store.where(PLAN), text)
+            header_of(self.store.where(PLAN), text)
             self._same(plan, {"sources": [], **json.loads(text)})
         self.store.write(PLAN, to_json(plan))
         for name, rows in self.sources:
@@ -193,7 +149,7 @@ class CacheWriter:
         found["libraries"], found["encoder"]["name"] = plan["libraries"], plan["encoder"]["name"]  # allowed to differ
         ours, theirs = plan.pop("sources"), found.pop("sources")
         grown = len(ours) > len(theirs) == sum(source in ours for source in theirs)
-        different = differences(plan, found) + _source_differences(ours, theirs)
+        different = differences(plan, found) + source_differences(ours, theirs)
         if different:
             remedy = "add the new sources with --append" if grown and len(different) == 1 else "give another --out"
             raise CacheError(
@@ -211,7 +167,7 @@ class CacheWriter:
                 named[source] = kept[source]
                 continue
             while named[source] in taken:
-                named[source] = _next(named[source], self.format.SUFFIXES[-1])
+                named[source] = next_name(named[source], self.format.SUFFIXES[-1])
             taken.add(named[source])
         return named
 
@@ -383,7 +339,7 @@ class CacheWriter:
     def quarantined(self) -> str:
         """Return the lines of ``quarantine.jsonl``: all quarantined rows so far, in the order of the sources."""
         kept: dict[str, str] = {}
-        lines = (_text(self.store, QUARANTINE) or "").splitlines(keepends=True) if self.found else []
+        lines = (text_of(self.store, QUARANTINE) or "").splitlines(keepends=True) if self.found else []
         for number, line in enumerate(lines, 1):
             try:
                 source = json.loads(line)["source"]
@@ -405,7 +361,7 @@ class CacheWriter:
         suffixes = self.format.SUFFIXES
         named = {shard.file.removesuffix(suffixes[-1]) + suffix for shard in manifest.shards for suffix in suffixes}
         try:
-            listed = json.loads(_text(self.store, REPLACED) or "[]")
+            listed = json.loads(text_of(self.store, REPLACED) or "[]")
         except ValueError:
             listed = []
         for file in listed if isinstance(listed, list) else ():
@@ -413,42 +369,3 @@ class CacheWriter:
                 self.store.remove(file)
         if not any(shard.bad for shard in manifest.shards):
             self.store.remove(QUARANTINE)
-
-
-def _source_differences(ours: list[list], theirs: list[list]) -> list[str]:
-    """Return in words how two lists of (source, rows, digest) differ."""
-    held, given = {name: rest for name, *rest in theirs}, {name: rest for name, *rest in ours}
-    found = []
-    for which, names in (("only here", given.keys() - held.keys()), ("only in the folder", held.keys() - given.keys())):
-        if names:
-            few = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            found.append(f"sources {which}: {few}")
-    for name in sorted(given.keys() & held.keys()):
-        (rows, digest), (rows_then, digest_then) = given[name], held[name]
-        if rows != rows_then:
-            found.append(f"rows of source {name}: {rows} against {rows_then}")
-        elif digest != digest_then:
-            found.append(f"content of source {name}: digest {digest[:12]!r} against {digest_then[:12]!r}")
-    if not found and ours != theirs:
-        place = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
-        found.append(f"order of sources: {ours[place][0]} against {theirs[place][0]} at place {place}")
-    return found[:8]
-
-
-def shard_files(sources: Sequence[str], suffix: str) -> dict[str, str]:
-    """Return source name -> shard file: the source's last extension replaced by ``.feat`` and the format's suffix.
-
-    Sources that would share a file keep their extension in its name, so that each has its own.
-    """
-    stems = {name: name.rsplit(".", 1)[0] if "." in name.rsplit("/", 1)[-1] else name for name in sources}
-    while len(shared := {stem for stem, count in Counter(stems.values()).items() if count > 1}):
-        stems = {name: name if stem in shared else stem for name, stem in stems.items()}
-    return {name: f"{stem}.feat{suffix}" for name, stem in stems.items()}
-
-
-def _next(file: str, suffix: str) -> str:
-    """Return a further name for a shard: ``a.feat.h5``, ``a.r1.feat.h5``, ``a.r2.feat.h5``, ..."""
-    stem = file.removesuffix(f".feat{suffix}")
-    head, dot, number = stem.rpartition(".r")
-    stem, count = (head, int(number)) if dot and number.isdecimal() else (stem, 0)
-    return f"{stem}.r{count + 1}.feat{suffix}"

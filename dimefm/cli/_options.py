@@ -19,6 +19,15 @@ COLUMNS = (
     click.option("--key-column", metavar="NAME", help="Column that holds keys."),
     click.option("--separator", metavar="CHAR", help="Of CSV and TSV tables: one character, or tab."),
 )
+SELECTION = (
+    click.option("--rows", metavar="A:B", help="Only rows A to B - 1 of the sources, counted from 0 through all shards."),
+    click.option(
+        "--split",
+        metavar="A:B",
+        help="Of these, only rows whose keys hash to [A, B) of 0 to 1, as 0:0.9; photo.jpg#3 goes with photo.jpg.",
+    ),
+    click.option("--limit", type=click.IntRange(1), metavar="N", help="Of these, only the first N."),
+)
 
 scratch_option = click.option(
     "--scratch", type=click.Path(file_okay=False), help="Folder for local copies of remote files.  [~/.cache/dimefm]"
@@ -32,6 +41,13 @@ def source_options(command: Callable) -> Callable:
     return command
 
 
+def selection_options(command: Callable) -> Callable:
+    """Add the options that say which rows of the sources run."""
+    for option in reversed(SELECTION):
+        command = option(command)
+    return command
+
+
 def column_options(command: Callable) -> Callable:
     """Add the options that say which columns of a table hold what."""
     for option in reversed(COLUMNS):
@@ -40,10 +56,15 @@ def column_options(command: Callable) -> Callable:
 
 
 def open_sources(found: Sequence[str], kind: str, flags: Mapping):
-    """Return the rows of ``found``, opened as the options --dataroot, --input-format, --scratch and the columns say."""
+    """Return the rows of ``found``, opened as the options --dataroot, --input-format, --scratch and the columns say.
+
+    Where a command has the options of :func:`selection_options`, only the selected ones.
+    """
     from dimefm.data import Columns, open_rows
+    from dimefm.data.select import Selection, select
     from dimefm.data.sources import local_root
 
+    selection = Selection.parse(flags.get("rows"), flags.get("split"), flags.get("limit"))
     columns = Columns(
         image=flags["image_column"],
         text=flags["text_column"],
@@ -52,7 +73,7 @@ def open_sources(found: Sequence[str], kind: str, flags: Mapping):
         root=local_root(flags["dataroot"], flags["scratch"]),
     )
     where = {name: flags[name] for name in ("dataroot", "input_format", "scratch")}
-    return open_rows(found, kind, columns=columns, **where)
+    return select(open_rows(found, kind, columns=columns, **where), selection)
 
 
 def dashed(name: str) -> str:

@@ -61,9 +61,10 @@ def elevater(model, root, datasets, out, layout, text_model, device, precision, 
 @command.command("retrieval")
 @click.option("--images", required=True, metavar="CACHE", help="Image features: a folder or URL.")
 @click.option("--texts", required=True, metavar="CACHE", help="Text features of the same encoder.")
+@click.option("--split", metavar="A:B", help="Only rows whose keys hash to [A, B) of 0 to 1, as in train.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Gets scores.json and report.md.")
 @scratch_option
-def retrieval(images, texts, out, scratch):
+def retrieval(images, texts, split, out, scratch):
     """Recall at 1, 5 and 10, both ways, from cached features of one encoder.
 
     A text belongs to the image of the same key; of several texts of an image, KEY#0, KEY#1, ..., each does.
@@ -74,10 +75,12 @@ def retrieval(images, texts, out, scratch):
     """
     from dimefm.cache import FeatureCache
     from dimefm.cache.files import to_json, write_text
+    from dimefm.data.select import parse_split
     from dimefm.eval.retrieval import markdown, terminal
     from dimefm.eval.retrieval import retrieval as run
 
-    result = run(FeatureCache(images, scratch), FeatureCache(texts, scratch))
+    chosen = None if split is None else parse_split(split)
+    result = run(FeatureCache(images, scratch), FeatureCache(texts, scratch), split=chosen)
     click.echo(terminal(result))
     if out:
         out.mkdir(parents=True, exist_ok=True)

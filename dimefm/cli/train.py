@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from dimefm.cli._options import ManyValues, column_options, scratch_option
+from dimefm.cli._options import ManyValues, column_options, scratch_option, selection_options
 from dimefm.errors import RecipeError, did_you_mean
 from dimefm.recipe import Recipe
 
@@ -22,6 +22,7 @@ CACHE = click.Path(file_okay=False)
 @click.option("--dataroot", type=click.Path(file_okay=False), help="Folder or URL that relative sources are looked up in.")
 @click.option("--input-format", help="Format of the sources when it cannot be told from them.")
 @column_options
+@selection_options
 @scratch_option
 @click.option("--texts", multiple=True, metavar="SRC...", help="Raw sentences, to train a text tower on.")
 @click.option(
@@ -80,7 +81,7 @@ def command(recipe, small, settings, out, resume, **flags):
     """Train a student on cached teacher features; no teacher runs.
 
     \b
-    An image tower, against the teacher's text tower:
+    Example: an image tower, against the teacher's text tower:
       dimefm train --images images/ --image-cache cache/images --text-cache cache/texts \\
                    --student dime-ViT-B-32 --out runs/image --use-pvl-loss
 

@@ -14,6 +14,8 @@ from dimefm.data.rows import Rows, Shard
 from dimefm.data.views import ViewPolicy, row_keys
 from dimefm.errors import CacheError
 
+AS_THEN = "--rows, --split and --limit"  # what must be as it was at the extraction, besides the source itself
+
 
 @dataclass(frozen=True)
 class Column:
@@ -157,13 +159,14 @@ def _match(shard: Shard, cache: FeatureCache, policy: ViewPolicy | None) -> int:
         raise CacheError(
             f"{shard.path}: the cache {cache.store} has no features for a shard named {shard.name} (it holds "
             f"{', '.join(info.source for info in infos[:4])}{', ...' if len(infos) > 4 else ''}); "
-            "extract this source too, or give the --dataroot that the extraction had"
+            f"extract this source too, or give the --dataroot, {AS_THEN} that the extraction had"
         )
     counted = [i for i in named if infos[i].source_rows == len(shard) * views]
     if not counted:
         raise CacheError(
             f"{shard.path}: {len(shard)} rows, but the features in {cache.store} were made from "
-            f"{infos[named[0]].source_rows // views}; the source has changed, extract it again"
+            f"{infos[named[0]].source_rows // views}; give the {AS_THEN} that the extraction had; or the source has "
+            "changed, extract it again"
         )
     keys = row_keys(shard.keys(), policy)
     equal = [number for number in counted if _has_keys(infos[number], keys)]
@@ -185,7 +188,7 @@ def _same_content(shard: Shard, cache: FeatureCache, number: int) -> int:
     if found != recorded:
         raise CacheError(
             f"{shard.path}: its content has digest {found[:12]}, the features in {cache.store} were made from "
-            f"{recorded[:12]}; the source has changed since, extract it again"
+            f"{recorded[:12]}; give the {AS_THEN} that the extraction had; or the source has changed since, extract it again"
         )
     return number
 
@@ -209,5 +212,6 @@ def _first_difference(shard: Shard, keys: list[str], cache: FeatureCache, info: 
     theirs = stored[kept.index(row)]
     return (
         f"{shard.path}, row {row // cache.manifest.views}: the raw row has key '{keys[row]}', its feature row in "
-        f"{cache.store} ({info.file}) has '{theirs}'; the two are not the same rows: extract the features again"
+        f"{cache.store} ({info.file}) has '{theirs}'; the two are not the same rows: give the {AS_THEN} that the extraction "
+        "had, or extract the features again"
     )

@@ -7,6 +7,7 @@ float32 sums leave open) stands before it. So ties never help: a model that give
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from dimefm.cache import FeatureCache
 from dimefm.cache.manifest import strangers
 from dimefm.data.pairs import keys_of, pair
+from dimefm.data.select import within
 from dimefm.errors import CacheError, DataError
 from dimefm.provenance import libraries
 
@@ -36,7 +38,7 @@ class Recall:
 
 
 @dataclass(frozen=True)
-class Selection:
+class Subset:
     """The rows ``numbers`` of an array or cache, to be read in slices."""
 
     rows: np.ndarray | FeatureCache
@@ -45,14 +47,18 @@ class Selection:
     def __len__(self) -> int:
         return len(self.numbers)
 
+    def of(self, places: np.ndarray) -> Subset:
+        """Return those of these rows that stand at ``places``, int64."""
+        return Subset(self.rows, self.numbers[places])
+
     def __getitem__(self, wanted: slice | np.ndarray) -> np.ndarray:
         return self.rows[self.numbers[wanted]]
 
 
 def ranks(
-    queries: np.ndarray | Selection,
+    queries: np.ndarray | Subset,
     groups: np.ndarray,
-    candidates: np.ndarray | Selection,
+    candidates: np.ndarray | Subset,
     candidate_groups: np.ndarray,
     block: int = BLOCK,
 ) -> np.ndarray:
@@ -84,7 +90,7 @@ def ranks(
 def _best_right(
     rows: np.ndarray,
     group: np.ndarray,
-    candidates: np.ndarray | Selection,
+    candidates: np.ndarray | Subset,
     order: np.ndarray,
     ordered: np.ndarray,
     block: int,
@@ -109,43 +115,67 @@ def _unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
 
 
-def retrieval(images: FeatureCache, texts: FeatureCache, block: int = BLOCK) -> dict:
+def retrieval(
+    images: FeatureCache, texts: FeatureCache, block: int = BLOCK, *, split: tuple[float, float] | None = None
+) -> dict:
     """Return what ``scores.json`` holds: recall in both directions, what was left out, and whose features these are.
 
-    Texts without an image are left out. Images without a text stand among the candidates and are no queries. Raises
-    CacheError when the caches are not of one encoder or of the wrong kinds, DataError when no text has an image.
+    Texts without an image are left out. Images without a text stand among the candidates and are no queries. With a
+    ``split``, only the rows of both caches whose :func:`~dimefm.data.select.place` is at least split[0] and below split[1]
+    take part. Raises CacheError when the caches are not of one encoder or of the wrong kinds, DataError when no text has an
+    image.
     """
     check_same_encoder(images, texts)
-    image_groups, text_groups = pair(keys_of(images), keys_of(texts))
+    pictures, image_keys = _of_split(images, split)
+    sentences, text_keys = _of_split(texts, split)
+    image_groups, text_groups = pair(image_keys, text_keys)
     kept, asked = np.flatnonzero(text_groups >= 0), np.flatnonzero(np.isin(image_groups, text_groups))
     if not len(kept):
         raise DataError(
             f"{texts.store}: no text has the key of an image ({_first_key(texts)} against {_first_key(images)} in "
-            f"{images.store}); expected equal keys, or KEY#NUMBER for several texts of an image"
+            f"{images.store}){_in_split(split)}; expected equal keys, or KEY#NUMBER for several texts of an image"
         )
-    pictures, sentences = Selection(images, np.arange(len(images))), Selection(texts, kept)
-    sentence_groups = text_groups[kept]
+    right, asking, right_groups = sentences.of(kept), pictures.of(asked), text_groups[kept]
     found = {
-        "text to image": ranks(sentences, sentence_groups, pictures, image_groups, block),
-        "image to text": ranks(Selection(images, asked), image_groups[asked], sentences, sentence_groups, block),
+        "text to image": ranks(right, right_groups, pictures, image_groups, block),
+        "image to text": ranks(asking, image_groups[asked], right, right_groups, block),
     }
-    sizes = {"text to image": len(images), "image to text": len(kept)}
+    sizes = {"text to image": len(pictures), "image to text": len(right)}
     scores = [Recall(way, tuple(float((r < k).mean()) for k in AT), len(r), sizes[way]) for way, r in found.items()]
     card = images.manifest.encoder
     return {
         "model": card.name,
         "weights_sha256": card.weights_sha256,
         "protocol": "cosine, float32; the best right candidate counts; ties count against it",
+        "split": None if split is None else list(split),
         "images": {
             "fingerprint": images.manifest.fingerprint,
-            "rows": len(images),
-            "without_text": len(images) - len(asked),
+            "rows": len(pictures),
+            "without_text": len(pictures) - len(asking),
         },
-        "texts": {"fingerprint": texts.manifest.fingerprint, "rows": len(texts), "without_image": len(texts) - len(kept)},
+        "texts": {
+            "fingerprint": texts.manifest.fingerprint,
+            "rows": len(sentences),
+            "without_image": len(sentences) - len(right),
+        },
         "at": list(AT),
         "scores": [asdict(score) for score in scores],
         "libraries": libraries(),
     }
+
+
+def _of_split(cache: FeatureCache, split: tuple[float, float] | None) -> tuple[Subset, Iterable[str]]:
+    """Return the rows of a cache that lie in the split, None: all, and their keys; raise DataError when there is none."""
+    if split is None:
+        return Subset(cache, np.arange(len(cache))), keys_of(cache)
+    found = {number: key for number, key in enumerate(keys_of(cache)) if within(key, split)}
+    if not found:
+        raise DataError(f"{cache.store}: none of its {len(cache)} rows is{_in_split(split)}; choose a wider one")
+    return Subset(cache, np.array(list(found), dtype=np.int64)), found.values()
+
+
+def _in_split(split: tuple[float, float] | list[float] | None) -> str:
+    return "" if split is None else f" in split {split[0]}:{split[1]}"
 
 
 def check_same_encoder(images: FeatureCache, texts: FeatureCache) -> None:
@@ -172,8 +202,10 @@ def _first_key(cache: FeatureCache) -> str:
 
 def notes(result: dict) -> list[str]:
     """Return a sentence for each thing a reader of the scores must know."""
-    images, texts = result["images"], result["texts"]
+    images, texts, split = result["images"], result["texts"], result["split"]
     found = []
+    if split is not None:
+        found.append(f"Only the {images['rows']:,} images and {texts['rows']:,} texts{_in_split(split)} were compared.")
     if texts["without_image"]:
         found.append(f"{texts['without_image']:,} of {texts['rows']:,} texts have no image here and were left out.")
     if images["without_text"]:

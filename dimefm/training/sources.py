@@ -15,6 +15,7 @@ from dimefm.cache.manifest import differences, strangers
 from dimefm.data import Columns, Rows, open_rows
 from dimefm.data.align import Aligned, align, align_caches
 from dimefm.data.pairs import Pairs, keys_of
+from dimefm.data.select import Selection, select
 from dimefm.data.sources import expand, local_root, shard_names
 from dimefm.data.views import RECIPE, ViewPolicy
 from dimefm.errors import CacheError, RecipeError
@@ -88,6 +89,10 @@ def open_sources(recipe: Recipe, out: Path) -> Sources:
                 "text = 'student' learns from raw pairs and uses no cache; leave --image-cache and --text-cache out, or say "
                 "--text student:NAME to train the text tower NAME alone"
             )
+        if recipe.captions == "label":
+            _refuse_selection(
+                recipe, "--captions label reads the labels of whole files; leave the selection out, or say --captions text"
+            )
         return Sources(images)
     return _image_sources(recipe, images, _open_caches(recipe, "image"), _open_caches(recipe, "text"))
 
@@ -159,7 +164,7 @@ def _pairs(recipe: Recipe, texts: Rows, caches: list[FeatureCache]) -> Pairs:
 
 
 def _rows(recipe: Recipe, sources: Sequence[str], kind: str, input_format: str | None) -> Rows:
-    """Open raw rows where and as the recipe says."""
+    """Open raw rows where and as the recipe says, those of its selection."""
     columns = Columns(
         image=recipe.image_column,
         text=recipe.text_column,
@@ -168,7 +173,18 @@ def _rows(recipe: Recipe, sources: Sequence[str], kind: str, input_format: str |
         root=local_root(recipe.dataroot, recipe.scratch),
     )
     where = {"dataroot": recipe.dataroot, "scratch": recipe.scratch}
-    return open_rows(sources, kind, input_format=input_format, columns=columns, **where)
+    selection = _selection(recipe)
+    return select(open_rows(sources, kind, input_format=input_format, columns=columns, **where), selection)
+
+
+def _selection(recipe: Recipe) -> Selection:
+    return Selection.parse(recipe.rows, recipe.split, recipe.limit)
+
+
+def _refuse_selection(recipe: Recipe, why: str) -> None:
+    """Raise RecipeError, saying ``why``, when the recipe selects rows."""
+    if _selection(recipe) != Selection():
+        raise RecipeError(f"{_selection(recipe)}: {why}")
 
 
 def _files(recipe: Recipe, features: str) -> list[Path]:
@@ -223,6 +239,11 @@ def _refuse_two_forms(recipe: Recipe) -> None:
         raise RecipeError(f"--tsv-file-list names images and features already, and so does {flags}; leave one out")
     if recipe.text == "student":
         raise RecipeError("text = 'student' learns from raw pairs; --tsv-file-list holds none: name pairs with --images")
+    _refuse_selection(
+        recipe,
+        "--tsv-file-list takes feature files up whole; leave the selection out, or extract the images with it and name "
+        "them with --images and --image-cache",
+    )
 
 
 def _adopted(raw: Rows, features: str, kind: str, recipe: Recipe, out: Path) -> FeatureCache:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 RUNNER = """
-import json, os, resource, runpy, signal, sys, warnings
+import json, os, resource, runpy, signal, sys, threading, warnings
 import torch
 torch.set_num_threads(1)  # a forked child would wait for ever for OpenMP threads that only its parent has
 import dimefm.extract, dimefm.estimate, dimefm.models.encoder, dimefm.data
@@ -21,7 +21,7 @@ for name in plugins.names("caches"):
 warnings.simplefilter("ignore")
 ENCODER = dimefm.models.encoder.load_encoder("ResNet-mini-64/random:0", "cpu")
 dimefm.models.encoder.load_encoder = lambda *_: ENCODER
-WATCHED = (os.path.join("dimefm", "cache", ""), os.path.join("dimefm", "extract.py"))
+WATCHED = (os.path.join("dimefm", "cache", ""), *(os.path.join("dimefm", name) for name in ("extract.py", "pipeline.py")))
 
 
 def watch(kill_at):
@@ -36,6 +36,7 @@ def watch(kill_at):
     def call(frame, event, argument):
         return line if any(part in frame.f_code.co_filename for part in WATCHED) else None
 
+    threading.settrace(call)
     sys.settrace(call)
 
 

@@ -37,21 +37,25 @@ REAL = {
 }
 
 
+EXTRACTS = {
+    *(f"images ResNet-mini-64 {what}" for what in ("eager / bare", "eager / script", "cosine", "busy")),
+    *(f"light / {other}" for other in ("script", "clip-retrieval", "clip-retrieval tars", "bare")),
+    *("light cosine", "light busy", "null / script", "null / clip-retrieval"),
+    *(f"decode {what}, {threads}" for what in ("turbo / pil", "pixels") for threads in ("one", "all")),
+    *(f"sentences ResNet-mini-64 {what}" for what in ("/ loop", "ideal", "difference")),
+    *("tokenizer / open_clip", "tokenizer mismatches"),
+    *(f"resume {kind}{part}" for kind in ("texts", "images") for part in ("", " command", " first")),
+    *(f"memory {kind} {when}" for kind in ("texts", "images") for when in ("before", "early", "late", "growth", "peak")),
+}
+
+
 def run(*options: str) -> tuple[str, list[dict]]:
+    return started("benchmarks.cache", "--quick", "--rows", "2000", "--dim", "64", "--repeats", "1", *options)
+
+
+def started(module: str, *options: str) -> tuple[str, list[dict]]:
     out = Path(options[options.index("--out") + 1])
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.cache",
-        "--quick",
-        "--rows",
-        "2000",
-        "--dim",
-        "64",
-        "--repeats",
-        "1",
-        *options,
-    ]
+    command = [sys.executable, "-m", module, *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout, [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
@@ -104,3 +108,77 @@ def test_the_peer_reads_what_was_written(tmp_path, monkeypatch):
     shard = write(tmp_path / "cache", header("tsv", 8), rows, names(0, 20)).shards[0]
     peer = Composite(tmp_path / "cache" / shard.file)
     assert [peer[i].tolist() for i in (0, 7, 19)] == rows[[0, 7, 19]].astype("float32").tolist()
+
+
+LITTLE = {"images": 8, "heavy": 4, "batch": 4, "sentences": 40, "slow": 10, "shards": 4, "repeats": 1}
+
+
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory):
+    """Return (table, lines) of the extraction's benchmark on a tiny tower and made photos."""
+    folder = tmp_path_factory.mktemp("bench-extract")
+    numbers = [text for name, value in LITTLE.items() for text in (f"--{name}", str(value))]
+    towers = ["--towers", "ResNet-mini-64", "--text-tower", "ResNet-mini-64", "--no-compile", "--data", "none"]
+    return started("benchmarks.extract", *numbers, *towers, "--folder", str(folder), "--out", str(folder / "results.jsonl"))
+
+
+def test_every_item_of_extraction_is_written_down(extracted):
+    text, (head, *lines) = extracted
+    assert {line["item"] for line in lines} == EXTRACTS
+    assert {"cpu", "cores", "load", "torch", "open_clip_torch", "threads"} <= head["machine"].keys()
+    assert "no real pictures and sentences" in text
+    for line in lines:
+        assert (line["ratio"] is None) == (line["against"] is None) and (line["goal"] is None) == (line["met"] is None)
+        assert line["what"] in text
+
+
+def test_what_is_compared_does_the_same_work(extracted):
+    _, (_, *lines) = extracted
+    seen = {line["item"]: line for line in lines}
+    for item in (
+        "images ResNet-mini-64 cosine",
+        "light cosine",
+        "sentences ResNet-mini-64 difference",
+        "tokenizer mismatches",
+    ):
+        assert seen[item]["met"], seen[item]
+
+
+def test_the_peer_keeps_every_row_of_a_folder_and_of_tars(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    import numpy as np
+    import torch
+
+    from benchmarks._extract_data import Sizes, photos
+    from benchmarks._extract_models import LIGHT_PREPROCESS, Constant
+    from benchmarks._extract_peers import clip_retrieval
+    from dimefm.models.open_clip import transform_of
+
+    made = photos(Sizes(6, 2, 2, 0, 0, 0, 1, tmp_path, None))
+    for folder in (made.every, made.tars):
+        clip_retrieval(Constant(4), transform_of(LIGHT_PREPROCESS), folder, 4, tmp_path / "out")
+        assert np.load(tmp_path / "out.npy").tolist() == torch.full((6, 4), 0.5).tolist()
+
+
+def test_a_machine_without_cuda_is_told_so():
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is CUDA here")
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu_extract"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("no CUDA device")
+
+
+def test_the_benchmark_of_a_device_runs_on_a_cpu(tmp_path):
+    out = tmp_path / "out.jsonl"
+    options = (
+        "--device cpu --arch ResNet-mini-64 --images 8 --sentences 40 --batch 4 --precision fp32 --repeats 1 --data none"
+    )
+    _, (head, *lines) = started("benchmarks.gpu_extract", *options.split(), "--folder", str(tmp_path), "--out", str(out))
+    assert head["machine"]["device"] == "cpu"
+    shown = ("images / bare", "images rate", "images bare rate", "images busy", "sentences / bare", "sentences busy")
+    assert {line["item"] for line in lines} == {f"gpu {item}" for item in (*shown, "matrix rate")}
+    assert all(line["ours"] > 0 for line in lines)

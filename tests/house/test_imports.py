@@ -16,7 +16,7 @@ LAYERS = [
     {"training", "stages"},
     {"pipeline"},
     {"extract", "train"},
-    {"evaluate", "estimate", "recheck"},
+    {"evaluate", "estimate", "recheck", "engines"},
     {"quickstart"},
     {"cli", "__main__"},
 ]

@@ -34,6 +34,7 @@ CROPS = {"crop_scale": MANY.scale, "crop_ratio": MANY.ratio, "flip": MANY.flip}
 
 TEACHER = """
 import json, sys
+import torch
 from types import SimpleNamespace
 from dimefm.data import open_rows
 from dimefm.data.views import ViewPolicy
@@ -47,7 +48,8 @@ def record(self, key, view, width, height):
 ViewPolicy.draw = record
 
 policy = ViewPolicy.of(json.loads(sys.argv[2]))
-encoder = SimpleNamespace(card=SimpleNamespace(preprocess=open_clip.default_preprocess(8)))
+card = SimpleNamespace(preprocess=open_clip.default_preprocess(8))
+encoder = SimpleNamespace(card=card, device=torch.device("cpu"))
 stage = Images(encoder, Settings(batch_size=64, views=policy))
 for shard in open_rows([sys.argv[1]], "image").shards:
     for batch in stage.batches(shard, range(stage.count(shard))):
@@ -120,7 +122,10 @@ def test_at_one_size_teacher_and_student_see_the_same_pixels(noisy, tmp_path):
     recipe = read(None, batch_size=8, **noisy(8))
     sources = open_sources(recipe, tmp_path)
     plain = {**open_clip.default_preprocess(24), "mean": (0, 0, 0), "std": (1, 1, 1)}
-    stage = Images(SimpleNamespace(card=SimpleNamespace(preprocess=plain)), Settings(views=MANY, decoder="pil"))
+    stage = Images(
+        SimpleNamespace(card=SimpleNamespace(preprocess=plain), device=torch.device("cpu")),
+        Settings(views=MANY, decoder="pil"),
+    )
     (shard,) = sources.raw.shards
     (batch,) = stage.batches(shard, range(stage.count(shard)))
     teacher = dict(zip(batch.keys, (batch.inputs * 255).round().byte().permute(0, 2, 3, 1), strict=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from dimefm.cli._options import ManyValues, open_sources, source_options
+from dimefm.cli._options import ManyValues, open_sources, selection_options, source_options
 from dimefm.cli.cache import caches
 
 
@@ -20,6 +20,7 @@ from dimefm.cli.cache import caches
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @source_options
+@selection_options
 def command(root, sha256, against_teacher, teacher, min_cosine, device, **flags):
     """Check that the cache at ROOT, a folder or URL, is whole; and, if asked, that its teacher still says the same.
 
