@@ -66,7 +66,7 @@ def extract(
         todo = [shard for shard in share.of(rows.shards) if shard.name not in writer]
         with Progress(sum(counted[s.name] for s in todo), f"{kind}s", "row", quiet=not stage.settings.progress) as bar:
             _work(Work(stage, writer, report, bar, scratch), todo, wait=share.whole)
-        report.missing = len(writer.missing())
+        report.missing = len(writer.missing(look=True))
         if not report.missing:
             _refuse_nothing(writer)
             report.manifest = writer.seal()

@@ -16,6 +16,7 @@ Adding a thing is adding its file. Files that begin with an underscore are priva
 
 from __future__ import annotations
 
+import functools
 import importlib
 from pathlib import Path
 from types import ModuleType
@@ -42,6 +43,7 @@ NOUNS = {
 }
 
 
+@functools.cache
 def names(kind: str) -> list[str]:
     """Return the sorted names of every file of ``kind`` (a key of :data:`FOLDERS`)."""
     folder, suffix = FOLDERS[kind]

@@ -10,7 +10,7 @@ import pytest
 
 SHARDS, ROWS = 200, 12
 TEACHER = "ResNet-mini-64/random:0"
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 def command(raw, out, *flags, launcher=(sys.executable,)):
@@ -24,11 +24,10 @@ def torchrun(ranks):
     return (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks)
 
 
-def start(words):
-    """Start a command in a process group of its own."""
-    return subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True
-    )
+def start(words, **environment):
+    """Start a command in a process group of its own, with more environment variables."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(words, **pipes, env={**ENVIRONMENT, **environment}, start_new_session=True)
 
 
 def ended(process):
