@@ -6,6 +6,7 @@ to nothing that they share: a batch carries its own seconds and counts, and whoe
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from abc import ABC, abstractmethod
@@ -23,6 +24,7 @@ from dimefm.data.decoders import decoder
 from dimefm.data.rows import Row, readable
 from dimefm.data.views import ViewPolicy, row_keys
 from dimefm.errors import BadRow, RecipeError
+from dimefm.models import compiler
 from dimefm.models.encoder import Encoder
 from dimefm.models.sentences import WINDOW, encode_sentences
 
@@ -32,7 +34,8 @@ class Settings:
     """How to extract.
 
     ``dtype`` None is the format's own. Images: ``decoder`` is one of data/decoders.py; ``views`` None encodes them through
-    the encoder's own preprocessing, else each gives that many rows, one for each view. Sentences: ``captions`` "first" keeps
+    the encoder's own preprocessing, else each gives that many rows, one for each view; ``auto_batch`` measures how many to
+    encode at once, in place of ``batch_size``; ``compile`` runs their tower compiled. Sentences: ``captions`` "first" keeps
     one a source row, "all" makes a row of each; ``long_texts`` says what happens to those past the encoder's context.
     """
 
@@ -45,6 +48,8 @@ class Settings:
     long_texts: str = "quarantine"
     progress: bool = True
     views: ViewPolicy | None = None
+    auto_batch: bool = False
+    compile: bool = False
 
 
 @dataclass
@@ -154,7 +159,14 @@ class Images(Stage):
         super().__init__(encoder, settings)
         self.views, self.decoder = settings.views, decoder(settings.decoder, encoder.card.preprocess)
         self.how = {"decoder": self.decoder.name, "views": None if self.views is None else self.views.how()}
+        if settings.compile:
+            compiler.check(encoder.device)
+            self.how["compiled"] = True
         self.per_image = 1 if self.views is None else self.views.count
+
+    @property
+    def per_batch(self) -> int:
+        return self.encoder.fitting_batch_size if self.settings.auto_batch else self.settings.batch_size
 
     def count(self, shard: Shard) -> int:
         return len(shard) * self.per_image
@@ -190,7 +202,11 @@ class Images(Stage):
         return row_keys([key], self.views)[number % self.per_image]
 
     def encode(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self.encoder.encode_image(self.decoder.finish(inputs, self.encoder.device))
+        return self._encoder.encode_image(self.decoder.finish(inputs, self.encoder.device))
+
+    @functools.cached_property
+    def _encoder(self) -> Encoder:
+        return self.encoder.compiled(self.per_batch) if self.settings.compile else self.encoder
 
 
 class Texts(Stage):

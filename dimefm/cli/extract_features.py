@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+
 import click
 
 from dimefm import plugins
-from dimefm.cli._options import ManyValues, open_sources, source_options
+from dimefm.cli._options import ManyValues, open_sources, selection_options, source_options
+
+
+class BatchSize(click.IntRange):
+    """A number from 1, or ``auto``, which is None."""
+
+    def __init__(self):
+        super().__init__(min=1)
+
+    def convert(self, value, param, ctx):
+        return None if value == "auto" else super().convert(value, param, ctx)
 
 
 @click.command("extract-features", cls=ManyValues)
@@ -26,8 +38,14 @@ from dimefm.cli._options import ManyValues, open_sources, source_options
 @click.option(
     "--precision", default="fp32", show_default=True, type=click.Choice(["fp32", "bf16", "fp16"]), help="Of the towers."
 )
+@click.option("--compile", is_flag=True, help="Run the image tower compiled; needs a C++ compiler.")
 @click.option(
-    "--batch-size", default=256, show_default=True, type=click.IntRange(1), metavar="N", help="Rows encoded at once."
+    "--batch-size",
+    default="256",
+    show_default=True,
+    type=BatchSize(),
+    metavar="N|auto",
+    help="Rows encoded at once; fewer when memory runs out. auto: of images, measured here.",
 )
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="Threads that read and decode.")
 @click.option(
@@ -54,42 +72,71 @@ from dimefm.cli._options import ManyValues, open_sources, source_options
     help="Past the context length.",
 )
 @source_options
+@selection_options
+@click.option("--shard-range", metavar="I/N", help="Do part I (from 0) of N parts of the shards, e.g. of a SLURM array.")
+@click.option("--shuffle-shards", type=int, metavar="SEED", help="Take the shards in random order; the cache is the same.")
+@click.option(
+    "--engine",
+    default="local",
+    show_default=True,
+    type=click.Choice(plugins.names("engines")),
+    help="This process (also under torchrun), or a Ray cluster.",
+)
 @click.option("--append", is_flag=True, help="Add the source shards that the cache does not have yet.")
 @click.option("--retry-bad", is_flag=True, help="Try the quarantined rows of a finished cache again.")
 @click.option("--estimate", is_flag=True, help="Print bytes, rows and time from a small probe, and write nothing.")
 @click.option("--text-model", metavar="SPEC", help="Text tower of a distilled run whose teacher has moved.")
-def command(teacher, images, texts, out, format_, dtype, device, precision, append, retry_bad, estimate, **flags):
+def command(teacher, images, texts, out, format_, dtype, device, precision, engine, append, retry_bad, estimate, **flags):
     """Run a teacher once over images and sentences and cache its features.
 
     Images and sentences are separate sources; either may be left out. Interrupted, the same command goes on at the next
-    unfinished shard. Sources and --out may be URLs (s3://, gs://, ...).
+    unfinished shard. Sources and --out may be URLs (s3://, gs://, ...). Several processes with one --out share its shards.
 
     \b
     Example:
       dimefm extract-features --teacher ViT-L-14/openai --images photos/ --texts sentences.txt --out cache
+      torchrun --nproc-per-node 8 -m dimefm extract-features --teacher ViT-L-14/openai --images photos/ --out cache
     """
     from dimefm.data.views import ViewPolicy
+    from dimefm.engines import Extraction
     from dimefm.estimate import estimate as estimated
-    from dimefm.extract import Mode, Settings, extract
-    from dimefm.models.encoder import load_encoder
+    from dimefm.extract import Mode, Settings
+    from dimefm.models.encoder import load_encoder, pick_device
+    from dimefm.models.precision import advice
+    from dimefm.share import share_of
 
     if not images and not texts:
         raise click.UsageError("nothing to extract: give --images, --texts or both")
     if append and retry_bad:
         raise click.UsageError("--append and --retry-bad are two steps; run one after the other")
     views = ViewPolicy.parse(flags["views"], flags["view_recipe"])
-    names = ("batch_size", "workers", "decoder", "captions", "long_texts")
-    settings = Settings(format_, dtype, views=views, **{name: flags[name] for name in names})
-    given = [(kind, found) for kind, found in (("image", images), ("text", texts)) if found]
-    sources = [(kind, open_sources(found, kind, flags)) for kind, found in given]
-    encoder = load_encoder(teacher, device, precision, flags["text_model"])
-    click.echo(f"teacher {encoder.card.name} (weights {encoder.card.weights_sha256[:12]}) on {encoder.device}", err=True)
+    share = share_of(flags["shard_range"], flags["shuffle_shards"])
+    names = ("workers", "decoder", "captions", "long_texts", "compile")
+    settings = Settings(
+        format_,
+        dtype,
+        flags["batch_size"] or Settings.batch_size,
+        auto_batch=flags["batch_size"] is None,
+        views=views,
+        progress=share.rank == 0,
+        **{name: flags[name] for name in names},
+    )
+    if engine == "local" and share.rank == 0 and (note := advice(precision, pick_device(device))):
+        click.echo(note, err=True)
     mode: Mode = "append" if append else "retry" if retry_bad else "create"
-    for kind, rows in sources:
-        place = f"{out.rstrip('/') or '/'}/{kind}s"
-        if estimate:
-            click.echo(estimated(encoder, rows, kind, place, settings).describe())
-        else:
-            click.echo(extract(encoder, rows, kind, place, settings, mode=mode, scratch=flags["scratch"]).describe())
+    given = [(kind, found) for kind, found in (("image", images), ("text", texts)) if found]
+    extraction = Extraction(
+        functools.partial(load_encoder, teacher, device, precision, flags["text_model"]),
+        tuple((kind, functools.partial(open_sources, found, kind, flags)) for kind, found in given),
+        out,
+        settings,
+        mode,
+        flags["scratch"],
+    )
+    if estimate:
+        for kind, rows in extraction.open():
+            click.echo(estimated(extraction.load(), rows, kind, extraction.place(kind), settings).describe())
+        return
+    plugins.module("engines", engine).run(extraction, share, click.echo)
     if format_ == "tsv" and dtype in ("float16", "int8"):
         click.echo(f"note: DIME-FM's own loader reads float32 only; these {dtype} TSVs are for dimefm", err=True)

@@ -52,6 +52,53 @@ def refused(*arguments, code=1, **options):
     return errors
 
 
+def test_a_batch_size_that_is_measured(raw):
+    assert run("--images", raw / "photos", "--texts", raw / "s.txt", "--out", raw / "auto", "--batch-size", "auto")[0] == 0
+    assert run("--images", raw / "photos", "--out", raw / "plain")[0] == 0
+    measured, plain = FeatureCache(raw / "auto/images"), FeatureCache(raw / "plain/images")
+    assert abs(measured[:].astype("f4") - plain[:].astype("f4")).max() < 1e-3
+    assert measured.manifest.how == plain.manifest.how and "compiled" not in plain.manifest.how
+    assert "--batch-size" in refused("--images", raw / "photos", "--out", raw / "x", "--batch-size", "0", code=2)
+
+
+def test_compiled_rows_do_not_mix_with_eager_ones(raw):
+    from dimefm.errors import ModelError
+    from dimefm.models import compiler
+
+    try:
+        compiler.check(torch.device("cpu"))
+    except ModelError as error:
+        pytest.skip(str(error))
+    assert run("--images", raw / "photos", "--out", raw / "eager")[0] == 0
+    assert run("--images", raw / "photos", "--out", raw / "compiled", "--compile")[0] == 0
+    eager, compiled = FeatureCache(raw / "eager/images"), FeatureCache(raw / "compiled/images")
+    assert compiled.manifest.how == {**eager.manifest.how, "compiled": True}
+    assert abs(compiled[:].astype("f4") - eager[:].astype("f4")).max() < 1e-3
+    assert "how.compiled: True against None" in refused("--images", raw / "photos", "--out", raw / "eager", "--compile")
+
+
+def test_without_a_compiler_nothing_is_written(raw, monkeypatch):
+    from dimefm.errors import ModelError
+    from dimefm.models import compiler
+
+    def fail(device):
+        raise ModelError("--compile: the image tower cannot be compiled (no C++ compiler); leave it out")
+
+    monkeypatch.setattr(compiler, "check", fail)
+    assert "leave it out" in refused("--images", raw / "photos", "--out", raw / "out", "--compile")
+    assert not (raw / "out").exists()
+
+
+def test_a_precision_that_gains_nothing_is_named(raw, monkeypatch):
+    from dimefm.models import precision
+
+    monkeypatch.setattr(precision, "seconds_of_product", lambda dtype: 1.0 if dtype == torch.float32 else 4.2)
+    arguments = ("--images", raw / "photos", "--precision", "bf16", "--out")
+    assert "note: --precision bf16 is no quicker than fp32 on this CPU" in run(*arguments, raw / "slow")[1]
+    monkeypatch.setattr(precision, "seconds_of_product", lambda dtype: 1.0 if dtype == torch.float32 else 0.3)
+    assert "note:" not in run(*arguments, raw / "quick")[1]
+
+
 def test_images_and_sentences_go_to_folders_of_their_own(raw):
     code, output = run("--images", raw / "photos", "--texts", raw / "s.txt", "--out", raw / "out")
     assert code == 0
