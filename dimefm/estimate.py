@@ -61,7 +61,7 @@ def estimate(encoder: Encoder, rows: Rows, kind: str, out: str, settings: Settin
     counted = [(shard, stage.count(shard)) for shard in rows.shards]
     total = sum(n for _, n in counted)
     started, arrived, parts = time.perf_counter(), [], []
-    probe = BATCHES * (stage.per_batch if kind == "image" else settings.batch_size)
+    probe = BATCHES * (stage.portion(total) if kind == "image" else settings.batch_size)
     for found in sample(stage, counted, probe, probe):
         parts.append(found)
         arrived.append((time.perf_counter() - started, sum(map(len, parts))))

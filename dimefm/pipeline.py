@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ from dimefm.cache.spool import Spool, stored
 from dimefm.cache.writer import Bad
 from dimefm.data import Shard
 from dimefm.errors import DataError, DimefmError
-from dimefm.models.pending import Pending, depth
+from dimefm.models.lanes import lanes_of
 from dimefm.progress import Progress
 from dimefm.stages import Batch, Job, Stage
 
@@ -34,6 +35,7 @@ class Report:
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("read", "decode", "encode", "write"), 0.0))
     wall: float = 0.0
     streamed: float = 0.0  # seconds of ``wall`` in which the encoder could have been busy
+    lanes: int = 1  # batches that are encoded at the same time
     resumed: int = 0
     missing: int = 0  # shards that are other processes' work and not there yet
     tried: int = 0
@@ -64,7 +66,7 @@ class Report:
     @property
     def busy(self) -> float:
         """Share of the streaming time in which the encoder was at work."""
-        return min(1.0, self.seconds["encode"] / max(self.streamed, 1e-9))
+        return min(1.0, self.seconds["encode"] / max(self.lanes * self.streamed, 1e-9))
 
     def _of_cache(self, manifest: Manifest) -> list[str]:
         bad = sum(len(shard.bad) for shard in manifest.shards)
@@ -82,20 +84,16 @@ class Work:
     def __init__(self, stage: Stage, writer: CacheWriter, report: Report, bar: Progress, scratch: str | None):
         self.stage, self.writer, self.report, self.bar, self.scratch = stage, writer, report, bar, scratch
         self.counted = dict(writer.sources)
+        report.lanes = lanes_of(stage.encoder.device)
         self.opened: set[_Open] = set()
 
     def run(self, shards: Sequence[Shard]) -> None:
         """Encode and write those of ``shards`` that are not finished and that no other process is at."""
-        device, started = self.stage.encoder.device, time.perf_counter()
-        behind: deque[tuple[_Open, Batch, Pending | None]] = deque()
+        started = time.perf_counter()
         try:
-            with Lane() as lane:
-                for job, batch in self.stage.stream(self._jobs(shards)):
-                    behind.append((job, batch, Pending(self.stage.encode, batch.inputs, device) if batch.keys else None))
-                    if len(behind) > depth(device):
-                        self._pass(lane, *behind.popleft())
-                while behind:
-                    self._pass(lane, *behind.popleft())
+            with Clerk() as clerk, contextlib.closing(self.stage.encoded(self._jobs(shards))) as stream:
+                for shard, batch in stream:
+                    self._pass(clerk, shard, batch)
                 self.report.streamed += time.perf_counter() - started
         finally:
             for shard in list(self.opened):
@@ -107,15 +105,15 @@ class Work:
             if claim is not None:
                 yield _Open(self, shard, claim)
 
-    def _pass(self, lane: Lane, shard: _Open, batch: Batch, pending: Pending | None) -> None:
+    def _pass(self, clerk: Clerk, shard: _Open, batch: Batch) -> None:
         """Hand a batch that the encoder has done to the thread that writes."""
         seconds, vectors = self.report.seconds, None
-        if pending is not None:
-            vectors, busy = pending.fetch()
+        if batch.pending is not None:
+            vectors, busy = batch.pending.fetch()
             seconds["encode"] += busy
-        lane.do(shard.add, batch, vectors)
+        clerk.do(shard.add, batch, vectors)
         if batch.last:
-            lane.do(shard.finish)
+            clerk.do(shard.finish)
         seconds["read"] += batch.read
         seconds["decode"] += batch.decode
         self.report.unused_captions += batch.unused
@@ -202,7 +200,7 @@ class _Open(Job):
         _merge(self.spool, FeatureCache(str(writer.store), self.work.scratch), old, numbers, keys, vectors)
 
 
-class Lane:
+class Clerk:
     """A thread that does what it is given, in order, at most ``LAG`` things behind; use it as a context manager.
 
     What went wrong there is raised by the next :meth:`do` or at the end, and what was given after it is not done.
@@ -210,7 +208,7 @@ class Lane:
 
     LAG = 4
 
-    def __enter__(self) -> Lane:
+    def __enter__(self) -> Clerk:
         self._pool, self._ahead, self._broken = ThreadPoolExecutor(1, thread_name_prefix="writer"), deque[Future](), False
         return self
 

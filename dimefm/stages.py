@@ -1,7 +1,8 @@
 """The two stages of extraction, images and sentences: how a shard is counted, made ready in batches, and encoded.
 
-Threads read and decode the next batches, of this shard and the next, while the encoder works on the present one. They write
-to nothing that they share: a batch carries its own seconds and counts, and whoever consumes it adds them up.
+Beside a GPU threads read and decode the next batches, of this shard and the next; on a CPU each of a few threads does the
+whole of a batch. They write to nothing that they share: a batch carries its own seconds and counts, and whoever consumes it
+adds them up.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import itertools
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -26,7 +27,12 @@ from dimefm.data.views import ViewPolicy, row_keys
 from dimefm.errors import BadRow, RecipeError
 from dimefm.models import compiler
 from dimefm.models.encoder import Encoder
+from dimefm.models.lanes import lanes, lanes_of
+from dimefm.models.pending import Pending
 from dimefm.models.sentences import WINDOW, encode_sentences
+
+SHARES = 8
+"""In how many portions at least a shard of sentences is cut, so that the lanes of a CPU all have work."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,12 @@ class Batch:
     decode: float = 0.0
     unused: int = 0
     last: bool = False
+    pending: Pending | None = None
+
+    def start(self, encode: Callable[[torch.Tensor], torch.Tensor], device: torch.device) -> None:
+        """Send the inputs, if there are any, through ``encode``; ``pending`` has them from now on."""
+        if self.inputs is not None:
+            self.pending, self.inputs = Pending(encode, self.inputs, device), None
 
 
 @dataclass(eq=False)
@@ -101,9 +113,9 @@ class Stage(ABC):
             kept = self._keys = (shard.name, shard.keys())
         return kept[1][number]
 
-    @property
-    def per_batch(self) -> int:
-        """Number of rows that are made ready together."""
+    def portion(self, rows: int) -> int:
+        """Return how many of a job's ``rows`` are made ready together; it depends on nothing else, as the last bits of a
+        feature may depend on what it is encoded with."""
         return self.settings.batch_size
 
     @abstractmethod
@@ -116,39 +128,66 @@ class Stage(ABC):
 
     def batches(self, shard: Shard, numbers: Sequence[int]) -> Iterator[Batch]:
         """Yield the rows of ``numbers``, ascending, in batches that threads prepare ahead; ``count`` the shard first."""
-        return (batch for _, batch in self.stream([Job(shard, numbers)]))
+        with ThreadPoolExecutor(self.settings.workers, "reader") as pool:
+            yield from (
+                batch for _, batch in self._stream(pool, self.settings.workers + 1, [Job(shard, numbers)], self._ready)
+            )
 
-    def stream(self, jobs: Iterable[J]) -> Iterator[tuple[J, Batch]]:
-        """Yield the batches of one job after another, each job's last one marked; threads prepare ahead across jobs.
+    def encoded(self, jobs: Iterable[J]) -> Generator[tuple[J, Batch]]:
+        """Yield the batches of one job after another, in flight through the encoder, each job's last one marked.
 
         A batch never holds rows of two jobs, so what is computed of a shard does not depend on its neighbours. The next job
-        is asked for when a thread has nothing else to prepare.
+        is asked for when a thread has nothing else to do.
         """
+        device = self.encoder.device
+        if device.type == "cpu":
+            with lanes(device) as pool:
+                yield from self._stream(pool, 2 * lanes_of(device) + 1, jobs, self._done)
+            return
+        behind: deque[tuple[J, Batch]] = deque()
+        with ThreadPoolExecutor(self.settings.workers, "reader") as pool:
+            for job, batch in self._stream(pool, self.settings.workers + 1, jobs, self._ready):
+                batch.start(self.encode, device)
+                behind.append((job, batch))
+                if len(behind) > 1:  # the encoder has the next one already when this one is fetched
+                    yield behind.popleft()
+            yield from behind
+
+    def _stream(
+        self, pool: ThreadPoolExecutor, most: int, jobs: Iterable[J], make: Callable[[Shard, Sequence[int]], Batch]
+    ) -> Iterator[tuple[J, Batch]]:
+        """Yield what ``make`` gives for each portion of each job, in order; ``most`` portions are in the pool at a time."""
         tasks = ((job, part, last) for job in jobs for part, last in self._parts(job.numbers))
-        with ThreadPoolExecutor(self.settings.workers, thread_name_prefix="reader") as pool:
-            ahead: deque[tuple[J, Future[Batch]]] = deque()
-            try:
-                while True:
-                    for job, part, last in itertools.islice(tasks, self.settings.workers + 1 - len(ahead)):
-                        ahead.append((job, pool.submit(self._prepare, job.shard, part, last)))
-                    if not ahead:
-                        return
-                    job, prepared = ahead.popleft()
-                    yield job, prepared.result()
-            finally:
-                for _, prepared in ahead:
-                    prepared.cancel()
+        ahead: deque[tuple[J, bool, Future[Batch]]] = deque()
+        try:
+            while True:
+                for job, part, last in itertools.islice(tasks, most - len(ahead)):
+                    ahead.append((job, last, pool.submit(make, job.shard, part)))
+                if not ahead:
+                    return
+                job, last, made = ahead.popleft()
+                batch = made.result()
+                batch.last = last
+                yield job, batch
+        finally:
+            for _, _, made in ahead:
+                made.cancel()
 
     def _parts(self, numbers: Sequence[int]) -> Iterator[tuple[Sequence[int], bool]]:
-        """Yield the portions of a job's rows that make a batch, and whether each is the last; no rows make one, empty."""
-        for start in range(0, max(len(numbers), 1), self.per_batch):
-            yield numbers[start : start + self.per_batch], start + self.per_batch >= len(numbers)
+        """Yield the portions of a job's rows, and whether each is the last; no rows make one portion, empty."""
+        size = self.portion(len(numbers))
+        for start in range(0, max(len(numbers), 1), size):
+            yield numbers[start : start + size], start + size >= len(numbers)
 
-    def _prepare(self, shard: Shard, numbers: Sequence[int], last: bool) -> Batch:
+    def _ready(self, shard: Shard, numbers: Sequence[int]) -> Batch:
         batch = self.prepare(shard, numbers)
-        batch.last = last
         if batch.inputs is not None and self.encoder.device.type == "cuda":
             batch.inputs = batch.inputs.pin_memory()
+        return batch
+
+    def _done(self, shard: Shard, numbers: Sequence[int]) -> Batch:
+        batch = self.prepare(shard, numbers)
+        batch.start(self.encode, self.encoder.device)
         return batch
 
 
@@ -164,8 +203,7 @@ class Images(Stage):
             self.how["compiled"] = True
         self.per_image = 1 if self.views is None else self.views.count
 
-    @property
-    def per_batch(self) -> int:
+    def portion(self, rows: int) -> int:
         return self.encoder.fitting_batch_size if self.settings.auto_batch else self.settings.batch_size
 
     def count(self, shard: Shard) -> int:
@@ -206,7 +244,7 @@ class Images(Stage):
 
     @functools.cached_property
     def _encoder(self) -> Encoder:
-        return self.encoder.compiled(self.per_batch) if self.settings.compile else self.encoder
+        return self.encoder.compiled(self.portion(0)) if self.settings.compile else self.encoder
 
 
 class Texts(Stage):
@@ -227,9 +265,9 @@ class Texts(Stage):
         self._items[shard.name] = [(row, j) for row in range(len(shard)) for j in range(_captions(shard, row))]
         return len(self._items[shard.name])
 
-    @property
-    def per_batch(self) -> int:
-        return WINDOW * self.settings.batch_size
+    def portion(self, rows: int) -> int:
+        batches = -(-rows // (SHARES * self.settings.batch_size))
+        return self.settings.batch_size * min(max(batches, 1), WINDOW)
 
     def _place(self, shard: Shard, number: int) -> tuple[int, int]:
         """Return (row, caption) numbers of sentence ``number`` of a shard."""

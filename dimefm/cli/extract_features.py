@@ -47,7 +47,9 @@ class BatchSize(click.IntRange):
     metavar="N|auto",
     help="Rows encoded at once; fewer when memory runs out. auto: of images, measured here.",
 )
-@click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="Threads that read and decode.")
+@click.option(
+    "--workers", default=2, show_default=True, type=click.IntRange(1), help="Beside a GPU, threads that read and decode."
+)
 @click.option(
     "--decoder",
     default="turbo",

@@ -7,6 +7,7 @@ batch, and each length is another shape.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -28,6 +29,7 @@ class Compiled(nn.Module):
         super().__init__()
         self.model = model
         self._encode = torch.compile(model.encode_image, dynamic=False, fullgraph=True)
+        self._compiled, self._one_at_a_time = set[torch.Size](), threading.Lock()
 
     @property
     def visual(self) -> nn.Module:
@@ -36,8 +38,12 @@ class Compiled(nn.Module):
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """Return rows [B, D], not normalised, of pixels [B, 3, S, S]; raise ModelError when they cannot be compiled."""
-        with _frozen():
+        if pixels.shape in self._compiled:
             return self._encode(pixels)
+        with self._one_at_a_time, _frozen():
+            rows = self._encode(pixels)
+            self._compiled.add(pixels.shape)
+            return rows
 
 
 def check(device: torch.device) -> None:

@@ -37,8 +37,3 @@ class Pending:
             self._there.synchronize()
             self._seconds = self._began.elapsed_time(self._ended) / 1000
         return self._rows.numpy(), self._seconds
-
-
-def depth(device: torch.device) -> int:
-    """Return how many batches are worth having in flight behind the one that is being started."""
-    return 1 if device.type == "cuda" else 0
