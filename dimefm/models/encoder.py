@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -158,9 +159,12 @@ class Encoder:
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device of ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; raise ModelError when it is not there."""
+    """Return the device of ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; raise ModelError when it is not there.
+
+    ``auto`` is a GPU where there are any, in a process that torchrun started the one of its number on this machine.
+    """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise ModelError(f"--device {name}: no such device; expected auto, cpu, cuda or cuda:N")
     device = torch.device(name)

@@ -466,3 +466,16 @@ def test_a_run_finds_a_teacher_that_was_named_by_a_relative_path(trained, tmp_pa
 @pytest.mark.parametrize("spec", ["/no/such/teacher", "./teachr", "runs/first"])
 def test_a_mistyped_path_is_called_one(spec):
     assert "no such file or folder" in refused(spec)
+
+
+@pytest.mark.parametrize(("rank", "device"), [(None, "cuda:0"), ("1", "cuda:1")])
+def test_each_process_of_torchrun_has_its_own_gpu(monkeypatch, rank, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    assert pick_device("auto") == torch.device(device)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ModelError, match="cuda:2: this machine has 2 CUDA devices"):
+        pick_device("auto")
