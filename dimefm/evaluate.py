@@ -140,7 +140,7 @@ def _for_benchmark(encoder: Encoder, benchmark: Benchmark) -> Encoder:
     """Return the encoder as this benchmark wants images prepared: without cropping for KITTI."""
     if benchmark.crop:
         return encoder
-    preprocess = {**encoder.card.preprocess, "resize_mode": "squash"}
+    preprocess = {**encoder.image_preprocess, "resize_mode": "squash"}
     card = dataclasses.replace(encoder.card, preprocess=preprocess)
     return dataclasses.replace(encoder, card=card, preprocess=transform_of(preprocess))
 

@@ -20,7 +20,7 @@ def command():
 @click.option("--datasets", metavar="A,B", help="Benchmarks or folders.  [those of the 20 that are there]")
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="scores.json and report.md")
 @click.option("--layout", help="Layout of the datasets when detection does not do.")
-@click.option("--text-model", metavar="SPEC", help="Text tower of a distilled run whose teacher has moved.")
+@click.option("--text-model", metavar="SPEC", help="Of a distilled run: where its teacher lies now, or a text tower's run.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
     "--precision", default="fp32", show_default=True, type=click.Choice(["fp32", "bf16", "fp16"]), help="Of the towers."

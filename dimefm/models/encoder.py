@@ -84,9 +84,19 @@ class Encoder:
         return fitting_batch_size(self._image_rows, torch.zeros(3, *self.image_size), self.device.type)
 
     @property
+    def image_preprocess(self) -> dict:
+        """How images are prepared for the image tower; raise ModelError where that is not known."""
+        if not self.card.preprocess:
+            raise ModelError(
+                f"{self.card.name}: how its teacher prepares images is not known, since its features were adopted without "
+                "--preprocess; encode images with the teacher"
+            )
+        return self.card.preprocess
+
+    @property
     def image_size(self) -> tuple[int, int]:
         """Height and width of the pixels that the image tower takes."""
-        size = self.card.preprocess["size"]
+        size = self.image_preprocess["size"]
         return (size, size) if isinstance(size, int) else (size[0], size[1])
 
     def encode_text(self, tokens: Tensor) -> Tensor:

@@ -48,8 +48,7 @@ def record(self, key, view, width, height):
 ViewPolicy.draw = record
 
 policy = ViewPolicy.of(json.loads(sys.argv[2]))
-card = SimpleNamespace(preprocess=open_clip.default_preprocess(8))
-encoder = SimpleNamespace(card=card, device=torch.device("cpu"))
+encoder = SimpleNamespace(image_preprocess=open_clip.default_preprocess(8), device=torch.device("cpu"))
 stage = Images(encoder, Settings(batch_size=64, views=policy))
 for shard in open_rows([sys.argv[1]], "image").shards:
     for batch in stage.batches(shard, range(stage.count(shard))):
@@ -123,7 +122,7 @@ def test_at_one_size_teacher_and_student_see_the_same_pixels(noisy, tmp_path):
     sources = open_sources(recipe, tmp_path)
     plain = {**open_clip.default_preprocess(24), "mean": (0, 0, 0), "std": (1, 1, 1)}
     stage = Images(
-        SimpleNamespace(card=SimpleNamespace(preprocess=plain), device=torch.device("cpu")),
+        SimpleNamespace(image_preprocess=plain, device=torch.device("cpu")),
         Settings(views=MANY, decoder="pil"),
     )
     (shard,) = sources.raw.shards

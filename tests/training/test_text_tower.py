@@ -17,6 +17,7 @@ from dimefm.data.views import ViewPolicy
 from dimefm.errors import DataError, DimefmError
 from dimefm.models import open_clip
 from dimefm.models.encoder import load_encoder
+from dimefm.stages import Images, Settings
 from dimefm.train import Run, train
 from dimefm.training.texts import thinned
 
@@ -264,3 +265,9 @@ def test_words_are_left_out_anew_each_time(world):
     lengths = [(load(number).tokens > 0).sum(1) for number in range(2)]
     assert len(set(lengths[0].tolist())) > 1
     assert not torch.equal(*lengths)
+
+
+def test_images_of_a_teacher_that_nobody_knows_how_to_prepare_are_refused(world):
+    tower = load_tower(train(world.text_recipe(per_row=1, steps=1), world.root / "run", echo=quiet))
+    with pytest.raises(DimefmError, match="how its teacher prepares images is not known, .* encode images with the teacher"):
+        Images(tower, Settings())
