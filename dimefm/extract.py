@@ -1,11 +1,12 @@
-"""The verb ``extract``: run an encoder once over rows and write a feature cache.
+"""The verb ``extract``: run an encoder, or several in one pass, once over rows and write a feature cache of each.
 
-Shards of the cache correspond one to one to shards of the source, in order. A shard is the unit of work and of resume.
+Shards of a cache correspond one to one to shards of the source, in order. A shard is the unit of work and of resume.
 How rows are read, decoded and encoded stands in ``stages.py``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -19,9 +20,9 @@ from dimefm.cache import CacheWriter, Manifest
 from dimefm.cache.code import Fit
 from dimefm.cache.plan import planned, planning, presence
 from dimefm.data import Rows, Shard
-from dimefm.errors import CacheError, DataError
+from dimefm.errors import CacheError, DataError, RecipeError
 from dimefm.models.encoder import Encoder
-from dimefm.pipeline import Report, Work, usable_rows
+from dimefm.pipeline import Report, Work, run, usable_rows
 from dimefm.progress import Progress
 from dimefm.provenance import libraries
 from dimefm.share import ALL, Share
@@ -52,35 +53,70 @@ def extract(
     shards returns when these are there. Raises CacheError when ``out`` holds a cache made otherwise or cannot be written,
     DataError when there are no rows, not one of them could be used, or a source changes while it is read.
     """
+    return extract_several([(encoder, out)], rows, kind, settings, mode=mode, scratch=scratch, share=share)[0]
+
+
+def extract_several(
+    caches: Sequence[tuple[Encoder, str | Path]],
+    rows: Rows,
+    kind: str,
+    settings: Settings | None = None,
+    *,
+    mode: Mode = "create",
+    scratch: str | None = None,
+    share: Share = ALL,
+) -> list[Report]:
+    """Write the cache of each (encoder, folder or URL), all in one pass; return their reports in this order.
+
+    Every cache is the one that :func:`extract` makes of its encoder alone, and is resumed on its own. An image is read and
+    decoded once for all encoders that lack its shard; sentences have nothing heavy to share. The encoders are on one device.
+    Raises as :func:`extract` does, and RecipeError for several encoders with ``auto_batch``, which measures one.
+    """
+    settings = settings or Settings()
     if not len(rows):
         raise DataError(f"the {kind} sources hold no rows ({', '.join(shard.name for shard in rows.shards)}); check them")
-    stage = stage_of(kind, encoder, settings or Settings())
+    if len(caches) > 1 and settings.auto_batch:
+        raise RecipeError("--batch-size auto measures one teacher; give several teachers a number")
+    stages = [stage_of(kind, encoder, settings) for encoder, _ in caches]
+    with contextlib.ExitStack() as present:
+        works = []
+        for stage, (_, out) in zip(stages, caches, strict=True):
+            present.enter_context(presence(out, shared=mode == "create", scratch=scratch))
+            works.append(_work(stage, kind, rows, out, mode, scratch))
+        left = [work for work in works if not work.report.already_finished]
+        if left:
+            _fill(left, kind, share.of(rows.shards), wait=share.whole)
+    return [work.report for work in works]
+
+
+def _fill(works: Sequence[Work], kind: str, shards: Sequence[Shard], wait: bool) -> None:
+    """Bring the caches as far as ``shards`` go, and finish those of which nothing is missing.
+
+    With ``wait``, go on until the shards that other processes hold are there or free again.
+    """
+    started = time.perf_counter()
+    total = sum(work.counted[shard.name] for work in works for shard in shards if shard.name not in work.writer)
+    with Progress(total, f"{kind}s", "row", quiet=not works[0].stage.settings.progress) as bar:
+        run(works, shards, bar)
+        while wait and any(work.writer.missing(look=True) for work in works):
+            bar.update(0, note="waiting for other processes")
+            time.sleep(PAUSE)
+            run(works, shards, bar)
+    for work in works:
+        work.report.missing = len(work.writer.missing(look=True))
+        if not work.report.missing:
+            _refuse_nothing(work.writer)
+            work.report.manifest = work.writer.seal()
+        work.report.wall = time.perf_counter() - started
+
+
+def _work(stage: Stage, kind: str, rows: Rows, out: str | Path, mode: Mode, scratch: str | None) -> Work:
+    """Return the work on the cache at ``out``; its report says so when there is none left."""
     counted = {shard.name: stage.count(shard) for shard in rows.shards}
-    with presence(out, shared=mode == "create", scratch=scratch):
-        writer = _open_writer(stage, kind, rows, counted, out, mode, scratch)
-        report = Report(out=str(writer.store), resumed=len(writer.done) if mode == "create" else 0)
-        if writer.finished is not None:
-            report.manifest, report.already_finished = writer.finished, True
-            return report
-        started = time.perf_counter()
-        todo = [shard for shard in share.of(rows.shards) if shard.name not in writer]
-        with Progress(sum(counted[s.name] for s in todo), f"{kind}s", "row", quiet=not stage.settings.progress) as bar:
-            _work(Work(stage, writer, report, bar, scratch), todo, wait=share.whole)
-        report.missing = len(writer.missing(look=True))
-        if not report.missing:
-            _refuse_nothing(writer)
-            report.manifest = writer.seal()
-        report.wall = time.perf_counter() - started
-    return report
-
-
-def _work(work: Work, todo: Sequence[Shard], wait: bool) -> None:
-    """Do what can be done of ``todo``; with ``wait``, until the shards that other processes hold are there or free again."""
-    work.run(todo)
-    while wait and work.writer.missing(look=True):
-        work.bar.update(0, note="waiting for other processes")
-        time.sleep(PAUSE)
-        work.run(todo)
+    writer = _open_writer(stage, kind, rows, counted, out, mode, scratch)
+    report = Report(out=str(writer.store), resumed=len(writer.done) if mode == "create" else 0)
+    report.manifest, report.already_finished = writer.finished, writer.finished is not None
+    return Work(stage, writer, report, scratch)
 
 
 def _open_writer(

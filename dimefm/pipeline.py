@@ -1,4 +1,8 @@
-"""The stream of an extraction: shards are claimed, their rows encoded, and a thread of its own writes what is done."""
+"""The stream of an extraction: shards are claimed, their rows encoded, and a thread of its own writes what is done.
+
+One pass over the shards may fill the caches of several encoders: each has a :class:`Work`, and what all of them need of a
+row is done once.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +25,15 @@ from dimefm.data import Shard
 from dimefm.errors import DataError, DimefmError
 from dimefm.models.lanes import lanes_of
 from dimefm.progress import Progress
-from dimefm.stages import Batch, Job, Stage
+from dimefm.stages import Batch, Job, Stage, encoded
 
 
 @dataclass
 class Report:
-    """What an extraction did: rows of this call, and seconds spent in each stage (read and decode add up over threads)."""
+    """What an extraction did: rows of this call, and seconds spent in each stage (read and decode add up over threads).
+
+    What is read and decoded once for several caches counts in the first one's.
+    """
 
     manifest: Manifest | None = None
     out: str = ""
@@ -79,34 +86,21 @@ class Report:
 
 
 class Work:
-    """One process's work on an extraction: shards are claimed, encoded in one stream, and written by a thread of its own."""
+    """One process's work on one cache: its shards are claimed, and what the stage made of their rows is handed on."""
 
-    def __init__(self, stage: Stage, writer: CacheWriter, report: Report, bar: Progress, scratch: str | None):
-        self.stage, self.writer, self.report, self.bar, self.scratch = stage, writer, report, bar, scratch
+    def __init__(self, stage: Stage, writer: CacheWriter, report: Report, scratch: str | None):
+        self.stage, self.writer, self.report, self.scratch = stage, writer, report, scratch
         self.counted = dict(writer.sources)
         report.lanes = lanes_of(stage.encoder.device)
         self.opened: set[_Open] = set()
 
-    def run(self, shards: Sequence[Shard]) -> None:
-        """Encode and write those of ``shards`` that are not finished and that no other process is at."""
-        started = time.perf_counter()
-        try:
-            with Clerk() as clerk, contextlib.closing(self.stage.encoded(self._jobs(shards))) as stream:
-                for shard, batch in stream:
-                    self._pass(clerk, shard, batch)
-                self.report.streamed += time.perf_counter() - started
-        finally:
-            for shard in list(self.opened):
-                shard.close()
+    def open(self, shard: Shard) -> _Open | None:
+        """Claim a shard; None when it is finished or another process is at it."""
+        claim = self.writer.claim(shard.name)
+        return None if claim is None else _Open(self, shard, claim)
 
-    def _jobs(self, shards: Sequence[Shard]) -> Iterator[_Open]:
-        for shard in shards:
-            claim = self.writer.claim(shard.name)
-            if claim is not None:
-                yield _Open(self, shard, claim)
-
-    def _pass(self, clerk: Clerk, shard: _Open, batch: Batch) -> None:
-        """Hand a batch that the encoder has done to the thread that writes."""
+    def hand_on(self, clerk: Clerk, shard: _Open, batch: Batch) -> int:
+        """Hand a batch that the encoder has done to the thread that writes; return how many rows it had."""
         seconds, vectors = self.report.seconds, None
         if batch.pending is not None:
             vectors, busy = batch.pending.fetch()
@@ -117,8 +111,43 @@ class Work:
         seconds["read"] += batch.read
         seconds["decode"] += batch.decode
         self.report.unused_captions += batch.unused
-        self.report.rows_done += len(batch.numbers) + len(batch.bad)
-        self.bar.update(len(batch.numbers) + len(batch.bad))
+        rows = len(batch.numbers) + len(batch.bad)
+        self.report.rows_done += rows
+        return rows
+
+    def close(self) -> None:
+        """Give back the shards that are not finished."""
+        for shard in list(self.opened):
+            shard.close()
+
+
+def run(works: Sequence[Work], shards: Sequence[Shard], bar: Progress) -> None:
+    """Encode and write those of ``shards`` that a cache does not have and that no other process is at, all in one pass.
+
+    The works are about the same sources, on one device, with the same settings.
+    """
+    started, stage = time.perf_counter(), works[0].stage
+    stream = encoded(_groups(works, shards), stage.encoder.device, stage.settings.workers)
+    try:
+        with Clerk() as clerk, contextlib.closing(stream):
+            for shard, batch in stream:
+                bar.update(shard.work.hand_on(clerk, shard, batch))
+            for work in works:
+                work.report.streamed += time.perf_counter() - started
+    finally:
+        for work in works:
+            work.close()
+
+
+def _groups(works: Sequence[Work], shards: Sequence[Shard]) -> Iterator[list[_Open]]:
+    """Claim the shards for every cache that lacks them; those that lack the same rows of one go together."""
+    for shard in shards:
+        groups: dict[Sequence[int], list[_Open]] = {}
+        for work in works:
+            opened = work.open(shard)
+            if opened is not None:
+                groups.setdefault(opened.numbers, []).append(opened)
+        yield from groups.values()
 
 
 class _Open(Job):
@@ -133,7 +162,8 @@ class _Open(Job):
         same = self.before is not None and self.before.source_digest == shard.digest()
         self.old = self.before if same else None
         self.mended: list[tuple[list[int], list[str], np.ndarray]] = []
-        super().__init__(shard, range(work.counted[shard.name]) if self.old is None else self.old.bad)
+        numbers = range(work.counted[shard.name]) if self.old is None else self.old.bad
+        super().__init__(work.stage, shard, numbers)
         self.spool = work.writer.spool(shard.name)
         work.opened.add(self)
 

@@ -1,8 +1,8 @@
 """The two stages of extraction, images and sentences: how a shard is counted, made ready in batches, and encoded.
 
 Beside a GPU threads read and decode the next batches, of this shard and the next; on a CPU each of a few threads does the
-whole of a batch. They write to nothing that they share: a batch carries its own seconds and counts, and whoever consumes it
-adds them up.
+whole of a batch. Stages of several encoders may go over the same rows together. The threads write to nothing that they
+share: a batch carries its own seconds and counts, and whoever consumes it adds them up.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 
 from dimefm.cache.writer import Bad
 from dimefm.data import Shard
 from dimefm.data.decoders import decoder
-from dimefm.data.rows import Row, readable
+from dimefm.data.rows import readable
 from dimefm.data.views import ViewPolicy, row_keys
 from dimefm.errors import BadRow, RecipeError
 from dimefm.models import compiler
@@ -62,12 +62,13 @@ class Settings:
 class Batch:
     """Rows ready to encode: their numbers and keys, the stacked inputs, and the rows that could not be made ready.
 
-    ``read`` and ``decode`` are the seconds that this took; ``unused`` counts captions that were left aside; ``last`` marks
-    the end of a job.
+    ``parts`` are inputs that are not stacked yet; ``read`` and ``decode`` are the seconds that this took; ``unused`` counts
+    captions that were left aside; ``last`` marks the end of a job.
     """
 
     numbers: list[int] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
+    parts: list[torch.Tensor] = field(default_factory=list)
     inputs: torch.Tensor | None = None
     bad: list[Bad] = field(default_factory=list)
     read: float = 0.0
@@ -76,21 +77,15 @@ class Batch:
     last: bool = False
     pending: Pending | None = None
 
+    def stack(self) -> None:
+        """Make ``inputs`` of the parts, if there are any."""
+        if self.parts:
+            self.inputs, self.parts = torch.stack(self.parts), []
+
     def start(self, encode: Callable[[torch.Tensor], torch.Tensor], device: torch.device) -> None:
         """Send the inputs, if there are any, through ``encode``; ``pending`` has them from now on."""
         if self.inputs is not None:
             self.pending, self.inputs = Pending(encode, self.inputs, device), None
-
-
-@dataclass(eq=False)
-class Job:
-    """Rows of one shard that are to be encoded, ascending."""
-
-    shard: Shard
-    numbers: Sequence[int]
-
-
-J = TypeVar("J", bound=Job)
 
 
 class Stage(ABC):
@@ -122,73 +117,106 @@ class Stage(ABC):
     def prepare(self, shard: Shard, numbers: Sequence[int]) -> Batch:
         """Read and decode the rows of ``numbers``, ascending; those that cannot be are in ``bad``."""
 
+    def prepare_beside(self, others: Sequence[Stage], shard: Shard, numbers: Sequence[int]) -> list[Batch]:
+        """Return what ``prepare`` gives for this stage and each of ``others``, which have its settings and its kind."""
+        return [stage.prepare(shard, numbers) for stage in (self, *others)]
+
     @abstractmethod
     def encode(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return unit rows of the inputs of a batch."""
 
     def batches(self, shard: Shard, numbers: Sequence[int]) -> Iterator[Batch]:
         """Yield the rows of ``numbers``, ascending, in batches that threads prepare ahead; ``count`` the shard first."""
-        with ThreadPoolExecutor(self.settings.workers, "reader") as pool:
-            yield from (
-                batch for _, batch in self._stream(pool, self.settings.workers + 1, [Job(shard, numbers)], self._ready)
-            )
+        workers = self.settings.workers
+        with ThreadPoolExecutor(workers, "reader") as pool:
+            yield from (batch for _, batch in _stream(pool, workers + 1, [[Job(self, shard, numbers)]], _ready))
 
-    def encoded(self, jobs: Iterable[J]) -> Generator[tuple[J, Batch]]:
-        """Yield the batches of one job after another, in flight through the encoder, each job's last one marked.
 
-        A batch never holds rows of two jobs, so what is computed of a shard does not depend on its neighbours. The next job
-        is asked for when a thread has nothing else to do.
-        """
-        device = self.encoder.device
-        if device.type == "cpu":
-            with lanes(device) as pool:
-                yield from self._stream(pool, 2 * lanes_of(device) + 1, jobs, self._done)
-            return
-        behind: deque[tuple[J, Batch]] = deque()
-        with ThreadPoolExecutor(self.settings.workers, "reader") as pool:
-            for job, batch in self._stream(pool, self.settings.workers + 1, jobs, self._ready):
-                batch.start(self.encode, device)
-                behind.append((job, batch))
-                if len(behind) > 1:  # the encoder has the next one already when this one is fetched
-                    yield behind.popleft()
-            yield from behind
+@dataclass(eq=False)
+class Job:
+    """Rows of one shard, ascending, that a stage is to encode."""
 
-    def _stream(
-        self, pool: ThreadPoolExecutor, most: int, jobs: Iterable[J], make: Callable[[Shard, Sequence[int]], Batch]
-    ) -> Iterator[tuple[J, Batch]]:
-        """Yield what ``make`` gives for each portion of each job, in order; ``most`` portions are in the pool at a time."""
-        tasks = ((job, part, last) for job in jobs for part, last in self._parts(job.numbers))
-        ahead: deque[tuple[J, bool, Future[Batch]]] = deque()
-        try:
-            while True:
-                for job, part, last in itertools.islice(tasks, most - len(ahead)):
-                    ahead.append((job, last, pool.submit(make, job.shard, part)))
-                if not ahead:
-                    return
-                job, last, made = ahead.popleft()
-                batch = made.result()
+    stage: Stage
+    shard: Shard
+    numbers: Sequence[int]
+
+
+J = TypeVar("J", bound=Job)
+Group = Sequence[J]  # jobs of one kind and device with the same settings, about the same rows of one shard
+
+
+def encoded(groups: Iterable[Group[J]], device: torch.device, workers: int) -> Generator[tuple[J, Batch]]:
+    """Yield the batches of one group of jobs after another, in flight through the encoders, each job's last one marked.
+
+    The jobs of a group share what ``prepare_beside`` shares. A batch never holds rows of two jobs, so what is computed of a
+    shard does not depend on its neighbours. The next group is asked for when a thread has nothing else to do.
+    """
+    if device.type == "cpu":
+        with lanes(device) as pool:
+            yield from _stream(pool, 2 * lanes_of(device) + 1, groups, _done)
+        return
+    behind: deque[tuple[J, Batch]] = deque()
+    with ThreadPoolExecutor(workers, "reader") as pool:
+        for job, batch in _stream(pool, workers + 1, groups, _ready):
+            batch.start(job.stage.encode, device)
+            behind.append((job, batch))
+            if len(behind) > 1:  # the encoder has the next one already when this one is fetched
+                yield behind.popleft()
+        yield from behind
+
+
+def _stream(
+    pool: ThreadPoolExecutor,
+    most: int,
+    groups: Iterable[Group[J]],
+    make: Callable[[Group[Job], Sequence[int]], list[Batch]],
+) -> Iterator[tuple[J, Batch]]:
+    """Yield what ``make`` gives for each portion of each group, in order; ``most`` portions are in the pool at a time."""
+    tasks = ((group, part, last) for group in groups for part, last in _parts(group[0]))
+    ahead: deque[tuple[Group[J], bool, Future[list[Batch]]]] = deque()
+    try:
+        while True:
+            for group, part, last in itertools.islice(tasks, most - len(ahead)):
+                ahead.append((group, last, pool.submit(make, group, part)))
+            if not ahead:
+                return
+            group, last, made = ahead.popleft()
+            for job, batch in zip(group, made.result(), strict=True):
                 batch.last = last
                 yield job, batch
-        finally:
-            for _, _, made in ahead:
-                made.cancel()
+    finally:
+        for _, _, made in ahead:
+            made.cancel()
 
-    def _parts(self, numbers: Sequence[int]) -> Iterator[tuple[Sequence[int], bool]]:
-        """Yield the portions of a job's rows, and whether each is the last; no rows make one portion, empty."""
-        size = self.portion(len(numbers))
-        for start in range(0, max(len(numbers), 1), size):
-            yield numbers[start : start + size], start + size >= len(numbers)
 
-    def _ready(self, shard: Shard, numbers: Sequence[int]) -> Batch:
-        batch = self.prepare(shard, numbers)
-        if batch.inputs is not None and self.encoder.device.type == "cuda":
+def _parts(job: Job) -> Iterator[tuple[Sequence[int], bool]]:
+    """Yield the portions of a job's rows, and whether each is the last; no rows make one portion, empty."""
+    numbers, size = job.numbers, job.stage.portion(len(job.numbers))
+    for start in range(0, max(len(numbers), 1), size):
+        yield numbers[start : start + size], start + size >= len(numbers)
+
+
+def _prepare(group: Group[Job], numbers: Sequence[int]) -> list[Batch]:
+    """Return the batch of each job of a group with the rows of ``numbers``."""
+    first, *others = (job.stage for job in group)
+    return first.prepare_beside(others, group[0].shard, numbers)
+
+
+def _ready(group: Group[Job], numbers: Sequence[int]) -> list[Batch]:
+    """Prepare batches for an encoder that another thread starts."""
+    batches = _prepare(group, numbers)
+    for job, batch in zip(group, batches, strict=True):
+        if batch.inputs is not None and job.stage.encoder.device.type == "cuda":
             batch.inputs = batch.inputs.pin_memory()
-        return batch
+    return batches
 
-    def _done(self, shard: Shard, numbers: Sequence[int]) -> Batch:
-        batch = self.prepare(shard, numbers)
-        batch.start(self.encode, self.encoder.device)
-        return batch
+
+def _done(group: Group[Job], numbers: Sequence[int]) -> list[Batch]:
+    """Prepare batches and encode them in this thread."""
+    batches = _prepare(group, numbers)
+    for job, batch in zip(group, batches, strict=True):
+        batch.start(job.stage.encode, job.stage.encoder.device)
+    return batches
 
 
 class Images(Stage):
@@ -196,7 +224,7 @@ class Images(Stage):
 
     def __init__(self, encoder: Encoder, settings: Settings):
         super().__init__(encoder, settings)
-        self.views, self.decoder = settings.views, decoder(settings.decoder, encoder.card.preprocess)
+        self.views, self.decoder = settings.views, decoder(settings.decoder, encoder.image_preprocess)
         self.how = {"decoder": self.decoder.name, "views": None if self.views is None else self.views.how()}
         if settings.compile:
             compiler.check(encoder.device)
@@ -210,34 +238,56 @@ class Images(Stage):
         return len(shard) * self.per_image
 
     def prepare(self, shard: Shard, numbers: Sequence[int]) -> Batch:
-        batch, pixels = Batch(), []
+        return self.prepare_beside((), shard, numbers)[0]
+
+    def prepare_beside(self, others: Sequence[Stage], shard: Shard, numbers: Sequence[int]) -> list[Batch]:
+        """As every stage's, but each image is read and decoded once; the first batch has the seconds of that."""
+        stages = [self, *cast("Sequence[Images]", others)]
+        batches = [Batch() for _ in stages]
         for image, of_image in itertools.groupby(numbers, lambda number: number // self.per_image):
-            rows = list(of_image)
+            views = [number % self.per_image for number in of_image]
             started = time.perf_counter()
             try:
                 row = shard[image]
                 read = time.perf_counter()
-                pixels += self._pixels(row, [number % self.per_image for number in rows])
+                opened = self.decoder.open(row.image)
             except BadRow as error:
                 key = self.key(shard, image)
-                batch.bad += [Bad(number, self._row_key(key, number), str(error)) for number in rows]
+                for batch in batches:
+                    batch.bad += self._bad(image, key, views, error)
                 continue
-            batch.read += read - started
-            batch.decode += time.perf_counter() - read
-            batch.numbers += rows
-            batch.keys += [self._row_key(row.key, number) for number in rows]
-        batch.inputs = torch.stack(pixels) if pixels else None
-        return batch
+            batches[0].read += read - started
+            batches[0].decode += time.perf_counter() - read
+            for stage, batch in zip(stages, batches, strict=True):
+                stage._add(batch, image, row.key, opened, views)
+        for batch in batches:
+            batch.stack()
+        return batches
 
-    def _pixels(self, row: Row, views: list[int]) -> list[torch.Tensor]:
-        """Return the encoder's input of each of these views of one image, which is decoded once."""
+    def _add(self, batch: Batch, image: int, key: str, opened: Any, views: list[int]) -> None:
+        """Put these views of an opened image into ``batch``, as this encoder takes them."""
+        started = time.perf_counter()
+        try:
+            batch.parts += self._pixels(key, opened, views)
+        except BadRow as error:
+            batch.bad += self._bad(image, key, views, error)
+            return
+        batch.decode += time.perf_counter() - started
+        batch.numbers += [image * self.per_image + view for view in views]
+        batch.keys += [self._row_key(key, view) for view in views]
+
+    def _pixels(self, key: str, opened: Any, views: list[int]) -> list[torch.Tensor]:
+        """Return the encoder's input of each of these views of an opened image."""
         policy = self.views
         if policy is None:
-            return [self.decoder(row.image)]
-        return self.decoder.views(row.image, lambda w, h: [policy.draw(row.key, view, w, h) for view in views])
+            return [self.decoder.whole(opened)]
+        return self.decoder.views(opened, lambda w, h: [policy.draw(key, view, w, h) for view in views])
 
-    def _row_key(self, key: str, number: int) -> str:
-        return row_keys([key], self.views)[number % self.per_image]
+    def _bad(self, image: int, key: str, views: list[int], error: BadRow) -> list[Bad]:
+        return [Bad(image * self.per_image + view, self._row_key(key, view), str(error)) for view in views]
+
+    def _row_key(self, key: str, view: int) -> str:
+        return row_keys([key], self.views)[view]
 
     def encode(self, inputs: torch.Tensor) -> torch.Tensor:
         return self._encoder.encode_image(self.decoder.finish(inputs, self.encoder.device))
@@ -266,6 +316,8 @@ class Texts(Stage):
         return len(self._items[shard.name])
 
     def portion(self, rows: int) -> int:
+        if self.encoder.device.type != "cpu":
+            return self.settings.batch_size * WINDOW
         batches = -(-rows // (SHARES * self.settings.batch_size))
         return self.settings.batch_size * min(max(batches, 1), WINDOW)
 

@@ -21,10 +21,22 @@ class BatchSize(click.IntRange):
 
 
 @click.command("extract-features", cls=ManyValues)
-@click.option("--teacher", required=True, metavar="SPEC", help="ARCH/TAG, ARCH/FILE, FILE, folder, or ARCH/random:SEED.")
+@click.option(
+    "--teacher",
+    "teachers",
+    required=True,
+    multiple=True,
+    metavar="SPEC...",
+    help="ARCH/TAG, ARCH/FILE, FILE, folder, or ARCH/random:SEED. Several are all in memory at once.",
+)
 @click.option("--images", multiple=True, metavar="SRC...", help="Images: files, folders, patterns, .list files, or URLs.")
 @click.option("--texts", multiple=True, metavar="SRC...", help="Sentences, paired with nothing.")
-@click.option("--out", required=True, metavar="DIR", help="Folder or URL; gets images/ and texts/.")
+@click.option(
+    "--out",
+    required=True,
+    metavar="DIR",
+    help="Folder or URL; gets images/ and texts/, with several teachers in a folder of each.",
+)
 @click.option(
     "--format",
     "format_",
@@ -87,21 +99,24 @@ class BatchSize(click.IntRange):
 @click.option("--append", is_flag=True, help="Add the source shards that the cache does not have yet.")
 @click.option("--retry-bad", is_flag=True, help="Try the quarantined rows of a finished cache again.")
 @click.option("--estimate", is_flag=True, help="Print bytes, rows and time from a small probe, and write nothing.")
-@click.option("--text-model", metavar="SPEC", help="Text tower of a distilled run whose teacher has moved.")
-def command(teacher, images, texts, out, format_, dtype, device, precision, engine, append, retry_bad, estimate, **flags):
+@click.option("--text-model", metavar="SPEC", help="Of a distilled run: where its teacher lies now, or a text tower's run.")
+def command(teachers, images, texts, out, format_, dtype, device, precision, engine, append, retry_bad, estimate, **flags):
     """Run a teacher once over images and sentences and cache its features.
 
     Images and sentences are separate sources; either may be left out. Interrupted, the same command goes on at the next
     unfinished shard. Sources and --out may be URLs (s3://, gs://, ...). Several processes with one --out share its shards.
 
+    Several teachers go over the sources in one pass, in which each image is read and decoded once; all of them are in memory
+    at the same time. The cache of each is the one that it makes alone.
+
     \b
     Example:
       dimefm extract-features --teacher ViT-L-14/openai --images photos/ --texts sentences.txt --out cache
+      dimefm extract-features --teacher ViT-L-14/openai RN50/openai --images photos/ --out cache
       torchrun --nproc-per-node 8 -m dimefm extract-features --teacher ViT-L-14/openai --images photos/ --out cache
     """
     from dimefm.data.views import ViewPolicy
-    from dimefm.engines import Extraction
-    from dimefm.estimate import estimate as estimated
+    from dimefm.engines import Extraction, folders_of
     from dimefm.extract import Mode, Settings
     from dimefm.models.encoder import load_encoder, pick_device
     from dimefm.models.precision import advice
@@ -111,6 +126,8 @@ def command(teacher, images, texts, out, format_, dtype, device, precision, engi
         raise click.UsageError("nothing to extract: give --images, --texts or both")
     if append and retry_bad:
         raise click.UsageError("--append and --retry-bad are two steps; run one after the other")
+    if len(teachers) > 1 and flags["text_model"]:
+        raise click.UsageError("--text-model is the text tower of one teacher; extract that teacher alone")
     views = ViewPolicy.parse(flags["views"], flags["view_recipe"])
     share = share_of(flags["shard_range"], flags["shuffle_shards"])
     names = ("workers", "decoder", "captions", "long_texts", "compile")
@@ -128,7 +145,10 @@ def command(teacher, images, texts, out, format_, dtype, device, precision, engi
     mode: Mode = "append" if append else "retry" if retry_bad else "create"
     given = [(kind, found) for kind, found in (("image", images), ("text", texts)) if found]
     extraction = Extraction(
-        functools.partial(load_encoder, teacher, device, precision, flags["text_model"]),
+        tuple(
+            (folder, functools.partial(load_encoder, teacher, device, precision, flags["text_model"]))
+            for folder, teacher in zip(folders_of(teachers), teachers, strict=True)
+        ),
         tuple((kind, functools.partial(open_sources, found, kind, flags)) for kind, found in given),
         out,
         settings,
@@ -136,9 +156,20 @@ def command(teacher, images, texts, out, format_, dtype, device, precision, engi
         flags["scratch"],
     )
     if estimate:
-        for kind, rows in extraction.open():
-            click.echo(estimated(extraction.load(), rows, kind, extraction.place(kind), settings).describe())
+        _print_estimates(extraction)
         return
     plugins.module("engines", engine).run(extraction, share, click.echo)
     if format_ == "tsv" and dtype in ("float16", "int8"):
         click.echo(f"note: DIME-FM's own loader reads float32 only; these {dtype} TSVs are for dimefm", err=True)
+
+
+def _print_estimates(extraction) -> None:
+    """Print what each cache would take; of several teachers, as if each ran alone."""
+    from dimefm.estimate import estimate
+
+    sources, encoders = extraction.open(), extraction.load()
+    for kind, rows in sources:
+        for encoder, place in zip(encoders, extraction.places(kind), strict=True):
+            if len(encoders) > 1:
+                click.echo(f"{place}, alone:")
+            click.echo(estimate(encoder, rows, kind, place, extraction.settings).describe())

@@ -13,29 +13,36 @@ in width (photos more than twice as tall as wide) the other way round: there ``"
 in photos ``"turbo"`` may be 5 grey levels from it.
 
 Both cut views out of the upright image: boxes are pixels of what ``images.decode`` returns.
+
+What depends on the bytes alone, ``open``, stands apart from the rest, so that several encoders may share it.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
-from PIL import ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
 from dimefm.data.augment import Box
-from dimefm.data.images import decode, opened, pixels_of
+from dimefm.data.images import blamed, opened, pixels_of, upright
 from dimefm.errors import RecipeError, did_you_mean
 from dimefm.models import open_clip
 
 Draw = Callable[[int, int], Iterable[tuple[Box, bool]]]  # (width, height) -> (crop box, whether it is mirrored) per view
+D = TypeVar("D")  # an image as a decoder opens it
 
 
-class Decoder(ABC):
-    """Image files to the input of an encoder with this ``preprocess`` (of its card). Threads may share one decoder."""
+class Decoder(ABC, Generic[D]):
+    """Image files to the input of an encoder with this ``preprocess`` (of its card). Threads may share one decoder.
+
+    An opened image is the same for all encoders: any decoder of the same name takes it, and none changes it.
+    """
 
     name: str
 
@@ -43,26 +50,33 @@ class Decoder(ABC):
     def __init__(self, preprocess: dict): ...
 
     @abstractmethod
-    def __call__(self, data: bytes) -> Tensor:
-        """Return the image of a file, resized and cropped as the encoder asks, [3, H, W]; ``finish`` makes it an input.
+    def open(self, data: bytes) -> D:
+        """Return the decoded image of a file; raise BadRow for a file that gives none."""
 
-        Raises BadRow for a file that gives no image.
+    @abstractmethod
+    def whole(self, image: D) -> Tensor:
+        """Return an opened image, resized and cropped as the encoder asks, [3, H, W]; ``finish`` makes it an input.
+
+        Raises BadRow for an image that cannot be resized.
         """
 
     @abstractmethod
-    def views(self, data: bytes, draw: Draw) -> list[Tensor]:
-        """Return [3, H, W] of each view that ``draw`` names, given the width and height of the upright image.
+    def views(self, image: D, draw: Draw) -> list[Tensor]:
+        """Return [3, H, W] of each view of an opened image that ``draw`` names, given its width and height when upright.
 
-        A view is cropped, resized to the encoder's size whatever its shape, and mirrored. The file is decoded once.
-        Raises BadRow as a call does.
+        A view is cropped, resized to the encoder's size whatever its shape, and mirrored. Raises BadRow as ``whole`` does.
         """
+
+    def __call__(self, data: bytes) -> Tensor:
+        """Return ``whole`` of the image of a file."""
+        return self.whole(self.open(data))
 
     @abstractmethod
     def finish(self, batch: Tensor, device: torch.device) -> Tensor:
         """Return stacked images or views [B, 3, H, W] as float32 on ``device``, normalised as the encoder asks."""
 
 
-class Pil(Decoder):
+class Pil(Decoder[Image.Image]):
     """open_clip's transform, bit for bit; float32 from the start. Views are upright, and then go through the same resize."""
 
     name = "pil"
@@ -71,12 +85,18 @@ class Pil(Decoder):
         self._transform = open_clip.transform_of(preprocess)
         self._squash = open_clip.transform_of({**preprocess, "resize_mode": "squash"})
 
-    def __call__(self, data: bytes) -> Tensor:
+    def open(self, data: bytes) -> Image.Image:
         with opened(data) as image:
+            image.load()
+            return image
+
+    def whole(self, image: Image.Image) -> Tensor:
+        with blamed():
             return self._transform(image)
 
-    def views(self, data: bytes, draw: Draw) -> list[Tensor]:
-        image = decode(data)
+    def views(self, image: Image.Image, draw: Draw) -> list[Tensor]:
+        with blamed():
+            image = upright(image)
         crops = [(image.crop(box), flip) for box, flip in draw(image.width, image.height)]
         return [self._squash(ImageOps.mirror(crop) if flip else crop) for crop, flip in crops]
 
@@ -84,7 +104,7 @@ class Pil(Decoder):
         return batch.to(device, non_blocking=True)
 
 
-class Turbo(Decoder):
+class Turbo(Decoder[np.ndarray]):
     """libjpeg-turbo and torch; uint8 until ``finish``, a quarter of the bytes on the way to the device.
 
     The whole image is resized and then cropped: to crop first would shift the rest by fractions of a pixel.
@@ -100,13 +120,15 @@ class Turbo(Decoder):
         self._filter = "bilinear" if preprocess["interpolation"] == "bilinear" and not uneven else "bicubic"
         self._mean, self._std = (torch.tensor(preprocess[key]).view(-1, 1, 1) for key in ("mean", "std"))
 
-    def __call__(self, data: bytes) -> Tensor:
-        pixels = pixels_of(data)
+    def open(self, data: bytes) -> np.ndarray:
+        return pixels_of(data)
+
+    def whole(self, pixels: np.ndarray) -> Tensor:
         height, width = self._shape(*pixels.shape[:2])
         return _planes(self._center(self._resize(pixels, height, width)))
 
-    def views(self, data: bytes, draw: Draw) -> list[Tensor]:
-        pixels, views = pixels_of(data), []
+    def views(self, pixels: np.ndarray, draw: Draw) -> list[Tensor]:
+        views = []
         for (left, top, right, bottom), flip in draw(pixels.shape[1], pixels.shape[0]):
             view = self._resize(np.ascontiguousarray(pixels[top:bottom, left:right]), *self._size)
             views.append(_planes(view[:, ::-1] if flip else view))

@@ -30,18 +30,26 @@ def opened(data: bytes) -> Iterator[Image.Image]:
     if not data:
         raise BadRow("image is empty (0 bytes)")
     try:
-        image = Image.open(io.BytesIO(data))
-        if image.width * image.height > PIXELS:
-            raise BadRow(f"image too large: {image.width} x {image.height} pixels, the limit is {PIXELS:,}")
-        if max(image.size) > RATIO * min(image.size):
-            raise BadRow(f"image too narrow: {image.width} x {image.height} pixels, the limit is 1 to {RATIO}")
-        yield image
+        with blamed():
+            image = Image.open(io.BytesIO(data))
+            if image.width * image.height > PIXELS:
+                raise BadRow(f"image too large: {image.width} x {image.height} pixels, the limit is {PIXELS:,}")
+            if max(image.size) > RATIO * min(image.size):
+                raise BadRow(f"image too narrow: {image.width} x {image.height} pixels, the limit is 1 to {RATIO}")
+            yield image
     except Image.UnidentifiedImageError as error:
         raise BadRow(f"not an image: {len(data)} bytes that begin with {data[:12]!r}") from error
+
+
+@contextmanager
+def blamed() -> Iterator[None]:
+    """Raise BadRow, which blames the image, in place of whatever is raised inside the ``with`` block."""
+    try:
+        yield
+    except (BadRow, Image.UnidentifiedImageError):  # of the second ``opened`` knows more to say
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadRow(f"image too large: {error}") from error
-    except BadRow:
-        raise
     except Exception as error:  # PIL raises whatever its parsers raise: struct.error, NotImplementedError, ...
         raise BadRow(f"image is damaged: {error}") from error
 
@@ -52,7 +60,7 @@ def decode(data: bytes) -> Image.Image:
     Raises BadRow for anything that is not a whole image and for what ``opened`` refuses.
     """
     with opened(data) as image:
-        return _upright(image)
+        return upright(image)
 
 
 def pixels_of(data: bytes) -> np.ndarray:
@@ -64,7 +72,7 @@ def pixels_of(data: bytes) -> np.ndarray:
     """
     with opened(data) as image:
         found = _turbo(data, image)
-        return np.array(_upright(image)) if found is None else found
+        return np.array(upright(image)) if found is None else found
 
 
 def _turbo(data: bytes, image: Image.Image) -> np.ndarray | None:
@@ -79,7 +87,7 @@ def _turbo(data: bytes, image: Image.Image) -> np.ndarray | None:
         return None
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
     """Return the opened image unpacked, turned as its EXIF orientation says, in 8-bit RGB."""
     image.load()
     image = ImageOps.exif_transpose(image)

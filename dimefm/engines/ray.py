@@ -8,7 +8,6 @@ uses the one that this machine is part of, or starts one on this machine alone.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -40,8 +39,8 @@ def run(extraction: Extraction, share: Share, echo: Callable[[str], None]) -> No
     finally:
         if started_here:
             ray.shutdown()
-    for kind, found in reports.items():
-        echo(_together(extraction, kind, found).describe())
+    for place, found in reports.items():
+        echo(_together(place, extraction.scratch, found).describe())
 
 
 def _ray() -> Any:
@@ -53,7 +52,7 @@ def _ray() -> Any:
 
 
 def _run(ray: Any, extraction: Extraction, share: Share, echo: Callable[[str], None]) -> dict[str, list[Report]]:
-    """Run all parts as tasks and return the reports of each kind."""
+    """Run all parts as tasks and return the reports of each cache, by its place."""
     gpus = int(ray.cluster_resources().get("GPU", 0))
     slots = gpus or max(1, int(ray.cluster_resources().get("CPU", CPUS)) // CPUS)
     parts = PARTS_PER_SLOT * slots
@@ -62,7 +61,7 @@ def _run(ray: Any, extraction: Extraction, share: Share, echo: Callable[[str], N
     task = ray.remote(**needs, max_retries=RETRIES, scheduling_strategy="SPREAD")(_part)
     quiet = dataclasses.replace(extraction, settings=dataclasses.replace(extraction.settings, progress=False))
     waiting = [task.remote(quiet, dataclasses.replace(share, part=part, parts=parts)) for part in range(parts)]
-    reports: dict[str, list[Report]] = {kind: [] for kind, _ in extraction.sources}
+    reports: dict[str, list[Report]] = {place: [] for kind, _ in extraction.sources for place in extraction.places(kind)}
     while waiting:
         done, waiting = ray.wait(waiting)
         try:
@@ -76,33 +75,34 @@ def _run(ray: Any, extraction: Extraction, share: Share, echo: Callable[[str], N
                 f"a part was lost with its nodes {RETRIES} times ({type(error).__name__}); finished shards are kept: run "
                 "the same command again"
             ) from error
-        for kind, report in zip(reports, found, strict=True):
-            reports[kind].append(report)
+        for place, report in zip(reports, found, strict=True):
+            reports[place].append(report)
     return reports
 
 
 def _part(extraction: Extraction, share: Share) -> list[Report]:
     """Do one part in a process of the cluster."""
-    reports = list(extraction.run(_encoder(extraction.load), extraction.open(), share))
+    reports = list(extraction.run(_encoders(extraction), extraction.open(), share))
     for report in reports:
         report.manifest = None  # whoever asked reads it from the cache
     return reports
 
 
-_kept: dict[str, Encoder] = {}
+_kept: dict[str, list[Encoder]] = {}
 
 
-def _encoder(load: functools.partial[Encoder]) -> Encoder:
-    """Return the encoder that ``load`` gives; a process that does many parts loads it once."""
-    if repr(load) not in _kept:
+def _encoders(extraction: Extraction) -> list[Encoder]:
+    """Return the loaded teachers; a process that does many parts loads them once."""
+    name = repr(extraction.teachers)
+    if name not in _kept:
         _kept.clear()
-        _kept[repr(load)] = load()
-    return _kept[repr(load)]
+        _kept[name] = extraction.load()
+    return _kept[name]
 
 
-def _together(extraction: Extraction, kind: str, reports: list[Report]) -> Report:
-    """Return one report of the parts of a cache."""
-    store = open_store(extraction.place(kind), extraction.scratch)
+def _together(place: str, scratch: str | None, reports: list[Report]) -> Report:
+    """Return one report of the parts of the cache at ``place``."""
+    store = open_store(place, scratch)
     whole = Report(out=str(store), manifest=None if store.size(FILE) is None else Manifest.read(store))
     for report in reports:
         whole.rows_done += report.rows_done

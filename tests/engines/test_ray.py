@@ -26,6 +26,15 @@ def test_a_cluster_makes_the_same_cache(raw, undisturbed, tmp_path, cluster):
     assert digests(tmp_path) == undisturbed
 
 
+def test_a_cluster_makes_the_caches_of_several_teachers(raw, undisturbed, tmp_path, cluster):
+    cluster.add_node(num_cpus=2)
+    words = command(raw, tmp_path, "--engine", "ray", "--teacher", "RN-mini-32/random:1")
+    code, output, errors = ended(start(words, RAY_ADDRESS=cluster.address))
+    assert code == 0, errors
+    assert output.count("2,400 rows in = 2,327 rows out + 73 quarantined") == 2
+    assert digests(tmp_path / "ResNet-mini-64_random_0") == undisturbed
+
+
 def test_parts_of_a_node_that_dies_are_done_on_another(raw, undisturbed, tmp_path, cluster):
     nodes = [cluster.add_node(num_cpus=2) for _ in range(2)]
     whole = start(command(raw, tmp_path, "--engine", "ray"), RAY_ADDRESS=cluster.address)

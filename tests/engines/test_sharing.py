@@ -36,6 +36,13 @@ def test_ranks_of_torchrun_make_the_same_cache(raw, undisturbed, tmp_path):
     assert digests(tmp_path) == undisturbed
 
 
+def test_ranks_share_the_shards_of_several_teachers(raw, undisturbed, tmp_path):
+    output = run(command(raw, tmp_path, "--teacher", "RN-mini-32/random:1", launcher=torchrun(2)))
+    assert sum(line.startswith("rank") for line in output.splitlines() if "rows in =" in line) == 4
+    assert digests(tmp_path / "ResNet-mini-64_random_0") == undisturbed
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["RN-mini-32_random_1", "ResNet-mini-64_random_0"]
+
+
 @pytest.mark.slow
 def test_when_a_rank_is_killed_the_same_command_goes_on(raw, undisturbed, tmp_path):
     whole = start(command(raw, tmp_path, launcher=torchrun(2)))

@@ -26,15 +26,15 @@ def source(tmp_path, picture):
 
 def while_it_is_read(monkeypatch, stage, change):
     """Let ``change`` happen after the first batch of shard b was read."""
-    prepare, done = stage.prepare, []
+    prepare, done = stage.prepare_beside, []
 
-    def changing(self, shard, numbers):
-        batch = prepare(self, shard, numbers)
+    def changing(self, others, shard, numbers):
+        batches = prepare(self, others, shard, numbers)
         if "b" in shard.name and not done:
             done.append(change())
-        return batch
+        return batches
 
-    monkeypatch.setattr(stage, "prepare", changing)
+    monkeypatch.setattr(stage, "prepare_beside", changing)
 
 
 def grow(path):
