@@ -61,6 +61,7 @@ def test_a_batch_size_that_is_measured(raw):
     assert "--batch-size" in refused("--images", raw / "photos", "--out", raw / "x", "--batch-size", "0", code=2)
 
 
+@pytest.mark.slow
 def test_compiled_rows_do_not_mix_with_eager_ones(raw):
     from dimefm.errors import ModelError
     from dimefm.models import compiler

@@ -18,6 +18,7 @@ def test_two_processes_with_one_folder_share_the_work(raw, undisturbed, tmp_path
     assert digests(tmp_path) == undisturbed
 
 
+@pytest.mark.slow
 def test_when_one_of_two_processes_is_killed_the_other_does_its_work(raw, undisturbed, tmp_path):
     first = start(command(raw, tmp_path))
     wait_for_shards(tmp_path, 5, first)
@@ -36,6 +37,7 @@ def test_ranks_of_torchrun_make_the_same_cache(raw, undisturbed, tmp_path):
     assert digests(tmp_path) == undisturbed
 
 
+@pytest.mark.slow
 def test_ranks_share_the_shards_of_several_teachers(raw, undisturbed, tmp_path):
     output = run(command(raw, tmp_path, "--teacher", "RN-mini-32/random:1", launcher=torchrun(2)))
     assert sum(line.startswith("rank") for line in output.splitlines() if "rows in =" in line) == 4
@@ -58,6 +60,7 @@ def test_when_a_rank_is_killed_the_same_command_goes_on(raw, undisturbed, tmp_pa
     assert digests(tmp_path) == undisturbed
 
 
+@pytest.mark.slow
 def test_parts_make_the_same_cache_and_the_last_one_seals_it(raw, undisturbed, tmp_path):
     for part in (2, 0):
         output = run(command(raw, tmp_path, "--shard-range", f"{part}/3"))

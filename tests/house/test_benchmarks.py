@@ -122,6 +122,7 @@ def extracted(tmp_path_factory):
     return started("benchmarks.extract", *numbers, *towers, "--folder", str(folder), "--out", str(folder / "results.jsonl"))
 
 
+@pytest.mark.slow
 def test_every_item_of_extraction_is_written_down(extracted):
     text, (head, *lines) = extracted
     assert {line["item"] for line in lines} == EXTRACTS
@@ -132,6 +133,7 @@ def test_every_item_of_extraction_is_written_down(extracted):
         assert line["what"] in text
 
 
+@pytest.mark.slow
 def test_what_is_compared_does_the_same_work(extracted):
     _, (_, *lines) = extracted
     seen = {line["item"]: line for line in lines}

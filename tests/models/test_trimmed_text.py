@@ -194,6 +194,7 @@ def test_real_captions_give_open_clips_rows(clip, shared_data):
     assert float((found - reference(clip, sentences)).abs().max()) <= EXACT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_in_half_precision_cut_rows_are_as_near_as_whole_ones(clip, precision):
     low = load_encoder("ViT-B-32/random:0", "cpu", precision)
