@@ -7,8 +7,8 @@ share: a batch carries its own seconds and counts, and whoever consumes it adds 
 
 from __future__ import annotations
 
-import functools
 import itertools
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
@@ -109,8 +109,10 @@ class Stage(ABC):
         return kept[1][number]
 
     def portion(self, rows: int) -> int:
-        """Return how many of a job's ``rows`` are made ready together; it depends on nothing else, as the last bits of a
-        feature may depend on what it is encoded with."""
+        """Return how many of a job's ``rows`` are made ready together.
+
+        The same for all processes of one extraction, as the last bits of a feature may depend on what it is encoded with.
+        """
         return self.settings.batch_size
 
     @abstractmethod
@@ -226,6 +228,7 @@ class Images(Stage):
         super().__init__(encoder, settings)
         self.views, self.decoder = settings.views, decoder(settings.decoder, encoder.image_preprocess)
         self.how = {"decoder": self.decoder.name, "views": None if self.views is None else self.views.how()}
+        self._compiled, self._one_at_a_time = cast("Encoder | None", None), threading.Lock()
         if settings.compile:
             compiler.check(encoder.device)
             self.how["compiled"] = True
@@ -292,9 +295,12 @@ class Images(Stage):
     def encode(self, inputs: torch.Tensor) -> torch.Tensor:
         return self._encoder.encode_image(self.decoder.finish(inputs, self.encoder.device))
 
-    @functools.cached_property
+    @property
     def _encoder(self) -> Encoder:
-        return self.encoder.compiled(self.portion(0)) if self.settings.compile else self.encoder
+        with self._one_at_a_time:
+            if self.settings.compile and self._compiled is None:
+                self._compiled = self.encoder.compiled(self.portion(0))
+            return self._compiled or self.encoder
 
 
 class Texts(Stage):

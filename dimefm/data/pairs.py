@@ -10,17 +10,26 @@ import numpy as np
 
 from dimefm.cache import FeatureCache
 
+SENTENCE = re.compile(r"#\d+$")  # ends the key of one of several sentences of a row
+
 
 def pair(image_keys: Iterable[str], text_keys: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
     """Return the groups, int64, of images and of texts: equal numbers belong together, -1 is a text without an image.
 
     A text belongs to the images whose key is its own, or else its own without ``#`` and a number at the end, as the keys of
-    several sentences of one row are (``photo.jpg#0``).
+    several sentences of one row are (``photo.jpg#0``), or without two of them (``photo.jpg#0#0``), and so on.
     """
     numbers: dict[str, int] = {}
     images = [numbers.setdefault(key, len(numbers)) for key in image_keys]
-    texts = [numbers.get(key, numbers.get(re.sub(r"#\d+$", "", key), -1)) for key in text_keys]
+    texts = [next((numbers[name] for name in rows_of(key) if name in numbers), -1) for key in text_keys]
     return np.array(images, dtype=np.int64), np.array(texts, dtype=np.int64)
+
+
+def rows_of(key: str) -> Iterator[str]:
+    """Yield the keys of the rows that the sentence of ``key`` may be of: its own, and without one ``#NUMBER`` more each."""
+    yield key
+    while (shorter := SENTENCE.sub("", key)) != key:
+        yield (key := shorter)
 
 
 def keys_of(cache: FeatureCache) -> Iterator[str]:

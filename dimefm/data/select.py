@@ -11,10 +11,9 @@ import numpy as np
 
 from dimefm.cache.files import sha256_keys
 from dimefm.data.order import seed_of
+from dimefm.data.pairs import rows_of
 from dimefm.data.rows import Row, Rows, Shard
 from dimefm.errors import DataError, RecipeError
-
-SENTENCE = re.compile(r"(#\d+)+$")  # ends the keys of several sentences of one row, as data/pairs.py reads them
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,8 @@ def place(key: str) -> float:
     It is ``seed_of("split", key) >> 10`` over 2**53, of the key without any ``#`` and number at its end, so that all
     sentences of a photo have the place of the photo.
     """
-    return (seed_of("split", SENTENCE.sub("", key)) >> 10) / 2**53
+    *_, row = rows_of(key)
+    return (seed_of("split", row) >> 10) / 2**53
 
 
 def within(key: str, split: tuple[float, float]) -> bool:

@@ -104,12 +104,12 @@ def _together(place: str, scratch: str | None, reports: list[Report]) -> Report:
     """Return one report of the parts of the cache at ``place``."""
     store = open_store(place, scratch)
     whole = Report(out=str(store), manifest=None if store.size(FILE) is None else Manifest.read(store))
+    whole.missing, whole.lanes = min(report.missing for report in reports), reports[0].lanes
     for report in reports:
         whole.rows_done += report.rows_done
         whole.unused_captions += report.unused_captions
         whole.streamed += report.streamed
         whole.wall = max(whole.wall, report.wall)
-        whole.missing = min(report.missing, whole.missing or report.missing)
         for name, seconds in report.seconds.items():
             whole.seconds[name] += seconds
     return whole

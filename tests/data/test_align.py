@@ -12,28 +12,12 @@ from dimefm.cache import CacheWriter, EncoderCard, FeatureCache, Manifest
 from dimefm.cache.writer import Bad
 from dimefm.data import open_rows
 from dimefm.data.align import align, align_caches
-from dimefm.data.rows import Row, Rows, Shard
+from dimefm.data.rows import Rows
 from dimefm.data.views import ViewPolicy, row_keys
 from dimefm.errors import CacheError
+from tests.data.listed import Listed
 
 HEADER = Manifest("image", "hdf5", "float32", 2, True, EncoderCard("t", "00", 2, 100.0), {}, {})
-
-
-class Listed(Shard):
-    """A shard whose keys are given."""
-
-    def __init__(self, name, keys):
-        super().__init__(f"/raw/{name}", name)
-        self._keys = keys
-
-    def __len__(self):
-        return len(self._keys)
-
-    def __getitem__(self, index):
-        return Row(self._keys[index])
-
-    def keys(self):
-        return list(self._keys)
 
 
 def cache(root, shards, bad=None, views=None):

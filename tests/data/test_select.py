@@ -9,33 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dimefm.data import open_rows, parts
-from dimefm.data.rows import Row, Rows, Shard
+from dimefm.data.rows import Rows
 from dimefm.data.select import Selected, Selection, parse_split, place, select, within
 from dimefm.errors import DataError, RecipeError
+from tests.data.listed import Listed
 
 KEYS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 SOURCES = st.lists(st.lists(KEYS, max_size=6), min_size=1, max_size=5)
 EDGES = st.lists(st.floats(0, 1, exclude_min=True, exclude_max=True), unique=True, max_size=4).map(sorted)
-
-
-class Listed(Shard):
-    """A shard whose keys are given; the sentence of a row is its number."""
-
-    def __init__(self, name, keys):
-        super().__init__(f"/raw/{name}", name)
-        self._keys = keys
-
-    def __len__(self):
-        return len(self._keys)
-
-    def __getitem__(self, index):
-        return Row(self._keys[index], texts=(str(range(len(self))[index]),))
-
-    def keys(self):
-        return list(self._keys)
-
-    def digest(self):
-        return f"digest of {self._keys}"
 
 
 def rows_of(sources):

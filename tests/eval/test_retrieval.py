@@ -190,3 +190,8 @@ def test_real_captions_find_their_photos_as_often_as_known(tmp_path, shared_data
     score = result["scores"][0]
     assert (score["queries"], score["candidates"], result["texts"]["without_image"]) == (45, 1213, 380)
     assert [round(100 * recall) for recall in score["recall"]] == [62, 87, 91]
+
+
+def test_sentences_of_a_row_that_is_a_sentence_itself_belong_to_its_image():
+    images, texts = pair(["a.jpg", "b#2"], ["a.jpg#3#0", "b#2#1#0", "b#3#0"])
+    assert texts.tolist() == [images[0], images[1], -1]
