@@ -36,6 +36,10 @@ class Features:
         """Return features from rows of any length and dtype: half precisions become float32, rows unit length."""
         return Features(_unit(image), _unit(text), logit_scale)
 
+    def beside(self, image: Tensor) -> Features:
+        """Return these sentences and scale beside other image rows [B, D], of any length and dtype."""
+        return Features(_unit(image), self.text, self.logit_scale)
+
     def __getitem__(self, order: Tensor) -> Features:
         """Return the same features with both sides' rows in another order [B]."""
         return Features(self.image[order], self.text[order], self.logit_scale)

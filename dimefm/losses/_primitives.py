@@ -1,27 +1,57 @@
-"""The three primitives that every term is built from."""
+"""The primitives that every term is built from. None of them holds more than a chunk of the similarities [Q, K]."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from dimefm.losses._fused import Fused, Similarity
 
 
-def logits(queries: Tensor, keys: Tensor, scale: Tensor | float) -> Tensor:
-    """Return similarities [Q, K] of unit rows [Q, D] and [K, D]; the scale goes onto the queries, as DIME-FM does."""
-    return (scale * queries) @ keys.T
+def logits(queries: Tensor, keys: Tensor, scale: Tensor | float) -> Similarity:
+    """Return similarities [Q, K] of unit rows [Q, D] and [K, D]; what takes them computes them in chunks."""
+    return Similarity(queries, keys, scale)
 
 
-def relation_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def relation_kl(student: Similarity, teacher: Similarity, temperature: float, *, both_ways: bool = False) -> Tensor:
     """Return mean over rows of KL(softmax(teacher / t) || softmax(student / t)) for similarities [Q, K].
 
-    No temperature² factor and no factor for directions: a term that has them says so in its own line.
+    ``both_ways`` adds the same mean over columns, at less cost than a second call with both transposed. No temperature²
+    factor and no factor for directions: a term that has them says so in its own line. The student's queries, keys and scale
+    receive gradients, the teacher's never do.
     """
-    target = F.log_softmax(teacher / temperature, dim=1)
-    found = F.log_softmax(student / temperature, dim=1)
-    return F.kl_div(found, target, reduction="batchmean", log_target=True)
+    return Fused(_kl, temperature, both_ways)(student, teacher)
 
 
-def contrast(queries: Tensor, keys: Tensor, scale: Tensor | float) -> Tensor:
-    """Return InfoNCE of unit rows [B, D] against [B, D], row i the positive of row i, in one direction."""
-    return F.cross_entropy(logits(queries, keys, scale), torch.arange(len(queries), device=queries.device))
+def soft_cross_entropy(student: Similarity, teacher: Similarity, temperature: float, *, both_ways: bool = False) -> Tensor:
+    """Return mean over rows of the cross-entropy of softmax(student / t) under softmax(teacher / t) for [Q, K].
+
+    It is :func:`relation_kl` plus the teacher's entropy, so it has the same gradients.
+    """
+    return Fused(_cross_entropy, temperature, both_ways)(student, teacher)
+
+
+def contrast(queries: Tensor, keys: Tensor, scale: Tensor | float, *, both_ways: bool = False) -> Tensor:
+    """Return InfoNCE of unit rows [B, D] against [B, D], row i the positive of row i, in one direction.
+
+    ``both_ways`` adds the other direction. Raises ValueError when there are not as many keys as queries.
+    """
+    if len(queries) != len(keys):
+        raise ValueError(f"contrast of {len(queries)} queries and {len(keys)} keys; expected pairs")
+    return Fused(_positive, both_ways=both_ways)(logits(queries, keys, scale))
+
+
+def _kl(_: int, found: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    shares = target.exp()
+    return target.sub_(found).mul_(shares).sum(), found.exp_().sub_(shares)
+
+
+def _cross_entropy(_: int, found: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    shares = target.exp_()
+    return -(shares * found).sum(), found.exp_().sub_(shares)
+
+
+def _positive(first: int, found: Tensor) -> tuple[Tensor, Tensor]:
+    loss = -found.diagonal(first).sum()
+    slope = found.exp_()
+    slope.diagonal(first).sub_(1)
+    return loss, slope

@@ -16,6 +16,4 @@ def contrastive(student: Features, teacher: Features | None = None) -> Tensor:
 
     Source: CLIP, section 2.3 and figure 3; open_clip's ClipLoss gives the same value on one process.
     """
-    forward = contrast(student.image, student.text, student.logit_scale)
-    backward = contrast(student.text, student.image, student.logit_scale)
-    return (forward + backward) / 2
+    return contrast(student.image, student.text, student.logit_scale, both_ways=True) / 2

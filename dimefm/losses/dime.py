@@ -24,7 +24,7 @@ def vl(student: Features, teacher: Features, *, temperature: float = 1.0) -> Ten
     """
     s = logits(student.image, teacher.text, teacher.logit_scale)
     t = logits(teacher.image, teacher.text, teacher.logit_scale)
-    return relation_kl(s, t, temperature) + relation_kl(s.T, t.T, temperature)
+    return relation_kl(s, t, temperature, both_ways=True)
 
 
 @needs("teacher")

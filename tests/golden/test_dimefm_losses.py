@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from dimefm.losses import Features, Objective, Weighted
+from dimefm.losses import Features, Objective, Weighted, _fused
 
 GOLDEN = np.load(Path(__file__).parent / "dimefm_losses.npz", allow_pickle=False)
 WHOLE = Path(__file__).parents[3] / "shared" / "golden" / "dimefm_losses.npz"
@@ -92,6 +92,18 @@ def test_equals_the_released_code(case, name, dtype):
     size, largest = GOLDEN[prefix + "size"]
     compare(dtype, value, gradient[:, ::STEP], GOLDEN[prefix + "loss"], GOLDEN[prefix + "grad"], largest)
     np.testing.assert_allclose(np.linalg.norm(gradient), size, rtol=1e-9 if dtype == "float64" else 1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"case{case['case']}")
+def test_equals_the_released_code_in_chunks(monkeypatch, case, dtype):
+    monkeypatch.setattr(_fused, "CHUNK", 1)
+    monkeypatch.setattr(_fused, "LEAST", 7)
+    for name in TERMS:
+        value, gradient = run(case, name, DTYPES[dtype])
+        prefix = f"c{case['case']:02d}__{name}__"
+        _, largest = GOLDEN[prefix + "size"]
+        compare(dtype, value, gradient[:, ::STEP], GOLDEN[prefix + "loss"], GOLDEN[prefix + "grad"], largest)
 
 
 @pytest.mark.skipif(not WHOLE.exists(), reason="the whole golden file (../shared/golden) is not beside this checkout")
