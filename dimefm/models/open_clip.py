@@ -69,7 +69,9 @@ def _quiet() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logging.disable(before)
 
@@ -84,8 +86,7 @@ def create(arch: str, weights: str | Path | None = None) -> nn.Module:
     if not local:
         config_of(arch)
     try:
-        with _quiet(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet():
             tag = weights if isinstance(weights, str) else None
             named = tag is not None or (local and weights is None)
             quick = tag is not None and trained_with_quick_gelu(arch, tag)

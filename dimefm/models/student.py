@@ -1,4 +1,4 @@
-"""Student architectures by name, with a projection to the teacher's dimension.
+"""Student architectures by name, with a projection to the teacher's dimension or a bridge to it.
 
 ``NAME`` is a file of ``models/students/``, an open_clip architecture, ``timm/MODEL`` (any timm image model), or the path
 of an open_clip JSON config.
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dimefm.data.order import seed_of
 from dimefm.errors import ModelError
 from dimefm.losses import Features
+from dimefm.models import bridge as bridges
 from dimefm.models import open_clip
 from dimefm.models.text_tower import trimmed
 from dimefm.models.towers import ImageTower, TextTower
@@ -33,13 +34,15 @@ class Spec:
 
 
 def resolve(name: str, image_size: int | None = None, dim: int | None = None) -> Spec:
-    """Return the spec of ``name`` with its image size and output dimension replaced where given."""
+    """Return the spec of ``name`` with its image size and output dimension replaced where given.
+
+    Raises ModelError for a name, a size or a config that cannot be.
+    """
     config = _config(name)
     vision = config["vision_cfg"]
     if image_size is not None:
         vision["image_size"] = image_size
-    if dim is not None:
-        config["embed_dim"] = dim
+    config["embed_dim"] = _own_dim(config, name) if dim is None else dim
     size = vision.setdefault("image_size", 224)
     if isinstance(size, list | tuple) and len(set(size)) == 1:
         size = size[0]
@@ -48,13 +51,21 @@ def resolve(name: str, image_size: int | None = None, dim: int | None = None) ->
     return Spec(config, size, name)
 
 
-def resolve_text(name: str, dim: int) -> Spec:
-    """Return the spec of the text tower of ``name`` with output dimension ``dim``; raise ModelError when it has none."""
+def resolve_text(name: str, dim: int | None = None) -> Spec:
+    """Return the spec of the text tower of ``name``, its output dimension replaced where given; raise ModelError when it has
+    none."""
     config = _config(name)
     if not isinstance(config.get("text_cfg"), dict):
         raise ModelError(f"{name}: has no text tower ('text_cfg'); name an open_clip architecture or config that has one")
     kept = {key: config[key] for key in ("text_cfg", "quick_gelu") if key in config}
-    return Spec({"embed_dim": dim, **kept}, None, name)
+    return Spec({"embed_dim": _own_dim(config, name) if dim is None else dim, **kept}, None, name)
+
+
+def _own_dim(config: dict, name: str) -> int:
+    dim = config.get("embed_dim")
+    if not isinstance(dim, int) or dim < 1:
+        raise ModelError(f"{name}: has no dimension of its own; name an open_clip architecture or config with 'embed_dim'")
+    return dim
 
 
 def _config(name: str) -> dict:
@@ -72,15 +83,23 @@ def _config(name: str) -> dict:
 
 
 class Student(nn.Module):
-    """What trains: an image tower, a text tower, or a whole CLIP. ``features`` gives its side of a batch.
+    """What trains: an image tower, a text tower, or a whole CLIP; ``features`` gives ``forward`` in a loss's words.
 
-    Its rows live in the first teacher's space; ``heads`` lead from there into the space of each further teacher.
+    Its rows live in the first teacher's space: the model's own rows or, of a model that keeps another dimension, those of a
+    ``bridge`` behind it. ``heads`` lead from there into the space of each further teacher.
     """
 
-    def __init__(self, model: nn.Module, preprocess: dict | None, heads: Sequence[nn.Module] = ()):
+    def __init__(
+        self,
+        model: nn.Module,
+        preprocess: dict | None,
+        heads: Sequence[nn.Module] = (),
+        bridge: nn.Linear | None = None,
+    ):
         super().__init__()
         self.model = model
         self.heads = nn.ModuleList(heads)
+        self.bridge = bridge or nn.Identity()
         if preprocess is None:
             self._trimmed = trimmed(model)
             return
@@ -89,26 +108,41 @@ class Student(nn.Module):
 
     def images(self, pixels: Tensor) -> Tensor:
         """Return image rows [B, D], not normalised, of uint8 pixels [B, S, S, 3]."""
-        pixels = pixels.permute(0, 3, 1, 2).float().div(255)
-        return self.model.encode_image(((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last))
+        pixels = pixels.permute(0, 3, 1, 2).to(self.mean.dtype).div(255)
+        pixels = ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        return self.bridge(self.model.encode_image(pixels))
 
     def sentences(self, tokens: Tensor) -> Tensor:
         """Return text rows [B, D], not normalised, of tokens [B, L]; places that are never read are not computed."""
         if self._trimmed is None:
-            return self.model.encode_text(tokens)
-        return self._trimmed.encode_text(tokens[:, : int(self._trimmed.lengths(tokens).max())])
+            return self.bridge(self.model.encode_text(tokens))
+        return self.bridge(self._trimmed.encode_text(tokens[:, : int(self._trimmed.lengths(tokens).max())]))
 
-    def features(self, pixels: Tensor | None, tokens: Tensor | None, teachers: Sequence[Features]) -> list[Features]:
+    def forward(self, pixels: Tensor | None, tokens: Tensor | None) -> tuple[Tensor, ...]:
+        """Return all that is learnt from: of pixels [B, S, S, 3] or tokens [B, L] a tower's rows [B, D] for each teacher, of
+        both (pairs) image rows, text rows and the factor on cosines. Rows are not normalised."""
+        if pixels is not None and tokens is not None:
+            return self.images(pixels), self.model.encode_text(tokens), self.model.logit_scale.exp()
+        own = self.sentences(tokens) if pixels is None else self.images(pixels)
+        return own, *(head(own) for head in self.heads)
+
+    @staticmethod
+    def features(outputs: Sequence[Tensor], teachers: Sequence[Features]) -> list[Features]:
         """Return the student's features for each teacher, with that teacher's rows of the other side and scale.
 
-        Of a text tower the sentences stand in ``image``, see :class:`~dimefm.losses.Features`. With pixels and tokens there
-        is no teacher, and the student's own sentences and scale make one set of features.
+        ``outputs`` are those of ``forward``. Of a text tower the sentences stand in ``image``, see
+        :class:`~dimefm.losses.Features`. Without teachers (pairs) the student's own sentences and scale make one set.
         """
-        if pixels is not None and tokens is not None:
-            return [Features.of(self.images(pixels), self.model.encode_text(tokens), self.model.logit_scale.exp())]
-        own = self.sentences(tokens) if pixels is None else self.images(pixels)
-        rows = [own, *(head(own) for head in self.heads)]
-        return [Features.of(row, of.text, of.logit_scale) for row, of in zip(rows, teachers, strict=True)]
+        if not teachers:
+            return [Features.of(*outputs)]
+        return [teacher.beside(rows) for rows, teacher in zip(outputs, teachers, strict=True)]
+
+    def finished(self, config: dict) -> tuple[nn.Module, dict]:
+        """Return (model, open_clip config) of what has been learnt: the model of ``config``, with the bridge folded into it
+        where there is one, and then its dimension in the config."""
+        if not isinstance(self.bridge, nn.Linear):
+            return self.model, config
+        return bridges.folded(self.model, self.bridge), {**config, "embed_dim": self.bridge.out_features}
 
 
 def heads(dims: Sequence[int], seed: int) -> list[nn.Module]:
@@ -116,6 +150,29 @@ def heads(dims: Sequence[int], seed: int) -> list[nn.Module]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "heads") % 2**32)
         return [nn.Linear(dims[0], dim, bias=False) for dim in dims[1:]]
+
+
+def bridge(model: nn.Module, spec: Spec, dim: int, seed: int) -> nn.Linear:
+    """Return a bridge from the tower ``model`` of a spec to ``dim`` dimensions, with random weights drawn from ``seed``.
+
+    Raises ModelError when the tower could not take it in at the end.
+    """
+    found, noise = bridges.draw(spec.config["embed_dim"], dim, seed), torch.Generator().manual_seed(0)
+    if isinstance(model, TextTower):
+        inputs = torch.randint(model.text.vocab_size, (2, model.text.context_length), generator=noise)
+    else:
+        inputs = torch.randn(2, 3, spec.image_size, spec.image_size, generator=noise)
+    with torch.random.fork_rng(devices=[]):
+        ordinary = _tower({**spec.config, "embed_dim": dim}, isinstance(model, TextTower))
+    try:
+        bridges.check(model, found, ordinary, inputs)
+    except ModelError as error:
+        raise ModelError(f"{spec.name}: cannot take in a bridge: {error}; leave --bridge out") from error
+    return found
+
+
+def _tower(config: dict, text: bool) -> ImageTower | TextTower:
+    return TextTower(open_clip.text_tower(config)) if text else ImageTower(open_clip.image_tower(config))
 
 
 def build(spec: Spec, both_towers: bool, seed: int, batch_size: int = 2) -> tuple[nn.Module, dict]:
@@ -129,7 +186,7 @@ def build(spec: Spec, both_towers: bool, seed: int, batch_size: int = 2) -> tupl
             model = open_clip.from_config(spec.config)
             _try(model, spec, batch_size)
             return model.to(memory_format=torch.channels_last), open_clip.preprocess_of(model)
-        tower = ImageTower(open_clip.image_tower(spec.config))
+        tower = _tower(spec.config, text=False)
         _try(tower, spec, batch_size)
         return tower.to(memory_format=torch.channels_last), open_clip.default_preprocess(spec.image_size)
 
@@ -139,7 +196,7 @@ def build_text(spec: Spec, seed: int) -> nn.Module:
     run."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "weights") % 2**32)
-        tower = TextTower(open_clip.text_tower(spec.config))
+        tower = _tower(spec.config, text=True)
     try:
         found = list(tower.encode_text(torch.zeros(2, tower.text.context_length, dtype=torch.long)).shape)
         if found != [2, spec.config["embed_dim"]]:
