@@ -182,12 +182,13 @@ def _match(shard: Shard, cache: FeatureCache, policy: ViewPolicy | None) -> int:
 
 
 def _same_content(shard: Shard, cache: FeatureCache, number: int) -> int:
-    """Return ``number`` if the shard is what the features were made from, also where keys are only line numbers."""
+    """Return ``number`` if the shard is what the features were made from, or was packed from it, also where keys are only
+    line numbers."""
     recorded = cache.manifest.shards[number].source_digest
-    found = shard.digest() if recorded else ""
-    if found != recorded:
+    found = shard.digests() if recorded else ("",)
+    if recorded not in found:
         raise CacheError(
-            f"{shard.path}: its content has digest {found[:12]}, the features in {cache.store} were made from "
+            f"{shard.path}: its content has digest {found[-1][:12]}, the features in {cache.store} were made from "
             f"{recorded[:12]}; give the {AS_THEN} that the extraction had; or the source has changed since, extract it again"
         )
     return number

@@ -1,4 +1,4 @@
-"""Training views of an image: what is cut out and how it is resized, drawn from a given seed."""
+"""Where random crops lie: drawn from a given seed."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
-Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and bottom lie outside
+from dimefm.data.resize import Box
 
 
 @dataclass(frozen=True)
@@ -16,24 +15,12 @@ class Augment:
     """Random resized crop and flip.
 
     ``scale`` and ``ratio`` bound the area share and the aspect ratio of the crop; ``flip`` is the probability of a mirror
-    image; ``resize`` first brings the shorter side to that many pixels (0: not). DIME-FM: resize 256 bicubic, scale
-    0.08-1, ratio 3/4-4/3, bilinear, flip 0.5 (released Training/datasets/build.py:32-59).
+    image. DIME-FM: scale 0.08-1, ratio 3/4-4/3, flip 0.5 (released Training/datasets/build.py:32-59).
     """
 
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
-    resize: int = 0
-
-    def __call__(self, image: Image.Image, size: int, seed: int) -> np.ndarray:
-        """Return uint8 pixels [size, size, 3] of the view of ``image`` that ``seed`` selects."""
-        if self.resize and min(image.size) != self.resize:
-            factor = self.resize / min(image.size)
-            shape = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
-            image = image.resize(shape, Image.Resampling.BICUBIC)
-        box, flip = self.draw(image.width, image.height, seed)
-        view = image.crop(box).resize((size, size), Image.Resampling.BILINEAR)
-        return np.asarray(view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else view)
 
     def draw(self, width: int, height: int, seed: int) -> tuple[Box, bool]:
         """Return (crop box, whether it is mirrored) that ``seed`` selects in an image of ``width`` x ``height`` pixels."""
@@ -54,12 +41,3 @@ class Augment:
         h = min(height, max(1, round(width / self.ratio[0])))
         left, top = (width - w) // 2, (height - h) // 2
         return left, top, left + w, top + h
-
-
-def center(image: Image.Image, size: int) -> np.ndarray:
-    """Return uint8 pixels [size, size, 3]: shorter side to ``size`` (bicubic), then the centre, as CLIP's transform does."""
-    short = min(image.size)
-    shape = tuple(size if side == short else int(size * side / short) for side in image.size)
-    image = image.resize(shape, Image.Resampling.BICUBIC) if shape != image.size else image
-    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
-    return np.asarray(image.crop((left, top, left + size, top + size)))

@@ -12,7 +12,8 @@ Rows are resized before columns, as Pillow did until version 13, which resizes i
 in width (photos more than twice as tall as wide) the other way round: there ``"pil"`` depends on Pillow's version, and
 in photos ``"turbo"`` may be 5 grey levels from it.
 
-Both cut views out of the upright image: boxes are pixels of what ``images.decode`` returns.
+Both cut views out of the upright image: boxes are pixels of what ``images.decode`` returns; of a packed image, of what it
+was packed from, rounded to the pixels that there are.
 
 What depends on the bytes alone, ``open``, stands apart from the rest, so that several encoders may share it.
 """
@@ -27,10 +28,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torch.nn import functional as F
 
-from dimefm.data.augment import Box
-from dimefm.data.images import blamed, opened, pixels_of, upright
+from dimefm.data.images import Photo, blamed, opened, original_size, photo_of, upright
+from dimefm.data.resize import Box, cropped, resized, scaled
 from dimefm.errors import RecipeError, did_you_mean
 from dimefm.models import open_clip
 
@@ -96,15 +96,15 @@ class Pil(Decoder[Image.Image]):
 
     def views(self, image: Image.Image, draw: Draw) -> list[Tensor]:
         with blamed():
-            image = upright(image)
-        crops = [(image.crop(box), flip) for box, flip in draw(image.width, image.height)]
+            size, image = original_size(image), upright(image)
+        crops = [(image.crop(scaled(box, size, image.size)), flip) for box, flip in draw(*size)]
         return [self._squash(ImageOps.mirror(crop) if flip else crop) for crop, flip in crops]
 
     def finish(self, batch: Tensor, device: torch.device) -> Tensor:
         return batch.to(device, non_blocking=True)
 
 
-class Turbo(Decoder[np.ndarray]):
+class Turbo(Decoder[Photo]):
     """libjpeg-turbo and torch; uint8 until ``finish``, a quarter of the bytes on the way to the device.
 
     The whole image is resized and then cropped: to crop first would shift the rest by fractions of a pixel.
@@ -120,17 +120,17 @@ class Turbo(Decoder[np.ndarray]):
         self._filter = "bilinear" if preprocess["interpolation"] == "bilinear" and not uneven else "bicubic"
         self._mean, self._std = (torch.tensor(preprocess[key]).view(-1, 1, 1) for key in ("mean", "std"))
 
-    def open(self, data: bytes) -> np.ndarray:
-        return pixels_of(data)
+    def open(self, data: bytes) -> Photo:
+        return photo_of(data)
 
-    def whole(self, pixels: np.ndarray) -> Tensor:
-        height, width = self._shape(*pixels.shape[:2])
-        return _planes(self._center(self._resize(pixels, height, width)))
+    def whole(self, photo: Photo) -> Tensor:
+        height, width = self._shape(*photo.pixels.shape[:2])
+        return _planes(self._center(resized(photo.pixels, (width, height), self._filter)))
 
-    def views(self, pixels: np.ndarray, draw: Draw) -> list[Tensor]:
-        views = []
-        for (left, top, right, bottom), flip in draw(pixels.shape[1], pixels.shape[0]):
-            view = self._resize(np.ascontiguousarray(pixels[top:bottom, left:right]), *self._size)
+    def views(self, photo: Photo, draw: Draw) -> list[Tensor]:
+        views, (height, width) = [], photo.pixels.shape[:2]
+        for box, flip in draw(*photo.size):
+            view = cropped(photo.pixels, scaled(box, photo.size, (width, height)), self._size[::-1], self._filter)
             views.append(_planes(view[:, ::-1] if flip else view))
         return views
 
@@ -148,12 +148,6 @@ class Turbo(Decoder[np.ndarray]):
         ratios = height / self._size[0], width / self._size[1]
         ratio = min(ratios) if self._mode == "shortest" else max(ratios)
         return max(1, round(height / ratio)), max(1, round(width / ratio))
-
-    def _resize(self, pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-        """Return contiguous pixels [H, W, 3] as [height, width, 3]; the one step that torch does, in this thread alone."""
-        planes = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-        resized = F.interpolate(planes, size=(height, width), mode=self._filter, antialias=True)
-        return resized[0].permute(1, 2, 0).numpy()
 
     def _center(self, pixels: np.ndarray) -> np.ndarray:
         """Return the centre of pixels [h, w, 3] in the encoder's size; where they end, the fill colour begins."""

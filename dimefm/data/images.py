@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -18,6 +20,8 @@ except ImportError:  # no wheel for this system: PIL reads the same pixels in mo
 
 PIXELS = 89_478_485  # PIL's own decompression-bomb limit
 RATIO = 1000  # of the longer to the shorter side; beyond it, resizing the shorter side would need gigabytes
+PACKED = re.compile(rb"dimefm packed from ([1-9]\d{0,8}) x ([1-9]\d{0,8})")  # the comment in a packed JPEG
+REDUCTIONS = (8, 4, 2)  # that libjpeg-turbo decodes at in less time than the whole; it has no quick way for 3/8, 5/8, ...
 
 
 @contextmanager
@@ -63,6 +67,29 @@ def decode(data: bytes) -> Image.Image:
         return upright(image)
 
 
+class Photo(NamedTuple):
+    """A decoded image: upright ``pixels`` uint8 [H, W, 3], and ``size``, the (width, height) that boxes are drawn in.
+
+    ``size`` is that of the whole image, before it was packed or decoded at a part of its size.
+    """
+
+    pixels: np.ndarray
+    size: tuple[int, int]
+
+
+Need = Callable[[int, int], tuple[float, float]]  # the image's (width, height) -> how many pixels it must keep of each
+
+
+def photo_of(data: bytes, need: Need | None = None) -> Photo:
+    """Return the image as :func:`pixels_of` reads it; with ``need``, perhaps at a half, a quarter or an eighth of its size,
+    if the pixels that the need asks for are left. Raises BadRow as ``decode`` does."""
+    with opened(data) as image:
+        size = original_size(image)
+        least = (float("inf"), float("inf")) if need is None else need(*size)
+        found = _turbo(data, image, least)
+        return Photo(np.array(upright(image)) if found is None else found, size)
+
+
 def pixels_of(data: bytes) -> np.ndarray:
     """Return the pixels of ``decode(data)``, uint8 [H, W, 3]; JPEGs take libjpeg-turbo's straight way where it can be taken.
 
@@ -70,19 +97,49 @@ def pixels_of(data: bytes) -> np.ndarray:
     has the last word on all others. Both build on libjpeg-turbo and give the same pixels where its versions agree, as in
     the wheels of Pillow and simplejpeg. Raises BadRow as ``decode`` does.
     """
-    with opened(data) as image:
-        found = _turbo(data, image)
-        return np.array(upright(image)) if found is None else found
+    return photo_of(data).pixels
 
 
-def _turbo(data: bytes, image: Image.Image) -> np.ndarray | None:
+def jpeg_of(pixels: np.ndarray, quality: int, size: tuple[int, int]) -> bytes:
+    """Return pixels uint8 [H, W, 3] as a JPEG (4:2:0); a comment in it tells the ``size`` that boxes are drawn in."""
+    pixels = np.ascontiguousarray(pixels)
+    if simplejpeg is None:
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "JPEG", quality=quality, subsampling="4:2:0")
+        found = file.getvalue()
+    else:
+        found = simplejpeg.encode_jpeg(pixels, quality, "RGB", "420", fastdct=False)
+    if size == pixels.shape[1::-1]:
+        return found
+    comment = b"dimefm packed from %d x %d" % size
+    head = 4 + int.from_bytes(found[4:6]) if found[2:4] == b"\xff\xe0" else 2  # JFIF wants its own segment first
+    return found[:head] + b"\xff\xfe" + (len(comment) + 2).to_bytes(2) + comment + found[head:]
+
+
+def original_size(image: Image.Image) -> tuple[int, int]:
+    """Return (width, height) of an opened image when it is upright; of a packed one, those before it was packed."""
+    comment = image.info.get("comment")
+    found = PACKED.fullmatch(comment) if isinstance(comment, bytes) else None
+    if found:
+        return int(found[1]), int(found[2])
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    return (image.height, image.width) if turned else image.size
+
+
+def plain(image: Image.Image) -> bool:
+    """Say whether an opened image is a gray or colour JPEG that lies upright."""
+    straight = image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB")
+    return straight and image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+
+
+def _turbo(data: bytes, image: Image.Image, least: tuple[float, float]) -> np.ndarray | None:
     """Return the pixels as libjpeg-turbo reads them, or None for an image that it must not or cannot read."""
-    if simplejpeg is None or image.format not in ("JPEG", "MPO") or image.mode not in ("L", "RGB"):
+    if simplejpeg is None or not plain(image):
         return None
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        return None
+    reduced = (tuple(-(-side // factor) for side in image.size) for factor in REDUCTIONS)
+    width, height = next((size for size in reduced if size[0] >= least[0] and size[1] >= least[1]), (0, 0))
     try:
-        return simplejpeg.decode_jpeg(data, "RGB", strict=True)
+        return simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width, strict=True)
     except ValueError:  # damaged, or what it does not know
         return None
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import itertools
 from abc import abstractmethod
 
+import numpy as np
+
 from dimefm.cache.files import sha256_keys
 from dimefm.data.rows import Row, Shard
 
@@ -36,6 +38,7 @@ class Part(Shard):
     def __init__(self, whole: Divisible, name: str, rows: range):
         super().__init__(whole.path, name)
         self.whole, self.rows = whole, rows
+        self.entry, self.weight = whole.entry, whole.weight
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -46,8 +49,19 @@ class Part(Shard):
     def keys(self) -> list[str]:
         return self.whole.keys_of(self.rows)
 
+    def blocks(self) -> tuple[np.ndarray, np.ndarray]:
+        return blocks_within(self.whole, self.rows)
+
     def digest(self) -> str:
         return sha256_keys([self.whole.digest(), f"{self.rows.start}-{self.rows.stop}"])
+
+
+def blocks_within(whole: Shard, rows: range | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return :meth:`Shard.blocks` of a shard that consists of ``rows`` (ascending) of another."""
+    starts, sizes = whole.blocks()
+    found = np.clip(starts - rows.start, 0, len(rows)) if isinstance(rows, range) else np.searchsorted(rows, starts)
+    used = np.diff(found, append=len(rows)) > 0
+    return found[used], sizes[used]
 
 
 def cut(shard: Shard) -> list[Shard]:

@@ -21,8 +21,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from dimefm.cache.files import sampled_sha256
 from dimefm.errors import DataError
+
+BYTES_KEPT = 2 << 30  # of blocks that all shards of a process keep in memory together, those used last
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +59,14 @@ class Columns:
 
 
 class Shard(ABC):
-    """One file of a source. ``name`` identifies it: its path relative to the source's root, with forward slashes."""
+    """One file of a source. ``name`` identifies it: its path relative to the source's root, with forward slashes.
+
+    ``entry`` is the number of the source that names it, and ``weight`` how often its rows are dealt in training, against 1
+    for others; :func:`~dimefm.data.sources.open_rows` sets both.
+    """
+
+    entry: int = 0
+    weight: float = 1.0
 
     def __init__(self, path: Path, name: str):
         self.path = path
@@ -69,9 +80,18 @@ class Shard(ABC):
     def __getitem__(self, index: int) -> Row:
         """Return row ``index``, 0 <= index < len; raise BadRow with the reason when it cannot be read."""
 
+    def blocks(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return where blocks of rows begin that can only be read as a whole, the first at 0, and about how many bytes each
+        takes in memory, int64 [blocks] each; none when every row is read by itself."""
+        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+
     def digest(self) -> str:
         """Return a digest of the shard's content that does not depend on where it lies."""
         return sampled_sha256(self.path)
+
+    def digests(self) -> tuple[str, ...]:
+        """Return :meth:`digest` and, of a packed shard, those of what it was packed from."""
+        return (self.digest(),)
 
     @abstractmethod
     def keys(self) -> list[str]:

@@ -12,6 +12,7 @@ import numpy as np
 from dimefm.cache.files import sha256_keys
 from dimefm.data.order import seed_of
 from dimefm.data.pairs import rows_of
+from dimefm.data.parts import blocks_within
 from dimefm.data.rows import Row, Rows, Shard
 from dimefm.errors import DataError, RecipeError
 
@@ -91,6 +92,7 @@ class Selected(Shard):
 
     def __init__(self, whole: Shard, numbers: range | np.ndarray):
         super().__init__(whole.path, whole.name)
+        self.entry, self.weight = whole.entry, whole.weight
         dense = numbers[-1] - numbers[0] + 1 == len(numbers)
         self.whole, self.numbers = whole, range(int(numbers[0]), int(numbers[-1]) + 1) if dense else numbers
 
@@ -104,13 +106,23 @@ class Selected(Shard):
         keys = self.whole.keys()
         return [keys[number] for number in self.numbers]
 
+    def blocks(self) -> tuple[np.ndarray, np.ndarray]:
+        return blocks_within(self.whole, self.numbers)
+
     def digest(self) -> str:
         """Return a digest of the whole shard's and of which of its rows these are, however they were selected."""
+        return self._of(self.whole.digest())
+
+    def digests(self) -> tuple[str, ...]:
+        """Return :meth:`digest` and, of a packed shard, those of the same rows of what it was packed from."""
+        return tuple(map(self._of, self.whole.digests()))
+
+    def _of(self, digest: str) -> str:
         if isinstance(self.numbers, range):
             which = f"{self.numbers.start}-{self.numbers.stop}"
         else:
             which = sha256(self.numbers.astype("<i8").tobytes()).hexdigest()
-        return sha256_keys([self.whole.digest(), which])
+        return sha256_keys([digest, which])
 
 
 def select(rows: Rows, selection: Selection) -> Rows:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import glob
+import math
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,9 +29,10 @@ def open_rows(
 ) -> Rows:
     """Open every source as one sequence of rows.
 
-    ``sources`` are files, folders, glob patterns or ``.list`` files (one path per line), or URLs of these; relative ones are
-    looked up under ``dataroot`` when it is given. ``kind`` says what is wanted of each row: its ``"image"``, its ``"text"``,
-    or both as a ``"pair"``; other columns are not read. ``input_format`` (a file of ``data/formats/``) overrides detection.
+    ``sources`` are files, folders, glob patterns or ``.list`` files (see :func:`read_list`), or URLs of these; relative ones
+    are looked up under ``dataroot`` when it is given. Each shard knows the number of its source and its weight there.
+    ``kind`` says what is wanted of each row: its ``"image"``, its ``"text"``, or both as a ``"pair"``; other columns are not
+    read. ``input_format`` (a file of ``data/formats/``) overrides detection.
     Remote files are copied to ``scratch`` (None: see :func:`~dimefm.remote.scratch_folder`) and stay there.
 
     Raises DataError when a source is missing, of no known format, or lacks what ``kind`` asks for.
@@ -37,7 +40,9 @@ def open_rows(
     root = local_root(dataroot, scratch)
     if root is not None and not is_url(dataroot) and not root.is_dir():
         raise DataError(f"--dataroot {root}: there is no such folder")
-    paths = [path for source in sources for path in expand(source, dataroot, kind, input_format, scratch)]
+    found = [_weighed(source, dataroot, kind, input_format, scratch) for source in sources]
+    listed = [(entry, weight) for entry, shards in enumerate(found) for _, weight in shards]
+    paths = [path for shards in found for path, _ in shards]
     if not paths:
         raise DataError(f"no {kind} source was given")
     if len(set(paths)) < len(paths):
@@ -47,9 +52,11 @@ def open_rows(
     columns = columns or Columns()
     _allow_open_files(len(paths))
     shards: list[Shard] = []
-    for path, name in zip(paths, names, strict=True):
+    for path, name, (entry, weight) in zip(paths, names, listed, strict=True):
         reader = plugins.module("sources", input_format or _format_of(path, kind), DataError)
-        shards += [part for shard in reader.open_shards(path, name, kind, columns) for part in cut(shard)]
+        for shard in reader.open_shards(path, name, kind, columns):
+            shard.entry, shard.weight = entry, weight
+            shards += cut(shard)
     return Rows(shards)
 
 
@@ -107,11 +114,18 @@ def expand(
 
     Of remote ones these are copies below ``scratch``, which are fetched first.
     """
+    return [path for path, _ in _weighed(source, root, kind, input_format, scratch)]
+
+
+def _weighed(
+    source: str | Path, root: str | Path | None, kind: str, input_format: str | None, scratch: str | Path | None
+) -> list[tuple[Path, float]]:
+    """Return what :func:`expand` does, each with its weight in the list that names it (1 if none does)."""
     folder = scratch_folder(scratch)
     found = _found(_place(str(source), root), root, kind, input_format, folder)
-    remote = [each for each in found if isinstance(each, mirror.Remote)]
+    remote = [each for each, _ in found if isinstance(each, mirror.Remote)]
     copied = iter(mirror.copies(remote, kind, folder) if remote else [])
-    return [next(copied) if isinstance(each, mirror.Remote) else each for each in found]
+    return [(next(copied) if isinstance(each, mirror.Remote) else each, weight) for each, weight in found]
 
 
 def _place(source: str, root: str | Path | None) -> str:
@@ -129,16 +143,17 @@ def _place(source: str, root: str | Path | None) -> str:
 
 def _found(
     place: str, root: str | Path | None, kind: str, input_format: str | None, scratch: Path
-) -> list[Path | mirror.Remote]:
-    """Return what stands at a path or URL; entries of a list are looked up below ``root``, else beside the list."""
+) -> list[tuple[Path | mirror.Remote, float]]:
+    """Return what stands at a path or URL, with weights; entries of a list are looked up below ``root``, else beside it."""
     if _is_list(place):
         top = root or (mirror.above(place) if is_url(place) else Path(place).parent)
-        entries = [_below(top, line, place) for line in read_list(fetch(place, scratch) if is_url(place) else Path(place))]
-        return [found for entry in entries for found in _found(entry, top, kind, input_format, scratch)]
-    shards: list[Path | mirror.Remote] = []
+        lines = read_list(fetch(place, scratch) if is_url(place) else Path(place))
+        entries = [(_below(top, line, place), weight) for line, weight in lines]
+        return [(each, w) for entry, w in entries for each, _ in _found(entry, top, kind, input_format, scratch)]
+    shards: list[tuple[Path | mirror.Remote, float]] = []
     for each in mirror.find(place, kind, input_format) if is_url(place) else _local(Path(place), kind, input_format):
         found = each.url if isinstance(each, mirror.Remote) else str(each)
-        shards += _found(found, None, kind, input_format, scratch) if _is_list(found) else [each]  # of a pattern
+        shards += _found(found, None, kind, input_format, scratch) if _is_list(found) else [(each, 1.0)]  # of a pattern
     return shards
 
 
@@ -183,19 +198,38 @@ def _below(top: str | Path, line: str, listed_in: str) -> str:
     return found
 
 
-def read_list(path: Path) -> list[str]:
-    """Return the entries of a data list: one path per line; blank lines and lines that begin with ``#`` are skipped."""
+def read_list(path: Path) -> list[tuple[str, float]]:
+    """Return the entries of a data list with their weights: a line is a path, which ``weight=NUMBER`` may follow (else 1);
+    blank lines and lines that begin with ``#`` are skipped.
+
+    Raises DataError when the list is not UTF-8, empty, names another list, or has a weight that is not a positive number.
+    """
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); is this a list of paths?") from error
-    entries = [line for line in lines if line and not line.startswith("#")]
+    entries = [_entry(line, path, number) for number, line in enumerate(lines, 1) if line and not line.startswith("#")]
     if not entries:
         raise DataError(f"{path}: the list is empty; write one shard path per line")
-    nested = next((entry for entry in entries if entry.endswith(".list")), None)
+    nested = next((entry for entry, _ in entries if entry.endswith(".list")), None)
     if nested:
         raise DataError(f"{path}: names another list, {nested}; a list names shards and folders only")
     return entries
+
+
+def _entry(line: str, path: Path, number: int) -> tuple[str, float]:
+    """Return (path, weight) of a line of a data list."""
+    found = re.search(r"\s+weight=(\S*)$", line)
+    if found is None:
+        return line, 1.0
+    entry = line[: found.start()]
+    try:
+        weight = float(found[1])
+    except ValueError:
+        weight = 0.0
+    if not 0 < weight < math.inf:
+        raise DataError(f"{path}, line {number}: weight '{found[1]}'; expected a positive number, e.g. {entry} weight=2")
+    return entry, weight
 
 
 def _holds_images(folder: Path) -> bool:

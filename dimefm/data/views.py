@@ -6,10 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from PIL import Image
-
-from dimefm.data.augment import Augment, Box
+from dimefm.data.augment import Augment
 from dimefm.data.order import seed_of
+from dimefm.data.resize import Box
 from dimefm.errors import CacheError, RecipeError, did_you_mean
 from dimefm.recipe import assignments, read
 
@@ -78,15 +77,10 @@ class ViewPolicy:
     def draw(self, key: str, view: int, width: int, height: int) -> tuple[Box, bool]:
         """Return (crop box in pixels of the upright image, whether it is mirrored) of view 0 <= ``view`` < count.
 
-        A pure function of the policy, the row's ``key``, ``view`` and the image's size; not of what the crop is resized to.
+        A pure function of the policy, the row's ``key``, ``view`` and the image's size, of a packed image that before it was
+        packed; not of what the crop is resized to.
         """
         return Augment(self.scale, self.ratio, self.flip).draw(width, height, seed_of(self.seed, view, key))
-
-    def cut(self, image: Image.Image, key: str, view: int) -> Image.Image:
-        """Return view ``view`` of the upright ``image`` at its own resolution: cropped, then mirrored."""
-        box, flip = self.draw(key, view, image.width, image.height)
-        crop = image.crop(box)
-        return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else crop
 
 
 def row_keys(keys: list[str], policy: ViewPolicy | None) -> list[str]:

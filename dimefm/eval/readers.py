@@ -86,7 +86,8 @@ def read_tar(folder: Path, paths: list[Path], benchmark: Benchmark) -> Split:
     ending = "npy" if benchmark.multilabel else "cls"
     values: list[object] = []
     for shard in rows.shards:
-        assert isinstance(shard, TarShard)
+        if not isinstance(shard, TarShard):
+            raise DataError(f"{shard.path}: was packed for training; evaluate on the images that it was packed from")
         with shard.path.open("rb") as file:
             for key, members in zip(shard.keys(), shard.members, strict=True):
                 if ending not in members:

@@ -1,15 +1,17 @@
 """Parquet: ``key, image, label`` or ``key, text``; images as encoded bytes or as Hugging Face's ``{bytes, path}``.
 
-Only the columns that are wanted are read. Random rows are served from whole row groups; the last few stay in memory
-(:data:`GROUPS_KEPT` per shard). Shuffled training over large row groups therefore re-reads them: convert such sources to
-TSV or tar, or write row groups of a few hundred images.
+Only the columns that are wanted are read. Rows are served from whole row groups; those used last stay in memory, up to
+:data:`~dimefm.data.rows.BYTES_KEPT` of all files of a process together. Where files hold more, random rows would read a
+group again for almost each of them, so training takes a few groups at a time (``shuffle`` in recipes).
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import threading
+import weakref
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,13 @@ import pyarrow.parquet as pq
 
 from dimefm.data._columns import Chosen, choose, read_file, sentences
 from dimefm.data.parts import Divisible
-from dimefm.data.rows import Columns, Row, Shard
+from dimefm.data.rows import BYTES_KEPT, Columns, Row, Shard
 from dimefm.errors import BadRow, DataError
 
 SUFFIXES = (".parquet",)
 KINDS = frozenset({"image", "text"})
-GROUPS_KEPT = 64
+
+GROUPS_KEPT = 4  # whatever their size: two windows of two
 
 
 def claims(path: Path) -> bool:
@@ -55,11 +58,11 @@ class ParquetShard(Divisible):
         groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         self._starts = np.cumsum([0, *groups])
         self._wanted = [name for name in (chosen.key, chosen.image, chosen.text, chosen.label) if name]
-        self._kept: OrderedDict[int, pa.Table] = OrderedDict()
+        self._kept: dict[int, pa.Table] = {}
         self._lock = threading.Lock()
 
     def __getstate__(self):
-        return {**self.__dict__, "_file": None, "_lock": None, "_kept": OrderedDict()}
+        return {**self.__dict__, "_file": None, "_lock": None, "_kept": {}}
 
     def __setstate__(self, state):
         self.__dict__.update(state, _file=pq.ParquetFile(state["path"]), _lock=threading.Lock())
@@ -74,6 +77,19 @@ class ParquetShard(Divisible):
             if end - found[-1] > most and start > found[-1]:
                 found.append(start)
         return found
+
+    def blocks(self) -> tuple[np.ndarray, np.ndarray]:
+        return self._blocks
+
+    @functools.cached_property
+    def _blocks(self) -> tuple[np.ndarray, np.ndarray]:
+        """First rows of the row groups, and the bytes of their wanted columns as the file has them, not compressed."""
+        metadata, used = self._file.metadata, np.diff(self._starts) > 0
+        paths = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
+        columns = [i for i, path in enumerate(paths) if f"{path}.".startswith(tuple(f"{name}." for name in self._wanted))]
+        groups = (metadata.row_group(number) for number in range(len(used)))
+        sizes = [sum(group.column(i).total_uncompressed_size for i in columns) for group in groups]
+        return self._starts[:-1][used], np.array(sizes, dtype=np.int64)[used]
 
     def keys_of(self, rows: range) -> list[str]:
         if self._chosen.key is None or not rows:
@@ -114,12 +130,15 @@ class ParquetShard(Divisible):
 
     def _group(self, number: int) -> pa.Table:
         with self._lock:
-            if number not in self._kept:
-                self._kept[number] = self._read(range(number, number + 1), self._wanted)
-                while len(self._kept) > GROUPS_KEPT:
-                    self._kept.popitem(last=False)
-            self._kept.move_to_end(number)
-            return self._kept[number]
+            found = self._kept.get(number)
+            if found is None:
+                found = self._kept[number] = self._read(range(number, number + 1), self._wanted)
+            _memory.use(self, number, found.nbytes)
+            return found
+
+    def forget(self, number: int) -> None:
+        """Drop a row group from memory; it is read again when it is needed."""
+        self._kept.pop(number, None)
 
     def __getitem__(self, index: int) -> Row:
         group = int(np.searchsorted(self._starts, index, side="right")) - 1
@@ -147,3 +166,27 @@ class ParquetShard(Divisible):
 
 def _key(value: object, index: int) -> str:
     return str(index) if value is None else str(value)
+
+
+class _Memory:
+    """Which row groups of all files are in memory; when they are too many, those used longest ago are forgotten."""
+
+    def __init__(self):
+        self._sizes: OrderedDict[tuple[weakref.ref[ParquetShard], int], int] = OrderedDict()  # bytes, the last used last
+        self._total, self._lock = 0, threading.Lock()
+
+    def use(self, shard: ParquetShard, number: int, size: int) -> None:
+        """Note that row group ``number`` of ``shard``, which takes ``size`` bytes, is used."""
+        key = (weakref.ref(shard), number)
+        with self._lock:
+            self._total += size - self._sizes.pop(key, 0)
+            self._sizes[key] = size
+            while len(self._sizes) > GROUPS_KEPT and self._total > BYTES_KEPT:
+                (oldest, its_number), bytes_of_it = self._sizes.popitem(last=False)
+                self._total -= bytes_of_it
+                found = oldest()
+                if found is not None:
+                    found.forget(its_number)
+
+
+_memory = _Memory()

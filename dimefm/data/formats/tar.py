@@ -1,7 +1,7 @@
 """Webdataset tar: members of one key stand together, ``KEY.jpg``, ``KEY.txt``, ``KEY.cls``, ``KEY.json``.
 
 The member table is read once; rows are then read in any order at their byte offset. Compressed tars have no random
-access and are refused.
+access and are refused. A tar that ``dimefm pack`` made gives the rows of the shard that it stands for.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import tarfile
 from pathlib import Path
 
 from dimefm.data._columns import USUAL, sentences
+from dimefm.data.packed import INDEX, Index, PackedShard
 from dimefm.data.rows import Columns, Row, Shard, readable
 from dimefm.errors import BadRow, DataError
 
@@ -28,6 +29,8 @@ def claims(path: Path) -> bool:
 def open_shards(path: Path, name: str, kind: str, columns: Columns) -> list[Shard]:
     """Open one tar; raise DataError when it is damaged or holds no member of the kind that is wanted."""
     shard = TarShard(path, name, kind, columns)
+    if shard.index is not None:
+        return [PackedShard(shard, shard.index)]
     wanted = shard.image_endings if kind != "text" else shard.text_endings
     if not any(ending in members for members in shard.members for ending in wanted):
         found = sorted({ending for members in shard.members for ending in members})
@@ -45,8 +48,9 @@ class TarShard(Shard):
         self.text_endings = (columns.text,) if columns.text else ("txt", "json")
         self._keys: list[str] = []
         self.members: list[dict[str, tuple[int, int]]] = []
-        self._read_table()
+        self.index: Index | None = None
         self._handle: tuple[int, int] | None = None
+        self._read_table()
 
     def _read_table(self) -> None:
         size = self.path.stat().st_size
@@ -57,6 +61,8 @@ class TarShard(Shard):
                         self._add(member.name, member.offset_data, member.size)
                     if member.offset_data + member.size > size:
                         raise tarfile.ReadError(f"member {member.name} reaches beyond the end of the file")
+                    if member.name == INDEX:
+                        self.index = Index.of(self._read(member.offset_data, member.size), self.path)
                 with self.path.open("rb") as file:  # tarfile ends in silence at a cut or damaged header
                     file.seek(tar.offset)
                     if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
