@@ -119,8 +119,8 @@ def zero_shot(encoder: Encoder, dataset: Dataset, store: Path, settings: Setting
     """
     benchmark = dataset.benchmark
     rows, labels, _ = dataset.rows("test")
-    images, good = _image_features(_for_benchmark(encoder, benchmark), rows, benchmark.name, store, settings)
-    weights = _class_weights(encoder, benchmark, store, settings)
+    images, good = image_features(encoder, benchmark, rows, store, settings)
+    weights = prompt_weights(encoder, benchmark, store, settings)
     labels = labels[good]
     value = METRICS[benchmark.metric](probabilities(images, weights), labels)
     return Score(
@@ -145,17 +145,20 @@ def _for_benchmark(encoder: Encoder, benchmark: Benchmark) -> Encoder:
     return dataclasses.replace(encoder, card=card, preprocess=transform_of(preprocess))
 
 
-def _image_features(encoder: Encoder, rows: Rows, name: str, store: Path, settings: Settings) -> tuple:
-    """Return (unit rows [n, D], numbers of the rows that could be read [n])."""
+def image_features(
+    encoder: Encoder, benchmark: Benchmark, rows: Rows, store: Path, settings: Settings
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (unit rows [n, D], numbers of the rows that could be read [n]) of a benchmark's images, kept in ``store``."""
+    encoder = _for_benchmark(encoder, benchmark)
     what = sha256_keys([f"{shard.name}:{shard.digest()}:{sha256_keys(shard.keys())}" for shard in rows.shards])
-    folder = store / _fingerprint(encoder) / f"{name}-{what[:12]}"
+    folder = store / _fingerprint(encoder) / f"{benchmark.name}-{what[:12]}"
     manifest = extract(encoder, rows, "image", folder, settings).manifest
     starts = np.cumsum([0] + [shard.source_rows for shard in manifest.shards])
     bad = [start + row for start, shard in zip(starts, manifest.shards, strict=False) for row in shard.bad]
     return FeatureCache(folder)[:], np.setdiff1d(np.arange(len(rows)), bad)
 
 
-def _class_weights(encoder: Encoder, benchmark: Benchmark, store: Path, settings: Settings) -> np.ndarray:
+def prompt_weights(encoder: Encoder, benchmark: Benchmark, store: Path, settings: Settings) -> np.ndarray:
     """Return class weights [C, D], from the store when these prompts were encoded before."""
     filled = prompts(benchmark)
     digest = hashlib.sha256(json.dumps(filled).encode()).hexdigest()

@@ -39,11 +39,20 @@ class Recipe:
     image_cache: tuple[str, ...] = ()  # teacher features of the images: one cache, or one of each of several teachers
     text_cache: tuple[str, ...] = ()  # teacher features of sentences, of the same teachers in the same order
     tsv_file_list: tuple[str, ...] = ()  # DIME-FM's form, instead of images and caches: image, image_feat, text, text_feat
+    # shares of a batch that the entries of "images" (of a text tower, "texts") have, one positive number each; none: each
+    # row comes as often as another, or as "weight=" in .list files says
+    mix: tuple[float, ...] = ()
+    # "rows": all rows are shuffled. "blocks": row groups of Parquet files (of others, runs of 1000 rows) are, and then the
+    # rows of some such blocks at a time. "auto": "blocks" for Parquet of more than the 2 GiB that stay in memory
+    shuffle: str = "auto"
     captions: str = "text"  # where pairs take sentences from: "text" column, or "label" (class names and templates)
 
     # what is learnt
     student: str = "dime-ViT-B-32"  # models/students, an open_clip architecture, timm/NAME, or a .json file
     image_size: int | None = None  # pixels; None: the student's own
+    # how a tower reaches the teacher's dimension. "none": by its own last projection, which is made anew in that size.
+    # "linear": it keeps its own dimension and learns a linear map without bias, which is folded into it at the end
+    bridge: str = "none"
     # "teacher": an image tower is trained. "student": both towers, from pairs. "student:NAME": the text tower of NAME, from
     # texts and caches; without a text_cache a sentence takes the features of the images that have its key.
     text: str = "teacher"
@@ -56,9 +65,9 @@ class Recipe:
     seed: int = 0
     epochs: float = 100.0  # passes over what the student encodes; ignored when steps is given
     steps: int | None = None
-    batch_size: int = 640  # images a step; of a text tower, sentences
-    texts_per_step: int | None = None  # sentences a step (images, of a text tower); None: as many as batch_size
-    accum_freq: int = 1  # gradient accumulation: optimizer steps every this many batches
+    batch_size: int = 640  # images in a batch, over all processes; of a text tower, sentences
+    texts_per_step: int | None = None  # sentences a batch (images, of a text tower); None: as many as batch_size
+    accum_freq: int = 1  # batches of an optimizer step, whose loss and gradient are those of one large batch
 
     # optimizer: AdamW; defaults are DIME-FM's
     lr: float = 8e-4
@@ -71,11 +80,23 @@ class Recipe:
     eps: float = 1e-8
     grad_clip_norm: float | None = None  # None: no clipping
 
+    ema: float | None = None  # decay of averaged weights, which are then evaluated and written; None: the weights themselves
+
+    # zero-shot scores on the way; they do not change what is learnt. None: no scores
+    eval_root: str | None = None  # folder that holds one folder per dataset, as of "eval elevater"
+    eval_datasets: tuple[str, ...] = ()  # benchmarks or folders there; none: those of the 20 that are there
+    eval_every: int = 1000  # steps between evaluations; the last step is always one
+    eval_text_model: str | None = None  # where the teacher lies now, or a text tower's run; None: where its features say
+    patience: int | None = None  # evaluations without a better mean that end the run; None: it runs to its end
+
     # the view that the student sees
     # "cached": the crops and flips that the teacher saw, replayed from a cache of --views; the three fields below must be
     # those of that cache. "center": the centre view, from a cache without --views. "free": random crops whatever the
     # teacher saw (DIME-FM's way). Pairs have no cache: "cached" and "free" are both random crops.
     view: str = "cached"
+    # "dime-fm", "clip-kd" or "moco-v2": sets the four fields below where the same file or command line does not say them;
+    # clip-kd resizes crops bicubic, moco-v2 changes colours too, also those of cached views
+    augment: str = "dime-fm"
     crop_scale: tuple[float, float] = (0.08, 1.0)  # area share
     crop_ratio: tuple[float, float] = (0.75, 4 / 3)  # width / height
     flip: float = 0.5  # probability
@@ -89,7 +110,7 @@ class Recipe:
     log_every: int = 10  # steps
     save_every: int = 1000  # steps between checkpoints
     keep: int = 2  # newest checkpoints to keep
-    report_to: str = ""  # "tensorboard" writes event files too
+    report_to: str = ""  # further logs: "tensorboard", "wandb", or both with a comma
 
     @property
     def text_student(self) -> str:
@@ -113,14 +134,23 @@ def _toml(value: object) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
+AUGMENTATIONS: dict[str, dict] = {
+    "dime-fm": {"crop_scale": (0.08, 1.0), "crop_ratio": (0.75, 4 / 3), "flip": 0.5, "resize": 256},
+    "clip-kd": {"crop_scale": (0.9, 1.0), "crop_ratio": (0.75, 4 / 3), "flip": 0.0, "resize": 0},
+    "moco-v2": {"crop_scale": (0.2, 1.0), "crop_ratio": (0.75, 4 / 3), "flip": 0.5, "resize": 0},
+}
+"""What ``augment`` sets. Sources: DIME-FM, released Training/datasets/build.py:32-59; CLIP-KD, released
+src/open_clip/transform.py:64-70; MoCo v2's as DeCLIP has it, released prototype/data/imagenet_dataloader.py."""
 FIELDS = {f.name: f for f in dataclasses.fields(Recipe)}
 CHOICES = {
+    "augment": tuple(AUGMENTATIONS),
     "captions": ("text", "label"),
+    "bridge": ("none", "linear"),
+    "shuffle": ("auto", "rows", "blocks"),
     "view": ("cached", "free", "center"),
     "precision": ("fp32", "bf16"),
-    "report_to": ("", "tensorboard"),
 }
-ONE_OR_MORE = ("image_cache", "text_cache")  # a plain string is a tuple of one
+ONE_OR_MORE = ("image_cache", "text_cache", "eval_datasets")  # a plain string is a tuple of one
 POSITIVE = (
     "limit",
     "epochs",
@@ -136,8 +166,11 @@ POSITIVE = (
     "log_every",
     "save_every",
     "keep",
+    "eval_every",
+    "patience",
     "workers",
 )
+WATCHING = {"eval_every", "eval_text_model", "patience"}  # may differ in a run that is resumed
 AT_LEAST_0 = ("min_lr", "warmup_lr", "warmup", "wd", "resize")
 SHARES = {"flip": "<= 1", "beta1": "< 1", "beta2": "< 1", "word_dropout": "< 1"}
 
@@ -160,10 +193,16 @@ def read(path: Path | None, small: bool = False, **overrides: object) -> Recipe:
         raise RecipeError(f"{path or 'this run'}: --small asks for a [small] table, which the recipe does not have")
     where = f"{path}: " if path else ""
     reduced = {key: _typed(key, value, where) for key, value in reduced.items()}
-    table |= reduced if small else {}
+    table = _augmented(table) | (_augmented(reduced) if small else {})
     recipe = check(Recipe(**{key: _typed(key, value, where) for key, value in table.items()}), where)
     given = {key: _typed(key, value, "") for key, value in overrides.items() if value is not None}
-    return check(dataclasses.replace(recipe, **given))
+    return check(dataclasses.replace(recipe, **_augmented(given)))
+
+
+def _augmented(table: dict) -> dict:
+    """Return settings of one place with what their ``augment`` sets and they do not say themselves."""
+    name = table.get("augment")
+    return AUGMENTATIONS.get(name, {}) | table if isinstance(name, str) else table
 
 
 def assignments(flag: str, settings: Sequence[str], example: str) -> dict:
@@ -187,7 +226,7 @@ def _typed(key: str, value: Any, where: str) -> Any:
     value = (value,) if key in ONE_OR_MORE and isinstance(value, str) else value
     kind = str(FIELDS[key].type)
     if kind.startswith("tuple") and isinstance(value, list | tuple):
-        item, number = ("str", None) if "str" in kind else ("float", 2)
+        item, number = ("str", None) if "str" in kind else ("float", None if "..." in kind else 2)
         if all(_is(item, part) for part in value) and number in (None, len(value)):
             return tuple(float(part) if item == "float" else part for part in value)
     elif _is(kind, value) or (value is None and "None" in kind):
@@ -215,6 +254,9 @@ def _faults(recipe: Recipe) -> Iterator[str]:
             yield f"'{name}' is '{getattr(recipe, name)}'; expected one of {', '.join(map(repr, known))}"
     if recipe.text not in ("teacher", "student") and not recipe.text_student:
         yield f"'text' is '{recipe.text}'; expected 'teacher', 'student' or 'student:NAME'"
+    if recipe.bridge != "none" and recipe.text == "student" and not recipe.image_cache:
+        yield "'bridge' leads into the space of a teacher, and 'text' is 'student', which has none; leave one of them out"
+    yield from _watch_faults(recipe)
     for name in POSITIVE:
         value = getattr(recipe, name)
         if value is not None and not 0 < value < math.inf:
@@ -228,7 +270,20 @@ def _faults(recipe: Recipe) -> Iterator[str]:
             yield f"'{name}' is {value}; expected 0 <= {name} {end}"
 
 
+def _watch_faults(recipe: Recipe) -> Iterator[str]:
+    for name in filter(None, map(str.strip, recipe.report_to.split(","))):
+        if name not in ("tensorboard", "wandb"):
+            yield f"'report_to' names '{name}'; expected 'tensorboard', 'wandb' or both with a comma"
+    if recipe.ema is not None and not 0 <= recipe.ema < 1:
+        yield f"'ema' is {recipe.ema}; expected 0 <= ema < 1, e.g. 0.999"
+    for name in ("eval_datasets", "eval_text_model", "patience"):
+        if getattr(recipe, name) and recipe.eval_root is None:
+            yield f"'{name}' does nothing without 'eval_root'; give the folder of datasets (--eval-root), or leave it out"
+
+
 def _table_faults(recipe: Recipe) -> Iterator[str]:
+    if not all(0 < share < math.inf for share in recipe.mix):
+        yield f"'mix' is {list(recipe.mix)}; expected positive numbers, one for each source"
     for name, settings in recipe.losses.items():
         if not isinstance(settings, dict) or not _is("float", settings.get("weight")):
             yield f"loss '{name}' is {settings!r}; expected a table with a weight, e.g. {{ weight = 1.0 }}"
@@ -240,7 +295,7 @@ def _table_faults(recipe: Recipe) -> Iterator[str]:
 
 def changed(ours: Recipe, theirs: Recipe) -> list[str]:
     """Return ``"field: a against b"`` for each field that differs and that changes what is learnt."""
-    machine = {"device", "workers", "scratch", "log_every", "save_every", "keep", "report_to"}
+    machine = {"device", "workers", "scratch", "log_every", "save_every", "keep", "report_to"} | WATCHING
     return [
         f"{name}: {getattr(ours, name)!r} against {getattr(theirs, name)!r}"
         for name in FIELDS

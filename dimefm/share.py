@@ -52,5 +52,9 @@ def share_of(shard_range: str | None, seed: int | None, environment: Mapping[str
         raise RecipeError(
             f"--shard-range {shard_range}: expected I/N with 0 <= I < N, e.g. 0/8 for the first of 8 parts of the shards"
         )
-    rank, ranks = (int(environment.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
-    return Share(int(match[1]), int(match[2]), seed, rank, ranks)
+    return Share(int(match[1]), int(match[2]), seed, *rank_of(environment))
+
+
+def rank_of(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
+    """Return (number of this process, number of processes) that torchrun's RANK and WORLD_SIZE say; (0, 1) alone."""
+    return int(environment.get("RANK", "0")), int(environment.get("WORLD_SIZE", "1"))

@@ -1,7 +1,7 @@
 """The verb ``train``: a student learns from cached features; no teacher runs.
 
 One explicit loop. Everything of step k is a function of (seed, k), so a run resumed at step k goes on as if it had never
-stopped.
+stopped. Under torchrun every process has the loop and its part of each batch; the first one writes and speaks.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dimefm.cache.files import to_json, write_text
 from dimefm.data.order import seed_of
@@ -26,57 +27,96 @@ from dimefm.models.encoder import PRECISIONS, pick_device
 from dimefm.progress import Progress
 from dimefm.provenance import libraries
 from dimefm.recipe import Recipe, changed, read
-from dimefm.training import checkpoint, tasks
+from dimefm.training import boards, checkpoint, tasks
 from dimefm.training.batches import Batch, prefetch
-from dimefm.training.log import Log, forget_after
+from dimefm.training.ema import Ema
+from dimefm.training.gradients import Gradients, Portion
+from dimefm.training.log import Log, closing, forget_after, gauges
 from dimefm.training.optim import adamw, learning_rate
 from dimefm.training.sources import open_sources
 from dimefm.training.stopping import Stopping
+from dimefm.training.watch import Scorer, Watch
+from dimefm.training.world import Meeting, World, joined
 
 
-def train(recipe: Recipe, out: Path, resume: bool = False, echo: Callable[[str], None] = print) -> Path:
-    """Train what ``recipe`` describes into the run folder ``out`` and return it.
+def train(
+    recipe: Recipe,
+    out: Path,
+    resume: bool = False,
+    echo: Callable[[str], None] = print,
+    scorer: Scorer | None = None,
+) -> Path:
+    """Train what ``recipe`` describes into the run folder ``out`` and return it; processes of torchrun do so together.
 
     Writes ``recipe.toml``, ``log.jsonl`` (one object per logged step), ``bad_rows.jsonl`` (rows left out, if any),
-    ``checkpoints/`` and, at the end, the weights and ``run.json``. Ctrl-C and SIGTERM leave a checkpoint behind. Raises a
-    DimefmError before the first step when the recipe, its data and its caches do not fit together.
+    ``checkpoints/`` and, at the end, the weights and ``run.json``. ``scorer`` (``dimefm.monitor.scorer``) makes what
+    measures the student on the recipe's ``eval_root``. Ctrl-C and SIGTERM leave a checkpoint behind. Raises a DimefmError
+    before the first step when the recipe, its data and its caches do not fit together.
     """
-    if resume and (out / runs.FILE).exists() and not changed(recipe, read(out / "recipe.toml")):
-        echo(f"{out}: finished already; nothing to do")
-        return out
-    run = Run(recipe, out, resume, echo)
-    run.loop()
-    return run.finish()
+    with joined(pick_device(recipe.device)) as world:
+        say = echo if world.first else _nothing
+        if resume and (out / runs.FILE).exists() and not changed(recipe, read(out / "recipe.toml")):
+            say(f"{out}: finished already; nothing to do")
+            return out
+        run = Run(recipe, out, resume, say, world, scorer)
+        run.loop()
+        return run.finish()
 
 
 class Run:
     """One training run: set up, loop, finish."""
 
-    def __init__(self, recipe: Recipe, out: Path, resume: bool, echo: Callable[[str], None]):
+    def __init__(
+        self,
+        recipe: Recipe,
+        out: Path,
+        resume: bool,
+        echo: Callable[[str], None],
+        world: World | None = None,
+        scorer: Scorer | None = None,
+    ):
+        boards.check(recipe)
         self.recipe, self.out, self.echo = recipe, out, echo
-        _claim(recipe, out, resume)
-        self.device = pick_device(recipe.device)
+        self.world = world or World(device=pick_device(recipe.device))
+        with self.world.first_alone():
+            _claim(recipe, out, resume)
         self.objective = Objective(
             [Weighted(n, s["weight"], {k: v for k, v in s.items() if k != "weight"}) for n, s in recipe.losses.items()],
             given=tasks.given(recipe),
         )
-        self.sources = open_sources(recipe, out)
-        if not len(self.sources):
-            raise DataError(f"the sources hold no rows ({', '.join(s.name for s in self.sources.raw.shards)}); check them")
-        self.task = tasks.task(recipe, self.sources)
-        heads = student.heads([teacher.dim for teacher in self.sources.teachers], recipe.seed)
-        self.student = student.Student(self.task.model, self.task.preprocess, heads).to(self.device)
+        with self.world.first_alone():
+            self.sources = open_sources(recipe, out)
+        self._refuse_too_few()
+        self.task = tasks.task(recipe, self.sources, self.world.places(recipe.batch_size))
+        self.student = self.task.student(self.sources, recipe.seed).to(self.world.device)
         self.steps_per_epoch = len(self.sources) / (recipe.batch_size * recipe.accum_freq)
         self.steps = recipe.steps or max(1, round(recipe.epochs * self.steps_per_epoch))
         self.warmup_steps = self._warmup()
         self.optimizer = adamw(self.student, recipe)
-        self.start = self._restore() if resume else 0
+        self.ema = None if recipe.ema is None else Ema(self.student, recipe.ema)
+        with self.world.first_alone():
+            self.watch = Watch.of(recipe, scorer, next(iter(self.sources.teachers), None)) if self.world.first else None
+        self.done = self._restore() if resume else 0
+        self.gradients = Gradients(self.student, self.world, PRECISIONS[recipe.precision])
+
+    def _refuse_too_few(self) -> None:
+        """Raise when a batch has fewer places than processes, or the sources fewer rows than a batch."""
+        rows, batch, names = len(self.sources), self.recipe.batch_size, ", ".join(s.name for s in self.sources.raw.shards)
+        if not rows:
+            raise DataError(f"the sources hold no rows ({names}); check them")
+        if rows < batch:
+            raise DataError(
+                f"the sources hold {rows:,} rows, fewer than a batch of {batch:,} ({names}); lower --batch-size to {rows:,} "
+                "or less"
+            )
+        if batch < self.world.size:
+            raise RecipeError(f"--batch-size {batch}: {self.world.size} processes share a batch; give each a row at least")
 
     def _restore(self) -> int:
         found = checkpoint.checkpoints(self.out)
         if not found:
             return 0
-        step, caches = checkpoint.load(found[-1], self.student, self.optimizer)
+        step, caches = checkpoint.load(found[-1], self.student, self.optimizer, self.ema, self.watch)
         if caches != self._caches():
             raise CacheError(
                 f"{found[-1]}: the run learnt from caches {_short(caches)}, now there are {_short(self._caches())}; "
@@ -99,78 +139,118 @@ class Run:
         return self.steps // 10
 
     def loop(self) -> None:
-        """Run all steps that are not done yet."""
-        recipe, accum = self.recipe, self.recipe.accum_freq
-        write_text(self.out / "recipe.toml", recipe.to_toml())
-        forget_after(self.out, self.start)
-        numbers = iter(range(self.start * accum, self.steps * accum))
-        loading = prefetch(self.task.batches, numbers, recipe.workers)
-        bar, log = Progress(self.steps, "train", "step", self.start), Log(self.out, recipe, self.start)
-        with contextlib.closing(loading), bar, log, Stopping() as stopping:
-            for step in range(self.start, self.steps):
-                values = self.step(step, loading)
-                if (step + 1) % recipe.log_every == 0 or step + 1 == self.steps:
-                    values = log.write(step + 1, values)
-                else:
-                    log.count(step + 1, values)
+        """Run all steps that are not done yet, unless the evaluations say that further ones are of no use."""
+        accum, writes = self.recipe.accum_freq, self.world.first
+        loading = prefetch(self.task.batches, iter(range(self.done * accum, self.steps * accum)), self.recipe.workers)
+        bar = Progress(self.steps, "train", "step", self.done, quiet=not writes)
+        with contextlib.closing(loading), bar, Stopping() as stopping, contextlib.ExitStack() as stack:
+            self.log = stack.enter_context(self._log()) if writes else None
+            while self.done < self.steps and not self._exhausted():
+                values = self.step(self.done, loading)
+                self.done += 1
+                if self.log is not None:
+                    (self.log.write if self._every(self.recipe.log_every) else self.log.count)(self.done, values)
                 bar.update(note=f"loss {values['total']:.4f}")
-                if (step + 1) % recipe.save_every == 0 or step + 1 == self.steps or stopping.asked:
-                    checkpoint.save(self.out, step + 1, self.student, self.optimizer, recipe.keep, self._caches())
-                if stopping.asked:
+                better, stopped = self._evaluate(), self.world.any(stopping.asked)
+                if self._every(self.recipe.save_every) or better or stopped or self._exhausted():
+                    self._save()
+                if stopped:
                     raise KeyboardInterrupt
 
+    def _every(self, steps: int) -> bool:
+        """Tell whether what comes every so many steps, and after the last, comes now."""
+        return self.done % steps == 0 or self.done == self.steps
+
+    def _log(self) -> Log:
+        write_text(self.out / "recipe.toml", self.recipe.to_toml())
+        forget_after(self.out, self.done)
+        return Log(self.out, self.recipe, self.done)
+
+    def _save(self) -> None:
+        if self.world.first:
+            caches, keep = self._caches(), self.recipe.keep
+            checkpoint.save(self.out, self.done, self.student, self.optimizer, keep, caches, self.ema, self.watch)
+        self.world.wait()
+
+    def _evaluate(self) -> bool:
+        """Measure the student where that is due and keep its weights if it is the best yet; tell whether it is."""
+        if self.recipe.eval_root is None or not self._every(self.recipe.eval_every):
+            return False
+        better = False
+        if self.watch is not None and self.log is not None:
+            watch = self.watch
+            self.log.evaluated(self.done, lambda: watch.measure(self.done, self._finished()[0]))
+            better = watch.improved(self.done)
+            if better:
+                checkpoint.save_best(self.out, self._write)
+        return self.world.any(better)
+
+    def _exhausted(self) -> bool:
+        """Tell whether as many evaluations as the recipe has patience for brought nothing better."""
+        if self.recipe.patience is None:
+            return False
+        return self.world.any(self.watch is not None and self.watch.exhausted)
+
     def step(self, step: int, loading: Iterator[Batch]) -> dict:
-        """Do optimizer step ``step``; return its loss terms, learning rate, gradient norm, rows and seconds waited."""
-        recipe = self.recipe
-        torch.manual_seed(seed_of(recipe.seed, "step", step) % 2**32)
+        """Do optimizer step ``step``; return its loss terms, learning rate, gradient norm, rows and seconds waited.
+
+        Raises DataError when none of its rows can be read, and DimefmError when its loss is not finite.
+        """
         self.student.train()
-        rate = learning_rate(step, self.warmup_steps, self.steps, recipe)
+        rate = learning_rate(step, self.warmup_steps, self.steps, self.recipe)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        asked = time.perf_counter()
+        batches = [next(loading) for _ in range(self.recipe.accum_freq)]
+        waited = time.perf_counter() - asked
         self.optimizer.zero_grad(set_to_none=True)
-        record: dict = {"lr": rate, "rows": 0, "waited": 0.0, "bad": []}
-        for _ in range(recipe.accum_freq):
-            asked = time.perf_counter()
-            batch = next(loading)
-            record["waited"] += time.perf_counter() - asked
-            losses = self.losses(batch)
-            (losses["total"] / recipe.accum_freq).backward()
-            for name, value in losses.items():
-                record[name] = record.get(name, 0.0) + float(value.detach()) / recipe.accum_freq
-            record["rows"] += len(batch)
-            record["bad"] += batch.bad
+        losses, rows = self.backward(step, batches)
+        record: dict = {"lr": rate, "rows": rows, "waited": waited, "bad": self._bad(batches, rows)}
+        record |= {name: float(value.detach()) for name, value in losses.items()}
         record["grad_norm"] = float(self._clip())
         self._refuse_nan(step, record["total"], record["grad_norm"])
         self.optimizer.step()
         if self.task.kind == "clip":
             with torch.no_grad():
                 self.student.model.logit_scale.clamp_(0, 4.6052)  # ln 100, CLIP section 2.5
+        if self.ema is not None:
+            self.ema.update(self.student)
         return record
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the loss terms of one micro-batch, each the mean over teachers; the towers may run in bf16, similarities
-        are float32."""
-        teachers = self._teachers(batch)
-        pixels, tokens = (
-            None if inputs is None else inputs.to(self.device, non_blocking=True) for inputs in (batch.pixels, batch.tokens)
-        )
-        dtype = PRECISIONS[self.recipe.precision]
-        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
-            found = self.student.features(pixels, tokens, teachers)
-        values = [self.objective(ours, theirs) for ours, theirs in zip(found, teachers or [None], strict=True)]
-        return {name: torch.stack([value[name] for value in values]).mean() for name in values[0]}
+    def backward(self, step: int, batches: Sequence[Batch]) -> tuple[dict[str, Tensor], int]:
+        """Add the gradient of a step's batches to the parameters; return (the loss terms, rows of all processes)."""
+        size, accum = self.recipe.batch_size, self.recipe.accum_freq
+        places = np.concatenate([batch.places + number * size for number, batch in enumerate(batches)])
+        meeting = Meeting(self.world, places, accum * -(-size // self.world.size))
+        if not len(meeting):
+            bad = self._bad(batches, 0)
+            raise DataError(f"step {step + 1}: none of its {size * accum:,} rows can be read; the first: {bad[0]}")
+        seeds = [seed_of(self.recipe.seed, "step", step * accum + i, self.world.rank) % 2**32 for i in range(accum)]
+        portions = [Portion(batch.pixels, batch.tokens, seed) for batch, seed in zip(batches, seeds, strict=True)]
+        teachers = self._teachers(batches, meeting.places)
+        return self.gradients(portions, meeting, lambda outputs: self.losses(outputs, teachers)), len(meeting)
 
-    def _teachers(self, batch: Batch) -> list[Features]:
-        """Return each teacher's features of a micro-batch, at its own logit scale unless the recipe has one."""
-        rows = zip(batch.own, batch.other, self.sources.teachers, strict=True)
-        return [
-            Features.of(
-                image.to(self.device, non_blocking=True),
-                text.to(self.device, non_blocking=True),
-                self.recipe.logit_scale or card.logit_scale,
-            )
-            for image, text, card in rows
-        ]
+    def losses(self, outputs: Sequence[Tensor], teachers: Sequence[Features]) -> dict[str, Tensor]:
+        """Return the loss terms and gauges of a step, each the mean over teachers; similarities are float32."""
+        found = student.Student.features(outputs, teachers)
+        values = [self.objective(ours, theirs) for ours, theirs in zip(found, teachers or [None], strict=True)]
+        means = {name: torch.stack([value[name] for value in values]).mean() for name in values[0]}
+        return means | gauges(found, teachers)
+
+    def _teachers(self, batches: Sequence[Batch], places: Tensor) -> list[Features]:
+        """Return each teacher's features of a step, at its own logit scale unless the recipe has one."""
+        found, weights = [], next(self.student.parameters())
+        for number, card in enumerate(self.sources.teachers):
+            own = torch.cat([batch.own[number] for batch in batches]).to(weights, non_blocking=True)[places]
+            other = [batch.other[number] for batch in batches if batch.other is not None]
+            rows = torch.cat(other).to(weights, non_blocking=True) if other else own
+            found.append(Features.of(own, rows, self.recipe.logit_scale or card.logit_scale))
+        return found
+
+    def _bad(self, batches: Sequence[Batch], rows: int) -> list[dict]:
+        """Return the rows that all processes left out of a step that has ``rows``."""
+        ours = [row for batch in batches for row in batch.bad]
+        return self.world.lists(ours) if rows < self.recipe.batch_size * self.recipe.accum_freq else []
 
     def _clip(self) -> Tensor:
         limit = self.recipe.grad_clip_norm or float("inf")
@@ -185,28 +265,43 @@ class Run:
             raise DimefmError(f"step {step + 1}: {wrong}; {last}; lower --lr or set --grad-clip-norm")
 
     def finish(self) -> Path:
-        """Write the weights and, last, ``run.json``."""
-        task = self.task
+        """Write the weights and, last, ``run.json``; say in a few lines what was done."""
+        with self.world.first_alone():
+            if self.world.first:
+                self._write(self.out)
+                self.echo(closing(self.log, self.out / runs.KINDS[self.task.kind], self.watch))
+        return self.out
+
+    def _finished(self) -> tuple[nn.Module, dict]:
+        """Return the model that counts, of averaged weights where there are any, and its config."""
+        counting = self.student if self.ema is None else self.ema.module
+        return counting.finished(self.task.spec.config)
+
+    def _write(self, folder: Path) -> None:
+        """Make ``folder`` a run folder of the weights that count now."""
+        task, (model, config) = self.task, self._finished()
         if task.kind == "clip":
-            config = {"model_cfg": task.spec.config, "preprocess_cfg": task.preprocess}
-            write_text(self.out / open_clip.CONFIG, to_json(config))
-        runs.save_tensors(task.model.state_dict(), self.out / runs.KINDS[task.kind])
+            write_text(folder / open_clip.CONFIG, to_json({"model_cfg": config, "preprocess_cfg": task.preprocess}))
+        runs.save_tensors(model.state_dict(), folder / runs.KINDS[task.kind])
         teachers = [dataclasses.asdict(card) for card in self.sources.teachers]
         record = {
             "kind": task.kind,
-            "model_cfg": task.spec.config,
+            "model_cfg": config,
             "preprocess_cfg": task.preprocess,
             "teacher": teachers[0] if teachers else None,
-            "teacher_at": _relative(teachers[0]["name"], self.out) if teachers else None,
+            "teacher_at": _relative(teachers[0]["name"], folder) if teachers else None,
             "teachers": teachers,
-            "steps": self.steps,
+            "steps": self.done,
             "rows": len(self.sources),
-            **task.sizes(),
+            **tasks.sizes(model),
             **self._caches(),
             "libraries": libraries(),
         }
-        write_text(self.out / runs.FILE, to_json(record))
-        return self.out
+        if self.ema is not None:
+            record["ema"] = self.recipe.ema
+        if self.watch is not None and self.watch.record():
+            record["best"] = {"at": "checkpoints/best", **self.watch.record()}
+        write_text(folder / runs.FILE, to_json(record))
 
 
 def _claim(recipe: Recipe, out: Path, resume: bool) -> None:
@@ -224,6 +319,10 @@ def _claim(recipe: Recipe, out: Path, resume: bool) -> None:
     different = changed(recipe, read(out / "recipe.toml"))
     if different:
         raise RecipeError(f"{out}: the run to resume has another recipe ({'; '.join(different)}: this call against the run)")
+
+
+def _nothing(line: str) -> None:
+    """Say nothing: the first process speaks for all."""
 
 
 def _short(caches: dict[str, list[str]]) -> str:

@@ -16,8 +16,10 @@ from dimefm.errors import DimefmError
 
 COMMANDS = {  # name -> module
     "extract-features": "dimefm.cli.extract_features",
+    "pack": "dimefm.cli.pack",
     "train": "dimefm.cli.train",
     "eval": "dimefm.cli.eval",
+    "runs": "dimefm.cli.runs",
     "cache": "dimefm.cli.cache",
     "prompts": "dimefm.cli.prompts",
     "quickstart": "dimefm.cli.quickstart",
@@ -26,6 +28,7 @@ COMMANDS = {  # name -> module
 KEPT = "interrupted; finished parts are kept, the same command goes on from there"
 AFTER_INTERRUPT = {
     "extract-features": KEPT,
+    "pack": KEPT,
     "eval": KEPT,
     "cache": KEPT,
     "quickstart": KEPT,
@@ -70,6 +73,7 @@ def main(debug: bool) -> None:
 
     \b
     dimefm extract-features   run the teacher once; write its features to shards
+    dimefm pack               make images small once, for quick training
     dimefm train              train a student on cached features
     dimefm eval elevater      zero-shot accuracy on up to 20 datasets
     dimefm quickstart         all three on small real data, in minutes

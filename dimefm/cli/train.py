@@ -9,7 +9,7 @@ import click
 
 from dimefm.cli._options import ManyValues, column_options, scratch_option, selection_options
 from dimefm.errors import RecipeError, did_you_mean
-from dimefm.recipe import Recipe
+from dimefm.recipe import AUGMENTATIONS, Recipe
 
 DIME = {"vl": 0.7, "pvl": 0.3, "udist": 0.0}  # released default weights, Training/utils/opts.py:41-52
 CACHE = click.Path(file_okay=False)
@@ -21,6 +21,12 @@ CACHE = click.Path(file_okay=False)
 @click.option("--images", multiple=True, metavar="SRC...", help="Images: files, folders, patterns, .list files, or URLs.")
 @click.option("--dataroot", type=click.Path(file_okay=False), help="Folder or URL that relative sources are looked up in.")
 @click.option("--input-format", help="Format of the sources when it cannot be told from them.")
+@click.option("--mix", multiple=True, type=float, metavar="SHARE...", help="Shares of a batch, one for each source named.")
+@click.option(
+    "--shuffle",
+    type=click.Choice(["auto", "rows", "blocks"]),
+    help="All rows, or some row groups at a time; auto: blocks for Parquet files with many row groups.  [auto]",
+)
 @column_options
 @selection_options
 @scratch_option
@@ -33,8 +39,17 @@ CACHE = click.Path(file_okay=False)
 )
 @click.option("--tsv-file-list", multiple=True, metavar="LIST...", help="DIME-FM's form: image image_feat text text_feat.")
 @click.option("--captions", type=click.Choice(["text", "label"]), help="For pairs: sentences, or prompts from labels.")
-@click.option("--student", metavar="NAME", help="models/students, an open_clip architecture, timm/NAME or a JSON file.")
+@click.option(
+    "--student",
+    metavar="NAME",
+    help="One of docs/students.md, e.g. ViT-T-16, any open_clip architecture, timm/NAME or a JSON file.  [dime-ViT-B-32]",
+)
 @click.option("--image-size", type=int, metavar="PIXELS", help="Side of the student's input.")
+@click.option(
+    "--bridge",
+    type=click.Choice(["none", "linear"]),
+    help="'linear': the student keeps its dimension and learns a map to the teacher's, folded into it at the end.  [none]",
+)
 @click.option(
     "--text",
     metavar="WHICH",
@@ -53,9 +68,16 @@ CACHE = click.Path(file_okay=False)
 @click.option("--logit-scale", type=float, help="Factor on cosines.  [the teacher's]")
 @click.option("--epochs", type=float, help="Passes over the images (of a text tower, sentences).")
 @click.option("--steps", type=int, help="Optimizer steps, instead of epochs.")
-@click.option("--batch-size", type=int, metavar="N", help="Images (of a text tower, sentences) a step.")
+@click.option(
+    "--batch-size", type=int, metavar="N", help="Images (of a text tower, sentences) in a batch, over all processes."
+)
 @click.option("--texts-per-step", type=int, metavar="N", help="Sentences (of a text tower, images) a step.  [--batch-size]")
-@click.option("--accum-freq", type=int, metavar="N", help="Batches per optimizer step.")
+@click.option(
+    "--accum-freq",
+    type=int,
+    metavar="N",
+    help="Batches per optimizer step, whose loss and gradient are those of one large batch.",
+)
 @click.option("--lr", type=float, help="Peak learning rate.")
 @click.option("--min-lr", type=float, help="Final learning rate.")
 @click.option("--warmup", type=float, metavar="EPOCHS", help="Linear warm-up.")
@@ -67,13 +89,24 @@ CACHE = click.Path(file_okay=False)
     help="Student's view: the cache's own crops, random crops whatever the teacher saw, or the centre.  [cached; with "
     "--tsv-file-list free]",
 )
+@click.option(
+    "--augment",
+    type=click.Choice(list(AUGMENTATIONS)),
+    help="Random crops, and colours, of a paper; --set crop_scale=... replaces a part.  [dime-fm]",
+)
 @click.option("--seed", type=int, help="Seed of weights, order, views.")
 @click.option("--device", help="auto, cpu, cuda or cuda:N.")
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Of the towers; losses are always fp32.")
 @click.option("--workers", type=int, help="Threads that read and decode.")
 @click.option("--log-every", type=int, metavar="STEPS", help="Between lines of log.jsonl.")
 @click.option("--save-every", type=int, metavar="STEPS", help="Between checkpoints.")
-@click.option("--report-to", type=click.Choice(["tensorboard"]), help="Further logs beside log.jsonl.")
+@click.option("--report-to", metavar="A,B", help="Further logs beside log.jsonl: tensorboard, wandb, or both.")
+@click.option("--ema", type=float, metavar="DECAY", help="Average the weights; the averaged ones are scored and written.")
+@click.option("--eval-root", type=CACHE, help="Score the student on the way: a folder with one folder per dataset.")
+@click.option("--eval-datasets", metavar="A,B", help="Benchmarks or folders in it.  [those of the 20 that are there]")
+@click.option("--eval-every", type=int, metavar="STEPS", help="Between evaluations; the last step is one.  [1000]")
+@click.option("--eval-text-model", metavar="SPEC", help="For that: where the teacher lies now, or a text tower's run.")
+@click.option("--patience", type=int, metavar="N", help="Stop after N evaluations without a better mean.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE...", help="Any other key of the recipe, as TOML.")
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Run folder to write.")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --out, if there is one.")
@@ -90,18 +123,30 @@ def command(recipe, small, settings, out, resume, **flags):
     from the cached images of its key:
       dimefm train --texts sentences.txt --text-cache cache/texts --image-cache cache/images \\
                    --text student:dime-text-256 --out runs/text --use-pvl-loss
+
+    
+    On 4 GPUs, the same batches and the same gradients as on one:
+      torchrun --nproc-per-node 4 -m dimefm train ...
     """
+    from dimefm.monitor import scorer
     from dimefm.recipe import read
+    from dimefm.share import rank_of
     from dimefm.train import train
 
     choices = {name: flags.pop(name) for name in list(flags) if name.startswith(("use_", "w_", "t_"))}
     given = {name: value for name, value in flags.items() if value not in (None, ())}
+    if "eval_datasets" in given:
+        given["eval_datasets"] = tuple(name.strip() for name in given["eval_datasets"].split(",") if name.strip())
     given |= parse_settings(settings)
     resolved = read(recipe, small, **given)
     losses = dime_losses(dict(resolved.losses), choices)
     resolved = one_form(read(recipe, small, **{**given, "losses": losses}), given)
-    click.echo(resolved.to_toml(), err=True)
-    click.echo(f"run folder: {train(resolved, out, resume, echo=lambda line: click.echo(line, err=True))}")
+    speaks = rank_of()[0] == 0
+    if speaks:
+        click.echo(resolved.to_toml(), err=True)
+    done = train(resolved, out, resume, echo=lambda line: click.echo(line, err=True), scorer=scorer)
+    if speaks:
+        click.echo(f"run folder: {done}")
 
 
 def one_form(recipe: Recipe, given: dict) -> Recipe:

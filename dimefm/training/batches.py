@@ -13,30 +13,34 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from dimefm.cache import FeatureCache
 from dimefm.data import Rows
 from dimefm.data.align import Aligned
-from dimefm.data.augment import Augment, center
-from dimefm.data.images import decode
-from dimefm.data.order import epochs_of_step, rows_of_step, seed_of
-from dimefm.errors import BadRow, CacheError, DataError
+from dimefm.data.order import Order, seed_of
+from dimefm.data.train_views import Viewer
+from dimefm.errors import BadRow, CacheError
 from dimefm.recipe import Recipe
 from dimefm.training.captions import Captions
+from dimefm.training.orders import other_order, own_order
 from dimefm.training.sources import Sources
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch: what the student encodes, uint8 pixels [B, S, S, 3] or tokens [B, L] or (pairs) both; each teacher's
-    ``own`` rows [B, D] of the same inputs and ``other`` rows [N, D] of the other kind; the rows left out."""
+    """One micro-batch of B places, of which this process has n that could be read.
+
+    ``pixels`` uint8 [n, S, S, 3] or ``tokens`` [n, L] or (pairs) both are what the student encodes at ``places`` [n],
+    ascending. ``own`` are each teacher's rows [B, D] of all places, whoever encodes them, and ``other`` its rows [N, D] of
+    the other kind (None: those of ``own``). ``bad`` are the rows of this process that were left out.
+    """
 
     pixels: Tensor | None
     tokens: Tensor | None
+    places: np.ndarray
     own: tuple[Tensor, ...]
-    other: tuple[Tensor, ...]
+    other: tuple[Tensor, ...] | None
     bad: list[dict]
 
     def __len__(self) -> int:
@@ -44,41 +48,46 @@ class Batch:
 
 
 class Batches:
-    """Loads micro-batch ``number`` of images, with cached features or (pairs) sentences."""
+    """Loads micro-batch ``number`` of images, with cached features or (pairs) sentences; of ``places`` (None: all) the
+    images."""
 
-    def __init__(self, sources: Sources, recipe: Recipe, size: int, tokenizer: Callable | None):
+    def __init__(
+        self, sources: Sources, recipe: Recipe, size: int, tokenizer: Callable | None, places: Sequence[int] | None = None
+    ):
         self.sources, self.recipe, self.size, self.tokenizer = sources, recipe, size, tokenizer
-        self.augment = Augment(recipe.crop_scale, recipe.crop_ratio, recipe.flip, recipe.resize)
-        self.replayed = sources.views if recipe.view == "cached" else None
+        self.places = range(recipe.batch_size) if places is None else places
+        self.own, self.other = own_order(sources, recipe), other_order(sources, recipe)
+        self.view = Viewer.of(recipe, sources.views, size)
         self.captions = Captions(sources.raw, recipe.captions) if tokenizer is not None else None
 
     def __call__(self, number: int) -> Batch:
-        """Return the batch; unreadable rows are left out and listed. Raises DataError when no row is readable."""
+        """Return the batch; unreadable rows are left out and listed."""
         recipe, sources = self.recipe, self.sources
-        usable = rows_of_step(number, recipe.batch_size, len(sources), recipe.seed, "images")
-        shown = epochs_of_step(number, recipe.batch_size, len(sources)) % (sources.views.count if sources.views else 1)
+        first = number * recipe.batch_size
+        usable, epochs = self.own.take(first, recipe.batch_size)
+        shown = epochs % (sources.views.count if sources.views else 1)
         raw, cached = sources.locate(usable, shown)
         views, sentences, kept, bad = [], [], [], []
-        for place, (row_number, view_number) in enumerate(zip(raw.tolist(), shown.tolist(), strict=True)):
+        for place in self.places:
+            row_number, view_number = int(raw[place]), int(shown[place])
             try:
-                view, sentence = self._row(row_number, view_number, seed_of(recipe.seed, "view", number, place))
+                view, sentence = self._row(row_number, view_number, seed_of(recipe.seed, "view", first + place))
             except BadRow as error:
                 bad.append(complaint(sources.raw, row_number, error))
                 continue
             views.append(view)
             sentences.append(sentence)
             kept.append(place)
-        if not kept:
-            raise DataError(f"batch {number}: none of its {len(raw)} rows can be read; the first: {bad[0]}")
-        pixels = torch.from_numpy(np.stack(views))
+        places = np.array(kept, dtype=np.int64)
+        pixels = torch.from_numpy(np.stack(views) if views else np.empty((0, self.size, self.size, 3), np.uint8))
         if self.tokenizer is not None:
-            return Batch(pixels, self.tokenizer(sentences), (), (), bad)
-        own = features_of(sources.image_caches, [rows[kept] for rows in cached])
-        return Batch(pixels, None, own, drawn(sources.text_caches, sources.text_rows, number, recipe, "texts"), bad)
+            return Batch(pixels, tokens_of(sentences, self.tokenizer), places, (), (), bad)
+        other = drawn(sources.text_caches, sources.text_rows, self.other, number, recipe)
+        return Batch(pixels, None, places, features_of(sources.image_caches, cached), other, bad)
 
     def _row(self, number: int, view_number: int, seed: int) -> tuple[np.ndarray, str | None]:
         row = self.sources.raw[number]
-        view = self._view(decode(row.image), row.key, view_number, seed)
+        view = self.view(row.image, row.key, view_number, seed)
         if self.captions is None:
             return view, None
         sentence = self.captions(number, row, seed)
@@ -86,12 +95,10 @@ class Batches:
             raise BadRow("has no sentence to pair its image with")
         return view, sentence
 
-    def _view(self, image: Image.Image, key: str, view: int, seed: int) -> np.ndarray:
-        """Return what the student sees of an image, uint8 [S, S, 3]: a view of the cache, the centre, or free crops."""
-        if self.replayed is not None:
-            crop = self.replayed.cut(image, key, view)
-            return np.asarray(crop.resize((self.size, self.size), Image.Resampling.BICUBIC))
-        return center(image, self.size) if self.recipe.view == "center" else self.augment(image, self.size, seed)
+
+def tokens_of(sentences: list[str], tokenize: Callable[[list[str]], Tensor]) -> Tensor:
+    """Return the tokens [n, L] of n sentences, which may be none."""
+    return tokenize(sentences or [""])[: len(sentences)]
 
 
 def complaint(rows: Rows, number: int, error: BadRow) -> dict:
@@ -100,10 +107,10 @@ def complaint(rows: Rows, number: int, error: BadRow) -> dict:
     return {"source": rows.shards[shard].name, "row": local, "reason": str(error)}
 
 
-def drawn(caches: Sequence[FeatureCache], rows: Aligned, number: int, recipe: Recipe, what: str) -> tuple[Tensor, ...]:
+def drawn(caches: Sequence[FeatureCache], rows: Aligned, order: Order, number: int, recipe: Recipe) -> tuple[Tensor, ...]:
     """Return each teacher's rows [N, D] of the other kind for batch ``number``: drawn by themselves, so unpaired."""
-    wanted = rows_of_step(number, recipe.texts_per_step or recipe.batch_size, len(rows), recipe.seed, what)
-    return features_of(caches, rows.locate(wanted)[1])
+    count = recipe.texts_per_step or recipe.batch_size
+    return features_of(caches, rows.locate(order.take(number * count, count)[0])[1])
 
 
 def features_of(caches: Sequence[FeatureCache], rows: Sequence[np.ndarray]) -> tuple[Tensor, ...]:

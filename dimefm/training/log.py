@@ -1,15 +1,21 @@
-"""The record of a run: one JSON line per logged step, the rows left out, and TensorBoard scalars when asked."""
+"""The record of a run: a JSON line per logged step and per evaluation, the rows left out, and further boards when asked."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from dimefm.cache.files import write_text
-from dimefm.errors import RecipeError
+from dimefm.losses import Features
 from dimefm.recipe import Recipe
+from dimefm.training import boards
+from dimefm.training.watch import Watch
 
 LOG, BAD_ROWS = "log.jsonl", "bad_rows.jsonl"
 
@@ -26,32 +32,40 @@ def _lines(path: Path) -> list[str]:
 
 
 class Log:
-    """Appends one JSON line per logged step, and TensorBoard scalars when asked."""
+    """Appends one JSON line per logged step and per evaluation, and sends the same figures to the recipe's boards.
+
+    ``step`` and ``total`` are the last step's number and loss; ``rows``, ``waited`` and ``seconds`` those of this call so
+    far, evaluations not counted.
+    """
 
     def __init__(self, out: Path, recipe: Recipe, start: int = 0):
         self.out, self.recipe, self.start = out, recipe, start
-        self.since, self.rows, self.waited = time.perf_counter(), 0, 0.0
+        self.step, self.total = start, float("nan")
+        self.rows, self.waited = 0, 0.0
         self.bad = len(_lines(out / BAD_ROWS))
-        self.board = None
+        self._started, self._aside = time.perf_counter(), 0.0
+        self._before = (0, 0.0, 0.0)  # rows, seconds waited and seconds when the last line was written
 
     def __enter__(self) -> Log:
-        self.stack = contextlib.ExitStack()
-        self.file = self.stack.enter_context((self.out / LOG).open("a", encoding="utf-8"))
-        if self.recipe.report_to == "tensorboard":
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise RecipeError(
-                    "--report-to tensorboard: tensorboard is not installed; pip install 'dimefm[log]'"
-                ) from error
-            self.board = self.stack.enter_context(SummaryWriter(str(self.out / "tensorboard"), purge_step=self.start + 1))
+        with contextlib.ExitStack() as stack:
+            self.file = stack.enter_context((self.out / LOG).open("a", encoding="utf-8"))
+            self.boards = boards.opened(self.recipe, self.out, self.start)
+            for board in self.boards:
+                stack.callback(board.close)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *exception) -> None:
-        self.stack.close()
+        self._stack.close()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of this call so far, evaluations not counted."""
+        return time.perf_counter() - self._started - self._aside
 
     def count(self, step: int, values: dict) -> None:
         """Take note of a step that is not logged by itself."""
+        self.step, self.total = step, values["total"]
         self.rows += values["rows"]
         self.waited += values["waited"]
         self.bad += len(values["bad"])
@@ -61,15 +75,64 @@ class Log:
                 file.writelines(lines)
 
     def write(self, step: int, values: dict) -> dict:
-        """Log ``step`` (counted from 1) with the rate since the last logged step; return the line's fields."""
+        """Log ``step`` (counted from 1) with the rate since the last logged step; return the line's fields.
+
+        ``data_share`` is the share of that time that was spent waiting for data; the rest was spent computing.
+        """
         self.count(step, values)
-        seconds = time.perf_counter() - self.since
+        rows, waited, before = self._before
+        self._before = (self.rows, self.waited, self.seconds)
+        seconds = max(self._before[2] - before, 1e-9)
         line = {"step": step} | {k: v for k, v in values.items() if k not in ("rows", "waited", "bad")}
-        line |= {"rows_per_s": self.rows / seconds, "data_share": self.waited / seconds, "bad_rows": self.bad}
+        line |= {"rows_per_s": (self.rows - rows) / seconds, "data_share": (self.waited - waited) / seconds}
+        line |= {"bad_rows": self.bad}
+        self._append(line)
+        return line
+
+    def evaluated(self, step: int, measure: Callable[[], dict[str, float]]) -> dict:
+        """Log what ``measure`` finds after ``step``, on a line of its own with its seconds; return the line's fields."""
+        started = time.perf_counter()
+        found = measure()
+        seconds = time.perf_counter() - started
+        self._aside += seconds
+        line = {"step": step, **found, "eval_seconds": seconds}
+        self._append(line)
+        return line
+
+    def _append(self, line: dict) -> None:
         self.file.write(json.dumps({k: float(f"{v:.8g}") if isinstance(v, float) else v for k, v in line.items()}) + "\n")
         self.file.flush()
-        if self.board is not None:
-            for name, value in line.items():
-                self.board.add_scalar(name, value, step)
-        self.since, self.rows, self.waited = time.perf_counter(), 0, 0.0
-        return line
+        for board in self.boards:
+            board.add(line["step"], {name: value for name, value in line.items() if name != "step"})
+
+
+@torch.no_grad()
+def gauges(ours: Sequence[Features], theirs: Sequence[Features]) -> dict[str, Tensor]:
+    """Return figures of a step that are no losses, each a scalar and the mean over teachers.
+
+    ``logit_scale`` is the factor on cosines; ``cosine``, where there is a teacher, the mean cosine of a student's row and
+    the teacher's row of the same input. ``ours`` and ``theirs`` are the features [B, D] that the losses compare.
+    """
+    scales = [torch.as_tensor(one.logit_scale, dtype=torch.float32, device=one.image.device) for one in ours]
+    found = {"logit_scale": torch.stack(scales).mean()}
+    if theirs:
+        cosines = [(our.image * their.image).sum(-1).mean() for our, their in zip(ours, theirs, strict=True)]
+        found["cosine"] = torch.stack(cosines).mean()
+    return found
+
+
+def closing(log: Log, weights: Path, watch: Watch | None = None) -> str:
+    """Return what to say after training, in a few lines: what was done, how fast, how well, and where the weights lie."""
+    rate, share = log.rows / max(log.seconds, 1e-9), log.waited / max(log.seconds, 1e-9)
+    here = log.step - log.start
+    resumed = f" ({here:,} of them in this call)" if log.start else ""
+    lines = [
+        f"{log.step:,} steps{resumed}, {log.rows:,} rows in {log.seconds:,.1f} s: {rate:,.0f} rows/s, "
+        f"{share:.0%} of the time waiting for data",
+        f"final loss {log.total:.4f}" + (f", {log.bad:,} unreadable rows left out ({BAD_ROWS})" if log.bad else ""),
+    ]
+    if watch is not None and watch.record():
+        stopped = f"; stopped after {watch.without} evaluations without improvement" if watch.exhausted else ""
+        at = log.out / "checkpoints" / "best"
+        lines.append(f"best mean score {100 * watch.best:.2f} % after step {watch.best_step:,}: {at}{stopped}")
+    return "\n".join([*lines, f"weights: {weights}"])

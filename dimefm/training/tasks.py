@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from dimefm.models import open_clip, student, words
-from dimefm.models.student import Spec
+from dimefm.models.student import Spec, Student
 from dimefm.recipe import Recipe
 from dimefm.training.batches import Batch, Batches
 from dimefm.training.sources import Sources, TextSources
@@ -25,11 +25,20 @@ class Task:
     preprocess: dict | None
     batches: Callable[[int], Batch]
 
-    def sizes(self) -> dict[str, int]:
-        """Return how many weights there are, of each tower and together."""
-        towers = {"image": getattr(self.model, "visual", None), "text": getattr(self.model, "text", None)}
-        counts = {f"{name}_parameters": _count(tower) for name, tower in towers.items() if isinstance(tower, nn.Module)}
-        return {**counts, "parameters": _count(self.model)}
+    def student(self, sources: Sources, seed: int) -> Student:
+        """Return what trains: the model, its bridge if it keeps another dimension, and a head for each further teacher."""
+        dims = [teacher.dim for teacher in sources.teachers]
+        bridge = None
+        if dims and self.spec.config["embed_dim"] != dims[0]:
+            bridge = student.bridge(self.model, self.spec, dims[0], seed)
+        return Student(self.model, self.preprocess, student.heads(dims, seed), bridge)
+
+
+def sizes(model: nn.Module) -> dict[str, int]:
+    """Return how many weights there are, of each tower and together."""
+    towers = {"image": getattr(model, "visual", None), "text": getattr(model, "text", None)}
+    counts = {f"{name}_parameters": _count(tower) for name, tower in towers.items() if isinstance(tower, nn.Module)}
+    return {**counts, "parameters": _count(model)}
 
 
 def given(recipe: Recipe) -> frozenset[str]:
@@ -39,24 +48,33 @@ def given(recipe: Recipe) -> frozenset[str]:
     return frozenset({"teacher", "pairs"} if recipe.text_student and not recipe.text_cache else {"teacher"})
 
 
-def task(recipe: Recipe, sources: Sources) -> Task:
-    """Build what ``recipe`` trains, with random weights; raise ModelError when it cannot be built or run."""
+def task(recipe: Recipe, sources: Sources, places: Sequence[int]) -> Task:
+    """Build what ``recipe`` trains, with random weights, and its batches, of which this process encodes ``places``.
+
+    Raises ModelError when it cannot be built or run.
+    """
     if isinstance(sources, TextSources):
-        return _text_tower(recipe, sources)
+        return _text_tower(recipe, sources, places)
     both = recipe.text == "student"
-    spec = student.resolve(recipe.student, recipe.image_size, None if both else sources.teachers[0].dim)
-    model, preprocess = student.build(spec, both, recipe.seed, recipe.batch_size)
+    spec = student.resolve(recipe.student, recipe.image_size, None if both else _dim(recipe, sources))
+    model, preprocess = student.build(spec, both, recipe.seed, len(places))
     tokenizer = open_clip.tokenizer_for(spec.config) if both else None
-    batches = Batches(sources, recipe, spec.image_size, tokenizer)
+    batches = Batches(sources, recipe, spec.image_size, tokenizer, places)
     return Task("clip" if both else "image-tower", spec, model, preprocess, batches)
 
 
-def _text_tower(recipe: Recipe, sources: TextSources) -> Task:
-    spec = student.resolve_text(recipe.text_student, sources.teachers[0].dim)
+def _text_tower(recipe: Recipe, sources: TextSources, places: Sequence[int]) -> Task:
+    spec = student.resolve_text(recipe.text_student, _dim(recipe, sources))
     tokenizer = open_clip.tokenizer_for(spec.config)
     quick = words.words_of(tokenizer)
     tokenize = tokenizer if quick is None else lambda sentences: quick.tokenize(sentences)[0]
-    return Task("text-tower", spec, student.build_text(spec, recipe.seed), None, TextBatches(sources, recipe, tokenize))
+    batches = TextBatches(sources, recipe, tokenize, places)
+    return Task("text-tower", spec, student.build_text(spec, recipe.seed), None, batches)
+
+
+def _dim(recipe: Recipe, sources: Sources) -> int | None:
+    """Return the dimension that the student is built with, None for its own, from which a bridge leads."""
+    return None if recipe.bridge == "linear" else sources.teachers[0].dim
 
 
 def _count(module: nn.Module) -> int:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from torch import Tensor
 
-from dimefm.data.order import rows_of_step, seed_of
-from dimefm.errors import BadRow, DataError
+from dimefm.data.order import seed_of
+from dimefm.errors import BadRow
 from dimefm.recipe import Recipe
-from dimefm.training.batches import Batch, complaint, drawn, features_of
+from dimefm.training.batches import Batch, complaint, drawn, features_of, tokens_of
+from dimefm.training.orders import other_order, own_order
 from dimefm.training.sources import TextSources
 
 
@@ -19,44 +20,49 @@ class TextBatches:
 
     With text caches the ``own`` rows of a batch are those of its sentences, and images are drawn by themselves. Without, a
     batch is of ``batch_size`` images, each with one of its sentences, and both sides of the batch are the images' rows.
+    Sentences are those of ``places`` (None: all).
     """
 
-    def __init__(self, sources: TextSources, recipe: Recipe, tokenize: Callable[[list[str]], Tensor]):
+    def __init__(
+        self,
+        sources: TextSources,
+        recipe: Recipe,
+        tokenize: Callable[[list[str]], Tensor],
+        places: Sequence[int] | None = None,
+    ):
         self.sources, self.recipe, self.tokenize = sources, recipe, tokenize
+        self.own, self.other = own_order(sources, recipe), other_order(sources, recipe)
+        self.places = range(recipe.batch_size) if places is None else places
 
     def __call__(self, number: int) -> Batch:
-        """Return the batch; rows without a sentence are left out and listed. Raises DataError when no row has one.
-
-        Sentences of more tokens than the tower reads are cut.
-        """
+        """Return the batch; rows without a sentence are left out and listed. Sentences of more tokens than the tower reads
+        are cut."""
         raw, caches, cached = self._rows(number)
         sentences, kept, bad = [], [], []
-        for place, row in enumerate(raw.tolist()):
-            seed = seed_of(self.recipe.seed, "caption", number, place)
+        for place in self.places:
+            row, seed = int(raw[place]), seed_of(self.recipe.seed, "caption", number * self.recipe.batch_size + place)
             try:
                 sentences.append(thinned(self._sentence(row, seed), self.recipe.word_dropout, seed))
             except BadRow as error:
                 bad.append(complaint(self.sources.raw, row, error))
                 continue
             kept.append(place)
-        if not kept:
-            raise DataError(f"batch {number}: none of its {len(raw)} sentences can be read; the first: {bad[0]}")
-        own = features_of(caches, [rows[kept] for rows in cached])
-        return Batch(None, self.tokenize(sentences), own, self._images(number) if self.sources.pairs is None else own, bad)
+        tokens, places = tokens_of(sentences, self.tokenize), np.array(kept, dtype=np.int64)
+        other = self._images(number) if self.sources.pairs is None else None
+        return Batch(None, tokens, places, features_of(caches, cached), other, bad)
 
     def _rows(self, number: int) -> tuple[np.ndarray, tuple, list[np.ndarray]]:
         """Return (raw rows of sentences, caches, the rows there that the sentences shall be like)."""
-        sources, recipe = self.sources, self.recipe
+        sources, first = self.sources, number * self.recipe.batch_size
+        dealt, _ = self.own.take(first, self.recipe.batch_size)
         if sources.pairs is None:
-            usable = rows_of_step(number, recipe.batch_size, len(sources), recipe.seed, "texts")
-            raw, cached = sources.text_rows.locate(usable)
+            raw, cached = sources.text_rows.locate(dealt)
             return raw, sources.text_caches, cached
-        chosen = rows_of_step(number, recipe.batch_size, len(sources), recipe.seed, "images")
-        seeds = [seed_of(recipe.seed, "sentence", number, place) for place in range(len(chosen))]
-        return sources.pairs.draw(chosen, seeds), sources.image_caches, [sources.pairs.images[chosen]]
+        seeds = [seed_of(self.recipe.seed, "sentence", first + place) for place in range(len(dealt))]
+        return sources.pairs.draw(dealt, seeds), sources.image_caches, [sources.pairs.images[dealt]]
 
     def _images(self, number: int) -> tuple[Tensor, ...]:
-        return drawn(self.sources.image_caches, self.sources.image_rows, number, self.recipe, "images")
+        return drawn(self.sources.image_caches, self.sources.image_rows, self.other, number, self.recipe)
 
     def _sentence(self, number: int, seed: int) -> str:
         """Return the sentence of a raw row: the first, whose features a text cache holds, or of a pair any of them."""

@@ -100,6 +100,49 @@ def test_a_precision_that_gains_nothing_is_named(raw, monkeypatch):
     assert "note:" not in run(*arguments, raw / "quick")[1]
 
 
+@pytest.fixture
+def machine(monkeypatch):
+    """Return ``machine(times)``: from then on this CPU takes so many times as long in bf16 as in fp32."""
+    from dimefm.models import precision
+
+    def takes(times):
+        precision.chosen.cache_clear()
+        monkeypatch.setattr(precision, "seconds_of_product", lambda dtype: 1.0 if dtype == torch.float32 else times)
+
+    yield takes
+    precision.chosen.cache_clear()
+
+
+def test_a_precision_that_the_machine_chooses_and_the_next_one_takes_over(raw, machine, digests):
+    arguments = ("--images", raw / "photos", "--texts", raw / "s.txt", "--out", raw / "out", "--precision")
+    machine(0.3)
+    code, output = run(*arguments, "auto")
+    assert code == 0
+    reason = "--precision auto is bf16, on this CPU a product of matrices takes 0.3 times as long in bf16"
+    assert [line for line in output.splitlines() if "note:" in line] == [
+        f"note: {raw}/out/{kind}: {reason}" for kind in ("images", "texts")
+    ]
+    assert {FeatureCache(raw / "out" / kind).manifest.how["precision"] for kind in ("images", "texts")} == {"bf16"}
+    before = digests(raw / "out")
+    machine(4.2)
+    output = run(*arguments, "auto")[1]
+    assert "auto is bf16, as the cache there says" in output and output.count("finished already") == 2
+    assert digests(raw / "out") == before
+    assert "how.precision: 'fp32' against 'bf16'" in refused(*arguments, "fp32")
+    (raw / "t.txt").write_text("one more\n")
+    assert run("--texts", raw / "t.txt", "--out", raw / "out", "--precision", "auto", "--append")[0] == 0
+    assert FeatureCache(raw / "out/texts").manifest.how["precision"] == "bf16"
+
+
+def test_where_bf16_gains_nothing_an_automatic_precision_is_fp32(raw, machine, digests):
+    machine(1.0)
+    for precision in ("auto", "fp32"):
+        run("--images", raw / "photos", "--out", raw / precision, "--precision", precision)
+    assert digests(raw / "auto") == digests(raw / "fp32")
+    output = run("--images", raw / "photos", "--out", raw / "new", "--precision", "auto", "--estimate")[1]
+    assert "auto is fp32" in output and not (raw / "new").exists()
+
+
 def test_images_and_sentences_go_to_folders_of_their_own(raw):
     code, output = run("--images", raw / "photos", "--texts", raw / "s.txt", "--out", raw / "out")
     assert code == 0

@@ -14,10 +14,11 @@ LAYERS = [
     {"cache", "losses", "recipe"},
     {"data", "models", "eval"},
     {"training", "stages"},
+    {"stream"},
     {"pipeline"},
-    {"extract", "train"},
+    {"extract", "pack", "train"},
     {"evaluate", "estimate", "recheck", "engines"},
-    {"quickstart"},
+    {"quickstart", "monitor", "compare_runs"},
     {"cli", "__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -1,6 +1,7 @@
 """Batches: pure functions of (seed, number), whose images, features and sentences belong together."""
 
 import base64
+import io
 import json
 
 import numpy as np
@@ -12,12 +13,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dimefm.data.augment import center
-from dimefm.errors import DataError, DimefmError
+from dimefm.data.decoders import decoder
+from dimefm.data.train_views import Viewer
+from dimefm.errors import DataError
 from dimefm.models import open_clip, student
+from dimefm.recipe import read
 from dimefm.train import train
 from dimefm.training.batches import Batches, prefetch
 from dimefm.training.sources import open_sources
+from dimefm.training.world import World
 
 ROWS, TEXTS = 17, 9
 
@@ -48,14 +52,6 @@ def test_a_batch_is_a_pure_function_of_seed_and_number(world):
     assert all(equal(again(number), first[number]) for number in (4, 0, 2, 3, 1))
     other = batches(world, world.recipe(seed=1))
     assert not equal(other(0), first[0])
-
-
-def test_the_view_depends_on_the_seed(world):
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8))
-    load = batches(world, world.recipe())
-    views = [load.augment(image, 16, seed) for seed in (1, 1, 2)]
-    assert np.array_equal(views[0], views[1])
-    assert not np.array_equal(views[0], views[2])
 
 
 @pytest.mark.parametrize("workers", [1, 4])
@@ -94,9 +90,8 @@ def test_rows_that_extraction_quarantined_are_left_out_on_both_sides(world, make
 def test_rows_that_have_become_unreadable_are_left_out_and_recorded(world):
     world.write_images(broken={2, 12})
     batch = batches(world, world.recipe(batch_size=ROWS))(0)
-    assert world.numbers_of_pixels(batch.pixels) == world.numbers_of_features(batch.own[0])
+    assert world.numbers_of_pixels(batch.pixels) == world.numbers_of_features(batch.own[0][batch.places])
     assert set(world.numbers_of_pixels(batch.pixels)) == set(range(ROWS)) - {2, 12}
-    assert len(batch.own[0]) == ROWS - 2
     assert sorted((bad["source"], bad["row"]) for bad in batch.bad) == [("image_0.tsv", 2), ("image_1.tsv", 2)]
     assert all("not an image" in bad["reason"] for bad in batch.bad)
 
@@ -111,8 +106,24 @@ def test_a_run_lists_the_rows_that_it_left_out(world):
 
 def test_a_batch_without_one_readable_row_is_an_error(world):
     world.write_images(broken=set(range(ROWS)))
-    with pytest.raises(DataError, match="batch 0: none of its 5 rows can be read; the first: .*not an image"):
-        batches(world, world.recipe())(0)
+    with pytest.raises(DataError, match="step 1: none of its 5 rows can be read; the first: .*not an image"):
+        train(world.recipe(), world.root / "run", echo=lambda line: None)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_processes_share_the_places_of_a_batch_and_see_the_same_features(world, size):
+    world.write_images(broken={4})
+    recipe = world.recipe(batch_size=ROWS)
+    whole = batches(world, recipe)(1)
+    parts = [
+        Batches(open_sources(recipe, world.root), recipe, 16, None, World(rank, size).places(ROWS)) for rank in range(size)
+    ]
+    found = [part(1) for part in parts]
+    assert np.array_equal(np.concatenate([batch.places for batch in found]), whole.places)
+    assert torch.equal(torch.cat([batch.pixels for batch in found]), whole.pixels)
+    assert [row for batch in found for row in batch.bad] == whole.bad
+    assert all(torch.equal(batch.own[0], whole.own[0]) and torch.equal(batch.other[0], whole.other[0]) for batch in found)
+    assert max(len(batch) for batch in found) - min(len(batch) for batch in found) <= 2
 
 
 @pytest.mark.parametrize(("asked", "rows"), [(None, 5), (2, 2), (TEXTS, TEXTS), (20, 20)])
@@ -143,10 +154,13 @@ def test_sentences_and_images_are_dealt_independently(world):
 @example(width=32, height=39, size=32, seed=0)
 def test_the_centre_view_equals_the_preprocessing_of_evaluation(width, height, size, seed):
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    image, preprocess = Image.fromarray(pixels), open_clip.default_preprocess(size)
-    ours = torch.from_numpy(center(image, size).copy())[None]
-    seen = student.Student(Seen(), preprocess).images(ours)[0]
-    torch.testing.assert_close(seen, open_clip.transform_of(preprocess)(image), rtol=0, atol=1e-5)
+    file, preprocess = io.BytesIO(), open_clip.default_preprocess(size)
+    Image.fromarray(pixels).save(file, "PNG")
+    ours = Viewer.of(read(None, view="center"), None, size)(file.getvalue(), "", 0, 0)
+    seen = student.Student(Seen(), preprocess).images(torch.from_numpy(ours.copy())[None])[0]
+    turbo = decoder("turbo", preprocess)
+    expected = turbo.finish(turbo(file.getvalue())[None], torch.device("cpu"))[0]
+    torch.testing.assert_close(seen, expected, rtol=0, atol=1e-5)
 
 
 class Seen(torch.nn.Module):
@@ -157,8 +171,10 @@ class Seen(torch.nn.Module):
 
 
 def test_the_centre_view_is_what_a_recipe_gets(world):
-    load = batches(world, world.recipe(view="center", batch_size=1))
-    assert np.array_equal(load(0).pixels[0], center(Image.new("RGB", (24, 20), tuple(load(0).pixels[0, 0, 0].tolist())), 16))
+    recipe = world.recipe(view="center", batch_size=1)
+    pixels = batches(world, recipe)(0).pixels
+    row = open_sources(recipe, world.root).raw[world.numbers_of_pixels(pixels)[0]]
+    np.testing.assert_array_equal(pixels[0], Viewer.of(recipe, None, 16)(row.image, row.key, 0, 0))
 
 
 def test_pairs_keep_their_sentences(world):
@@ -209,8 +225,7 @@ def test_labels_become_prompts_of_their_class(world):
 
 def test_labels_are_not_used_unless_asked_for(world):
     recipe = world.clip_recipe(images=[str(labelled(world, [0, 1]))], captions="text", batch_size=2)
-    with pytest.raises(DimefmError, match="text|sentence"):
-        batches(world, recipe, words)(0)
+    assert [bad["reason"] for bad in batches(world, recipe, words)(0).bad] == ["has no sentence to pair its image with"] * 2
 
 
 def test_a_value_that_is_not_base64_is_a_bad_row(world):

@@ -68,10 +68,12 @@ def test_every_field_survives_writing(tmp_path):
         "losses": {"dime.vl": {"weight": 1.0}},
         "images": ("a", "b"),
         "texts": ("c",),
+        "mix": (0.7, 0.3),
+        "shuffle": "blocks",
         "tsv_file_list": ("a", "b", "c", "d"),
     }
-    fixed |= {"image_cache": ("a",), "text_cache": ("b", "c")}
-    fixed |= {"crop_scale": (0.5, 0.75), "crop_ratio": (0.5, 2.0)}
+    fixed |= {"image_cache": ("a",), "text_cache": ("b", "c"), "bridge": "linear", "augment": "clip-kd"}
+    fixed |= {"crop_scale": (0.5, 0.75), "crop_ratio": (0.5, 2.0), "eval_datasets": ("a", "b")}
     for name, field in FIELDS.items():
         if name not in fixed:
             fixed[name] = next(value for kind, value in other.items() if str(field.type).startswith(kind.__name__))

@@ -123,11 +123,11 @@ def test_at_one_size_teacher_and_student_see_the_same_pixels(noisy, tmp_path):
     plain = {**open_clip.default_preprocess(24), "mean": (0, 0, 0), "std": (1, 1, 1)}
     stage = Images(
         SimpleNamespace(image_preprocess=plain, device=torch.device("cpu")),
-        Settings(views=MANY, decoder="pil"),
+        Settings(views=MANY, decoder="turbo"),
     )
     (shard,) = sources.raw.shards
     (batch,) = stage.batches(shard, range(stage.count(shard)))
-    teacher = dict(zip(batch.keys, (batch.inputs * 255).round().byte().permute(0, 2, 3, 1), strict=True))
+    teacher = dict(zip(batch.keys, batch.inputs.permute(0, 2, 3, 1), strict=True))
     load = Batches(sources, recipe, 24, None)
     compared = 0
     for epoch in range(3):
@@ -233,7 +233,7 @@ def extracted(tmp_path_factory):
     words = ["extract-features", "--teacher", "ResNet-mini-64/random:0", "--device", "cpu", "--dtype", "float32"]
     words += ["--images", root / "many.tsv", "--texts", root / "words.txt", "--views", 2, "--view-recipe", "scale=[0.1,0.6]"]
     result = CliRunner().invoke(
-        main, [str(word) for word in [*words, "seed=4", "--decoder", "pil", "--batch-size", 3, "--out", root / "cache"]]
+        main, [str(word) for word in [*words, "seed=4", "--decoder", "turbo", "--batch-size", 3, "--out", root / "cache"]]
     )
     assert result.exit_code == 0, result.output
     return root
@@ -261,8 +261,8 @@ def test_every_teacher_row_in_training_is_the_encoding_of_the_view_that_the_stud
     world.tiny.write_text(json.dumps(student))
     caches = {"image_cache": str(extracted / "cache/images"), "text_cache": str(extracted / "cache/texts")}
     recipe = world.recipe(images=[str(extracted / "many.tsv")], view="cached", crop_scale=(0.1, 0.6), steps=5, **caches)
-    batches, losses = [], Run.losses
-    monkeypatch.setattr(Run, "losses", lambda self, batch: batches.append(batch) or losses(self, batch))
+    batches, backward = [], Run.backward
+    monkeypatch.setattr(Run, "backward", lambda self, step, found: batches.extend(found) or backward(self, step, found))
     train(recipe, world.root / "run", echo=lambda line: None)
     card = tiny_teacher.card.preprocess
     stored = torch.from_numpy(FeatureCache(extracted / "cache/images")[:])
@@ -281,7 +281,7 @@ def test_every_teacher_row_in_training_is_the_encoding_of_the_view_that_the_stud
 def test_any_rows_of_a_cache_of_views_can_be_encoded_again(extracted, tiny_teacher):
     cache = FeatureCache(extracted / "cache/images")
     policy = ViewPolicy.of(cache.manifest.how)
-    stage = Images(tiny_teacher, Settings(views=policy, batch_size=2, decoder="pil"))
+    stage = Images(tiny_teacher, Settings(views=policy, batch_size=2, decoder="turbo"))
     (shard,) = open_rows([extracted / "many.tsv"], "image").shards
     found = list(stage.batches(shard, [1, 2, 3, 7, 12]))
     assert [number for batch in found for number in batch.numbers] == [1, 2, 3, 7]

@@ -38,9 +38,8 @@ def outcome(out):
     return weights.read_bytes(), (newest / "model.safetensors").read_bytes(), optimizer, lines(out), record, bad
 
 
-def runs_of(world):
+def runs_of(world, captions=tuple(f"number {n} of many" for n in range(9))):
     """Return the recipes that resuming is tested on."""
-    captions = [f"number {n} of many" for n in range(9)]
     return {
         "image tower": world.recipe(student=str(world.noisy), save_every=3),
         "clip from pairs": world.clip_recipe(images=[str(world.pairs(captions))], save_every=3),
@@ -74,7 +73,8 @@ def test_six_steps_equal_three_and_three(world, recipe):
     back_to(whole, world.root / "halves", 3)
     said = []
     halves = train(recipe, world.root / "halves", resume=True, echo=said.append)
-    assert said == [f"resumed after step 3 from {halves / 'checkpoints' / '00000003'}"]
+    assert said[0] == f"resumed after step 3 from {halves / 'checkpoints' / '00000003'}"
+    assert said[1].startswith("6 steps (3 of them in this call), ")
     assert outcome(halves) == outcome(whole)
 
 
@@ -176,28 +176,32 @@ def test_only_the_newest_checkpoints_are_kept(world):
 
 
 def gradients(run, batches):
-    """Return the gradients of the mean loss over ``batches`` without touching the run's optimizer."""
-    run.student.zero_grad(set_to_none=True)
-    (sum(run.losses(batch)["total"] for batch in batches) / len(batches)).backward()
-    return {name: parameter.grad.clone() for name, parameter in run.student.named_parameters()}
+    """Return the loss of the first step and its gradients, in float64, without touching the run's optimizer."""
+    run.student.double().zero_grad(set_to_none=True)
+    losses, rows = run.backward(0, batches)
+    assert rows == sum(map(len, batches))
+    return losses["total"], {name: parameter.grad for name, parameter in run.student.named_parameters()}
 
 
-def test_accumulation_deals_the_rows_of_the_large_batch_and_averages_the_gradients_of_the_small_ones(world):
-    """What holds exactly: accum_freq = 2 at half the batch size sees the same rows in the same order as the whole batch,
-    and its gradient is the mean of the two half batches' gradients. It is not the gradient of the whole batch: each of
-    these losses compares the rows of one batch with each other, and halves have fewer rows to compare."""
-    whole = Run(world.recipe(batch_size=6, steps=3), world.root / "whole", False, quiet)
-    halves = Run(world.recipe(batch_size=3, steps=3, accum_freq=2), world.root / "halves", False, quiet)
-    for step in range(3):
-        large, small = whole.task.batches(step), [halves.task.batches(2 * step), halves.task.batches(2 * step + 1)]
-        assert torch.equal(torch.cat([part.own[0] for part in small]), large.own[0])
-        assert torch.equal(torch.cat([part.other[0] for part in small]), large.other[0])
-    expected = gradients(halves, [halves.task.batches(0), halves.task.batches(1)])
-    record = halves.step(0, iter([halves.task.batches(0), halves.task.batches(1)]))
-    for name, parameter in halves.student.named_parameters():
-        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6)
-    assert record["rows"] == 6
-    assert record["grad_norm"] == pytest.approx(torch.stack([g.norm() for g in expected.values()]).norm().item(), rel=1e-4)
+@pytest.mark.parametrize("what", ["image tower", "two teachers", "clip from pairs", "text tower", "text tower from pairs"])
+def test_a_batch_in_portions_has_the_loss_and_the_gradient_of_the_whole(world, what):
+    captions = {"captions": [f"number {n} of many" for n in range(12)]}
+    recipe = runs_of(world, **captions)[what]
+    recipe = dataclasses.replace(recipe, student=str(world.tiny), batch_size=6, texts_per_step=None, accum_freq=1)
+    portions = dataclasses.replace(recipe, batch_size=2, accum_freq=3)
+    whole, parts = (Run(each, world.root / f"{each.accum_freq}", False, quiet) for each in (recipe, portions))
+    expected = gradients(whole, [whole.task.batches(0)])
+    found = gradients(parts, [parts.task.batches(number) for number in range(3)])
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    assert max(gradient.abs().max() for gradient in expected[1].values()) > 1e-3
+
+
+def test_portions_update_running_statistics_once_each(world):
+    """Everything is encoded twice, but normalisation counts each portion once."""
+    run = Run(world.recipe(student=str(world.noisy), batch_size=5, accum_freq=3), world.root / "run", False, quiet)
+    run.backward(0, [run.task.batches(number) for number in range(3)])
+    counted = {int(value) for name, value in run.student.state_dict().items() if name.endswith("num_batches_tracked")}
+    assert counted == {3}
 
 
 def test_the_gradient_is_clipped_to_the_recipes_norm(world):

@@ -1,0 +1,118 @@
+"""The gradient of one optimizer step, exact for its whole batch, however many processes and portions share it.
+
+A similarity loss does not split: every image of a batch meets every other. So a step goes as GradCache does (Gao et al.,
+2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup"): the towers encode their inputs, the rows of
+all portions and processes are put together, the loss gives its gradient with respect to these rows, and each portion's rows
+carry theirs back through the towers. One portion keeps its graph; of several, only one graph exists at a time and everything
+is encoded twice. DistributedDataParallel averages what the processes found.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parallel import DistributedDataParallel
+
+from dimefm.training.world import Meeting, World
+
+Loss = Callable[[tuple[Tensor, ...]], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Portion:
+    """What is encoded at a time: pixels [n, S, S, 3] or tokens [n, L] or both, and the seed of what is random in it."""
+
+    pixels: Tensor | None
+    tokens: Tensor | None
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.tokens if self.pixels is None else self.pixels)
+
+    def inputs(self, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+        """Return pixels and tokens on ``device``; a portion without rows gives two blank ones, for batch normalisation."""
+        pixels, tokens = (
+            value if value is None or len(value) else value.new_zeros(2, *value.shape[1:])
+            for value in (self.pixels, self.tokens)
+        )
+        return tuple(None if value is None else value.to(device, non_blocking=True) for value in (pixels, tokens))
+
+
+class Gradients:
+    """Fills the gradients of ``student``, whose ``forward(pixels, tokens)`` gives rows [n, D] and scalars.
+
+    ``dtype`` None encodes in the weights' own precision, another under autocast; rows are always handed on in full.
+    """
+
+    def __init__(self, student: nn.Module, world: World, dtype: torch.dtype | None = None):
+        self.student, self.world, self.dtype = student, world, dtype
+        self.shared = DistributedDataParallel(student) if world.size > 1 else student
+
+    def __call__(self, portions: Sequence[Portion], meeting: Meeting, loss: Loss) -> dict[str, Tensor]:
+        """Add the gradient of ``loss(outputs)["total"]`` to the parameters; return what ``loss`` gave.
+
+        ``outputs`` are the student's, with the rows of all portions and processes in the order of ``meeting``.
+        """
+        if len(portions) == 1:
+            with self.world.in_touch():
+                encoded = [self._encode(self.shared, portions[0])]
+        else:
+            with torch.no_grad(), statistics_kept(self.student):
+                encoded = [self._encode(self.student, portion) for portion in portions]
+        met = tuple(self._met(values, meeting).requires_grad_() for values in zip(*encoded, strict=True))
+        with torch.enable_grad():
+            values = loss(met)
+        values["total"].backward()
+        with self.world.in_touch():
+            self._carry_back(portions, encoded, [self._own(value, meeting) for value in met])
+        return values
+
+    def _encode(self, student: nn.Module, portion: Portion) -> tuple[Tensor, ...]:
+        """Return the outputs for one portion: rows in float32 (or float64) and scalars."""
+        torch.manual_seed(portion.seed)
+        inputs = portion.inputs(self.world.device)
+        with torch.autocast(self.world.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+            outputs = student(*inputs)
+        full = (value.float() if value.dtype in (torch.float16, torch.bfloat16) else value for value in outputs)
+        return tuple(value[: len(portion)] if value.ndim else value for value in full)
+
+    def _met(self, values: Sequence[Tensor], meeting: Meeting) -> Tensor:
+        """Return one output of all portions and processes; a scalar is the same in all of them."""
+        return meeting.rows(torch.cat([value.detach() for value in values])) if values[0].ndim else values[-1].detach()
+
+    def _own(self, met: Tensor, meeting: Meeting) -> Tensor:
+        """Return the gradient of this process's rows, times the processes over which the gradients are averaged later."""
+        found = torch.zeros_like(met) if met.grad is None else met.grad
+        return found[meeting.mine] * self.world.size if met.ndim else found
+
+    def _carry_back(
+        self, portions: Sequence[Portion], encoded: list[tuple[Tensor, ...]], gradients: Sequence[Tensor]
+    ) -> None:
+        """Send the gradients [n, D] of all portions' rows back through the towers; processes meet in the last portion."""
+        start = 0
+        for number, portion in enumerate(portions):
+            last, end = number + 1 == len(portions), start + len(portion)
+            with contextlib.nullcontext() if last or self.world.size == 1 else self.shared.no_sync():
+                outputs = encoded[0] if len(portions) == 1 else self._encode(self.shared, portion)
+                parts = [g[start:end] if g.ndim else g * last for g in gradients]
+                kept = [(output, part) for output, part in zip(outputs, parts, strict=True) if output.requires_grad]
+                torch.autograd.backward([output for output, _ in kept], [part for _, part in kept])
+            start = end
+
+
+@contextlib.contextmanager
+def statistics_kept(model: nn.Module) -> Iterator[None]:
+    """Leave the running statistics of normalisation layers as they are; they still normalise with those of the batch."""
+    layers = [layer for layer in model.modules() if isinstance(layer, _NormBase) and layer.track_running_stats]
+    for layer in layers:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True
