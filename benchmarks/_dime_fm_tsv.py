@@ -37,11 +37,15 @@ class _Reader:
 
 
 class Composite:
-    """The access pattern over one feature TSV; ``collect=False`` leaves out the call of ``gc.collect()``."""
+    """The access pattern over one TSV; ``collect=False`` leaves out the call of ``gc.collect()``."""
 
     def __init__(self, path: Path, collect: bool = True):
         self.path, self.collect = path, collect
 
     def __getitem__(self, row: int) -> np.ndarray:
         """Return a row, float32 [dim]."""
-        return np.frombuffer(base64.b64decode(_Reader(self.path, self.collect).line(row)[1]), dtype=np.float32)
+        return np.frombuffer(self.value(row), dtype=np.float32)
+
+    def value(self, row: int) -> bytes:
+        """Return what stands in a row: the bytes of a feature, or of an image's file."""
+        return base64.b64decode(_Reader(self.path, self.collect).line(row)[1])

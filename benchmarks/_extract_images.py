@@ -24,7 +24,7 @@ from dimefm.extract import Report, Settings, extract
 from dimefm.models.encoder import Encoder
 
 GOALS = {
-    "ViT-B-32": {"ours bare": 0.95, "compiled bare": 1.05, "ours script": 1.18, "compiled script": 1.3},
+    "ViT-B-32": {"eager bare": 0.95, "compiled bare": 1.05, "eager script": 1.18, "compiled script": 1.3},
     "RN50": {"compiled bare": 1.3},
 }
 COSINE = (">=", 0.9999)
@@ -73,10 +73,9 @@ def bare(encoder: Encoder, photos: Photos, sizes: Sizes, count: int) -> Callable
     return run
 
 
-def heavy(sizes: Sizes, photos: Photos, arch: str, compiling: bool) -> tuple[list[Line], list[str]]:
-    """Time a tower that costs more than decoding; also say what was left out."""
+def heavy(sizes: Sizes, photos: Photos, arch: str, compiling: bool) -> list[Line]:
+    """Time a tower that costs more than decoding, in fp32 and in what ``--precision auto`` takes here."""
     encoder, n = models.eager(arch), sizes.heavy
-    fast = models.compiled(encoder, sizes.batch) if compiling else None
     ours = Ours(encoder, photos.heavy, sizes, arch, photos.warm)
     saved = sizes.folder / f"{arch.replace('/', '_')}.npy"
 
@@ -84,24 +83,30 @@ def heavy(sizes: Sizes, photos: Photos, arch: str, compiling: bool) -> tuple[lis
         source = photos.heavy if repeat else photos.warm
         peers.script(encoder.image_model, encoder.preprocess, source, sizes.batch, saved)
 
-    works = {"bare": Work(bare(encoder, photos, sizes, n), n), "ours": Work(ours, n), "script": Work(script, n)}
-    if fast is not None:
-        works["compiled"] = Work(Ours(fast, photos.heavy, sizes, f"{arch} compiled", photos.warm), n)
+    quick = models.automatic(encoder)
+    mine = {"eager": ours, "auto": Ours(quick, photos.heavy, sizes, f"{arch} auto", photos.warm)}
+    if compiling:
+        mine |= {
+            name: Ours(models.compiled(one, sizes.batch), photos.heavy, sizes, f"{arch} {name}", photos.warm)
+            for name, one in (("compiled", encoder), ("auto compiled", quick))
+        }
+    works = {"bare": Work(bare(encoder, photos, sizes, n), n), "script": Work(script, n)}
+    works |= {name: Work(run, n) for name, run in mine.items()}
     seen = interleaved(works, sizes.repeats)
-    goals = GOALS.get(arch, {})
-    words = {"ours": "eager", "compiled": "compiled", "bare": "the bare forward loop", "script": "a plain open_clip script"}
+    others = {"bare": "the bare forward loop", "script": "a plain open_clip script"}
     lines = []
-    for mine, other in ((mine, other) for other in ("bare", "script") for mine in ("ours", "compiled") if mine in seen):
-        goal = goals.get(f"{mine} {other}")
-        what = f"{arch} {words[mine]}, against {words[other]}"
-        item = f"images {arch} {words[mine]} / {other}"
-        lines.append(Line(item, what, seen[mine], UNIT, seen[other], None if goal is None else (">=", goal)))
-    what = f"{arch} eager: least cosine to the script's rows"
-    lines.append(Line(f"images {arch} cosine", what, _least(ours.cache, np.load(saved)), "cosine", goal=COSINE))
+    for name, other in ((name, other) for other in others for name in mine):
+        goal = GOALS.get(arch, {}).get(f"{'compiled' if 'compiled' in name else 'eager'} {other}")
+        what = f"{arch} {name.replace('auto', f'auto ({quick.precision})')}, against {others[other]} in fp32"
+        item = f"images {arch} {name} / {other}"
+        lines.append(Line(item, what, seen[name], UNIT, seen[other], None if goal is None else (">=", goal)))
+    for name, run in mine.items():
+        what = f"{arch} {name}: least cosine to the script's rows"
+        item = f"images {arch} {name} cosine".replace(" eager", "")
+        lines.append(Line(item, what, _least(run.cache, np.load(saved)), "cosine", goal=COSINE))
     what = f"{arch} eager: part of the time in which the encoder works"
     lines.append(Line(f"images {arch} busy", what, ours.busy, "of 1"))
-    left = [f"{arch} compiled: the encoder has no way to compile"] if compiling and fast is None else []
-    return lines, left
+    return lines
 
 
 def _least(cache: FeatureCache, rows: np.ndarray) -> float:

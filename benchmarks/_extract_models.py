@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dimefm.models import open_clip
 from dimefm.models.encoder import Encoder, load_encoder
+from dimefm.models.precision import chosen
 
 TINY = "ResNet-mini-64/random:0"
 LIGHT = {
@@ -33,12 +34,17 @@ def eager(arch: str) -> Encoder:
     return load_encoder(f"{arch}/random:0", "cpu")
 
 
-def compiled(encoder: Encoder, batch: int) -> Encoder | None:
-    """Return the encoder with its image tower compiled, as ``--compile`` has it; None where it has no such way.
+def automatic(encoder: Encoder) -> Encoder:
+    """Return the encoder in the precision that ``--precision auto`` takes on this machine."""
+    return dataclasses.replace(encoder, precision=chosen(encoder.device)[0])
+
+
+def compiled(encoder: Encoder, batch: int) -> Encoder:
+    """Return the encoder with its image tower compiled, as ``--compile`` has it.
 
     It is compiled when it encodes the first batch, which is a round that is not counted.
     """
-    return encoder.compiled(batch) if hasattr(encoder, "compiled") else None
+    return encoder.compiled(batch)
 
 
 def light(folder: Path) -> Encoder:

@@ -40,9 +40,8 @@ def sections(
     made = photos(sizes) if {"images", "light", "decode", "memory"} & set(parts) else None
     if "images" in parts:
         for arch in towers:
-            lines, missing = heavy(sizes, made, arch, compiling)
-            found.append((f"Images, {sizes.heavy:,} JPEGs: {made.note}; {sizes.batch} at a time", lines))
-            left += missing
+            title = f"Images, {sizes.heavy:,} JPEGs: {made.note}; {sizes.batch} at a time"
+            found.append((title, heavy(sizes, made, arch, compiling)))
     if "light" in parts:
         title = f"Images through a mobile-size tower (mobilenetv3_small_050) at 224 pixels, {sizes.images:,} JPEGs"
         found.append((title, light(sizes, made)))

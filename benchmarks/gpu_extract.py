@@ -30,7 +30,8 @@ from benchmarks._extract_images import UNIT, Ours
 from benchmarks._timing import Line, Work, interleaved, machine, record, table
 from benchmarks.extract import DATA
 from dimefm.extract import Settings
-from dimefm.models.encoder import PRECISIONS, Encoder, load_encoder
+from dimefm.models.encoder import Encoder, load_encoder
+from dimefm.models.precision import PRECISIONS, computing
 from dimefm.provenance import libraries
 
 GOAL = (">=", 0.9)
@@ -91,11 +92,10 @@ def images(encoder: Encoder, sizes: Sizes, made: Photos, rate: float, settings: 
     ours = Ours(encoder, made.every, sizes, "images", made.warm)
     ours.settings = settings
     count = -(-len(files) // sizes.batch)
-    kind = PRECISIONS[encoder.precision]
 
     @torch.inference_mode()
     def forward(pixels: Tensor) -> Tensor:
-        with torch.autocast(encoder.device.type, dtype=kind, enabled=kind is not None):
+        with computing(encoder.precision, encoder.device):
             return encoder.image_model.encode_image(pixels)
 
     bare = Work(loop(forward, batches, count, encoder.device), count * sizes.batch)
@@ -174,7 +174,8 @@ def main() -> int:
         place = machine(sizes.folder) | {name: str(value) for name, value in libraries().items()}
         device = encoder.device
         place["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-        rate = matrix_rate(device, PRECISIONS[options.precision] or torch.float32)
+        with computing(options.precision, device):
+            rate = matrix_rate(device, PRECISIONS[options.precision] or torch.float32)
         made = photos(sizes)
         what = f"{options.arch}, {options.precision}, {options.batch} at a time, {options.workers} threads"
         found = [

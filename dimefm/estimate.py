@@ -14,6 +14,7 @@ import numpy as np
 from dimefm import plugins
 from dimefm.cache import CacheWriter, Manifest
 from dimefm.cache.code import Fit
+from dimefm.cache.plan import planned
 from dimefm.data import Rows
 from dimefm.errors import CacheError, DataError
 from dimefm.extract import sample, stage_of
@@ -58,10 +59,11 @@ def estimate(encoder: Encoder, rows: Rows, kind: str, out: str, settings: Settin
     Raises DataError when there are no rows or none of the probe could be encoded.
     """
     stage = stage_of(kind, encoder, settings)
+    stage.settle(out, planned(out))
     counted = [(shard, stage.count(shard)) for shard in rows.shards]
     total = sum(n for _, n in counted)
     started, arrived, parts = time.perf_counter(), [], []
-    probe = BATCHES * (stage.portion(total) if kind == "image" else settings.batch_size)
+    probe = BATCHES * (stage.portion() if kind == "image" else settings.batch_size)
     for found in sample(stage, counted, probe, probe):
         parts.append(found)
         arrived.append((time.perf_counter() - started, sum(map(len, parts))))

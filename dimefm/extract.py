@@ -1,7 +1,7 @@
 """The verb ``extract``: run an encoder, or several in one pass, once over rows and write a feature cache of each.
 
 Shards of a cache correspond one to one to shards of the source, in order. A shard is the unit of work and of resume.
-How rows are read, decoded and encoded stands in ``stages.py``.
+How rows are read, decoded and encoded stands in ``stages.py`` and ``stream.py``.
 """
 
 from __future__ import annotations
@@ -124,7 +124,9 @@ def _open_writer(
 ) -> CacheWriter:
     """Return the writer; processes that begin together do so one after another, so that all have one int8 code."""
     with planning(out, scratch):
-        header = _header(stage, kind, planned(out, scratch), [(shard, counted[shard.name]) for shard in rows.shards])
+        before = planned(out, scratch)
+        stage.settle(out, before)
+        header = _header(stage, kind, before, [(shard, counted[shard.name]) for shard in rows.shards])
         digests = {shard.name: shard.digest() for shard in rows.shards}
         modes = {"append": mode == "append", "retry": mode == "retry"}
         return CacheWriter(out, header, list(counted.items()), digests, **modes, scratch=scratch)

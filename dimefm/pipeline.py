@@ -25,7 +25,8 @@ from dimefm.data import Shard
 from dimefm.errors import DataError, DimefmError
 from dimefm.models.lanes import lanes_of
 from dimefm.progress import Progress
-from dimefm.stages import Batch, Job, Stage, encoded
+from dimefm.stages import Batch, Stage
+from dimefm.stream import Job, encoded
 
 
 @dataclass
@@ -127,7 +128,7 @@ def run(works: Sequence[Work], shards: Sequence[Shard], bar: Progress) -> None:
     The works are about the same sources, on one device, with the same settings.
     """
     started, stage = time.perf_counter(), works[0].stage
-    stream = encoded(_groups(works, shards), stage.encoder.device, stage.settings.workers)
+    stream = encoded(_groups(works, shards), stage.encoder.device, stage.settings.workers, stage.spread)
     try:
         with Clerk() as clerk, contextlib.closing(stream):
             for shard, batch in stream:
@@ -164,7 +165,10 @@ class _Open(Job):
         self.mended: list[tuple[list[int], list[str], np.ndarray]] = []
         numbers = range(work.counted[shard.name]) if self.old is None else self.old.bad
         super().__init__(work.stage, shard, numbers)
+        if self.old is not None:
+            self.met = None  # repeats find their rows in the spool, which such rows do not go through
         self.spool = work.writer.spool(shard.name)
+        self.places = np.empty(0, np.int64)  # in the spool, of each vector so far of which others are repeats; -1: unusable
         work.opened.add(self)
 
     def close(self) -> None:
@@ -174,17 +178,21 @@ class _Open(Job):
         self.work.opened.discard(self)
 
     def add(self, batch: Batch, vectors: np.ndarray | None) -> None:
-        """Take the rows of one batch; a vector that is not finite or has no length is quarantined."""
+        """Take the rows of one batch; a row whose vector is not finite or has no length is quarantined."""
         self.bad += batch.bad
         if vectors is None:
-            return
+            vectors = np.empty((0, self.work.writer.header.dim), np.float32)
         usable = usable_rows(vectors)
-        for i in np.flatnonzero(~usable):
+        places = np.where(usable, self.spool.count + np.cumsum(usable) - 1, -1)
+        if batch.which is not None:
+            self.places = np.append(self.places, places)
+            places = self.places[batch.which]
+        for i in np.flatnonzero(places < 0):
             self.bad.append(Bad(batch.numbers[i], batch.keys[i], "the encoder's feature is not finite or has no length"))
-        good = np.flatnonzero(usable).tolist()
+        good = np.flatnonzero(places >= 0).tolist()
         keys = [batch.keys[i] for i in good]
         if self.old is None:
-            self.spool.add(keys, vectors[good])
+            self.spool.add(keys, vectors[usable], places[good])
         elif good:
             self.mended.append(([batch.numbers[i] for i in good], keys, vectors[good]))
 

@@ -1,24 +1,27 @@
 """The two stages of extraction, images and sentences: how a shard is counted, made ready in batches, and encoded.
 
-Beside a GPU threads read and decode the next batches, of this shard and the next; on a CPU each of a few threads does the
-whole of a batch. Stages of several encoders may go over the same rows together. The threads write to nothing that they
-share: a batch carries its own seconds and counts, and whoever consumes it adds them up.
+How batches follow each other through threads stands in ``stream.py``. The threads write to nothing that they share: a
+batch carries its own seconds and counts, and whoever consumes it adds them up.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from pathlib import Path
+from typing import Any, cast
 
+import numpy as np
 import torch
 
+from dimefm.cache import Manifest
 from dimefm.cache.writer import Bad
 from dimefm.data import Shard
 from dimefm.data.decoders import decoder
@@ -27,12 +30,10 @@ from dimefm.data.views import ViewPolicy, row_keys
 from dimefm.errors import BadRow, RecipeError
 from dimefm.models import compiler
 from dimefm.models.encoder import Encoder
-from dimefm.models.lanes import lanes, lanes_of
+from dimefm.models.lanes import ahead
 from dimefm.models.pending import Pending
-from dimefm.models.sentences import WINDOW, encode_sentences
-
-SHARES = 8
-"""In how many portions at least a shard of sentences is cut, so that the lanes of a CPU all have work."""
+from dimefm.models.precision import PRECISIONS, chosen
+from dimefm.models.sentences import WINDOW, InLanes, digests, encode_sentences
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Settings:
     the encoder's own preprocessing, else each gives that many rows, one for each view; ``auto_batch`` measures how many to
     encode at once, in place of ``batch_size``; ``compile`` runs their tower compiled. Sentences: ``captions`` "first" keeps
     one a source row, "all" makes a row of each; ``long_texts`` says what happens to those past the encoder's context.
+    ``auto_precision`` takes the precision of the cache that is there, else one for this machine, in place of the encoder's.
     """
 
     format: str = "hdf5"
@@ -55,6 +57,7 @@ class Settings:
     progress: bool = True
     views: ViewPolicy | None = None
     auto_batch: bool = False
+    auto_precision: bool = False
     compile: bool = False
 
 
@@ -63,7 +66,8 @@ class Batch:
     """Rows ready to encode: their numbers and keys, the stacked inputs, and the rows that could not be made ready.
 
     ``parts`` are inputs that are not stacked yet; ``read`` and ``decode`` are the seconds that this took; ``unused`` counts
-    captions that were left aside; ``last`` marks the end of a job.
+    captions that were left aside; ``last`` marks the end of a job. Rows with equal ``digests`` have equal inputs; once
+    repeats are left out of these, ``which`` says which of all inputs of the job so far each row has.
     """
 
     numbers: list[int] = field(default_factory=list)
@@ -75,27 +79,38 @@ class Batch:
     decode: float = 0.0
     unused: int = 0
     last: bool = False
-    pending: Pending | None = None
+    digests: list[bytes] = field(default_factory=list)
+    which: np.ndarray | None = None
+    pending: Pending | InLanes | None = None
 
     def stack(self) -> None:
         """Make ``inputs`` of the parts, if there are any."""
         if self.parts:
             self.inputs, self.parts = torch.stack(self.parts), []
 
-    def start(self, encode: Callable[[torch.Tensor], torch.Tensor], device: torch.device) -> None:
-        """Send the inputs, if there are any, through ``encode``; ``pending`` has them from now on."""
-        if self.inputs is not None:
-            self.pending, self.inputs = Pending(encode, self.inputs, device), None
-
 
 class Stage(ABC):
-    """What differs between images and sentences: how many rows a shard has, and how a batch is made and encoded."""
+    """What differs between images and sentences: how many rows a shard has, and how a batch is made and encoded.
+
+    ``spread``: the lanes of a CPU share a batch, which was made ready elsewhere; else each does the whole of one.
+    """
 
     how: dict
+    spread = False
 
     def __init__(self, encoder: Encoder, settings: Settings):
         self.encoder, self.settings = encoder, settings
         self._keys: tuple[str, list[str]] | None = None
+
+    def settle(self, out: str | Path, before: Manifest | None) -> None:
+        """With ``auto_precision`` encode as the cache ``before`` at ``out`` says, else as is quick here, and say so."""
+        if not self.settings.auto_precision:
+            return
+        found = None if before is None else before.how.get("precision")
+        precision, why = (found, "as the cache there says") if found in PRECISIONS else chosen(self.encoder.device)
+        self.encoder = dataclasses.replace(self.encoder, precision=precision)
+        if self.settings.progress:
+            print(f"note: {out}: --precision auto is {precision}, {why}", file=sys.stderr, flush=True)
 
     def count(self, shard: Shard) -> int:
         """Return how many rows the shard gives."""
@@ -108,8 +123,8 @@ class Stage(ABC):
             kept = self._keys = (shard.name, shard.keys())
         return kept[1][number]
 
-    def portion(self, rows: int) -> int:
-        """Return how many of a job's ``rows`` are made ready together.
+    def portion(self) -> int:
+        """Return how many rows are made ready together.
 
         The same for all processes of one extraction, as the last bits of a feature may depend on what it is encoded with.
         """
@@ -127,98 +142,23 @@ class Stage(ABC):
     def encode(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return unit rows of the inputs of a batch."""
 
+    def start(self, batch: Batch, lanes: Executor | None = None) -> None:
+        """Send the inputs of a batch, if there are any, through the encoder; ``pending`` has them from now on."""
+        if batch.inputs is not None:
+            batch.pending, batch.inputs = Pending(self.encode, batch.inputs, self.encoder.device), None
+
     def batches(self, shard: Shard, numbers: Sequence[int]) -> Iterator[Batch]:
         """Yield the rows of ``numbers``, ascending, in batches that threads prepare ahead; ``count`` the shard first."""
         workers = self.settings.workers
         with ThreadPoolExecutor(workers, "reader") as pool:
-            yield from (batch for _, batch in _stream(pool, workers + 1, [[Job(self, shard, numbers)]], _ready))
+            parts = portions(numbers, self.portion())
+            yield from (batch for _, batch in ahead(pool, workers + 1, lambda part: self.prepare(shard, part), parts))
 
 
-@dataclass(eq=False)
-class Job:
-    """Rows of one shard, ascending, that a stage is to encode."""
-
-    stage: Stage
-    shard: Shard
-    numbers: Sequence[int]
-
-
-J = TypeVar("J", bound=Job)
-Group = Sequence[J]  # jobs of one kind and device with the same settings, about the same rows of one shard
-
-
-def encoded(groups: Iterable[Group[J]], device: torch.device, workers: int) -> Generator[tuple[J, Batch]]:
-    """Yield the batches of one group of jobs after another, in flight through the encoders, each job's last one marked.
-
-    The jobs of a group share what ``prepare_beside`` shares. A batch never holds rows of two jobs, so what is computed of a
-    shard does not depend on its neighbours. The next group is asked for when a thread has nothing else to do.
-    """
-    if device.type == "cpu":
-        with lanes(device) as pool:
-            yield from _stream(pool, 2 * lanes_of(device) + 1, groups, _done)
-        return
-    behind: deque[tuple[J, Batch]] = deque()
-    with ThreadPoolExecutor(workers, "reader") as pool:
-        for job, batch in _stream(pool, workers + 1, groups, _ready):
-            batch.start(job.stage.encode, device)
-            behind.append((job, batch))
-            if len(behind) > 1:  # the encoder has the next one already when this one is fetched
-                yield behind.popleft()
-        yield from behind
-
-
-def _stream(
-    pool: ThreadPoolExecutor,
-    most: int,
-    groups: Iterable[Group[J]],
-    make: Callable[[Group[Job], Sequence[int]], list[Batch]],
-) -> Iterator[tuple[J, Batch]]:
-    """Yield what ``make`` gives for each portion of each group, in order; ``most`` portions are in the pool at a time."""
-    tasks = ((group, part, last) for group in groups for part, last in _parts(group[0]))
-    ahead: deque[tuple[Group[J], bool, Future[list[Batch]]]] = deque()
-    try:
-        while True:
-            for group, part, last in itertools.islice(tasks, most - len(ahead)):
-                ahead.append((group, last, pool.submit(make, group, part)))
-            if not ahead:
-                return
-            group, last, made = ahead.popleft()
-            for job, batch in zip(group, made.result(), strict=True):
-                batch.last = last
-                yield job, batch
-    finally:
-        for _, _, made in ahead:
-            made.cancel()
-
-
-def _parts(job: Job) -> Iterator[tuple[Sequence[int], bool]]:
-    """Yield the portions of a job's rows, and whether each is the last; no rows make one portion, empty."""
-    numbers, size = job.numbers, job.stage.portion(len(job.numbers))
+def portions(numbers: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    """Yield ``numbers`` in portions of ``size``; no numbers make one portion, empty."""
     for start in range(0, max(len(numbers), 1), size):
-        yield numbers[start : start + size], start + size >= len(numbers)
-
-
-def _prepare(group: Group[Job], numbers: Sequence[int]) -> list[Batch]:
-    """Return the batch of each job of a group with the rows of ``numbers``."""
-    first, *others = (job.stage for job in group)
-    return first.prepare_beside(others, group[0].shard, numbers)
-
-
-def _ready(group: Group[Job], numbers: Sequence[int]) -> list[Batch]:
-    """Prepare batches for an encoder that another thread starts."""
-    batches = _prepare(group, numbers)
-    for job, batch in zip(group, batches, strict=True):
-        if batch.inputs is not None and job.stage.encoder.device.type == "cuda":
-            batch.inputs = batch.inputs.pin_memory()
-    return batches
-
-
-def _done(group: Group[Job], numbers: Sequence[int]) -> list[Batch]:
-    """Prepare batches and encode them in this thread."""
-    batches = _prepare(group, numbers)
-    for job, batch in zip(group, batches, strict=True):
-        batch.start(job.stage.encode, job.stage.encoder.device)
-    return batches
+        yield numbers[start : start + size]
 
 
 class Images(Stage):
@@ -234,7 +174,7 @@ class Images(Stage):
             self.how["compiled"] = True
         self.per_image = 1 if self.views is None else self.views.count
 
-    def portion(self, rows: int) -> int:
+    def portion(self) -> int:
         return self.encoder.fitting_batch_size if self.settings.auto_batch else self.settings.batch_size
 
     def count(self, shard: Shard) -> int:
@@ -299,12 +239,14 @@ class Images(Stage):
     def _encoder(self) -> Encoder:
         with self._one_at_a_time:
             if self.settings.compile and self._compiled is None:
-                self._compiled = self.encoder.compiled(self.portion(0))
+                self._compiled = self.encoder.compiled(self.portion())
             return self._compiled or self.encoder
 
 
 class Texts(Stage):
     """Sentences to tokens to rows; with ``captions`` "all", every sentence of a source row is a row."""
+
+    spread = True
 
     def __init__(self, encoder: Encoder, settings: Settings):
         super().__init__(encoder, settings)
@@ -321,11 +263,8 @@ class Texts(Stage):
         self._items[shard.name] = [(row, j) for row in range(len(shard)) for j in range(_captions(shard, row))]
         return len(self._items[shard.name])
 
-    def portion(self, rows: int) -> int:
-        if self.encoder.device.type != "cpu":
-            return self.settings.batch_size * WINDOW
-        batches = -(-rows // (SHARES * self.settings.batch_size))
-        return self.settings.batch_size * min(max(batches, 1), WINDOW)
+    def portion(self) -> int:
+        return self.settings.batch_size * WINDOW
 
     def _place(self, shard: Shard, number: int) -> tuple[int, int]:
         """Return (row, caption) numbers of sentence ``number`` of a shard."""
@@ -368,10 +307,19 @@ class Texts(Stage):
             batch.bad.append(self._bad(shard, batch.numbers[i], batch.keys[i], reason))
         batch.numbers = [batch.numbers[i] for i in keep]
         batch.keys = [batch.keys[i] for i in keep]
-        batch.inputs = tokens[keep]
+        if keep:
+            batch.inputs = tokens[keep]
+            batch.digests = digests(batch.inputs)
 
     def encode(self, inputs: torch.Tensor) -> torch.Tensor:
         return encode_sentences(self.encoder, inputs, self.settings.batch_size)
+
+    def start(self, batch: Batch, lanes: Executor | None = None) -> None:
+        if lanes is None or batch.inputs is None or self.encoder.device.type != "cpu":
+            super().start(batch)
+        else:
+            batch.pending = InLanes(self.encoder, batch.inputs, self.settings.batch_size, lanes)
+            batch.inputs = None
 
 
 def _sentence(texts: tuple[str, ...], place: int) -> str:

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from dimefm import plugins
+from dimefm import plugins, stages
 from dimefm.cache import CacheWriter, FeatureCache
 from dimefm.data import open_rows
 from dimefm.data.align import align
@@ -16,6 +16,7 @@ from dimefm.data.images import decode
 from dimefm.errors import BadRow, CacheError, DataError, RecipeError
 from dimefm.extract import Settings, extract
 from dimefm.models.encoder import load_encoder
+from dimefm.share import Share
 
 QUIET = Settings(progress=False, batch_size=4)
 FORMATS = plugins.names("caches")
@@ -336,6 +337,16 @@ def test_another_teacher_precision_or_source_in_the_same_folder_is_refused_and_n
     (shards / "3.txt").write_text("one more\n" * 7)
     with pytest.raises(CacheError, match=r"rows of source 3\.txt: 7 against"):
         run(tiny_teacher, [shards], "text", tmp_path / "out")
+
+
+def test_who_goes_on_takes_the_precision_of_the_plan(tiny_teacher, shards, tmp_path, monkeypatch):
+    settings, rows = dataclasses.replace(QUIET, auto_precision=True), open_rows([shards], "text")
+    for part, precision in enumerate(("bf16", "fp32")):  # the second machine would choose otherwise
+        monkeypatch.setattr(stages, "chosen", lambda device, precision=precision: (precision, "a test says so"))
+        extract(tiny_teacher, rows, "text", tmp_path / "out", settings, share=Share(part=part, parts=2))
+    rounded = dataclasses.replace(tiny_teacher, precision="bf16")
+    _, whole = run(rounded, [shards], "text", tmp_path / "whole")
+    assert FeatureCache(tmp_path / "out").manifest.fingerprint == whole.manifest.fingerprint
 
 
 def test_a_key_that_the_format_cannot_hold_ends_with_a_way_out(tiny_teacher, tmp_path):

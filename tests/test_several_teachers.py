@@ -15,7 +15,7 @@ from dimefm.errors import BadRow, RecipeError
 from dimefm.extract import Settings, extract, extract_several, stage_of
 from dimefm.models.encoder import Encoder, load_encoder
 from dimefm.share import Share
-from dimefm.stages import Job, encoded
+from dimefm.stream import Job, encoded
 
 QUIET = Settings(progress=False, batch_size=3)
 VIEWS = ViewPolicy(2, seed=5)
@@ -129,10 +129,10 @@ def test_a_sentence_too_long_for_one_teacher_is_quarantined_for_that_one_only(te
 def test_an_image_that_one_teacher_cannot_resize_is_quarantined_for_that_one_only(teachers, photos, tmp_path, monkeypatch):
     whole = decoders.Turbo.whole
 
-    def refuse(self, pixels):
-        if self._size == (32, 32) and pixels.shape[1] == 27:
+    def refuse(self, photo):
+        if self._size == (32, 32) and photo.pixels.shape[1] == 27:
             raise BadRow("no")
-        return whole(self, pixels)
+        return whole(self, photo)
 
     monkeypatch.setattr(decoders.Turbo, "whole", refuse)
     together(teachers, photos, "image", tmp_path)

@@ -6,13 +6,19 @@ and decoding fill the gaps. Up to ``MOST`` lanes, since each holds the activatio
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 
 MOST = 8
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def lanes_of(device: torch.device) -> int:
@@ -22,10 +28,28 @@ def lanes_of(device: torch.device) -> int:
 
 @contextmanager
 def lanes(device: torch.device) -> Iterator[ThreadPoolExecutor]:
-    """Yield a pool of one thread for each lane of a CPU, each with its part of torch's threads."""
+    """Yield a pool of one thread for each lane of a CPU, each with its part of torch's threads; the end drops what waits."""
     threads, count = torch.get_num_threads(), lanes_of(device)
+    pool = ThreadPoolExecutor(count, "lane", torch.set_num_threads, (max(1, threads // count),))
     try:
-        with ThreadPoolExecutor(count, "lane", torch.set_num_threads, (max(1, threads // count),)) as pool:
-            yield pool
+        yield pool
     finally:
+        pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)  # or later threads of this process would begin with a lane's
+
+
+def ahead(pool: ThreadPoolExecutor, most: int, do: Callable[[T], R], tasks: Iterable[T]) -> Iterator[tuple[T, R]]:
+    """Yield (task, do(task)) in order; at most ``most`` are in the pool at a time, and no further one is asked for."""
+    waiting: deque[tuple[T, Future[R]]] = deque()
+    tasks = iter(tasks)
+    try:
+        while True:
+            for task in itertools.islice(tasks, most - len(waiting)):
+                waiting.append((task, pool.submit(do, task)))
+            if not waiting:
+                return
+            task, done = waiting.popleft()
+            yield task, done.result()
+    finally:
+        for _, done in waiting:
+            done.cancel()

@@ -22,6 +22,7 @@ import open_clip
 import timm
 import torch
 from open_clip.model import _build_text_tower, _build_vision_tower
+from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip.transformer import QuickGELU
 from torch import nn
@@ -31,6 +32,11 @@ from dimefm.errors import ModelError, did_you_mean
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
+FOLDER = "local-dir:"
+
+KEPT_TOKENIZERS = 4
+"""How many tokenizers are kept before all are forgotten: one takes a tenth of a second to make and 20 MiB to keep."""
+_TOKENIZERS: dict[str, SimpleTokenizer] = {}
 
 
 @functools.cache
@@ -82,7 +88,7 @@ def create(arch: str, weights: str | Path | None = None) -> nn.Module:
     ``weights`` is a pretrained tag (downloaded by open_clip), a file, or None: a folder's own weights, else random ones.
     Raises ModelError with open_clip's reason when it cannot be loaded.
     """
-    local = arch.startswith("local-dir:")
+    local = arch.startswith(FOLDER)
     if not local:
         config_of(arch)
     try:
@@ -168,14 +174,23 @@ def random(arch: str, seed: int) -> nn.Module:
 
 
 def tokenizer_of(arch: str) -> Callable:
-    """Return open_clip's tokenizer of an architecture or ``local-dir:`` folder.
+    """Return open_clip's tokenizer of an architecture or ``local-dir:`` folder; its own one is made once for a config.
 
     Raises ModelError when it cannot be had, e.g. SigLIP's without the package transformers.
     """
     _register()
     try:
-        with _quiet():
-            return open_clip.get_tokenizer(arch)
+        folder = arch.removeprefix(FOLDER)
+        config = arch if folder == arch else (Path(folder) / CONFIG).read_text(encoding="utf-8")
+        found = _TOKENIZERS.get(config)
+        if found is None:
+            with _quiet():
+                found = open_clip.get_tokenizer(arch)
+            if type(found) is SimpleTokenizer:  # another class may be made of more than its config
+                if len(_TOKENIZERS) >= KEPT_TOKENIZERS:
+                    _TOKENIZERS.clear()
+                _TOKENIZERS[config] = found
+        return found
     except ModuleNotFoundError as error:
         raise ModelError(
             f"{arch}: its tokenizer needs the package {error.name}, which is not installed; pip install {error.name}"
@@ -234,4 +249,4 @@ def text_tower(config: dict) -> nn.Module:
 
 def folder_config(folder: Path) -> str:
     """Return the ``local-dir:`` name of a folder in open_clip's layout."""
-    return f"local-dir:{folder}"
+    return f"{FOLDER}{folder}"

@@ -16,6 +16,8 @@ class Pending:
     On a CPU it is done at once. On a GPU the work and the copy of its rows to pinned memory are only queued.
     """
 
+    pieces = 1
+
     def __init__(self, encode: Callable[[Tensor], Tensor], inputs: Tensor, device: torch.device):
         self._cuda = device.type == "cuda"
         if not self._cuda:

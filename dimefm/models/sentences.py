@@ -6,18 +6,54 @@ together again give the same rows to the last bit.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import Executor
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from dimefm.models.encoder import Encoder
+from dimefm.models.pending import Pending
 
 WINDOW = 32
 """How many batches of sentences to bring together, so that those of similar length find each other."""
 
-
 CPU_PLACES = 2048
 """Places in a batch on a CPU, where more of them are slower: activations outgrow what the allocator keeps and reuses."""
+
+REMEMBERED = 1 << 20
+"""Distinct sentences of a shard that are recognised when they come again, 200 bytes each; later ones are encoded anew."""
+
+
+def digests(tokens: Tensor) -> list[bytes]:
+    """Return 16 bytes for each row of tokens [N, L] (on the CPU) that tell it from others."""
+    return [hashlib.blake2b(row, digest_size=16).digest() for row in tokens.contiguous().numpy()]
+
+
+class Met:
+    """The sentences of one stream so far."""
+
+    def __init__(self):
+        self._numbers: dict[bytes, int] = {}
+        self._count = 0
+
+    def meet(self, digests: Sequence[bytes]) -> tuple[list[int], np.ndarray]:
+        """Take up the next N sentences; return (the places in them of M new ones, which sentence [N] each of the N is).
+
+        New ones are counted from 0 through the whole stream, so that the N are numbers of new ones, of now or earlier.
+        """
+        fresh, which = [], np.empty(len(digests), np.int64)
+        for place, digest in enumerate(digests):
+            number = self._numbers.get(digest)
+            if number is None:
+                number, self._count = self._count, self._count + 1
+                fresh.append(place)
+                if len(self._numbers) < REMEMBERED:
+                    self._numbers[digest] = number
+            which[place] = number
+        return fresh, which
 
 
 def plan(lengths: np.ndarray, batch_size: int, places: int) -> list[np.ndarray]:
@@ -35,22 +71,31 @@ def plan(lengths: np.ndarray, batch_size: int, places: int) -> list[np.ndarray]:
     return batches
 
 
-def distinct(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return (the numbers [M] of the first of each distinct row of tokens [N, L], which of these each row is [N])."""
-    seen: dict[bytes, int] = {}
-    which = np.fromiter((seen.setdefault(row.tobytes(), len(seen)) for row in tokens), np.int64, len(tokens))
-    return np.unique(which, return_index=True)[1], which
+def _batches(encoder: Encoder, tokens: Tensor, batch_size: int) -> list[Tensor]:
+    """Return which rows of tokens [N, L] to encode together."""
+    places = CPU_PLACES if encoder.device.type == "cpu" else batch_size * tokens.shape[1]
+    planned = plan(encoder.lengths_read(tokens).numpy(), batch_size, places)
+    return [torch.from_numpy(batch) for batch in planned]
 
 
 def encode_sentences(encoder: Encoder, tokens: Tensor, batch_size: int) -> Tensor:
     """Return float32 unit rows [N, D] of tokens [N, L] (on the CPU), in order; at most ``batch_size`` run together."""
     if not len(tokens):
         return encoder.encode_text(tokens)
-    first, which = distinct(tokens.numpy())
-    once = tokens[torch.from_numpy(first)]
-    places = CPU_PLACES if encoder.device.type == "cpu" else batch_size * tokens.shape[1]
-    batches = plan(encoder.lengths_read(once).numpy(), batch_size, places)
-    rows = torch.cat([encoder.encode_text(once[torch.from_numpy(batch)]) for batch in batches])
-    place = np.empty(len(first), np.int64)  # where the row of each distinct sentence stands in ``rows``
-    place[np.concatenate(batches)] = np.arange(len(first))
-    return rows[torch.from_numpy(place[which]).to(rows.device)]
+    batches = _batches(encoder, tokens, batch_size)
+    rows = torch.cat([encoder.encode_text(tokens[batch]) for batch in batches])
+    return rows[torch.cat(batches).argsort().to(rows.device)]
+
+
+class InLanes:
+    """What :func:`encode_sentences` gives on a CPU, whose lanes take its batches one by one; ``pieces`` counts them."""
+
+    def __init__(self, encoder: Encoder, tokens: Tensor, batch_size: int, lanes: Executor):
+        batches = _batches(encoder, tokens, batch_size)
+        self._order, self.pieces = torch.cat(batches).argsort().numpy(), len(batches)
+        self._parts = [lanes.submit(Pending, encoder.encode_text, tokens[batch], encoder.device) for batch in batches]
+
+    def fetch(self) -> tuple[np.ndarray, float]:
+        """Return (rows [N, D], seconds that lanes were busy with them, added up)."""
+        done = [part.result().fetch() for part in self._parts]
+        return np.concatenate([rows for rows, _ in done])[self._order], sum(seconds for _, seconds in done)

@@ -90,27 +90,28 @@ def test_without_a_compiler_nothing_is_written(raw, monkeypatch):
     assert not (raw / "out").exists()
 
 
-def test_a_precision_that_gains_nothing_is_named(raw, monkeypatch):
-    from dimefm.models import precision
-
-    monkeypatch.setattr(precision, "seconds_of_product", lambda dtype: 1.0 if dtype == torch.float32 else 4.2)
-    arguments = ("--images", raw / "photos", "--precision", "bf16", "--out")
-    assert "note: --precision bf16 is no quicker than fp32 on this CPU" in run(*arguments, raw / "slow")[1]
-    monkeypatch.setattr(precision, "seconds_of_product", lambda dtype: 1.0 if dtype == torch.float32 else 0.3)
-    assert "note:" not in run(*arguments, raw / "quick")[1]
-
-
 @pytest.fixture
 def machine(monkeypatch):
-    """Return ``machine(times)``: from then on this CPU takes so many times as long in bf16 as in fp32."""
+    """Return ``machine(times)``: from then on this CPU takes so many times as long in fp32-fast as in fp32."""
     from dimefm.models import precision
 
     def takes(times):
         precision.chosen.cache_clear()
-        monkeypatch.setattr(precision, "seconds_of_product", lambda dtype: 1.0 if dtype == torch.float32 else times)
+        monkeypatch.setattr(precision, "seconds_of_product", lambda name: 1.0 if name == "fp32" else times)
 
     yield takes
     precision.chosen.cache_clear()
+
+
+def test_a_precision_that_gains_nothing_is_named(raw, machine):
+    arguments = ("--images", raw / "photos", "--precision")
+    note = "note: --precision bf16 is no quicker than fp32 on a CPU, and may be much slower; auto takes fp32-fast"
+    assert note in run(*arguments, "bf16", "--out", raw / "bf16")[1]
+    machine(1.0)
+    slow = run(*arguments, "fp32-fast", "--out", raw / "slow")[1]
+    assert "note: --precision fp32-fast is no quicker than fp32 here: on this CPU a product" in slow
+    machine(0.3)
+    assert "note:" not in run(*arguments, "fp32-fast", "--out", raw / "quick")[1]
 
 
 def test_a_precision_that_the_machine_chooses_and_the_next_one_takes_over(raw, machine, digests):
@@ -118,23 +119,23 @@ def test_a_precision_that_the_machine_chooses_and_the_next_one_takes_over(raw, m
     machine(0.3)
     code, output = run(*arguments, "auto")
     assert code == 0
-    reason = "--precision auto is bf16, on this CPU a product of matrices takes 0.3 times as long in bf16"
+    reason = "--precision auto is fp32-fast, on this CPU a product of matrices takes 0.3 times as long in fp32-fast"
     assert [line for line in output.splitlines() if "note:" in line] == [
         f"note: {raw}/out/{kind}: {reason}" for kind in ("images", "texts")
     ]
-    assert {FeatureCache(raw / "out" / kind).manifest.how["precision"] for kind in ("images", "texts")} == {"bf16"}
+    assert {FeatureCache(raw / "out" / kind).manifest.how["precision"] for kind in ("images", "texts")} == {"fp32-fast"}
     before = digests(raw / "out")
     machine(4.2)
     output = run(*arguments, "auto")[1]
-    assert "auto is bf16, as the cache there says" in output and output.count("finished already") == 2
+    assert "auto is fp32-fast, as the cache there says" in output and output.count("finished already") == 2
     assert digests(raw / "out") == before
-    assert "how.precision: 'fp32' against 'bf16'" in refused(*arguments, "fp32")
+    assert "how.precision: 'fp32' against 'fp32-fast'" in refused(*arguments, "fp32")
     (raw / "t.txt").write_text("one more\n")
     assert run("--texts", raw / "t.txt", "--out", raw / "out", "--precision", "auto", "--append")[0] == 0
-    assert FeatureCache(raw / "out/texts").manifest.how["precision"] == "bf16"
+    assert FeatureCache(raw / "out/texts").manifest.how["precision"] == "fp32-fast"
 
 
-def test_where_bf16_gains_nothing_an_automatic_precision_is_fp32(raw, machine, digests):
+def test_where_nothing_is_gained_an_automatic_precision_is_fp32(raw, machine, digests):
     machine(1.0)
     for precision in ("auto", "fp32"):
         run("--images", raw / "photos", "--out", raw / precision, "--precision", precision)

@@ -39,6 +39,7 @@ REAL = {
 
 EXTRACTS = {
     *(f"images ResNet-mini-64 {what}" for what in ("eager / bare", "eager / script", "cosine", "busy")),
+    *(f"images ResNet-mini-64 auto{what}" for what in (" / bare", " / script", " cosine")),
     *(f"light / {other}" for other in ("script", "clip-retrieval", "clip-retrieval tars", "bare")),
     *("light cosine", "light busy", "null / script", "null / clip-retrieval"),
     *(f"decode {what}, {threads}" for what in ("turbo / pil", "pixels") for threads in ("one", "all")),
@@ -46,6 +47,18 @@ EXTRACTS = {
     *("tokenizer / open_clip", "tokenizer mismatches"),
     *(f"resume {kind}{part}" for kind in ("texts", "images") for part in ("", " command", " first")),
     *(f"memory {kind} {when}" for kind in ("texts", "images") for when in ("before", "early", "late", "growth", "peak")),
+}
+TRAIN_SIZES = {"batch": 8, "live": 4, "rows": 100, "pairs": 128, "blocks": 2000, "images": 64, "steps": 1, "repeats": 1}
+TRAINS = {
+    *(f"step ResNet-mini-32 {what}" for what in ("cached / plain", "cached / plain CPU")),
+    *(f"step ResNet-mini-32 live RN-mini-32{what}" for what in ("", " CPU", " bound", " bound timed")),
+    *(f"accumulation ResNet-mini-32{what}" for what in ("", " memory")),
+    *(f"loader {rows} {what}" for rows in (10, 100) for what in ("/ DIME-FM", "/ DIME-FM without gc", "features / DIME-FM")),
+    *(f"loss {what}{pairs}" for what in ("", "memory ") for pairs in (64, 128)),
+    *(f"order {how} {rows}" for how in ("rows", "blocks", "mix") for rows in (10_000, 160_000, 2_560_000, 10_240_000)),
+    *("loader growth", f"order rows {4**11 + 1}", "order parquet blocks / rows"),
+    *(f"views {what} / pil, {threads}" for what in ("turbo", "packed") for threads in ("one thread", "two threads")),
+    *("views difference pil", "views difference packed", "pack", "pack bytes", "step data share", "step images/s"),
 }
 
 
@@ -162,24 +175,96 @@ def test_the_peer_keeps_every_row_of_a_folder_and_of_tars(tmp_path, monkeypatch)
         assert np.load(tmp_path / "out.npy").tolist() == torch.full((6, 4), 0.5).tolist()
 
 
-def test_a_machine_without_cuda_is_told_so():
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Return (table, lines) of training's benchmark on tiny towers and made photos."""
+    folder = tmp_path_factory.mktemp("bench-train")
+    numbers = [text for name, value in TRAIN_SIZES.items() for text in (f"--{name}", str(value))]
+    towers = ["--students", "ResNet-mini-32", "--teachers", "RN-mini-32", "--data", "none"]
+    return started("benchmarks.train", *numbers, *towers, "--folder", str(folder), "--out", str(folder / "results.jsonl"))
+
+
+@pytest.mark.slow
+def test_every_item_of_training_is_written_down(trained):
+    text, (head, *lines) = trained
+    assert {line["item"] for line in lines} == TRAINS
+    assert {"cpu", "cores", "load", "torch", "open_clip_torch", "threads"} <= head["machine"].keys()
+    for line in lines:
+        assert (line["ratio"] is None) == (line["against"] is None) and (line["goal"] is None) == (line["met"] is None)
+        assert line["what"] in text
+
+
+@pytest.mark.slow
+def test_a_live_teacher_costs_what_its_arithmetic_says(trained):
+    _, (_, *lines) = trained
+    seen = {line["item"].removeprefix("step ResNet-mini-32 live RN-mini-32"): line for line in lines}
+    assert seen[" bound"]["ours"] > 1
+    assert seen[""]["goal"] == f">= {0.9 * seen[' bound']['ours']}"
+
+
+def test_both_loaders_give_the_same_views_and_features(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    import numpy as np
+
+    from benchmarks._train_loader import PIXELS, Ways, tsvs
+    from dimefm.data.order import seed_of
+
+    ways = Ways.on(tsvs(tmp_path / "data", 6, 8), tmp_path / "run", 4)
+    batch, rows = ways.batches(0), ways.batches.own.take(0, 4)[0].tolist()
+    theirs = ways.released(rows, collect=False)
+    assert batch.pixels.shape == (4, PIXELS, PIXELS, 3)
+    np.testing.assert_array_equal(batch.own[0], [feature for _, feature in theirs])
+    for place, (row, (view, _)) in enumerate(zip(rows, theirs, strict=True)):
+        assert view.shape == (PIXELS, PIXELS, 3)
+        raw = ways.batches.sources.raw[row]
+        again = ways.batches.view(raw.image, raw.key, 0, seed_of(0, "view", place))
+        np.testing.assert_array_equal(batch.pixels[place], again)
+        np.testing.assert_array_equal(view, ways.batches.view(raw.image, raw.key, 0, row))
+
+
+def test_every_step_that_is_timed_learns(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    import torch
+
+    from benchmarks._train_steps import Cached, Live, Plain
+
+    cached = Cached.of(tmp_path, "ResNet-mini-32", 128, 4)
+    for step in (cached, Plain(cached), Live.of(cached, "RN-mini-32")):
+        before = [weights.detach().clone() for weights in cached.run.student.parameters()]
+        step()
+        changed = [not torch.equal(a, b) for a, b in zip(before, cached.run.student.parameters(), strict=True)]
+        assert sum(changed) > len(changed) / 2, type(step).__name__
+
+
+@pytest.fixture
+def of_a_device(monkeypatch):
+    """Return what runs the benchmark of a device with options, in this process, and returns its exit status."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import gpu_extract
+
+    def run(*options):
+        monkeypatch.setattr(sys, "argv", ["gpu_extract", *map(str, options)])
+        return gpu_extract.main()
+
+    return run
+
+
+def test_a_machine_without_cuda_is_told_so(of_a_device, capsys):
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("there is CUDA here")
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu_extract"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("no CUDA device")
+    assert of_a_device() == 2
+    assert capsys.readouterr().err.startswith("no CUDA device")
 
 
-def test_the_benchmark_of_a_device_runs_on_a_cpu(tmp_path):
+def test_the_benchmark_of_a_device_runs_on_a_cpu(of_a_device, tmp_path):
     out = tmp_path / "out.jsonl"
     options = (
         "--device cpu --arch ResNet-mini-64 --images 8 --sentences 40 --batch 4 --precision fp32 --repeats 1 --data none"
     )
-    _, (head, *lines) = started("benchmarks.gpu_extract", *options.split(), "--folder", str(tmp_path), "--out", str(out))
+    assert of_a_device(*options.split(), "--folder", tmp_path, "--out", out) == 0
+    head, *lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert head["machine"]["device"] == "cpu"
     shown = ("images / bare", "images rate", "images bare rate", "images busy", "sentences / bare", "sentences busy")
     assert {line["item"] for line in lines} == {f"gpu {item}" for item in (*shown, "matrix rate")}

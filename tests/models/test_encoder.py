@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from dimefm import plugins
 from dimefm.cache import CacheWriter, Manifest
 from dimefm.cache.manifest import strangers
 from dimefm.data import open_rows
@@ -222,7 +221,7 @@ def test_a_missing_gpu_is_one_line_with_a_remedy():
 
 
 def test_an_unknown_precision_is_refused():
-    assert "expected one of fp32, bf16, fp16" in refused(SPEC, precision="int4")
+    assert "expected one of fp32, fp32-fast, bf16, fp16" in refused(SPEC, precision="int4")
 
 
 @pytest.fixture(scope="module")
@@ -363,20 +362,6 @@ def test_a_tower_whose_weights_are_cut_short_is_refused(trained, tmp_path):
     weights = tmp_path / "cut" / "image_tower.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     assert "the weights do not load" in refused(str(tmp_path / "cut"))
-
-
-@pytest.mark.parametrize("name", plugins.names("students"))
-def test_every_student_is_an_open_clip_config_that_builds_and_projects_to_any_dimension(name):
-    config = json.loads(plugins.path("students", name).read_text(encoding="utf-8"))
-    assert {"embed_dim", "vision_cfg", "text_cfg"} <= config.keys()
-    assert open_clip.config_of(name) == config
-    spec = student.resolve(name, None, 48)
-    model, preprocess = student.build(spec, False, 0)
-    assert preprocess["size"] == spec.image_size == config["vision_cfg"]["image_size"]
-    with torch.inference_mode():
-        rows = model.eval().encode_image(torch.randn(2, 3, spec.image_size, spec.image_size))
-    assert rows.shape == (2, 48)
-    assert torch.isfinite(rows).all()
 
 
 def test_weights_of_a_student_are_a_function_of_the_seed():

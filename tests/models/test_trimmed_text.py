@@ -1,4 +1,6 @@
-"""Sentences on the places that count: equal rows from cut tokens, batches by length, each distinct sentence once."""
+"""Sentences on the places that count: equal rows from cut tokens, batches by length, repeats recognised."""
+
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import open_clip as upstream
@@ -10,8 +12,9 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from dimefm.models import open_clip, text_tower
+from dimefm.models import sentences as sentences_of
 from dimefm.models.encoder import load_encoder
-from dimefm.models.sentences import CPU_PLACES, distinct, encode_sentences, plan
+from dimefm.models.sentences import CPU_PLACES, InLanes, Met, digests, encode_sentences, plan
 
 EXACT = 1e-5
 SENTENCES = [
@@ -240,18 +243,22 @@ class Counted:
         return self.encoder.encode_text(tokens)
 
 
-def test_each_distinct_sentence_is_encoded_once_and_memory_is_bounded(tiny_teacher):
-    sentences = [f"{'long ' * (n % 9)}word {n % 50}" for n in range(1000)]
+def test_batches_are_bounded_and_lanes_give_the_same_rows(tiny_teacher):
+    sentences = [f"{'long ' * (n % 9)}word {n % 50}" for n in range(450)]
     encoder = Counted(tiny_teacher)
     tokens, _ = encoder.tokenize(sentences)
     rows = encode_sentences(encoder, tokens, 3)
-    assert sum(n for n, _ in encoder.shapes) == len(set(sentences)) == 450
+    assert sum(n for n, _ in encoder.shapes) == 450
     assert max(n for n, _ in encoder.shapes) == 3
     encoder.shapes.clear()
     torch.testing.assert_close(encode_sentences(encoder, tokens, 10**6), rows, rtol=0, atol=EXACT)
     assert max(n * length for n, length in encoder.shapes) <= CPU_PLACES
     torch.testing.assert_close(rows, reference(tiny_teacher, sentences), rtol=0, atol=EXACT)
     assert torch.equal(encode_sentences(tiny_teacher, tokens, 3), rows)
+    with ThreadPoolExecutor(3) as lanes:
+        found = InLanes(tiny_teacher, tokens, 3, lanes)
+        assert found.pieces == 150
+        np.testing.assert_array_equal(found.fetch()[0], rows)
 
 
 @given(st.lists(st.integers(1, 77), max_size=200), st.integers(1, 50), st.integers(1, 1000))
@@ -267,10 +274,20 @@ def test_a_plan_holds_every_row_once_and_no_batch_is_too_large(lengths, batch_si
     assert [len(batch) for batch in plan(np.full(10, 7), 4, 10**6)] == [4, 4, 2]
 
 
-@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=50))
-def test_distinct_rows_and_where_they_are(rows):
-    tokens = np.array(rows)
-    first, which = distinct(tokens)
-    assert len(first) == len(set(rows))
-    assert (tokens[first][which] == tokens).all()
-    assert (np.diff(first) > 0).all()
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=50), st.integers(1, 20))
+def test_sentences_met_before_are_recognised_in_any_portion(rows, size):
+    tokens, met, encoded = torch.tensor(rows), Met(), []
+    for start in range(0, len(rows), size):
+        part = tokens[start : start + size]
+        fresh, which = met.meet(digests(part))
+        encoded += [tuple(row) for row in part[fresh].tolist()]
+        assert [encoded[number] for number in which.tolist()] == rows[start : start + size]
+    assert len(encoded) == len(set(rows)) and set(encoded) == set(rows)
+
+
+def test_memory_for_sentences_met_is_bounded(monkeypatch):
+    monkeypatch.setattr(sentences_of, "REMEMBERED", 2)
+    met = Met()
+    fresh, which = met.meet([b"a", b"b", b"c", b"a", b"c"])
+    assert (fresh, which.tolist()) == ([0, 1, 2, 4], [0, 1, 2, 0, 3])
+    assert met.meet([b"b", b"c"])[0] == [1]

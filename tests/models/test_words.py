@@ -1,6 +1,7 @@
 """The memory for words: open_clip's tokens to the last one, for sentences as they are and as nobody writes them."""
 
 import concurrent.futures
+import json
 
 import pyarrow.parquet as pq
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
-from dimefm.models import words
+from dimefm.models import open_clip, words
 from dimefm.models.words import Words, words_of
 
 PLAIN = SimpleTokenizer()
@@ -132,3 +133,14 @@ def test_tokenizers_whose_tokens_are_not_of_words_are_left_alone():
     assert words_of(SimpleTokenizer(additional_special_tokens=["<two words>"])) is None
     assert words_of(HFTokenizer.__new__(HFTokenizer)) is None
     assert words_of(lambda sentences: None) is None
+
+
+def test_open_clips_tokenizer_is_made_once_for_a_config_and_anew_for_a_changed_one(tmp_path):
+    config, found = open_clip.config_of("ResNet-mini-64"), []
+    for length in (32, 32, 9):
+        config["text_cfg"]["context_length"] = length
+        (tmp_path / open_clip.CONFIG).write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+        found.append(open_clip.tokenizer_of(open_clip.folder_config(tmp_path)))
+        assert open_clip.tokenizer_for(config) is found[-1]
+    assert found[0] is found[1]
+    assert [tokenizer(["a dog"]).shape for tokenizer in found] == [(1, 32), (1, 32), (1, 9)]
