@@ -70,12 +70,12 @@ def digests() -> Callable[[Path], dict[str, str]]:
 
 @pytest.fixture(scope="session")
 def quickstarted(tmp_path_factory) -> Path:
-    """Return the folder of ``dimefm quickstart``, run once for the whole suite (two to three minutes on two cores)."""
+    """Return the folder of ``dimefm quickstart`` at a twentieth of its rows and steps, run once for the whole suite."""
     from click.testing import CliRunner
 
     from dimefm.cli import main
 
     out = tmp_path_factory.mktemp("main-job") / "quickstart"
-    result = CliRunner().invoke(main, ["quickstart", "--out", str(out)])
+    result = CliRunner().invoke(main, ["quickstart", "--scale", "0.05", "--out", str(out)])
     assert result.exit_code == 0, result.output
     return out

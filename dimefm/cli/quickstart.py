@@ -12,7 +12,14 @@ import click
     "--out", default="quickstart", show_default=True, type=click.Path(file_okay=False, path_type=Path), help="Folder."
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of data, weights and order.")
-def command(out, seed):
+@click.option(
+    "--scale",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0.02, 1.0),
+    help="Share of the rows and steps; below 1 it shows the way, not the accuracy.",
+)
+def command(out, seed, scale):
     """Run the main job on small real data: no network, no GPU, a few minutes.
 
     Trains a small teacher on handwritten digits and drawn scenes, extracts its features, distils a student several times
@@ -22,4 +29,4 @@ def command(out, seed):
     """
     from dimefm.quickstart.run import quickstart
 
-    quickstart(out, seed, echo=click.echo)
+    quickstart(out, seed, click.echo, scale)

@@ -29,15 +29,16 @@ RECORD, SUMMARY = "quickstart.json", "summary.json"
 COMMON: dict = {"crop_ratio": (0.75, 4 / 3), "flip": 0.0, "resize": 0, "warmup": 0.3, "save_every": 200}
 
 
-def quickstart(out: Path, seed: int = 0, echo: Callable[[str], None] = print) -> dict:
+def quickstart(out: Path, seed: int = 0, echo: Callable[[str], None] = print, scale: float = 1.0) -> dict:
     """Make data, train a teacher, extract its features, distil a student and score both; return the summary.
 
-    Writes ``out/quickstart.json`` (seed, counts of the raw data), ``out/summary.json`` (accuracies as fractions,
-    parameters of the image towers, seconds), ``out/report.md`` and ``out/report.png``. Everything
-    runs on the CPU and needs no network.
+    ``scale`` is the share of the rows and steps: below 1 it shows the way, not the accuracy; 0.02 is the least, since a
+    batch must have its rows. Writes ``out/quickstart.json`` (seed, scale, counts of the raw data), ``out/summary.json``
+    (accuracies as fractions, parameters of the image towers, seconds), ``out/report.md`` and ``out/report.png``.
+    Everything runs on the CPU and needs no network.
     """
     started = time.perf_counter()
-    whole = _claim(out, seed)
+    whole = _claim(out, seed, scale)
     if (out / SUMMARY).exists():
         echo(f"{out / SUMMARY}: finished already; give another --out to run it again\n")
         summary = json.loads((out / SUMMARY).read_text(encoding="utf-8"))
@@ -46,15 +47,15 @@ def quickstart(out: Path, seed: int = 0, echo: Callable[[str], None] = print) ->
     raw = out / "data"
     if not whole:
         echo("1/5 data: real handwritten digits, and scenes drawn here")
-        _record(out, seed, data.write(raw, seed))
+        _record(out, seed, scale, data.write(raw, seed, scale))
     echo("2/5 teacher: a small CLIP learns from pairs (you would load ViT-L-14 instead)")
-    teacher = _train(_teacher(raw, seed), out / "teacher", echo)
+    teacher = _train(_teacher(raw, seed, scale), out / "teacher", echo)
     echo("3/5 extract-features: the teacher runs once over unpaired images and sentences")
     encoder = load_encoder(str(teacher), "cpu")
     for kind, source in (("image", raw / "images.tar"), ("text", raw / "sentences.txt")):
         echo(extract(encoder, open_rows([source], kind), kind, out / "cache" / f"{kind}s", Settings()).describe())
     echo("4/5 train: a student learns from the cached features; the teacher does not run")
-    distilled = _train(_student(raw, out / "cache", seed), out / "student", echo)
+    distilled = _train(_student(raw, out / "cache", seed, scale), out / "student", echo)
     echo("5/5 eval: zero-shot on images that none of them has seen")
     small = load_encoder(str(distilled), "cpu")
     towers = {"teacher": encoder, "student": small, "untrained": untrained(small, distilled, seed)}
@@ -68,15 +69,15 @@ def quickstart(out: Path, seed: int = 0, echo: Callable[[str], None] = print) ->
     return summary
 
 
-def _claim(out: Path, seed: int) -> bool:
-    """Make ``out`` the folder of a quickstart from ``seed`` and return whether its data are whole.
+def _claim(out: Path, seed: int, scale: float) -> bool:
+    """Make ``out`` the folder of a quickstart from ``seed`` at ``scale`` and return whether its data are whole.
 
-    Raises RecipeError when the folder holds one from another seed, or something whose seed nobody knows.
+    Raises RecipeError when the folder holds one from another seed or scale, or something whose seed nobody knows.
     """
     path = out / RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        theirs, whole = record["seed"], record["data"] is not None
+        theirs, whole = (record["seed"], record["scale"]), record["data"] is not None
     except FileNotFoundError:
         strange = next((name for name in ("data", "teacher", "cache", "student", SUMMARY) if (out / name).exists()), None)
         if strange is not None:
@@ -84,21 +85,23 @@ def _claim(out: Path, seed: int) -> bool:
                 f"{out}: holds {strange} but no {RECORD}, so its seed is unknown; give another --out"
             ) from None
         out.mkdir(parents=True, exist_ok=True)
-        _record(out, seed, None)
+        _record(out, seed, scale, None)
         return False
     except (ValueError, KeyError, TypeError) as error:
         raise RecipeError(f"{path}: cannot be read ({error!r}); give another --out, or remove that folder") from error
-    if theirs != seed:
-        raise RecipeError(f"{out}: was begun with --seed {theirs}, not {seed}; give that seed, or another --out")
+    for option, begun, asked in zip(("seed", "scale"), theirs, (seed, scale), strict=True):
+        if begun != asked:
+            raise RecipeError(f"{out}: was begun with --{option} {begun}, not {asked}; give that {option}, or another --out")
     return whole
 
 
-def _record(out: Path, seed: int, sizes: data.Sizes | None) -> None:
-    """Write the seed, and the counts of the raw data once they are all there."""
-    write_text(out / RECORD, to_json({"seed": seed, "data": None if sizes is None else dataclasses.asdict(sizes)}))
+def _record(out: Path, seed: int, scale: float, sizes: data.Sizes | None) -> None:
+    """Write seed and scale, and the counts of the raw data once they are all there."""
+    counts = None if sizes is None else dataclasses.asdict(sizes)
+    write_text(out / RECORD, to_json({"seed": seed, "scale": scale, "data": counts}))
 
 
-def _teacher(raw: Path, seed: int) -> Recipe:
+def _teacher(raw: Path, seed: int, scale: float) -> Recipe:
     """A CLIP from pairs: ResNet-10-T at 32 pixels and a two-layer text tower."""
     return check(
         Recipe(
@@ -107,7 +110,7 @@ def _teacher(raw: Path, seed: int) -> Recipe:
             text="student",
             losses={"clip.contrastive": {"weight": 1.0}},
             batch_size=64,
-            steps=800,
+            steps=round(800 * scale),
             lr=2e-3,
             min_lr=2e-5,
             warmup_lr=2e-5,
@@ -121,7 +124,7 @@ def _teacher(raw: Path, seed: int) -> Recipe:
     )
 
 
-def _student(raw: Path, cache: Path, seed: int) -> Recipe:
+def _student(raw: Path, cache: Path, seed: int, scale: float) -> Recipe:
     """DIME-FM's recipe (0.7 VL + 0.3 P-VL) on a ResNet of 0.4 M parameters."""
     return check(
         Recipe(
@@ -132,7 +135,7 @@ def _student(raw: Path, cache: Path, seed: int) -> Recipe:
             losses={"dime.vl": {"weight": 0.7}, "dime.pvl": {"weight": 0.3}},
             batch_size=128,
             texts_per_step=256,
-            steps=900,
+            steps=round(900 * scale),
             lr=3e-3,
             min_lr=3e-5,
             warmup_lr=3e-5,

@@ -30,7 +30,10 @@ from dimefm.training.optim import adamw
 NAMES = plugins.names("students")
 PAGE = Path(__file__).parents[2] / "docs/students.md"
 LARGE = {  # the default tests have a smaller tower like each of these
-    "image": ("dime-Swin-T", "dime-ViT-B-32", "TinyCLIP-ViT-39M-16-Text-19M", "TinyCLIP-ViT-61M-32-Text-29M"),
+    "image": (
+        *("dime-Swin-T", "dime-ViT-B-32", "TinyCLIP-ViT-39M-16-Text-19M", "TinyCLIP-ViT-61M-32-Text-29M"),
+        *("TinyCLIP-ViT-40M-32-Text-19M", "TinyCLIP-ResNet-30M-Text-29M"),
+    ),
     "text": ("dime-Swin-T", "TinyCLIP-ResNet-19M-Text-19M", "TinyCLIP-ResNet-30M-Text-29M"),
 }
 PIXELS, BATCH = 64, 3  # of a side at most; a step

@@ -1,6 +1,7 @@
 """kill -9, a full disk and a read-only folder: the next run goes on, and ends with the bytes of an undisturbed run.
 
-A runner process imports torch once and forks a child for every command; each child is the real ``python -m dimefm``.
+A runner process imports torch and loads the teacher once and forks a child for every command; each child is the real
+``python -m dimefm``.
 """
 
 import json
@@ -18,8 +19,15 @@ from dimefm.errors import CacheError
 
 RUNNER = """
 import json, os, resource, runpy, sys, warnings
+import torch
+torch.set_num_threads(1)  # a forked child would wait for ever for OpenMP threads that only its parent has
 import dimefm.extract, dimefm.models.encoder, dimefm.data, dimefm.cli.extract_features
+from dimefm import plugins
+for name in plugins.names("caches"):
+    plugins.module("caches", name)
 warnings.simplefilter("ignore")
+ENCODER = dimefm.models.encoder.load_encoder("ResNet-mini-64/random:0", "cpu")
+dimefm.models.encoder.load_encoder = lambda *_: ENCODER
 for line in sys.stdin:
     job = json.loads(line)
     child = os.fork()

@@ -175,7 +175,7 @@ def survive(scene, tmp_path, seed, moments):
 
 @pytest.mark.parametrize(("format_", "mode"), [(FORMATS[i % len(FORMATS)], mode) for i, mode in enumerate(MODES)])
 def test_killed_anywhere_it_goes_on_and_ends_as_if_undisturbed(warm, raw, tmp_path, digests, format_, mode):
-    survive(Scene(warm, raw, tmp_path, mode, format_, digests), tmp_path, mode, 4)
+    survive(Scene(warm, raw, tmp_path, mode, format_, digests), tmp_path, mode, 3)
 
 
 @pytest.mark.slow
@@ -191,7 +191,7 @@ def conversion(warm, raw, tmp_path, digests, from_, to, dtype):
 
 
 def test_a_conversion_killed_anywhere_goes_on_and_ends_as_if_undisturbed(warm, raw, tmp_path, digests):
-    survive(conversion(warm, raw, tmp_path, digests, "hdf5", "parquet", "int8"), tmp_path, "convert", 4)
+    survive(conversion(warm, raw, tmp_path, digests, "hdf5", "parquet", "int8"), tmp_path, "convert", 3)
 
 
 @pytest.mark.slow
@@ -237,7 +237,7 @@ def test_a_reader_removes_the_unfinished_copies_of_killed_ones(warm, raw, tmp_pa
     warm.done(*extract("text", ["."], raw / "texts", tmp_path / "old", format_))
     root, program = tmp_path / "old/texts", FLAT.format(root=str(tmp_path / "old/texts"))
     warm.done(program=program, kill_at=0)
-    whole, step = digests(root), max(1, warm.lines // 12)
+    whole, step = digests(root), max(1, warm.lines // 6)
     for line in range(step, warm.lines, step):
         shutil.rmtree(root / ".flat", ignore_errors=True)
         assert warm(program=program, kill_at=line)[0] == -signal.SIGKILL

@@ -20,7 +20,7 @@ def made(monkeypatch):
     """Return the list of seeds for which data were made; a quickstart stops where the teacher would be trained."""
     seeds = []
 
-    def write(folder, seed):
+    def write(folder, seed, scale):
         seeds.append(seed)
         return data.Sizes(1, 2, 3, 4, 5)
 
@@ -32,9 +32,9 @@ def made(monkeypatch):
     return seeds
 
 
-def begin(out, seed=0):
+def begin(out, seed=0, scale=1.0):
     with pytest.raises(Stop):
-        quick.quickstart(out, seed, echo=lambda line: None)
+        quick.quickstart(out, seed, lambda line: None, scale)
 
 
 def test_the_seed_is_written_first_and_another_one_is_refused(tmp_path, made):
@@ -47,6 +47,12 @@ def test_the_seed_is_written_first_and_another_one_is_refused(tmp_path, made):
     assert made == [3]
 
 
+def test_another_scale_is_refused(tmp_path, made):
+    begin(tmp_path / "q", 0, 0.5)
+    with pytest.raises(RecipeError, match=r"q: was begun with --scale 0\.5, not 1\.0; give that scale, or another --out"):
+        quick.quickstart(tmp_path / "q", 0)
+
+
 def test_another_seed_is_refused_also_when_finished(tmp_path, made):
     begin(tmp_path / "q")
     (tmp_path / "q/summary.json").write_text("{}")
@@ -55,7 +61,7 @@ def test_another_seed_is_refused_also_when_finished(tmp_path, made):
 
 
 def test_data_that_are_not_whole_are_made_again(tmp_path, made, monkeypatch):
-    def interrupted(folder, seed):
+    def interrupted(folder, seed, scale):
         (folder / "eval/shapes").mkdir(parents=True)
         (folder / "eval/shapes/test.tar").write_bytes(b"")
         raise KeyboardInterrupt
@@ -84,7 +90,7 @@ def test_a_damaged_record_is_one_line(tmp_path, made, text):
 
 def test_an_interrupted_quickstart_goes_on_where_it_was(tmp_path, monkeypatch):
     pytest.importorskip("sklearn")
-    write, quick_train, step, told = data.write, quick._train, Run.step, []
+    quick_train, step, told = quick._train, Run.step, []
 
     def short(recipe, out, echo):
         return quick_train(dataclasses.replace(recipe, steps=4, batch_size=8, save_every=2, log_every=1), out, echo)
@@ -94,15 +100,14 @@ def test_an_interrupted_quickstart_goes_on_where_it_was(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return step(self, number, loading)
 
-    monkeypatch.setattr(data, "write", lambda folder, seed: write(folder, seed, scale=0.02))
     monkeypatch.setattr(quick, "_train", short)
     with monkeypatch.context() as patch:
         patch.setattr(Run, "step", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            quick.quickstart(tmp_path / "q", 2, told.append)
+            quick.quickstart(tmp_path / "q", 2, told.append, 0.02)
     kept = {name: (tmp_path / "q" / name).stat().st_mtime_ns for name in ("data/images.tar", "teacher/run.json")}
     told.clear()
-    summary = quick.quickstart(tmp_path / "q", 2, told.append)
+    summary = quick.quickstart(tmp_path / "q", 2, told.append, 0.02)
     assert {name: (tmp_path / "q" / name).stat().st_mtime_ns for name in kept} == kept
     assert any("resumed after step" in line and "student" in line for line in told)
     assert any("cache/texts: finished already" in line for line in told)

@@ -166,6 +166,6 @@ def world(tmp_path):
     return World(tmp_path)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_world():
     return World

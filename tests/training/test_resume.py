@@ -51,10 +51,14 @@ def runs_of(world, captions=tuple(f"number {n} of many" for n in range(9))):
 
 
 @pytest.fixture(
-    params=["image tower", "two teachers", "clip from pairs", "accumulated", "text tower", "text tower from pairs"]
+    scope="module",
+    params=["image tower", "two teachers", "clip from pairs", "accumulated", "text tower", "text tower from pairs"],
 )
-def recipe(world, request):
-    return runs_of(world)[request.param]
+def done(make_world, tmp_path_factory, request):
+    """Return (a recipe, the folder of its finished run that nothing disturbed)."""
+    world = make_world(tmp_path_factory.mktemp("world"))
+    recipe = runs_of(world)[request.param]
+    return recipe, train(recipe, world.root / "whole", echo=quiet)
 
 
 def back_to(run, copy, step):
@@ -68,31 +72,30 @@ def back_to(run, copy, step):
     assert [int(folder.name) for folder in checkpoint.checkpoints(copy)] == [step]
 
 
-def test_six_steps_equal_three_and_three(world, recipe):
-    whole = train(recipe, world.root / "whole", echo=quiet)
-    back_to(whole, world.root / "halves", 3)
+def test_six_steps_equal_three_and_three(done, tmp_path):
+    recipe, whole = done
+    back_to(whole, tmp_path / "halves", 3)
     said = []
-    halves = train(recipe, world.root / "halves", resume=True, echo=said.append)
+    halves = train(recipe, tmp_path / "halves", resume=True, echo=said.append)
     assert said[0] == f"resumed after step 3 from {halves / 'checkpoints' / '00000003'}"
     assert said[1].startswith("6 steps (3 of them in this call), ")
     assert outcome(halves) == outcome(whole)
 
 
-def test_twice_the_same_run_is_the_same_run(world, recipe):
-    ours, theirs = (outcome(train(recipe, world.root / name, echo=quiet)) for name in ("one", "two"))
-    assert ours == theirs
+def test_twice_the_same_run_is_the_same_run(done, tmp_path):
+    recipe, whole = done
+    assert outcome(train(recipe, tmp_path / "again", echo=quiet)) == outcome(whole)
 
 
-def test_another_seed_is_another_run(world, recipe):
-    ours = train(recipe, world.root / "one", echo=quiet)
-    theirs = train(dataclasses.replace(recipe, seed=1), world.root / "two", echo=quiet)
-    assert outcome(ours)[0] != outcome(theirs)[0]
+def test_another_seed_is_another_run(done, tmp_path):
+    recipe, whole = done
+    other = train(dataclasses.replace(recipe, seed=1), tmp_path / "other", echo=quiet)
+    assert outcome(other)[0] != outcome(whole)[0]
 
 
-@pytest.mark.parametrize("killed_at", [1, 3, 4, 5])
-def test_killed_in_the_middle_it_goes_on_as_if_nothing_had_been(world, recipe, monkeypatch, killed_at):
-    whole = train(recipe, world.root / "whole", echo=quiet)
-    step = Run.step
+@pytest.mark.parametrize("killed_at", [1, 3, 5])
+def test_killed_in_the_middle_it_goes_on_as_if_nothing_had_been(done, tmp_path, monkeypatch, killed_at):
+    (recipe, whole), step = done, Run.step
 
     def dies(self, number, loading):
         if number == killed_at:
@@ -102,9 +105,9 @@ def test_killed_in_the_middle_it_goes_on_as_if_nothing_had_been(world, recipe, m
     with monkeypatch.context() as patch:
         patch.setattr(Run, "step", dies)
         with pytest.raises(KeyboardInterrupt):
-            train(recipe, world.root / "killed", echo=quiet)
-    assert not (world.root / "killed" / "run.json").exists()
-    assert outcome(train(recipe, world.root / "killed", resume=True, echo=quiet)) == outcome(whole)
+            train(recipe, tmp_path / "killed", echo=quiet)
+    assert not (tmp_path / "killed" / "run.json").exists()
+    assert outcome(train(recipe, tmp_path / "killed", resume=True, echo=quiet)) == outcome(whole)
 
 
 def test_rows_left_out_before_the_interruption_are_listed_and_counted_once(world, monkeypatch):
@@ -204,6 +207,38 @@ def test_portions_update_running_statistics_once_each(world):
     assert counted == {3}
 
 
+def test_a_portion_without_a_readable_row_leaves_running_statistics_alone(world):
+    """Blank images stand in for it, and nothing is learnt from them."""
+    recipe = world.recipe(student=str(world.noisy), batch_size=5)
+    one, two = (Run(dataclasses.replace(recipe, accum_freq=n), world.root / f"{n}", False, quiet) for n in (1, 2))
+    batch = one.task.batches(0)
+    none = dataclasses.replace(batch, pixels=batch.pixels[:0], places=batch.places[:0], bad=[{}] * 5)
+    one.backward(0, [batch])
+    two.backward(0, [batch, none])
+    found, expected = two.student.state_dict(), one.student.state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert {int(value) for name, value in found.items() if name.endswith("num_batches_tracked")} == {1}
+
+
+def test_a_run_stopped_after_its_last_step_ends_without_a_further_one(world, monkeypatch):
+    """All that is left is to write the weights, and no loss is told that was never computed."""
+    whole, step = train(world.recipe(), world.root / "whole", echo=quiet), Run.step
+
+    def interrupted(self, at, loading):
+        if at == 5:
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, at, loading)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(world.recipe(), world.root / "stopped", echo=quiet)
+    said = []
+    stopped = train(world.recipe(), world.root / "stopped", resume=True, echo=said.append)
+    assert "no step was left to do" in said[-1] and "nan" not in said[-1]
+    assert (stopped / WEIGHTS[0]).read_bytes() == (whole / WEIGHTS[0]).read_bytes()
+
+
 def test_the_gradient_is_clipped_to_the_recipes_norm(world):
     free = Run(world.recipe(), world.root / "free", False, quiet)
     clipped = Run(world.recipe(grad_clip_norm=0.01), world.root / "clipped", False, quiet)
@@ -251,9 +286,8 @@ def test_the_loss_falls(world):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(world, recipe, monkeypatch, number):
-    whole = train(recipe, world.root / "whole", echo=quiet)
-    step = Run.step
+def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(done, tmp_path, monkeypatch, number):
+    (recipe, whole), step = done, Run.step
 
     def interrupted(self, at, loading):
         if at == 1:
@@ -263,10 +297,10 @@ def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(world, recipe, m
     with monkeypatch.context() as patch:
         patch.setattr(Run, "step", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            train(recipe, world.root / "stopped", echo=quiet)
-    assert [int(folder.name) for folder in checkpoint.checkpoints(world.root / "stopped")] == [2]
+            train(recipe, tmp_path / "stopped", echo=quiet)
+    assert [int(folder.name) for folder in checkpoint.checkpoints(tmp_path / "stopped")] == [2]
     assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
-    assert outcome(train(recipe, world.root / "stopped", resume=True, echo=quiet)) == outcome(whole)
+    assert outcome(train(recipe, tmp_path / "stopped", resume=True, echo=quiet)) == outcome(whole)
 
 
 def test_a_run_does_not_go_on_with_another_teachers_cache(world):
