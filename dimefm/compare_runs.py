@@ -30,6 +30,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0
 STYLES = ("-", "--", ":")
 PANELS = 6  # at most, in one plot
 NONE = "-"
+WIDEST = 40  # characters of a setting in a terminal
 
 
 @dataclass(frozen=True)
@@ -174,10 +175,17 @@ def text(compared: Sequence[Run]) -> str:
     parts = [_aligned([("", *heads), *scores(compared)])]
     different = differences(compared)
     if different:
-        parts.append(_aligned([("recipe", *heads), *different]))
+        parts.append(_aligned([("recipe", *heads), *map(_narrow, different)]))
     elif len(compared) > 1:
         parts.append("The recipes are the same.")
     return "\n\n".join(parts)
+
+
+def _narrow(row: tuple[str, ...]) -> tuple[str, ...]:
+    """Return a row with the middle of long cells left out, unless that is where they differ."""
+    kept = WIDEST // 2 - 2
+    cut = tuple(cell if len(cell) <= WIDEST else f"{cell[:kept]} .. {cell[-kept:]}" for cell in row)
+    return cut if len(set(cut)) == len(set(row)) else row
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
@@ -221,8 +229,10 @@ def _pipes(corner: str, rows: Sequence[tuple[str, ...]], compared: Sequence[Run]
 def write(compared: Sequence[Run], out: Path) -> list[Path]:
     """Write the plot to ``out``, a .png, or plot, CSV and Markdown into the folder ``out``; return what was written.
 
-    Raises DataError when no run has logged a step.
+    Raises DataError when no run has logged a step, and for another kind of picture.
     """
+    if out.suffix.lower() in (".jpg", ".jpeg", ".pdf", ".svg"):
+        raise DataError(f"--out {out}: the plot is a PNG; give a name that ends in .png, or a folder")
     if out.suffix == ".png":
         out.parent.mkdir(parents=True, exist_ok=True)
         draw(compared, out)

@@ -91,7 +91,8 @@ def elevater(
             write_text(out / REPORT, markdown(result))
     if not scores:
         reasons = "; ".join(f"{each['dataset']}: {each['reason']}" for each in failed)
-        raise DataError(f"none of the {len(failed)} datasets here could be scored: {reasons}")
+        count = "the one dataset here could not" if len(failed) == 1 else f"none of the {len(failed)} datasets here could"
+        raise DataError(f"{count} be scored: {reasons}")
     return result
 
 

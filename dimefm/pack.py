@@ -74,8 +74,9 @@ class Report:
         images = self.rows - len(self.bad)
         each = f", {self.bytes / images / 1000:.1f} kB an image" if images else ""
         known = f" ({self.already} of them there already)" if self.already else ""
+        shards = "shard" if self.shards == 1 else "shards"
         return (
-            f"{images:,} images in {self.shards} shards{known}, {self.bytes / 1e6:,.1f} MB{each}, "
+            f"{images:,} images in {self.shards} {shards}{known}, {self.bytes / 1e6:,.1f} MB{each}, "
             f"{len(self.bad):,} bad rows, {self.seconds:.1f} s"
         )
 

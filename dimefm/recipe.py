@@ -190,7 +190,8 @@ def read(path: Path | None, small: bool = False, **overrides: object) -> Recipe:
     if not isinstance(reduced, dict):
         raise RecipeError(f"{path}: 'small' is {reduced!r}; expected a table, [small], of keys that --small replaces")
     if small and not reduced:
-        raise RecipeError(f"{path or 'this run'}: --small asks for a [small] table, which the recipe does not have")
+        lacks = f"{path} does not have; add it" if path else "only a recipe file has; name one with --recipe"
+        raise RecipeError(f"--small asks for a [small] table, which {lacks}, or leave --small out")
     where = f"{path}: " if path else ""
     reduced = {key: _typed(key, value, where) for key, value in reduced.items()}
     table = _augmented(table) | (_augmented(reduced) if small else {})
@@ -215,7 +216,8 @@ def assignments(flag: str, settings: Sequence[str], example: str) -> dict:
         try:
             found |= tomllib.loads(setting)
         except tomllib.TOMLDecodeError as error:
-            raise RecipeError(f"{flag} {setting}: expected KEY=VALUE as in TOML, e.g. {example} ({error})") from error
+            wanted = f"expected KEY=VALUE as in TOML, e.g. {example}, and words in quotes"
+            raise RecipeError(f"{flag} {setting}: {wanted} ({error})") from error
     return found
 
 

@@ -33,7 +33,7 @@ from dimefm.training.ema import Ema
 from dimefm.training.gradients import Gradients, Portion
 from dimefm.training.log import Log, closing, forget_after, gauges
 from dimefm.training.optim import adamw, learning_rate
-from dimefm.training.sources import open_sources
+from dimefm.training.sources import check_form, open_sources
 from dimefm.training.stopping import Stopping
 from dimefm.training.watch import Scorer, Watch
 from dimefm.training.world import Meeting, World, joined
@@ -45,13 +45,15 @@ def train(
     resume: bool = False,
     echo: Callable[[str], None] = print,
     scorer: Scorer | None = None,
+    ready: Callable[[], None] = lambda: None,
 ) -> Path:
     """Train what ``recipe`` describes into the run folder ``out`` and return it; processes of torchrun do so together.
 
     Writes ``recipe.toml``, ``log.jsonl`` (one object per logged step), ``bad_rows.jsonl`` (rows left out, if any),
     ``checkpoints/`` and, at the end, the weights and ``run.json``. ``scorer`` (``dimefm.monitor.scorer``) makes what
-    measures the student on the recipe's ``eval_root``. Ctrl-C and SIGTERM leave a checkpoint behind. Raises a DimefmError
-    before the first step when the recipe, its data and its caches do not fit together.
+    measures the student on the recipe's ``eval_root``; ``ready`` is called when all checks are passed. Ctrl-C and SIGTERM
+    leave a checkpoint behind. Raises a DimefmError before the first step when the recipe, its data and its caches do not
+    fit together.
     """
     with joined(pick_device(recipe.device)) as world:
         say = echo if world.first else _nothing
@@ -59,6 +61,7 @@ def train(
             say(f"{out}: finished already; nothing to do")
             return out
         run = Run(recipe, out, resume, say, world, scorer)
+        ready()
         run.loop()
         return run.finish()
 
@@ -76,6 +79,7 @@ class Run:
         scorer: Scorer | None = None,
     ):
         boards.check(recipe)
+        check_form(recipe)
         self.recipe, self.out, self.echo = recipe, out, echo
         self.world = world or World(device=pick_device(recipe.device))
         with self.world.first_alone():
@@ -97,6 +101,7 @@ class Run:
         with self.world.first_alone():
             self.watch = Watch.of(recipe, scorer, next(iter(self.sources.teachers), None)) if self.world.first else None
         self.done = self._restore() if resume else 0
+        self._refuse_apart()
         self.gradients = Gradients(self.student, self.world, PRECISIONS[recipe.precision])
 
     def _refuse_too_few(self) -> None:
@@ -112,6 +117,17 @@ class Run:
         if batch < self.world.size:
             raise RecipeError(f"--batch-size {batch}: {self.world.size} processes share a batch; give each a row at least")
 
+    def _refuse_apart(self) -> None:
+        """Raise when the processes, as on machines without a common disk, found other rows or checkpoints."""
+        found = self.world.gather(torch.tensor([len(self.sources), self.done], device=self.world.device)).tolist()
+        other = next((rank for rank, theirs in enumerate(found) if theirs != found[0]), None)
+        if other is not None:
+            (rows, done), (other_rows, other_done) = found[0], found[other]
+            raise DimefmError(
+                f"{self.out}: process 0 found {rows:,} rows and the run after step {done}, process {other} {other_rows:,} "
+                f"rows and step {other_done}; all need the same files and one --out, on a disk that they share"
+            )
+
     def _restore(self) -> int:
         found = checkpoint.checkpoints(self.out)
         if not found:
@@ -119,16 +135,18 @@ class Run:
         step, caches = checkpoint.load(found[-1], self.student, self.optimizer, self.ema, self.watch)
         if caches != self._caches():
             raise CacheError(
-                f"{found[-1]}: the run learnt from caches {_short(caches)}, now there are {_short(self._caches())}; "
-                "give it the caches that it began with, or start a new run"
+                f"{found[-1]}: the run learnt from {_short(caches)}, now there are {_short(self._caches())}; "
+                "give it what it began with, or start a new run"
             )
         self.echo(f"resumed after step {step} from {found[-1]}")
         return step
 
     def _caches(self) -> dict[str, list[str]]:
-        """Return the fingerprints of the caches that the run learns from, teacher by teacher."""
+        """Return the fingerprints of the caches that the run learns from, teacher by teacher; of pairs without caches the
+        digests of their files."""
         caches = {"image_cache": self.sources.image_caches, "text_cache": self.sources.text_caches}
-        return {name: [cache.manifest.fingerprint for cache in found] for name, found in caches.items()}
+        found = {name: [cache.manifest.fingerprint for cache in each] for name, each in caches.items()}
+        return found if self.sources.teachers else {**found, "pairs": [shard.digest() for shard in self.sources.raw.shards]}
 
     def _warmup(self) -> int:
         """Return the optimizer steps of warm-up; a run that is too short for the recipe's takes a tenth of its steps."""
@@ -181,6 +199,7 @@ class Run:
             watch = self.watch
             self.log.evaluated(self.done, lambda: watch.measure(self.done, self._finished()[0]))
             better = watch.improved(self.done)
+            self.echo(f"step {self.done:,}: {watch.describe()}")
             if better:
                 checkpoint.save_best(self.out, self._write)
         return self.world.any(better)
@@ -228,7 +247,15 @@ class Run:
         seeds = [seed_of(self.recipe.seed, "step", step * accum + i, self.world.rank) % 2**32 for i in range(accum)]
         portions = [Portion(batch.pixels, batch.tokens, seed) for batch, seed in zip(batches, seeds, strict=True)]
         teachers = self._teachers(batches, meeting.places)
-        return self.gradients(portions, meeting, lambda outputs: self.losses(outputs, teachers)), len(meeting)
+        try:
+            return self.gradients(portions, meeting, lambda outputs: self.losses(outputs, teachers)), len(meeting)
+        except ValueError as error:  # batch normalisation has no variance of one value
+            if min(map(len, portions)) != 1:
+                raise
+            raise DataError(
+                f"step {step + 1}: one row alone is left to a process, and the student normalises over several ({error}); "
+                "give a larger --batch-size, or sources without unreadable rows"
+            ) from error
 
     def losses(self, outputs: Sequence[Tensor], teachers: Sequence[Features]) -> dict[str, Tensor]:
         """Return the loss terms and gauges of a step, each the mean over teachers; similarities are float32."""
@@ -318,7 +345,10 @@ def _claim(recipe: Recipe, out: Path, resume: bool) -> None:
         raise ModelError(f"{out}: holds an unfinished run; go on with --resume, or choose another --out")
     different = changed(recipe, read(out / "recipe.toml"))
     if different:
-        raise RecipeError(f"{out}: the run to resume has another recipe ({'; '.join(different)}: this call against the run)")
+        raise RecipeError(
+            f"{out}: the run to resume has another recipe ({'; '.join(different)}: this call against the run); say what the "
+            "run says, or choose another --out"
+        )
 
 
 def _nothing(line: str) -> None:

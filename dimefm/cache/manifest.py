@@ -297,6 +297,8 @@ def describe_effect(cost: dict) -> str:
 def _short(value: object) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{k}={_short(v)}" for k, v in value.items()) + "}"
+    if value is None:
+        return "none"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

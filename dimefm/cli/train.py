@@ -66,10 +66,10 @@ CACHE = click.Path(file_okay=False)
 @click.option("--t-pvl", type=float, help="Temperature of P-VL.  [3]")
 @click.option("--t-udist", type=float, help="Temperature of UDIST.  [7]")
 @click.option("--logit-scale", type=float, help="Factor on cosines.  [the teacher's]")
-@click.option("--epochs", type=float, help="Passes over the images (of a text tower, sentences).")
+@click.option("--epochs", type=float, help="Passes over the images (of a text tower, sentences).  [100]")
 @click.option("--steps", type=int, help="Optimizer steps, instead of epochs.")
 @click.option(
-    "--batch-size", type=int, metavar="N", help="Images (of a text tower, sentences) in a batch, over all processes."
+    "--batch-size", type=int, metavar="N", help="Images (of a text tower, sentences) in a batch, over all processes.  [640]"
 )
 @click.option("--texts-per-step", type=int, metavar="N", help="Sentences (of a text tower, images) a step.  [--batch-size]")
 @click.option(
@@ -78,10 +78,10 @@ CACHE = click.Path(file_okay=False)
     metavar="N",
     help="Batches per optimizer step, whose loss and gradient are those of one large batch.",
 )
-@click.option("--lr", type=float, help="Peak learning rate.")
-@click.option("--min-lr", type=float, help="Final learning rate.")
-@click.option("--warmup", type=float, metavar="EPOCHS", help="Linear warm-up.")
-@click.option("--wd", type=float, help="Weight decay.")
+@click.option("--lr", type=float, help="Peak learning rate.  [0.0008]")
+@click.option("--min-lr", type=float, help="Final learning rate.  [0.00004]")
+@click.option("--warmup", type=float, metavar="EPOCHS", help="Linear warm-up.  [4]")
+@click.option("--wd", type=float, help="Weight decay.  [0.05]")
 @click.option("--grad-clip-norm", type=float, help="Largest gradient norm.")
 @click.option(
     "--view",
@@ -141,11 +141,13 @@ def command(recipe, small, settings, out, resume, **flags):
     resolved = read(recipe, small, **given)
     losses = dime_losses(dict(resolved.losses), choices)
     resolved = one_form(read(recipe, small, **{**given, "losses": losses}), given)
-    speaks = rank_of()[0] == 0
-    if speaks:
-        click.echo(resolved.to_toml(), err=True)
-    done = train(resolved, out, resume, echo=lambda line: click.echo(line, err=True), scorer=scorer)
-    if speaks:
+
+    def say(line: str) -> None:
+        if rank_of()[0] == 0:
+            click.echo(line, err=True)
+
+    done = train(resolved, out, resume, echo=say, scorer=scorer, ready=lambda: say(resolved.to_toml()))
+    if rank_of()[0] == 0:
         click.echo(f"run folder: {done}")
 
 

@@ -129,13 +129,24 @@ def _only(name: str, claims: list[Path]) -> Path:
 
 
 def _dataset(folder: Path, root: Path, layout: str | None) -> Dataset:
-    inside(root, folder.relative_to(root).as_posix())
+    _stays(root, folder)
     benchmark = for_folder(folder)
     dataset = Dataset(benchmark, folder, layout or _detect(folder), root=root)
     if not LAYOUTS[dataset.layout].locate(folder, SPLITS["test"]):
         return Dataset(benchmark, folder, dataset.layout, "no test split", root)
     _, labels, remark = _read(dataset, "test")
     return Dataset(benchmark, folder, dataset.layout, _note(benchmark, labels, remark), root)
+
+
+def _stays(root: Path, path: Path) -> None:
+    """Raise DataError when ``path``, below ``root``, is a link to a place outside it."""
+    try:
+        inside(root, path.relative_to(root).as_posix())
+    except DataError as error:
+        raise DataError(
+            f"{path}: is a link that leads outside {root}; put the dataset itself there, "
+            "or name the folder that holds it as the root"
+        ) from error
 
 
 def _detect(folder: Path) -> str:
@@ -162,7 +173,7 @@ def _read(dataset: Dataset, split: str) -> readers.Split:
         )
     top = dataset.root or folder
     for path in paths:
-        inside(top, path.relative_to(top).as_posix())
+        _stays(top, path)
     return layout.read(folder, paths, dataset.benchmark)
 
 

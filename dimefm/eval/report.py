@@ -17,7 +17,8 @@ def _mean(result: dict) -> str:
     n = len(result["scores"])
     if result["is_elevater_average"]:
         return f"ELEVATER average over all {n} sets: {100 * result['mean']:.2f}"
-    return f"mean over the {n} sets here: {100 * result['mean']:.2f} (not the ELEVATER average, which needs all 20)"
+    sets = "set" if n == 1 else "sets"
+    return f"mean over the {n} {sets} here: {100 * result['mean']:.2f} (not the ELEVATER average, which needs all 20)"
 
 
 def _absent(result: dict) -> list[str]:

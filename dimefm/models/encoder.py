@@ -219,7 +219,8 @@ def _load_open_clip(spec: str, path: Path) -> tuple[nn.Module, Callable]:
     if path.is_dir() or (path.is_file() and (path.parent / open_clip.CONFIG).is_file()):
         folder = path if path.is_dir() else path.parent
         if not (folder / open_clip.CONFIG).is_file():
-            raise ModelError(f"{folder}: neither a run folder ({runs.FILE}) nor an open_clip folder ({open_clip.CONFIG})")
+            missing = f"neither the folder of a finished run ({runs.FILE}) nor of open_clip ({open_clip.CONFIG})"
+            raise ModelError(f"{folder}: {missing}; finish a run with train --resume, or name its checkpoints/best")
         open_clip.check_folder(folder)
         name = open_clip.folder_config(folder.resolve())
         return open_clip.create(name, path if path.is_file() else None), open_clip.tokenizer_of(name)

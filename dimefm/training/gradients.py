@@ -51,7 +51,8 @@ class Gradients:
 
     def __init__(self, student: nn.Module, world: World, dtype: torch.dtype | None = None):
         self.student, self.world, self.dtype = student, world, dtype
-        self.shared = DistributedDataParallel(student) if world.size > 1 else student
+        with world.in_touch():
+            self.shared = DistributedDataParallel(student) if world.size > 1 else student
 
     def __call__(self, portions: Sequence[Portion], meeting: Meeting, loss: Loss) -> dict[str, Tensor]:
         """Add the gradient of ``loss(outputs)["total"]`` to the parameters; return what ``loss`` gave.
@@ -73,10 +74,12 @@ class Gradients:
         return values
 
     def _encode(self, student: nn.Module, portion: Portion) -> tuple[Tensor, ...]:
-        """Return the outputs for one portion: rows in float32 (or float64) and scalars."""
+        """Return the outputs for one portion: rows in float32 (or float64) and scalars. Blank rows leave no trace in running
+        statistics."""
         torch.manual_seed(portion.seed)
         inputs = portion.inputs(self.world.device)
-        with torch.autocast(self.world.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+        blank = contextlib.nullcontext() if len(portion) else statistics_kept(self.student)
+        with blank, torch.autocast(self.world.device.type, dtype=self.dtype, enabled=self.dtype is not None):
             outputs = student(*inputs)
         full = (value.float() if value.dtype in (torch.float16, torch.bfloat16) else value for value in outputs)
         return tuple(value[: len(portion)] if value.ndim else value for value in full)

@@ -77,14 +77,16 @@ class Log:
     def write(self, step: int, values: dict) -> dict:
         """Log ``step`` (counted from 1) with the rate since the last logged step; return the line's fields.
 
-        ``data_share`` is the share of that time that was spent waiting for data; the rest was spent computing.
+        Of the seconds since then ``data_s`` were spent waiting for data, a ``data_share`` of them; ``compute_s`` is the rest.
         """
         self.count(step, values)
         rows, waited, before = self._before
         self._before = (self.rows, self.waited, self.seconds)
         seconds = max(self._before[2] - before, 1e-9)
         line = {"step": step} | {k: v for k, v in values.items() if k not in ("rows", "waited", "bad")}
-        line |= {"rows_per_s": (self.rows - rows) / seconds, "data_share": (self.waited - waited) / seconds}
+        data = self.waited - waited
+        line |= {"rows_per_s": (self.rows - rows) / seconds, "data_share": data / seconds}
+        line |= {"data_s": data, "compute_s": seconds - data}
         line |= {"bad_rows": self.bad}
         self._append(line)
         return line
@@ -129,7 +131,8 @@ def closing(log: Log, weights: Path, watch: Watch | None = None) -> str:
     lines = [
         f"{log.step:,} steps{resumed}, {log.rows:,} rows in {log.seconds:,.1f} s: {rate:,.0f} rows/s, "
         f"{share:.0%} of the time waiting for data",
-        f"final loss {log.total:.4f}" + (f", {log.bad:,} unreadable rows left out ({BAD_ROWS})" if log.bad else ""),
+        (f"final loss {log.total:.4f}" if here else "no step was left to do")
+        + (f", {log.bad:,} unreadable rows left out ({BAD_ROWS})" if log.bad else ""),
     ]
     if watch is not None and watch.record():
         stopped = f"; stopped after {watch.without} evaluations without improvement" if watch.exhausted else ""

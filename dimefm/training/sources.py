@@ -65,6 +65,22 @@ class TextSources(Sources):
         return len(self.pairs) if self.text_rows is None else len(self.text_rows)
 
 
+def check_form(recipe: Recipe) -> None:
+    """Raise RecipeError for settings that what the recipe trains would not look at."""
+    if recipe.texts and not recipe.text_student:
+        raise RecipeError(
+            "raw sentences are for training a text tower; say --text student:NAME, or leave --texts out: an image tower "
+            "learns from the features in --text-cache, and --text student from pairs in --images"
+        )
+    for name, does_nothing, what in (
+        ("word_dropout", recipe.word_dropout and not recipe.text_student, "for a text tower (--text student:NAME)"),
+        ("captions = 'label'", recipe.captions == "label" and recipe.text != "student", "for pairs (--text student)"),
+        ("eval_every", recipe.eval_every != Recipe.eval_every and recipe.eval_root is None, "for --eval-root"),
+    ):
+        if does_nothing:
+            raise RecipeError(f"{name} is {what} and would do nothing here; leave it out")
+
+
 def open_sources(recipe: Recipe, out: Path) -> Sources:
     """Open everything that ``recipe`` names; adopted TSV features go into ``out``.
 
@@ -73,11 +89,6 @@ def open_sources(recipe: Recipe, out: Path) -> Sources:
     """
     if recipe.text_student:
         return _text_sources(recipe)
-    if recipe.texts:
-        raise RecipeError(
-            "raw sentences are for training a text tower; say --text student:NAME, or leave --texts out: an image tower "
-            "learns from the features in --text-cache"
-        )
     if recipe.tsv_file_list:
         return _dime_fm_form(recipe, out)
     if not recipe.images:
@@ -89,6 +100,8 @@ def open_sources(recipe: Recipe, out: Path) -> Sources:
                 "text = 'student' learns from raw pairs and uses no cache; leave --image-cache and --text-cache out, or say "
                 "--text student:NAME to train the text tower NAME alone"
             )
+        if recipe.texts_per_step is not None:
+            raise RecipeError("texts_per_step is for a --text-cache; a pair has its own sentence: leave it out")
         if recipe.captions == "label":
             _refuse_selection(
                 recipe, "--captions label reads the labels of whole files; leave the selection out, or say --captions text"
@@ -114,7 +127,8 @@ def _text_sources(recipe: Recipe) -> TextSources:
     if beside:
         raise RecipeError(
             f"--text {recipe.text} trains a text tower from --texts and caches; leave {' and '.join(beside)} out, and "
-            "train the image tower in a run of its own: dimefm eval --model IMAGE_RUN --text-model TEXT_RUN takes both"
+            "train the image tower in a run of its own; dimefm eval elevater takes both (--model IMAGE_RUN --text-model "
+            "TEXT_RUN)"
         )
     if not recipe.texts:
         raise RecipeError("no sentences are given; name them with --texts (or 'texts' in the recipe)")

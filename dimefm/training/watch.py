@@ -1,4 +1,4 @@
-"""What is measured while a run trains: when, which weights were the best so far, and when to stop early."""
+"""What is measured while a run trains: which weights were the best so far, and when to stop early."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ class Watch:
     counts the evaluations since. A mean as high as the best one is no improvement.
     """
 
-    def __init__(self, score: Score, every: int, patience: int | None = None):
-        self.score, self.every, self.patience = score, every, patience
+    def __init__(self, score: Score, patience: int | None = None):
+        self.score, self.patience = score, patience
         self.best: float | None = None
+        self.last = 0.0
         self.best_step, self.without = 0, 0
         self.best_scores: dict[str, float] = {}
 
@@ -40,20 +41,24 @@ class Watch:
             return None
         if scorer is None:
             raise RecipeError("the recipe has 'eval_root', but train() was given no scorer; pass dimefm.monitor.scorer")
-        return cls(scorer(recipe, teacher), recipe.eval_every, recipe.patience)
-
-    def due(self, step: int, last: int) -> bool:
-        """Tell whether to measure after ``step`` steps of a run of ``last``: every so many, and at the end."""
-        return step % self.every == 0 or step == last
+        return cls(scorer(recipe, teacher), recipe.patience)
 
     def measure(self, step: int, model: nn.Module) -> dict[str, float]:
         """Return what to log of ``model`` after ``step`` steps: ``eval/NAME`` of each benchmark and ``eval/mean``."""
         scores = self.score(model)
         mean = sum(scores.values()) / len(scores)
+        self.last = mean
         self.without += 1
         if self.best is None or mean > self.best:
             self.best, self.best_step, self.best_scores, self.without = mean, step, scores, 0
         return {**{f"eval/{name}": value for name, value in scores.items()}, "eval/mean": mean}
+
+    def describe(self) -> str:
+        """Return what the last evaluation found, for people."""
+        best = (
+            "the best so far" if not self.without else f"best {100 * (self.best or 0):.2f} % after step {self.best_step:,}"
+        )
+        return f"mean score {100 * self.last:.2f} % ({best})"
 
     def improved(self, step: int) -> bool:
         """Tell whether the evaluation after ``step`` steps gave the best mean so far."""

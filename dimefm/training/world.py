@@ -96,6 +96,22 @@ class World:
         return [record for text, length in texts for record in json.loads(bytes(text[:length].tolist()))]
 
 
+def _own_gpu(device: torch.device, environment: Mapping[str, str]) -> torch.device:
+    """Return the GPU of this process; raise RecipeError when several processes of one machine would share one."""
+    here, number = int(environment.get("LOCAL_WORLD_SIZE", "1")), int(environment.get("LOCAL_RANK", "0"))
+    if here > torch.cuda.device_count():
+        raise RecipeError(
+            f"torchrun started {here} processes on a machine with {torch.cuda.device_count()} GPUs; expected one GPU a "
+            "process: lower --nproc-per-node"
+        )
+    if here > 1 and device.index not in (None, number):
+        raise RecipeError(
+            f"--device {device}: {here} processes of this machine would share one GPU; leave --device out, and each takes "
+            "the one of its number"
+        )
+    return torch.device("cuda", number) if device.index is None else device
+
+
 @contextmanager
 def joined(device: torch.device, environment: Mapping[str, str] = os.environ) -> Iterator[World]:
     """Yield the world that torchrun's RANK and WORLD_SIZE say, in touch with its other processes.
@@ -107,11 +123,7 @@ def joined(device: torch.device, environment: Mapping[str, str] = os.environ) ->
         yield World(0, 1, device)
         return
     if device.type == "cuda":
-        if int(environment.get("LOCAL_WORLD_SIZE", "1")) > torch.cuda.device_count():
-            raise RecipeError(
-                f"torchrun started {environment['LOCAL_WORLD_SIZE']} processes on a machine with "
-                f"{torch.cuda.device_count()} GPUs; expected one GPU a process: lower --nproc-per-node"
-            )
+        device = _own_gpu(device, environment)
         torch.cuda.set_device(device)
     world = World(rank, size, device)
     try:

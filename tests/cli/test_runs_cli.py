@@ -161,3 +161,22 @@ def test_nothing_to_plot_and_nothing_to_list_are_one_line(tmp_path):
     assert "unfinished" in done("list", tmp_path / "runs")
     assert "none of its folders is a run" in refusal("list", folder)
     assert "there is no such folder" in refusal("list", tmp_path / "none")
+
+
+def test_long_values_lose_their_middle_in_a_terminal_only(tmp_path):
+    far, word = "/very" * 20, "x" * 60
+    one = record(tmp_path / "one", logged(10), images=(f"{far}/one",), texts=(f"{word}1{word}",))
+    two = record(tmp_path / "two", logged(10), images=(f"{far}/two",), texts=(f"{word}2{word}",))
+    said = done("compare", one, two, "--out", tmp_path / "out")
+    assert f"{far}/one" not in said
+    assert "/very/very/very/ve .. very/very/very/one" in said
+    assert f"{word}1{word}" in said  # they differ in the middle
+    assert f"{far}/one" in (tmp_path / "out/compare.csv").read_text()
+    assert f"{far}/two" in (tmp_path / "out/compare.md").read_text()
+
+
+def test_a_plot_of_another_kind_is_refused(tmp_path):
+    one = record(tmp_path / "one", logged(10))
+    said = refusal("compare", one, "--out", tmp_path / "curves.JPG")
+    assert said.endswith("curves.JPG: the plot is a PNG; give a name that ends in .png, or a folder")
+    assert not (tmp_path / "curves.JPG").exists()

@@ -10,8 +10,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 from dimefm.cli import main
+from dimefm.cli.train import one_form
 from dimefm.errors import DimefmError
 from dimefm.models.encoder import load_encoder, weights_sha256
+from dimefm.recipe import read
 
 ROOT = Path(__file__).parents[2]
 TEACHER = "ResNet-mini-64/random:0"
@@ -132,12 +134,13 @@ def test_the_last_line_on_stdout_names_the_run_folder(place):
         (("--steps", 0), "'steps' is 0; expected a positive number"),
         (("--batch-size", -3), "'batch_size' is -3; expected a positive number"),
         (("--lr", "nan"), "'lr' is nan; expected a positive number"),
-        (("--small",), "--small asks for a [small] table"),
+        (("--small",), "--small asks for a [small] table, which only a recipe file has; name one with --recipe"),
         (("--device", "cuda:99"), "--device cuda:99: this machine has"),
         (("--student", "ResNet-mini-46"), "unknown architecture 'ResNet-mini-46': did you mean 'ResNet-mini-64'?"),
         (("--student", "none.json"), "none.json: cannot be read as an open_clip config"),
         (("--set", "crop_scal=[0.5,1.0]"), "unknown recipe key 'crop_scal': did you mean 'crop_scale'?"),
         (("--set", "crop_scale"), "--set crop_scale: expected KEY=VALUE"),
+        (("--set", "view=free"), "e.g. crop_scale=[0.5,1.0], and words in quotes ("),
         (("--set", "small={steps=1}"), "--set small: that table is the recipe file's"),
         (("--set", "path='x'"), "--set path: unknown recipe key 'path'"),
         (("--set", "losses=3"), "'losses' is 3; expected dict"),
@@ -341,11 +344,15 @@ def test_two_teachers_train_one_student_that_speaks_the_firsts_language(place):
 def test_free_views_must_be_said_and_dime_fms_form_says_them(place):
     command = [word for word in words(place) if word not in ("--view", "free")]
     assert "say --view free to show the student crops that the teacher did not see" in refusal(*command)
+    lists = {"tsv_file_list": ("a.list", "b.list", "c.list", "d.list")}
     (place / "r.toml").write_text('view = "center"\n')
-    lists = ("--tsv-file-list", "a.list", "b.list", "c.list", "d.list")
-    for more, view in (((), "free"), (("--recipe", place / "r.toml"), "center"), (("--view", "cached"), "cached")):
-        result = dimefm("train", *lists, *more, "--out", place / "run")
-        assert f'view = "{view}"' in result.stderr
+    for path, more, view in (
+        (None, {}, "free"),
+        (place / "r.toml", {}, "center"),
+        (None, {"view": "cached"}, "cached"),
+    ):
+        given = {**lists, **more}
+        assert one_form(read(path, **given), given).view == view
 
 
 @pytest.mark.parametrize("separator", ["\t", ";"])

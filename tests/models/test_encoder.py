@@ -164,7 +164,7 @@ def test_specs_that_name_nothing_are_refused(spec, words):
 
 
 def test_folders_and_files_that_are_no_encoder_are_refused(files, tmp_path):
-    assert "neither a run folder (run.json) nor an open_clip folder" in refused(str(tmp_path))
+    assert "neither the folder of a finished run (run.json) nor of open_clip" in refused(str(tmp_path))
     assert "does not say its architecture; write ARCH/" in refused(str(files / "weights.pt"))
     (tmp_path / "run.json").write_text("{")
     assert "cannot be read" in refused(str(tmp_path))

@@ -29,7 +29,7 @@ def first_step(recipe, out, world):
     run.gradients = Gradients(run.student.double(), world)
     batches = [run.task.batches(number) for number in range(recipe.accum_freq)]
     losses, rows = run.backward(0, batches)
-    gradients = {name: parameter.grad for name, parameter in run.student.named_parameters()}
+    gradients = {name: parameter.grad for name, parameter in run.student.named_parameters() if parameter.requires_grad}
     return {"rows": rows, "losses": {k: v.detach() for k, v in losses.items()}, "gradients": gradients}
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from dimefm.data.decoders import decoder
 from dimefm.data.train_views import Viewer
-from dimefm.errors import DataError
+from dimefm.errors import DataError, RecipeError
 from dimefm.models import open_clip, student
 from dimefm.recipe import read
 from dimefm.train import train
@@ -175,6 +175,12 @@ def test_the_centre_view_is_what_a_recipe_gets(world):
     pixels = batches(world, recipe)(0).pixels
     row = open_sources(recipe, world.root).raw[world.numbers_of_pixels(pixels)[0]]
     np.testing.assert_array_equal(pixels[0], Viewer.of(recipe, None, 16)(row.image, row.key, 0, 0))
+
+
+def test_texts_per_step_of_pairs_are_refused(world):
+    recipe = world.clip_recipe(images=[str(world.pairs(["a", "b", "c", "d"]))], batch_size=4, texts_per_step=2)
+    with pytest.raises(RecipeError, match="a pair has its own sentence: leave it out"):
+        open_sources(recipe, world.root)
 
 
 def test_pairs_keep_their_sentences(world):

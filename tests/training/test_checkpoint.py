@@ -100,11 +100,11 @@ def test_the_watch_goes_on_where_the_checkpoint_was_taken(tmp_path):
     def score(_):
         return {"a": next(scores), "b": 0.0}
 
-    watch = Watch(score, every=10, patience=3)
+    watch = Watch(score, patience=3)
     for step in (10, 20, 30):
         watch.measure(step, model)
     folder = checkpoint.save(tmp_path, 30, model, optimizer, 1, {}, watch=watch)
-    again = Watch(score, every=10, patience=3)
+    again = Watch(score, patience=3)
     checkpoint.load(folder, model, optimizer, watch=again)
     assert again.record() == {"step": 20, "mean": 0.35, "scores": {"a": 0.7, "b": 0.0}}
     assert (again.without, again.exhausted) == (1, False)
@@ -114,9 +114,8 @@ def test_the_watch_goes_on_where_the_checkpoint_was_taken(tmp_path):
     assert again.exhausted
 
 
-def test_a_watch_without_patience_never_ends_a_run_and_is_due_every_so_often_and_at_the_end():
-    watch = Watch(lambda _: {"a": 0.0}, every=4)
+def test_a_watch_without_patience_never_ends_a_run():
+    watch = Watch(lambda _: {"a": 0.0})
     for step in range(9):
         watch.measure(step, None)
     assert not watch.exhausted and watch.best_step == 0
-    assert [step for step in range(1, 11) if watch.due(step, last=10)] == [4, 8, 10]

@@ -45,6 +45,7 @@ def test_rates_are_of_the_steps_since_the_last_line_and_evaluations_are_not_in_t
         said = closing(log, tmp_path / "w.safetensors")
     first, evaluation, second = read(tmp_path)
     assert (first["rows_per_s"], first["data_share"]) == (5.0, 0.5)
+    assert first["data_s"] == first["compute_s"] > 0
     assert evaluation == {"step": 2, "eval/a": 0.5, "eval/mean": 0.5, "eval_seconds": 100.0}
     assert (second["rows_per_s"], second["data_share"]) == (4.0, 0.25)
     assert {"lr", "dime.vl", "total", "bad_rows"} <= second.keys() and not {"rows", "waited", "bad"} & second.keys()
@@ -57,7 +58,7 @@ def test_rates_are_of_the_steps_since_the_last_line_and_evaluations_are_not_in_t
 
 def test_the_closing_lines_tell_of_a_resumed_run_its_bad_rows_and_its_best(tmp_path):
     scores = iter([0.5, 0.25])
-    watch = Watch(lambda _: {"a": next(scores)}, every=1, patience=1)
+    watch = Watch(lambda _: {"a": next(scores)}, patience=1)
     with Log(tmp_path, Recipe(), start=5) as log:
         log.write(6, values(bad=[{"source": "s", "row": 3, "reason": "no image"}]))
         assert "best" not in closing(log, tmp_path, watch)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from dimefm.cli.train import command
 from dimefm.errors import RecipeError
 from dimefm.recipe import FIELDS, Recipe, changed, read
+from dimefm.training.sources import check_form
 
 PIPELINES = sorted((Path(__file__).parents[2] / "pipelines").glob("*.toml"))
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -180,3 +181,18 @@ def _commands(header):
     """Return the commands of a header, lines that end in a backslash joined with the next."""
     text = "\n".join(line.removeprefix("#").strip() for line in header).replace("\\\n", " ")
     return text.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("over", "words"),
+    [
+        ({"texts": ["a"]}, "say --text student:NAME"),
+        ({"texts": ["a"], "text": "student"}, "say --text student:NAME"),
+        ({"word_dropout": 0.5}, r"word_dropout is for a text tower \(--text student:NAME\) and would do nothing here"),
+        ({"captions": "label"}, r"captions = 'label' is for pairs \(--text student\)"),
+        ({"eval_every": 2}, "eval_every is for --eval-root"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(over, words):
+    with pytest.raises(RecipeError, match=words):
+        check_form(read(None, **over))

@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dimefm.errors import CacheError, DimefmError, ModelError, RecipeError
+from dimefm.errors import CacheError, DataError, DimefmError, ModelError, RecipeError
 from dimefm.train import Run, train
 from dimefm.training import checkpoint
 
-TIMINGS = ("rows_per_s", "data_share")
+TIMINGS = ("rows_per_s", "data_share", "data_s", "compute_s")
 WEIGHTS = ("image_tower.safetensors", "open_clip_model.safetensors", "text_tower.safetensors")
 
 
@@ -310,8 +310,25 @@ def test_a_run_does_not_go_on_with_another_teachers_cache(world):
         shutil.rmtree(world.root / folder)
     world.cache("images", "image", list(zip(world.names, world.shards, strict=True)), teacher="b")
     world.cache("texts", "text", [("sentences.txt", 9)], teacher="b")
-    with pytest.raises(CacheError, match="the run learnt from caches image_cache"):
+    with pytest.raises(CacheError, match="the run learnt from image_cache"):
         train(recipe, world.root / "copy", resume=True, echo=quiet)
+
+
+def test_pairs_that_have_changed_do_not_go_on(world):
+    table = world.pairs([f"number {n} of many" for n in range(9)])
+    recipe = world.clip_recipe(images=[str(table)], save_every=3)
+    back_to(train(recipe, world.root / "run", echo=quiet), world.root / "copy", 3)
+    table.write_text(table.read_text().replace("number 4", "number 5"))
+    with pytest.raises(CacheError, match="the run learnt from pairs [0-9a-f]{12}, now there are pairs"):
+        train(recipe, world.root / "copy", resume=True, echo=quiet)
+
+
+def test_one_row_alone_cannot_be_normalised_and_that_is_said(world):
+    world.write_images(broken=set(range(16)))
+    recipe = world.recipe(student=str(world.noisy), batch_size=17)
+    with pytest.raises(DataError, match="step 1: one row alone is left to a process") as error:
+        train(recipe, world.root / "run", echo=quiet)
+    assert "\n" not in str(error.value)
 
 
 def test_a_feature_that_was_damaged_later_is_named_with_shard_and_row(world):

@@ -13,7 +13,7 @@ from dimefm.train import Run, train
 from dimefm.training import checkpoint
 from dimefm.training.ema import decay_at
 
-TIMINGS = ("rows_per_s", "data_share", "eval_seconds")
+TIMINGS = ("rows_per_s", "data_share", "data_s", "compute_s", "eval_seconds")
 
 
 def quiet(line):

@@ -15,11 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dimefm.errors import DataError, RecipeError
+from dimefm.errors import DataError, DimefmError, RecipeError
 from dimefm.recipe import read
 from dimefm.train import Run, train
 from dimefm.training import checkpoint
-from dimefm.training.world import Meeting, World
+from dimefm.training.world import Meeting, World, joined
+from tests.training.conftest import TINY
 
 SCRIPT = Path(__file__).with_name("process.py")
 QUIET = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
@@ -57,6 +58,8 @@ def recipes(world):
         "text": world.text_recipe(texts_per_step=None),
         "captions": world.text_recipe(per_row=2),
     }
+    (world.root / "siglip.json").write_text(json.dumps({**TINY, "custom_text": True, "init_logit_bias": -10.0}))
+    cases["pairs_of_siglip"] = dataclasses.replace(pairs, student=str(world.root / "siglip.json"))
     whole = {name: dataclasses.replace(case, batch_size=8) for name, case in cases.items()}
     portions = {f"{name}_portions": dataclasses.replace(case, batch_size=4, accum_freq=2) for name, case in cases.items()}
     running = {
@@ -88,7 +91,7 @@ def make_world():
     return Files
 
 
-CASES = ["image", "teachers", "pairs", "text", "captions"]
+CASES = ["image", "teachers", "pairs", "pairs_of_siglip", "text", "captions"]
 
 
 @pytest.mark.parametrize("name", [*CASES, *(f"{name}_portions" for name in CASES)])
@@ -102,7 +105,8 @@ def test_loss_and_gradient_are_those_of_one_process(together, name):
     found = torch.load(folder / f"{name}.pt", weights_only=True)
     assert found["rows"] == rows
     torch.testing.assert_close(found["losses"], losses, rtol=1e-11, atol=0)
-    gradients = {key: parameter.grad for key, parameter in alone.student.named_parameters()}
+    learnt = {key: parameter for key, parameter in alone.student.named_parameters() if parameter.requires_grad}
+    gradients = {key: parameter.grad for key, parameter in learnt.items()}
     torch.testing.assert_close(found["gradients"], gradients, rtol=1e-8, atol=1e-13)
     assert max(gradient.abs().max() for gradient in gradients.values()) > 1e-4
     digests = {(folder / f"{name}.{rank}.sha256").read_text() for rank in range(size)}
@@ -161,6 +165,29 @@ class Alone(World):
 
     def gather(self, value):
         return value[None]
+
+
+class Elsewhere(Alone):
+    """A process whose partner finds one more of everything."""
+
+    def gather(self, value):
+        return torch.stack([value, value + 1])
+
+
+def test_processes_that_find_other_rows_or_checkpoints_are_refused(world):
+    with pytest.raises(DimefmError, match=r"process 0 found 17 rows and the run after step 0, process 1 18 rows and step 1"):
+        Run(world.recipe(), world.root / "run", False, quiet, Elsewhere(0, 2))
+
+
+def test_processes_that_would_share_a_gpu_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    many = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
+    for device, here, said in (
+        ("cuda", "3", "3 processes on a machine with 2 GPUs"),
+        ("cuda:0", "2", "--device cuda:0: 2 "),
+    ):
+        with pytest.raises(RecipeError, match=said), joined(torch.device(device), {**many, "LOCAL_WORLD_SIZE": here}):
+            pass
 
 
 @pytest.mark.parametrize("size", range(1, 9))
