@@ -77,7 +77,7 @@ class Log:
     def write(self, step: int, values: dict) -> dict:
         """Log ``step`` (counted from 1) with the rate since the last logged step; return the line's fields.
 
-        Of the seconds since then ``data_s`` were spent waiting for data, a ``data_share`` of them; ``compute_s`` is the rest.
+        Of the seconds since then ``data_s`` were waiting for data, a ``data_share`` of them; ``compute_s`` is the rest.
         """
         self.count(step, values)
         rows, waited, before = self._before
