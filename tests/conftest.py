@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from PIL import Image
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: same sums everywhere, here and in child processes
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # so a shell starts what runs in its background, tox & for one
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("dimefm", deadline=None, derandomize=True, database=None)
 settings.load_profile("dimefm")
