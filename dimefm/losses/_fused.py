@@ -61,12 +61,14 @@ Compare = Callable[..., tuple[Tensor, Tensor]]
 class Fused:
     """A loss that is the mean over rows of what ``compare`` says of the log-softmax of similarities / ``temperature``.
 
-    ``both_ways`` adds the mean over columns of what it says of theirs. The chunks change the result by rounding only.
+    ``both_ways`` adds the mean over columns of what it says of theirs. Without ``softmax`` it is told the similarities as
+    they are. The chunks change the result by rounding only.
     """
 
     compare: Compare
     temperature: float = 1.0
     both_ways: bool = False
+    softmax: bool = True
 
     def __call__(self, student: Similarity, teacher: Similarity | None = None) -> Tensor:
         """Return the loss in float32 (float64 if rows are), whatever autocast says; only ``student`` receives gradients.
@@ -94,7 +96,7 @@ class Fused:
         chunks = _Chunks(sides, max(LEAST, budget // width))
         columns = _columns(sides, chunks) if self.both_ways else []
         for rows, *blocks in chunks:
-            loss, slope = self.compare(rows.start, *(block.log_softmax(1) for block in blocks))
+            loss, slope = self.compare(rows.start, *(block.log_softmax(1) if self.softmax else block for block in blocks))
             value += loss / count
             if columns:
                 logs = (column(block) for column, block in zip(columns, blocks, strict=True))

@@ -3,49 +3,123 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from dimefm.errors import RecipeError
+from dimefm.errors import RecipeError, did_you_mean
 from dimefm.losses._features import Features, resolve
+from dimefm.losses._learnt import Widths, learnt
+
+SCHEDULES = ("constant", "linear", "cosine")
 
 
 @dataclass(frozen=True)
 class Weighted:
-    """One term of a recipe: its name, weight and options."""
+    """One term of a recipe: its name, weight and options.
+
+    With a ``schedule`` "linear" or "cosine" (half a wave) the weight goes from ``weight`` at the first step to ``end`` at
+    the last.
+    """
 
     name: str
     weight: float
     options: dict = field(default_factory=dict)
+    schedule: str = "constant"
+    end: float | None = None
+
+    @classmethod
+    def of(cls, name: str, settings: Mapping) -> Weighted:
+        """Return the term ``name`` with the settings of a recipe: weight, schedule, end, and its own options."""
+        own = {key: value for key, value in settings.items() if key not in ("weight", "schedule", "end")}
+        return cls(name, settings["weight"], own, settings.get("schedule", "constant"), settings.get("end"))
+
+    def at(self, progress: float) -> float:
+        """Return the weight when the share ``progress`` (0 to 1) of the run is done."""
+        if self.schedule == "constant":
+            return self.weight
+        share = progress if self.schedule == "linear" else (1 - math.cos(math.pi * progress)) / 2
+        return self.weight + ((self.end or 0.0) - self.weight) * share
+
+    def refuse(self) -> None:
+        """Raise RecipeError for a weight or schedule that cannot be."""
+        if self.schedule not in SCHEDULES:
+            raise RecipeError(
+                f"loss '{self.name}' has schedule {self.schedule!r}: {did_you_mean(str(self.schedule), SCHEDULES)}"
+            )
+        if self.schedule == "constant" and self.end is not None:
+            raise RecipeError(
+                f"loss '{self.name}' has end {self.end!r}, which does nothing without a schedule; add schedule = 'linear' "
+                "or 'cosine', or leave it out"
+            )
+        if self.schedule != "constant":
+            if not all(_is_weight(value) for value in (self.weight, self.end or 0.0)):
+                raise RecipeError(
+                    f"loss '{self.name}' goes from weight {self.weight!r} to {self.end!r}; expected numbers of at least 0"
+                )
+            if self.weight == (self.end or 0.0):
+                raise RecipeError(
+                    f"loss '{self.name}' goes from weight {self.weight:g} to {self.weight:g}; leave the schedule out"
+                )
+        elif not (self.weight > 0 and math.isfinite(self.weight)):
+            raise RecipeError(
+                f"loss '{self.name}' has weight {self.weight:g} and would do nothing; give it a positive weight"
+            )
 
 
 class Objective:
     """A weighted sum of terms, checked when it is built.
 
-    ``given`` says what the data offer (``"teacher"``, ``"pairs"``; see :func:`~dimefm.losses.needs`). Raises RecipeError
-    for an unknown term or option, a weight of 0 (a switch that silently does nothing), and a term that needs what the
-    data lack.
+    ``given`` says what data and student offer (``"teacher"``, ``"pairs"``, ``"bias"``; see :func:`~dimefm.losses.needs`).
+    Raises RecipeError for an unknown term or option, a weight of 0 (a switch that silently does nothing), and a term that
+    needs what they lack.
     """
 
-    def __init__(self, terms: list[Weighted], given: frozenset[str] = frozenset({"teacher"})):
+    def __init__(self, terms: Sequence[Weighted], given: frozenset[str] = frozenset({"teacher"})):
         if not terms:
             raise RecipeError("no loss is given; name at least one under [losses], or use --use-pvl-loss")
         self.terms = [(term, resolve(term.name, term.options)) for term in terms]
         for term, function in self.terms:
-            if not (term.weight > 0 and math.isfinite(term.weight)):
-                raise RecipeError(
-                    f"loss '{term.name}' has weight {term.weight:g} and would do nothing; give it a positive weight"
-                )
+            term.refuse()
             lacking = " and ".join(sorted(function.needs - given))
             if lacking:
                 raise RecipeError(
-                    f"loss '{term.name}' needs {lacking}, which these sources do not have; leave it out, or train on "
-                    f"sources with {lacking}"
+                    f"loss '{term.name}' needs {lacking}, which {_lack(function.needs - given)}; leave it out, or "
+                    f"{_remedy(function.needs - given)}"
                 )
 
-    def __call__(self, student: Features, teacher: Features | None) -> dict[str, Tensor]:
-        """Return each term's unweighted value and their weighted ``"total"``, all scalars."""
-        values = {term.name: function(student, teacher, **term.options) for term, function in self.terms}
-        total = sum(term.weight * values[term.name] for term, _ in self.terms)
+    def learnt(self, widths: Sequence[Widths], seed: int) -> nn.ModuleList:
+        """Return the learnt parts of the terms by name, for each teacher those of its ``widths``; see :func:`learnt`.
+
+        Without learnt parts the list is empty.
+        """
+        return learnt([function for _, function in self.terms], widths, seed)
+
+    def __call__(
+        self, student: Features, teacher: Features | None, parts: nn.ModuleDict | None = None, progress: float = 0.0
+    ) -> dict[str, Tensor]:
+        """Return each term's unweighted value and their weighted ``"total"``, all scalars.
+
+        ``parts`` are the learnt parts for this teacher, ``progress`` (0 to 1) is the share of the run that is done.
+        """
+        values = {}
+        for term, function in self.terms:
+            own = {name: parts[name] for name in function.learns} if parts is not None else {}
+            values[term.name] = function(student, teacher, **own, **term.options)
+        total = sum(term.at(progress) * values[term.name] for term, _ in self.terms)
         return {"total": total, **values}
+
+
+def _is_weight(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+def _lack(missing: frozenset[str]) -> str:
+    return "this student does not have" if missing == {"bias"} else "these sources do not have"
+
+
+def _remedy(missing: frozenset[str]) -> str:
+    if missing == {"bias"}:
+        return "train a student with 'init_logit_bias' in its config, both towers of it"
+    return f"train on sources with {' and '.join(sorted(missing))}"

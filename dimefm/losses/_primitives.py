@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dimefm.losses._fused import Fused, Similarity
 
@@ -40,6 +42,19 @@ def contrast(queries: Tensor, keys: Tensor, scale: Tensor | float, *, both_ways:
     return Fused(_positive, both_ways=both_ways)(logits(queries, keys, scale))
 
 
+def sigmoid_pairs(queries: Tensor, keys: Tensor, scale: Tensor | float, bias: Tensor | float) -> Tensor:
+    """Return the sigmoid loss of unit rows [B, D] against [B, D]: each similarity plus ``bias`` is a logit of "is a pair".
+
+    It is the binary cross-entropy, summed over columns, averaged over rows; row i belongs to row i. Rows, scale and bias
+    receive gradients. Raises ValueError when there are not as many keys as queries.
+    """
+    if len(queries) != len(keys):
+        raise ValueError(f"sigmoid loss of {len(queries)} queries and {len(keys)} keys; expected pairs")
+    ones = queries.new_ones(len(queries), 1)
+    found = logits(torch.cat([queries * scale, ones * bias], 1), torch.cat([keys, ones], 1), 1.0)
+    return Fused(_pair, softmax=False)(found)
+
+
 def _kl(_: int, found: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     shares = target.exp()
     return target.sub_(found).mul_(shares).sum(), found.exp_().sub_(shares)
@@ -53,5 +68,12 @@ def _cross_entropy(_: int, found: Tensor, target: Tensor) -> tuple[Tensor, Tenso
 def _positive(first: int, found: Tensor) -> tuple[Tensor, Tensor]:
     loss = -found.diagonal(first).sum()
     slope = found.exp_()
+    slope.diagonal(first).sub_(1)
+    return loss, slope
+
+
+def _pair(first: int, found: Tensor) -> tuple[Tensor, Tensor]:
+    loss = F.softplus(found).sum() - found.diagonal(first).sum()
+    slope = found.sigmoid_()
     slope.diagonal(first).sub_(1)
     return loss, slope

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dimefm.errors import RecipeError
-from dimefm.losses import Features, Objective, Weighted, resolve, terms
+from dimefm.losses import Features, Objective, Weighted, Widths, options_of, resolve, terms
 
 B, N, D = 6, 9, 16
 
@@ -16,17 +16,34 @@ def term(request):
     return resolve(request.param, {})
 
 
-def leaves(seed, term, dtype=torch.float32):
+def leaves(seed, term, dtype=torch.float32, dim=D):
     """Return un-normalised rows (image [B, D], text [N, D]; N = B where the term needs pairs)."""
     draw = torch.Generator().manual_seed(seed)
     n = B if "pairs" in term.needs else N
-    return torch.randn(B, D, generator=draw).to(dtype), torch.randn(n, D, generator=draw).to(dtype)
+    return torch.randn(B, dim, generator=draw).to(dtype), torch.randn(n, dim, generator=draw).to(dtype)
+
+
+def with_parts(term, dim=D):
+    """Return (the term with its learnt parts, these parts) for students of ``dim`` dimensions, in float64."""
+    found = Objective([Weighted(name_of(term), 1.0)], given=term.needs).learnt([Widths(dim, D)], seed=3)
+    parts = found[0].double() if len(found) else torch.nn.ModuleDict()
+
+    def call(student, teacher, **options):
+        own = {name: parts[name].to(student.image) for name in term.learns}
+        return term(student, teacher, **own, **options)
+
+    return call, parts
+
+
+def name_of(term):
+    """Return what a recipe calls a term."""
+    return f"{term.__module__.rpartition('.')[2]}.{term.__name__}"
 
 
 def towers(term, dtype=torch.float32):
     """Return (student leaves, teacher leaves, call): ``call()`` computes the loss from the leaves as they are."""
-    student, teacher = leaves(1, term, dtype), leaves(2, term, dtype)
-    return student, teacher, lambda: term(Features.of(*student, 20.0), Features.of(*teacher, 20.0))
+    student, teacher, (call, _) = leaves(1, term, dtype), leaves(2, term, dtype), with_parts(term)
+    return student, teacher, lambda: call(Features.of(*student, 20.0, -3.0), Features.of(*teacher, 20.0))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -40,7 +57,9 @@ def test_is_a_finite_scalar_in_float32_or_better(term, dtype):
 
 def test_half_precision_rows_lose_only_their_own_rounding(term):
     student, teacher, loss = towers(term, torch.bfloat16)
-    exact = term(Features.of(*(r.double() for r in student), 20.0), Features.of(*(r.double() for r in teacher), 20.0))
+    call, _ = with_parts(term)
+    wide = [[rows.double() for rows in side] for side in (student, teacher)]
+    exact = call(Features.of(*wide[0], 20.0, -3.0), Features.of(*wide[1], 20.0))
     assert loss().item() == pytest.approx(exact.item(), rel=1e-4, abs=1e-5)
 
 
@@ -59,8 +78,8 @@ def test_does_not_depend_on_the_order_of_rows(term):
     student, teacher, loss = towers(term)
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     sentences = order if "pairs" in term.needs else torch.tensor([8, 3, 0, 5, 7, 1, 4, 2, 6])
-    turned = [Features.of(image[order], text[sentences], 20.0) for image, text in (student, teacher)]
-    torch.testing.assert_close(term(*turned), loss(), rtol=1e-5, atol=1e-6)
+    turned = [Features.of(image[order], text[sentences], 20.0, -3.0) for image, text in (student, teacher)]
+    torch.testing.assert_close(with_parts(term)[0](*turned), loss(), rtol=1e-5, atol=1e-6)
 
 
 def test_a_small_step_of_the_student_lowers_it(term):
@@ -80,15 +99,17 @@ def test_states_shapes_and_source(term):
 
 
 def test_options_have_defaults_and_are_named(term):
-    for option in inspect.signature(term).parameters.values():
+    parameters = inspect.signature(term).parameters
+    for option in parameters.values():
         if option.kind is option.KEYWORD_ONLY:
-            assert option.default is not option.empty
-    assert list(inspect.signature(term).parameters)[:2] == ["student", "teacher"]
+            assert (option.default is option.empty) == (option.name in term.learns)
+    assert list(parameters)[:2] == ["student", "teacher"]
+    assert set(term.learns) <= set(parameters)
 
 
 @pytest.mark.parametrize("name", terms())
 def test_an_unknown_option_is_refused(name):
-    known = [p.name for p in inspect.signature(resolve(name, {})).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    known = list(options_of(resolve(name, {})))
     wrong = f"{known[0]}e" if known else "no_such_option"
     with pytest.raises(RecipeError, match=f"'{name}' has no option '{wrong}'") as error:
         resolve(name, {wrong: 1.0})
@@ -97,9 +118,10 @@ def test_an_unknown_option_is_refused(name):
 
 @pytest.mark.parametrize("name", terms())
 def test_the_objective_adds_weight_times_value(name):
-    student, teacher, loss = towers(resolve(name, {}))
-    given = resolve(name, {}).needs
-    values = Objective([Weighted(name, 0.25)], given=given)(Features.of(*student, 20.0), Features.of(*teacher, 20.0))
+    term = resolve(name, {})
+    student, teacher, loss = towers(term)
+    sides = Features.of(*student, 20.0, -3.0), Features.of(*teacher, 20.0)
+    values = Objective([Weighted(name, 0.25)], given=term.needs)(*sides, with_parts(term)[1].float())
     assert set(values) == {"total", name}
     torch.testing.assert_close(values[name], loss())
     torch.testing.assert_close(values["total"], 0.25 * loss())
@@ -111,6 +133,30 @@ def test_the_objective_is_a_sum():
     values = Objective([Weighted("dime.vl", 0.7), Weighted("dime.pvl", 0.3, {"temperature": 2.0})])(*sides)
     expected = 0.7 * resolve("dime.vl", {})(*sides) + 0.3 * resolve("dime.pvl", {})(*sides, temperature=2.0)
     torch.testing.assert_close(values["total"], expected)
+
+
+@pytest.mark.parametrize("name", [name for name in terms() if resolve(name, {}).learns])
+def test_learnt_parts_learn_and_lead_to_the_teachers_width(name):
+    """A student of another width has a loss, whose gradient reaches its rows and every learnt part."""
+    term = resolve(name, {})
+    student, teacher = leaves(1, term, torch.float64, dim=10), leaves(2, term, torch.float64)
+    call, parts = with_parts(term, dim=10)
+    for rows in student:
+        rows.requires_grad_()
+    call(Features.of(*student, 20.0), Features.of(*teacher, 20.0)).backward()
+    assert all(rows.grad.abs().sum() > 0 for rows in student)
+    assert all(parameter.grad.abs().sum() > 0 for parameter in parts.parameters())
+
+
+@pytest.mark.parametrize("name", terms())
+def test_learnt_parts_are_the_same_for_one_seed(name):
+    objective = Objective([Weighted(name, 1.0)], given=resolve(name, {}).needs)
+    widths = [Widths(10, D), Widths(10, 7)]
+    first, again, other = (objective.learnt(widths, seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    drawn = [key for key in first if not key.endswith("_scale.value")]
+    assert all(not torch.equal(first[key], other[key]) for key in drawn)
+    assert {key.split(".")[1] for key in first} == set(resolve(name, {}).learns)
 
 
 @pytest.mark.parametrize("name", [name for name in terms() if resolve(name, {}).needs])
@@ -132,6 +178,17 @@ def test_the_objective_refuses_data_without_what_a_term_needs(name):
         ([Weighted("dime.vl", 1.0, {"temprature": 1.0})], "did you mean 'temperature'"),
         ([Weighted("dime.vl", 1.0, {"temperature": "1"})], "temperature is '1'; expected a positive number"),
         ([Weighted("dime.vl", 1.0, {"temperature": 0.0})], "temperature is 0.0; expected a positive number"),
+        ([Weighted("clip_kd.gd", 1.0, {"temperature": 1.0})], "temperature is 1.0; expected 'code' or 'paper'"),
+        (
+            [Weighted("tinyclip.affinity", 1.0, {"teacher_scale": 0})],
+            "teacher_scale is 0; expected a positive number, e.g. 50.0",
+        ),
+        ([Weighted("clip_kd.fd", 1.0, {"image_projection": 1})], "no option 'image_projection'"),
+        ([Weighted("siglip.sigmoid", 1.0)], "needs bias and pairs"),
+        ([Weighted("dime.vl", 1.0, schedule="linaer")], "did you mean 'linear'"),
+        ([Weighted("dime.vl", 1.0, end=0.5)], "end 0.5, which does nothing without a schedule"),
+        ([Weighted("dime.vl", 0.0, schedule="linear")], "goes from weight 0 to 0; leave the schedule out"),
+        ([Weighted("dime.vl", 1.0, schedule="linear", end=-1.0)], "expected numbers of at least 0"),
     ],
 )
 def test_the_objective_refuses(weighted, words):

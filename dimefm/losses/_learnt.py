@@ -1,0 +1,87 @@
+"""Learnt parts of losses: what a term needs that learns with the student and is no part of it.
+
+A term stays a pure function: ``@learns(name=factory)`` declares the parts that it takes as keyword arguments. One part of a
+name serves all terms of an objective, for each teacher one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from dimefm.losses._features import Term
+
+LARGEST = 100.0  # factor on cosines, CLIP section 2.5
+
+
+@dataclass(frozen=True)
+class Widths:
+    """The dimensions of the rows of student and teacher."""
+
+    student: int
+    teacher: int
+
+
+Factory = Callable[[Widths], nn.Module]
+
+
+def learns(**parts: Factory) -> Callable[[Term], Term]:
+    """State the learnt parts of a term: the names of its keyword arguments and what makes each."""
+
+    def mark(term: Term) -> Term:
+        term.learns = parts
+        return term
+
+    return mark
+
+
+def learnt(terms: Iterable[Term], widths: Sequence[Widths], seed: int) -> nn.ModuleList:
+    """Return the parts of ``terms`` by name for each teacher, with random weights drawn from ``seed``.
+
+    Raises ValueError when two terms make a part of one name in different ways.
+    """
+    factories: dict[str, Factory] = {}
+    for term in terms:
+        for name, factory in term.learns.items():
+            if factories.setdefault(name, factory) is not factory:
+                raise ValueError(f"part '{name}' is made in two ways")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.ModuleList(
+            nn.ModuleDict({name: factories[name](found) for name in sorted(factories)}) for found in widths if factories
+        )
+
+
+def projection(widths: Widths) -> nn.Module:
+    """A linear map with bias from the student's dimension to the teacher's; nothing where they are equal."""
+    equal = widths.student == widths.teacher
+    return nn.Identity() if equal else nn.Linear(widths.student, widths.teacher)
+
+
+def fusion(widths: Widths) -> nn.Module:
+    """A linear map with bias from two rows of the teacher's dimension to one of the student's."""
+    return nn.Linear(2 * widths.teacher, widths.student)
+
+
+def scale(widths: Widths) -> nn.Module:
+    """A factor on cosines."""
+    return Scale()
+
+
+class Scale(nn.Module):
+    """A learnt factor on cosines that starts as the number ln(1 / 0.07) = 2.66.
+
+    ``forward("raw")`` is that number; ``forward("exp")`` its exponential (14.3 at first), at most 100.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    def forward(self, kind: Literal["raw", "exp"]) -> Tensor:
+        return self.value if kind == "raw" else self.value.exp().clamp(max=LARGEST)
