@@ -53,10 +53,13 @@ class Recipe:
     # how a tower reaches the teacher's dimension. "none": by its own last projection, which is made anew in that size.
     # "linear": it keeps its own dimension and learns a linear map without bias, which is folded into it at the end
     bridge: str = "none"
-    # "teacher": an image tower is trained. "student": both towers, from pairs. "student:NAME": the text tower of NAME, from
-    # texts and caches; without a text_cache a sentence takes the features of the images that have its key.
+    # "teacher": an image tower is trained. "student": both towers, from pairs, of which caches of both kinds may hold a
+    # teacher's features. "student:NAME": the text tower of NAME, from texts and caches; without a text_cache a sentence
+    # takes the features of the images that have its key.
     text: str = "teacher"
-    losses: dict = field(default_factory=dict)  # name -> {weight, options}
+    # name -> {weight, options}; see "dimefm losses". With schedule = "linear" or "cosine" a weight goes to "end" at the last
+    # step, 0 if not said
+    losses: dict = field(default_factory=dict)
     logit_scale: float | None = None  # factor on cosines; None: the teacher's own
 
     word_dropout: float = 0.0  # of a text tower: probability that a word of a sentence is left out, anew each time
@@ -92,7 +95,7 @@ class Recipe:
     # the view that the student sees
     # "cached": the crops and flips that the teacher saw, replayed from a cache of --views; the three fields below must be
     # those of that cache. "center": the centre view, from a cache without --views. "free": random crops whatever the
-    # teacher saw (DIME-FM's way). Pairs have no cache: "cached" and "free" are both random crops.
+    # teacher saw (DIME-FM's way). For pairs without caches "cached" and "free" are both random crops.
     view: str = "cached"
     # "dime-fm", "clip-kd" or "moco-v2": sets the four fields below where the same file or command line does not say them;
     # clip-kd resizes crops bicubic, moco-v2 changes colours too, also those of cached views

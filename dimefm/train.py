@@ -84,15 +84,13 @@ class Run:
         self.world = world or World(device=pick_device(recipe.device))
         with self.world.first_alone():
             _claim(recipe, out, resume)
-        self.objective = Objective(
-            [Weighted(n, s["weight"], {k: v for k, v in s.items() if k != "weight"}) for n, s in recipe.losses.items()],
-            given=tasks.given(recipe),
-        )
+        losses = [Weighted.of(name, settings) for name, settings in recipe.losses.items()]
+        self.objective = Objective(losses, given=tasks.given(recipe))
         with self.world.first_alone():
             self.sources = open_sources(recipe, out)
         self._refuse_too_few()
         self.task = tasks.task(recipe, self.sources, self.world.places(recipe.batch_size))
-        self.student = self.task.student(self.sources, recipe.seed).to(self.world.device)
+        self.student = self.task.student(self.sources, self.objective, recipe.seed).to(self.world.device)
         self.steps_per_epoch = len(self.sources) / (recipe.batch_size * recipe.accum_freq)
         self.steps = recipe.steps or max(1, round(recipe.epochs * self.steps_per_epoch))
         self.warmup_steps = self._warmup()
@@ -248,7 +246,7 @@ class Run:
         portions = [Portion(batch.pixels, batch.tokens, seed) for batch, seed in zip(batches, seeds, strict=True)]
         teachers = self._teachers(batches, meeting.places)
         try:
-            return self.gradients(portions, meeting, lambda outputs: self.losses(outputs, teachers)), len(meeting)
+            return self.gradients(portions, meeting, lambda outputs: self.losses(step, outputs, teachers)), len(meeting)
         except ValueError as error:  # batch normalisation has no variance of one value
             if min(map(len, portions)) != 1:
                 raise
@@ -257,12 +255,13 @@ class Run:
                 "give a larger --batch-size, or sources without unreadable rows"
             ) from error
 
-    def losses(self, outputs: Sequence[Tensor], teachers: Sequence[Features]) -> dict[str, Tensor]:
+    def losses(self, step: int, outputs: Sequence[Tensor], teachers: Sequence[Features]) -> dict[str, Tensor]:
         """Return the loss terms and gauges of a step, each the mean over teachers; similarities are float32."""
-        found = student.Student.features(outputs, teachers)
-        values = [self.objective(ours, theirs) for ours, theirs in zip(found, teachers or [None], strict=True)]
+        found, progress = student.Student.features(outputs, teachers), step / max(1, self.steps - 1)
+        sets = zip(found, teachers or [None], self.student.learnt or [None] * len(found), strict=True)
+        values = [self.objective(ours, theirs, parts, progress) for ours, theirs, parts in sets]
         means = {name: torch.stack([value[name] for value in values]).mean() for name in values[0]}
-        return means | gauges(found, teachers)
+        return means | gauges(found, teachers, self.student.learnt)
 
     def _teachers(self, batches: Sequence[Batch], places: Tensor) -> list[Features]:
         """Return each teacher's features of a step, at its own logit scale unless the recipe has one."""
@@ -271,6 +270,7 @@ class Run:
             own = torch.cat([batch.own[number] for batch in batches]).to(weights, non_blocking=True)[places]
             other = [batch.other[number] for batch in batches if batch.other is not None]
             rows = torch.cat(other).to(weights, non_blocking=True) if other else own
+            rows = rows[places] if batches[0].paired else rows
             found.append(Features.of(own, rows, self.recipe.logit_scale or card.logit_scale))
         return found
 

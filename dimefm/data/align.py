@@ -26,8 +26,11 @@ class Column:
     views: int = 1
 
     def rows(self, shard: np.ndarray, row: np.ndarray, view: np.ndarray | int) -> np.ndarray:
-        """Return the cache rows [n] of views [n] of the source rows ``row`` [n], none of them bad, of the shards [n]."""
-        found = row * self.views + view
+        """Return the cache rows [n] of views [n] of the source rows ``row`` [n], none of them bad, of the shards [n].
+
+        A cache without views has its one row for any view.
+        """
+        found = row * self.views + view % self.views
         for number in np.unique(shard):
             here = shard == number
             found[here] -= np.searchsorted(self.bad[number], found[here])
@@ -57,7 +60,7 @@ class Aligned:
 
 
 def align(rows: Rows, *caches: FeatureCache) -> Aligned:
-    """Match every shard of ``rows`` with its shard of each of the ``caches``, which have the same views.
+    """Match every shard of ``rows`` with its shard of each of the ``caches``; those of images have the same views.
 
     Raises CacheError when a shard is not in a cache, when counts differ, or when a key differs, naming the row.
     """

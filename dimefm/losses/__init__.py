@@ -6,7 +6,19 @@ is given, see ``learns``. Legend: B images, N sentences, D dimensions. Similarit
 """
 
 from dimefm.losses._features import Features, Term, needs, options_of, resolve, terms
-from dimefm.losses._learnt import Widths, learns
+from dimefm.losses._learnt import Widths, learns, near
 from dimefm.losses._objective import Objective, Weighted
 
-__all__ = ["Features", "Objective", "Term", "Weighted", "Widths", "learns", "needs", "options_of", "resolve", "terms"]
+__all__ = [
+    "Features",
+    "Objective",
+    "Term",
+    "Weighted",
+    "Widths",
+    "learns",
+    "near",
+    "needs",
+    "options_of",
+    "resolve",
+    "terms",
+]

@@ -13,8 +13,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from dimefm.losses._features import Term
+from dimefm.losses._features import Features, Term
 
 LARGEST = 100.0  # factor on cosines, CLIP section 2.5
 
@@ -66,6 +67,15 @@ def projection(widths: Widths) -> nn.Module:
 def fusion(widths: Widths) -> nn.Module:
     """A linear map with bias from two rows of the teacher's dimension to one of the student's."""
     return nn.Linear(2 * widths.teacher, widths.student)
+
+
+def near(student: Features, image_projection: nn.Module, text_projection: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return the student's unit rows, images [B, E] and sentences [N, E], in the teacher's dimension E.
+
+    The maps see its rows as they come, before they are made unit rows.
+    """
+    image, text = student.raw or (student.image, student.text)
+    return F.normalize(image_projection(image), dim=-1), F.normalize(text_projection(text), dim=-1)
 
 
 def scale(widths: Widths) -> nn.Module:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dimefm.losses._features import Features, needs
-from dimefm.losses._learnt import Scale, fusion, learns, projection, scale
+from dimefm.losses._learnt import Scale, fusion, learns, near, projection, scale
 from dimefm.losses._primitives import contrast, logits, relation_kl
 
 __all__ = ["afd", "crd", "cross_kd", "fd", "gd", "icl"]
@@ -49,7 +49,7 @@ def fd(student: Features, teacher: Features, *, image_projection: nn.Module, tex
     The mean over rows and D of each, added; so the paper's weight 2000 means 3.9 |S - I|² at D = 512. No pairs needed.
     Source: loss.py:289-296.
     """
-    image, text = _near(student, image_projection, text_projection)
+    image, text = near(student, image_projection, text_projection)
     return F.mse_loss(image, teacher.image) + F.mse_loss(text, teacher.text)
 
 
@@ -71,7 +71,7 @@ def icl(
     exponential, and a softmax at 2.66 is almost flat over 1024 rows.
     Source: loss.py:244, 298-299, 312-315.
     """
-    image, text = _near(student, image_projection, text_projection)
+    image, text = near(student, image_projection, text_projection)
     factor = cross_scale(scale)
     return (contrast(image, teacher.text, factor) + contrast(text, teacher.image, factor)) / 2
 
@@ -92,7 +92,7 @@ def cross_kd(
     KL of rows [B, N] and [N, B], averaged; the student's at the factor of ``icl``, see there for ``scale``. No pairs needed.
     Source: loss.py:320-321; neither the paper nor a released script uses it.
     """
-    image, text = _near(student, image_projection, text_projection)
+    image, text = near(student, image_projection, text_projection)
     factor, t = cross_scale(scale), logits(teacher.image, teacher.text, teacher.logit_scale)
     forth = relation_kl(logits(image, teacher.text, factor), t, 1.0)
     back = relation_kl(logits(text, teacher.image, factor), t.T, 1.0)
@@ -116,7 +116,7 @@ def gd(
     of similarities times the scale: ``temperature = "paper"`` mends that. The release's weight 1e8 belongs to "code".
     Source: loss.py:129-138, 326-337.
     """
-    image, text = _near(student, image_projection, text_projection)
+    image, text = near(student, image_projection, text_projection)
     ours, theirs = student.logit_scale, teacher.logit_scale
     if temperature == "code":
         ours, theirs = 1 / ours, 1 / theirs
@@ -146,16 +146,10 @@ def afd(
     the release runs both are one. The factor is another than that of ``icl``, see there for ``scale``.
     Source: loss.py:237-239, 245, 339-352.
     """
-    image, text = _near(student, image_projection, text_projection)
+    image, text = near(student, image_projection, text_projection)
     image = F.normalize(image_fusion(torch.cat([image, teacher.image], dim=1)), dim=-1)
     text = F.normalize(text_fusion(torch.cat([text, teacher.text], dim=1)), dim=-1)
     return contrast(image, text, fusion_scale(scale), both_ways=True) / 2
-
-
-def _near(student: Features, image_projection: nn.Module, text_projection: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return the student's unit rows S [B, D] and W [N, D] in the teacher's dimension."""
-    image, text = student.raw or (student.image, student.text)
-    return F.normalize(image_projection(image), dim=-1), F.normalize(text_projection(text), dim=-1)
 
 
 def _slopes(queries: Tensor, keys: Tensor, scale: Tensor | float) -> tuple[Tensor, Tensor]:

@@ -85,8 +85,10 @@ def _config(name: str) -> dict:
 class Student(nn.Module):
     """What trains: an image tower, a text tower, or a whole CLIP; ``features`` gives ``forward`` in a loss's words.
 
-    Its rows live in the first teacher's space: the model's own rows or, of a model that keeps another dimension, those of a
-    ``bridge`` behind it. ``heads`` lead from there into the space of each further teacher.
+    The rows of a tower live in the first teacher's space: the model's own rows or, of a model that keeps another dimension,
+    those of a ``bridge`` behind it. ``heads`` lead from there into the space of each further teacher. A whole CLIP keeps its
+    own space; what its losses learn to compare it with a teacher are their parts, ``learnt``, one set a teacher, see
+    :meth:`~dimefm.losses.Objective.learnt`. They learn here and are no part of what is finished.
     """
 
     def __init__(
@@ -95,11 +97,13 @@ class Student(nn.Module):
         preprocess: dict | None,
         heads: Sequence[nn.Module] = (),
         bridge: nn.Linear | None = None,
+        learnt: nn.ModuleList | None = None,
     ):
         super().__init__()
         self.model = model
         self.heads = nn.ModuleList(heads)
         self.bridge = bridge or nn.Identity()
+        self.learnt = learnt or nn.ModuleList()
         if preprocess is None:
             self._trimmed = trimmed(model)
             return
@@ -120,9 +124,11 @@ class Student(nn.Module):
 
     def forward(self, pixels: Tensor | None, tokens: Tensor | None) -> tuple[Tensor, ...]:
         """Return all that is learnt from: of pixels [B, S, S, 3] or tokens [B, L] a tower's rows [B, D] for each teacher, of
-        both (pairs) image rows, text rows and the factor on cosines. Rows are not normalised."""
+        both (pairs) image rows, text rows, the factor on cosines and, of a SigLIP, the bias. Rows are not normalised."""
         if pixels is not None and tokens is not None:
-            return self.images(pixels), self.model.encode_text(tokens), self.model.logit_scale.exp()
+            bias = getattr(self.model, "logit_bias", None)
+            scalars = (self.model.logit_scale.exp(), *(() if bias is None else (bias.clone(),)))
+            return self.images(pixels), self.model.encode_text(tokens), *scalars
         own = self.sentences(tokens) if pixels is None else self.images(pixels)
         return own, *(head(own) for head in self.heads)
 
@@ -131,10 +137,11 @@ class Student(nn.Module):
         """Return the student's features for each teacher, with that teacher's rows of the other side and scale.
 
         ``outputs`` are those of ``forward``. Of a text tower the sentences stand in ``image``, see
-        :class:`~dimefm.losses.Features`. Without teachers (pairs) the student's own sentences and scale make one set.
+        :class:`~dimefm.losses.Features`. Of a whole CLIP (scalars tell it) its own sentences and scale make one set, the
+        same for each teacher.
         """
-        if not teachers:
-            return [Features.of(*outputs)]
+        if any(not value.ndim for value in outputs):
+            return [Features.of(*outputs)] * max(1, len(teachers))
         return [teacher.beside(rows) for rows, teacher in zip(outputs, teachers, strict=True)]
 
     def finished(self, config: dict) -> tuple[nn.Module, dict]:

@@ -33,7 +33,8 @@ class Batch:
 
     ``pixels`` uint8 [n, S, S, 3] or ``tokens`` [n, L] or (pairs) both are what the student encodes at ``places`` [n],
     ascending. ``own`` are each teacher's rows [B, D] of all places, whoever encodes them, and ``other`` its rows [N, D] of
-    the other kind (None: those of ``own``). ``bad`` are the rows of this process that were left out.
+    the other kind (None: those of ``own``); of pairs these are the rows [B, D] of the sentences at all places. ``bad`` are
+    the rows of this process that were left out.
     """
 
     pixels: Tensor | None
@@ -46,10 +47,15 @@ class Batch:
     def __len__(self) -> int:
         return len(self.tokens if self.pixels is None else self.pixels)
 
+    @property
+    def paired(self) -> bool:
+        """Whether images and sentences are encoded, and rows of both kinds belong to the places."""
+        return self.pixels is not None and self.tokens is not None
+
 
 class Batches:
-    """Loads micro-batch ``number`` of images, with cached features or (pairs) sentences; of ``places`` (None: all) the
-    images."""
+    """Loads micro-batch ``number`` of images, with cached features or (pairs) sentences or both; of ``places`` (None: all)
+    the images."""
 
     def __init__(
         self, sources: Sources, recipe: Recipe, size: int, tokenizer: Callable | None, places: Sequence[int] | None = None
@@ -81,7 +87,9 @@ class Batches:
         places = np.array(kept, dtype=np.int64)
         pixels = torch.from_numpy(np.stack(views) if views else np.empty((0, self.size, self.size, 3), np.uint8))
         if self.tokenizer is not None:
-            return Batch(pixels, tokens_of(sentences, self.tokenizer), places, (), (), bad)
+            count = len(sources.image_caches)
+            own, other = features_of(sources.image_caches, cached[:count]), features_of(sources.text_caches, cached[count:])
+            return Batch(pixels, tokens_of(sentences, self.tokenizer), places, own, other, bad)
         other = drawn(sources.text_caches, sources.text_rows, self.other, number, recipe)
         return Batch(pixels, None, places, features_of(sources.image_caches, cached), other, bad)
 
@@ -90,7 +98,8 @@ class Batches:
         view = self.view(row.image, row.key, view_number, seed)
         if self.captions is None:
             return view, None
-        sentence = self.captions(number, row, seed)
+        held = self.sources.text_caches  # of the first sentence
+        sentence = next(iter(row.texts), None) if held else self.captions(number, row, seed)
         if not sentence or not sentence.strip():
             raise BadRow("has no sentence to pair its image with")
         return view, sentence

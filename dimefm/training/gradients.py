@@ -5,6 +5,9 @@ A similarity loss does not split: every image of a batch meets every other. So a
 all portions and processes are put together, the loss gives its gradient with respect to these rows, and each portion's rows
 carry theirs back through the towers. One portion keeps its graph; of several, only one graph exists at a time and everything
 is encoded twice. DistributedDataParallel averages what the processes found.
+
+The learnt parts of losses meet the rows of all, in every process, so each has their whole gradient at once; averaging it too
+keeps them alike to the last bit.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from dimefm.training.world import Meeting, World
 
 Loss = Callable[[tuple[Tensor, ...]], dict[str, Tensor]]
+LEARNT = "learnt."  # begins the names of parameters that a loss uses, and not the towers
 
 
 @dataclass(frozen=True)
@@ -46,13 +50,18 @@ class Portion:
 class Gradients:
     """Fills the gradients of ``student``, whose ``forward(pixels, tokens)`` gives rows [n, D] and scalars.
 
-    ``dtype`` None encodes in the weights' own precision, another under autocast; rows are always handed on in full.
+    Its parameters under ``learnt`` are not the forward's but the loss's. ``dtype`` None encodes in the weights' own
+    precision, another under autocast; rows are always handed on in full.
     """
 
     def __init__(self, student: nn.Module, world: World, dtype: torch.dtype | None = None):
         self.student, self.world, self.dtype = student, world, dtype
-        with world.in_touch():
-            self.shared = DistributedDataParallel(student) if world.size > 1 else student
+        self.learnt = {name: p for name, p in student.named_parameters() if name.startswith(LEARNT)}
+        self.shared = student
+        if world.size > 1:
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(student, list(self.learnt))
+            with world.in_touch():
+                self.shared = DistributedDataParallel(student)
 
     def __call__(self, portions: Sequence[Portion], meeting: Meeting, loss: Loss) -> dict[str, Tensor]:
         """Add the gradient of ``loss(outputs)["total"]`` to the parameters; return what ``loss`` gave.
@@ -69,6 +78,7 @@ class Gradients:
         with torch.enable_grad():
             values = loss(met)
         values["total"].backward()
+        self.world.average([p.grad for p in self.learnt.values() if p.grad is not None])
         with self.world.in_touch():
             self._carry_back(portions, encoded, [self._own(value, meeting) for value in met])
         return values

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from dimefm.cache.files import write_text
-from dimefm.losses import Features
+from dimefm.losses import Features, near
 from dimefm.recipe import Recipe
 from dimefm.training import boards
 from dimefm.training.watch import Watch
@@ -109,18 +109,31 @@ class Log:
 
 
 @torch.no_grad()
-def gauges(ours: Sequence[Features], theirs: Sequence[Features]) -> dict[str, Tensor]:
+def gauges(ours: Sequence[Features], theirs: Sequence[Features], learnt: Sequence = ()) -> dict[str, Tensor]:
     """Return figures of a step that are no losses, each a scalar and the mean over teachers.
 
     ``logit_scale`` is the factor on cosines; ``cosine``, where there is a teacher, the mean cosine of a student's row and
-    the teacher's row of the same input. ``ours`` and ``theirs`` are the features [B, D] that the losses compare.
+    the teacher's row of the same input, and ``text_cosine`` that of sentences where both towers learn. ``ours`` and
+    ``theirs`` are the features [B, D] that the losses compare; rows of another dimension than the teacher's are compared
+    after the projections among the ``learnt`` parts, or not at all.
     """
     scales = [torch.as_tensor(one.logit_scale, dtype=torch.float32, device=one.image.device) for one in ours]
     found = {"logit_scale": torch.stack(scales).mean()}
     if theirs:
-        cosines = [(our.image * their.image).sum(-1).mean() for our, their in zip(ours, theirs, strict=True)]
-        found["cosine"] = torch.stack(cosines).mean()
+        sets = zip(ours, theirs, learnt or [{}] * len(theirs), strict=True)
+        cosines = [_cosines(our, their, parts) for our, their, parts in sets]
+        found |= {name: torch.stack([each[name] for each in cosines]).mean() for name in cosines[0]}
     return found
+
+
+def _cosines(ours: Features, theirs: Features, parts: Mapping) -> dict[str, Tensor]:
+    same = torch.nn.Identity()
+    maps = [parts[name] if name in parts else same for name in ("image_projection", "text_projection")]
+    image, text = near(ours, *maps)
+    pairs = {"cosine": (image, theirs.image)}
+    if ours.text is not theirs.text:
+        pairs["text_cosine"] = (text, theirs.text)
+    return {name: (a * b).sum(-1).mean() for name, (a, b) in pairs.items() if a.shape == b.shape}
 
 
 def closing(log: Log, weights: Path, watch: Watch | None = None) -> str:

@@ -12,6 +12,7 @@ from torch import nn
 
 from dimefm.recipe import Recipe
 
+LEARNT, LEARNT_DECAY = "learnt.", 0.01  # learnt parts of losses; CLIP-KD, released src/training/main_kd.py:223
 UNDECAYED = ("relative_position_bias_table", "absolute_pos_embed", "positional_embedding", "token_embedding")
 
 
@@ -21,12 +22,16 @@ def decays(name: str, parameter: torch.Tensor) -> bool:
 
 
 def adamw(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """Return AdamW over the trainable parameters in two groups, with and without weight decay."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    """Return AdamW over the trainable parameters in two groups, with and without weight decay, and one of learnt parts of
+    losses where there are any, all of which decay alike, biases and scales too."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    named = [(name, p) for name, p in trained if not name.startswith(LEARNT)]
+    learnt = [p for name, p in trained if name.startswith(LEARNT)]
     groups = [
         {"params": [p for name, p in named if decays(name, p)], "weight_decay": recipe.wd},
         {"params": [p for name, p in named if not decays(name, p)], "weight_decay": 0.0},
     ]
+    groups += [{"params": learnt, "weight_decay": LEARNT_DECAY}] if learnt else []
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), eps=recipe.eps, fused=True)
 
 

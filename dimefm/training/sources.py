@@ -28,7 +28,8 @@ class Sources:
 
     ``raw`` are the images that the student encodes. ``image_rows`` are those with features in all image caches,
     ``text_rows`` the sentences in all text caches, and ``views`` says what the image caches hold (None: the centre view).
-    When a CLIP is trained from pairs there are no caches and both rows are None.
+    When a CLIP is trained from pairs there are no ``text_rows``: ``image_rows`` are the pairs with features in all caches,
+    those of images and then those of sentences, or None without caches.
     """
 
     raw: Rows
@@ -47,7 +48,8 @@ class Sources:
         return tuple(cache.manifest.encoder for cache in self.image_caches)
 
     def locate(self, usable: np.ndarray, view: np.ndarray | int = 0) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Return (raw rows, the rows of ``view`` in each image cache) of usable row numbers."""
+        """Return (raw rows, the rows of ``view`` in each image cache, of pairs then those in each text cache) of usable row
+        numbers."""
         return (usable, []) if self.image_rows is None else self.image_rows.locate(usable, view)
 
 
@@ -95,19 +97,44 @@ def open_sources(recipe: Recipe, out: Path) -> Sources:
         raise RecipeError("no images are given; name them with --images (or 'images' in the recipe)")
     images = _rows(recipe, recipe.images, "pair" if recipe.text == "student" else "image", recipe.input_format)
     if recipe.text == "student":
-        if recipe.image_cache or recipe.text_cache:
-            raise RecipeError(
-                "text = 'student' learns from raw pairs and uses no cache; leave --image-cache and --text-cache out, or say "
-                "--text student:NAME to train the text tower NAME alone"
-            )
-        if recipe.texts_per_step is not None:
-            raise RecipeError("texts_per_step is for a --text-cache; a pair has its own sentence: leave it out")
-        if recipe.captions == "label":
-            _refuse_selection(
-                recipe, "--captions label reads the labels of whole files; leave the selection out, or say --captions text"
-            )
-        return Sources(images)
+        return _pair_sources(recipe, images)
     return _image_sources(recipe, images, _open_caches(recipe, "image"), _open_caches(recipe, "text"))
+
+
+def _pair_sources(recipe: Recipe, pairs: Rows) -> Sources:
+    """Open what both towers learn from: raw pairs and, with teachers, their features of the same pairs."""
+    if recipe.captions == "label":
+        _refuse_selection(
+            recipe, "--captions label reads the labels of whole files; leave the selection out, or say --captions text"
+        )
+    if recipe.texts_per_step is not None:
+        raise RecipeError("texts_per_step is for a --text-cache of unpaired sentences; a pair has its own: leave it out")
+    if not (recipe.image_cache or recipe.text_cache):
+        return Sources(pairs)
+    if recipe.captions == "label":
+        raise RecipeError(
+            "--captions label makes sentences that no --text-cache holds; leave the caches out, or say --captions text"
+        )
+    if recipe.bridge != "none":
+        raise RecipeError(
+            "--bridge leads one tower into a teacher's space; two towers keep their own, and losses that need it have maps of "
+            "their own: leave it out"
+        )
+    image_caches, text_caches = _open_caches(recipe, "image"), _open_caches(recipe, "text")
+    _refuse_strangers(image_caches, text_caches)
+    _refuse_further_captions(text_caches, "a pair has one")
+    rows = align(pairs, *image_caches, *text_caches)
+    _refuse_none_in_common((rows, [*image_caches, *text_caches]))
+    return Sources(pairs, tuple(image_caches), tuple(text_caches), rows, None, _views(recipe, image_caches))
+
+
+def _refuse_further_captions(caches: Sequence[FeatureCache], why: str) -> None:
+    """Raise CacheError, saying ``why``, when a text cache holds more than the first sentence of each row."""
+    for cache in caches:
+        if cache.manifest.how.get("captions") == "all":
+            raise CacheError(
+                f"{cache.store}: holds every sentence of each row; {why}: extract them again with --captions first"
+            )
 
 
 def _image_sources(
@@ -143,12 +170,7 @@ def _text_sources(recipe: Recipe) -> TextSources:
             )
     if not text_caches:
         return TextSources(texts, tuple(image_caches), pairs=_pairs(recipe, texts, image_caches))
-    for cache in text_caches:
-        if cache.manifest.how.get("captions") == "all":
-            raise CacheError(
-                f"{cache.store}: holds every sentence of each row; a text tower learns from one a row: extract them "
-                "again with --captions first"
-            )
+    _refuse_further_captions(text_caches, "a text tower learns from one a row")
     image_rows, text_rows = align_caches(*image_caches), align(texts, *text_caches)
     _refuse_none_in_common((image_rows, image_caches), (text_rows, text_caches))
     return TextSources(texts, tuple(image_caches), tuple(text_caches), image_rows, text_rows)
@@ -304,7 +326,7 @@ def _refuse_strangers(image_caches: list[FeatureCache], text_caches: list[Featur
 
 
 def _refuse_none_in_common(*sides: tuple[Aligned, list[FeatureCache]]) -> None:
-    """Raise CacheError when several caches of one side have no good row in common."""
+    """Raise CacheError when several caches of the same rows have no good row in common."""
     for rows, caches in sides:
         if len(caches) > 1 and not len(rows):
             names = " and ".join(str(cache.store) for cache in caches)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from dimefm.data.order import seed_of
+from dimefm.losses import Objective, Widths
 from dimefm.models import open_clip, student, words
 from dimefm.models.student import Spec, Student
 from dimefm.recipe import Recipe
@@ -25,13 +27,17 @@ class Task:
     preprocess: dict | None
     batches: Callable[[int], Batch]
 
-    def student(self, sources: Sources, seed: int) -> Student:
-        """Return what trains: the model, its bridge if it keeps another dimension, and a head for each further teacher."""
-        dims = [teacher.dim for teacher in sources.teachers]
-        bridge = None
-        if dims and self.spec.config["embed_dim"] != dims[0]:
-            bridge = student.bridge(self.model, self.spec, dims[0], seed)
-        return Student(self.model, self.preprocess, student.heads(dims, seed), bridge)
+    def student(self, sources: Sources, objective: Objective, seed: int) -> Student:
+        """Return what trains: the model and the learnt parts of its losses for each teacher; of one tower also its bridge if
+        it keeps another dimension, and a head for each further teacher."""
+        dims, own = [teacher.dim for teacher in sources.teachers], self.spec.config["embed_dim"]
+        drawn = seed_of(seed, "learnt") % 2**32
+        if self.kind == "clip":
+            learnt = objective.learnt([Widths(own, dim) for dim in dims], drawn)
+            return Student(self.model, self.preprocess, learnt=learnt)
+        bridge = student.bridge(self.model, self.spec, dims[0], seed) if own != dims[0] else None
+        learnt = objective.learnt([Widths(dim, dim) for dim in dims], drawn)
+        return Student(self.model, self.preprocess, student.heads(dims, seed), bridge, learnt)
 
 
 def sizes(model: nn.Module) -> dict[str, int]:
@@ -42,9 +48,11 @@ def sizes(model: nn.Module) -> dict[str, int]:
 
 
 def given(recipe: Recipe) -> frozenset[str]:
-    """Return what the data of a recipe offer to its losses, in the words of :func:`~dimefm.losses.needs`."""
+    """Return what data and student of a recipe offer to its losses, in the words of :func:`~dimefm.losses.needs`."""
     if recipe.text == "student":
-        return frozenset({"pairs"})
+        bias = student.resolve(recipe.student, recipe.image_size).config.get("init_logit_bias")
+        offered = {"pairs": True, "teacher": bool(recipe.image_cache), "bias": bias is not None}
+        return frozenset(name for name, there in offered.items() if there)
     return frozenset({"teacher", "pairs"} if recipe.text_student and not recipe.text_cache else {"teacher"})
 
 

@@ -73,6 +73,20 @@ class World:
             dist.all_gather(found, value.detach().contiguous())
         return torch.stack(found)
 
+    def average(self, values: Sequence[Tensor]) -> None:
+        """Replace each of the values, which have one shape and type in all processes, by its mean over them.
+
+        Raises DimefmError when another process is gone.
+        """
+        if self.size == 1 or not values:
+            return
+        together = torch.cat([value.reshape(-1) for value in values])
+        with self.in_touch():
+            dist.all_reduce(together)
+        parts = (together / self.size).split([value.numel() for value in values])
+        for value, part in zip(values, parts, strict=True):
+            value.copy_(part.view_as(value))
+
     @contextmanager
     def in_touch(self) -> Iterator[None]:
         """Turn what is raised in this context when another process is gone into a DimefmError."""

@@ -128,6 +128,23 @@ class World:
         both = {"text": "student", "losses": {"clip.contrastive": {"weight": 1.0}}, "image_cache": (), "text_cache": ()}
         return self.recipe(**{**both, **over})
 
+    def distilled_recipe(self, losses=None, count=12, quarantined=((), ()), views=None, **over):
+        """Return a recipe that trains both towers on ``count`` pairs against cached features of another dimension.
+
+        Image rows ``quarantined[0]`` and sentences ``quarantined[1]`` have no features. Sentence n says ``number n``.
+        """
+        for number in range(count):
+            (self.root / f"{number}.png").write_bytes(png(number))
+        table = self.root / "paired.csv"
+        table.write_text("key,filepath,title\n" + "".join(f"k{n},{n}.png,number {n}\n" for n in range(count)))
+        source = [(table.name, count)]
+        self.cache("paired_images", "image", source, quarantined[0], dim=6, views=views)
+        self.cache("paired_texts", "text", source, quarantined[1], dim=6)
+        caches = {"image_cache": str(self.root / "paired_images"), "text_cache": str(self.root / "paired_texts")}
+        mix = {"clip.contrastive": 1.0, "clip_kd.crd": 1.0, "clip_kd.icl": 1.0, "clip_kd.fd": 2000.0}
+        losses = losses or {name: {"weight": weight} for name, weight in mix.items()}
+        return self.recipe(**{"images": [str(table)], "text": "student", "losses": losses, **caches, **over})
+
     def sentences(self, per_row=0):
         """Write a table of the sentences ``row n``, or of ``per_row`` of each image with the keys of the images; return its
         path."""

@@ -23,6 +23,7 @@ from dimefm.training.world import Meeting, World, joined
 from tests.training.conftest import TINY
 
 SCRIPT = Path(__file__).with_name("process.py")
+MIX = {name: {"weight": 1.0} for name in ("clip.contrastive", "clip_kd.crd", "clip_kd.icl", "clip_kd.fd", "clip_kd.gd")}
 QUIET = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
 
 
@@ -57,6 +58,7 @@ def recipes(world):
         "pairs": pairs,
         "text": world.text_recipe(texts_per_step=None),
         "captions": world.text_recipe(per_row=2),
+        "distilled": world.distilled_recipe({**MIX, "clip_kd.afd": {"weight": 1.0}}),
     }
     (world.root / "siglip.json").write_text(json.dumps({**TINY, "custom_text": True, "init_logit_bias": -10.0}))
     cases["pairs_of_siglip"] = dataclasses.replace(pairs, student=str(world.root / "siglip.json"))
@@ -91,7 +93,7 @@ def make_world():
     return Files
 
 
-CASES = ["image", "teachers", "pairs", "pairs_of_siglip", "text", "captions"]
+CASES = ["image", "teachers", "pairs", "pairs_of_siglip", "text", "captions", "distilled"]
 
 
 @pytest.mark.parametrize("name", [*CASES, *(f"{name}_portions" for name in CASES)])
