@@ -21,6 +21,7 @@ COMMANDS = {  # name -> module
     "eval": "dimefm.cli.eval",
     "runs": "dimefm.cli.runs",
     "cache": "dimefm.cli.cache",
+    "losses": "dimefm.cli.losses",
     "prompts": "dimefm.cli.prompts",
     "quickstart": "dimefm.cli.quickstart",
 }

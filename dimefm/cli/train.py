@@ -53,8 +53,8 @@ CACHE = click.Path(file_okay=False)
 @click.option(
     "--text",
     metavar="WHICH",
-    help="Text tower: 'teacher', 'student' to train both towers on pairs, or 'student:NAME' to train the text tower of NAME "
-    "on --texts.  [teacher]",
+    help="Text tower: 'teacher', 'student' to train both towers on pairs (with caches of these, against a teacher), or "
+    "'student:NAME' to train the text tower of NAME on --texts.  [teacher]",
 )
 @click.option("--use-vl-loss/--no-vl-loss", default=None, help="Vision-language scores; on unless the recipe has losses.")
 @click.option("--use-pvl-loss", is_flag=True, help="Pseudo vision-language scores among teacher images.")

@@ -68,7 +68,7 @@ def needs(*what: str) -> Callable[[Term], Term]:
     """State what a term needs of its data and student.
 
     ``"teacher"``: features of a teacher; ``"pairs"``: row i of image and text belong together; ``"bias"``: a student with a
-    logit bias, as SigLIP's.
+    logit bias, as SigLIP's; ``"width"``: student rows of the teacher's dimension, which those of one tower always have.
     """
 
     def mark(term: Term) -> Term:
@@ -110,6 +110,26 @@ def options_of(term: Term) -> dict[str, Any]:
     """Return the options of a term with their defaults; its learnt parts are none of them."""
     named = (p for p in inspect.signature(term).parameters.values() if p.kind is p.KEYWORD_ONLY)
     return {p.name: p.default for p in named if p.name not in term.learns}
+
+
+def described(name: str, whole: bool = False) -> str:
+    """Return what people want to know of a term: its first sentence (or the ``whole`` docstring), needs, options, learnt
+    parts and source; raise RecipeError for an unknown name."""
+    term = resolve(name, {})
+    words = inspect.getdoc(term) or ""
+    kinds = get_type_hints(term)
+    options = [f"{option} = {_shown(value, kinds.get(option))}" for option, value in options_of(term).items()]
+    fields = {"needs": sorted(term.needs), "options": options, "learnt": list(term.learns)}
+    lines = words.splitlines() if whole else [words.splitlines()[0]]
+    lines += [f"{field}: {', '.join(values)}" for field, values in fields.items() if values]
+    lines += [] if whole else [line for line in words.splitlines() if line.startswith("Source:")]
+    return "\n".join([name, *(f"  {line}".rstrip() for line in lines)])
+
+
+def _shown(default: object, kind: object) -> str:
+    """Return an option's default for people, with its other choices."""
+    others = [repr(word) for word in get_args(kind) if word != default] if get_origin(kind) is Literal else []
+    return " or ".join(["none" if default is None else repr(default), *others])
 
 
 def _positive(value: object) -> bool:

@@ -82,18 +82,25 @@ class Objective:
         self.terms = [(term, resolve(term.name, term.options)) for term in terms]
         for term, function in self.terms:
             term.refuse()
-            lacking = " and ".join(sorted(function.needs - given))
+            lacking = function.needs - given - {"width"}
             if lacking:
                 raise RecipeError(
-                    f"loss '{term.name}' needs {lacking}, which {_lack(function.needs - given)}; leave it out, or "
-                    f"{_remedy(function.needs - given)}"
+                    f"loss '{term.name}' needs {' and '.join(sorted(lacking))}, which {_lack(lacking)}; leave it out, or "
+                    f"{_remedy(lacking)}"
                 )
 
     def learnt(self, widths: Sequence[Widths], seed: int) -> nn.ModuleList:
         """Return the learnt parts of the terms by name, for each teacher those of its ``widths``; see :func:`learnt`.
 
-        Without learnt parts the list is empty.
+        Without learnt parts the list is empty. Raises RecipeError when a term needs equal widths and they differ.
         """
+        other = next((found for found in widths if found.student != found.teacher), None)
+        for term, function in self.terms:
+            if other is not None and "width" in function.needs:
+                raise RecipeError(
+                    f"loss '{term.name}' compares rows of the student with the teacher's, which have {other.student} and "
+                    f"{other.teacher} dimensions; leave it out, or give a --student of {other.teacher}"
+                )
         return learnt([function for _, function in self.terms], widths, seed)
 
     def __call__(

@@ -34,7 +34,7 @@ def crd(student: Features, teacher: Features) -> Tensor:
     """Contrastive relational distillation: image-sentence scores follow the teacher's, each at its own scale.
 
     KL of rows [B, N] and of rows [N, B], averaged over the two directions. No pairs needed.
-    Source: loss.py:200-210, 259-260, 317-318.
+    Source: CLIP-KD, released src/open_clip/loss.py:200-210, 259-260, 317-318.
     """
     s = logits(student.image, student.text, student.logit_scale)
     t = logits(teacher.image, teacher.text, teacher.logit_scale)
@@ -44,10 +44,11 @@ def crd(student: Features, teacher: Features) -> Tensor:
 @needs("teacher")
 @learns(image_projection=projection, text_projection=projection)
 def fd(student: Features, teacher: Features, *, image_projection: nn.Module, text_projection: nn.Module) -> Tensor:
-    """Feature distillation: squared distance of S [B, D] to I and of W [N, D] to T.
+    """Feature distillation: squared distance of the student's images and sentences to the teacher's.
 
-    The mean over rows and D of each, added; so the paper's weight 2000 means 3.9 |S - I|² at D = 512. No pairs needed.
-    Source: loss.py:289-296.
+    Of S to I, the mean over [B, D], plus of W to T, the mean over [N, D]; so the paper's weight 2000 means 3.9 |S - I|² at
+    D = 512. No pairs needed.
+    Source: CLIP-KD, released src/open_clip/loss.py:289-296.
     """
     image, text = near(student, image_projection, text_projection)
     return F.mse_loss(image, teacher.image) + F.mse_loss(text, teacher.text)
@@ -69,7 +70,7 @@ def icl(
     InfoNCE of S against T and of W against I, rows [B, B], averaged. The learnt factor c on cosines starts as the number
     2.66, as released; ``scale = "exp"`` makes it e^c, at most 100, as the task's own scale is: the release forgot the
     exponential, and a softmax at 2.66 is almost flat over 1024 rows.
-    Source: loss.py:244, 298-299, 312-315.
+    Source: CLIP-KD, released src/open_clip/loss.py:244, 298-299, 312-315.
     """
     image, text = near(student, image_projection, text_projection)
     factor = cross_scale(scale)
@@ -90,7 +91,7 @@ def cross_kd(
     """Relations across models: scores of S against T, and of W against I, follow the teacher's own.
 
     KL of rows [B, N] and [N, B], averaged; the student's at the factor of ``icl``, see there for ``scale``. No pairs needed.
-    Source: loss.py:320-321; neither the paper nor a released script uses it.
+    Source: CLIP-KD, released src/open_clip/loss.py:320-321; neither the paper nor a released script uses it.
     """
     image, text = near(student, image_projection, text_projection)
     factor, t = cross_scale(scale), logits(teacher.image, teacher.text, teacher.logit_scale)
@@ -114,7 +115,7 @@ def gd(
     Squared distances, means over B and D, of the gradients [B, D] by queries and by keys, in both directions, added; in
     closed form, with O(B² + B D) memory. As released the similarities are divided by the scale, where the gradient is that
     of similarities times the scale: ``temperature = "paper"`` mends that. The release's weight 1e8 belongs to "code".
-    Source: loss.py:129-138, 326-337.
+    Source: CLIP-KD, released src/open_clip/loss.py:129-138, 326-337.
     """
     image, text = near(student, image_projection, text_projection)
     ours, theirs = student.logit_scale, teacher.logit_scale
@@ -139,12 +140,13 @@ def afd(
     fusion_scale: Scale,
     scale: Kind = "raw",
 ) -> Tensor:
-    """Augmented feature distillation: rows fused of S with I and of W with T are told apart by contrast.
+    """Augmented feature distillation: rows fused of the student's and the teacher's are told apart by contrast.
 
-    InfoNCE of the fused unit rows [B, E], both directions averaged; E is the student's dimension. The fusing maps take two
-    rows of the teacher's dimension; as released they take one of each dimension and fail where these differ, so that where
-    the release runs both are one. The factor is another than that of ``icl``, see there for ``scale``.
-    Source: loss.py:237-239, 245, 339-352.
+    S is fused with I and W with T, to unit rows [B, E], then InfoNCE, both directions averaged; E is the student's
+    dimension. The fusing maps take two rows of the teacher's dimension; as released they take one of each dimension and fail
+    where these differ, so that where the release runs both are one. The factor is another than that of ``icl``, see there
+    for ``scale``.
+    Source: CLIP-KD, released src/open_clip/loss.py:237-239, 245, 339-352.
     """
     image, text = near(student, image_projection, text_projection)
     image = F.normalize(image_fusion(torch.cat([image, teacher.image], dim=1)), dim=-1)

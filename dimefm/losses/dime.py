@@ -15,19 +15,20 @@ from dimefm.losses._primitives import logits, relation_kl
 __all__ = ["vl", "pvl", "udist"]
 
 
-@needs("teacher")
+@needs("teacher", "width")
 def vl(student: Features, teacher: Features, *, temperature: float = 1.0) -> Tensor:
     """Vision-language score distillation: student images against teacher sentences, both directions.
 
     KL of rows [B, N], averaged over B images, plus KL of rows [N, B], averaged over N sentences. Only student images and
-    teacher sentences carry the scores. Source: DIME-FM, released Training/utils/utils.py:75-81.
+    teacher sentences carry the scores.
+    Source: DIME-FM, released Training/utils/utils.py:75-81.
     """
     s = logits(student.image, teacher.text, teacher.logit_scale)
     t = logits(teacher.image, teacher.text, teacher.logit_scale)
     return relation_kl(s, t, temperature, both_ways=True)
 
 
-@needs("teacher")
+@needs("teacher", "width")
 def pvl(student: Features, teacher: Features, *, temperature: float = 3.0) -> Tensor:
     """Pseudo vision-language distillation: teacher images stand in for sentences.
 
@@ -39,7 +40,7 @@ def pvl(student: Features, teacher: Features, *, temperature: float = 3.0) -> Te
     return 2 * relation_kl(s, t, temperature)
 
 
-@needs("teacher")
+@needs("teacher", "width")
 def udist(student: Features, teacher: Features, *, temperature: float = 7.0) -> Tensor:
     """Uni-modal distance preservation: similarities among student images follow those among teacher images.
 

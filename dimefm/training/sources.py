@@ -117,8 +117,8 @@ def _pair_sources(recipe: Recipe, pairs: Rows) -> Sources:
         )
     if recipe.bridge != "none":
         raise RecipeError(
-            "--bridge leads one tower into a teacher's space; two towers keep their own, and losses that need it have maps of "
-            "their own: leave it out"
+            "--bridge leads one tower into a teacher's space; two towers keep their own, and losses that need it have maps: "
+            "leave it out"
         )
     image_caches, text_caches = _open_caches(recipe, "image"), _open_caches(recipe, "text")
     _refuse_strangers(image_caches, text_caches)

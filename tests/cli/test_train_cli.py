@@ -149,7 +149,7 @@ def test_the_last_line_on_stdout_names_the_run_folder(place):
         (("--student", "timm/levit_128s", "--image-size", 50), "timm/levit_128s at 50 pixels: cannot encode an image: "),
         (("--student", "timm/test_resnet", "--image-size", 32, "--batch-size", 1), "cannot learn from 1 image a step"),
         (("--student", "timm/tset_vit"), "unknown timm model 'tset_vit': did you mean 'test_vit'?"),
-        (("--text", "student"), "loss 'dime.vl' needs teacher, which these sources do not have"),
+        (("--text", "student"), "has no features for a shard named"),
         (("--dataroot", "/no/such/root"), "--dataroot /no/such/root: there is no such folder"),
         (("--input-format", "hdf"), "unknown input format 'hdf'"),
     ],
@@ -285,9 +285,9 @@ def test_pairs_have_no_teacher_for_dime_fms_losses(place):
     assert "loss 'dime.pvl' needs teacher" in line
 
 
-def test_pairs_take_no_caches(place):
+def test_made_sentences_have_no_cache(place):
     line = refusal(*words(place, "--recipe", ROOT / "pipelines/clip_from_scratch.toml"))
-    assert "uses no cache; leave --image-cache and --text-cache out" in line
+    assert "no --text-cache holds; leave the caches out, or say --captions text" in line
 
 
 def test_an_out_below_a_file_is_refused(place):

@@ -151,12 +151,21 @@ def test_learnt_parts_learn_and_lead_to_the_teachers_width(name):
 @pytest.mark.parametrize("name", terms())
 def test_learnt_parts_are_the_same_for_one_seed(name):
     objective = Objective([Weighted(name, 1.0)], given=resolve(name, {}).needs)
-    widths = [Widths(10, D), Widths(10, 7)]
+    own = D if "width" in resolve(name, {}).needs else 10
+    widths = [Widths(own, D), Widths(own, own)]
     first, again, other = (objective.learnt(widths, seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(first[key], again[key]) for key in first)
     drawn = [key for key in first if not key.endswith("_scale.value")]
     assert all(not torch.equal(first[key], other[key]) for key in drawn)
     assert {key.split(".")[1] for key in first} == set(resolve(name, {}).learns)
+
+
+@pytest.mark.parametrize("name", [name for name in terms() if "width" in resolve(name, {}).needs])
+def test_a_student_of_another_width_is_refused(name):
+    with pytest.raises(
+        RecipeError, match=f"'{name}' compares rows .* 10 and {D} dimensions; leave it out, or give a --student"
+    ):
+        Objective([Weighted(name, 1.0)]).learnt([Widths(10, D)], seed=0)
 
 
 @pytest.mark.parametrize("name", [name for name in terms() if resolve(name, {}).needs])

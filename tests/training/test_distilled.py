@@ -136,6 +136,7 @@ def test_the_bias_of_a_siglip_learns(world):
         ({"texts_per_step": 5}, "a pair has its own"),
         ({"captions": "label"}, "--captions label makes sentences that no --text-cache holds"),
         ({"losses": {"siglip.sigmoid": {"weight": 1.0}}}, "needs bias, which this student does not have"),
+        ({"losses": {"dime.pvl": {"weight": 1.0}}}, "have 8 and 6 dimensions; leave it out, or give a --student of 6"),
         ({"image_cache": (), "text_cache": ()}, "needs teacher, which these sources do not have"),
     ],
 )
