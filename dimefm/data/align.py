@@ -60,11 +60,26 @@ class Aligned:
 
 
 def align(rows: Rows, *caches: FeatureCache) -> Aligned:
-    """Match every shard of ``rows`` with its shard of each of the ``caches``; those of images have the same views.
+    """Match every shard of ``rows`` with its shard of each of the ``caches``, which have the same views.
 
     Raises CacheError when a shard is not in a cache, when counts differ, or when a key differs, naming the row.
     """
     return _aligned([len(shard) for shard in rows.shards], caches, [_matches(rows, cache) for cache in caches])
+
+
+def align_pairs(
+    images: Rows, texts: Rows, image_caches: Sequence[FeatureCache], text_caches: Sequence[FeatureCache]
+) -> Aligned:
+    """Match pairs with caches of both kinds; the columns are those of the images, then those of the sentences.
+
+    ``images`` and ``texts`` are one source, opened as either: some formats give their rows other keys then, but row i is row
+    i. Raises CacheError as :func:`align` does.
+    """
+    counts = [len(shard) for shard in images.shards]
+    if counts != [len(shard) for shard in texts.shards]:
+        raise CacheError(f"{images.shards[0].path}: has other rows as images than as sentences; give pairs in one format")
+    matched = [_matches(images, cache) for cache in image_caches] + [_matches(texts, cache) for cache in text_caches]
+    return _aligned(counts, [*image_caches, *text_caches], matched)
 
 
 def align_caches(first: FeatureCache, *others: FeatureCache) -> Aligned:

@@ -23,7 +23,7 @@ def affinity(
 
     Cross-entropy of softmaxed rows [B, N] and of rows [N, B] under the teacher's, averaged over the directions; the gradient
     is that of ``clip_kd.crd``. No pairs needed. ``teacher_scale`` stands in for the teacher's scale, ``student_scale`` for
-    the student's, which then does not learn here; the released scripts set both to 50.
+    the student's, which then does not learn here (alone, it stays as it began); the released scripts set both to 50.
     Source: TinyCLIP, released src/open_clip/clip_soft_loss.py:54-88; src/training/train.py:408-409, 526-530.
     """
     s = logits(student.image, student.text, student_scale or student.logit_scale)

@@ -13,7 +13,7 @@ from dimefm.cache.adopt import adopt_tsv
 from dimefm.cache.manifest import FILE as MANIFEST
 from dimefm.cache.manifest import differences, strangers
 from dimefm.data import Columns, Rows, open_rows
-from dimefm.data.align import Aligned, align, align_caches
+from dimefm.data.align import Aligned, align, align_caches, align_pairs
 from dimefm.data.pairs import Pairs, keys_of
 from dimefm.data.select import Selection, select
 from dimefm.data.sources import expand, local_root, shard_names
@@ -108,7 +108,7 @@ def _pair_sources(recipe: Recipe, pairs: Rows) -> Sources:
             recipe, "--captions label reads the labels of whole files; leave the selection out, or say --captions text"
         )
     if recipe.texts_per_step is not None:
-        raise RecipeError("texts_per_step is for a --text-cache of unpaired sentences; a pair has its own: leave it out")
+        raise RecipeError("texts_per_step is for unpaired sentences; a pair has its own sentence: leave it out")
     if not (recipe.image_cache or recipe.text_cache):
         return Sources(pairs)
     if recipe.captions == "label":
@@ -123,9 +123,23 @@ def _pair_sources(recipe: Recipe, pairs: Rows) -> Sources:
     image_caches, text_caches = _open_caches(recipe, "image"), _open_caches(recipe, "text")
     _refuse_strangers(image_caches, text_caches)
     _refuse_further_captions(text_caches, "a pair has one")
-    rows = align(pairs, *image_caches, *text_caches)
+    texts = _rows(recipe, recipe.images, "text", recipe.input_format)
+    _refuse_split_apart(recipe, pairs, texts)
+    rows = align_pairs(pairs, texts, image_caches, text_caches)
     _refuse_none_in_common((rows, [*image_caches, *text_caches]))
     return Sources(pairs, tuple(image_caches), tuple(text_caches), rows, None, _views(recipe, image_caches))
+
+
+def _refuse_split_apart(recipe: Recipe, pairs: Rows, texts: Rows) -> None:
+    """Raise RecipeError when a split by key takes other sentences than images of one source."""
+    if recipe.split is None:
+        return
+    for ours, theirs in zip(pairs.shards, texts.shards, strict=True):
+        if ours.keys() != theirs.keys():
+            raise RecipeError(
+                f"--split {recipe.split} divides by key, and {ours.path} gives its images other keys than its sentences; "
+                "name a --key-column, also for the extraction, or select with --rows"
+            )
 
 
 def _refuse_further_captions(caches: Sequence[FeatureCache], why: str) -> None:

@@ -66,8 +66,6 @@ def task(recipe: Recipe, sources: Sources, places: Sequence[int]) -> Task:
     both = recipe.text == "student"
     spec = student.resolve(recipe.student, recipe.image_size, None if both else _dim(recipe, sources))
     model, preprocess = student.build(spec, both, recipe.seed, len(places))
-    if getattr(model, "logit_bias", None) is not None:  # of SigLIP's loss; a softmax does not see it
-        model.logit_bias.requires_grad_(False)
     tokenizer = open_clip.tokenizer_for(spec.config) if both else None
     batches = Batches(sources, recipe, spec.image_size, tokenizer, places)
     return Task("clip" if both else "image-tower", spec, model, preprocess, batches)

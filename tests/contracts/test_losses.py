@@ -2,11 +2,14 @@
 
 import inspect
 
+import numpy as np
 import pytest
 import torch
 
 from dimefm.errors import RecipeError
 from dimefm.losses import Features, Objective, Weighted, Widths, options_of, resolve, terms
+from dimefm.training.gradients import Gradients, Portion
+from dimefm.training.world import Meeting, World
 
 B, N, D = 6, 9, 16
 
@@ -146,6 +149,43 @@ def test_learnt_parts_learn_and_lead_to_the_teachers_width(name):
     call(Features.of(*student, 20.0), Features.of(*teacher, 20.0)).backward()
     assert all(rows.grad.abs().sum() > 0 for rows in student)
     assert all(parameter.grad.abs().sum() > 0 for parameter in parts.parameters())
+
+
+class Towers(torch.nn.Module):
+    """A student of both towers in float64, whose rows have ``dim`` dimensions, with the learnt parts of an objective."""
+
+    def __init__(self, dim, objective):
+        super().__init__()
+        torch.manual_seed(0)
+        self.image, self.text = torch.nn.Linear(5, dim), torch.nn.Linear(5, dim)
+        self.scale, self.bias = torch.nn.Parameter(torch.tensor(20.0)), torch.nn.Parameter(torch.tensor(-3.0))
+        self.learnt = objective.learnt([Widths(dim, D)], seed=3)
+        self.double()
+
+    def forward(self, pixels, tokens):
+        return self.image(pixels), self.text(tokens), self.scale * 1, self.bias * 1
+
+
+@pytest.mark.parametrize("name", terms())
+def test_portions_of_a_batch_have_the_gradient_of_the_whole(name):
+    """So do processes, whose rows meet in the same way: tests/training/test_world.py."""
+    term = resolve(name, {})
+    objective = Objective([Weighted(name, 1.0)], given=term.needs)
+    rows = [side.double() for side in (*leaves(1, term, dim=5), *leaves(2, term))]
+    image, text, teacher = rows[0], rows[1][:B], Features.of(rows[2], rows[3][:B], 20.0)
+    found = []
+    for sizes in ([6], [2, 2, 2], [4, 2]):
+        student = Towers(D if "width" in term.needs else 10, objective)
+        parts = [Portion(*rows, 0) for rows in zip(image.split(sizes), text.split(sizes), strict=True)]
+
+        def loss(outputs, student=student):
+            return objective(Features.of(*outputs), teacher, *student.learnt)
+
+        Gradients(student, World())(parts, Meeting(World(), np.arange(B), B), loss)
+        found.append({key: parameter.grad for key, parameter in student.named_parameters()})
+    for others in found[1:]:
+        torch.testing.assert_close(others, found[0], rtol=1e-10, atol=1e-14)
+    assert any(gradient is not None and gradient.abs().sum() > 0 for gradient in found[0].values())
 
 
 @pytest.mark.parametrize("name", terms())

@@ -145,6 +145,15 @@ def test_recipes_that_cannot_be_are_refused(world, over, words):
         run_of(world, **over)
 
 
+def test_a_split_divides_images_and_sentences_alike(world):
+    """A table without keys names images by file and sentences by line: a split by key would tear the pairs apart."""
+    recipe = world.distilled_recipe(split="0:0.7")
+    table = world.root / "paired.csv"
+    table.write_text("".join(line.partition(",")[2] + "\n" for line in table.read_text().splitlines()))
+    with pytest.raises(RecipeError, match="--split 0:0.7 divides by key, and .*; name a --key-column"):
+        Run(recipe, world.root / "run", False, quiet)
+
+
 def test_features_of_other_pairs_are_refused(world):
     recipe = world.distilled_recipe(count=12)
     table = world.root / "paired.csv"
