@@ -161,3 +161,26 @@ def test_features_of_other_pairs_are_refused(world):
     table.write_text("\n".join([lines[0], *reversed(lines[1:])]) + "\n")
     with pytest.raises(CacheError, match="the raw row has key 'k11', its feature row in"):
         Run(recipe, world.root / "run", False, quiet)
+
+
+def test_an_image_tower_learns_by_the_terms_that_need_no_pairs(world):
+    """From two teachers of unpaired images and sentences; each has learnt parts of its own."""
+    names = ("clip_kd.crd", "clip_kd.cross_kd", "clip_kd.fd", "tinyclip.affinity", "open_clip.distill")
+    recipe = world.recipe(losses={name: {"weight": 1.0} for name in names}, lr=3e-3, **world.second_teacher())
+    out = train(recipe, world.root / "run", echo=quiet)
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert all(lines[-1][name] < lines[0][name] for name in ("total", "clip_kd.fd"))
+    assert "text_cosine" not in lines[-1]
+    kept = load_file(checkpoint.checkpoints(out)[-1] / checkpoint.MODEL)
+    assert {name for name in kept if "learnt" in name} == {f"learnt.{n}.cross_scale.value" for n in (0, 1)}
+    with pytest.raises(RecipeError, match="'clip_kd.icl' needs pairs"):
+        Run(world.recipe(losses={"clip_kd.icl": {"weight": 1.0}}), world.root / "icl", False, quiet)
+
+
+def test_a_text_tower_learns_from_the_images_of_its_sentences(world):
+    names = ("clip_kd.icl", "clip_kd.fd", "clip_kd.afd", "clip_kd.gd")
+    recipe = world.text_recipe(per_row=2, losses={name: {"weight": 1.0} for name in names}, lr=3e-3)
+    out = train(recipe, world.root / "run", echo=quiet)
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert lines[-1]["clip_kd.fd"] < lines[0]["clip_kd.fd"]
+    assert json.loads((out / "run.json").read_text())["kind"] == "text-tower"
