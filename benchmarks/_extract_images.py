@@ -86,17 +86,14 @@ def heavy(sizes: Sizes, photos: Photos, arch: str, compiling: bool) -> list[Line
     quick = models.automatic(encoder)
     mine = {"eager": ours, "auto": Ours(quick, photos.heavy, sizes, f"{arch} auto", photos.warm)}
     if compiling:
-        mine |= {
-            name: Ours(models.compiled(one, sizes.batch), photos.heavy, sizes, f"{arch} {name}", photos.warm)
-            for name, one in (("compiled", encoder), ("auto compiled", quick))
-        }
+        mine["compiled"] = Ours(models.compiled(encoder, sizes.batch), photos.heavy, sizes, f"{arch} compiled", photos.warm)
     works = {"bare": Work(bare(encoder, photos, sizes, n), n), "script": Work(script, n)}
     works |= {name: Work(run, n) for name, run in mine.items()}
     seen = interleaved(works, sizes.repeats)
     others = {"bare": "the bare forward loop", "script": "a plain open_clip script"}
     lines = []
     for name, other in ((name, other) for other in others for name in mine):
-        goal = GOALS.get(arch, {}).get(f"{'compiled' if 'compiled' in name else 'eager'} {other}")
+        goal = GOALS.get(arch, {}).get(f"{name.replace('auto', 'eager')} {other}")
         what = f"{arch} {name.replace('auto', f'auto ({quick.precision})')}, against {others[other]} in fp32"
         item = f"images {arch} {name} / {other}"
         lines.append(Line(item, what, seen[name], UNIT, seen[other], None if goal is None else (">=", goal)))

@@ -32,7 +32,7 @@ from dimefm.models import compiler
 from dimefm.models.encoder import Encoder
 from dimefm.models.lanes import ahead
 from dimefm.models.pending import Pending
-from dimefm.models.precision import PRECISIONS, chosen
+from dimefm.models.precision import PRECISIONS, check_compiled, chosen
 from dimefm.models.sentences import WINDOW, InLanes, digests, encode_sentences
 
 
@@ -107,7 +107,10 @@ class Stage(ABC):
         if not self.settings.auto_precision:
             return
         found = None if before is None else before.how.get("precision")
-        precision, why = (found, "as the cache there says") if found in PRECISIONS else chosen(self.encoder.device)
+        if found in PRECISIONS:
+            precision, why = found, "as the cache there says"
+        else:
+            precision, why = chosen(self.encoder.device, self.settings.compile)
         self.encoder = dataclasses.replace(self.encoder, precision=precision)
         if self.settings.progress:
             print(f"note: {out}: --precision auto is {precision}, {why}", file=sys.stderr, flush=True)
@@ -171,6 +174,7 @@ class Images(Stage):
         self._compiled, self._one_at_a_time = cast("Encoder | None", None), threading.Lock()
         if settings.compile:
             compiler.check(encoder.device)
+            check_compiled(encoder.precision, encoder.device)
             self.how["compiled"] = True
         self.per_image = 1 if self.views is None else self.views.count
 

@@ -342,7 +342,7 @@ def test_another_teacher_precision_or_source_in_the_same_folder_is_refused_and_n
 def test_who_goes_on_takes_the_precision_of_the_plan(tiny_teacher, shards, tmp_path, monkeypatch):
     settings, rows = dataclasses.replace(QUIET, auto_precision=True), open_rows([shards], "text")
     for part, precision in enumerate(("bf16", "fp32")):  # the second machine would choose otherwise
-        monkeypatch.setattr(stages, "chosen", lambda device, precision=precision: (precision, "a test says so"))
+        monkeypatch.setattr(stages, "chosen", lambda device, compiled, precision=precision: (precision, "a test says so"))
         extract(tiny_teacher, rows, "text", tmp_path / "out", settings, share=Share(part=part, parts=2))
     rounded = dataclasses.replace(tiny_teacher, precision="bf16")
     _, whole = run(rounded, [shards], "text", tmp_path / "whole")

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 
 import torch
 
+from dimefm.errors import RecipeError
+
 FAST = "fp32-fast"
 PRECISIONS = {"fp32": None, FAST: None, "bf16": torch.bfloat16, "fp16": torch.float16}
 SIDE = 512  # of the rows and a third of the outputs of the product that is computed to find out
@@ -69,7 +71,7 @@ def computing(precision: str, device: torch.device) -> Iterator[None]:
 
 
 @functools.cache
-def chosen(device: torch.device) -> tuple[str, str]:
+def chosen(device: torch.device, compiled: bool = False) -> tuple[str, str]:
     """Return (precision, why, in words): what is quick on this machine and never overflows, as fp16 may.
 
     A GPU takes bf16 if it says that it has units for it. A CPU takes fp32-fast if a product of matrices, a matter of
@@ -79,9 +81,23 @@ def chosen(device: torch.device) -> tuple[str, str]:
         with torch.cuda.device(device):
             able = torch.cuda.is_bf16_supported(including_emulation=False)
         return ("bf16", "this GPU computes in it") if able else ("fp32", "this GPU has no bf16; fp16 may be quicker")
+    if compiled:
+        return "fp32", f"since compiled towers are slower in {FAST} on a CPU"
     times = seconds_of_product(FAST) / seconds_of_product("fp32")
     words = f"on this CPU a product of matrices takes {times:.1f} times as long in {FAST}"
     return FAST if times < SLOW else "fp32", words
+
+
+def check_compiled(precision: str, device: torch.device) -> None:
+    """Raise RecipeError for a compiled tower that would be slower than one that is not.
+
+    Compiled attention multiplies transposed rows, for which oneDNN takes several times as long when it rounds their factors.
+    """
+    if precision == FAST and device.type == "cpu":
+        raise RecipeError(
+            f"--compile with --precision {FAST}: on a CPU a transformer takes six times as long so; leave --compile out, or "
+            "say --precision fp32"
+        )
 
 
 def advice(precision: str, device: torch.device) -> str | None:

@@ -67,14 +67,11 @@ def test_what_fills_a_batch_does_not_matter(encoder):
         assert torch.equal(compiled.encode_image(torch.cat([pixels(1), filling]))[:1], alone)
 
 
-@pytest.mark.parametrize(
-    ("precision", "least"), [("bf16", 0.999), pytest.param("fp32-fast", 0.9999, marks=pytest.mark.slow)]
-)
-def test_other_precisions(vit, working, precision, least):
-    eager = load_encoder(vit, "cpu", precision)
+def test_another_precision(vit, working):
+    eager = load_encoder(vit, "cpu", "bf16")
     compiled, inputs = eager.compiled(4), pixels(4)
     rows = compiled.encode_image(inputs)
-    assert (rows * eager.encode_image(inputs)).sum(1).min() > least
+    assert (rows * eager.encode_image(inputs)).sum(1).min() > 0.999
     with torch.compiler.set_stance("fail_on_recompile"):  # also beside code that multiplies in another precision
         assert torch.equal(compiled.encode_image(inputs), rows)
 

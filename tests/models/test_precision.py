@@ -10,10 +10,11 @@ from safetensors.torch import save_file
 
 from dimefm.cache import FeatureCache
 from dimefm.data import open_rows
+from dimefm.errors import RecipeError
 from dimefm.extract import Settings, extract
 from dimefm.models import open_clip
 from dimefm.models.encoder import load_encoder
-from dimefm.models.precision import FAST, computing
+from dimefm.models.precision import FAST, check_compiled, chosen, computing
 
 CPU = torch.device("cpu")
 VIT = {
@@ -132,3 +133,11 @@ def test_rows_do_not_depend_on_the_threads_of_a_lane(vit):
 
 def _rows(folder):
     return FeatureCache(folder)[:]
+
+
+def test_on_a_cpu_compiled_towers_do_not_round():
+    device = torch.device("cpu")
+    assert chosen(device, compiled=True)[0] == "fp32"
+    check_compiled("fp32", device)
+    with pytest.raises(RecipeError, match="--compile with --precision fp32-fast: .*; leave --compile out"):
+        check_compiled("fp32-fast", device)
