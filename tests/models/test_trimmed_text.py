@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from dimefm.models import open_clip, text_tower
 from dimefm.models import sentences as sentences_of
 from dimefm.models.encoder import load_encoder
+from dimefm.models.precision import computing
 from dimefm.models.sentences import CPU_PLACES, InLanes, Met, digests, encode_sentences, plan
 
 EXACT = 1e-5
@@ -203,7 +204,7 @@ def test_in_half_precision_cut_rows_are_as_near_as_whole_ones(clip, precision):
     low = load_encoder("ViT-B-32/random:0", "cpu", precision)
     tokens, _ = low.tokenize(SENTENCES)
     exact = clip.encode_text(tokens)
-    with torch.inference_mode(), low._autocast():
+    with torch.inference_mode(), computing(precision, low.device):
         whole = F.normalize(low.text_model.encode_text(tokens).float(), dim=-1)
     error = [float((rows - exact).abs().max()) for rows in (whole, low.encode_text(tokens))]
     assert low._trimmed is not None
