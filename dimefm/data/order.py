@@ -231,13 +231,3 @@ def _empty(count: int) -> tuple[np.ndarray, np.ndarray]:
 def _refuse_nothing(order: Order) -> None:
     if not len(order):
         raise ValueError("an order of no rows")
-
-
-def rows_of_step(step: int, batch: int, n: int, seed: int, what: str) -> np.ndarray:
-    """Return the ``batch`` row numbers (int64, 0..n-1) of ``step`` as :class:`Shuffled` deals them."""
-    return Shuffled(n, seed, what).take(step * batch, batch)[0]
-
-
-def epochs_of_step(step: int, batch: int, n: int) -> np.ndarray:
-    """Return the epoch (int64 [batch], from 0) in which each row of :func:`rows_of_step` is dealt."""
-    return np.arange(step * batch, (step + 1) * batch, dtype=np.int64) // n

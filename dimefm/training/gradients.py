@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
+from dimefm.training.optim import LEARNT
 from dimefm.training.world import Meeting, World
 
 Loss = Callable[[tuple[Tensor, ...]], dict[str, Tensor]]
-LEARNT = "learnt."  # begins the names of parameters that a loss uses, and not the towers
 
 
 @dataclass(frozen=True)

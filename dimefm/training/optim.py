@@ -12,7 +12,8 @@ from torch import nn
 
 from dimefm.recipe import Recipe
 
-LEARNT, LEARNT_DECAY = "learnt.", 0.01  # learnt parts of losses; CLIP-KD, released src/training/main_kd.py:223
+LEARNT = "learnt."  # begins the names of parameters that a loss uses, and not the towers
+LEARNT_DECAY = 0.01  # theirs; CLIP-KD, released src/training/main_kd.py:223
 UNDECAYED = ("relative_position_bias_table", "absolute_pos_embed", "positional_embedding", "token_embedding")
 
 

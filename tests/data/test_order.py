@@ -14,10 +14,8 @@ from dimefm.data.order import (
     Mixed,
     Shuffled,
     Spans,
-    epochs_of_step,
     permute,
     quotas_of,
-    rows_of_step,
     seed_of,
 )
 
@@ -81,7 +79,8 @@ def test_permuted_rows_are_spread_evenly():
 def test_every_row_is_dealt_once_an_epoch(n, batch):
     epochs = 4
     steps = -(-n * epochs // batch)
-    dealt = np.concatenate([rows_of_step(step, batch, n, seed=5, what="images") for step in range(steps)])
+    order = Shuffled(n, 5, "images")
+    dealt = np.concatenate([order.take(step * batch, batch)[0] for step in range(steps)])
     for epoch in range(epochs):
         np.testing.assert_array_equal(np.sort(dealt[epoch * n : (epoch + 1) * n]), np.arange(n))
 
@@ -89,13 +88,14 @@ def test_every_row_is_dealt_once_an_epoch(n, batch):
 @pytest.mark.parametrize(("n", "batch"), [(10, 3), (10, 10), (10, 25), (1, 4), (64, 48)])
 def test_each_dealt_row_knows_its_epoch(n, batch):
     steps = -(-n * 4 // batch)
-    epochs = np.concatenate([epochs_of_step(step, batch, n) for step in range(steps)])
+    order = Shuffled(n, 5, "images")
+    epochs = np.concatenate([order.take(step * batch, batch)[1] for step in range(steps)])
     np.testing.assert_array_equal(epochs, np.arange(steps * batch) // n)
 
 
 def test_epochs_seeds_and_purposes_have_orders_of_their_own():
     orders = [
-        rows_of_step(step, 100, 100, seed, what).tolist()
+        Shuffled(100, seed, what).take(step * 100, 100)[0].tolist()
         for step in (0, 1)
         for seed in (0, 1)
         for what in ("images", "texts")
@@ -103,18 +103,23 @@ def test_epochs_seeds_and_purposes_have_orders_of_their_own():
     assert len({tuple(order) for order in orders}) == 8
 
 
+def step_of(step, batch, n, seed):
+    """Return the rows of a step whose batches are of one size."""
+    return Shuffled(n, seed, "images").take(step * batch, batch)[0]
+
+
 @given(step=st.integers(0, 10**9), batch=st.integers(1, 50), n=st.integers(1, 10**6), seed=st.integers(0, 2**31))
 def test_a_step_is_a_pure_function_of_its_number(step, batch, n, seed):
-    found = rows_of_step(step, batch, n, seed, "images")
+    found = step_of(step, batch, n, seed)
     assert found.shape == (batch,) and found.dtype == np.int64 and found.min() >= 0 and found.max() < n
-    np.testing.assert_array_equal(found, rows_of_step(step, batch, n, seed, "images"))
-    halves = [rows_of_step(2 * step + i, batch, n, seed, "images") for i in (0, 1)]
-    np.testing.assert_array_equal(np.concatenate(halves), rows_of_step(step, 2 * batch, n, seed, "images"))
+    np.testing.assert_array_equal(found, step_of(step, batch, n, seed))
+    halves = [step_of(2 * step + i, batch, n, seed) for i in (0, 1)]
+    np.testing.assert_array_equal(np.concatenate(halves), step_of(step, 2 * batch, n, seed))
 
 
 def test_the_order_is_the_one_that_earlier_runs_had():
     assert seed_of(0, "images", 0) == 2568954909826332067
-    assert rows_of_step(3, 6, 20, seed=1, what="images").tolist() == [17, 7, 7, 6, 17, 8]
+    assert step_of(3, 6, 20, 1).tolist() == [17, 7, 7, 6, 17, 8]
 
 
 @given(st.lists(st.integers() | st.sampled_from(["a", "b"]), min_size=1, max_size=4))
@@ -137,9 +142,8 @@ def test_any_pieces_of_a_range_give_the_same_rows(order, cuts, first):
 
 @settings(max_examples=50)
 @given(n=st.integers(20, 900), first=st.integers(0, 2000), count=st.integers(0, 500), seed=SEEDS)
-def test_shuffled_is_the_order_of_steps(n, first, count, seed):
-    rows, epochs = Shuffled(n, seed, "texts").take(first, count)
-    np.testing.assert_array_equal(rows, rows_of_step(0, first + count, n, seed, "texts")[first:])
+def test_shuffled_rows_know_their_epoch_from_anywhere(n, first, count, seed):
+    epochs = Shuffled(n, seed, "texts").take(first, count)[1]
     np.testing.assert_array_equal(epochs, np.arange(first, first + count) // n)
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from dimefm.cache import CacheWriter, EncoderCard, FeatureCache, Manifest
 from dimefm.cli import main
 from dimefm.data import open_rows
-from dimefm.data.order import rows_of_step
+from dimefm.data.order import Shuffled
 from dimefm.data.views import ViewPolicy, row_keys
 from dimefm.errors import CacheError, RecipeError
 from dimefm.extract import extract
@@ -140,7 +140,8 @@ def test_at_one_size_teacher_and_student_see_the_same_pixels(noisy, tmp_path):
 
 def rows_of(sources, recipe, number):
     """Return the raw rows of a batch."""
-    return sources.locate(rows_of_step(number, recipe.batch_size, len(sources), recipe.seed, "images"))[0]
+    order = Shuffled(len(sources), recipe.seed, "images")
+    return sources.locate(order.take(number * recipe.batch_size, recipe.batch_size)[0])[0]
 
 
 def test_an_epoch_shows_one_view_of_each_image_with_the_feature_of_that_view(world):
