@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +19,23 @@ from dimefm.errors import RecipeError, did_you_mean
 
 
 @dataclass(frozen=True)
+class Words:
+    """What a text tower gives of the first caption of each pair, beside its row.
+
+    ``states`` [B, L, W] are its last layer's, ``lengths`` int64 [B] how many of the L places are the sentence's (its begin and
+    end among them, both counted), ``labels`` int64 [B, L] the tokens that were hidden from it, -100 elsewhere.
+    """
+
+    states: Tensor
+    lengths: Tensor
+    labels: Tensor | None = None
+
+    def __getitem__(self, order: Tensor) -> Words:
+        """Return the same sentences in another order [B]."""
+        return Words(self.states[order], self.lengths[order], None if self.labels is None else self.labels[order])
+
+
+@dataclass(frozen=True)
 class Features:
     """One side, student or teacher, of one batch.
 
@@ -27,6 +46,11 @@ class Features:
 
     Where a text tower learns alone the two sides change places: its sentences and the teacher's rows of them stand in
     ``image``, the teacher's rows of images in ``text``. Every term then says of sentences what it says here of images.
+
+    Of a grid of V views and C captions, ``image`` and ``text`` are one view and one caption. All of them, before they were
+    made unit rows, are ``views`` [B, V, D] and ``captions`` [B, C, D]. Where terms ask for it there are, of a student,
+    ``hidden`` [B, V, W], the views before the last projection, ``patches`` [B, P, W] of the first view, ``words`` of the first
+    caption, and of a teacher ``near`` [B, D], unit rows of a neighbour of each sentence.
     """
 
     image: Tensor
@@ -34,22 +58,51 @@ class Features:
     logit_scale: Tensor | float
     logit_bias: Tensor | float = 0.0
     raw: tuple[Tensor, Tensor] | None = None
+    views: Tensor | None = None
+    captions: Tensor | None = None
+    hidden: Tensor | None = None
+    patches: Tensor | None = None
+    words: Words | None = None
+    near: Tensor | None = None
 
     @staticmethod
-    def of(image: Tensor, text: Tensor, logit_scale: Tensor | float, logit_bias: Tensor | float = 0.0) -> Features:
-        """Return features from rows of any length and dtype: half precisions become float32, rows unit length."""
-        raw = _full(image), _full(text)
-        return Features(_unit(raw[0]), _unit(raw[1]), logit_scale, logit_bias, raw)
+    def of(
+        image: Tensor, text: Tensor, logit_scale: Tensor | float, logit_bias: Tensor | float = 0.0, **more: Any
+    ) -> Features:
+        """Return features from rows of any length and dtype: half precisions become float32, rows unit length.
 
-    def beside(self, image: Tensor) -> Features:
-        """Return these sentences, scale and bias beside other image rows [B, D], of any length and dtype."""
-        image = _full(image)
-        return Features(_unit(image), self.text, self.logit_scale, self.logit_bias, (image, self.text))
+        ``image`` is [B, D] or, of several views, [B, V, D]; ``text`` likewise. ``more`` are further fields, as they are.
+        """
+        image, text = _full(image), _full(text)
+        grid = {"views": image if image.ndim == 3 else None, "captions": text if text.ndim == 3 else None}
+        raw = image[:, 0] if image.ndim == 3 else image, text[:, 0] if text.ndim == 3 else text
+        return Features(_unit(raw[0]), _unit(raw[1]), logit_scale, logit_bias, raw, **grid, **more)
+
+    def beside(self, image: Tensor, **more: Any) -> Features:
+        """Return these sentences, scale and bias beside other image rows [B, D] or [B, V, D], of any length and dtype."""
+        found = Features.of(image, self.text, self.logit_scale, self.logit_bias, **more)
+        return dataclasses.replace(found, text=self.text)
+
+    def cells(self) -> list[Features]:
+        """Return features of one view and one caption each, for every view and every caption, view by view."""
+        image, text = self.raw or (self.image, self.text)
+        views = [image] if self.views is None else self.views.unbind(1)
+        captions = [text] if self.captions is None else self.captions.unbind(1)
+        if len(views) == len(captions) == 1:
+            return [self]
+        alone = dataclasses.replace(self, views=None, captions=None)
+        return [
+            dataclasses.replace(alone, image=_unit(view), text=_unit(caption), raw=(view, caption))
+            for view, caption in itertools.product(views, captions)
+        ]
 
     def __getitem__(self, order: Tensor) -> Features:
-        """Return the same features with both sides' rows in another order [B]."""
+        """Return the same features with all rows, of pairs, in another order [B]."""
+        found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        rows = {name: value[order] for name, value in found.items() if isinstance(value, Tensor) and value.ndim}
         raw = None if self.raw is None else (self.raw[0][order], self.raw[1][order])
-        return Features(self.image[order], self.text[order], self.logit_scale, self.logit_bias, raw)
+        words = None if self.words is None else self.words[order]
+        return dataclasses.replace(self, **rows, raw=raw, words=words)
 
 
 def _full(rows: Tensor) -> Tensor:
@@ -64,15 +117,19 @@ def _unit(rows: Tensor) -> Tensor:
 Term = Any
 
 
-def needs(*what: str) -> Callable[[Term], Term]:
+def needs(*what: str, whole: bool = False) -> Callable[[Term], Term]:
     """State what a term needs of its data and student.
 
     ``"teacher"``: features of a teacher; ``"pairs"``: row i of image and text belong together; ``"bias"``: a student with a
-    logit bias, as SigLIP's; ``"width"``: student rows of the teacher's dimension, which those of one tower always have.
+    logit bias, as SigLIP's; ``"width"``: student rows of the teacher's dimension, which those of one tower always have;
+    ``"views"``: two views of each image or more; ``"masked"``: captions with hidden words; ``"neighbours"``: neighbours of
+    the sentences; ``"hidden"``, ``"patches"``, ``"words"``: these fields of the student's features.
+
+    A term is called for each view and each caption, and the mean counts; a ``whole`` one is called once and sees them all.
     """
 
     def mark(term: Term) -> Term:
-        term.needs = frozenset(what)
+        term.needs, term.whole = frozenset(what), whole
         term.learns = getattr(term, "learns", {})
         return term
 

@@ -13,6 +13,19 @@ from dimefm.losses._features import Features, resolve
 from dimefm.losses._learnt import Widths, learnt
 
 SCHEDULES = ("constant", "linear", "cosine")
+REMEDIES = {
+    "teacher": "train on sources with a teacher's features",
+    "pairs": "train on pairs (text = 'student')",
+    "bias": "train a student with 'init_logit_bias' in its config, both towers of it",
+    "views": "set views_per_step = 2",
+    "masked": "set mask_words = 0.15",
+    "neighbours": "name a graph with neighbours = FOLDER",
+    "tokens": "name token caches with image_tokens and text_tokens",
+    "hidden": "train an image tower",
+    "patches": "train an image tower",
+    "words": "train both towers (text = 'student')",
+}
+"""What to do where a need of a term, see :func:`~dimefm.losses.needs`, is not met."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +99,7 @@ class Objective:
             if lacking:
                 raise RecipeError(
                     f"loss '{term.name}' needs {' and '.join(sorted(lacking))}, which {_lack(lacking)}; leave it out, or "
-                    f"{_remedy(lacking)}"
+                    f"{' and '.join(REMEDIES[need] for need in sorted(lacking))}"
                 )
 
     def learnt(self, widths: Sequence[Widths], seed: int) -> nn.ModuleList:
@@ -108,12 +121,15 @@ class Objective:
     ) -> dict[str, Tensor]:
         """Return each term's unweighted value and their weighted ``"total"``, all scalars.
 
-        ``parts`` are the learnt parts for this teacher, ``progress`` (0 to 1) is the share of the run that is done.
+        The value of a term is its mean over views and captions, unless it sees them all itself. ``parts`` are the learnt parts for this teacher, ``progress`` (0 to 1) is the share of the run that is done.
         """
         values = {}
+        ours = student.cells()
+        theirs = [None] * len(ours) if teacher is None else teacher.cells()
         for term, function in self.terms:
             own = {name: parts[name] for name in function.learns} if parts is not None else {}
-            values[term.name] = function(student, teacher, **own, **term.options)
+            pairs = [(student, teacher)] if function.whole else list(zip(ours, theirs, strict=True))
+            values[term.name] = sum(function(*pair, **own, **term.options) for pair in pairs) / len(pairs)
         total = sum(term.at(progress) * values[term.name] for term, _ in self.terms)
         return {"total": total, **values}
 
@@ -123,10 +139,4 @@ def _is_weight(value: object) -> bool:
 
 
 def _lack(missing: frozenset[str]) -> str:
-    return "this student does not have" if missing == {"bias"} else "these sources do not have"
-
-
-def _remedy(missing: frozenset[str]) -> str:
-    if missing == {"bias"}:
-        return "train a student with 'init_logit_bias' in its config, both towers of it"
-    return f"train on sources with {' and '.join(sorted(missing))}"
+    return "this student does not have" if missing <= {"bias", "words"} else "these sources do not have"
