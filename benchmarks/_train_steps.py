@@ -72,7 +72,7 @@ class Plain:
         """Do a step."""
         run, (batch,) = self.cached.run, self.cached.batches
         run.student.train()
-        rows = F.normalize(run.student.images(batch.pixels), dim=-1)
+        rows = F.normalize(run.student.images(batch.pixels)["image"], dim=-1)
         logits = SCALE * rows @ F.normalize(batch.own[0], dim=-1).T
         pairs = torch.arange(len(rows))
         loss = (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2

@@ -27,6 +27,7 @@ from dimefm.progress import Progress
 from dimefm.provenance import libraries
 from dimefm.share import ALL, Share
 from dimefm.stages import Images, Settings, Stage, Texts
+from dimefm.token_stage import Tokens
 
 Mode = Literal["create", "append", "retry"]
 PAUSE = 0.5  # seconds between looks at what other processes do
@@ -129,12 +130,16 @@ def _open_writer(
         header = _header(stage, kind, before, [(shard, counted[shard.name]) for shard in rows.shards])
         digests = {shard.name: shard.digest() for shard in rows.shards}
         modes = {"append": mode == "append", "retry": mode == "retry"}
-        return CacheWriter(out, header, list(counted.items()), digests, **modes, scratch=scratch)
+        writer = CacheWriter(out, header, list(counted.items()), digests, **modes, scratch=scratch)
+        if kind == "text" and stage.settings.text_views is not None and writer.finished is None:
+            stage.settings.text_views.keep(writer.store)
+        return writer
 
 
 def stage_of(kind: str, encoder: Encoder, settings: Settings) -> Stage:
     """Return what reads and encodes rows of ``kind``."""
-    return (Images if kind == "image" else Texts)(encoder, settings)
+    stage = (Images if kind == "image" else Texts)(encoder, settings)
+    return stage if settings.tokens is None else Tokens(stage, settings.tokens)
 
 
 def _refuse_nothing(writer: CacheWriter) -> None:
@@ -167,9 +172,14 @@ def _header(stage: Stage, kind: str, before: Manifest | None, shards: Sequence[t
 
 
 def sample(stage: Stage, shards: Sequence[tuple[Shard, int]], least: int, most: int) -> Iterator[np.ndarray]:
-    """Yield the float32 vectors of evenly spaced rows of all (shard, rows): a fiftieth, but ``least`` to ``most`` rows."""
-    total = sum(n for _, n in shards)
-    wanted = np.linspace(0, total - 1, min(total, max(least, min(total // 50, most)))).astype(np.int64)
+    """Yield the float32 vectors of evenly spaced rows of all (shard, rows): a fiftieth, but ``least`` to ``most`` rows.
+
+    Rows that come of one input are all among them or none.
+    """
+    total, several = sum(n for _, n in shards), stage.together
+    inputs = min(total, max(least, min(total // 50, most))) // several
+    first = np.linspace(0, total // several - 1, inputs).astype(np.int64) * several
+    wanted = (first[:, None] + np.arange(several)).reshape(-1)
     start = 0
     for shard, n in shards:
         here = wanted[(wanted >= start) & (wanted < start + n)] - start

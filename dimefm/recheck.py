@@ -10,6 +10,8 @@ from dimefm.cache import FeatureCache, ShardInfo
 from dimefm.cache.manifest import differences
 from dimefm.data import Rows, Shard
 from dimefm.data.align import same_name
+from dimefm.data.tokens import TokenPolicy
+from dimefm.data.variants import TextPolicy
 from dimefm.data.views import ViewPolicy
 from dimefm.errors import CacheError
 from dimefm.extract import stage_of
@@ -51,6 +53,8 @@ def against_teacher(
         captions=how.get("captions", "first"),
         long_texts=how.get("long_texts", "quarantine"),
         views=ViewPolicy.of(how) if how.get("views") else None,
+        tokens=TokenPolicy.of(how),
+        text_views=TextPolicy.of(how, cache.store),
     )
     stage = stage_of(manifest.kind, encoder, settings)
     chosen = np.sort(np.random.default_rng(seed).choice(len(cache), min(number, len(cache)), replace=False))

@@ -53,6 +53,9 @@ class Recipe:
     # how a tower reaches the teacher's dimension. "none": by its own last projection, which is made anew in that size.
     # "linear": it keeps its own dimension and learns a linear map without bias, which is folded into it at the end
     bridge: str = "none"
+    # share of each image that is hidden from the student, drawn anew each time; transformers leave the patches out, other
+    # towers see blocks of the mean colour
+    image_mask: float = 0.0
     # "teacher": an image tower is trained. "student": both towers, from pairs, of which caches of both kinds may hold a
     # teacher's features. "student:NAME": the text tower of NAME, from texts and caches; without a text_cache a sentence
     # takes the features of the images that have its key.
@@ -63,6 +66,24 @@ class Recipe:
     logit_scale: float | None = None  # factor on cosines; None: the teacher's own
 
     word_dropout: float = 0.0  # of a text tower: probability that a word of a sentence is left out, anew each time
+
+    # how a step shows its images and sentences. Losses are means over all views and captions of a pair
+    views_per_step: int = 1  # views of each image in a step; of cached views, the next ones each epoch
+    captions_per_step: int = 1  # sentences of each pair in a step: of a cache of several a row, the next ones each epoch
+    # of pairs without a text cache: "eda" makes the further captions of a pair of its first, as extract-features
+    # --text-views does; "none" draws them from its own
+    text_augment: str = "none"
+    synonyms: str | None = None  # file of the synonyms that a text cache was extracted with; None: the built-in table
+    mask_words: float = 0.0  # share of the words of the first caption that are hidden, for losses that need "masked"
+    # "apart": it is encoded once more for that. "contrast": all losses see it masked, as in DeCLIP's release
+    masked: str = "apart"
+    # for losses that need "neighbours": a graph of "dimefm cache neighbours" for each text cache, and of how many of the
+    # nearest one is drawn, anew in each step
+    neighbours: tuple[str, ...] = ()
+    neighbours_among: int = 1
+    # for losses that need "tokens": caches of extract-features --tokens, one for each image cache and each text cache
+    image_tokens: tuple[str, ...] = ()
+    text_tokens: tuple[str, ...] = ()
 
     # how long, in which portions
     seed: int = 0
@@ -152,8 +173,11 @@ CHOICES = {
     "shuffle": ("auto", "rows", "blocks"),
     "view": ("cached", "free", "center"),
     "precision": ("fp32", "bf16"),
+    "masked": ("apart", "contrast"),
+    "text_augment": ("none", "eda"),
 }
-ONE_OR_MORE = ("image_cache", "text_cache", "eval_datasets")  # a plain string is a tuple of one
+# a plain string is a tuple of one
+ONE_OR_MORE = ("image_cache", "text_cache", "eval_datasets", "neighbours", "image_tokens", "text_tokens")
 POSITIVE = (
     "limit",
     "epochs",
@@ -161,6 +185,9 @@ POSITIVE = (
     "batch_size",
     "texts_per_step",
     "accum_freq",
+    "views_per_step",
+    "captions_per_step",
+    "neighbours_among",
     "image_size",
     "logit_scale",
     "lr",
@@ -175,7 +202,7 @@ POSITIVE = (
 )
 WATCHING = {"eval_every", "eval_text_model", "patience"}  # may differ in a run that is resumed
 AT_LEAST_0 = ("min_lr", "warmup_lr", "warmup", "wd", "resize")
-SHARES = {"flip": "<= 1", "beta1": "< 1", "beta2": "< 1", "word_dropout": "< 1"}
+SHARES = {"flip": "<= 1", "beta1": "< 1", "beta2": "< 1", "word_dropout": "< 1", "mask_words": "< 1", "image_mask": "< 1"}
 
 
 def read(path: Path | None, small: bool = False, **overrides: object) -> Recipe:

@@ -23,9 +23,11 @@ import torch
 
 from dimefm.cache import Manifest
 from dimefm.cache.writer import Bad
-from dimefm.data import Shard
+from dimefm.data import Row, Shard
 from dimefm.data.decoders import decoder
 from dimefm.data.rows import readable
+from dimefm.data.tokens import TokenPolicy
+from dimefm.data.variants import TextPolicy
 from dimefm.data.views import ViewPolicy, row_keys
 from dimefm.errors import BadRow, RecipeError
 from dimefm.models import compiler
@@ -43,8 +45,10 @@ class Settings:
     ``dtype`` None is the format's own. Images: ``decoder`` is one of data/decoders.py; ``views`` None encodes them through
     the encoder's own preprocessing, else each gives that many rows, one for each view; ``auto_batch`` measures how many to
     encode at once, in place of ``batch_size``; ``compile`` runs their tower compiled. Sentences: ``captions`` "first" keeps
-    one a source row, "all" makes a row of each; ``long_texts`` says what happens to those past the encoder's context.
+    one a source row, "all" makes a row of each; with ``text_views`` a source row gives that many, one for each view;
+    ``long_texts`` says what happens to those past the encoder's context.
     ``auto_precision`` takes the precision of the cache that is there, else one for this machine, in place of the encoder's.
+    With ``tokens`` each image and sentence gives that many, one a row, and no row of its own.
     """
 
     format: str = "hdf5"
@@ -56,6 +60,8 @@ class Settings:
     long_texts: str = "quarantine"
     progress: bool = True
     views: ViewPolicy | None = None
+    text_views: TextPolicy | None = None
+    tokens: TokenPolicy | None = None
     auto_batch: bool = False
     auto_precision: bool = False
     compile: bool = False
@@ -93,10 +99,12 @@ class Stage(ABC):
     """What differs between images and sentences: how many rows a shard has, and how a batch is made and encoded.
 
     ``spread``: the lanes of a CPU share a batch, which was made ready elsewhere; else each does the whole of one.
+    ``together`` rows come of one input and are asked for together.
     """
 
     how: dict
     spread = False
+    together = 1
 
     def __init__(self, encoder: Encoder, settings: Settings):
         self.encoder, self.settings = encoder, settings
@@ -248,7 +256,8 @@ class Images(Stage):
 
 
 class Texts(Stage):
-    """Sentences to tokens to rows; with ``captions`` "all", every sentence of a source row is a row."""
+    """Sentences to tokens to rows; with ``captions`` "all", every sentence of a source row is a row, and with a policy of K
+    text views, view v of source row i of a shard is row i * K + v."""
 
     spread = True
 
@@ -258,21 +267,30 @@ class Texts(Stage):
             if getattr(settings, name) not in known:
                 raise RecipeError(f"{name} is '{getattr(settings, name)}'; expected one of {', '.join(known)}")
         self.how = {"captions": settings.captions, "long_texts": settings.long_texts}
-        self.every = settings.captions == "all"
+        self.every, self.policy = settings.captions == "all", settings.text_views
+        if self.policy is not None:
+            if self.every:
+                raise RecipeError("captions 'all' makes a row of every sentence, text_views of every row; leave one out")
+            self.how["text_views"] = self.policy.how()
         self._items: dict[str, list[tuple[int, int]]] = {}
 
     def count(self, shard: Shard) -> int:
         if not self.every:
-            return len(shard)
+            return len(shard) * self.per_row
         self._items[shard.name] = [(row, j) for row in range(len(shard)) for j in range(_captions(shard, row))]
         return len(self._items[shard.name])
 
     def portion(self) -> int:
         return self.settings.batch_size * WINDOW
 
+    @property
+    def per_row(self) -> int:
+        """Rows of each source row, where that is one number."""
+        return 1 if self.policy is None else self.policy.count
+
     def _place(self, shard: Shard, number: int) -> tuple[int, int]:
-        """Return (row, caption) numbers of sentence ``number`` of a shard."""
-        return self._items[shard.name][number] if self.every else (number, 0)
+        """Return the number of the source row, and that of the caption or view in it, of sentence ``number`` of a shard."""
+        return self._items[shard.name][number] if self.every else divmod(number, self.per_row)
 
     def _bad(self, shard: Shard, number: int, key: str, reason: str) -> Bad:
         """Quarantine sentence ``number``; where sentences are rows, the reason says which source row it stands in."""
@@ -282,25 +300,50 @@ class Texts(Stage):
         return Bad(number, key, reason)
 
     def prepare(self, shard: Shard, numbers: Sequence[int]) -> Batch:
-        batch, sentences = Batch(), []
+        batch, sentences = Batch(), list[str]()
         started = time.perf_counter()
-        for number in numbers:
-            row_number, place = self._place(shard, number)
-            try:
-                row = shard[row_number]
-                sentences.append(_sentence(row.texts, place))
-            except BadRow as error:
-                batch.bad.append(self._bad(shard, number, self.key(shard, row_number), str(error)))
-                continue
-            batch.unused += 0 if self.every else len(row.texts) - 1
-            batch.numbers.append(number)
-            batch.keys.append(f"{row.key}#{place}" if self.every else row.key)
+        for row, of_row in itertools.groupby(numbers, lambda number: self._place(shard, number)[0]):
+            self._read(shard, row, list(of_row), batch, sentences)
         read = time.perf_counter()
         batch.read = read - started
         if sentences:
             self._tokenize(shard, batch, sentences)
         batch.decode = time.perf_counter() - read
         return batch
+
+    def _read(self, shard: Shard, row_number: int, numbers: list[int], batch: Batch, sentences: list[str]) -> None:
+        """Put the sentences ``numbers`` of one source row into ``sentences``, and what belongs to them into ``batch``."""
+        row = None
+        for number in numbers:
+            place = self._place(shard, number)[1]
+            try:
+                row = row or shard[row_number]
+                sentences.append(self._sentence(row, place))
+            except BadRow as error:
+                key = self.key(shard, row_number)
+                batch.bad.append(self._bad(shard, number, key if self.every else self._row_key(key, place), str(error)))
+                continue
+            batch.unused += self._unused(row, place)
+            batch.numbers.append(number)
+            batch.keys.append(self._row_key(row.key, place))
+
+    def _row_key(self, key: str, place: int) -> str:
+        return key if self.policy is None and not self.every else f"{key}#{place}"
+
+    def _sentence(self, row: Row, place: int) -> str:
+        """Return the sentence of a row, or raise BadRow when it is none."""
+        if self.policy is None:
+            return _sentence(row.texts, place)
+        found = _sentence(row.texts, self.policy.place(place, max(1, len(row.texts))))
+        return self.policy.vary(row.key, place, found)
+
+    def _unused(self, row: Row, place: int) -> int:
+        """Return how many captions of a row are left aside, counted with its first sentence."""
+        if self.every or place:
+            return 0
+        policy = self.policy
+        used = 1 if policy is None else len({policy.place(view, len(row.texts)) for view in range(policy.count)})
+        return len(row.texts) - used
 
     def _tokenize(self, shard: Shard, batch: Batch, sentences: list[str]) -> None:
         tokens, lengths = self.encoder.tokenize(sentences)

@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dimefm.cache.files import to_json, write_text
 from dimefm.data.order import seed_of
 from dimefm.errors import CacheError, DataError, DimefmError, ModelError, RecipeError
-from dimefm.losses import Features, Objective, Weighted
+from dimefm.losses import Features, Objective, Weighted, Words
 from dimefm.models import open_clip, runs, student
 from dimefm.models.encoder import PRECISIONS, pick_device
 from dimefm.progress import Progress
@@ -30,7 +31,7 @@ from dimefm.recipe import Recipe, changed, read
 from dimefm.training import boards, checkpoint, tasks
 from dimefm.training.batches import Batch, prefetch
 from dimefm.training.ema import Ema
-from dimefm.training.gradients import Gradients, Portion
+from dimefm.training.gradients import Gradients, Outputs, Portion
 from dimefm.training.log import Log, closing, forget_after, gauges
 from dimefm.training.optim import adamw, learning_rate
 from dimefm.training.sources import check_form, open_sources
@@ -243,7 +244,7 @@ class Run:
             bad = self._bad(batches, 0)
             raise DataError(f"step {step + 1}: none of its {size * accum:,} rows can be read; the first: {bad[0]}")
         seeds = [seed_of(self.recipe.seed, "step", step * accum + i, self.world.rank) % 2**32 for i in range(accum)]
-        portions = [Portion(batch.pixels, batch.tokens, seed) for batch, seed in zip(batches, seeds, strict=True)]
+        portions = [Portion(b.pixels, b.tokens, seed, b.hidden) for b, seed in zip(batches, seeds, strict=True)]
         teachers = self._teachers(batches, meeting.places)
         try:
             return self.gradients(portions, meeting, lambda outputs: self.losses(step, outputs, teachers)), len(meeting)
@@ -255,7 +256,7 @@ class Run:
                 "give a larger --batch-size, or sources without unreadable rows"
             ) from error
 
-    def losses(self, step: int, outputs: Sequence[Tensor], teachers: Sequence[Features]) -> dict[str, Tensor]:
+    def losses(self, step: int, outputs: Outputs, teachers: Sequence[Features]) -> dict[str, Tensor]:
         """Return the loss terms and gauges of a step, each the mean over teachers; similarities are float32."""
         found, progress = student.Student.features(outputs, teachers), step / max(1, self.steps - 1)
         sets = zip(found, teachers or [None], self.student.learnt or [None] * len(found), strict=True)
@@ -271,7 +272,20 @@ class Run:
             other = [batch.other[number] for batch in batches if batch.other is not None]
             rows = torch.cat(other).to(weights, non_blocking=True) if other else own
             rows = rows[places] if batches[0].paired else rows
-            found.append(Features.of(own, rows, self.recipe.logit_scale or card.logit_scale))
+            more = self._beside(batches, number, places)
+            found.append(Features.of(own, rows, self.recipe.logit_scale or card.logit_scale, **more))
+        return found
+
+    def _beside(self, batches: Sequence[Batch], number: int, places: Tensor) -> dict:
+        """Return what some terms ask of teacher ``number`` beside its rows."""
+        weights = next(self.student.parameters())
+        names = batches[0].beside
+        found: dict = {name: torch.cat([b.beside[name][number] for b in batches]).to(weights)[places] for name in names}
+        if "near" in found:
+            found["near"] = F.normalize(found["near"], dim=-1)
+        if "words" in found:
+            states = found["words"]
+            found["words"] = Words(states, torch.full((len(states),), states.shape[1], device=states.device))
         return found
 
     def _bad(self, batches: Sequence[Batch], rows: int) -> list[dict]:

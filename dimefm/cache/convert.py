@@ -10,7 +10,7 @@ import numpy as np
 from dimefm import plugins
 from dimefm.cache.code import Fit
 from dimefm.cache.manifest import Manifest
-from dimefm.cache.plan import presence
+from dimefm.cache.plan import SYNONYMS, presence, text_of
 from dimefm.cache.quarantine import quarantined
 from dimefm.cache.reader import FeatureCache
 from dimefm.cache.writer import Bad, CacheWriter
@@ -58,6 +58,9 @@ def _convert(cache: FeatureCache, writer: CacheWriter) -> Manifest:
                 for keys, rows in cache.blocks(info):
                     spool.add(keys, _as(cache, rows, writer.header.dtype))
                 writer.write(info.source, spool.keys, spool.rows(), bad.get(info.source, ()))
+    table = text_of(cache.store, SYNONYMS)
+    if table is not None:
+        writer.store.write(SYNONYMS, table)
     return writer.seal()
 
 

@@ -144,8 +144,9 @@ class Manifest:
 
     @property
     def views(self) -> int:
-        """Number of rows that each source image has: its augmented views, or 1."""
-        return (self.how.get("views") or {"count": 1})["count"]
+        """Number of rows that each source row has: its augmented views, of an image or its sentences, its tokens, or 1."""
+        several = (self.how.get(name) for name in ("views", "text_views", "tokens"))
+        return next(filter(None, several), {"count": 1})["count"]
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -13,6 +13,7 @@ from dimefm.cache.store import Store, open_store
 from dimefm.errors import CacheError
 
 QUARANTINE = "quarantine.jsonl"
+SYNONYMS = "synonyms.tsv"  # the table that text views were drawn with, where it is not the built-in one
 PARTIAL = ".partial"
 PLAN = f"{PARTIAL}/plan.json"
 REPLACED = f"{PARTIAL}/replaced.json"

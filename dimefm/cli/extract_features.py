@@ -84,6 +84,24 @@ class BatchSize(click.IntRange):
 @click.option("--views", type=click.IntRange(1), metavar="K", help="Cache K random crops of each image.  [the centre view]")
 @click.option("--view-recipe", multiple=True, metavar="KEY=VALUE...", help="Of views: scale, ratio, flip, seed, as TOML.")
 @click.option(
+    "--text-views",
+    type=click.IntRange(1),
+    metavar="K",
+    help="Cache K views of each row's sentences: its captions in turn, or variants.  [the first caption]",
+)
+@click.option(
+    "--text-recipe",
+    multiple=True,
+    metavar="KEY=VALUE...",
+    help="Of text views: augment ('none', 'eda': DeCLIP's), seed, deletion, clean, synonyms (a file), as TOML.",
+)
+@click.option(
+    "--tokens",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Cache, in place of its vector, the N patches or words of an image or sentence that are most like it (for FILIP).",
+)
+@click.option(
     "--long-texts",
     default="quarantine",
     show_default=True,
@@ -118,14 +136,18 @@ def command(teachers, images, texts, out, format_, dtype, device, precision, eng
     Example:
       dimefm extract-features --teacher ViT-L-14/openai --images photos/ --texts sentences.txt --out cache
       dimefm extract-features --teacher ViT-L-14/openai RN50/openai --images photos/ --out cache
+      dimefm extract-features --teacher ViT-L-14/openai --texts captions.csv --text-views 4 --out cache
       torchrun --nproc-per-node 8 -m dimefm extract-features --teacher ViT-L-14/openai --images photos/ --out cache
     """
+    from dimefm.data.tokens import TokenPolicy
+    from dimefm.data.variants import TextPolicy
     from dimefm.data.views import ViewPolicy
     from dimefm.engines import Extraction, folders_of
     from dimefm.extract import Mode, Settings
     from dimefm.models.encoder import load_encoder, pick_device
     from dimefm.models.precision import advice
     from dimefm.share import share_of
+    from dimefm.token_stage import check_settings
 
     if not images and not texts:
         raise click.UsageError("nothing to extract: give --images, --texts or both")
@@ -133,7 +155,12 @@ def command(teachers, images, texts, out, format_, dtype, device, precision, eng
         raise click.UsageError("--append and --retry-bad are two steps; run one after the other")
     if len(teachers) > 1 and flags["text_model"]:
         raise click.UsageError("--text-model is the text tower of one teacher; extract that teacher alone")
+    if flags["text_views"] and flags["captions"] == "all":
+        raise click.UsageError("--captions all makes a row of every sentence, --text-views K of every row; leave one out")
     views = ViewPolicy.parse(flags["views"], flags["view_recipe"])
+    text_views = TextPolicy.parse(flags["text_views"], flags["text_recipe"])
+    if flags["tokens"] is not None:
+        check_settings(views, text_views, flags["compile"])
     share = share_of(flags["shard_range"], flags["shuffle_shards"])
     names = ("workers", "decoder", "captions", "long_texts", "compile")
     settings = Settings(
@@ -143,6 +170,8 @@ def command(teachers, images, texts, out, format_, dtype, device, precision, eng
         auto_batch=flags["batch_size"] is None,
         auto_precision=precision == "auto",
         views=views,
+        text_views=text_views,
+        tokens=None if flags["tokens"] is None else TokenPolicy(flags["tokens"]),
         progress=share.rank == 0,
         **{name: flags[name] for name in names},
     )

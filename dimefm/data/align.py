@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ import numpy as np
 from dimefm.cache import FeatureCache, ShardInfo
 from dimefm.cache.files import sha256_keys
 from dimefm.data.rows import Rows, Shard
+from dimefm.data.tokens import TokenPolicy, expect_rows, expect_tokens
+from dimefm.data.variants import TextPolicy
 from dimefm.data.views import ViewPolicy, row_keys
 from dimefm.errors import CacheError
 
@@ -24,13 +27,14 @@ class Column:
     starts: np.ndarray  # [shards] first cache row
     bad: tuple[np.ndarray, ...]  # per shard: rows that are not there, ascending; of views, row * views + view
     views: int = 1
+    tokens: bool = False  # the ``views`` rows are the tokens of one item
 
     def rows(self, shard: np.ndarray, row: np.ndarray, view: np.ndarray | int) -> np.ndarray:
         """Return the cache rows [n] of views [n] of the source rows ``row`` [n], none of them bad, of the shards [n].
 
-        A cache without views has its one row for any view.
+        A cache without views has its one row for any view, a cache of tokens that of an item's first token.
         """
-        found = row * self.views + view % self.views
+        found = row * self.views + (0 if self.tokens else view % self.views)
         for number in np.unique(shard):
             here = shard == number
             found[here] -= np.searchsorted(self.bad[number], found[here])
@@ -59,46 +63,70 @@ class Aligned:
         return self.source_starts[shard] + row, [column.rows(shard, row, view) for column in self.columns]
 
 
-def align(rows: Rows, *caches: FeatureCache) -> Aligned:
+def align(rows: Rows, *caches: FeatureCache, tokens: Sequence[FeatureCache] = ()) -> Aligned:
     """Match every shard of ``rows`` with its shard of each of the ``caches``, which have the same views.
 
-    Raises CacheError when a shard is not in a cache, when counts differ, or when a key differs, naming the row.
+    The columns of caches of ``tokens`` come behind theirs. Raises CacheError when a shard is not in a cache, when counts
+    differ, when a key differs, naming the row, or when a cache holds tokens where rows are expected or rows for tokens.
     """
-    return _aligned([len(shard) for shard in rows.shards], caches, [_matches(rows, cache) for cache in caches])
+    every = _expected(caches, tokens)
+    return _aligned([len(shard) for shard in rows.shards], every, [_matches(rows, cache) for cache in every])
+
+
+def _expected(caches: Sequence[FeatureCache], tokens: Sequence[FeatureCache]) -> list[FeatureCache]:
+    """Return all of them; raise CacheError when ``caches`` do not hold rows, or ``tokens`` no tokens."""
+    expect_rows(caches)
+    expect_tokens(tokens)
+    return [*caches, *tokens]
 
 
 def align_pairs(
-    images: Rows, texts: Rows, image_caches: Sequence[FeatureCache], text_caches: Sequence[FeatureCache]
+    images: Rows,
+    texts: Rows,
+    image_caches: Sequence[FeatureCache],
+    text_caches: Sequence[FeatureCache],
+    *,
+    image_tokens: Sequence[FeatureCache] = (),
+    text_tokens: Sequence[FeatureCache] = (),
 ) -> Aligned:
-    """Match pairs with caches of both kinds; the columns are those of the images, then those of the sentences.
+    """Match pairs with caches of both kinds; the columns are those of the images, then those of the sentences, then those of
+    their tokens.
 
     ``images`` and ``texts`` are one source, opened as either: some formats give their rows other keys then, but row i is row
     i. Raises CacheError as :func:`align` does.
     """
+    every = _expected([*image_caches, *text_caches], [*image_tokens, *text_tokens])
+    parts = (image_caches, text_caches, image_tokens, text_tokens)
     counts = [len(shard) for shard in images.shards]
     if counts != [len(shard) for shard in texts.shards]:
         raise CacheError(f"{images.shards[0].path}: has other rows as images than as sentences; give pairs in one format")
-    matched = [_matches(images, cache) for cache in image_caches] + [_matches(texts, cache) for cache in text_caches]
-    return _aligned(counts, [*image_caches, *text_caches], matched)
+    of = [rows for rows, caches in zip((images, texts) * 2, parts, strict=True) for _ in caches]
+    return _aligned(counts, every, [_matches(rows, cache) for rows, cache in zip(of, every, strict=True)])
 
 
-def align_caches(first: FeatureCache, *others: FeatureCache) -> Aligned:
-    """Match the shards of caches that were made from the same sources; the source rows are those of ``first``.
+def align_caches(first: FeatureCache, *others: FeatureCache, tokens: Sequence[FeatureCache] = ()) -> Aligned:
+    """Match the shards of caches that were made from the same sources; the source rows are those of ``first``, of text views
+    every view is one. The columns of caches of ``tokens`` come behind theirs.
 
-    Raises CacheError, naming the shard and the field, when one was made from other rows than ``first``.
+    Raises CacheError, naming the shard and the field, when one was made from other rows than ``first``, and for tokens where
+    rows are expected or rows for tokens.
     """
-    infos = first.manifest.shards
-    matched = [list(range(len(infos))), *(_same_sources(first, other) for other in others)]
-    return _aligned([info.source_rows for info in infos], (first, *others), matched)
+    infos, every = first.manifest.shards, _expected([first, *others], tokens)
+    matched = [list(range(len(infos))), *(_same_sources(first, other) for other in every[1:])]
+    return _aligned([info.source_rows for info in infos], every, matched, views=1)
 
 
-def _aligned(counts: list[int], caches: Sequence[FeatureCache], matched: list[list[int]]) -> Aligned:
+def _aligned(
+    counts: list[int], caches: Sequence[FeatureCache], matched: list[list[int]], views: int | None = None
+) -> Aligned:
     """Return the rows that are good in all caches; source shard i has ``counts[i]`` rows, its features in cache c stand in
-    shard ``matched[c][i]``."""
+    shard ``matched[c][i]``, and each has ``views`` rows there, by default as many as the cache says; of tokens always."""
     columns = []
     for cache, numbers in zip(caches, matched, strict=True):
         bad = tuple(np.array(cache.manifest.shards[number].bad, dtype=np.int64) for number in numbers)
-        columns.append(Column(cache.starts[numbers], bad, cache.manifest.views))
+        tokens = TokenPolicy.of(cache.manifest.how) is not None
+        each = cache.manifest.views if tokens else views or cache.manifest.views
+        columns.append(Column(cache.starts[numbers], bad, each, tokens))
     unusable = [
         np.unique(np.concatenate([column.bad[shard] // column.views for column in columns])) for shard in range(len(counts))
     ]
@@ -123,8 +151,21 @@ def _same_sources(first: FeatureCache, other: FeatureCache) -> list[int]:
             "the same sentences: extract the same sources with both"
         )
     for info in first.manifest.shards:
-        _same_rows(first, info, other, other.manifest.shards[theirs[info.source]])
+        _same_rows(first, info, other, _items(other, other.manifest.shards[theirs[info.source]], info))
     return [theirs[source] for source in ours]
+
+
+def _items(cache: FeatureCache, info: ShardInfo, rows: ShardInfo) -> ShardInfo:
+    """Return the record of a shard as if each item had one row, to be compared with ``rows``; of a cache of rows its own."""
+    if TokenPolicy.of(cache.manifest.how) is None:
+        return info
+    count, keys = cache.manifest.views, rows.keys_sha256
+    if not (info.source_digest and rows.source_digest):  # keys alone can tell
+        keys = sha256_keys(_keys(cache, info))
+    bad = tuple(row // count for row in info.bad[::count])
+    return dataclasses.replace(
+        info, source_rows=info.source_rows // count, rows=info.rows // count, bad=bad, keys_sha256=keys
+    )
 
 
 def _same_rows(first: FeatureCache, ours: ShardInfo, other: FeatureCache, theirs: ShardInfo) -> None:
@@ -151,14 +192,21 @@ def _same_rows(first: FeatureCache, ours: ShardInfo, other: FeatureCache, theirs
 
 def _key_of_row(cache: FeatureCache, info: ShardInfo) -> dict[int, str]:
     """Return source row -> key of the rows that a shard holds."""
-    keys, _ = cache.read(info)
     bad = set(info.bad)
-    return dict(zip((row for row in range(info.source_rows) if row not in bad), keys, strict=True))
+    return dict(zip((row for row in range(info.source_rows) if row not in bad), _keys(cache, info), strict=True))
+
+
+def _keys(cache: FeatureCache, info: ShardInfo) -> list[str]:
+    """Return the keys of the rows of a shard, of tokens those of their items."""
+    keys, _ = cache.read(next(shard for shard in cache.manifest.shards if shard.file == info.file))
+    policy = TokenPolicy.of(cache.manifest.how)
+    return keys if policy is None else [key.removesuffix("#0") for key in keys[:: policy.count]]
 
 
 def _matches(rows: Rows, cache: FeatureCache) -> list[int]:
     """Return the shard of ``cache`` that holds the features of each shard of ``rows``."""
-    policy = ViewPolicy.of(cache.manifest.how)
+    how = cache.manifest.how
+    policy = ViewPolicy.of(how) or TextPolicy.of(how) or TokenPolicy.of(how)
     matched = [_match(shard, cache, policy) for shard in rows.shards]
     twice = next((number for number in matched if matched.count(number) > 1), None)
     if twice is not None:
@@ -170,7 +218,7 @@ def _matches(rows: Rows, cache: FeatureCache) -> list[int]:
     return matched
 
 
-def _match(shard: Shard, cache: FeatureCache, policy: ViewPolicy | None) -> int:
+def _match(shard: Shard, cache: FeatureCache, policy: ViewPolicy | TextPolicy | TokenPolicy | None) -> int:
     infos, views = cache.manifest.shards, cache.manifest.views
     named = [i for i, info in enumerate(infos) if same_name(shard.name, info.source)]
     if not named:

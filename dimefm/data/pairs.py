@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dimefm.cache import FeatureCache
+from dimefm.data.tokens import expect_rows
 
 SENTENCE = re.compile(r"#\d+$")  # ends the key of one of several sentences of a row
 
@@ -56,7 +57,11 @@ class Pairs:
 
     @staticmethod
     def of(cache: FeatureCache, text_keys: Iterable[str]) -> Pairs:
-        """Pair the images of a cache with sentences by key; of images with one key the first is taken."""
+        """Pair the images of a cache with sentences by key; of images with one key the first is taken.
+
+        Raises CacheError for a cache of tokens.
+        """
+        expect_rows([cache])
         image_groups, text_groups = pair(keys_of(cache), text_keys)
         order = np.argsort(text_groups, kind="stable")
         order = order[np.searchsorted(text_groups[order], 0) :]  # those with an image

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from dimefm.data.augment import Augment
 from dimefm.data.order import seed_of
 from dimefm.data.resize import Box
+from dimefm.data.tokens import TokenPolicy
+from dimefm.data.variants import TextPolicy
 from dimefm.errors import CacheError, RecipeError, did_you_mean
 from dimefm.recipe import assignments, read
 
@@ -83,6 +85,6 @@ class ViewPolicy:
         return Augment(self.scale, self.ratio, self.flip).draw(width, height, seed_of(self.seed, view, key))
 
 
-def row_keys(keys: list[str], policy: ViewPolicy | None) -> list[str]:
-    """Return the keys of the cached rows of images with these keys: ``KEY#VIEW``, image by image; KEY for one plain view."""
+def row_keys(keys: list[str], policy: ViewPolicy | TextPolicy | TokenPolicy | None) -> list[str]:
+    """Return the keys of what is cached of rows with these keys: ``KEY#VIEW``, row by row; KEY for one view."""
     return keys if policy is None else [f"{key}#{view}" for key in keys for view in range(policy.count)]

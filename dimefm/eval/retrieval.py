@@ -16,6 +16,7 @@ from dimefm.cache import FeatureCache
 from dimefm.cache.manifest import strangers
 from dimefm.data.pairs import keys_of, pair
 from dimefm.data.select import within
+from dimefm.data.tokens import expect_rows
 from dimefm.errors import CacheError, DataError
 from dimefm.provenance import libraries
 
@@ -183,10 +184,16 @@ def check_same_encoder(images: FeatureCache, texts: FeatureCache) -> None:
     for cache, kind in ((images, "image"), (texts, "text")):
         if cache.manifest.kind != kind:
             raise CacheError(f"{cache.store}: holds {cache.manifest.kind} features, expected {kind} features; swap the two")
+    expect_rows((images, texts))
     if images.manifest.how.get("views") is not None:
         raise CacheError(
             f"{images.store}: holds {images.manifest.views} random crops of each image, expected the centre view; extract "
             "without --views"
+        )
+    if texts.manifest.how.get("text_views") is not None:
+        raise CacheError(
+            f"{texts.store}: holds {texts.manifest.views} views of each row's sentences, expected these as they are; "
+            "extract without --text-views, all of a row's with --captions all"
         )
     different = strangers(images.manifest.encoder, texts.manifest.encoder)
     if different:

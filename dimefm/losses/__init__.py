@@ -5,7 +5,7 @@ is given, see ``learns``. Legend: B images, N sentences, D dimensions. Similarit
 (float64 stays float64).
 """
 
-from dimefm.losses._features import Features, Term, described, needs, options_of, resolve, terms
+from dimefm.losses._features import Features, Term, Words, described, needs, options_of, resolve, terms
 from dimefm.losses._learnt import Widths, learns, near
 from dimefm.losses._objective import Objective, Weighted
 
@@ -15,6 +15,7 @@ __all__ = [
     "Term",
     "Weighted",
     "Widths",
+    "Words",
     "described",
     "learns",
     "near",

@@ -22,8 +22,8 @@ from dimefm.errors import RecipeError, did_you_mean
 class Words:
     """What a text tower gives of the first caption of each pair, beside its row.
 
-    ``states`` [B, L, W] are its last layer's, ``lengths`` int64 [B] how many of the L places are the sentence's (its begin and
-    end among them, both counted), ``labels`` int64 [B, L] the tokens that were hidden from it, -100 elsewhere.
+    ``states`` [B, L, W] are its last layer's, ``lengths`` int64 [B] how many of the L places are the sentence's (its begin
+    and end among them, both counted), ``labels`` int64 [B, L] the tokens that were hidden from it, -100 elsewhere.
     """
 
     states: Tensor
@@ -49,8 +49,9 @@ class Features:
 
     Of a grid of V views and C captions, ``image`` and ``text`` are one view and one caption. All of them, before they were
     made unit rows, are ``views`` [B, V, D] and ``captions`` [B, C, D]. Where terms ask for it there are, of a student,
-    ``hidden`` [B, V, W], the views before the last projection, ``patches`` [B, P, W] of the first view, ``words`` of the first
-    caption, and of a teacher ``near`` [B, D], unit rows of a neighbour of each sentence.
+    ``hidden`` [B, V, W], the views before the last projection, ``patches`` [B, P, W] of the first view, ``words`` of the
+    first caption, and of a teacher ``near`` [B, D], unit rows of a neighbour of each sentence, and cached tokens of its own
+    dimension D in ``patches`` and ``words``.
     """
 
     image: Tensor
@@ -73,7 +74,7 @@ class Features:
 
         ``image`` is [B, D] or, of several views, [B, V, D]; ``text`` likewise. ``more`` are further fields, as they are.
         """
-        image, text = _full(image), _full(text)
+        image, text = full(image), full(text)
         grid = {"views": image if image.ndim == 3 else None, "captions": text if text.ndim == 3 else None}
         raw = image[:, 0] if image.ndim == 3 else image, text[:, 0] if text.ndim == 3 else text
         return Features(_unit(raw[0]), _unit(raw[1]), logit_scale, logit_bias, raw, **grid, **more)
@@ -105,7 +106,8 @@ class Features:
         return dataclasses.replace(self, **rows, raw=raw, words=words)
 
 
-def _full(rows: Tensor) -> Tensor:
+def full(rows: Tensor) -> Tensor:
+    """Return rows of half precision in float32, others as they are."""
     return rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
 
 
@@ -123,7 +125,8 @@ def needs(*what: str, whole: bool = False) -> Callable[[Term], Term]:
     ``"teacher"``: features of a teacher; ``"pairs"``: row i of image and text belong together; ``"bias"``: a student with a
     logit bias, as SigLIP's; ``"width"``: student rows of the teacher's dimension, which those of one tower always have;
     ``"views"``: two views of each image or more; ``"masked"``: captions with hidden words; ``"neighbours"``: neighbours of
-    the sentences; ``"hidden"``, ``"patches"``, ``"words"``: these fields of the student's features.
+    the sentences; ``"hidden"``, ``"patches"``, ``"words"``: these fields of the student's features; ``"tokens"``:
+    ``patches`` and ``words`` of the teacher's.
 
     A term is called for each view and each caption, and the mean counts; a ``whole`` one is called once and sees them all.
     """
@@ -144,7 +147,8 @@ def terms() -> list[str]:
 def resolve(name: str, options: dict) -> Term:
     """Return the term of a name; raise RecipeError for an unknown term or an option that it does not have.
 
-    An option that is a number (a temperature, a scale) takes positive numbers only, one of a few words only these.
+    An option that is a number (a temperature, a scale) takes positive numbers only, a count (``int``) whole ones, one of a
+    few words only these.
     """
     file, _, function = name.partition(".")
     if name not in terms():
@@ -160,6 +164,8 @@ def resolve(name: str, options: dict) -> Term:
         if not words and not _positive(value):
             example = 50.0 if known[option] is None else known[option]
             raise RecipeError(f"loss '{name}': {option} is {value!r}; expected a positive number, e.g. {example}")
+        if kinds.get(option) is int and not isinstance(value, int):
+            raise RecipeError(f"loss '{name}': {option} is {value!r}; expected a whole number, e.g. {known[option]}")
     return term
 
 

@@ -6,29 +6,40 @@ name serves all terms of an objective, for each teacher one.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dimefm.losses._features import Features, Term
+from dimefm.losses._features import Features, Term, options_of
 
 LARGEST = 100.0  # factor on cosines, CLIP section 2.5
 
 
 @dataclass(frozen=True)
 class Widths:
-    """The dimensions of the rows of student and teacher."""
+    """The dimensions of the rows of student and teacher, and of what else terms may ask of a student.
+
+    ``hidden``, ``patches`` and ``words`` are those of these fields of its :class:`Features`, ``vocabulary`` is how many
+    words its text tower knows; None where it has none or no term asks.
+    """
 
     student: int
     teacher: int
+    hidden: int | None = None
+    patches: int | None = None
+    words: int | None = None
+    vocabulary: int | None = None
 
 
-Factory = Callable[[Widths], nn.Module]
+# Called with the widths and, by name, those options of the term that it has as further parameters.
+Factory = Callable[..., nn.Module]
 
 
 def learns(**parts: Factory) -> Callable[[Term], Term]:
@@ -41,16 +52,22 @@ def learns(**parts: Factory) -> Callable[[Term], Term]:
     return mark
 
 
-def learnt(terms: Iterable[Term], widths: Sequence[Widths], seed: int) -> nn.ModuleList:
+def learnt(
+    terms: Sequence[Term], widths: Sequence[Widths], seed: int, options: Sequence[Mapping[str, Any]] = ()
+) -> nn.ModuleList:
     """Return the parts of ``terms`` by name for each teacher, with random weights drawn from ``seed``.
 
-    Raises ValueError when two terms make a part of one name in different ways.
+    ``options`` are those given to each term. Raises ValueError when two terms make a part of one name in different ways.
     """
     factories: dict[str, Factory] = {}
-    for term in terms:
+    made: dict[str, tuple] = {}
+    for term, given in zip(terms, options or [{}] * len(terms), strict=True):
         for name, factory in term.learns.items():
-            if factories.setdefault(name, factory) is not factory:
+            named = list(inspect.signature(factory).parameters)[1:]
+            chosen = {option: {**options_of(term), **given}[option] for option in named}
+            if made.setdefault(name, (factory, chosen)) != (factory, chosen):
                 raise ValueError(f"part '{name}' is made in two ways")
+            factories[name] = functools.partial(factory, **chosen)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return nn.ModuleList(

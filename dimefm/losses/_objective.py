@@ -102,6 +102,11 @@ class Objective:
                     f"{' and '.join(REMEDIES[need] for need in sorted(lacking))}"
                 )
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """Everything that the terms need, see :func:`~dimefm.losses.needs`."""
+        return frozenset().union(*(function.needs for _, function in self.terms))
+
     def learnt(self, widths: Sequence[Widths], seed: int) -> nn.ModuleList:
         """Return the learnt parts of the terms by name, for each teacher those of its ``widths``; see :func:`learnt`.
 
@@ -114,14 +119,15 @@ class Objective:
                     f"loss '{term.name}' compares rows of the student with the teacher's, which have {other.student} and "
                     f"{other.teacher} dimensions; leave it out, or give a --student of {other.teacher}"
                 )
-        return learnt([function for _, function in self.terms], widths, seed)
+        return learnt([function for _, function in self.terms], widths, seed, [term.options for term, _ in self.terms])
 
     def __call__(
         self, student: Features, teacher: Features | None, parts: nn.ModuleDict | None = None, progress: float = 0.0
     ) -> dict[str, Tensor]:
         """Return each term's unweighted value and their weighted ``"total"``, all scalars.
 
-        The value of a term is its mean over views and captions, unless it sees them all itself. ``parts`` are the learnt parts for this teacher, ``progress`` (0 to 1) is the share of the run that is done.
+        The value of a term is its mean over views and captions, unless it sees them all itself. ``parts`` are the learnt
+        parts for this teacher, ``progress`` (0 to 1) is the share of the run that is done.
         """
         values = {}
         ours = student.cells()

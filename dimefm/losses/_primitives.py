@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -32,14 +34,36 @@ def soft_cross_entropy(student: Similarity, teacher: Similarity, temperature: fl
     return Fused(_cross_entropy, temperature, both_ways)(student, teacher)
 
 
-def contrast(queries: Tensor, keys: Tensor, scale: Tensor | float, *, both_ways: bool = False) -> Tensor:
+def contrast(
+    queries: Tensor, keys: Tensor, scale: Tensor | float, *, both_ways: bool = False, twins: Tensor | None = None
+) -> Tensor:
     """Return InfoNCE of unit rows [B, D] against [B, D], row i the positive of row i, in one direction.
 
-    ``both_ways`` adds the other direction. Raises ValueError when there are not as many keys as queries.
+    ``both_ways`` adds the other direction. Rows j of the number ``twins`` [B] that row i has are no negatives of it. Raises
+    ValueError when there are not as many keys as queries.
     """
     if len(queries) != len(keys):
         raise ValueError(f"contrast of {len(queries)} queries and {len(keys)} keys; expected pairs")
-    return Fused(_positive, both_ways=both_ways)(logits(queries, keys, scale))
+    if twins is None:
+        return Fused(_positive, both_ways=both_ways)(logits(queries, keys, scale))
+    one_way = Fused(functools.partial(_positive_but_twins, twins), softmax=False)
+    found = logits(queries, keys, scale)
+    return one_way(found) + one_way(found.T) if both_ways else one_way(found)
+
+
+def views_apart(rows: Tensor, scale: Tensor | float) -> Tensor:
+    """Return NT-Xent of unit rows [2 B, D]: each row finds row i + B (or i - B) among all others but itself; the mean."""
+    return Fused(_other_view, softmax=False)(logits(rows, rows, scale))
+
+
+def cross_entropy(queries: Tensor, keys: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean cross-entropy of labels [M] under logits queries [M, D] @ keysᵀ [K, D] + bias [K].
+
+    Queries, keys and bias receive gradients.
+    """
+    ones = queries.new_ones(len(queries), 1)
+    found = logits(torch.cat([queries, ones], 1), torch.cat([keys, bias[:, None]], 1), 1.0)
+    return Fused(functools.partial(_labelled, labels))(found)
 
 
 def sigmoid_pairs(queries: Tensor, keys: Tensor, scale: Tensor | float, bias: Tensor | float) -> Tensor:
@@ -70,6 +94,25 @@ def _positive(first: int, found: Tensor) -> tuple[Tensor, Tensor]:
     slope = found.exp_()
     slope.diagonal(first).sub_(1)
     return loss, slope
+
+
+def _positive_but_twins(twins: Tensor, first: int, found: Tensor) -> tuple[Tensor, Tensor]:
+    same = twins[first : first + len(found), None] == twins
+    same.diagonal(first).fill_(False)
+    return _positive(first, found.masked_fill_(same, -torch.inf).log_softmax(1))
+
+
+def _other_view(first: int, found: Tensor) -> tuple[Tensor, Tensor]:
+    found.diagonal(first).fill_(-torch.inf)
+    count = found.shape[1]
+    labels = torch.arange(count // 2, count + count // 2, device=found.device) % count
+    return _labelled(labels, first, found.log_softmax(1))
+
+
+def _labelled(labels: Tensor, first: int, found: Tensor) -> tuple[Tensor, Tensor]:
+    own = labels[first : first + len(found), None]
+    loss = -found.gather(1, own).sum()
+    return loss, found.exp_().scatter_add_(1, own, found.new_full((), -1.0).expand(own.shape))
 
 
 def _pair(first: int, found: Tensor) -> tuple[Tensor, Tensor]:

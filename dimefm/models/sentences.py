@@ -7,7 +7,7 @@ together again give the same rows to the last bit.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 
 import numpy as np
@@ -78,12 +78,18 @@ def _batches(encoder: Encoder, tokens: Tensor, batch_size: int) -> list[Tensor]:
     return [torch.from_numpy(batch) for batch in planned]
 
 
-def encode_sentences(encoder: Encoder, tokens: Tensor, batch_size: int) -> Tensor:
-    """Return float32 unit rows [N, D] of tokens [N, L] (on the CPU), in order; at most ``batch_size`` run together."""
+def encode_sentences(
+    encoder: Encoder, tokens: Tensor, batch_size: int, encode: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """Return float32 unit rows [N, D] of tokens [N, L] (on the CPU), in order; at most ``batch_size`` run together.
+
+    ``encode`` in place of ``encode_text`` may give each sentence something else, [N, ...].
+    """
+    encode = encode or encoder.encode_text
     if not len(tokens):
-        return encoder.encode_text(tokens)
+        return encode(tokens)
     batches = _batches(encoder, tokens, batch_size)
-    rows = torch.cat([encoder.encode_text(tokens[batch]) for batch in batches])
+    rows = torch.cat([encode(tokens[batch]) for batch in batches])
     return rows[torch.cat(batches).argsort().to(rows.device)]
 
 

@@ -10,16 +10,26 @@ import numpy as np
 
 from dimefm.cache import EncoderCard, FeatureCache
 from dimefm.cache.adopt import adopt_tsv
-from dimefm.cache.manifest import FILE as MANIFEST
-from dimefm.cache.manifest import differences, strangers
 from dimefm.data import Columns, Rows, open_rows
 from dimefm.data.align import Aligned, align, align_caches, align_pairs
 from dimefm.data.pairs import Pairs, keys_of
 from dimefm.data.select import Selection, select
 from dimefm.data.sources import expand, local_root, shard_names
-from dimefm.data.views import RECIPE, ViewPolicy
+from dimefm.data.tokens import TokenRows
+from dimefm.data.variants import TextPolicy
+from dimefm.data.views import ViewPolicy
 from dimefm.errors import CacheError, RecipeError
+from dimefm.neighbours import Neighbours
 from dimefm.recipe import Recipe
+from dimefm.training.caches import (
+    open_caches,
+    open_neighbours,
+    open_tokens,
+    refuse_further_captions,
+    refuse_none_in_common,
+    refuse_strangers,
+)
+from dimefm.training.policies import image_views, refuse_other_sentences, text_views
 
 
 @dataclass(frozen=True)
@@ -29,7 +39,9 @@ class Sources:
     ``raw`` are the images that the student encodes. ``image_rows`` are those with features in all image caches,
     ``text_rows`` the sentences in all text caches, and ``views`` says what the image caches hold (None: the centre view).
     When a CLIP is trained from pairs there are no ``text_rows``: ``image_rows`` are the pairs with features in all caches,
-    those of images and then those of sentences, or None without caches.
+    those of images and then those of sentences, or None without caches. Of these, ``text_policy`` says what the text caches
+    hold (None: one sentence a row), ``neighbours`` has a graph for each of them, and ``tokens`` those of images and those of
+    sentences for each teacher, where the recipe names them; their columns come last.
     """
 
     raw: Rows
@@ -38,6 +50,9 @@ class Sources:
     image_rows: Aligned | None = None
     text_rows: Aligned | None = None
     views: ViewPolicy | None = None
+    text_policy: TextPolicy | None = None
+    neighbours: tuple[Neighbours, ...] = ()
+    tokens: tuple[tuple[TokenRows, ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.raw) if self.image_rows is None else len(self.image_rows)
@@ -74,10 +89,23 @@ def check_form(recipe: Recipe) -> None:
             "raw sentences are for training a text tower; say --text student:NAME, or leave --texts out: an image tower "
             "learns from the features in --text-cache, and --text student from pairs in --images"
         )
+    pairs, several = recipe.text == "student", recipe.captions_per_step > 1
     for name, does_nothing, what in (
         ("word_dropout", recipe.word_dropout and not recipe.text_student, "for a text tower (--text student:NAME)"),
-        ("captions = 'label'", recipe.captions == "label" and recipe.text != "student", "for pairs (--text student)"),
+        ("image_mask", recipe.image_mask and recipe.text_student, "for a student of images"),
+        ("captions = 'label'", recipe.captions == "label" and not pairs, "for pairs (--text student)"),
         ("eval_every", recipe.eval_every != Recipe.eval_every and recipe.eval_root is None, "for --eval-root"),
+        ("views_per_step", recipe.views_per_step > 1 and recipe.text_student, "for a student of images"),
+        ("views_per_step", recipe.views_per_step > 1 and recipe.view == "center", "for random views, not for the centre,"),
+        ("captions_per_step", several and not pairs, "for pairs (--text student)"),
+        ("text_augment", recipe.text_augment != "none" and not several, "for captions_per_step of 2 or more"),
+        ("text_augment", recipe.text_augment != "none" and recipe.text_cache, "for pairs without a --text-cache"),
+        ("mask_words", recipe.mask_words and not pairs, "for pairs (--text student)"),
+        ("masked", recipe.masked != "apart" and not recipe.mask_words, "for mask_words"),
+        ("neighbours", recipe.neighbours and not (pairs and recipe.text_cache), "for pairs with a --text-cache"),
+        ("neighbours_among", recipe.neighbours_among > 1 and not recipe.neighbours, "for neighbours"),
+        ("image_tokens", recipe.image_tokens and not (pairs and recipe.image_cache), "for pairs with caches"),
+        ("text_tokens", recipe.text_tokens and not (pairs and recipe.text_cache), "for pairs with caches"),
     ):
         if does_nothing:
             raise RecipeError(f"{name} is {what} and would do nothing here; leave it out")
@@ -98,7 +126,7 @@ def open_sources(recipe: Recipe, out: Path) -> Sources:
     images = _rows(recipe, recipe.images, "pair" if recipe.text == "student" else "image", recipe.input_format)
     if recipe.text == "student":
         return _pair_sources(recipe, images)
-    return _image_sources(recipe, images, _open_caches(recipe, "image"), _open_caches(recipe, "text"))
+    return _image_sources(recipe, images, open_caches(recipe, "image"), open_caches(recipe, "text"))
 
 
 def _pair_sources(recipe: Recipe, pairs: Rows) -> Sources:
@@ -120,34 +148,38 @@ def _pair_sources(recipe: Recipe, pairs: Rows) -> Sources:
             "--bridge leads one tower into a teacher's space; two towers keep their own, and losses that need it have maps: "
             "leave it out"
         )
-    image_caches, text_caches = _open_caches(recipe, "image"), _open_caches(recipe, "text")
-    _refuse_strangers(image_caches, text_caches)
-    _refuse_further_captions(text_caches, "a pair has one")
+    image_caches, text_caches = open_caches(recipe, "image"), open_caches(recipe, "text")
+    refuse_strangers(image_caches, text_caches)
+    refuse_further_captions(text_caches, "a pair has one")
     texts = _rows(recipe, recipe.images, "text", recipe.input_format)
-    _refuse_split_apart(recipe, pairs, texts)
-    rows = align_pairs(pairs, texts, image_caches, text_caches)
-    _refuse_none_in_common((rows, [*image_caches, *text_caches]))
-    return Sources(pairs, tuple(image_caches), tuple(text_caches), rows, None, _views(recipe, image_caches))
+    if recipe.split is not None:
+        _refuse_other_keys(pairs, texts, f"--split {recipe.split} divides by key")
+    image_tokens, text_tokens = open_tokens(recipe, "image", image_caches), open_tokens(recipe, "text", text_caches)
+    tokens = {"image_tokens": image_tokens, "text_tokens": text_tokens}
+    rows = align_pairs(pairs, texts, image_caches, text_caches, **tokens)
+    refuse_none_in_common((rows, [*image_caches, *text_caches, *image_tokens, *text_tokens]))
+    policy = text_views(recipe, text_caches)
+    if policy is not None:
+        _refuse_other_keys(pairs, texts, "the views of sentences are drawn by key")
+    return Sources(
+        pairs,
+        tuple(image_caches),
+        tuple(text_caches),
+        rows,
+        views=image_views(recipe, image_caches),
+        text_policy=policy,
+        neighbours=open_neighbours(recipe, text_caches),
+        tokens=tuple(tuple(map(TokenRows, caches)) for caches in tokens.values() if caches),
+    )
 
 
-def _refuse_split_apart(recipe: Recipe, pairs: Rows, texts: Rows) -> None:
-    """Raise RecipeError when a split by key takes other sentences than images of one source."""
-    if recipe.split is None:
-        return
+def _refuse_other_keys(pairs: Rows, texts: Rows, why: str) -> None:
+    """Raise RecipeError, saying ``why`` keys count, when one source gives its images other keys than its sentences."""
     for ours, theirs in zip(pairs.shards, texts.shards, strict=True):
         if ours.keys() != theirs.keys():
             raise RecipeError(
-                f"--split {recipe.split} divides by key, and {ours.path} gives its images other keys than its sentences; "
-                "name a --key-column, also for the extraction, or select with --rows"
-            )
-
-
-def _refuse_further_captions(caches: Sequence[FeatureCache], why: str) -> None:
-    """Raise CacheError, saying ``why``, when a text cache holds more than the first sentence of each row."""
-    for cache in caches:
-        if cache.manifest.how.get("captions") == "all":
-            raise CacheError(
-                f"{cache.store}: holds every sentence of each row; {why}: extract them again with --captions first"
+                f"{why}, and {ours.path} gives its images other keys than its sentences; name a --key-column, also for the "
+                "extraction"
             )
 
 
@@ -155,10 +187,11 @@ def _image_sources(
     recipe: Recipe, images: Rows, image_caches: list[FeatureCache], text_caches: list[FeatureCache]
 ) -> Sources:
     """Match raw images with the opened caches that an image tower learns from."""
-    _refuse_strangers(image_caches, text_caches)
-    views = _views(recipe, image_caches)
+    refuse_strangers(image_caches, text_caches)
+    refuse_other_sentences(text_caches)
+    views = image_views(recipe, image_caches)
     image_rows, text_rows = align(images, *image_caches), align_caches(*text_caches)
-    _refuse_none_in_common((image_rows, image_caches), (text_rows, text_caches))
+    refuse_none_in_common((image_rows, image_caches), (text_rows, text_caches))
     return Sources(images, tuple(image_caches), tuple(text_caches), image_rows, text_rows, views)
 
 
@@ -173,9 +206,9 @@ def _text_sources(recipe: Recipe) -> TextSources:
         )
     if not recipe.texts:
         raise RecipeError("no sentences are given; name them with --texts (or 'texts' in the recipe)")
-    texts, image_caches = _rows(recipe, recipe.texts, "text", recipe.input_format), _open_caches(recipe, "image")
-    text_caches = _open_caches(recipe, "text") if recipe.text_cache else []
-    _refuse_strangers(image_caches, text_caches)
+    texts, image_caches = _rows(recipe, recipe.texts, "text", recipe.input_format), open_caches(recipe, "image")
+    text_caches = open_caches(recipe, "text") if recipe.text_cache else []
+    refuse_strangers(image_caches, text_caches)
     for cache in image_caches:
         if cache.manifest.how.get("views") is not None:
             raise CacheError(
@@ -184,10 +217,11 @@ def _text_sources(recipe: Recipe) -> TextSources:
             )
     if not text_caches:
         return TextSources(texts, tuple(image_caches), pairs=_pairs(recipe, texts, image_caches))
-    _refuse_further_captions(text_caches, "a text tower learns from one a row")
+    refuse_further_captions(text_caches, "a text tower learns from one a row")
+    policy = text_views(recipe, text_caches)
     image_rows, text_rows = align_caches(*image_caches), align(texts, *text_caches)
-    _refuse_none_in_common((image_rows, image_caches), (text_rows, text_caches))
-    return TextSources(texts, tuple(image_caches), tuple(text_caches), image_rows, text_rows)
+    refuse_none_in_common((image_rows, image_caches), (text_rows, text_caches))
+    return TextSources(texts, tuple(image_caches), tuple(text_caches), image_rows, text_rows, text_policy=policy)
 
 
 def _pairs(recipe: Recipe, texts: Rows, caches: list[FeatureCache]) -> Pairs:
@@ -240,24 +274,6 @@ def _refuse_selection(recipe: Recipe, why: str) -> None:
 def _files(recipe: Recipe, features: str) -> list[Path]:
     """Return the feature files that one entry of DIME-FM's form stands for."""
     return expand(features, recipe.dataroot, scratch=recipe.scratch)
-
-
-def _open_caches(recipe: Recipe, kind: str) -> list[FeatureCache]:
-    """Open the caches that the recipe names for ``kind``, one for each teacher."""
-    roots = getattr(recipe, f"{kind}_cache")
-    if not roots:
-        raise RecipeError(
-            f"--{kind}-cache is not given; the student learns from cached teacher features: make them with extract-features"
-        )
-    return [_open_cache(root, kind, recipe.scratch) for root in roots]
-
-
-def _open_cache(root: str, kind: str, scratch: str | None) -> FeatureCache:
-    """Open one cache; the folder around ``images/`` and ``texts/`` gets a hint."""
-    inner = Path(root) / f"{kind}s"
-    if not (Path(root) / MANIFEST).exists() and (inner / MANIFEST).exists():
-        raise CacheError(f"--{kind}-cache {root}: no {MANIFEST}, so no cache; did you mean {inner}?")
-    return FeatureCache(root, scratch)
 
 
 def _dime_fm_form(recipe: Recipe, out: Path) -> Sources:
@@ -314,77 +330,3 @@ def _belong(raw: Rows, files: list[Path], cache: FeatureCache) -> None:
             align(Rows([shard]), cache)
         except CacheError as error:
             raise CacheError(f"{file} does not hold the features of {shard.path}: {error}") from error
-
-
-def _refuse_strangers(image_caches: list[FeatureCache], text_caches: list[FeatureCache]) -> None:
-    """Raise unless all caches hold rows of their kind, and cache i of images and cache i of sentences are of one teacher."""
-    if text_caches and len(image_caches) != len(text_caches):
-        raise RecipeError(
-            f"--image-cache names {len(image_caches)} caches and --text-cache {len(text_caches)}; each teacher needs one of "
-            "each, in the same order"
-        )
-    for cache, kind in (*((cache, "image") for cache in image_caches), *((cache, "text") for cache in text_caches)):
-        if cache.manifest.kind != kind:
-            raise CacheError(
-                f"{cache.store}: holds {cache.manifest.kind} features, {kind} features are needed; swap the folders"
-            )
-        if not len(cache):
-            raise CacheError(f"{cache.store}: holds no rows; every row was quarantined, see quarantine.jsonl there")
-    for image_cache, text_cache in zip(image_caches, text_caches, strict=False):
-        different = strangers(image_cache.manifest.encoder, text_cache.manifest.encoder)
-        if different:
-            raise CacheError(
-                f"{image_cache.store} and {text_cache.store} were made by different teachers ({'; '.join(different)}); "
-                "extract one of them again with the other's teacher"
-            )
-
-
-def _refuse_none_in_common(*sides: tuple[Aligned, list[FeatureCache]]) -> None:
-    """Raise CacheError when several caches of the same rows have no good row in common."""
-    for rows, caches in sides:
-        if len(caches) > 1 and not len(rows):
-            names = " and ".join(str(cache.store) for cache in caches)
-            raise CacheError(f"{names} have no good row in common; see quarantine.jsonl in each, and choose other teachers")
-
-
-def _views(recipe: Recipe, caches: list[FeatureCache]) -> ViewPolicy | None:
-    """Return the views that all image caches hold; raise when they differ, or are not what the recipe shows the student."""
-    first = caches[0]
-    for other in caches[1:]:
-        different = differences({"views": first.manifest.how.get("views")}, {"views": other.manifest.how.get("views")})
-        if different:
-            raise CacheError(
-                f"{first.store} and {other.store} hold different views ({'; '.join(different)}); extract one of them again "
-                "with the other's --views and --view-recipe"
-            )
-    policy = ViewPolicy.of(first.manifest.how)
-    if recipe.view == "center" and policy is not None:
-        raise RecipeError(
-            f"view = 'center', but {first.store} holds {policy.count} random crops of each image and not its centre; say "
-            "--view cached to replay them, or extract the images without --views"
-        )
-    if recipe.view == "cached":
-        _refuse_other_views(recipe, policy, first)
-    return policy
-
-
-def _refuse_other_views(recipe: Recipe, policy: ViewPolicy | None, cache: FeatureCache) -> None:
-    """Raise RecipeError, naming each field, unless the cache's views are the recipe's."""
-    asked = {name: getattr(recipe, name) for name in RECIPE.values()}
-    if policy is None:
-        crops = ", ".join(f"{name} {value}" for name, value in asked.items())
-        raise RecipeError(
-            f"the recipe asks for random crops ({crops}), but {cache.store} holds the centre view of each image; say --view "
-            "free to show the student crops that the teacher did not see, as DIME-FM does, or --view center to show it the "
-            "centre view; or extract the images with --views"
-        )
-    held = {name: getattr(policy, key) for key, name in RECIPE.items()}
-    different = [
-        f"{name}: {asked[name]} in the recipe, {held[name]} in the cache" for name in held if asked[name] != held[name]
-    ]
-    if different:
-        raise RecipeError(
-            f"{cache.store} does not hold the recipe's views ({'; '.join(different)}); set the recipe to the cache's (--set "
-            "KEY=VALUE), say --view free to show the student crops that the teacher did not see, as DIME-FM does, or "
-            "extract the images with --views and another --view-recipe"
-        )

@@ -9,8 +9,8 @@ from torch import nn
 
 from dimefm.data.order import seed_of
 from dimefm.losses import Objective, Widths
-from dimefm.models import open_clip, student, words
-from dimefm.models.student import Spec, Student
+from dimefm.models import dense, masking, open_clip, student, words
+from dimefm.models.student import Extras, Spec, Student
 from dimefm.recipe import Recipe
 from dimefm.training.batches import Batch, Batches
 from dimefm.training.sources import Sources, TextSources
@@ -19,25 +19,37 @@ from dimefm.training.texts import TextBatches
 
 @dataclass(frozen=True)
 class Task:
-    """A model to train, of a kind of ``models.runs``, and the batches that it sees; a text tower preprocesses nothing."""
+    """A model to train, of a kind of ``models.runs``, and the batches that it sees; a text tower preprocesses nothing.
+
+    ``apart``: the last caption of each pair is the first one with hidden words. ``image_mask`` is the share of each image
+    that is hidden.
+    """
 
     kind: str
     spec: Spec
     model: nn.Module
     preprocess: dict | None
     batches: Callable[[int], Batch]
+    apart: bool = False
+    image_mask: float = 0.0
 
     def student(self, sources: Sources, objective: Objective, seed: int) -> Student:
         """Return what trains: the model and the learnt parts of its losses for each teacher; of one tower also its bridge if
         it keeps another dimension, and a head for each further teacher."""
         dims, own = [teacher.dim for teacher in sources.teachers], self.spec.config["embed_dim"]
         drawn = seed_of(seed, "learnt") % 2**32
+        extras = Extras.of(objective.needs, self.apart)
+        beside = dense.widths(self.model)._asdict() if extras.image or extras.words else {}
         if self.kind == "clip":
-            learnt = objective.learnt([Widths(own, dim) for dim in dims], drawn)
-            return Student(self.model, self.preprocess, learnt=learnt)
+            learnt = objective.learnt([Widths(own, dim, **beside) for dim in dims or [own]], drawn)
+            found = Student(self.model, self.preprocess, learnt=learnt, extras=extras)
+            found.mask = masking.hide(self.model, self.image_mask)
+            return found
         bridge = student.bridge(self.model, self.spec, dims[0], seed) if own != dims[0] else None
-        learnt = objective.learnt([Widths(dim, dim) for dim in dims], drawn)
-        return Student(self.model, self.preprocess, student.heads(dims, seed), bridge, learnt)
+        learnt = objective.learnt([Widths(dim, dim, **beside) for dim in dims], drawn)
+        found = Student(self.model, self.preprocess, student.heads(dims, seed), bridge, learnt, extras)
+        found.mask = masking.hide(self.model, self.image_mask)
+        return found
 
 
 def sizes(model: nn.Module) -> dict[str, int]:
@@ -49,11 +61,22 @@ def sizes(model: nn.Module) -> dict[str, int]:
 
 def given(recipe: Recipe) -> frozenset[str]:
     """Return what data and student of a recipe offer to its losses, in the words of :func:`~dimefm.losses.needs`."""
-    if recipe.text == "student":
-        bias = student.resolve(recipe.student, recipe.image_size).config.get("init_logit_bias")
-        offered = {"pairs": True, "teacher": bool(recipe.image_cache), "bias": bias is not None}
-        return frozenset(name for name, there in offered.items() if there)
-    return frozenset({"teacher", "pairs"} if recipe.text_student and not recipe.text_cache else {"teacher"})
+    pairs = recipe.text == "student"
+    config = student.resolve(recipe.student, recipe.image_size).config if pairs else {}
+    offered = {
+        "teacher": not pairs or bool(recipe.image_cache),
+        "pairs": pairs or (bool(recipe.text_student) and not recipe.text_cache),
+        "bias": config.get("init_logit_bias") is not None,
+        "width": True,
+        "views": recipe.views_per_step > 1,
+        "masked": bool(recipe.mask_words),
+        "neighbours": bool(recipe.neighbours),
+        "tokens": bool(recipe.image_tokens and recipe.text_tokens),
+        "hidden": not recipe.text_student,
+        "patches": not recipe.text_student,
+        "words": pairs,
+    }
+    return frozenset(name for name, there in offered.items() if there)
 
 
 def task(recipe: Recipe, sources: Sources, places: Sequence[int]) -> Task:
@@ -68,7 +91,8 @@ def task(recipe: Recipe, sources: Sources, places: Sequence[int]) -> Task:
     model, preprocess = student.build(spec, both, recipe.seed, len(places))
     tokenizer = open_clip.tokenizer_for(spec.config) if both else None
     batches = Batches(sources, recipe, spec.image_size, tokenizer, places)
-    return Task("clip" if both else "image-tower", spec, model, preprocess, batches)
+    apart = bool(recipe.mask_words) and recipe.masked == "apart"
+    return Task("clip" if both else "image-tower", spec, model, preprocess, batches, apart, recipe.image_mask)
 
 
 def _text_tower(recipe: Recipe, sources: TextSources, places: Sequence[int]) -> Task:

@@ -18,9 +18,9 @@ from dimefm.training.sources import TextSources
 class TextBatches:
     """Loads micro-batch ``number`` of sentences with cached features.
 
-    With text caches the ``own`` rows of a batch are those of its sentences, and images are drawn by themselves. Without, a
-    batch is of ``batch_size`` images, each with one of its sentences, and both sides of the batch are the images' rows.
-    Sentences are those of ``places`` (None: all).
+    With text caches the ``own`` rows of a batch are those of its sentences, of several views of each the next each epoch,
+    and images are drawn by themselves. Without, a batch is of ``batch_size`` images, each with one of its sentences, and
+    both sides of the batch are the images' rows. Sentences are those of ``places`` (None: all).
     """
 
     def __init__(
@@ -37,12 +37,12 @@ class TextBatches:
     def __call__(self, number: int) -> Batch:
         """Return the batch; rows without a sentence are left out and listed. Sentences of more tokens than the tower reads
         are cut."""
-        raw, caches, cached = self._rows(number)
+        raw, views, caches, cached = self._rows(number)
         sentences, kept, bad = [], [], []
         for place in self.places:
             row, seed = int(raw[place]), seed_of(self.recipe.seed, "caption", number * self.recipe.batch_size + place)
             try:
-                sentences.append(thinned(self._sentence(row, seed), self.recipe.word_dropout, seed))
+                sentences.append(thinned(self._sentence(row, int(views[place]), seed), self.recipe.word_dropout, seed))
             except BadRow as error:
                 bad.append(complaint(self.sources.raw, row, error))
                 continue
@@ -51,22 +51,28 @@ class TextBatches:
         other = self._images(number) if self.sources.pairs is None else None
         return Batch(None, tokens, places, features_of(caches, cached), other, bad)
 
-    def _rows(self, number: int) -> tuple[np.ndarray, tuple, list[np.ndarray]]:
-        """Return (raw rows of sentences, caches, the rows there that the sentences shall be like)."""
+    def _rows(self, number: int) -> tuple[np.ndarray, np.ndarray, tuple, list[np.ndarray]]:
+        """Return (raw rows of sentences, their views, caches, the rows there that the sentences shall be like)."""
         sources, first = self.sources, number * self.recipe.batch_size
-        dealt, _ = self.own.take(first, self.recipe.batch_size)
+        dealt, epochs = self.own.take(first, self.recipe.batch_size)
+        policy = sources.text_policy
+        views = epochs % (1 if policy is None else policy.count)
         if sources.pairs is None:
-            raw, cached = sources.text_rows.locate(dealt)
-            return raw, sources.text_caches, cached
+            raw, cached = sources.text_rows.locate(dealt, views)
+            return raw, views, sources.text_caches, cached
         seeds = [seed_of(self.recipe.seed, "sentence", first + place) for place in range(len(dealt))]
-        return sources.pairs.draw(dealt, seeds), sources.image_caches, [sources.pairs.images[dealt]]
+        return sources.pairs.draw(dealt, seeds), views, sources.image_caches, [sources.pairs.images[dealt]]
 
     def _images(self, number: int) -> tuple[Tensor, ...]:
         return drawn(self.sources.image_caches, self.sources.image_rows, self.other, number, self.recipe)
 
-    def _sentence(self, number: int, seed: int) -> str:
-        """Return the sentence of a raw row: the first, whose features a text cache holds, or of a pair any of them."""
-        texts = self.sources.raw[number].texts
+    def _sentence(self, number: int, view: int, seed: int) -> str:
+        """Return the sentence of a raw row: the one whose features a text cache holds, its first or of several views this
+        one; or of a pair any of them."""
+        row, policy = self.sources.raw[number], self.sources.text_policy
+        if policy is not None:
+            return policy.draw(row.key, view, row.texts)
+        texts = row.texts
         text = texts[0 if self.sources.pairs is None else seed % len(texts)] if texts else ""
         if not text.strip():
             raise BadRow("sentence is empty")

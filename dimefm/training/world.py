@@ -171,9 +171,9 @@ class Meeting:
         return len(self.order)
 
     def rows(self, ours: Tensor) -> Tensor:
-        """Return the rows [B, D] of all processes in the order of their places; ``ours`` are this process's [n, D]."""
+        """Return the rows [B, ...] of all processes in the order of their places; ``ours`` are this process's [n, ...]."""
         if self.world.size == 1:
             return ours.detach()
-        padded = ours.new_zeros(self.most, ours.shape[1])
+        padded = ours.new_zeros(self.most, *ours.shape[1:])
         padded[: self.own] = ours.detach()
-        return self.world.gather(padded).reshape(-1, ours.shape[1])[self.order]
+        return self.world.gather(padded).flatten(0, 1)[self.order]

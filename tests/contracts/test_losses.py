@@ -1,5 +1,6 @@
 """What every loss term keeps, also one that somebody adds next year: parametrised over what is found on disk."""
 
+import dataclasses
 import inspect
 
 import numpy as np
@@ -7,11 +8,12 @@ import pytest
 import torch
 
 from dimefm.errors import RecipeError
-from dimefm.losses import Features, Objective, Weighted, Widths, options_of, resolve, terms
+from dimefm.losses import Features, Objective, Weighted, Widths, Words, options_of, resolve, terms
 from dimefm.training.gradients import Gradients, Portion
 from dimefm.training.world import Meeting, World
 
 B, N, D = 6, 9, 16
+V, P, L, W, VOCABULARY = 2, 5, 7, 12, 20  # views, patches, words of a caption, their width, words that are known
 
 
 @pytest.fixture(params=terms())
@@ -20,20 +22,70 @@ def term(request):
 
 
 def leaves(seed, term, dtype=torch.float32, dim=D):
-    """Return un-normalised rows (image [B, D], text [N, D]; N = B where the term needs pairs)."""
+    """Return by name un-normalised rows of a student of ``dim`` dimensions: image [B, dim], or [B, V, dim] where the term
+    needs views, text [N, dim] (N = B where it needs pairs), and what else it needs of a student."""
     draw = torch.Generator().manual_seed(seed)
     n = B if "pairs" in term.needs else N
-    return torch.randn(B, dim, generator=draw).to(dtype), torch.randn(n, dim, generator=draw).to(dtype)
+    shapes = {"image": (B, V, dim) if "views" in term.needs else (B, dim), "text": (n, dim)}
+    further = {"hidden": (B, V, W), "patches": (B, P, W), "words": (B, L, W)}
+    shapes |= {name: shape for name, shape in further.items() if name in term.needs}
+    rows = {name: torch.randn(shape, generator=draw).to(dtype) for name, shape in shapes.items()}
+    if "words" in term.needs:
+        rows["lengths"] = torch.randint(2, L + 1, (B,), generator=draw)
+        labels = torch.randint(VOCABULARY, (B, L), generator=draw)
+        rows["labels"] = labels.where(torch.rand(B, L, generator=draw) < 0.3, -100)
+    return rows
+
+
+def teachers(seed, term, dtype=torch.float32):
+    """Return by name the rows of a teacher, likewise."""
+    draw = torch.Generator().manual_seed(seed)
+    shapes = {"image": (B, D), "text": (B if "pairs" in term.needs else N, D)}
+    shapes |= {"near": (B, D)} if "neighbours" in term.needs else {}
+    shapes |= {"patches": (B, 3, D), "words": (B, 3, D)} if "tokens" in term.needs else {}
+    rows = {name: torch.randn(shape, generator=draw).to(dtype) for name, shape in shapes.items()}
+    if "tokens" in term.needs:
+        rows["lengths"] = torch.randint(1, 4, (B,), generator=draw)
+    return rows
+
+
+def features(rows, scale=20.0, bias=0.0):
+    """Return features of rows by name."""
+    more = {name: rows[name] for name in ("hidden", "patches", "near") if name in rows}
+    if "words" in rows:
+        more["words"] = Words(rows["words"], rows["lengths"], rows.get("labels"))
+    return Features.of(rows["image"], rows["text"], scale, bias, **more)
+
+
+def widths(dim):
+    """Return the widths of a student of ``dim`` dimensions and a teacher."""
+    return Widths(dim, D, hidden=W, patches=W, words=W, vocabulary=VOCABULARY)
+
+
+def small(term):
+    """Return the options that make the learnt parts of a term small."""
+    return {name: 8 for name, value in options_of(term).items() if type(value) is int and value > 100}
+
+
+def objective_of(term, weight=1.0):
+    """Return the objective of one term with small parts."""
+    return Objective([Weighted(name_of(term), weight, small(term))], given=term.needs)
 
 
 def with_parts(term, dim=D):
-    """Return (the term with its learnt parts, these parts) for students of ``dim`` dimensions, in float64."""
-    found = Objective([Weighted(name_of(term), 1.0)], given=term.needs).learnt([Widths(dim, D)], seed=3)
+    """Return (the term with its learnt parts, these parts) for students of ``dim`` dimensions, in float64.
+
+    Whatever the parts remember of a call is as it was before at the next one.
+    """
+    found = objective_of(term).learnt([widths(dim)], seed=3)
     parts = found[0].double() if len(found) else torch.nn.ModuleDict()
+    memory = {name: buffer.clone() for name, buffer in parts.named_buffers()}
 
     def call(student, teacher, **options):
         own = {name: parts[name].to(student.image) for name in term.learns}
-        return term(student, teacher, **own, **options)
+        for name, buffer in parts.named_buffers():
+            buffer.copy_(memory[name])
+        return term(student, teacher, **own, **small(term), **options)
 
     return call, parts
 
@@ -45,8 +97,16 @@ def name_of(term):
 
 def towers(term, dtype=torch.float32):
     """Return (student leaves, teacher leaves, call): ``call()`` computes the loss from the leaves as they are."""
-    student, teacher, (call, _) = leaves(1, term, dtype), leaves(2, term, dtype), with_parts(term)
-    return student, teacher, lambda: call(Features.of(*student, 20.0, -3.0), Features.of(*teacher, 20.0))
+    student, teacher, (call, _) = leaves(1, term, dtype), teachers(2, term, dtype), with_parts(term)
+    return student, teacher, lambda: call(features(student, bias=-3.0), features(teacher))
+
+
+def learn(rows):
+    """Make leaves of all rows that are no numbers of words; return them."""
+    found = {name: value for name, value in rows.items() if value.is_floating_point()}
+    for value in found.values():
+        value.requires_grad_()
+    return found
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -61,37 +121,40 @@ def test_is_a_finite_scalar_in_float32_or_better(term, dtype):
 def test_half_precision_rows_lose_only_their_own_rounding(term):
     student, teacher, loss = towers(term, torch.bfloat16)
     call, _ = with_parts(term)
-    wide = [[rows.double() for rows in side] for side in (student, teacher)]
-    exact = call(Features.of(*wide[0], 20.0, -3.0), Features.of(*wide[1], 20.0))
+    wide = [{k: v.double() if v.is_floating_point() else v for k, v in side.items()} for side in (student, teacher)]
+    exact = call(features(wide[0], bias=-3.0), features(wide[1]))
     assert loss().item() == pytest.approx(exact.item(), rel=1e-4, abs=1e-5)
 
 
 def test_leaves_the_teacher_alone(term):
     student, teacher, loss = towers(term)
-    before = [rows.clone() for rows in (*student, *teacher)]
-    for rows in student:
-        rows.requires_grad_()
+    before = [rows.clone() for rows in (*student.values(), *teacher.values())]
+    own = learn(student)
     loss().backward()
-    assert student[0].grad.abs().sum() > 0
-    assert all(rows.grad is None for rows in teacher)
-    assert all(torch.equal(a, b) for a, b in zip(before, (*student, *teacher), strict=True))
+    assert sum(rows.grad.abs().sum() for rows in own.values() if rows.grad is not None) > 0
+    assert all(rows.grad is None for rows in teacher.values())
+    assert all(torch.equal(a, b) for a, b in zip(before, (*student.values(), *teacher.values()), strict=True))
 
 
 def test_does_not_depend_on_the_order_of_rows(term):
     student, teacher, loss = towers(term)
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     sentences = order if "pairs" in term.needs else torch.tensor([8, 3, 0, 5, 7, 1, 4, 2, 6])
-    turned = [Features.of(image[order], text[sentences], 20.0, -3.0) for image, text in (student, teacher)]
-    torch.testing.assert_close(with_parts(term)[0](*turned), loss(), rtol=1e-5, atol=1e-6)
+    turned = [{k: v[sentences if k == "text" else order] for k, v in side.items()} for side in (student, teacher)]
+    found = with_parts(term)[0](features(turned[0], bias=-3.0), features(turned[1]))
+    torch.testing.assert_close(found, loss(), rtol=1e-5, atol=1e-6)
 
 
 def test_a_small_step_of_the_student_lowers_it(term):
     student, _, loss = towers(term, torch.float64)
-    student[0].requires_grad_()
+    own = learn(student)
     before = loss()
     before.backward()
+    slopes = {name: rows.grad for name, rows in own.items() if rows.grad is not None}
+    length = sum(slope.square().sum() for slope in slopes.values()).sqrt()
     with torch.no_grad():
-        student[0].sub_(1e-3 * student[0].grad / student[0].grad.norm())
+        for name, slope in slopes.items():
+            own[name].sub_(1e-3 * slope / length)
     assert loss() < before
 
 
@@ -123,8 +186,8 @@ def test_an_unknown_option_is_refused(name):
 def test_the_objective_adds_weight_times_value(name):
     term = resolve(name, {})
     student, teacher, loss = towers(term)
-    sides = Features.of(*student, 20.0, -3.0), Features.of(*teacher, 20.0)
-    values = Objective([Weighted(name, 0.25)], given=term.needs)(*sides, with_parts(term)[1].float())
+    sides = features(student, bias=-3.0), features(teacher)
+    values = objective_of(term, 0.25)(*sides, with_parts(term)[1].float())
     assert set(values) == {"total", name}
     torch.testing.assert_close(values[name], loss())
     torch.testing.assert_close(values["total"], 0.25 * loss())
@@ -132,7 +195,7 @@ def test_the_objective_adds_weight_times_value(name):
 
 def test_the_objective_is_a_sum():
     student, teacher, _ = towers(resolve("dime.vl", {}))
-    sides = Features.of(*student, 20.0), Features.of(*teacher, 20.0)
+    sides = features(student), features(teacher)
     values = Objective([Weighted("dime.vl", 0.7), Weighted("dime.pvl", 0.3, {"temperature": 2.0})])(*sides)
     expected = 0.7 * resolve("dime.vl", {})(*sides) + 0.3 * resolve("dime.pvl", {})(*sides, temperature=2.0)
     torch.testing.assert_close(values["total"], expected)
@@ -140,46 +203,61 @@ def test_the_objective_is_a_sum():
 
 @pytest.mark.parametrize("name", [name for name in terms() if resolve(name, {}).learns])
 def test_learnt_parts_learn_and_lead_to_the_teachers_width(name):
-    """A student of another width has a loss, whose gradient reaches its rows and every learnt part."""
+    """A student of another width has a loss, whose gradient reaches its rows, all else that is needed, every learnt part."""
     term = resolve(name, {})
-    student, teacher = leaves(1, term, torch.float64, dim=10), leaves(2, term, torch.float64)
+    student, teacher = leaves(1, term, torch.float64, dim=10), teachers(2, term, torch.float64)
     call, parts = with_parts(term, dim=10)
-    for rows in student:
-        rows.requires_grad_()
-    call(Features.of(*student, 20.0), Features.of(*teacher, 20.0)).backward()
-    assert all(rows.grad.abs().sum() > 0 for rows in student)
-    assert all(parameter.grad.abs().sum() > 0 for parameter in parts.parameters())
+    own = learn(student)
+    call(features(student), features(teacher)).backward()
+    reached = {name for name, rows in own.items() if rows.grad is not None and rows.grad.abs().sum() > 0}
+    assert reached >= (set(own) & term.needs if term.whole else set(own))
+    assert reached
+    first = [p for name, p in parts.named_parameters() if not name.endswith("bias")]  # behind a norm they do nothing
+    assert all(parameter.grad.abs().sum() > 0 for parameter in first)
 
 
 class Towers(torch.nn.Module):
-    """A student of both towers in float64, whose rows have ``dim`` dimensions, with the learnt parts of an objective."""
+    """A student in float64, whose rows have ``dim`` dimensions, with the learnt parts of an objective.
 
-    def __init__(self, dim, objective):
+    Its ``forward`` gives what a term needs of five numbers for each image, or each of its views, and five for each sentence.
+    """
+
+    def __init__(self, term, dim):
         super().__init__()
         torch.manual_seed(0)
         self.image, self.text = torch.nn.Linear(5, dim), torch.nn.Linear(5, dim)
+        self.further = torch.nn.ModuleDict()
+        for name, width in (("hidden", W), ("patches", P * W), ("words", L * W)):
+            if name in term.needs:
+                self.further[name] = torch.nn.Linear(5, width)
         self.scale, self.bias = torch.nn.Parameter(torch.tensor(20.0)), torch.nn.Parameter(torch.tensor(-3.0))
-        self.learnt = objective.learnt([Widths(dim, D)], seed=3)
+        self.learnt = objective_of(term).learnt([widths(dim)], seed=3)
         self.double()
 
-    def forward(self, pixels, tokens):
-        return self.image(pixels), self.text(tokens), self.scale * 1, self.bias * 1
+    def forward(self, pixels, tokens, hidden=None):
+        found = {"image": self.image(pixels), "text": self.text(tokens), "scale": self.scale * 1, "bias": self.bias * 1}
+        inputs = {"hidden": pixels, "patches": pixels.flatten(1)[:, :5], "words": tokens}
+        further = {name: layer(inputs[name]) for name, layer in self.further.items()}
+        tokens = {name: rows.unflatten(1, (-1, W)) for name, rows in further.items() if name != "hidden"}
+        return found | further | tokens
 
 
 @pytest.mark.parametrize("name", terms())
 def test_portions_of_a_batch_have_the_gradient_of_the_whole(name):
     """So do processes, whose rows meet in the same way: tests/training/test_world.py."""
     term = resolve(name, {})
-    objective = Objective([Weighted(name, 1.0)], given=term.needs)
-    rows = [side.double() for side in (*leaves(1, term, dim=5), *leaves(2, term))]
-    image, text, teacher = rows[0], rows[1][:B], Features.of(rows[2], rows[3][:B], 20.0)
+    objective = objective_of(term)
+    inputs, known, theirs = leaves(1, term, dim=5), leaves(1, term), teachers(2, term, torch.float64)
+    image, text = inputs["image"].double(), inputs["text"][:B].double()
+    counts = {name: rows for name, rows in known.items() if not rows.is_floating_point()}
+    teacher = features({**theirs, "text": theirs["text"][:B]})
     found = []
     for sizes in ([6], [2, 2, 2], [4, 2]):
-        student = Towers(D if "width" in term.needs else 10, objective)
+        student = Towers(term, D if "width" in term.needs else 10)
         parts = [Portion(*rows, 0) for rows in zip(image.split(sizes), text.split(sizes), strict=True)]
 
         def loss(outputs, student=student):
-            return objective(Features.of(*outputs), teacher, *student.learnt)
+            return objective(features(outputs | counts, outputs["scale"], outputs["bias"]), teacher, *student.learnt)
 
         Gradients(student, World())(parts, Meeting(World(), np.arange(B), B), loss)
         found.append({key: parameter.grad for key, parameter in student.named_parameters()})
@@ -190,14 +268,14 @@ def test_portions_of_a_batch_have_the_gradient_of_the_whole(name):
 
 @pytest.mark.parametrize("name", terms())
 def test_learnt_parts_are_the_same_for_one_seed(name):
-    objective = Objective([Weighted(name, 1.0)], given=resolve(name, {}).needs)
-    own = D if "width" in resolve(name, {}).needs else 10
-    widths = [Widths(own, D), Widths(own, own)]
-    first, again, other = (objective.learnt(widths, seed).state_dict() for seed in (1, 1, 2))
+    term = resolve(name, {})
+    own = D if "width" in term.needs else 10
+    objective, both = objective_of(term), [widths(own), dataclasses.replace(widths(own), teacher=own)]
+    first, again, other = (objective.learnt(both, seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(first[key], again[key]) for key in first)
-    drawn = [key for key in first if not key.endswith("_scale.value")]
+    drawn = [key for key in first if first[key].ndim > 1]
     assert all(not torch.equal(first[key], other[key]) for key in drawn)
-    assert {key.split(".")[1] for key in first} == set(resolve(name, {}).learns)
+    assert {key.split(".")[1] for key in first} == set(term.learns)
 
 
 @pytest.mark.parametrize("name", [name for name in terms() if "width" in resolve(name, {}).needs])

@@ -116,7 +116,7 @@ def test_an_image_tower_learns_and_evaluates(name, bridge, tiny_teacher, tmp_pat
     ours, spec, preprocess, inputs = image_student(name, bridge)
     learn(ours, inputs)
     with torch.no_grad():
-        expected = F.normalize(ours.eval()(*inputs)[0], dim=-1)
+        expected = F.normalize(ours.eval()(*inputs)["rows"], dim=-1)
     encoder = written(ours, spec, preprocess, "image-tower", tiny_teacher, tmp_path)
     assert encoder.image_size == inputs[0].shape[1:3]
     pixels = (inputs[0].permute(0, 3, 1, 2) / 255 - ours.mean) / ours.std
@@ -131,7 +131,7 @@ def test_a_text_tower_learns_and_evaluates(name, bridge, tiny_teacher, tmp_path)
     ours, spec, _, inputs = text_student(name, bridge)
     learn(ours, inputs)
     with torch.no_grad():
-        expected = F.normalize(ours.eval()(*inputs)[0], dim=-1)
+        expected = F.normalize(ours.eval()(*inputs)["rows"], dim=-1)
     encoder = written(ours, spec, None, "text-tower", tiny_teacher, tmp_path)
     rows = encoder.encode_text(encoder.tokenize(SENTENCES)[0])
     torch.testing.assert_close(rows, expected, rtol=0, atol=1e-4 if bridge else 1e-5)

@@ -177,7 +177,7 @@ def test_a_student_learns_all_of_it_and_is_finished_as_an_ordinary_tower(tmp_pat
     unit = nn.functional.normalize(torch.randn(4, TEACHER)), nn.functional.normalize(torch.randn(4, 6))
     teachers = [Features.of(rows, rows, 10.0) for rows in unit]
     outputs = ours(pixels, tokens)
-    assert [tuple(rows.shape) for rows in outputs] == [(4, TEACHER), (4, 6)]
+    assert [tuple(rows.shape) for rows in outputs.values()] == [(4, TEACHER), (4, 6)]
     found = ours.features(outputs, teachers)
     sum((f.image - t.image).square().sum() for f, t in zip(found, teachers, strict=True)).backward()
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in ours.parameters())
@@ -190,8 +190,8 @@ def test_a_student_learns_all_of_it_and_is_finished_as_an_ordinary_tower(tmp_pat
     rebuilt.load_state_dict(model.state_dict())
     plain = student.Student(rebuilt.eval(), default_preprocess(16) if image else None)
     with torch.no_grad():
-        expected = ours(pixels, tokens)[0]
-        torch.testing.assert_close(plain(pixels, tokens)[0], expected, rtol=1e-5, atol=1e-5)
+        expected = ours(pixels, tokens)["rows"]
+        torch.testing.assert_close(plain(pixels, tokens)["rows"], expected, rtol=1e-5, atol=1e-5)
     same, config = plain.finished(config)
     assert same is rebuilt and config["embed_dim"] == TEACHER
 

@@ -60,7 +60,8 @@ class World:
         """Write a cache whose row n, counted with its views and without holes, is the unit vector at an angle of
         (n + 1) / 50."""
         card = EncoderCard(f"teacher-{teacher}", teacher * 64, dim, scale)
-        how = {"decoder": "pil", "views": views and views.how()} if kind == "image" else {}
+        held = views and views.how()
+        how = {"decoder": "pil", "views": held} if kind == "image" else {"text_views": held} if held else {}
         header = Manifest(kind, "hdf5", "float32", dim, True, card, how, {})
         per_image = 1 if views is None else views.count
         sources = [(name, rows * per_image) for name, rows in sources]

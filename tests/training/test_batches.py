@@ -157,7 +157,7 @@ def test_the_centre_view_equals_the_preprocessing_of_evaluation(width, height, s
     file, preprocess = io.BytesIO(), open_clip.default_preprocess(size)
     Image.fromarray(pixels).save(file, "PNG")
     ours = Viewer.of(read(None, view="center"), None, size)(file.getvalue(), "", 0, 0)
-    seen = student.Student(Seen(), preprocess).images(torch.from_numpy(ours.copy())[None])[0]
+    seen = student.Student(Seen(), preprocess).images(torch.from_numpy(ours.copy())[None])["image"][0]
     turbo = decoder("turbo", preprocess)
     expected = turbo.finish(turbo(file.getvalue())[None], torch.device("cpu"))[0]
     torch.testing.assert_close(seen, expected, rtol=0, atol=1e-5)

@@ -29,7 +29,7 @@ def test_image_sentence_and_both_features_are_of_one_pair(world):
         batch = run.task.batches(number)
         images = world.numbers_of_pixels(batch.pixels)
         assert world.numbers_of_features(batch.own[0]) == world.numbers_of_features(batch.other[0]) == images
-        wanted = run.task.batches.tokenizer([f"number {n}" for n in images])
+        wanted = run.task.batches.sentences.tokenize([f"number {n}" for n in images])
         assert torch.equal(batch.tokens, wanted)
 
 

@@ -75,6 +75,13 @@ def test_every_field_survives_writing(tmp_path):
     }
     fixed |= {"image_cache": ("a",), "text_cache": ("b", "c"), "bridge": "linear", "augment": "clip-kd"}
     fixed |= {"crop_scale": (0.5, 0.75), "crop_ratio": (0.5, 2.0), "eval_datasets": ("a", "b")}
+    fixed |= {
+        "masked": "contrast",
+        "text_augment": "eda",
+        "neighbours": ("a",),
+        "image_tokens": ("b",),
+        "text_tokens": ("c",),
+    }
     for name, field in FIELDS.items():
         if name not in fixed:
             fixed[name] = next(value for kind, value in other.items() if str(field.type).startswith(kind.__name__))
@@ -120,6 +127,7 @@ def test_whole_numbers_stand_for_floats(tmp_path):
         ("wd = -0.1", "'wd' is -0.1; expected a number of at least 0"),
         ("resize = -1", "'resize' is -1; expected a number of at least 0"),
         ("beta2 = 1.0", "'beta2' is 1.0; expected 0 <= beta2 < 1"),
+        ("image_mask = 1.0", "'image_mask' is 1.0; expected 0 <= image_mask < 1"),
         ("flip = 1.5", "'flip' is 1.5; expected 0 <= flip <= 1"),
         ("crop_scale = [0.5]", "'crop_scale' is [0.5]; expected tuple[float, float]"),
         ("crop_scale = [0.9, 0.1]", "'crop_scale' is (0.9, 0.1); expected 0 < low <= high <= 1"),
@@ -189,6 +197,7 @@ def _commands(header):
         ({"texts": ["a"]}, "say --text student:NAME"),
         ({"texts": ["a"], "text": "student"}, "say --text student:NAME"),
         ({"word_dropout": 0.5}, r"word_dropout is for a text tower \(--text student:NAME\) and would do nothing here"),
+        ({"image_mask": 0.5, "text": "student:ViT-T-16"}, "image_mask is for a student of images and would do nothing"),
         ({"captions": "label"}, r"captions = 'label' is for pairs \(--text student\)"),
         ({"eval_every": 2}, "eval_every is for --eval-root"),
     ],

@@ -44,7 +44,7 @@ def runs_of(world, captions=tuple(f"number {n} of many" for n in range(9))):
         "image tower": world.recipe(student=str(world.noisy), save_every=3),
         "clip from pairs": world.clip_recipe(images=[str(world.pairs(captions))], save_every=3),
         "two teachers": world.recipe(student=str(world.noisy), save_every=3, **world.second_teacher()),
-        "accumulated": world.recipe(student=str(world.noisy), save_every=3, accum_freq=2, log_every=2),
+        "accumulated": world.recipe(student=str(world.noisy), image_mask=0.5, save_every=3, accum_freq=2, log_every=2),
         "text tower": world.text_recipe(save_every=3),
         "text tower from pairs": world.text_recipe(per_row=2, save_every=3),
     }

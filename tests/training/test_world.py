@@ -24,6 +24,15 @@ from tests.training.conftest import TINY
 
 SCRIPT = Path(__file__).with_name("process.py")
 MIX = {name: {"weight": 1.0} for name in ("clip.contrastive", "clip_kd.crd", "clip_kd.icl", "clip_kd.fd", "clip_kd.gd")}
+DECLIP = {
+    "clip.contrastive": {"weight": 0.4},
+    "declip.simsiam": {"weight": 0.2, "width": 16},
+    "declip.simclr": {"weight": 0.2, "width": 16, "dim": 8},
+    "declip.mlm": {"weight": 0.2},
+    "declip.nns": {"weight": 0.2, "size": 64},
+    "declip.filip": {"weight": 0.2, "width": 8, "tokens": 2},
+}
+DECLIP_SHOWN = {"views_per_step": 2, "captions_per_step": 2, "text_augment": "eda", "mask_words": 0.5}
 QUIET = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
 
 
@@ -58,6 +67,7 @@ def recipes(world):
         "pairs": pairs,
         "text": world.text_recipe(texts_per_step=None),
         "captions": world.text_recipe(per_row=2),
+        "declip": dataclasses.replace(pairs, losses=DECLIP, **DECLIP_SHOWN),
         "distilled": world.distilled_recipe({**MIX, "clip_kd.afd": {"weight": 1.0}}),
     }
     (world.root / "siglip.json").write_text(json.dumps({**TINY, "custom_text": True, "init_logit_bias": -10.0}))
@@ -93,7 +103,7 @@ def make_world():
     return Files
 
 
-CASES = ["image", "teachers", "pairs", "pairs_of_siglip", "text", "captions", "distilled"]
+CASES = ["image", "teachers", "pairs", "pairs_of_siglip", "text", "captions", "declip", "distilled"]
 
 
 @pytest.mark.parametrize("name", [*CASES, *(f"{name}_portions" for name in CASES)])

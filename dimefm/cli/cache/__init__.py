@@ -15,6 +15,7 @@ COMMANDS = {
     "quarantine": "dimefm.cli.cache.quarantine",
     "convert": "dimefm.cli.cache.convert",
     "adopt": "dimefm.cli.cache.adopt",
+    "neighbours": "dimefm.cli.cache.neighbours",
 }
 
 
