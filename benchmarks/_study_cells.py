@@ -7,7 +7,7 @@ import os
 import shlex
 import tomllib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks._study_data import HELD_OUT
@@ -32,13 +32,22 @@ class Cell:
 
 @dataclass(frozen=True)
 class Group:
-    """Cells that are compared with the first of them. ``score`` is ``"zero-shot"`` or ``"retrieval"``."""
+    """Cells that are compared with the first of them, or with another one that ``against`` names.
+
+    ``score`` is ``"zero-shot"`` or ``"retrieval"``.
+    """
 
     name: str
     title: str
     about: str
     score: str
     cells: tuple[str, ...]
+    against: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def bases(self) -> set[str]:
+        """The cells that others are compared with."""
+        return {self.cells[0], *self.against.values()}
 
 
 @dataclass(frozen=True)
@@ -103,7 +112,7 @@ def read(path: Path = FOLDER / "study.toml") -> Study:
 
 
 def _check(path: Path, study: Study) -> None:
-    compared = [name for group in study.groups for name in group.cells]
+    compared = [name for group in study.groups for name in (*group.cells, *group.against, *group.against.values())]
     unknown = next((name for name in compared if name not in study.cells), None)
     if unknown is not None:
         raise RecipeError(f"{path}: a group names cell '{unknown}': {did_you_mean(unknown, study.cells)}")

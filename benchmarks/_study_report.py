@@ -15,7 +15,7 @@ TABLE, PLOT = "study.md", "study.png"
 SHOWN = {"zero-shot": "cifar-10", "retrieval": "text to image R@1"}
 """The score that stands beside the mean, for each way to score."""
 MEAN = {"zero-shot": "mean of the sets", "retrieval": "text to image, mean R@1, 5, 10"}
-COLOURS = ("#2b5c8a", "#d9622b")  # of a cell, and of what it is compared with
+COLOURS = ("#2b5c8a", "#d9622b")  # of cells, and of those that others are compared with
 
 
 def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
@@ -71,12 +71,12 @@ def _rows(plan: Plan, group: Group, each: dict[str, dict[int, dict]]) -> list[st
 
 
 def _row(cell: Cell, group: Group, each: dict[str, dict[int, dict]]) -> tuple[str, ...]:
-    seeds, first = each[cell.name], group.cells[0]
+    seeds, base = each[cell.name], group.against.get(cell.name, group.cells[0])
     means = [result["mean"] for result in seeds.values()]
     shown = [result["scores"][SHOWN[group.score]] for result in seeds.values() if SHOWN[group.score] in result["scores"]]
-    against = "" if cell.name == first else percent(differences(seeds, each[first]), "+")
+    against = "" if cell.name == base else percent(differences(seeds, each[base]), "+")
     seconds = f"{statistics.median(result['cpu_seconds'] for result in seeds.values()):.0f}" if seeds else "-"
-    what = f"**{cell.what}**" if cell.name == first else cell.what
+    what = f"**{cell.what}**" if cell.name in group.bases else cell.what
     return (what, str(len(seeds)), percent(means), against, percent(shown), seconds, cell.published)
 
 
@@ -103,7 +103,8 @@ def draw(plan: Plan, path: Path) -> None:
 
 def _columns(heights: Sequence[int], count: int) -> list[list[int]]:
     """Return the numbers of groups in ``count`` columns or fewer of about the same height, in order."""
-    limit, columns, high = math.ceil(sum(heights) / count), [[]], 0
+    limit, high = math.ceil(sum(heights) / count), 0
+    columns: list[list[int]] = [[]]
     for number, height in enumerate(heights):
         if columns[-1] and high + height / 2 > limit and len(columns) < count:
             columns, high = [*columns, []], 0
@@ -119,7 +120,7 @@ def _panel(axes, plan: Plan, group: Group, each: dict[str, dict[int, dict]]) -> 
         if not values:
             continue
         mean, std = mean_and_std(values)
-        colour = COLOURS[place == 0]
+        colour = COLOURS[name in group.bases]
         axes.errorbar(mean, place, xerr=std or 0, fmt="o", color=colour, capsize=3, markersize=5)
         axes.plot(values, [place] * len(values), "|", color=colour, markersize=9, alpha=0.6)
         if place == 0:

@@ -4,7 +4,8 @@
 
 Cells stand in ``pipelines/study/study.toml``. Every run is a ``dimefm`` command, which is printed, and its result is a line
 of ``OUT/results.jsonl``. Stopped at any time, the same command goes on: no finished run is done again, an unfinished one
-goes on at its last checkpoint. ``OUT/study.md`` and ``OUT/study.png`` are made anew from the results after each run.
+goes on at its last checkpoint. ``OUT/study.md`` and ``OUT/study.png`` are made anew from the results at the end, and at any
+time by ``--report-only``.
 """
 
 from __future__ import annotations

@@ -177,7 +177,7 @@ def sample(stage: Stage, shards: Sequence[tuple[Shard, int]], least: int, most: 
     Rows that come of one input are all among them or none.
     """
     total, several = sum(n for _, n in shards), stage.together
-    inputs = min(total, max(least, min(total // 50, most))) // several
+    inputs = max(1, min(total, max(least, min(total // 50, most))) // several)
     first = np.linspace(0, total // several - 1, inputs).astype(np.int64) * several
     wanted = (first[:, None] + np.arange(several)).reshape(-1)
     start = 0

@@ -66,15 +66,19 @@ class Report:
         if self.tried:
             lines.append(f"  {self.recovered:,} of {self.tried:,} quarantined rows were recovered")
         if self.unused_captions:
-            lines.append(
-                f"  {self.unused_captions:,} further captions of these rows were not used; --captions all encodes them"
-            )
+            lines.append(f"  {self.unused_captions:,} further captions of these rows were not used; {self._of_unused()}")
         return "\n".join(lines)
 
     @property
     def busy(self) -> float:
         """Share of the streaming time in which the encoder was at work."""
         return min(1.0, self.seconds["encode"] / max(self.lanes * self.streamed, 1e-9))
+
+    def _of_unused(self) -> str:
+        views = self.manifest.how.get("text_views") if self.manifest else None
+        if views is None:
+            return "--captions all encodes them"
+        return "a larger --text-views takes more" if views["augment"] == "none" else "variants are of the first"
 
     def _of_cache(self, manifest: Manifest) -> list[str]:
         bad = sum(len(shard.bad) for shard in manifest.shards)

@@ -73,9 +73,8 @@ class Recipe:
     # of pairs without a text cache: "eda" makes the further captions of a pair of its first, as extract-features
     # --text-views does; "none" draws them from its own
     text_augment: str = "none"
-    synonyms: str | None = None  # file of the synonyms that a text cache was extracted with; None: the built-in table
     mask_words: float = 0.0  # share of the words of the first caption that are hidden, for losses that need "masked"
-    # "apart": it is encoded once more for that. "contrast": all losses see it masked, as in DeCLIP's release
+    # "apart": it is encoded once more for losses on words. "contrast": all losses see it masked, as in DeCLIP's release
     masked: str = "apart"
     # for losses that need "neighbours": a graph of "dimefm cache neighbours" for each text cache, and of how many of the
     # nearest one is drawn, anew in each step

@@ -87,6 +87,7 @@ class Run:
             _claim(recipe, out, resume)
         losses = [Weighted.of(name, settings) for name, settings in recipe.losses.items()]
         self.objective = Objective(losses, given=tasks.given(recipe))
+        tasks.refuse_unneeded(recipe, self.objective.needs)
         with self.world.first_alone():
             self.sources = open_sources(recipe, out)
         self._refuse_too_few()
@@ -141,10 +142,11 @@ class Run:
         return step
 
     def _caches(self) -> dict[str, list[str]]:
-        """Return the fingerprints of the caches that the run learns from, teacher by teacher; of pairs without caches the
-        digests of their files."""
+        """Return the fingerprints of the caches and graphs that the run learns from, teacher by teacher; of pairs without
+        caches the digests of their files."""
         caches = {"image_cache": self.sources.image_caches, "text_cache": self.sources.text_caches}
         found = {name: [cache.manifest.fingerprint for cache in each] for name, each in caches.items()}
+        found |= {name: each for name, each in self.sources.further_fingerprints().items() if each}
         return found if self.sources.teachers else {**found, "pairs": [shard.digest() for shard in self.sources.raw.shards]}
 
     def _warmup(self) -> int:
@@ -252,8 +254,8 @@ class Run:
             if min(map(len, portions)) != 1:
                 raise
             raise DataError(
-                f"step {step + 1}: one row alone is left to a process, and the student normalises over several ({error}); "
-                "give a larger --batch-size, or sources without unreadable rows"
+                f"step {step + 1}: one row alone is left to a process, and the student or a loss normalises over several "
+                f"({error}); give a larger --batch-size, or sources without unreadable rows"
             ) from error
 
     def losses(self, step: int, outputs: Outputs, teachers: Sequence[Features]) -> dict[str, Tensor]:

@@ -165,11 +165,16 @@ def test_every_sentence_and_views_exclude_each_other(tiny_teacher):
 
 
 def test_captions_that_no_view_shows_are_counted(tiny_teacher, source, tmp_path):
-    unused = [
-        extract(tiny_teacher, shards(source), "text", tmp_path / str(n), quiet(policy)).unused_captions
+    reports = [
+        extract(tiny_teacher, shards(source), "text", tmp_path / str(n), quiet(policy))
         for n, policy in enumerate((None, EDA, CAPTIONS, TextPolicy.parse(9, ())))
     ]
+    unused = [report.unused_captions for report in reports]
     assert unused[0] == unused[1] > unused[2] > unused[3] == 0
+    remedies = ("--captions all encodes them", "variants are of the first", "a larger --text-views takes more", "")
+    for report, remedy in zip(reports, remedies, strict=True):
+        assert ("further captions" in report.describe()) == bool(remedy)
+        assert remedy in report.describe()
 
 
 def test_it_is_verified_against_the_teacher_converted_and_compared(tiny_teacher, source, tmp_path):

@@ -18,7 +18,7 @@ from dimefm.data.pairs import Pairs
 from dimefm.data.tokens import TokenPolicy, TokenRows
 from dimefm.errors import CacheError, ModelError, RecipeError
 from dimefm.eval.retrieval import check_same_encoder
-from dimefm.extract import extract, extract_several
+from dimefm.extract import extract, extract_several, sample, stage_of
 from dimefm.models import dense, open_clip
 from dimefm.models.encoder import load_encoder
 from dimefm.models.sentences import encode_sentences
@@ -179,28 +179,11 @@ def test_a_mended_picture_is_taken_up_later(sources, tiny_teacher, picture, tmp_
     np.testing.assert_array_equal(mended[:], FeatureCache(tmp_path / "anew")[:])
 
 
-def test_tokens_stand_beside_rows_of_the_same_items(caches, sources):
-    images, image_tokens_, texts, text_tokens_ = caches
-    aligned = align(images_of(sources), images, tokens=[image_tokens_])
-    assert len(aligned) == 9
-    keys = {}
-    for cache in (images, image_tokens_):
-        keys[cache] = [key for info in cache.manifest.shards for key in cache.read(info)[0]]
-    for view in (0, 2):  # whatever view of an image is asked for, its tokens are the same
-        _, (rows, first) = aligned.locate(np.array([8, 2, 0]), view)
-        assert [keys[image_tokens_][row] for row in first] == [f"{keys[images][row]}#0" for row in rows]
-    sentences = align_caches(texts, tokens=[text_tokens_])
-    _, (rows, first) = sentences.locate(np.arange(len(sentences)))
-    vectors, tokens = texts[rows].astype(np.float32), TokenRows(text_tokens_)[first].astype(np.float32)
-    cosines = np.einsum("nd,nkd->nk", vectors, tokens)
-    np.testing.assert_allclose(cosines[:, 0], 1, atol=2e-3)  # the end of a text is its own most similar word
-    assert (np.diff(cosines, axis=1) <= 2e-3).all()
-
-
-def test_tokens_of_pairs(tiny_teacher, picture, tmp_path):
-    lines = [f"k{i}\t{base64.b64encode(picture(i)).decode()}" for i in range(4)]
+def test_tokens_of_pairs_stand_beside_rows_of_the_same_items(tiny_teacher, picture, tmp_path):
+    """The first of five pictures is broken."""
+    lines = [f"k{i}\t{base64.b64encode(picture(i) if i else b'no picture').decode()}" for i in range(5)]
     (tmp_path / "images.tsv").write_text("\n".join(lines) + "\n")
-    (tmp_path / "texts.txt").write_text("\n".join(f"sentence {i}" for i in range(4)) + "\n")
+    (tmp_path / "texts.txt").write_text("\n".join(f"sentence {i}" for i in range(5)) + "\n")
     images, texts = open_rows([str(tmp_path / "images.tsv")], "image"), open_rows([str(tmp_path / "texts.txt")], "text")
     caches = {}
     for kind, rows in (("image", images), ("text", texts)):
@@ -215,17 +198,30 @@ def test_tokens_of_pairs(tiny_teacher, picture, tmp_path):
         image_tokens=caches["image", "tokens"],
         text_tokens=caches["text", "tokens"],
     )
-    raw, columns = found.locate(np.array([3, 1]))
-    assert raw.tolist() == columns[0].tolist() == columns[1].tolist() == [3, 1]
-    assert columns[2].tolist() == columns[3].tolist() == [3 * COUNT, COUNT]
+    for view in (0, 2):  # whatever view of an item is asked for, its tokens are the same
+        raw, columns = found.locate(np.array([3, 1]), view)
+        assert [raw.tolist(), *(column.tolist() for column in columns[:2])] == [[4, 2], [3, 1], [4, 2]]
+        assert [column.tolist() for column in columns[2:]] == [[3 * COUNT, COUNT], [4 * COUNT, 2 * COUNT]]
+    rows, stored = caches["text", "rows"][0], TokenRows(caches["text", "tokens"][0])
+    vectors, chosen_ = rows[columns[1]].astype(np.float32), stored[columns[3]].astype(np.float32)
+    cosines = np.einsum("nd,nkd->nk", vectors, chosen_)
+    np.testing.assert_allclose(cosines[:, 0], 1, atol=2e-3)  # the end of a text is its own most similar word
+    assert (np.diff(cosines, axis=1) <= 2e-3).all()
+
+
+def test_a_sample_of_fewer_rows_than_an_item_has_is_one_item(sources, tiny_teacher):
+    stage = stage_of("text", tiny_teacher, settings())
+    counted = [(shard, stage.count(shard)) for shard in texts_of(sources).shards]
+    assert [len(rows) for rows in sample(stage, counted, 2, 2)] == [COUNT]
 
 
 def test_tokens_of_other_sentences_are_refused(caches, tiny_teacher, tmp_path):
     (tmp_path / "one.txt").write_text("another sentence\n" * len(SENTENCES))
     (tmp_path / "two.txt").write_text("another sentence\n" * len(SENTENCES))
-    extract(tiny_teacher, texts_of(tmp_path), "text", tmp_path / "out", settings())
-    with pytest.raises(CacheError, match=r"one\.txt has source_digest"):
-        align_caches(caches[2], tokens=[FeatureCache(tmp_path / "out")])
+    rows = texts_of(tmp_path)
+    extract(tiny_teacher, rows, "text", tmp_path / "out", Settings(progress=False))
+    with pytest.raises(CacheError, match=r"one\.txt: its content has digest .*text-tokens were made from"):
+        align_pairs(rows, rows, [], [FeatureCache(tmp_path / "out")], text_tokens=[caches[3]])
 
 
 def line_of(error):
@@ -251,7 +247,7 @@ def test_tokens_are_refused_where_rows_are_expected(caches, sources):
         ) as error:
             call()
         line_of(error)
-    for call in (lambda: align(raw[0], images, tokens=[images]), lambda: TokenRows(texts)):
+    for call in (lambda: align_pairs(*raw, [images], [], image_tokens=[images]), lambda: TokenRows(texts)):
         with pytest.raises(CacheError, match="holds one row of each (image|text), expected tokens; extract them") as error:
             call()
         line_of(error)

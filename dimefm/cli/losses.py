@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import click
 
+NEEDS = """Needs: teacher: a teacher's features; pairs: images with their own sentences (--text student); width: rows of the
+teacher's dimension; bias: a student with a logit bias; views: views_per_step of 2 or more; masked: mask_words; neighbours:
+neighbours; tokens: image_tokens and text_tokens; hidden, patches: an image tower; words: both towers. A recipe that lacks
+one is refused before the first step. Of an option's words the first is the default. docs/losses.md has the formulas."""
+
 
 @click.command("losses")
 @click.argument("names", nargs=-1)
@@ -20,3 +25,5 @@ def command(names):
     from dimefm.losses import described, terms
 
     click.echo("\n\n".join(described(name, whole=bool(names)) for name in names or terms()))
+    if not names:
+        click.echo(f"\n{NEEDS}")

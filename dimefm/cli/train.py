@@ -139,7 +139,7 @@ def command(recipe, small, settings, out, resume, **flags):
         given["eval_datasets"] = tuple(name.strip() for name in given["eval_datasets"].split(",") if name.strip())
     given |= parse_settings(settings)
     resolved = read(recipe, small, **given)
-    losses = dime_losses(dict(resolved.losses), choices)
+    losses = dime_losses(dict(resolved.losses), choices, default=resolved.text != "student" or bool(resolved.image_cache))
     resolved = one_form(read(recipe, small, **{**given, "losses": losses}), given)
 
     def say(line: str) -> None:
@@ -176,11 +176,12 @@ def parse_settings(settings: tuple[str, ...]) -> dict:
     return found
 
 
-def dime_losses(losses: dict, choices: dict) -> dict:
-    """Return the recipe's losses with the flags applied; raise RecipeError for a flag that would do nothing."""
+def dime_losses(losses: dict, choices: dict, default: bool = True) -> dict:
+    """Return the recipe's losses with the flags applied, by ``default`` VL where there are none; raise RecipeError for a
+    flag that would do nothing."""
     switches = {"vl": choices["use_vl_loss"], "pvl": choices["use_pvl_loss"], "udist": choices["use_udist_loss"]}
     if switches["vl"] is None:
-        switches["vl"] = not losses
+        switches["vl"] = default and not losses
     for term, on in switches.items():
         name = f"dime.{term}"
         weight, temperature = choices[f"w_{term}"], choices[f"t_{term}"]

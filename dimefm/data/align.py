@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,21 +62,14 @@ class Aligned:
         return self.source_starts[shard] + row, [column.rows(shard, row, view) for column in self.columns]
 
 
-def align(rows: Rows, *caches: FeatureCache, tokens: Sequence[FeatureCache] = ()) -> Aligned:
+def align(rows: Rows, *caches: FeatureCache) -> Aligned:
     """Match every shard of ``rows`` with its shard of each of the ``caches``, which have the same views.
 
-    The columns of caches of ``tokens`` come behind theirs. Raises CacheError when a shard is not in a cache, when counts
-    differ, when a key differs, naming the row, or when a cache holds tokens where rows are expected or rows for tokens.
+    Raises CacheError when a shard is not in a cache, when counts differ, when a key differs, naming the row, or when a cache
+    holds tokens.
     """
-    every = _expected(caches, tokens)
-    return _aligned([len(shard) for shard in rows.shards], every, [_matches(rows, cache) for cache in every])
-
-
-def _expected(caches: Sequence[FeatureCache], tokens: Sequence[FeatureCache]) -> list[FeatureCache]:
-    """Return all of them; raise CacheError when ``caches`` do not hold rows, or ``tokens`` no tokens."""
     expect_rows(caches)
-    expect_tokens(tokens)
-    return [*caches, *tokens]
+    return _aligned([len(shard) for shard in rows.shards], caches, [_matches(rows, cache) for cache in caches])
 
 
 def align_pairs(
@@ -93,10 +85,12 @@ def align_pairs(
     their tokens.
 
     ``images`` and ``texts`` are one source, opened as either: some formats give their rows other keys then, but row i is row
-    i. Raises CacheError as :func:`align` does.
+    i. Raises CacheError as :func:`align` does, and when a cache of tokens holds rows.
     """
-    every = _expected([*image_caches, *text_caches], [*image_tokens, *text_tokens])
+    expect_rows([*image_caches, *text_caches])
+    expect_tokens([*image_tokens, *text_tokens])
     parts = (image_caches, text_caches, image_tokens, text_tokens)
+    every = list(itertools.chain(*parts))
     counts = [len(shard) for shard in images.shards]
     if counts != [len(shard) for shard in texts.shards]:
         raise CacheError(f"{images.shards[0].path}: has other rows as images than as sentences; give pairs in one format")
@@ -104,29 +98,29 @@ def align_pairs(
     return _aligned(counts, every, [_matches(rows, cache) for rows, cache in zip(of, every, strict=True)])
 
 
-def align_caches(first: FeatureCache, *others: FeatureCache, tokens: Sequence[FeatureCache] = ()) -> Aligned:
+def align_caches(first: FeatureCache, *others: FeatureCache) -> Aligned:
     """Match the shards of caches that were made from the same sources; the source rows are those of ``first``, of text views
-    every view is one. The columns of caches of ``tokens`` come behind theirs.
+    every view is one.
 
-    Raises CacheError, naming the shard and the field, when one was made from other rows than ``first``, and for tokens where
-    rows are expected or rows for tokens.
+    Raises CacheError, naming the shard and the field, when one was made from other rows than ``first``, and for a cache of
+    tokens.
     """
-    infos, every = first.manifest.shards, _expected([first, *others], tokens)
-    matched = [list(range(len(infos))), *(_same_sources(first, other) for other in every[1:])]
-    return _aligned([info.source_rows for info in infos], every, matched, views=1)
+    expect_rows([first, *others])
+    infos = first.manifest.shards
+    matched = [list(range(len(infos))), *(_same_sources(first, other) for other in others)]
+    return _aligned([info.source_rows for info in infos], [first, *others], matched, views=1)
 
 
 def _aligned(
     counts: list[int], caches: Sequence[FeatureCache], matched: list[list[int]], views: int | None = None
 ) -> Aligned:
     """Return the rows that are good in all caches; source shard i has ``counts[i]`` rows, its features in cache c stand in
-    shard ``matched[c][i]``, and each has ``views`` rows there, by default as many as the cache says; of tokens always."""
+    shard ``matched[c][i]``, and each has ``views`` rows there, by default as many as the cache says."""
     columns = []
     for cache, numbers in zip(caches, matched, strict=True):
         bad = tuple(np.array(cache.manifest.shards[number].bad, dtype=np.int64) for number in numbers)
         tokens = TokenPolicy.of(cache.manifest.how) is not None
-        each = cache.manifest.views if tokens else views or cache.manifest.views
-        columns.append(Column(cache.starts[numbers], bad, each, tokens))
+        columns.append(Column(cache.starts[numbers], bad, views or cache.manifest.views, tokens))
     unusable = [
         np.unique(np.concatenate([column.bad[shard] // column.views for column in columns])) for shard in range(len(counts))
     ]
@@ -151,21 +145,8 @@ def _same_sources(first: FeatureCache, other: FeatureCache) -> list[int]:
             "the same sentences: extract the same sources with both"
         )
     for info in first.manifest.shards:
-        _same_rows(first, info, other, _items(other, other.manifest.shards[theirs[info.source]], info))
+        _same_rows(first, info, other, other.manifest.shards[theirs[info.source]])
     return [theirs[source] for source in ours]
-
-
-def _items(cache: FeatureCache, info: ShardInfo, rows: ShardInfo) -> ShardInfo:
-    """Return the record of a shard as if each item had one row, to be compared with ``rows``; of a cache of rows its own."""
-    if TokenPolicy.of(cache.manifest.how) is None:
-        return info
-    count, keys = cache.manifest.views, rows.keys_sha256
-    if not (info.source_digest and rows.source_digest):  # keys alone can tell
-        keys = sha256_keys(_keys(cache, info))
-    bad = tuple(row // count for row in info.bad[::count])
-    return dataclasses.replace(
-        info, source_rows=info.source_rows // count, rows=info.rows // count, bad=bad, keys_sha256=keys
-    )
 
 
 def _same_rows(first: FeatureCache, ours: ShardInfo, other: FeatureCache, theirs: ShardInfo) -> None:
@@ -193,14 +174,7 @@ def _same_rows(first: FeatureCache, ours: ShardInfo, other: FeatureCache, theirs
 def _key_of_row(cache: FeatureCache, info: ShardInfo) -> dict[int, str]:
     """Return source row -> key of the rows that a shard holds."""
     bad = set(info.bad)
-    return dict(zip((row for row in range(info.source_rows) if row not in bad), _keys(cache, info), strict=True))
-
-
-def _keys(cache: FeatureCache, info: ShardInfo) -> list[str]:
-    """Return the keys of the rows of a shard, of tokens those of their items."""
-    keys, _ = cache.read(next(shard for shard in cache.manifest.shards if shard.file == info.file))
-    policy = TokenPolicy.of(cache.manifest.how)
-    return keys if policy is None else [key.removesuffix("#0") for key in keys[:: policy.count]]
+    return dict(zip((row for row in range(info.source_rows) if row not in bad), cache.read(info)[0], strict=True))
 
 
 def _matches(rows: Rows, cache: FeatureCache) -> list[int]:

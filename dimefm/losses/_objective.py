@@ -91,7 +91,10 @@ class Objective:
 
     def __init__(self, terms: Sequence[Weighted], given: frozenset[str] = frozenset({"teacher"})):
         if not terms:
-            raise RecipeError("no loss is given; name at least one under [losses], or use --use-pvl-loss")
+            raise RecipeError(
+                "no loss is given; name at least one under [losses] of a recipe (dimefm losses lists them), e.g. "
+                """--set 'losses={"clip.contrastive"={weight=1.0}}' for pairs"""
+            )
         self.terms = [(term, resolve(term.name, term.options)) for term in terms]
         for term, function in self.terms:
             term.refuse()
@@ -145,4 +148,5 @@ def _is_weight(value: object) -> bool:
 
 
 def _lack(missing: frozenset[str]) -> str:
-    return "this student does not have" if missing <= {"bias", "words"} else "these sources do not have"
+    own = {"bias", "hidden", "patches", "words"}
+    return "this student does not have" if missing <= own else "these sources do not have"

@@ -73,12 +73,11 @@ def image(model: nn.Module, pixels: Tensor) -> Image:
     raise _foreign(model if visual is None else visual, "patch tokens", "of open_clip's ViT, ModifiedResNet or timm")
 
 
-def text(model: nn.Module, tokens: Tensor, ends: Tensor | None = None) -> Text:
+def text(model: nn.Module, tokens: Tensor) -> Text:
     """Return what the text tower of ``model`` gives of tokens [B, L], L at most its context length.
 
-    ``ends`` [B] says at which place each sentence is pooled, in place of the tower's own rule, which may not know a mask
-    token. Fewer places than the context give the same rows where :func:`~dimefm.models.text_tower.trimmed` allows them.
-    Raises ModelError for other families.
+    Fewer places than the context give the same rows where :func:`~dimefm.models.text_tower.trimmed` allows them. Raises
+    ModelError for other families.
     """
     parts = text_parts(model)
     if isinstance(parts, CLIP):
@@ -92,10 +91,7 @@ def text(model: nn.Module, tokens: Tensor, ends: Tensor | None = None) -> Text:
     n = x.shape[1]
     x = parts.transformer(x, attn_mask=mask if mask is None else mask[..., :n, :n])
     states = parts.ln_final(x)
-    if ends is None:
-        pooled = text_global_pool(states, tokens, pool, eos_token_id=eos)
-    else:
-        pooled = states[torch.arange(len(states), device=states.device), ends]
+    pooled = text_global_pool(states, tokens, pool, eos_token_id=eos)
     return Text(projected(parts.text_projection, pooled), states)
 
 

@@ -126,8 +126,8 @@ class Student(nn.Module):
         self.bridge = bridge or nn.Identity()
         self.learnt = learnt or nn.ModuleList()
         self.mask: nn.Module = nn.Identity()
+        self._trimmed = trimmed(model) if preprocess is None or self.extras.words else None
         if preprocess is None:
-            self._trimmed = trimmed(model)
             return
         self.register_buffer("mean", torch.tensor(preprocess["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocess["std"]).view(1, 3, 1, 1), persistent=False)
@@ -171,7 +171,8 @@ class Student(nn.Module):
             place = -1 if self.extras.apart else 0
             rows = rows[:, :-1] if self.extras.apart else rows
             rows, words, tokens = rows[:, 0] if rows.shape[1] == 1 else rows, words[:, place], tokens[:, place]
-        return {"text": rows, "words": words, "lengths": 1 + tokens.argmax(-1)}
+        lengths = tokens.new_full(tokens.shape[:1], tokens.shape[1])  # of a tower that looks at padding
+        return {"text": rows, "words": words, "lengths": lengths if self._trimmed is None else self._trimmed.lengths(tokens)}
 
     def forward(self, pixels: Tensor | None, tokens: Tensor | None, labels: Tensor | None = None) -> dict[str, Tensor]:
         """Return all that is learnt from, by name; rows are not normalised.

@@ -73,6 +73,11 @@ class Neighbours:
         self.record = read_record(self.store)
         self.rows, self.k = int(self.record["rows"]), int(self.record["k"])
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the file of row numbers: graphs of one fingerprint lead to the same rows."""
+        return self.record["files"][IDS]["sha256"]
+
     @functools.cached_property
     def ids(self) -> np.ndarray:
         """Row numbers [rows, k], int32 or int64, -1 where a row has no more neighbours."""
@@ -202,5 +207,6 @@ def _check_types(record: dict) -> None:
     wrong = next((name for name, value in whole.items() if type(value) is not int or value < 0), None)
     if wrong or not 1 <= record["k"] <= MOST or record["rows"] < 1:
         raise ValueError(f"{wrong or 'rows or k'} is no count")
-    if not isinstance(record["cache"]["fingerprint"], str) or record["index"]["kind"] not in KINDS[1:]:
-        raise ValueError("cache or index")
+    digests = [record["cache"]["fingerprint"], *(record["files"][name]["sha256"] for name in (IDS, COSINES))]
+    if not all(isinstance(digest, str) for digest in digests) or record["index"]["kind"] not in KINDS[1:]:
+        raise ValueError("a digest or the index")

@@ -9,6 +9,7 @@ from dimefm.cache import FeatureCache
 from dimefm.cache.manifest import FILE as MANIFEST
 from dimefm.cache.manifest import strangers
 from dimefm.data.align import Aligned
+from dimefm.data.tokens import expect_rows, expect_tokens
 from dimefm.errors import CacheError, RecipeError
 from dimefm.neighbours import Neighbours
 from dimefm.recipe import Recipe
@@ -21,7 +22,9 @@ def open_caches(recipe: Recipe, kind: str) -> list[FeatureCache]:
         raise RecipeError(
             f"--{kind}-cache is not given; the student learns from cached teacher features: make them with extract-features"
         )
-    return [_open_cache(root, kind, recipe.scratch) for root in roots]
+    caches = [_open_cache(root, kind, recipe.scratch) for root in roots]
+    expect_rows(caches)
+    return caches
 
 
 def _open_cache(root: str, kind: str, scratch: str | None) -> FeatureCache:
@@ -36,13 +39,12 @@ def open_tokens(recipe: Recipe, kind: str, rows: Sequence[FeatureCache]) -> list
     """Open the recipe's caches of tokens of ``kind``; raise unless each is of the teacher of its cache of ``rows``."""
     roots = getattr(recipe, f"{kind}_tokens")
     caches = [_open_cache(root, kind, recipe.scratch) for root in roots]
-    if bool(recipe.image_tokens) != bool(recipe.text_tokens):
-        raise RecipeError("image_tokens and text_tokens go together; name caches of both kinds, or none")
     if caches and len(caches) != len(rows):
         raise RecipeError(
             f"{kind}_tokens names {len(caches)} caches and --{kind}-cache {len(rows)}; each needs its own, in the same order"
         )
-    refuse_strangers(*((caches, []) if kind == "image" else ([], caches)))
+    expect_tokens(caches)
+    _refuse_other_kind(caches, kind)
     for ours, theirs in zip(caches, rows, strict=False):
         different = strangers(ours.manifest.encoder, theirs.manifest.encoder)
         if different:
@@ -77,13 +79,8 @@ def refuse_strangers(image_caches: list[FeatureCache], text_caches: list[Feature
             f"--image-cache names {len(image_caches)} caches and --text-cache {len(text_caches)}; each teacher needs one of "
             "each, in the same order"
         )
-    for cache, kind in (*((cache, "image") for cache in image_caches), *((cache, "text") for cache in text_caches)):
-        if cache.manifest.kind != kind:
-            raise CacheError(
-                f"{cache.store}: holds {cache.manifest.kind} features, {kind} features are needed; swap the folders"
-            )
-        if not len(cache):
-            raise CacheError(f"{cache.store}: holds no rows; every row was quarantined, see quarantine.jsonl there")
+    _refuse_other_kind(image_caches, "image")
+    _refuse_other_kind(text_caches, "text")
     for image_cache, text_cache in zip(image_caches, text_caches, strict=False):
         different = strangers(image_cache.manifest.encoder, text_cache.manifest.encoder)
         if different:
@@ -91,6 +88,17 @@ def refuse_strangers(image_caches: list[FeatureCache], text_caches: list[Feature
                 f"{image_cache.store} and {text_cache.store} were made by different teachers ({'; '.join(different)}); "
                 "extract one of them again with the other's teacher"
             )
+
+
+def _refuse_other_kind(caches: Sequence[FeatureCache], kind: str) -> None:
+    """Raise CacheError unless all caches hold something, and of this kind."""
+    for cache in caches:
+        if cache.manifest.kind != kind:
+            raise CacheError(
+                f"{cache.store}: holds {cache.manifest.kind} features, {kind} features are needed; swap the folders"
+            )
+        if not len(cache):
+            raise CacheError(f"{cache.store}: holds no rows; every row was quarantined, see quarantine.jsonl there")
 
 
 def refuse_none_in_common(*sides: tuple[Aligned, list[FeatureCache]]) -> None:

@@ -26,12 +26,16 @@ class Sentences:
     """
 
     def __init__(self, sources: Sources, recipe: Recipe, tokenize: Callable[[list[str]], Tensor]):
+        """Raises DataError when words are to be hidden in tokens that have no end of a sentence."""
         self.sources, self.recipe, self.tokenize = sources, recipe, tokenize
         self.count = recipe.captions_per_step
         self.captions = Captions(sources.raw, recipe.captions)
         augment, several = recipe.text_augment, self.count > 1
-        self.augment = TextPolicy.parse(self.count, [f"augment={augment!r}"]) if augment != "none" and several else None
+        how = [f"augment={augment!r}", f"seed={recipe.seed}"]
+        self.augment = TextPolicy.parse(self.count, how) if augment != "none" and several else None
         self.masking = Masking(recipe.mask_words) if recipe.mask_words else None
+        if self.masking is not None:
+            self.masking(tokenize([""]).numpy(), [0])  # refuses another tokenizer's tokens before the first step
 
     def of(self, number: int, row: Row, place: int, epoch: int) -> list[str]:
         """Return the sentences of raw row ``number`` at ``place`` of the run; raise BadRow when it has none."""

@@ -62,6 +62,12 @@ class Sources:
         """Identities of the teachers whose features these are."""
         return tuple(cache.manifest.encoder for cache in self.image_caches)
 
+    def further_fingerprints(self) -> dict[str, list[str]]:
+        """Return the fingerprints of graphs and of caches of tokens, by their keys in a recipe; of none an empty list."""
+        tokens = zip(("image_tokens", "text_tokens"), self.tokens, strict=False)
+        found = {name: [rows.cache.manifest.fingerprint for rows in each] for name, each in tokens}
+        return {"neighbours": [graph.fingerprint for graph in self.neighbours], **found}
+
     def locate(self, usable: np.ndarray, view: np.ndarray | int = 0) -> tuple[np.ndarray, list[np.ndarray]]:
         """Return (raw rows, the rows of ``view`` in each image cache, of pairs then those in each text cache) of usable row
         numbers."""
@@ -161,12 +167,19 @@ def _pair_sources(recipe: Recipe, pairs: Rows) -> Sources:
     policy = text_views(recipe, text_caches)
     if policy is not None:
         _refuse_other_keys(pairs, texts, "the views of sentences are drawn by key")
+    views = image_views(recipe, image_caches)
+    if image_tokens and (views or policy):
+        flag = "views" if views else "text-views"
+        raise CacheError(
+            f"{image_tokens[0].store}: holds tokens of whole images and first sentences, and the caches of rows several views "
+            f"of them; extract the rows without --{flag}"
+        )
     return Sources(
         pairs,
         tuple(image_caches),
         tuple(text_caches),
         rows,
-        views=image_views(recipe, image_caches),
+        views=views,
         text_policy=policy,
         neighbours=open_neighbours(recipe, text_caches),
         tokens=tuple(tuple(map(TokenRows, caches)) for caches in tokens.values() if caches),

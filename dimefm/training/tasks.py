@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from dimefm.data.order import seed_of
+from dimefm.errors import ModelError, RecipeError
 from dimefm.losses import Objective, Widths
 from dimefm.models import dense, masking, open_clip, student, words
 from dimefm.models.student import Extras, Spec, Student
@@ -39,7 +40,7 @@ class Task:
         dims, own = [teacher.dim for teacher in sources.teachers], self.spec.config["embed_dim"]
         drawn = seed_of(seed, "learnt") % 2**32
         extras = Extras.of(objective.needs, self.apart)
-        beside = dense.widths(self.model)._asdict() if extras.image or extras.words else {}
+        beside = self._widths(objective) if extras.image or extras.words else {}
         if self.kind == "clip":
             learnt = objective.learnt([Widths(own, dim, **beside) for dim in dims or [own]], drawn)
             found = Student(self.model, self.preprocess, learnt=learnt, extras=extras)
@@ -50,6 +51,14 @@ class Task:
         found = Student(self.model, self.preprocess, student.heads(dims, seed), bridge, learnt, extras)
         found.mask = masking.hide(self.model, self.image_mask)
         return found
+
+    def _widths(self, objective: Objective) -> dict[str, int | None]:
+        """Return the widths of what losses ask of the towers beside rows; raise ModelError, naming one that asks in vain."""
+        try:
+            return dense.widths(self.model)._asdict()
+        except ModelError as error:
+            name = next(term.name for term, function in objective.terms if function.needs & {"hidden", "patches", "words"})
+            raise ModelError(f"loss '{name}': {error}") from error
 
 
 def sizes(model: nn.Module) -> dict[str, int]:
@@ -77,6 +86,16 @@ def given(recipe: Recipe) -> frozenset[str]:
         "words": pairs,
     }
     return frozenset(name for name, there in offered.items() if there)
+
+
+def refuse_unneeded(recipe: Recipe, needs: frozenset[str]) -> None:
+    """Raise RecipeError for what a step would show to losses of which none ``needs`` it."""
+    masked = recipe.masked == "apart" and recipe.mask_words  # else all losses learn from masked captions
+    shown = {"mask_words": (masked, "masked"), "neighbours": (recipe.neighbours, "neighbours")}
+    shown |= {name: (getattr(recipe, name), "tokens") for name in ("image_tokens", "text_tokens")}
+    for name, (there, need) in shown.items():
+        if there and need not in needs:
+            raise RecipeError(f"{name} is for losses that need '{need}', and none here does; leave it out, or add one")
 
 
 def task(recipe: Recipe, sources: Sources, places: Sequence[int]) -> Task:

@@ -163,17 +163,6 @@ def test_a_text_tower_gives_its_own_rows_and_the_states_of_all_places(name):
     assert dense.widths(model) == (None, None, width, 49408)
 
 
-def test_a_sentence_is_pooled_where_it_is_told():
-    model = student.build_text(student.resolve_text("RN-mini-32", DIM), 0)
-    tokens = torch.tensor([[5, 9, 49407, 0], [7, 49407, 0, 0]])
-    ends, masked = torch.tensor([2, 1]), tokens.clone()
-    assert torch.equal(dense.text(model, tokens, ends).rows, dense.text(model, tokens).rows)
-    masked[0, 1] = 49407  # a token that the tower's own rule takes for the end
-    own, told = dense.text(model, masked).rows, dense.text(model, masked, ends).rows
-    assert not torch.allclose(own[0], told[0])
-    assert torch.equal(own[1], told[1])
-
-
 @pytest.mark.parametrize(
     ("call", "line"),
     [

@@ -116,6 +116,21 @@ def test_equals_the_released_code_in_chunks(monkeypatch, case, dtype):
 
 
 @pytest.mark.skipif(not WHOLE.exists(), reason="the whole golden file (../shared/golden) is not beside this checkout")
+def test_a_batch_on_two_processes_equals_the_released_code_with_gradients_gathered():
+    """With --gather-with-grad each of two ranks has the gradient of its rows twice; the average of both is ours."""
+    with np.load(WHOLE, allow_pickle=False) as file:
+        golden = {key: file[key] for key in file.files if key.startswith("ddp/")}
+    scales = {"ddp/in/s_scale": np.array(1 / 0.07), "ddp/in/t_scale": np.array(100.0)}
+    value, gradients = run(Held(golden | scales), "ddp", "clipkd", torch.float64)
+    compare(value, golden["ddp/single/clipkd"], "float64")
+    for key in (k.split("/g_")[1] for k in golden if k.startswith("ddp/single/g_")):
+        compare(gradients[key], golden[f"ddp/single/g_{key}"], "float64")
+        ranks = [golden[f"ddp/gwg1/rank{rank}/g_{key}"] for rank in (0, 1)]
+        whole = np.concatenate(ranks) / 2 if key in ("img", "txt") else sum(ranks) / 2
+        compare(gradients[key], whole, "float64")
+
+
+@pytest.mark.skipif(not WHOLE.exists(), reason="the whole golden file (../shared/golden) is not beside this checkout")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_released_code_in_every_column(case, dtype):

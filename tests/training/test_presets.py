@@ -1,4 +1,4 @@
-"""Each recipe of two towers runs in its small form.
+"""Each recipe of two towers or of an image tower runs in its small form.
 
 Recipes with equal losses, which differ in their student and in numbers, share one default test; the others are marked slow.
 """
@@ -72,3 +72,16 @@ def test_a_preset_runs_in_its_small_form(place, path):
     assert len(lines) == recipe.steps
     assert set(recipe.losses) <= set(lines[-1])
     assert json.loads((out / "run.json").read_text())["kind"] == "clip"
+
+
+@pytest.mark.parametrize(
+    "path", [path for path, recipe in RECIPES.items() if recipe.text == "teacher"], ids=lambda p: p.stem
+)
+def test_a_preset_of_an_image_tower_runs_in_its_small_form(place, path):
+    world, _ = place
+    ours = world.recipe()
+    known = {name: getattr(ours, name) for name in ("images", "image_cache", "text_cache")}
+    recipe = read(path, small=True, device="cpu", dataroot=None, batch_size=6, steps=2, **known)
+    out = train(recipe, world.root / path.stem, echo=lambda line: None)
+    assert json.loads((out / "run.json").read_text())["kind"] == "image-tower"
+    assert set(recipe.losses) <= set(json.loads((out / "log.jsonl").read_text().splitlines()[-1]))

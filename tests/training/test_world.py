@@ -33,6 +33,8 @@ DECLIP = {
     "declip.filip": {"weight": 0.2, "width": 8, "tokens": 2},
 }
 DECLIP_SHOWN = {"views_per_step": 2, "captions_per_step": 2, "text_augment": "eda", "mask_words": 0.5}
+FURTHER = {name: {"weight": 1.0} for name in ("clip_kd.afd", "clip_kd.cross_kd", "tinyclip.affinity", "open_clip.distill")}
+FURTHER |= {"declip.nns_cached": {"weight": 1.0, "size": 64}, "declip.filip_pooled": {"weight": 1.0}}
 QUIET = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
 
 
@@ -68,7 +70,7 @@ def recipes(world):
         "text": world.text_recipe(texts_per_step=None),
         "captions": world.text_recipe(per_row=2),
         "declip": dataclasses.replace(pairs, losses=DECLIP, **DECLIP_SHOWN),
-        "distilled": world.distilled_recipe({**MIX, "clip_kd.afd": {"weight": 1.0}}),
+        "distilled": world.distilled_recipe({**MIX, **FURTHER}),
     }
     (world.root / "siglip.json").write_text(json.dumps({**TINY, "custom_text": True, "init_logit_bias": -10.0}))
     cases["pairs_of_siglip"] = dataclasses.replace(pairs, student=str(world.root / "siglip.json"))
@@ -90,6 +92,8 @@ def together(request, tmp_path_factory, make_world):
     folder.mkdir()
     for name, recipe in recipes(world).items():
         (folder / f"{name}.toml").write_text(recipe.to_toml())
+    for number in (2, 3, 7, 8):  # of the pairs
+        (world.root / f"{number}.png").write_bytes(b"no image")
     processes = start(request.param, str(SCRIPT), str(folder))
     said = [process.communicate(timeout=100)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * request.param, said
