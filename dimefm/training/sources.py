@@ -171,7 +171,7 @@ def _pair_sources(recipe: Recipe, pairs: Rows) -> Sources:
     if image_tokens and (views or policy):
         flag = "views" if views else "text-views"
         raise CacheError(
-            f"{image_tokens[0].store}: holds tokens of whole images and first sentences, and the caches of rows several views "
+            f"{image_tokens[0].store}: holds tokens of whole images and first sentences, the caches of rows several views "
             f"of them; extract the rows without --{flag}"
         )
     return Sources(
