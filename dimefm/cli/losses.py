@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import click
 
-NEEDS = """Needs: teacher: a teacher's features; pairs: images with their own sentences (--text student); width: rows of the
-teacher's dimension; bias: a student with a logit bias; views: views_per_step of 2 or more; masked: mask_words; neighbours:
-neighbours; tokens: image_tokens and text_tokens; hidden, patches: an image tower; words: both towers. A recipe that lacks
-one is refused before the first step. Of an option's words the first is the default. docs/losses.md has the formulas."""
+NEEDS = {
+    "teacher": "a teacher's features",
+    "pairs": "images with their own sentences (--text student)",
+    "width": "a student of the teacher's dimension",
+    "bias": "a student with a logit bias, as SigLIP's",
+    "views": "views_per_step of 2 or more",
+    "masked": "words that are hidden (mask_words)",
+    "neighbours": "a graph of dimefm cache neighbours (neighbours)",
+    "tokens": "caches of extract-features --tokens (image_tokens, text_tokens)",
+    "hidden, patches": "an image tower",
+    "words": "both towers (--text student)",
+}
 
 
 @click.command("losses")
@@ -26,4 +34,7 @@ def command(names):
 
     click.echo("\n\n".join(described(name, whole=bool(names)) for name in names or terms()))
     if not names:
-        click.echo(f"\n{NEEDS}")
+        click.echo(
+            "\nNeeds; a recipe that lacks one is refused before its first step. Of an option's words the first is the default."
+        )
+        click.echo("\n".join(f"  {need:<16} {what}" for need, what in NEEDS.items()))

@@ -14,8 +14,11 @@ def said(*words):
 
 
 def test_lists_every_term_with_all_that_a_recipe_must_know():
-    blocks = dict(block.split("\n", 1) for block in said().strip().split("\n\n"))
+    *found, explained = said().strip().split("\n\n")
+    blocks = dict(block.split("\n", 1) for block in found)
     assert list(blocks) == terms()
+    needs = {need for line in explained.splitlines()[1:] for need in line[:18].strip().split(", ")}
+    assert needs >= set().union(*(resolve(name, {}).needs for name in terms()))
     for name, block in blocks.items():
         term, lines = resolve(name, {}), [line.strip() for line in block.splitlines()]
         assert lines[0].endswith((".", "?"))
