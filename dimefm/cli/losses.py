@@ -35,6 +35,6 @@ def command(names):
     click.echo("\n\n".join(described(name, whole=bool(names)) for name in names or terms()))
     if not names:
         click.echo(
-            "\nNeeds; a recipe that lacks one is refused before its first step. Of an option's words the first is the default."
+            "\nNeeds; a recipe that lacks one is refused before its first step. An option's first word is the default."
         )
         click.echo("\n".join(f"  {need:<16} {what}" for need, what in NEEDS.items()))
