@@ -41,9 +41,14 @@ def found(plan: Plan) -> dict[str, dict[int, dict]]:
     return {name: dict(sorted(seeds.items())) for name, seeds in each.items()}
 
 
-def differences(of: dict[int, dict], base: dict[int, dict]) -> list[float]:
-    """Return the differences of the means of two cells, seed by seed, of the seeds that both have."""
-    return [result["mean"] - base[seed]["mean"] for seed, result in of.items() if seed in base]
+def value(result: dict, score: str | None) -> float:
+    """Return one score of a result, without a name its mean."""
+    return result["mean"] if score is None else result["scores"].get(score, math.nan)
+
+
+def differences(of: dict[int, dict], base: dict[int, dict], score: str | None = None) -> list[float]:
+    """Return the differences of a score of two cells, seed by seed, of the seeds that both have."""
+    return [value(result, score) - value(base[seed], score) for seed, result in of.items() if seed in base]
 
 
 def report(plan: Plan) -> str:
@@ -65,19 +70,21 @@ def table(plan: Plan) -> str:
 
 
 def _rows(plan: Plan, group: Group, each: dict[str, dict[int, dict]]) -> list[str]:
-    heads = ("", "seeds", f"{MEAN[group.score]}, %", "difference", f"{SHOWN[group.score]}, %", "CPU s", "published")
+    scores = (f"{MEAN[group.score]}, %", "difference", f"{SHOWN[group.score]}, %", "difference")
+    heads = ("", "seeds", *scores, "CPU s", "published")
     rows = [_row(plan.study.cells[name], group, each) for name in group.cells]
-    return [f"| {' | '.join(row)} |" for row in (heads, ("---", *["---:"] * 5, "---"), *rows)]
+    return [f"| {' | '.join(row)} |" for row in (heads, ("---", *["---:"] * 6, "---"), *rows)]
 
 
 def _row(cell: Cell, group: Group, each: dict[str, dict[int, dict]]) -> tuple[str, ...]:
     seeds, base = each[cell.name], group.against.get(cell.name, group.cells[0])
-    means = [result["mean"] for result in seeds.values()]
-    shown = [result["scores"][SHOWN[group.score]] for result in seeds.values() if SHOWN[group.score] in result["scores"]]
-    against = "" if cell.name == base else percent(differences(seeds, each[base]), "+")
+    scores: list[str] = []
+    for score in (None, SHOWN[group.score]):
+        scores.append(percent([value(result, score) for result in seeds.values()]))
+        scores.append("" if cell.name == base else percent(differences(seeds, each[base], score), "+"))
     seconds = f"{statistics.median(result['cpu_seconds'] for result in seeds.values()):.0f}" if seeds else "-"
     what = f"**{cell.what}**" if cell.name in group.bases else cell.what
-    return (what, str(len(seeds)), percent(means), against, percent(shown), seconds, cell.published)
+    return (what, str(len(seeds)), *scores, seconds, cell.published)
 
 
 def draw(plan: Plan, path: Path) -> None:

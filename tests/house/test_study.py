@@ -148,9 +148,9 @@ def toy(tmp_path):
 
 def test_the_table_has_means_deviations_and_differences(tmp_path):
     lines = table(toy(tmp_path)).splitlines()
-    assert "| **the a one** | 3 | 42.0 ± 2.0 |  | 21.0 ± 1.0 | 1 |  |" in lines
-    assert "| **the b one** | 2 | 49.0 ± 1.4 | +7.0 ± 1.4 | 24.5 ± 0.7 | 1 |  |" in lines
-    assert "| the c one | 1 | 45.0 | -5.0 | 22.5 | 1 |  |" in lines
+    assert "| **the a one** | 3 | 42.0 ± 2.0 |  | 21.0 ± 1.0 |  | 1 |  |" in lines
+    assert "| **the b one** | 2 | 49.0 ± 1.4 | +7.0 ± 1.4 | 24.5 ± 0.7 | +3.5 ± 0.7 | 1 |  |" in lines
+    assert "| the c one | 1 | 45.0 | -5.0 | 22.5 | -2.5 | 1 |  |" in lines
     assert lines[-1] == "6 of 9 runs at scale 0.016."
 
 
