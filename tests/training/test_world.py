@@ -120,10 +120,11 @@ def test_loss_and_gradient_are_those_of_one_process(together, name):
     losses, rows = alone.backward(0, [alone.task.batches(0)])
     found = torch.load(folder / f"{name}.pt", weights_only=True)
     assert found["rows"] == rows
-    torch.testing.assert_close(found["losses"], losses, rtol=1e-11, atol=0)
+    loose = 100 if "declip" in name else 1  # batch normalisation of views of one colour, which hardly vary
+    torch.testing.assert_close(found["losses"], losses, rtol=loose * 1e-11, atol=0)
     learnt = {key: parameter for key, parameter in alone.student.named_parameters() if parameter.requires_grad}
     gradients = {key: parameter.grad for key, parameter in learnt.items()}
-    torch.testing.assert_close(found["gradients"], gradients, rtol=1e-8, atol=1e-13)
+    torch.testing.assert_close(found["gradients"], gradients, rtol=loose * 1e-8, atol=loose * 1e-13)
     assert max(gradient.abs().max() for gradient in gradients.values()) > 1e-4
     digests = {(folder / f"{name}.{rank}.sha256").read_text() for rank in range(size)}
     assert len(digests) == 1
