@@ -41,14 +41,16 @@ def found(plan: Plan) -> dict[str, dict[int, dict]]:
     return {name: dict(sorted(seeds.items())) for name, seeds in each.items()}
 
 
-def value(result: dict, score: str | None) -> float:
-    """Return one score of a result, without a name its mean."""
-    return result["mean"] if score is None else result["scores"].get(score, math.nan)
+def scores_of(of: dict[int, dict], score: str | None = None) -> dict[int, float]:
+    """Return seed -> one score of a cell, of the seeds that have it; without a name its mean."""
+    found = {seed: {"mean": result["mean"], **result.get("scores", {})} for seed, result in of.items()}
+    return {seed: scores[score or "mean"] for seed, scores in found.items() if (score or "mean") in scores}
 
 
 def differences(of: dict[int, dict], base: dict[int, dict], score: str | None = None) -> list[float]:
     """Return the differences of a score of two cells, seed by seed, of the seeds that both have."""
-    return [value(result, score) - value(base[seed], score) for seed, result in of.items() if seed in base]
+    ours, theirs = scores_of(of, score), scores_of(base, score)
+    return [found - theirs[seed] for seed, found in ours.items() if seed in theirs]
 
 
 def report(plan: Plan) -> str:
@@ -80,7 +82,7 @@ def _row(cell: Cell, group: Group, each: dict[str, dict[int, dict]]) -> tuple[st
     seeds, base = each[cell.name], group.against.get(cell.name, group.cells[0])
     scores: list[str] = []
     for score in (None, SHOWN[group.score]):
-        scores.append(percent([value(result, score) for result in seeds.values()]))
+        scores.append(percent(list(scores_of(seeds, score).values())))
         scores.append("" if cell.name == base else percent(differences(seeds, each[base], score), "+"))
     seconds = f"{statistics.median(result['cpu_seconds'] for result in seeds.values()):.0f}" if seeds else "-"
     what = f"**{cell.what}**" if cell.name in group.bases else cell.what
