@@ -45,13 +45,7 @@ def open_tokens(recipe: Recipe, kind: str, rows: Sequence[FeatureCache]) -> list
         )
     expect_tokens(caches)
     _refuse_other_kind(caches, kind)
-    for ours, theirs in zip(caches, rows, strict=False):
-        different = strangers(ours.manifest.encoder, theirs.manifest.encoder)
-        if different:
-            raise CacheError(
-                f"{ours.store} and {theirs.store} were made by different teachers ({'; '.join(different)}); extract the "
-                "tokens with the teacher of the rows"
-            )
+    _refuse_other_teachers(caches, rows)
     return caches
 
 
@@ -81,12 +75,17 @@ def refuse_strangers(image_caches: list[FeatureCache], text_caches: list[Feature
         )
     _refuse_other_kind(image_caches, "image")
     _refuse_other_kind(text_caches, "text")
-    for image_cache, text_cache in zip(image_caches, text_caches, strict=False):
-        different = strangers(image_cache.manifest.encoder, text_cache.manifest.encoder)
+    _refuse_other_teachers(image_caches, text_caches)
+
+
+def _refuse_other_teachers(ours: Sequence[FeatureCache], theirs: Sequence[FeatureCache]) -> None:
+    """Raise CacheError unless cache i of both, as far as both go, is of one teacher."""
+    for one, other in zip(ours, theirs, strict=False):
+        different = strangers(one.manifest.encoder, other.manifest.encoder)
         if different:
             raise CacheError(
-                f"{image_cache.store} and {text_cache.store} were made by different teachers ({'; '.join(different)}); "
-                "extract one of them again with the other's teacher"
+                f"{one.store} and {other.store} were made by different teachers ({'; '.join(different)}); extract one of "
+                "them again with the other's teacher"
             )
 
 
