@@ -1,4 +1,4 @@
-"""Each recipe of two towers or of an image tower runs in its small form.
+"""Every recipe runs in its small form.
 
 Recipes with equal losses, which differ in their student and in numbers, share one default test; the others are marked slow.
 """
@@ -85,3 +85,23 @@ def test_a_preset_of_an_image_tower_runs_in_its_small_form(place, path):
     out = train(recipe, world.root / path.stem, echo=lambda line: None)
     assert json.loads((out / "run.json").read_text())["kind"] == "image-tower"
     assert set(recipe.losses) <= set(json.loads((out / "log.jsonl").read_text().splitlines()[-1]))
+
+
+def test_the_preset_of_a_text_tower_runs_in_its_small_form(place):
+    world, _ = place
+    ours = world.text_recipe(per_row=2)
+    known = {name: getattr(ours, name) for name in ("texts", "image_cache")}
+    path = ROOT / "pipelines" / "text_tower_flickr8k.toml"
+    recipe = read(path, small=True, device="cpu", batch_size=6, **known)
+    out = train(recipe, world.root / path.stem, echo=lambda line: None)
+    assert json.loads((out / "run.json").read_text())["kind"] == "text-tower"
+    assert len((out / "log.jsonl").read_text().splitlines()) == recipe.steps
+
+
+def test_a_clip_from_scratch_runs_in_its_small_form(place):
+    world, sources = place
+    path = ROOT / "pipelines" / "clip_from_scratch.toml"
+    recipe = read(path, small=True, device="cpu", captions="text", images=sources["images"], batch_size=6)
+    out = train(recipe, world.root / path.stem, echo=lambda line: None)
+    assert json.loads((out / "run.json").read_text())["kind"] == "clip"
+    assert len((out / "log.jsonl").read_text().splitlines()) >= 1
