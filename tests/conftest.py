@@ -48,6 +48,17 @@ def tiny_teacher():
     return load_encoder(TEACHER, "cpu")
 
 
+@pytest.fixture
+def one_lane():
+    """Encode one batch after another: what an encoder counts comes in order."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def picture() -> Callable[..., bytes]:
     """Return ``picture(seed, size=(w, h), format="PNG")``: the bytes of an image file of coarse noise."""

@@ -268,7 +268,7 @@ def test_the_same_command_twice_says_finished_and_changes_nothing(tiny_teacher, 
 
 
 class Cut:
-    """An encoder that is interrupted when it has encoded ``sentences`` batches."""
+    """An encoder that is interrupted when it has encoded ``batches`` batches; with ``one_lane`` the first ones."""
 
     def __init__(self, encoder, batches):
         self.encoder, self.left = encoder, batches
@@ -286,7 +286,7 @@ class Cut:
 @pytest.mark.parametrize("format_", FORMATS)
 @pytest.mark.parametrize("batches", [0, 2, 3, 4, 5])
 def test_an_interrupted_extraction_goes_on_and_ends_with_the_same_bytes(
-    tiny_teacher, shards, tmp_path, format_, batches, digests
+    tiny_teacher, shards, tmp_path, format_, batches, digests, one_lane
 ):
     run(tiny_teacher, [shards], "text", tmp_path / "whole", format=format_)
     with pytest.raises(KeyboardInterrupt):

@@ -15,6 +15,7 @@ from dimefm.errors import BadRow, RecipeError
 from dimefm.extract import Settings, extract, extract_several, stage_of
 from dimefm.models.encoder import Encoder, load_encoder
 from dimefm.share import Share
+from dimefm.stages import Images
 from dimefm.stream import Job, encoded
 
 QUIET = Settings(progress=False, batch_size=3)
@@ -153,15 +154,14 @@ def test_a_finished_cache_is_left_alone_and_the_other_one_is_made(teachers, phot
 def test_a_shard_that_one_cache_has_is_done_for_the_other_only(teachers, photos, tmp_path, digests, opened):
     """The first teacher is interrupted in its second shard; then both go on in one pass."""
     with pytest.MonkeyPatch.context() as patch:
-        whole, done = decoders.Turbo.whole, []
+        prepared = Images.prepare_beside
 
-        def interrupt(self, pixels):
-            done.append(pixels)
-            if len(done) > 8:
+        def interrupt(self, others, shard, numbers):
+            if shard.path.name == "1" and 2 in numbers:
                 raise KeyboardInterrupt
-            return whole(self, pixels)
+            return prepared(self, others, shard, numbers)
 
-        patch.setattr(decoders.Turbo, "whole", interrupt)
+        patch.setattr(Images, "prepare_beside", interrupt)
         with pytest.raises(KeyboardInterrupt):
             alone({"a": teachers["a"]}, photos, "image", tmp_path / "out")
     opened.clear()

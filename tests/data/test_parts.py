@@ -83,7 +83,7 @@ def test_a_part_knows_which_part_of_what_it_is(tmp_path, monkeypatch):
     assert not set(before) & {shard.digest() for shard in open_rows([path], "text").shards}
 
 
-def test_extraction_resumes_at_a_part_and_its_rows_are_found_again(tiny_teacher, tmp_path, monkeypatch):
+def test_extraction_resumes_at_a_part_and_its_rows_are_found_again(tiny_teacher, tmp_path, monkeypatch, one_lane):
     path = write(tmp_path, "txt")
     quiet = Settings(progress=False, batch_size=2)
     extract(tiny_teacher, open_rows([path], "text"), "text", tmp_path / "whole", quiet)
