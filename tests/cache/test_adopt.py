@@ -111,6 +111,13 @@ def test_float32_features_are_taken_as_they_are_even_when_rounded(tmp_path, sour
     np.testing.assert_array_equal(cache[:], rows)
 
 
+def test_lines_may_end_as_on_windows(tmp_path):
+    rows = vectors(5, 8)
+    path = feature_tsv(tmp_path / "a.feat.tsv", rows)
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    np.testing.assert_array_equal(adopt_tsv([path], ["a.tsv"], "image", tmp_path / "out")[:], rows)
+
+
 def test_a_row_that_is_not_finite_or_has_no_length_is_quarantined(tmp_path):
     rows = vectors(5, 8)
     rows[1, 3], rows[2, 0], rows[4] = np.nan, np.inf, 0

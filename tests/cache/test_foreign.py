@@ -1,48 +1,17 @@
-"""Feature files of others: what each form holds is taken up exactly, what cannot be told or trusted is refused."""
+"""Feature files of others: what each form holds is taken up exactly, under its own keys or those of the raw rows."""
 
 import json
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from dimefm.cache import EncoderCard, FeatureCache, Manifest, adopt
-from dimefm.cache.adopt import header, pieces, pieces_of
+from dimefm.cache import FeatureCache, Manifest, adopt
 from dimefm.cache.files import sampled_sha256, sha256_keys
-from dimefm.cache.foreign import open_vectors
 from dimefm.errors import CacheError
-
-KEYS = [f"photo {i} ü.jpg" for i in range(5)]
-
-
-def vectors(n=5, dim=8, dtype="float32", seed=0):
-    return np.random.default_rng(seed).standard_normal((n, dim)).astype(dtype)
-
-
-def saved(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, rows)
-    return path
-
-
-def take_up(paths, out, kind="image", raw=None, format="hdf5", dtype=None, normalize=False, **how):
-    """Adopt ``paths`` under their own names, or under those of the raw shards."""
-    opened = open_vectors(paths, kind, **how)
-    head = header(opened, kind, EncoderCard("t", None, opened[0].dim, 100.0), format, dtype)
-    shards = pieces(opened, [v.path.name for v in opened]) if raw is None else pieces_of(opened, raw)
-    return adopt.adopt(shards, head, out, normalize=normalize)
-
-
-def stored(out):
-    """Return (keys, rows) of a whole cache, which must also verify."""
-    cache = FeatureCache(out)
-    cache.verify(sha256=True)
-    found = [cache.read(info) for info in cache.manifest.shards]
-    return [key for keys, _ in found for key in keys], np.concatenate([rows for _, rows in found])
+from tests.cache.foreign import KEYS, clip_retrieval, saved, stored, take_up, vectors
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", ">f4"])
@@ -158,25 +127,6 @@ def test_named_arrays_are_taken_with_their_keys(tmp_path, keys):
     np.testing.assert_array_equal(out, rows)
 
 
-def clip_retrieval(folder, counts=(3, 2, 4), kinds=("image", "text"), columns=("image_path", "caption"), pad=0):
-    """Write what clip-retrieval's NumpyWriter writes; return all vectors by kind, and all paths."""
-    found = {kind: [] for kind in kinds}
-    paths = []
-    for number, count in enumerate(counts):
-        if not count:
-            continue
-        for seed, kind in enumerate(kinds):
-            rows = vectors(count, dtype="float16", seed=10 * number + seed)
-            begin = {"image": "img_emb", "text": "text_emb"}[kind]
-            found[kind].append(np.load(saved(folder / begin / f"{begin}_{number:0{pad}d}.npy", rows)))
-        here = [f"/data/{number}/{i}.jpg" for i in range(count)]
-        paths += here
-        (folder / "metadata").mkdir(exist_ok=True)
-        table = pa.table({name: here if name == "image_path" else [f"c{i}" for i in range(count)] for name in columns})
-        pq.write_table(table, folder / "metadata" / f"metadata_{number:0{pad}d}.parquet")
-    return {kind: np.concatenate(parts) for kind, parts in found.items()}, paths
-
-
 @pytest.mark.parametrize("kind", ["image", "text"])
 @pytest.mark.parametrize("pad", [0, 2])
 def test_clip_retrievals_folder_is_taken_in_the_order_of_its_numbers(tmp_path, kind, pad):
@@ -202,54 +152,6 @@ def test_clip_retrievals_keys_are_a_column(tmp_path, columns, asked, keys):
     clip_retrieval(tmp_path / "emb", [2], columns=columns)
     take_up([tmp_path / "emb"], tmp_path / "out", key_column=asked)
     assert stored(tmp_path / "out")[0] == keys
-
-
-class Raw:
-    """A raw shard of ``keys``, as adoption sees one."""
-
-    def __init__(self, name, keys):
-        self.name, self._keys = name, keys
-
-    def __len__(self):
-        return len(self._keys)
-
-    def keys(self):
-        return self._keys
-
-    def digest(self):
-        return "digest of " + self.name
-
-
-@pytest.mark.parametrize("cuts", [[4, 1], [0, 2, 3], [5], [1, 1, 1, 1, 1]])
-def test_rows_take_the_names_keys_and_digests_of_raw_shards(tmp_path, cuts):
-    rows = vectors()
-    paths = [saved(tmp_path / "a.npy", rows[:3]), saved(tmp_path / "b.npy", rows[3:])]
-    paths = paths if cuts != [4, 1] else [saved(tmp_path / "c.npy", rows)]
-    ends = np.cumsum([0, *cuts])
-    raw = [Raw(f"s{i}.tar", KEYS[a:b]) for i, (a, b) in enumerate(zip(ends, ends[1:], strict=False))]
-    manifest = take_up(paths, tmp_path / "out", raw=raw).manifest
-    keys, found = stored(tmp_path / "out")
-    assert keys == KEYS and manifest.how["keys"] == "raw rows"
-    np.testing.assert_array_equal(found, rows)
-    assert [(s.source, s.source_rows, s.source_digest) for s in manifest.shards] == [
-        (shard.name, len(shard), shard.digest()) for shard in raw
-    ]
-
-
-def test_counts_must_agree_with_the_raw_shards_one_by_one(tmp_path):
-    paths = [saved(tmp_path / "a.npy", vectors(3)), saved(tmp_path / "b.npy", vectors(2))]
-    with pytest.raises(CacheError, match=r"a\.npy: 3 rows, but s0 has 2; expected one feature row for each raw row"):
-        take_up(paths, tmp_path / "out", raw=[Raw("s0", KEYS[:2]), Raw("s1", KEYS[2:])])
-    with pytest.raises(CacheError, match=r"5 rows in 2 feature files, but the 1 raw shards have 4"):
-        take_up(paths, tmp_path / "out", raw=[Raw("s0", KEYS[:4])])
-
-
-def test_keys_of_the_files_must_be_those_of_the_raw_rows(tmp_path):
-    _, paths = clip_retrieval(tmp_path / "emb", [3, 2])
-    short = [path.removeprefix("/data/") for path in paths]
-    assert take_up([tmp_path / "emb"], tmp_path / "out", raw=[Raw("photos", short)]).manifest.rows == 5
-    with pytest.raises(CacheError, match=r"photos, row 0: the raw row has key '1/1\.jpg', its vector in .*/0/0\.jpg'"):
-        take_up([tmp_path / "emb"], tmp_path / "other", raw=[Raw("photos", short[::-1])])
 
 
 def test_a_long_mapped_file_is_cut_into_shards(tmp_path, monkeypatch):
@@ -304,132 +206,52 @@ def test_other_files_never_pass_for_a_finished_adoption(tmp_path, change, raw):
         take_up([path], tmp_path / "out", **more)
 
 
-def npz(path, **arrays):
-    np.savez(path, **arrays)
-    return path
+class Raw:
+    """A raw shard of ``keys``, as adoption sees one."""
+
+    def __init__(self, name, keys):
+        self.name, self._keys = name, keys
+
+    def __len__(self):
+        return len(self._keys)
+
+    def keys(self):
+        return self._keys
+
+    def digest(self):
+        return "digest of " + self.name
 
 
-def cut(path, keep=0.6):
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
-    return path
+@pytest.mark.parametrize("cuts", [[4, 1], [0, 2, 3], [5], [1, 1, 1, 1, 1]])
+def test_rows_take_the_names_keys_and_digests_of_raw_shards(tmp_path, cuts):
+    rows = vectors()
+    paths = [saved(tmp_path / "a.npy", rows[:3]), saved(tmp_path / "b.npy", rows[3:])]
+    paths = paths if cuts != [4, 1] else [saved(tmp_path / "c.npy", rows)]
+    ends = np.cumsum([0, *cuts])
+    raw = [Raw(f"s{i}.tar", KEYS[a:b]) for i, (a, b) in enumerate(zip(ends, ends[1:], strict=False))]
+    manifest = take_up(paths, tmp_path / "out", raw=raw).manifest
+    keys, found = stored(tmp_path / "out")
+    assert keys == KEYS and manifest.how["keys"] == "raw rows"
+    np.testing.assert_array_equal(found, rows)
+    assert [(s.source, s.source_rows, s.source_digest) for s in manifest.shards] == [
+        (shard.name, len(shard), shard.digest()) for shard in raw
+    ]
 
 
-def pickled(path):
-    np.save(path, np.array([{"a": 1}, None], dtype=object), allow_pickle=True)
-    return path
+def test_counts_must_agree_with_the_raw_shards_one_by_one(tmp_path):
+    paths = [saved(tmp_path / "a.npy", vectors(3)), saved(tmp_path / "b.npy", vectors(2))]
+    with pytest.raises(CacheError, match=r"a\.npy: 3 rows, but s0 has 2; expected one feature row for each raw row"):
+        take_up(paths, tmp_path / "out", raw=[Raw("s0", KEYS[:2]), Raw("s1", KEYS[2:])])
+    with pytest.raises(CacheError, match=r"5 rows in 2 feature files, but the 1 raw shards have 4"):
+        take_up(paths, tmp_path / "out", raw=[Raw("s0", KEYS[:4])])
 
 
-@pytest.mark.parametrize(
-    ("make", "how", "message"),
-    [
-        (lambda d: [pickled(d / "a.npy")], {}, r"a\.npy: not a whole \.npy file of numbers"),
-        (lambda d: [npz(d / "a.npz", x=np.array([{}], dtype=object))], {}, r"a\.npz, array x: cannot be read"),
-        (lambda d: [saved(d / "a.npy", np.zeros(4))], {}, r"shape \[4\], expected \[rows, dimensions\]"),
-        (lambda d: [saved(d / "a.npy", np.zeros((2, 3, 4)))], {}, r"shape \[2, 3, 4\], expected \[rows, dimensions\]"),
-        (lambda d: [saved(d / "a.npy", np.zeros((2, 0)))], {}, r"shape \[2, 0\]"),
-        (lambda d: [saved(d / "a.npy", np.ones((2, 3), dtype=int))], {}, "numbers are int64, expected float16"),
-        (lambda d: [saved(d / "a.npy", np.ones((2, 3), dtype=complex))], {}, "numbers are complex128"),
-        (lambda d: [saved(d / "a.npy", np.full((2, 3), np.nan))], {}, "none of the 2 rows can be used as float32"),
-        (lambda d: [saved(d / "a.npy", np.zeros((2, 3)))], {}, "none of the 2 rows can be used"),
-        (lambda d: [saved(d / "a.npy", np.zeros((0, 3)))], {}, "none of the 0 rows can be used"),
-        (lambda d: [cut(saved(d / "a.npy", vectors()))], {}, r"a\.npy: not a whole \.npy file"),
-        (lambda d: [cut(saved(d / "a.npy", vectors()), 0.05)], {}, r"a\.npy: not a whole \.npy file"),
-        (lambda d: [cut(npz(d / "a.npz", x=vectors()))], {}, r"a\.npz: not a whole \.npz file"),
-        (lambda d: [npz(d / "a.npz", x=vectors()).rename(d / "a.npy")], {}, r"a\.npy: not a whole \.npy file"),
-        (lambda d: [saved(d / "a.npy", vectors()).rename(d / "a.npz")], {}, r"a\.npz: not a whole \.npz file"),
-        (lambda d: [npz(d / "a.npz", x=vectors(), y=vectors())], {}, r"2 arrays could be the vectors \(x, y\); .*--array"),
-        (lambda d: [npz(d / "a.npz", keys=np.arange(2))], {}, "there are no vectors"),
-        (lambda d: [npz(d / "a.npz", x=vectors())], {"array": "z"}, "there is no array z; it holds x"),
-        (lambda d: [npz(d / "a.npz", x=vectors())], {"key_column": "ids"}, "there is no array ids; it holds x"),
-        (lambda d: [npz(d / "a.npz", x=vectors(), keys=np.arange(4))], {}, r"5 rows, but .*a\.npz has 4 keys"),
-        (lambda d: [npz(d / "a.npz", x=vectors(), keys=np.arange(5.0))], {}, r"array keys: float64 of shape \[5\]"),
-        (lambda d: [npz(d / "a.npz", x=vectors(), keys=np.array([b"\xff"] * 5))], {}, "a key is not UTF-8"),
-        (lambda d: [saved(d / "a.npy", vectors())], {"array": "x"}, "--array x: npy files hold one array"),
-        (lambda d: [saved(d / "a.npy", vectors())], {"key_column": "x"}, "--key-column x: npy files have no columns"),
-        (lambda d: [saved(d / "a.npy", vectors(2)), saved(d / "b.npy", vectors(2, 6))], {}, "vectors of 6 .*expected 8"),
-        (lambda d: [saved(d / "a.npy", vectors()), npz(d / "b.npz", x=vectors())], {}, r"files of 2 forms \(npy, npz\)"),
-        (lambda d: [d / "none.npy"], {}, "there is no such feature file"),
-        (lambda d: [saved(d / "a.npy", vectors()).rename(d / "a.bin")], {}, r"'\.bin' is of no known form; expected \.npy"),
-        (lambda d: [saved(d / "a/b.npy", vectors()).parent], {}, "holds neither img_emb/ nor text_emb/"),
-        (lambda d: [saved(d / "img_emb/b.npy", vectors()).parent], {}, "name the folder around it"),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_trusted_is_refused_in_one_line(tmp_path, make, how, message):
-    with pytest.raises(CacheError, match=message) as refused:
-        take_up(make(tmp_path), tmp_path / "out", **how)
-    assert "\n" not in str(refused.value)
-    assert not (tmp_path / "out/manifest.json").exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "column", "message"),
-    [
-        ("k.txt", b"a\nb\n", None, r"a\.npy: 5 rows, but .*k\.txt has 2 keys; expected one key a row$"),
-        ("k.csv", b"key\na\nb\nc\nd\ne\n", None, "6 keys; .*first line is a header, name a column of it with --key-column"),
-        ("k.csv", b"key\na\nb\nc\nd\ne\n", "name", r"k\.csv: there is no column name; its first line has key"),
-        ("k.txt", b"\xff\xfe\n", None, r"k\.txt: cannot be read as keys"),
-        ("k.tsv", b"a\tb\nc\n", "b", r"k\.tsv: cannot be read as keys"),
-        ("k.txt", b"a\n", "b", r"--key-column b: .*k\.txt have no columns"),
-    ],
-)
-def test_keys_that_do_not_fit_are_refused(tmp_path, name, content, column, message):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(CacheError, match=message):
-        take_up([saved(tmp_path / "a.npy", vectors())], tmp_path / "out", keys=[tmp_path / name], key_column=column)
-
-
-def test_each_feature_file_needs_its_own_key_file(tmp_path):
-    paths = [saved(tmp_path / f"{i}.npy", vectors()) for i in range(2)]
-    with pytest.raises(CacheError, match="--keys: 1 files for 2 feature files"):
-        open_vectors(paths, "image", keys=[tmp_path / "k.txt"])
-    clip_retrieval(tmp_path / "emb")
-    with pytest.raises(CacheError, match="clip-retrieval files have keys of their own"):
-        open_vectors([tmp_path / "emb"], "image", keys=[tmp_path / "k.txt"])
-
-
-def damage_metadata(folder, what):
-    table = folder / "metadata/metadata_1.parquet"
-    if what == "missing":
-        table.unlink()
-    elif what == "cut short":
-        cut(table)
-    elif what == "a key is empty":
-        pq.write_table(pa.table({"image_path": ["a", None]}), table)
-    else:
-        pq.write_table(pa.table({"image_path": ["a"]}), table)
-
-
-@pytest.mark.parametrize(
-    ("what", "message"),
-    [
-        ("missing", r"img_emb_1\.npy: metadata/metadata_1\.parquet is missing, which has its keys"),
-        ("cut short", r"metadata_1\.parquet: not a whole Parquet file"),
-        ("a row too few", r"img_emb_1\.npy: 2 rows, but .*metadata_1\.parquet has 1 keys"),
-        ("a key is empty", r"metadata_1\.parquet, row 1: image_path is empty"),
-    ],
-)
-def test_metadata_that_does_not_fit_is_refused(tmp_path, what, message):
-    clip_retrieval(tmp_path / "emb")
-    damage_metadata(tmp_path / "emb", what)
-    with pytest.raises(CacheError, match=message):
-        take_up([tmp_path / "emb"], tmp_path / "out")
-
-
-def test_a_folder_without_this_kind_is_refused_and_so_are_two_files_of_one_number(tmp_path):
-    clip_retrieval(tmp_path / "emb", kinds=("image",))
-    with pytest.raises(CacheError, match=r"no text_emb_N\.npy in text_emb/; did you mean --kind image\?"):
-        open_vectors([tmp_path / "emb"], "text")
-    with pytest.raises(CacheError, match="there is no column name; it has image_path, caption"):
-        open_vectors([tmp_path / "emb"], "image", key_column="name")
-    saved(tmp_path / "emb/img_emb/img_emb_01.npy", vectors(2))
-    with pytest.raises(CacheError, match="another file has this partition's number too"):
-        open_vectors([tmp_path / "emb"], "image")
-
-
-def test_an_encoder_of_another_dimension_is_refused(tmp_path):
-    opened = open_vectors([saved(tmp_path / "a.npy", vectors())], "image")
-    with pytest.raises(CacheError, match="vectors of 8 numbers, but the encoder ViT makes 512"):
-        header(opened, "image", EncoderCard("ViT", None, 512, 100.0), "hdf5")
+def test_keys_of_the_files_must_be_those_of_the_raw_rows(tmp_path):
+    _, paths = clip_retrieval(tmp_path / "emb", [3, 2])
+    short = [path.removeprefix("/data/") for path in paths]
+    assert take_up([tmp_path / "emb"], tmp_path / "out", raw=[Raw("photos", short)]).manifest.rows == 5
+    with pytest.raises(CacheError, match=r"photos, row 0: the raw row has key '1/1\.jpg', its vector in .*/0/0\.jpg'"):
+        take_up([tmp_path / "emb"], tmp_path / "other", raw=[Raw("photos", short[::-1])])
 
 
 def test_real_class_vectors_are_not_called_unit_length_and_find_dogs(tmp_path, shared_data):

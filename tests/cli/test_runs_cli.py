@@ -141,6 +141,8 @@ def test_settings_are_those_of_the_recipe_and_defaults_where_an_older_one_says_n
         ("recipe.toml", None, "no run folder, for it has no recipe.toml; name a folder that dimefm train wrote"),
         ("recipe.toml", "steps = ", "cannot be read as a run folder"),
         ("log.jsonl", "{]\n{}\n", "cannot be read as a run folder"),
+        ("log.jsonl", '{"step": 1}\n[2]\n', "log.jsonl line 2 has no 'step'"),
+        ("log.jsonl", '{"total": 1.5}\n', "log.jsonl line 1 has no 'step'"),
         ("run.json", "[]", "run.json: cannot be read"),
     ],
 )

@@ -1,13 +1,14 @@
-"""A warm process that runs commands in forked children, and the forger of caches that hold together but lie."""
+"""A warm process that runs commands in forked children, and caches to damage with what reading them in a child gives."""
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+
+from dimefm import plugins
+from tests.faults import forging
 
 RUNNER = """
 import json, os, resource, runpy, signal, sys, threading, warnings
@@ -127,17 +128,43 @@ def warm(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def forging():
-    """Return the module ``forging.py`` of this folder."""
-    spec = importlib.util.spec_from_file_location("forging", Path(__file__).with_name("forging.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
-def reader(forging):
+def reader():
     """Return a :class:`forging.Reader`."""
     found = forging.Reader()
     yield found
     found.close()
+
+
+@pytest.fixture(params=plugins.names("caches"))
+def format_(request):
+    return request.param
+
+
+@pytest.fixture
+def made(tmp_path):
+    """Return ``made(format_, name="cache", **options)``: the folder of a new cache of two shards."""
+
+    def make(format_, name="cache", **options):
+        forging.make(tmp_path / name, format_, **options)
+        return tmp_path / name
+
+    return make
+
+
+READS = ("read", "verify all")  # every byte passes through the format
+
+
+def shard(root, number=0):
+    """Return the file of a shard."""
+    return root / json.loads((root / "manifest.json").read_text())["shards"][number]["file"]
+
+
+def files(root, number):
+    """Return the file of a shard and its companions."""
+    stem = shard(root, number).name.split(".feat.")[0]
+    return sorted(root.glob(f"{stem}.feat.*"))
+
+
+def refused(found, *operations):
+    """Fail unless every one of these operations, or else all, ended with a CacheError."""
+    assert [name for name in operations or found if not found[name].startswith("CacheError: ")] == [], found

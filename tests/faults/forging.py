@@ -19,7 +19,7 @@ from dimefm import plugins
 from dimefm.cache import CacheWriter, EncoderCard, FeatureCache, Manifest
 from dimefm.cache.code import Fit
 from dimefm.cache.compare import compare
-from dimefm.cache.files import companions_sha256, sha256_file, sha256_keys
+from dimefm.cache.files import companions_sha256, sha256_file
 from dimefm.cache.manifest import SEAL
 from dimefm.cache.quarantine import quarantined
 from dimefm.cache.writer import Bad
@@ -93,11 +93,6 @@ def sealed(fields):
     """Return the text of a manifest with these fields and a seal that fits it."""
     text = json.dumps({name: value for name, value in fields.items() if name != "seal"}, indent=2)[:-2] + ",\n"
     return f'{text}{SEAL}"{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n'
-
-
-def keys_sha256(keys):
-    """Return the digest of keys as the manifest states it."""
-    return sha256_keys(keys)
 
 
 OPERATIONS = {

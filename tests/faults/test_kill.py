@@ -130,7 +130,7 @@ def finished(out):
 def kill_at(runner, command, out, shards, delay):
     """Start ``command``, kill it ``delay`` seconds after ``shards`` are finished; return the exit code."""
     child = runner.start(command)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while finished(out) < shards and not (out / "texts/manifest.json").exists() and time.monotonic() < deadline:
         time.sleep(0.0005)
     time.sleep(delay)

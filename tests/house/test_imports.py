@@ -16,7 +16,7 @@ LAYERS = [
     {"neighbours"},
     {"training", "stages"},
     {"stream", "token_stage"},
-    {"pipeline"},
+    {"pipeline", "token_scores"},
     {"extract", "pack", "train"},
     {"evaluate", "estimate", "recheck", "engines"},
     {"quickstart", "monitor", "compare_runs"},

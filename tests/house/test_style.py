@@ -8,6 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 MODULES = sorted((ROOT / "dimefm").rglob("*.py"))
+BESIDE = [path for folder in ("tests", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
+LINES = 400
 TEXTS = [
     p for p in ROOT.rglob("*") if p.suffix in (".py", ".md", ".toml", ".cfg", ".ini", ".list") and ".tox" not in p.parts
 ]
@@ -20,12 +22,18 @@ def relative(path: Path) -> str:
 @pytest.mark.parametrize("path", MODULES, ids=relative)
 def test_modules_and_functions_are_small(path):
     text = path.read_text(encoding="utf-8")
-    assert text.count("\n") <= 400
+    assert text.count("\n") <= LINES
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             body = node.body[1:] if ast.get_docstring(node) else node.body
             lines = (body[-1].end_lineno - body[0].lineno + 1) if body else 0
             assert lines <= 60, f"{node.name} has {lines} lines"
+
+
+def test_modules_of_tests_and_benchmarks_are_small_too():
+    lines = {relative(path): path.read_text(encoding="utf-8").count("\n") for path in BESIDE}
+    assert {name: count for name, count in lines.items() if count > LINES} == {}
+    assert len(lines) > 100
 
 
 @pytest.mark.parametrize("path", MODULES, ids=relative)

@@ -22,7 +22,8 @@ VIT = {
     "vision_cfg": {"image_size": 64, "layers": 2, "width": 256, "head_width": 64, "patch_size": 8},
     "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1},
 }
-now = torch.get_float32_matmul_precision
+now, flash = torch.get_float32_matmul_precision, torch.backends.cuda.flash_sdp_enabled
+CAPTIONS = ["a dog", "two dogs on a lawn, seen from above", "", "a man rides a red bicycle over a bridge", "a dog on a bed"]
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +49,9 @@ def before(request):
 @pytest.mark.parametrize(("precision", "inside"), [("fp32", None), ("bf16", None), (FAST, "medium")])
 def test_the_setting_holds_inside_and_is_the_old_one_behind_also_after_an_error(before, precision, inside):
     with pytest.raises(ValueError, match="broken"), computing(precision, CPU):
-        assert now() == (inside or before)
+        assert now() == (inside or before) and flash() == (inside is None)
         raise ValueError("broken")
-    assert now() == before
+    assert now() == before and flash()
 
 
 def test_it_holds_until_the_last_thread_has_left(before):
@@ -89,16 +90,42 @@ def test_threads_that_want_another_setting_take_turns(before, first, second):
     assert seen == ["medium" if second == FAST else before] and now() == before
 
 
-def test_a_tower_of_images_computes_in_it_and_one_of_sentences_on_a_cpu_does_not(vit):
-    seen, model = [], vit.image_model
+def test_both_towers_compute_in_it(vit):
+    seen, model, tokens = [], vit.image_model, vit.tokenize(["a cat"])[0]
+    vit.encode_text(tokens)  # the first call tries the tower in fp32 as well
     hooks = [part.register_forward_hook(lambda *_: seen.append(now())) for part in (model.visual, model.transformer)]
     vit.encode_image(torch.zeros(1, 3, 64, 64))
-    tokens = vit.tokenize(["a cat"])[0]
-    rows = vit.encode_text(tokens)
+    vit.encode_text(tokens)
     for hook in hooks:
         hook.remove()
-    assert seen[0] == "medium" and set(seen[1:]) == {"highest"} and now() == "highest"
-    assert torch.equal(rows, dataclasses.replace(vit, precision="fp32").encode_text(tokens))
+    assert seen == ["medium"] * 2 and now() == "highest"
+
+
+def test_a_layer_for_sentences_multiplies_by_its_weights_at_once_and_all_heads_at_once(vit):
+    tokens = vit.tokenize(CAPTIONS)[0]
+    vit.encode_text(tokens)  # as above
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        vit.encode_text(tokens)
+    counts = {event.key: event.count for event in profile.key_averages()}
+    assert counts["aten::bmm"] == 2  # queries by keys and shares by values, no projection by copies of its weights
+    assert not any("flash" in name for name in counts)
+
+
+@pytest.mark.parametrize("change", [{"precision": "fp32"}, {"_trimmed": None}], ids=["in fp32", "at full length"])
+def test_rows_of_sentences_are_near_those_that_are_computed_in_another_way(vit, change):
+    tokens, other = vit.tokenize(CAPTIONS)[0], dataclasses.replace(vit)
+    vars(other).update(change)
+    found = vit.encode_text(tokens), other.encode_text(tokens)
+    assert torch.nn.functional.cosine_similarity(*found).min() >= 0.9999
+
+
+def test_rows_of_sentences_do_not_depend_on_threads(vit):
+    tokens, threads, found = vit.tokenize(CAPTIONS)[0], torch.get_num_threads(), []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        found.append(vit.encode_text(tokens))
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
 def test_rows_of_real_images_are_near_those_of_fp32(vit, shared_data, tmp_path):

@@ -107,6 +107,21 @@ def test_cut_tokens_give_the_rows_of_whole_ones_or_are_not_used(name):
         assert float((whole - cut).abs().max()) <= EXACT
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_masked_tower_has_its_places_first_and_the_rows_of_one_with_sentences_first(name):
+    config = FAMILIES[name]
+    model = built(config)
+    text = getattr(model, "text", model)
+    layers = [text.transformer, *(block.attn for block in text.transformer.resblocks)]
+    assert {layer.batch_first for layer in layers} == {text.attn_mask is None}
+    tokens = tokens_for(config)
+    with torch.inference_mode():
+        found = model.encode_text(tokens)
+        for layer in layers:
+            layer.batch_first = True
+        assert torch.allclose(found, model.encode_text(tokens), rtol=0, atol=1e-5)
+
+
 def test_the_families_hold_towers_of_both_kinds():
     kinds = [allowed(config) for config in FAMILIES.values()]
     assert kinds.count(True) >= 4 and kinds.count(False) >= 4
