@@ -1,11 +1,13 @@
 """CLIP-KD's losses and open_clip's distillation equal the released code in value and gradient.
 
 ``clip_kd_losses.npz`` is a cut of the released code's golden vectors (7 cases, float64): values, gradients of scalars, and
-gradients of matrices, of the larger cases every so many columns with the norm of the whole. Gradients are with respect to
-the student's un-normalised rows, its scale and the learnt parts. ``gd_fixed`` is the released function at 1 / scale, and the
-release can run ``afd`` at equal widths only. The same released code in float32 is within the tolerances of float32 here.
+gradients of matrices, of the larger cases every so many columns with the norm of the whole; and ``ddp``, a batch on two
+processes. Gradients are with respect to the student's un-normalised rows, its scale and the learnt parts. ``gd_fixed`` is
+the released function at 1 / scale, and the release can run ``afd`` at equal widths only. The same released code in float32
+is within the tolerances of float32 here.
 """
 
+import itertools
 import json
 from pathlib import Path
 
@@ -13,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from dimefm.losses import Features, Objective, Weighted, Widths, _fused
+from dimefm.losses import Features, Objective, Weighted, Widths, _fused, clip_kd
+from dimefm.losses._learnt import near
 
 GOLDEN = np.load(Path(__file__).parent / "clip_kd_losses.npz", allow_pickle=False)
 WHOLE = Path(__file__).parents[3] / "shared" / "golden" / "clip_kd_losses.npz"
@@ -52,8 +55,8 @@ def ours(name):
     return PARTS[module] + (f".{leaf}" if leaf else "")
 
 
-def run(golden, case, name, dtype):
-    """Return (value, {leaf: gradient}) of one golden quantity by our code; leaves have the release's names."""
+def prepared(golden, case, name, dtype):
+    """Return (leaves by the release's names, student, teacher, objective, learnt parts) of one golden quantity."""
     rows = {k: torch.tensor(golden[f"{case}/in/{k}"], dtype=dtype) for k in ("img", "txt", "t_img", "t_txt", "s_scale")}
     leaves = {k: rows[k].requires_grad_() for k in ("img", "txt", "s_scale")}
     objective = Objective(LOSSES[name], GIVEN)
@@ -63,7 +66,13 @@ def run(golden, case, name, dtype):
         weights = {ours(k.split("/w/")[1]): golden[k] for k in golden.files if k.startswith(f"{case}/w/")}
         parts.load_state_dict({key: torch.tensor(weights[key], dtype=dtype) for key in parts.state_dict()})
     teacher = Features.of(rows["t_img"], rows["t_txt"], float(golden[f"{case}/in/t_scale"]))
-    total = objective(Features.of(*leaves.values()), teacher, parts)["total"]
+    return leaves, Features.of(*leaves.values()), teacher, objective, parts
+
+
+def run(golden, case, name, dtype):
+    """Return (value, {leaf: gradient}) of one golden quantity by our code; leaves have the release's names."""
+    leaves, student, teacher, objective, parts = prepared(golden, case, name, dtype)
+    total = objective(student, teacher, parts)["total"]
     total.backward()
     learnt = {} if parts is None else dict(parts.named_parameters())
     theirs = {ours(k): k for k in (*PARTS, *(f"{m}.{p}" for m in PARTS for p in ("weight", "bias"))) if ours(k) in learnt}
@@ -77,6 +86,13 @@ def compare(found, wanted, dtype):
     np.testing.assert_allclose(found, wanted, rtol=rtol, atol=atol)
 
 
+def compare_cut(whole, golden, key, dtype, step):
+    """Compare an array with a golden one that has every ``step``th column, and the norm of the whole beside it."""
+    compare(whole[:, ::step] if whole.ndim == 2 else whole, golden[key], dtype)
+    if whole.ndim == 2 and step > 1:
+        compare(np.linalg.norm(whole), golden[f"{key}/norm"], dtype)
+
+
 def check(golden, case, name, dtype, step=1):
     """Compare a value and all its gradients; the gradients that the release has are those that we have."""
     stem = f"{case}/f64/{name}"
@@ -86,10 +102,7 @@ def check(golden, case, name, dtype, step=1):
     assert wanted <= set(gradients)
     assert all(not gradients[key].any() for key in set(gradients) - wanted)
     for key in wanted:
-        whole, cut = gradients[key], golden[f"{stem}/g_{key}"]
-        compare(whole[:, ::step] if whole.ndim == 2 else whole, cut, dtype)
-        if whole.ndim == 2 and step > 1:
-            compare(np.linalg.norm(whole), golden[f"{stem}/g_{key}/norm"], dtype)
+        compare_cut(gradients[key], golden, f"{stem}/g_{key}", dtype, step)
 
 
 HELD = [(case, name) for case in CASES for name in LOSSES if f"{case}/f64/{name}" in GOLDEN.files]
@@ -115,19 +128,37 @@ def test_equals_the_released_code_in_chunks(monkeypatch, case, dtype):
         check(GOLDEN, case, name, dtype, META["steps"].get(case, 1))
 
 
-@pytest.mark.skipif(not WHOLE.exists(), reason="the whole golden file (../shared/golden) is not beside this checkout")
-def test_a_batch_on_two_processes_equals_the_released_code_with_gradients_gathered():
-    """With --gather-with-grad each of two ranks has the gradient of its rows twice; the average of both is ours."""
-    with np.load(WHOLE, allow_pickle=False) as file:
-        golden = {key: file[key] for key in file.files if key.startswith("ddp/")}
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_that_gd_compares_equal_the_released_ones(case, dtype):
+    """Of InfoNCE by queries ("p") and keys ("k"), at 1 / scale as released, of the teacher and of the student."""
+    _, student, teacher, _, parts = prepared(GOLDEN, case, "gd", DTYPES[dtype])
+    given = {"t": (teacher.image, teacher.text, teacher), "s": (*near(student, **parts), student)}
+    for side, (image, text, features) in given.items():
+        for (p, rows), (k, others) in itertools.permutations((("img", image), ("txt", text))):
+            slopes = clip_kd._slopes(rows, others, 1 / features.logit_scale)
+            for name, found in zip((f"p_{p}", f"k_{k}"), slopes, strict=True):
+                stem = f"{case}/f64/get_grad/{side}_{name}"
+                compare_cut(found.detach().double().numpy(), GOLDEN, stem, dtype, META["steps"].get(case, 1))
+
+
+def test_a_batch_on_two_processes_equals_the_released_code():
+    """With --gather-with-grad ("gwg1") each of two ranks has the gradient of its rows twice; the average of both is ours.
+
+    Without it each rank has the gradient of its own rows, once, and of scales and maps: averaged, half of ours by the rows.
+    """
+    golden = {key: GOLDEN[key] for key in GOLDEN.files if key.startswith("ddp/")}
     scales = {"ddp/in/s_scale": np.array(1 / 0.07), "ddp/in/t_scale": np.array(100.0)}
     value, gradients = run(Held(golden | scales), "ddp", "clipkd", torch.float64)
     compare(value, golden["ddp/single/clipkd"], "float64")
     for key in (k.split("/g_")[1] for k in golden if k.startswith("ddp/single/g_")):
         compare(gradients[key], golden[f"ddp/single/g_{key}"], "float64")
-        ranks = [golden[f"ddp/gwg1/rank{rank}/g_{key}"] for rank in (0, 1)]
-        whole = np.concatenate(ranks) / 2 if key in ("img", "txt") else sum(ranks) / 2
-        compare(gradients[key], whole, "float64")
+        for gathered in (0, 1):
+            ranks = [golden[f"ddp/gwg{gathered}/rank{rank}/g_{key}"] for rank in (0, 1)]
+            whole = np.concatenate(ranks) / (1 + gathered) if key in ("img", "txt") else sum(ranks) / 2
+            compare(gradients[key], whole, "float64")
+    for gathered, rank in itertools.product((0, 1), (0, 1)):
+        compare(value, golden[f"ddp/gwg{gathered}/rank{rank}/clipkd"], "float64")
 
 
 @pytest.mark.skipif(not WHOLE.exists(), reason="the whole golden file (../shared/golden) is not beside this checkout")

@@ -1,9 +1,9 @@
-"""VL, P-VL, UDIST and their totals equal DIME-FM's released code in value and gradient.
+"""VL and its directions, P-VL, UDIST and their totals equal DIME-FM's released code in value and gradient.
 
 ``dimefm_losses.npz`` is a cut of the released code's golden vectors (10 cases): values, sizes of gradients, and the
-gradients in every 16th column, all float64. The inputs are drawn again from each case's seed, as the golden file's own
-maker drew them; their sums are stored so that a generator that draws otherwise is told apart from a wrong loss.
-Gradients are with respect to the student's un-normalised rows, through ``Features.of``.
+gradients in every 16th column, all float64; of two cases the similarities too. The inputs are drawn again from each case's
+seed, as the golden file's own maker drew them; their sums are stored so that a generator that draws otherwise is told apart
+from a wrong loss. Gradients are with respect to the student's un-normalised rows, through ``Features.of``.
 """
 
 import json
@@ -14,12 +14,13 @@ import pytest
 import torch
 
 from dimefm.losses import Features, Objective, Weighted, _fused
+from dimefm.losses._primitives import logits, relation_kl
 
 GOLDEN = np.load(Path(__file__).parent / "dimefm_losses.npz", allow_pickle=False)
 WHOLE = Path(__file__).parents[3] / "shared" / "golden" / "dimefm_losses.npz"
 CASES = json.loads(str(GOLDEN["meta_json"]))["cases"]
 STEP = 16
-TERMS = ("vl", "pvl", "udist", "total", "total_vl_only")
+TERMS = ("i2t", "t2i", "vl", "pvl", "udist", "total", "total_vl_only")
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
@@ -57,13 +58,19 @@ def objective(case, name):
     return Objective(terms)
 
 
+def one_way(case, name, *sides):
+    """Return the half of VL that compares images ("i2t") or sentences."""
+    found = [logits(side.image, side.text, side.logit_scale) for side in sides]
+    return relation_kl(*(found if name == "i2t" else [side.T for side in found]), case["t_vl"])
+
+
 def run(case, name, dtype, rows=None):
     """Return (value, gradient [B, D]) of one golden quantity by our code."""
     student, image, text = (torch.tensor(a, dtype=dtype) for a in (rows or draw(case)))
     student.requires_grad_()
-    scale = float(case["logit_scale"])
-    teacher = Features.of(image, text, scale)
-    total = objective(case, name)(Features.of(student, teacher.text, scale), teacher)["total"]
+    teacher = Features.of(image, text, float(case["logit_scale"]))
+    sides = teacher.beside(student), teacher
+    total = one_way(case, name, *sides) if name in ("i2t", "t2i") else objective(case, name)(*sides)["total"]
     total.backward()
     return total.detach().double().numpy(), student.grad.double().numpy()
 
@@ -121,7 +128,18 @@ def test_equals_the_released_code_in_every_column(case, dtype):
             compare(dtype, value, gradient, whole[f"{stem}float64__loss_{name}"], golden, abs(golden).max())
 
 
-@pytest.mark.parametrize(("case", "names"), [(4, ("pvl", "udist")), (6, TERMS)])
+@pytest.mark.parametrize("number", [0, 2])
+def test_similarities_equal_the_released_ones(number):
+    student, image, text = map(torch.tensor, draw(CASES[number]))
+    for side, rows in (("student", student), ("teacher", image)):
+        given = Features.of(rows, text, float(CASES[number]["logit_scale"]))
+        found = logits(given.image, given.text, given.logit_scale)
+        for way, similarity in (("i2t", found), ("t2i", found.T)):
+            golden = GOLDEN[f"c{number:02d}__logits_{side}_{way}"]
+            np.testing.assert_allclose(similarity.block(slice(None)).numpy(), golden, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("case", "names"), [(4, ("t2i", "pvl", "udist")), (6, TERMS), (8, ("i2t",))])
 def test_degenerate_cases_are_exactly_zero(case, names):
     for name in names:
         value, gradient = run(CASES[case], name, torch.float64)

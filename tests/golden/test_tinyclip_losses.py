@@ -1,10 +1,12 @@
 """TinyCLIP's affinity loss equals the released code in value and gradient, on pairs and on unpaired rows.
 
 ``tinyclip_affinity.npz`` is a cut of the released code's golden vectors: student rows of 16 and teacher rows of 24
-dimensions, three pairs of scales, float64. Gradients are with respect to the student's un-normalised rows and the logarithm
-of its scale. The release's ``alpha`` and ``weight`` are weights of two terms here.
+dimensions, three pairs of scales, float64. Gradients are with respect to the student's rows, un-normalised and unit, and the
+logarithm of its scale. The release's ``alpha`` and ``weight`` are weights of two terms here. ``aff2rank`` is case a on two
+processes of four rows each.
 """
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 import torch
 
 from dimefm.losses import Features, Objective, Weighted
+from dimefm.losses._primitives import contrast, logits, relation_kl, soft_cross_entropy
 
 GOLDEN = np.load(Path(__file__).parent / "tinyclip_affinity.npz", allow_pickle=False)
 GIVEN = frozenset({"teacher", "pairs"})
@@ -45,6 +48,70 @@ def test_affinity_equals_the_released_code(case, dtype):
         close(leaf.grad.double().numpy(), GOLDEN[f"{stem}/grad_{name}"], dtype)
 
 
+def similarities(*sides):
+    """Return the similarities of images to sentences, as they are, of each side."""
+    return [logits(side.image, side.text, side.logit_scale) for side in sides]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CASES)
+def test_each_direction_and_the_gradients_of_unit_rows_equal_the_released_code(case, dtype):
+    stem = f"aff/f64_{case}"
+    student, teacher, _ = sides("aff", GOLDEN[f"{stem}/student_scale"], GOLDEN[f"{stem}/teacher_scale"], DTYPES[dtype])
+    rows = [rows.detach().requires_grad_() for rows in (student.image, student.text)]
+    s, t = similarities(dataclasses.replace(student, image=rows[0], text=rows[1]), teacher)
+    ways = [soft_cross_entropy(s, t, 1.0), soft_cross_entropy(s.T, t.T, 1.0)]
+    for value, name in zip(ways, ("i2t", "t2i"), strict=True):
+        close(value.item(), GOLDEN[f"{stem}/loss_{name}"], dtype)
+    (sum(ways) / 2).backward()
+    for found, name in zip(rows, ("image", "text"), strict=True):
+        close(found.grad.double().numpy(), GOLDEN[f"{stem}/grad_norm_{name}"], dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CASES)
+def test_the_teachers_shares_and_their_entropy_equal_the_released_code(case, dtype):
+    """The release's cross-entropy is the divergence, which other papers take, plus this entropy."""
+    stem = f"aff/f64_{case}"
+    student, teacher, _ = sides("aff", GOLDEN[f"{stem}/student_scale"], GOLDEN[f"{stem}/teacher_scale"], DTYPES[dtype])
+    s, t = similarities(student, teacher)
+    for number, (ours, theirs, name) in enumerate(((s, t, "i2t"), (s.T, t.T, "t2i"))):
+        entropy = soft_cross_entropy(ours, theirs, 1.0) - relation_kl(ours, theirs, 1.0)
+        largest = GOLDEN[f"{stem}/loss_{name}"]  # of the two that differ by it
+        atol = 1e-12 if dtype == "float64" else 2e-6 * max(1, largest)
+        np.testing.assert_allclose(entropy.item(), GOLDEN[f"{stem}/teacher_entropy"][number], rtol=1e-9, atol=atol)
+        close(theirs.block(slice(None)).softmax(1).numpy(), GOLDEN[f"{stem}/teacher_prob_{name}"], dtype)
+
+
+def check_two_ranks(value, leaves, kind, gathered):
+    """Compare with two ranks: the value is the mean of theirs, and each has the gradient of its rows twice."""
+    value.backward()
+    ranks = [f"aff2rank/rank{rank}/gwg{gathered}" for rank in (0, 1)]
+    close(value.item(), np.mean([GOLDEN[f"{rank}/{kind}"] for rank in ranks]), "float64")
+    for leaf, name in zip(leaves, ("gi", "gt"), strict=False):
+        whole = np.concatenate([GOLDEN[f"{rank}/{'h' if kind == 'hard' else ''}{name}"] for rank in ranks])
+        close(leaf.grad.numpy(), whole / 2, "float64")
+
+
+@pytest.mark.parametrize(("kind", "term"), [("soft", "tinyclip.affinity"), ("hard", "clip.contrastive")])
+def test_a_batch_on_two_processes_equals_the_released_code_with_gradients_gathered(kind, term):
+    student, teacher, leaves = sides("aff", 1 / 0.07, 50.0, torch.float64)
+    check_two_ranks(Objective([Weighted(term, 1.0)], GIVEN)(student, teacher)["total"], leaves, kind, 1)
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_without_gradients_gathered_the_release_has_another_loss(kind):
+    """Its value is the same, but the rows that a rank compares its own with are constants. No term of ours is like that."""
+    student, teacher, leaves = sides("aff", 1 / 0.07, 50.0, torch.float64)
+    asked = (student.image, student.text.detach()), (student.text, student.image.detach())
+    if kind == "soft":
+        (t,) = similarities(teacher)
+        ways = [soft_cross_entropy(logits(*rows, 1 / 0.07), way, 1.0) for rows, way in zip(asked, (t, t.T), strict=True)]
+    else:
+        ways = [contrast(*rows, 1 / 0.07) for rows in asked]
+    check_two_ranks(sum(ways) / 2, leaves, kind, 0)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_affinity_of_unpaired_rows_equals_the_released_code(dtype):
     scale = GOLDEN["affunp/scale"]
@@ -52,6 +119,9 @@ def test_affinity_of_unpaired_rows_equals_the_released_code(dtype):
     value = Objective([Weighted("tinyclip.affinity", 1.0)])(student, teacher)["total"]
     value.backward()
     close(value.item(), (GOLDEN["affunp/loss_i2t"] + GOLDEN["affunp/loss_t2i"]) / 2, dtype)
+    s, t = similarities(student, teacher)
+    close(soft_cross_entropy(s, t, 1.0).item(), GOLDEN["affunp/loss_i2t"], dtype)
+    close(soft_cross_entropy(s.T, t.T, 1.0).item(), GOLDEN["affunp/loss_t2i"], dtype)
     for leaf, name in zip(leaves, ("raw_image", "raw_text"), strict=False):
         close(leaf.grad.double().numpy(), GOLDEN[f"affunp/grad_{name}"], dtype)
 
