@@ -1,6 +1,7 @@
 """The verb ``evaluate``: extract with the encoder, then a pure function of the features.
 
-Features of an encoder over a dataset are kept under its fingerprint, so a second evaluation reads them back.
+Features of an encoder over a dataset are kept under its fingerprint, so a second evaluation reads them back; its tokens are
+not.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dimefm import token_scores
 from dimefm.cache import FeatureCache
 from dimefm.cache.files import sha256_keys, to_json, write_text
 from dimefm.data import Rows
@@ -27,9 +29,11 @@ from dimefm.eval.zero_shot import class_weights, probabilities
 from dimefm.extract import Settings, extract
 from dimefm.models.encoder import Encoder
 from dimefm.models.open_clip import transform_of
+from dimefm.models.token_maps import TokenMaps
 from dimefm.provenance import libraries
 
 SCORES, REPORT = "scores.json", "report.md"
+PROTOCOL = "ELEVATER zero-shot: prompts normalised, averaged, normalised; softmax at scale 100"
 
 
 @dataclass(frozen=True)
@@ -56,13 +60,15 @@ def elevater(
     layout: str | None = None,
     batch_size: int = 256,
     workers: int = 2,
+    maps: TokenMaps | None = None,
     on_score: Callable[[Score], None] = lambda score: None,
 ) -> dict:
     """Score ``encoder`` zero-shot on the datasets below ``root``; write ``out/scores.json`` and ``out/report.md``.
 
-    Without ``names`` the 20 ELEVATER sets that are there are scored, the others listed as missing. A dataset that cannot
-    be read is listed as failed with its reason. Both files are written anew after each dataset (``pending`` names those
-    still to come). Returns what ``scores.json`` holds. Raises DataError when no dataset is found or none can be scored.
+    Images and prompts are compared by their rows or, with ``maps``, by their tokens. Without ``names`` the 20 ELEVATER sets
+    that are there are scored, the others listed as missing. A dataset that cannot be read is listed as failed with its
+    reason. Both files are written anew after each dataset (``pending`` names those still to come). Returns what
+    ``scores.json`` holds. Raises DataError when no dataset is found, none can be scored, or ``out`` cannot be written.
     """
     failed: list[dict] = []
 
@@ -72,13 +78,14 @@ def elevater(
     datasets, missing = find(root, names, layout=layout, on_failure=fail)
     if not datasets and not failed:
         raise DataError(f"{root}: none of the datasets asked for is here; expected one folder per dataset")
+    _make(out)
     started = time.perf_counter()
     settings = Settings(dtype="float32", batch_size=batch_size, workers=workers)
     scores: list[Score] = []
     result: dict = {}
     for done, dataset in enumerate(datasets, start=1):
         try:
-            scores.append(zero_shot(encoder, dataset, out / "features", settings))
+            scores.append(zero_shot(encoder, dataset, out / "features", settings, maps))
         except (DataError, CacheError, OSError) as error:
             fail(dataset.benchmark.name, error)
         else:
@@ -86,7 +93,8 @@ def elevater(
         pending = [later.benchmark.name for later in datasets[done:]]
         lists = {"missing": missing, "failed": failed, "pending": pending}
         if scores:
-            result = _result(encoder, scores, lists, round(time.perf_counter() - started, 3), whole_suite=names is None)
+            seconds = round(time.perf_counter() - started, 3)
+            result = _result(encoder, scores, lists, seconds, whole_suite=names is None, maps=maps)
             write_text(out / SCORES, to_json(result))
             write_text(out / REPORT, markdown(result))
     if not scores:
@@ -96,34 +104,48 @@ def elevater(
     return result
 
 
-def _result(encoder: Encoder, scores: list[Score], lists: dict, seconds: float, *, whole_suite: bool) -> dict:
+def _make(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
+
+
+def _result(
+    encoder: Encoder, scores: list[Score], lists: dict, seconds: float, *, whole_suite: bool, maps: TokenMaps | None
+) -> dict:
     """Return what ``scores.json`` holds; ``lists`` are the names of datasets that are missing, failed or pending."""
     return {
         "model": encoder.card.name,
         "weights_sha256": encoder.card.weights_sha256,
         "image_parameters": encoder.image_parameters,
         "text_parameters": encoder.text_parameters,
-        "protocol": "ELEVATER zero-shot: prompts normalised, averaged, normalised; softmax at scale 100",
+        "by": "rows" if maps is None else "tokens",
+        "protocol": PROTOCOL if maps is None else f"{token_scores.PROTOCOL}; padding {maps.padding}",
         "scores": [dataclasses.asdict(score) for score in scores],
         "mean": float(np.mean([score.value for score in scores])),
-        "is_elevater_average": whole_suite and not any(lists.values()),
+        "is_elevater_average": maps is None and whole_suite and not any(lists.values()),
         **lists,
         "seconds": seconds,
         "libraries": libraries(),
     }
 
 
-def zero_shot(encoder: Encoder, dataset: Dataset, store: Path, settings: Settings) -> Score:
-    """Return the zero-shot score of one dataset; features are kept in (and taken from) ``store``.
+def zero_shot(encoder: Encoder, dataset: Dataset, store: Path, settings: Settings, maps: TokenMaps | None = None) -> Score:
+    """Return the zero-shot score of one dataset, by tokens with ``maps``, else by rows, kept in (and taken from) ``store``.
 
-    Source of the protocol: ELEVATER toolkit, evaluation/feature.py:546-575 and clip_zeroshot_evaluator.py:17-20.
+    Source of the protocol by rows: ELEVATER toolkit, evaluation/feature.py:546-575 and clip_zeroshot_evaluator.py:17-20; by
+    tokens: FILIP as released with DeCLIP, prototype/solver/filip_solver.py:882-944.
     """
     benchmark = dataset.benchmark
     rows, labels, _ = dataset.rows("test")
-    images, good = image_features(encoder, benchmark, rows, store, settings)
-    weights = prompt_weights(encoder, benchmark, store, settings)
+    if maps is None:
+        images, good = image_features(encoder, benchmark, rows, store, settings)
+        found = probabilities(images, prompt_weights(encoder, benchmark, store, settings))
+    else:
+        found, good = token_scores.probabilities(_for_benchmark(encoder, benchmark), maps, benchmark, rows, settings)
     labels = labels[good]
-    value = METRICS[benchmark.metric](probabilities(images, weights), labels)
+    value = METRICS[benchmark.metric](found, labels)
     return Score(
         dataset=benchmark.name,
         metric=benchmark.metric,

@@ -19,6 +19,7 @@ def command():
 @click.option("--root", required=True, type=click.Path(file_okay=False, path_type=Path), help="One folder per dataset.")
 @click.option("--datasets", metavar="A,B", help="Benchmarks or folders.  [those of the 20 that are there]")
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="scores.json and report.md")
+@click.option("--by", default="rows", show_default=True, type=click.Choice(["rows", "tokens"]), help="What to compare.")
 @click.option("--layout", help="Layout of the datasets when detection does not do.")
 @click.option("--text-model", metavar="SPEC", help="Of a distilled run: where its teacher lies now, or a text tower's run.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
@@ -29,11 +30,12 @@ def command():
     "--batch-size", default=256, show_default=True, type=click.IntRange(1), metavar="N", help="Rows encoded at once."
 )
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="Threads that read and decode.")
-def elevater(model, root, datasets, out, layout, text_model, device, precision, batch_size, workers):
+def elevater(model, root, datasets, out, by, layout, text_model, device, precision, batch_size, workers):
     """Zero-shot scores on the ELEVATER datasets found under --root.
 
     Image folders, Parquet, webdataset tars and vision-datasets are read; classnames.txt and templates.txt beside the
-    data win over the built-in ones. Features are kept in --out, so a second call is quick.
+    data win over the built-in ones. Features are kept in --out, so a second call is quick. --by tokens compares patches
+    with words, as FILIP does, for a run that learnt declip.filip; it keeps nothing.
 
     \b
     Example:
@@ -43,11 +45,13 @@ def elevater(model, root, datasets, out, layout, text_model, device, precision, 
     from dimefm.eval.report import terminal
     from dimefm.evaluate import REPORT, SCORES
     from dimefm.evaluate import elevater as run
+    from dimefm.models import token_maps
     from dimefm.models.encoder import load_encoder
 
     encoder = load_encoder(model, device, precision, text_model)
+    maps = token_maps.load(model, encoder) if by == "tokens" else None
     names = [name.strip() for name in datasets.split(",") if name.strip()] if datasets else None
-    result = run(encoder, root, out, names, layout=layout, batch_size=batch_size, workers=workers)
+    result = run(encoder, root, out, names, layout=layout, batch_size=batch_size, workers=workers, maps=maps)
     click.echo(terminal(result))
     click.echo(f"\nwritten: {out / SCORES}, {out / REPORT}")
     if failed := [each["dataset"] for each in result["failed"]]:

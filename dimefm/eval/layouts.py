@@ -1,6 +1,6 @@
 """From a folder of datasets to rows and class numbers: which benchmarks are there, in which layout, and how complete.
 
-The root holds one folder per dataset, directly or under ``classification/``. Layouts, tried in this order:
+The root holds one folder per dataset, or a link to it, directly or under ``classification/``. Layouts, tried in this order:
 
 =================  ==============================================================================================
 vision-datasets    ELEVATER's own: an index (Iris text or COCO json) and zip files
@@ -12,6 +12,7 @@ imagefolder        ``{train,val,test}/<class>/``, or ``<class>/`` directly, whic
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,7 @@ class Dataset:
     """One dataset on disk: its benchmark (with the class names that hold for this copy), folder, layout, and a note.
 
     ``note`` says where this copy differs from the published one, and is empty when the counts agree. No file outside
-    ``root`` is read (``folder`` when it is None).
+    ``root`` is read (``folder`` when it is None, as of one that a link puts below the root that was searched).
     """
 
     benchmark: Benchmark
@@ -129,23 +130,22 @@ def _only(name: str, claims: list[Path]) -> Path:
 
 
 def _dataset(folder: Path, root: Path, layout: str | None) -> Dataset:
-    _stays(root, folder)
-    benchmark = for_folder(folder)
-    dataset = Dataset(benchmark, folder, layout or _detect(folder), root=root)
+    benchmark, top = for_folder(folder), root if folder.resolve().is_relative_to(root.resolve()) else None
+    dataset = Dataset(benchmark, folder, layout or _detect(folder), root=top)
     if not LAYOUTS[dataset.layout].locate(folder, SPLITS["test"]):
-        return Dataset(benchmark, folder, dataset.layout, "no test split", root)
+        return dataclasses.replace(dataset, note="no test split")
     _, labels, remark = _read(dataset, "test")
-    return Dataset(benchmark, folder, dataset.layout, _note(benchmark, labels, remark), root)
+    return dataclasses.replace(dataset, note=_note(benchmark, labels, remark))
 
 
-def _stays(root: Path, path: Path) -> None:
-    """Raise DataError when ``path``, below ``root``, is a link to a place outside it."""
+def _stays(top: Path, path: Path) -> None:
+    """Raise DataError when ``path``, below ``top``, is a link to a place outside it."""
     try:
-        inside(root, path.relative_to(root).as_posix())
+        inside(top, path.relative_to(top).as_posix())
     except DataError as error:
         raise DataError(
-            f"{path}: is a link that leads outside {root}; put the dataset itself there, "
-            "or name the folder that holds it as the root"
+            f"{path}: is a link that leads outside {top}; put the files themselves there, or make the folder of the whole "
+            "dataset a link"
         ) from error
 
 

@@ -17,8 +17,9 @@ def _mean(result: dict) -> str:
     n = len(result["scores"])
     if result["is_elevater_average"]:
         return f"ELEVATER average over all {n} sets: {100 * result['mean']:.2f}"
-    sets = "set" if n == 1 else "sets"
-    return f"mean over the {n} {sets} here: {100 * result['mean']:.2f} (not the ELEVATER average, which needs all 20)"
+    sets, needed = "set" if n == 1 else "sets", "is by rows" if result["by"] == "tokens" else "needs all 20"
+    by = ", by tokens" if result["by"] == "tokens" else ""
+    return f"mean over the {n} {sets} here{by}: {100 * result['mean']:.2f} (not the ELEVATER average, which {needed})"
 
 
 def _absent(result: dict) -> list[str]:

@@ -43,7 +43,11 @@ def probabilities(images: np.ndarray, weights: np.ndarray, scale: float = 100.0)
             f"zero-shot: image embeddings {images.shape} and class weights {weights.shape} do not share a dimension; "
             "encode both with the two towers of one model"
         )
-    logits = (scale * _unit(images, "image")) @ weights.T
+    return softmax((scale * _unit(images, "image")) @ weights.T)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Return probabilities [n, C] of logits [n, C], in their precision."""
     exp = np.exp(logits - logits.max(axis=1, keepdims=True))
     return exp / exp.sum(axis=1, keepdims=True)
 

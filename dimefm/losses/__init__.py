@@ -8,19 +8,24 @@ is given, see ``learns``. Legend: B images, N sentences, D dimensions. Similarit
 from dimefm.losses._features import Features, Term, Words, described, needs, options_of, resolve, terms
 from dimefm.losses._learnt import Widths, learns, near
 from dimefm.losses._objective import Objective, Weighted
+from dimefm.losses._tokens import Padding, Tokens, late, present
 
 __all__ = [
     "Features",
     "Objective",
+    "Padding",
     "Term",
+    "Tokens",
     "Weighted",
     "Widths",
     "Words",
     "described",
+    "late",
     "learns",
     "near",
     "needs",
     "options_of",
+    "present",
     "resolve",
     "terms",
 ]

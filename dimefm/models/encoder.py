@@ -34,7 +34,7 @@ from dimefm.errors import ModelError
 from dimefm.models import open_clip, runs, text_tower, words
 from dimefm.models.batching import Pieces, fitting_batch_size
 from dimefm.models.compiler import CPU_ROWS, Compiled
-from dimefm.models.precision import FAST, PRECISIONS, computing
+from dimefm.models.precision import PRECISIONS, computing
 from dimefm.models.towers import ImageTower, TextTower
 
 
@@ -111,7 +111,7 @@ class Encoder:
         tower = self._trimmed or self.text_model
         if len(tokens):
             tokens = tokens[:, : int(self.lengths_read(tokens).max())]
-        with computing(self._text_precision, self.device):
+        with computing(self.precision, self.device):
             rows = tower.encode_text(tokens.to(self.device, non_blocking=True))
         return F.normalize(rows.float(), dim=-1)
 
@@ -120,11 +120,6 @@ class Encoder:
         if self._trimmed is None:
             return torch.full((len(tokens),), tokens.shape[1])
         return self._trimmed.lengths(tokens)
-
-    @property
-    def _text_precision(self) -> str:
-        """On a CPU fp32 for fp32-fast: attention under a mask has transposed rows, which torch 2.15 is slow to round."""
-        return "fp32" if self.precision == FAST and self.device.type == "cpu" else self.precision
 
     @functools.cached_property
     def _layout(self) -> torch.memory_format:

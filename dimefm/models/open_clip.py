@@ -29,6 +29,7 @@ from torch import nn
 
 from dimefm import plugins
 from dimefm.errors import ModelError, did_you_mean
+from dimefm.models.text_tower import places_first
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
@@ -99,7 +100,7 @@ def create(arch: str, weights: str | Path | None = None) -> nn.Module:
             model = open_clip.create_model(arch, tag, require_pretrained=named, force_quick_gelu=quick)
             if isinstance(weights, Path):
                 open_clip.load_checkpoint(model, str(weights))
-            return model.eval()
+            return places_first(model.eval())
     except Exception as error:  # open_clip raises whatever its download and torch.load raise
         raise ModelError(f"{arch}{f'/{weights}' if weights else ''}: cannot be loaded: {reason_of(error)}") from error
 
@@ -154,7 +155,7 @@ def from_config(config: dict) -> nn.Module:
         (Path(folder) / CONFIG).write_text(text, encoding="utf-8")
         try:
             with _quiet():
-                return open_clip.create_model(folder_config(Path(folder)), load_weights=False)
+                return places_first(open_clip.create_model(folder_config(Path(folder)), load_weights=False))
         except Exception as error:  # open_clip and timm raise freely on impossible configs
             raise ModelError(f"model cannot be built from its config: {reason_of(error)}") from error
 
@@ -242,7 +243,8 @@ def text_tower(config: dict) -> nn.Module:
     """Build the text tower of a model config with random weights, projecting to ``config['embed_dim']``."""
     try:
         with _quiet():
-            return _build_text_tower(config["embed_dim"], dict(config["text_cfg"]), config.get("quick_gelu", False))
+            tower = _build_text_tower(config["embed_dim"], dict(config["text_cfg"]), config.get("quick_gelu", False))
+            return places_first(tower)
     except Exception as error:  # open_clip raises freely on impossible configs
         raise ModelError(f"text tower cannot be built from {config['text_cfg']}: {reason_of(error)}") from error
 

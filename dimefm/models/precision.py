@@ -31,14 +31,14 @@ class _Products:
 
     def __init__(self) -> None:
         self._turn = threading.Condition()
-        self._fast, self._inside, self._before = False, 0, ""
+        self._fast, self._inside, self._before = False, 0, ("", True)
 
     def enter(self, fast: bool) -> None:
         with self._turn:
             self._turn.wait_for(lambda: not self._inside or self._fast == fast)
             if fast and not self._inside:
-                self._before = torch.get_float32_matmul_precision()
-                torch.set_float32_matmul_precision("medium")
+                self._before = torch.get_float32_matmul_precision(), torch.backends.cuda.flash_sdp_enabled()
+                self._set("medium", False)
             self._fast = fast
             self._inside += 1
 
@@ -47,8 +47,14 @@ class _Products:
             self._inside -= 1
             if not self._inside:
                 if self._fast:
-                    torch.set_float32_matmul_precision(self._before)
+                    self._set(*self._before)
                 self._turn.notify_all()
+
+    def _set(self, precision: str, flash: bool) -> None:
+        """Set how products round, and whether attention may take torch's flash kernel: that multiplies each head alone on a
+        CPU, where oneDNN takes longer to begin a rounded product than to compute it."""
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cuda.enable_flash_sdp(flash)
 
 
 _products = _Products()
@@ -91,7 +97,8 @@ def chosen(device: torch.device, compiled: bool = False) -> tuple[str, str]:
 def check_compiled(precision: str, device: torch.device) -> None:
     """Raise RecipeError for a compiled tower that would be slower than one that is not.
 
-    Compiled attention multiplies transposed rows, for which oneDNN takes several times as long when it rounds their factors.
+    Compiled attention multiplies each place by its own copy of the weights, and all copies are rounded; without the copies
+    it is still no quicker than one that is not compiled.
     """
     if precision == FAST and device.type == "cpu":
         raise RecipeError(

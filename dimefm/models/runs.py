@@ -3,7 +3,8 @@
 ``run.json`` says what the folder holds. A CLIP trained here (``"kind": "clip"``) is also a whole open_clip folder
 (``open_clip_config.json``, ``open_clip_model.safetensors``). A distilled image tower (``"kind": "image-tower"``) keeps its
 weights in ``image_tower.safetensors`` under open_clip's names and the identity of the teacher whose text tower it uses; a
-distilled text tower (``"kind": "text-tower"``) likewise, in ``text_tower.safetensors``.
+distilled text tower (``"kind": "text-tower"``) likewise, in ``text_tower.safetensors``. A CLIP that learnt to compare
+patches with words keeps the maps of both in ``token_maps.safetensors``, and ``"token_maps"`` in the record says so.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dimefm.errors import ModelError
 
 FILE = "run.json"
 IMAGE_TOWER, TEXT_TOWER = "image_tower.safetensors", "text_tower.safetensors"
+TOKEN_MAPS = "token_maps.safetensors"
 KINDS = {"clip": "open_clip_model.safetensors", "image-tower": IMAGE_TOWER, "text-tower": TEXT_TOWER}  # kind -> weights
 
 

@@ -265,6 +265,16 @@ def build(spec: Spec, both_towers: bool, seed: int, batch_size: int = 2) -> tupl
         return tower.to(memory_format=torch.channels_last), open_clip.default_preprocess(spec.image_size)
 
 
+def patch_side(model: nn.Module) -> int:
+    """Return the side in pixels of the patches that an image tower cuts an image into without overlap, 1 if it does not.
+
+    Such a tower, as open_clip and timm build it, never sees the pixels that are left over at the right and the lower edge.
+    """
+    stem = next((part for part in model.visual.modules() if isinstance(part, nn.Conv2d) and part.in_channels == 3), None)
+    side = 1 if stem is None or stem.kernel_size != stem.stride else stem.stride[0]
+    return side if stem is not None and stem.padding == (0, 0) else 1
+
+
 def build_text(spec: Spec, seed: int) -> nn.Module:
     """Return the text tower of a spec with random weights drawn from ``seed``; raise ModelError when it cannot be built or
     run."""

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import torch
 from open_clip.model import CLIP, CustomTextCLIP
-from open_clip.transformer import TextTransformer
+from open_clip.transformer import ResidualAttentionBlock, TextTransformer, Transformer
 from torch import Tensor, nn
 
+from dimefm.models.precision import computing
 from dimefm.models.towers import TextTower
 
 TOLERANCE = 1e-4
@@ -50,6 +51,22 @@ class Trimmed:
         if parts.text_projection is None:
             return x
         return parts.text_projection(x) if isinstance(parts.text_projection, nn.Linear) else x @ parts.text_projection
+
+
+def places_first(model: nn.Module) -> nn.Module:
+    """Let the masked text tower that ``model`` has or is keep its places as the first axis, [L, N, D]; return ``model``.
+
+    Its rows stay the same. Under a mask torch's attention computes so anyway; of [N, L, D] it takes a transposed view, which
+    torch 2.15 multiplies by a copy of the weights for each place. To round all copies takes longer than the product itself.
+    """
+    text = getattr(model, "text", model)
+    transformer = getattr(text, "transformer", None)
+    if getattr(text, "attn_mask", None) is None or not isinstance(transformer, Transformer):
+        return model
+    if all(type(block) is ResidualAttentionBlock for block in transformer.resblocks):
+        for module in (transformer, *(block.attn for block in transformer.resblocks)):
+            module.batch_first = False
+    return model
 
 
 def trimmed(model: nn.Module) -> Trimmed | None:
@@ -101,6 +118,7 @@ def _difference(tower: Trimmed, model: nn.Module) -> float:
     tokens = torch.randint(embedding.num_embeddings - 1, (4, length), generator=noise)
     tokens[torch.arange(4), torch.arange(4).clamp(max=length - 1)] = end
     tokens = tokens.to(embedding.weight.device)
-    whole, cut = model.encode_text(tokens), tower.encode_text(tokens[:, : int(tower.lengths(tokens).max())])
+    with computing("fp32", tokens.device):
+        whole, cut = model.encode_text(tokens), tower.encode_text(tokens[:, : int(tower.lengths(tokens).max())])
     unit = nn.functional.normalize
     return float((unit(whole.float(), dim=-1) - unit(cut.float(), dim=-1)).abs().max())

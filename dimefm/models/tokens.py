@@ -91,7 +91,7 @@ def _image_tokens(encoder: Encoder, count: int, pixels: Tensor) -> Tensor:
 def _text_tokens(encoder: Encoder, count: int, tokens: Tensor) -> Tensor:
     lengths = encoder.lengths_read(tokens)
     tokens = tokens[:, : int(lengths.max())]
-    with computing(encoder._text_precision, encoder.device):
+    with computing(encoder.precision, encoder.device):
         found = dense.text(encoder.text_model, tokens.to(encoder.device, non_blocking=True))
         words = dense.projected(dense.text_parts(encoder.text_model).text_projection, found.states)
     return chosen(words, found.rows, count, lengths)
