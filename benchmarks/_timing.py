@@ -82,16 +82,16 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}"
 
 
-def interleaved(works: Mapping[str, Work], repeats: int) -> dict[str, float]:
+def interleaved(works: Mapping[str, Work], repeats: int, clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:
     """Return rows/s of each work: medians of ``repeats`` rounds after one not counted; each begins with another work."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
     names = list(works)
     for repeat in range(repeats + 1):
         turn = repeat % len(names)
         for name in names[turn:] + names[:turn]:
-            started = time.perf_counter()
+            started = clock()
             works[name].run(repeat)
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(clock() - started)
             if works[name].after:
                 works[name].after()
     return {name: works[name].rows / statistics.median(values[1:]) for name, values in seconds.items()}

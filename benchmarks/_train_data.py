@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +86,24 @@ def views(originals: Rows, packed: Rows, repeats: int) -> list[Line]:
                 f"views packed / pil, {name}", f"{what}: packed / by PIL", rates["packed"], "images/s", rates["pil"], PACKED
             ),
         ]
+    return lines
+
+
+def several(originals: Rows, repeats: int, counts: Sequence[int] = (2, 4)) -> list[Line]:
+    """Return images per second of CPU time whose views of one step are made together, against each view alone."""
+    ours, images, lines = Viewer.of(read(None, view="free"), None, PIXELS), [row.image or b"" for row in originals], []
+
+    def run(count: int, together: bool, repeat: int) -> None:
+        for number, image in enumerate(images):
+            shown = [(0, seed_of(repeat, number, view)) for view in range(count)]
+            for part in [shown] if together else [[one] for one in shown]:
+                ours.several(image, "", part)
+
+    for count in counts:
+        works = {way: Work(partial(run, count, way == "together"), len(images)) for way in ("together", "alone")}
+        rates = interleaved(works, repeats, time.process_time)
+        what = f"{count} views of {PIXELS} pixels of an image, CPU time: together / each alone"
+        lines.append(Line(f"{count} views together / alone", what, rates["together"], "images/s", rates["alone"]))
     return lines
 
 
@@ -167,7 +187,7 @@ def data(sizes: Sizes, steps: int) -> list[Line]:
         raise DataError(f"{sizes.folder}: no photos were made; ask for more than none")
     lines = packing(originals, sizes.folder / "packed")
     packed = open_rows([sizes.folder / "packed"])
-    lines += [*views(originals, packed, sizes.repeats), *differences(originals, packed)]
+    lines += views(originals, packed, sizes.repeats) + several(originals, sizes.repeats) + differences(originals, packed)
     return lines + share(sizes.folder / "packed", sizes.folder / "share", steps)
 
 

@@ -91,7 +91,11 @@ def runs_below(folder: Path) -> list[Run]:
 def _log(path: Path) -> list[dict]:
     """Return the lines of a log; the last one may be half written, and is then left out."""
     whole = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in whole]
+    lines = [json.loads(line) for line in whole]
+    for number, line in enumerate(lines, 1):
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+            raise ValueError(f"{path.name} line {number} has no 'step'")
+    return lines
 
 
 def _flat(table: dict, above: str = "") -> dict[str, object]:
@@ -152,12 +156,13 @@ def _saved(path: Path) -> Iterator[tuple[str, float]]:
     """Yield (name, value 0 to 1) of the scores that ``dimefm eval`` wrote; raise DataError when they cannot be read."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
+        by = ", by tokens" if result.get("by") == "tokens" else ""
         for score in result["scores"]:
             if "recall" in score:
                 found = zip(result["at"], score["recall"], strict=True)
                 yield from ((f"{score['direction']} R@{k}", float(value)) for k, value in found)
             else:
-                yield score["dataset"], float(score["value"])
+                yield f"{score['dataset']}{by}", float(score["value"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: cannot be read as scores ({error!r}); evaluate again, or remove the file") from error
 

@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,10 @@ class Recipe:
     texts_per_step: int | None = None  # sentences a batch (images, of a text tower); None: as many as batch_size
     accum_freq: int = 1  # batches of an optimizer step, whose loss and gradient are those of one large batch
 
-    # optimizer: AdamW; defaults are DIME-FM's
+    # AdamW; defaults are DIME-FM's
+    # "dime-fm": position and token embeddings do not decay, the cosine counts from the first step. "open_clip": all matrices
+    # decay, the cosine begins after the warm-up, as CLIP-KD, TinyCLIP and DeCLIP train
+    optimizer: str = "dime-fm"
     lr: float = 8e-4
     min_lr: float = 4e-5
     warmup_lr: float = 4e-6
@@ -141,16 +144,27 @@ class Recipe:
         return self.text.removeprefix("student:") if self.text.startswith("student:") else ""
 
     def to_toml(self) -> str:
-        """Return the recipe as TOML that :func:`read` accepts; unset fields are left out."""
-        lines = []
+        """Return the recipe as TOML that :func:`read` accepts.
+
+        Unset fields are left out, and those at their defaults that such a run does not look at.
+        """
+        lines, idle = [], _idle(self)
         for name, value in dataclasses.asdict(self).items():
-            if value is not None and name != "losses":
+            if value not in (None, ()) and name != "losses" and not (name in idle and value == FIELDS[name].default):
                 lines.append(f"{name} = {_toml(value)}")
         lines.append("\n[losses]")
         for name, settings in self.losses.items():
             inner = ", ".join(f"{key} = {_toml(value)}" for key, value in settings.items())
             lines.append(f'"{name}" = {{ {inner} }}')
         return "\n".join(lines) + "\n"
+
+
+def _idle(recipe: Recipe) -> set[str]:
+    """Return the fields that nothing looks at in what ``recipe`` trains."""
+    found = set(OF_IMAGES) if recipe.text_student else {"word_dropout"}
+    found |= set() if recipe.text == "student" else set(OF_PAIRS)
+    found |= set() if recipe.eval_root else WATCHING
+    return found | (set() if recipe.steps is None else {"epochs"})
 
 
 def _toml(value: object) -> str:
@@ -174,6 +188,7 @@ CHOICES = {
     "precision": ("fp32", "bf16"),
     "masked": ("apart", "contrast"),
     "text_augment": ("none", "eda"),
+    "optimizer": ("dime-fm", "open_clip"),
 }
 # a plain string is a tuple of one
 ONE_OR_MORE = ("image_cache", "text_cache", "eval_datasets", "neighbours", "image_tokens", "text_tokens")
@@ -199,6 +214,9 @@ POSITIVE = (
     "patience",
     "workers",
 )
+# what only a student of images looks at, and only what learns from pairs
+OF_IMAGES = ("student", "image_size", "image_mask", "views_per_step", "view", "augment", *AUGMENTATIONS["dime-fm"])
+OF_PAIRS = ("captions", "captions_per_step", "text_augment", "mask_words", "masked", "neighbours_among")
 WATCHING = {"eval_every", "eval_text_model", "patience"}  # may differ in a run that is resumed
 AT_LEAST_0 = ("min_lr", "warmup_lr", "warmup", "wd", "resize")
 SHARES = {"flip": "<= 1", "beta1": "< 1", "beta2": "< 1", "word_dropout": "< 1", "mask_words": "< 1", "image_mask": "< 1"}
@@ -235,10 +253,10 @@ def _augmented(table: dict) -> dict:
     return AUGMENTATIONS.get(name, {}) | table if isinstance(name, str) else table
 
 
-def assignments(flag: str, settings: Sequence[str], example: str) -> dict:
+def assignments(flag: str, settings: Sequence[str], example: str, known: Collection[str]) -> dict:
     """Return the keys and values of ``KEY=VALUE`` settings in TOML, as ``--set`` takes them.
 
-    Raises RecipeError naming the ``flag`` and an ``example`` for one that is not.
+    Raises RecipeError naming the ``flag``, and an ``example`` for one that is not or the nearest ``known`` key for another.
     """
     found: dict = {}
     for setting in settings:
@@ -247,6 +265,9 @@ def assignments(flag: str, settings: Sequence[str], example: str) -> dict:
         except tomllib.TOMLDecodeError as error:
             wanted = f"expected KEY=VALUE as in TOML, e.g. {example}, and words in quotes"
             raise RecipeError(f"{flag} {setting}: {wanted} ({error})") from error
+    unknown = next((key for key in found if key not in known), None)
+    if unknown is not None:
+        raise RecipeError(f"{flag} {unknown}: unknown key: {did_you_mean(unknown, known)}")
     return found
 
 

@@ -19,16 +19,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dimefm.cache.files import to_json, write_text
+from dimefm.cache.files import to_json, without_trace, write_text
 from dimefm.data.order import seed_of
-from dimefm.errors import CacheError, DataError, DimefmError, ModelError, RecipeError
+from dimefm.errors import CacheError, DataError, DimefmError, RecipeError
 from dimefm.losses import Features, Objective, Weighted, Words
-from dimefm.models import open_clip, runs, student
+from dimefm.models import open_clip, runs, student, token_maps
 from dimefm.models.encoder import PRECISIONS, pick_device
 from dimefm.progress import Progress
 from dimefm.provenance import libraries
-from dimefm.recipe import Recipe, changed, read
+from dimefm.recipe import Recipe
 from dimefm.training import boards, checkpoint, tasks
+from dimefm.training import folder as folders
 from dimefm.training.batches import Batch, prefetch
 from dimefm.training.ema import Ema
 from dimefm.training.gradients import Gradients, Outputs, Portion
@@ -54,14 +55,15 @@ def train(
     ``checkpoints/`` and, at the end, the weights and ``run.json``. ``scorer`` (``dimefm.monitor.scorer``) makes what
     measures the student on the recipe's ``eval_root``; ``ready`` is called when all checks are passed. Ctrl-C and SIGTERM
     leave a checkpoint behind. Raises a DimefmError before the first step when the recipe, its data and its caches do not
-    fit together.
+    fit together; ``out`` is then as it was before, but for the features that DIME-FM's form has brought there by then.
     """
     with joined(pick_device(recipe.device)) as world:
         say = echo if world.first else _nothing
-        if resume and (out / runs.FILE).exists() and not changed(recipe, read(out / "recipe.toml")):
-            say(f"{out}: finished already; nothing to do")
+        if resume and (over := folders.over(recipe, out)):
+            say(over)
             return out
-        run = Run(recipe, out, resume, say, world, scorer)
+        with without_trace(out):
+            run = Run(recipe, out, resume, say, world, scorer)
         ready()
         run.loop()
         return run.finish()
@@ -84,7 +86,7 @@ class Run:
         self.recipe, self.out, self.echo = recipe, out, echo
         self.world = world or World(device=pick_device(recipe.device))
         with self.world.first_alone():
-            _claim(recipe, out, resume)
+            folders.claim(recipe, out, resume)
         losses = [Weighted.of(name, settings) for name, settings in recipe.losses.items()]
         self.objective = Objective(losses, given=tasks.given(recipe))
         tasks.refuse_unneeded(recipe, self.objective.needs)
@@ -92,6 +94,8 @@ class Run:
             self.sources = open_sources(recipe, out)
         self._refuse_too_few()
         self.task = tasks.task(recipe, self.sources, self.world.places(recipe.batch_size))
+        if unseen := tasks.unseen(self.task):
+            self.echo(unseen)
         self.student = self.task.student(self.sources, self.objective, recipe.seed).to(self.world.device)
         self.steps_per_epoch = len(self.sources) / (recipe.batch_size * recipe.accum_freq)
         self.steps = recipe.steps or max(1, round(recipe.epochs * self.steps_per_epoch))
@@ -171,7 +175,10 @@ class Run:
                     (self.log.write if self._every(self.recipe.log_every) else self.log.count)(self.done, values)
                 bar.update(note=f"loss {values['total']:.4f}")
                 better, stopped = self._evaluate(), self.world.any(stopping.asked)
-                if self._every(self.recipe.save_every) or better or stopped or self._exhausted():
+                last = stopped or self._exhausted()
+                if last and self.log is not None:
+                    self.log.flush()
+                if self._every(self.recipe.save_every) or better or last:
                     self._save()
                 if stopped:
                     raise KeyboardInterrupt
@@ -312,13 +319,17 @@ class Run:
         with self.world.first_alone():
             if self.world.first:
                 self._write(self.out)
-                self.echo(closing(self.log, self.out / runs.KINDS[self.task.kind], self.watch))
+                self.echo(closing(self.log, self.out / runs.KINDS[self.task.kind], self.watch, self.steps))
         return self.out
 
+    @property
+    def _counting(self) -> student.Student:
+        """The student that counts, of averaged weights where there are any."""
+        return self.student if self.ema is None else self.ema.module
+
     def _finished(self) -> tuple[nn.Module, dict]:
-        """Return the model that counts, of averaged weights where there are any, and its config."""
-        counting = self.student if self.ema is None else self.ema.module
-        return counting.finished(self.task.spec.config)
+        """Return the model that counts and its config."""
+        return self._counting.finished(self.task.spec.config)
 
     def _write(self, folder: Path) -> None:
         """Make ``folder`` a run folder of the weights that count now."""
@@ -326,6 +337,7 @@ class Run:
         if task.kind == "clip":
             write_text(folder / open_clip.CONFIG, to_json({"model_cfg": config, "preprocess_cfg": task.preprocess}))
         runs.save_tensors(model.state_dict(), folder / runs.KINDS[task.kind])
+        maps = token_maps.keep(self._counting.learnt, self.objective, folder)
         teachers = [dataclasses.asdict(card) for card in self.sources.teachers]
         record = {
             "kind": task.kind,
@@ -340,31 +352,15 @@ class Run:
             **self._caches(),
             "libraries": libraries(),
         }
+        if maps is not None:
+            record["token_maps"] = maps
         if self.ema is not None:
             record["ema"] = self.recipe.ema
         if self.watch is not None and self.watch.record():
             record["best"] = {"at": "checkpoints/best", **self.watch.record()}
+            if self.watch.exhausted and self.done < self.steps:
+                record["without_improvement"] = self.watch.without
         write_text(folder / runs.FILE, to_json(record))
-
-
-def _claim(recipe: Recipe, out: Path, resume: bool) -> None:
-    """Make ``out`` this run's folder; raise when it holds a finished, unfinished or different run."""
-    if (out / runs.FILE).exists():
-        raise ModelError(f"{out}: holds a finished run already; choose another --out")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ModelError(f"{out}: cannot be made ({error.strerror}); choose another --out") from error
-    if not checkpoint.checkpoints(out):
-        return
-    if not resume:
-        raise ModelError(f"{out}: holds an unfinished run; go on with --resume, or choose another --out")
-    different = changed(recipe, read(out / "recipe.toml"))
-    if different:
-        raise RecipeError(
-            f"{out}: the run to resume has another recipe ({'; '.join(different)}: this call against the run); say what the "
-            "run says, or choose another --out"
-        )
 
 
 def _nothing(line: str) -> None:

@@ -213,7 +213,7 @@ def test_processes_that_want_one_file_do_not_disturb_each_other(tmp_path):
     ask = f"print(fetch('file://{source}', Path('{tmp_path}/near')))"
     code = f"from pathlib import Path; from dimefm.remote import fetch; {ask}"
     running = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    copies = {process.communicate(timeout=60)[0].strip() for process in running}
+    copies = {process.communicate(timeout=600)[0].strip() for process in running}
     assert [process.returncode for process in running] == [0, 0, 0]
     (copy,) = copies
     assert Path(copy).read_bytes() == source.read_bytes()

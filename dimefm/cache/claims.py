@@ -27,6 +27,16 @@ class Claim:
     def __init__(self, descriptor: int | None = None, alone: Path | None = None):
         self._descriptor, self._alone = descriptor, alone
 
+    def last(self) -> bool:
+        """Tell whether no other process shares what this one holds; from then on none can. False where nobody knows."""
+        try:
+            if fcntl is None or self._descriptor is None:
+                return False
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
+
     def release(self) -> None:
         """Give the claim back; twice does no harm."""
         if self._descriptor is not None:

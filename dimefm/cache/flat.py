@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dimefm.cache.claims import Claim, claim
 from dimefm.cache.files import Hashed, commit, sha256_file
 from dimefm.cache.manifest import ShardInfo
 from dimefm.errors import CacheError
@@ -48,7 +49,7 @@ def flat_copy(cache: FeatureCache, info: ShardInfo) -> Path:
 def check_flat(cache: FeatureCache, info: ShardInfo) -> None:
     """Raise CacheError when a flat copy is there and its bytes are not those of its seal."""
     path = flat_path(cache, info)
-    if _seal(path).exists() and (not path.exists() or sha256_file(path) != _seal(path).read_text("ascii").split()[0]):
+    if _seal(path).exists() and (not path.exists() or sha256_file(path) != _seal(path).read_text("utf-8").split()[0]):
         raise CacheError(f"{path}: not as its seal says; remove {path.name} and its .sha256, it is made anew")
 
 
@@ -57,23 +58,30 @@ def _seal(path: Path) -> Path:
 
 
 def _make(cache: FeatureCache, info: ShardInfo, path: Path) -> None:
-    here = f"{path.name}.{socket.gethostname()}."
-    part = path.with_name(f"{here}{os.getpid()}.{threading.get_ident()}.part")  # others may make it at once
-    little = np.dtype(cache.manifest.dtype).newbyteorder("<")
+    """Make a flat copy; of processes that want the same one, the first makes it where files can be locked."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_dead(path, here)
+        with claim(path.with_name(path.name + ".making"), wait=True) or Claim():
+            if not _seal(path).exists():
+                _write(cache, info, path)
+    except OSError as error:
+        raise CacheError(
+            f"{cache.scratch}: the flat copy of {info.file} cannot be written ({error.strerror}); make room or the folder "
+            "writable, name another folder with --scratch, or dimefm cache convert --format hdf5, which needs no copy"
+        ) from error
+
+
+def _write(cache: FeatureCache, info: ShardInfo, path: Path) -> None:
+    here = f"{path.name}.{socket.gethostname()}."
+    part = path.with_name(f"{here}{os.getpid()}.{threading.get_ident()}.part")  # without locks others may make it at once
+    little = np.dtype(cache.manifest.dtype).newbyteorder("<")
+    _remove_dead(path, here)
+    try:
         with Hashed(part) as file:
             for _, rows in cache.blocks(info):
                 file.write(np.ascontiguousarray(rows, dtype=little))
         commit(part, path)
-        part.write_text(f"{file.sha256}  {path.name}\n", encoding="ascii")
+        part.write_text(f"{file.sha256}  {path.name}\n", encoding="utf-8")
         commit(part, _seal(path))
-    except OSError as error:
-        raise CacheError(
-            f"{cache.scratch}: the flat copy of {info.file} cannot be written ({error.strerror}); make room or the folder "
-            "writable, or dimefm cache convert --format hdf5, which needs no copy"
-        ) from error
     finally:
         part.unlink(missing_ok=True)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dimefm.cache.claims import Claim
+from dimefm.cache.files import without_trace
 from dimefm.cache.manifest import FILE, Manifest
 from dimefm.cache.store import Store, open_store
 from dimefm.errors import CacheError
@@ -28,14 +30,34 @@ def planned(root: str | Path, scratch: str | Path | None = None) -> Manifest | N
     return None if text is None else header_of(store.where(PLAN), text)
 
 
-def presence(root: str | Path, *, shared: bool, scratch: str | Path | None = None) -> Claim:
-    """Claim the cache at ``root`` for writing, alone or together with others that write ``shared``; release it at the end.
+@contextlib.contextmanager
+def presence(root: str | Path, *, shared: bool, scratch: str | Path | None = None) -> Iterator[None]:
+    """Claim the cache at ``root`` for writing, alone or together with others that write ``shared``, until the block ends.
 
+    A block that ends in an error before any shard is finished leaves no plan behind, and no folder that was not there; an
+    interrupt is no error.
     Raises CacheError when another process writes there. A finished cache is not claimed to share the making of it.
     """
     store = open_store(root, scratch)
     if shared and store.size(FILE) is not None:
-        return Claim()
+        yield
+        return
+    with without_trace(store.root):
+        with planning(root, scratch):
+            found = _claimed(store, shared)
+        try:
+            yield
+        except Exception:
+            with planning(root, scratch):
+                if found.last():
+                    _forget_idle(store)
+                found.release()
+            raise
+        finally:
+            found.release()
+
+
+def _claimed(store: Store, shared: bool) -> Claim:
     try:
         found = store.claim(f"{PARTIAL}/writers", shared=shared)
     except OSError:
@@ -43,6 +65,17 @@ def presence(root: str | Path, *, shared: bool, scratch: str | Path | None = Non
     if found is None:
         raise CacheError(f"{store}: another process is writing there; wait until it has ended, or stop it")
     return found
+
+
+def _forget_idle(store: Store) -> None:
+    """Remove the plan of a cache of which no shard is finished: it binds nobody."""
+    records = {path.name for path in (store.root / PARTIAL).glob("*.json")} - {Path(PLAN).name, Path(REPLACED).name}
+    if records or store.size(FILE) is not None:
+        return
+    with contextlib.suppress(OSError):
+        if store.size(PLAN) is not None:
+            store.remove(SYNONYMS)
+        store.remove(PARTIAL)
 
 
 def planning(root: str | Path, scratch: str | Path | None = None) -> Claim:

@@ -301,8 +301,11 @@ class CacheWriter:
         return info
 
     def forget(self) -> None:
-        """Drop the records of finished shards, so that the next run reads every row again."""
+        """Drop finished shards that are in no cache yet, so that the next run reads every row again."""
         self.store.remove(PARTIAL)
+        for info in self.done.values() if self.found is None else ():
+            for suffix in self.format.SUFFIXES:
+                self.store.remove(info.file.removesuffix(self.format.SUFFIXES[-1]) + suffix)
 
     def seal(self) -> Manifest:
         """Write ``quarantine.jsonl`` and, last of all, ``manifest.json``; raise CacheError when a shard is missing.

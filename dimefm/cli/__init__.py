@@ -66,16 +66,12 @@ def explain(error: Exception) -> str | None:
     return None
 
 
-@click.group(cls=Main, modules=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Main, modules=COMMANDS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(dimefm.__version__, prog_name="dimefm")
 def main(debug: bool) -> None:
     """Distil a large CLIP into a small one, with no teacher in the training loop.
 
-    \b
-    dimefm extract-features   run the teacher once; write its features to shards
-    dimefm pack               make images small once, for quick training
-    dimefm train              train a student on cached features
-    dimefm eval elevater      zero-shot accuracy on up to 20 datasets
-    dimefm quickstart         all three on small real data, in minutes
+    Cache a teacher's features (extract-features), train a student on them (train), score it (eval elevater). To see all of
+    it on small real data, run dimefm quickstart.
     """

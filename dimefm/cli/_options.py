@@ -24,13 +24,16 @@ SELECTION = (
     click.option(
         "--split",
         metavar="A:B",
-        help="Of these, only rows whose keys hash to [A, B) of 0 to 1, as 0:0.9; photo.jpg#3 goes with photo.jpg.",
+        help="Of these, only a share, by a hash of the keys: 0:0.9, and 0.9:1 the rest; photo.jpg#3 goes with photo.jpg.",
     ),
     click.option("--limit", type=click.IntRange(1), metavar="N", help="Of these, only the first N."),
 )
 
 scratch_option = click.option(
-    "--scratch", type=click.Path(file_okay=False), help="Folder for local copies of remote files.  [~/.cache/dimefm]"
+    "--scratch",
+    type=click.Path(file_okay=False),
+    metavar="DIR",
+    help="Folder for local copies of remote files.  [~/.cache/dimefm]",
 )
 
 
@@ -108,7 +111,22 @@ class Lazy(click.Group):
 class ManyValues(click.Command):
     """A command whose repeatable options also take several values at once: ``--images a b c`` is ``--images a --images b
     --images c``, also after ``--images=a``, so that a shell may expand a pattern there. Underscores in option names are
-    read as dashes."""
+    read as dashes. ``sections`` (option -> heading) divide the options in ``--help``, each from that option on."""
+
+    def __init__(self, *args, sections: Mapping[str, str] | None = None, **settings):
+        super().__init__(*args, **settings)
+        self.sections = sections or {}
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options in their sections."""
+        found, heading = dict[str, list[tuple[str, str]]](), "Options"
+        for param in self.get_params(ctx):
+            heading = self.sections.get(param.opts[0], heading)
+            if (record := param.get_help_record(ctx)) is not None:
+                found.setdefault(heading, []).append(record)
+        for heading, records in found.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Repeat the flag before each further value, then parse as usual."""

@@ -20,14 +20,27 @@ class BatchSize(click.IntRange):
         return None if value == "auto" else super().convert(value, param, ctx)
 
 
-@click.command("extract-features", cls=ManyValues)
+SECTIONS = {
+    "--teacher": "What is encoded, and where it goes",
+    "--dataroot": "How sources are read",
+    "--rows": "Which of their rows",
+    "--format": "What the cache holds",
+    "--device": "The machine",
+    "--shard-range": "Many machines, and caches that grow",
+}
+
+
+@click.command(
+    "extract-features", cls=ManyValues, sections=SECTIONS, short_help="Run a teacher once; write its features to shards."
+)
 @click.option(
     "--teacher",
     "teachers",
     required=True,
     multiple=True,
     metavar="SPEC...",
-    help="ARCH/TAG, ARCH/FILE, FILE, folder, or ARCH/random:SEED. Several are all in memory at once.",
+    help="ARCH/TAG of open_clip, ARCH/FILE, FILE, folder (a run, too), or ARCH/random:SEED. Several are all in memory at "
+    "once.",
 )
 @click.option("--images", multiple=True, metavar="SRC...", help="Images: files, folders, patterns, .list files, or URLs.")
 @click.option("--texts", multiple=True, metavar="SRC...", help="Sentences, paired with nothing.")
@@ -38,6 +51,14 @@ class BatchSize(click.IntRange):
     help="Folder or URL; gets images/ and texts/, with several teachers in a folder of each.",
 )
 @click.option(
+    "--text-model",
+    metavar="SPEC",
+    help="When --teacher is a distilled run: where its own teacher lies now, or a text tower's run.",
+)
+@click.option("--estimate", is_flag=True, help="Print bytes, rows and time from a small probe, and write nothing.")
+@source_options
+@selection_options
+@click.option(
     "--format",
     "format_",
     default="hdf5",
@@ -45,44 +66,20 @@ class BatchSize(click.IntRange):
     type=click.Choice(plugins.names("caches")),
     help="Of the shards.",
 )
-@click.option("--dtype", type=click.Choice(["float16", "float32", "int8"]), help="[float16; tsv: float32, for DIME-FM]")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
-    "--precision",
-    default="fp32",
-    show_default=True,
-    type=click.Choice(["fp32", "fp32-fast", "bf16", "fp16", "auto"]),
-    help="Of the towers. fp32-fast: in products of matrices bf16 (CPU) or TF32 (GPU). auto: fp32-fast on a CPU, bf16 on a "
-    "GPU, where this machine is quicker in it, else fp32; of a cache that is there, its own.",
+    "--dtype",
+    type=click.Choice(["float16", "float32", "int8"]),
+    help="Of the numbers.  [float16; tsv: float32, for DIME-FM]",
 )
-@click.option("--compile", is_flag=True, help="Run the image tower compiled; needs a C++ compiler.")
-@click.option(
-    "--batch-size",
-    default="256",
-    show_default=True,
-    type=BatchSize(),
-    metavar="N|auto",
-    help="Rows encoded at once; fewer when memory runs out. auto: of images, measured here.",
-)
-@click.option(
-    "--workers", default=2, show_default=True, type=click.IntRange(1), help="Beside a GPU, threads that read and decode."
-)
-@click.option(
-    "--decoder",
-    default="turbo",
-    show_default=True,
-    type=click.Choice(["turbo", "pil"]),
-    help="Of images: libjpeg-turbo, upright; or open_clip's own transform to the bit.",
-)
+@click.option("--views", type=click.IntRange(1), metavar="K", help="Cache K random crops of each image.  [the centre view]")
+@click.option("--view-recipe", multiple=True, metavar="KEY=VALUE...", help="Of views: scale, ratio, flip, seed, as TOML.")
 @click.option(
     "--captions",
     default="first",
     show_default=True,
     type=click.Choice(["first", "all"]),
-    help="Of a row with several sentences.",
+    help="Which sentences of a row that has several.",
 )
-@click.option("--views", type=click.IntRange(1), metavar="K", help="Cache K random crops of each image.  [the centre view]")
-@click.option("--view-recipe", multiple=True, metavar="KEY=VALUE...", help="Of views: scale, ratio, flip, seed, as TOML.")
 @click.option(
     "--text-views",
     type=click.IntRange(1),
@@ -106,10 +103,41 @@ class BatchSize(click.IntRange):
     default="quarantine",
     show_default=True,
     type=click.Choice(["quarantine", "truncate"]),
-    help="Past the context length.",
+    help="What becomes of sentences past the context length.",
 )
-@source_options
-@selection_options
+@click.option(
+    "--decoder",
+    default="turbo",
+    show_default=True,
+    type=click.Choice(["turbo", "pil"]),
+    help="Of images: libjpeg-turbo, upright; or open_clip's own transform to the bit.",
+)
+@click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--precision",
+    default="fp32",
+    show_default=True,
+    type=click.Choice(["fp32", "fp32-fast", "bf16", "fp16", "auto"]),
+    help="Of the towers. fp32-fast: in products of matrices bf16 (CPU) or TF32 (GPU). auto: fp32-fast on a CPU, bf16 on a "
+    "GPU, where this machine is quicker in it, else fp32; of a cache that is there, its own.",
+)
+@click.option("--compile", is_flag=True, help="Run the image tower compiled; needs a C++ compiler.")
+@click.option(
+    "--batch-size",
+    default="256",
+    show_default=True,
+    type=BatchSize(),
+    metavar="N|auto",
+    help="Rows encoded at once; fewer when memory runs out. auto: of images, measured here.",
+)
+@click.option(
+    "--workers",
+    default=2,
+    show_default=True,
+    type=click.IntRange(1),
+    metavar="N",
+    help="Beside a GPU, threads that read and decode.",
+)
 @click.option("--shard-range", metavar="I/N", help="Do part I (from 0) of N parts of the shards, e.g. of a SLURM array.")
 @click.option("--shuffle-shards", type=int, metavar="SEED", help="Take the shards in random order; the cache is the same.")
 @click.option(
@@ -121,8 +149,6 @@ class BatchSize(click.IntRange):
 )
 @click.option("--append", is_flag=True, help="Add the source shards that the cache does not have yet.")
 @click.option("--retry-bad", is_flag=True, help="Try the quarantined rows of a finished cache again.")
-@click.option("--estimate", is_flag=True, help="Print bytes, rows and time from a small probe, and write nothing.")
-@click.option("--text-model", metavar="SPEC", help="Of a distilled run: where its teacher lies now, or a text tower's run.")
 def command(teachers, images, texts, out, format_, dtype, device, precision, engine, append, retry_bad, estimate, **flags):
     """Run a teacher once over images and sentences and cache its features.
 

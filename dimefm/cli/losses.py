@@ -18,7 +18,7 @@ NEEDS = {
 }
 
 
-@click.command("losses")
+@click.command("losses", short_help="List the losses of recipes, or describe some in full.")
 @click.argument("names", nargs=-1)
 def command(names):
     """List the losses that a recipe can weigh under [losses]; with NAMES, describe these in full.

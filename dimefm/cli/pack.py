@@ -10,7 +10,7 @@ from dimefm.cli._options import ManyValues, open_sources, selection_options, sou
 from dimefm.errors import DataError
 
 
-@click.command("pack", cls=ManyValues)
+@click.command("pack", cls=ManyValues, short_help="Make images small once, for quick training.")
 @click.argument("sources", nargs=-1, required=True, metavar="SRC...")
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write.")
 @click.option(

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 
-@click.command("prompts")
+@click.command("prompts", short_help="Write the class prompts of datasets as sentences.")
 @click.argument("datasets", nargs=-1)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File to write, one sentence a line.")
 def command(datasets, out):

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 
-@click.command("quickstart")
+@click.command("quickstart", short_help="All of it on small real data, in minutes.")
 @click.option(
     "--out", default="quickstart", show_default=True, type=click.Path(file_okay=False, path_type=Path), help="Folder."
 )

@@ -12,7 +12,7 @@ def command():
     """Look at training runs, finished or not."""
 
 
-@command.command("compare")
+@command.command("compare", short_help="Put runs side by side: their scores, their settings.")
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
 @click.option("--out", type=click.Path(path_type=Path), help="Gets the curves: a .png, or a folder for tables too.")
 def compare(runs, out):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ try:
 except ImportError:  # no wheel for this system: PIL reads the same pixels in more time
     simplejpeg = None
 
+Size = tuple[int, int]  # width, height in pixels
 PIXELS = 89_478_485  # PIL's own decompression-bomb limit
 RATIO = 1000  # of the longer to the shorter side; beyond it, resizing the shorter side would need gigabytes
 PACKED = re.compile(rb"dimefm packed from ([1-9]\d{0,8}) x ([1-9]\d{0,8})")  # the comment in a packed JPEG
@@ -77,17 +78,29 @@ class Photo(NamedTuple):
     size: tuple[int, int]
 
 
-Need = Callable[[int, int], tuple[float, float]]  # the image's (width, height) -> how many pixels it must keep of each
+Least = tuple[float, float]  # how many pixels of its width and height an image must keep
+Need = Callable[[int, int], Least]  # of an image's width and height
+ALL = (float("inf"), float("inf"))
+WHOLE = (0, 0)  # the size to decode at that means an image's own
 
 
 def photo_of(data: bytes, need: Need | None = None) -> Photo:
     """Return the image as :func:`pixels_of` reads it; with ``need``, perhaps at a half, a quarter or an eighth of its size,
     if the pixels that the need asks for are left. Raises BadRow as ``decode`` does."""
+    return photos_of(data, lambda *size: [ALL if need is None else need(*size)])[0]
+
+
+def photos_of(data: bytes, needs: Callable[[int, int], Sequence[Least]]) -> list[Photo]:
+    """Return what :func:`photo_of` does for each of several needs; those that are met at one size share their pixels."""
     with opened(data) as image:
-        size = original_size(image)
-        least = (float("inf"), float("inf")) if need is None else need(*size)
-        found = _turbo(data, image, least)
-        return Photo(np.array(upright(image)) if found is None else found, size)
+        size, decoded = original_size(image), dict[Size, np.ndarray]()
+        quick = simplejpeg is not None and plain(image)
+        sizes = [_reduced(image.size, least) if quick else WHOLE for least in needs(*size)]
+        for at in sizes:
+            if at not in decoded:
+                found = _turbo(data, at) if quick else None
+                decoded[at] = np.array(upright(image)) if found is None else found
+        return [Photo(decoded[at], size) for at in sizes]
 
 
 def pixels_of(data: bytes) -> np.ndarray:
@@ -132,14 +145,16 @@ def plain(image: Image.Image) -> bool:
     return straight and image.getexif().get(ExifTags.Base.Orientation, 1) == 1
 
 
-def _turbo(data: bytes, image: Image.Image, least: tuple[float, float]) -> np.ndarray | None:
-    """Return the pixels as libjpeg-turbo reads them, or None for an image that it must not or cannot read."""
-    if simplejpeg is None or not plain(image):
-        return None
-    reduced = (tuple(-(-side // factor) for side in image.size) for factor in REDUCTIONS)
-    width, height = next((size for size in reduced if size[0] >= least[0] and size[1] >= least[1]), (0, 0))
+def _reduced(size: Size, least: Least) -> Size:
+    """Return the smallest size that a JPEG of ``size`` is quickly decoded at with as many pixels as it must keep."""
+    reduced = ((-(-size[0] // factor), -(-size[1] // factor)) for factor in REDUCTIONS)
+    return next((found for found in reduced if found[0] >= least[0] and found[1] >= least[1]), WHOLE)
+
+
+def _turbo(data: bytes, at: Size) -> np.ndarray | None:
+    """Return the pixels of a plain JPEG as libjpeg-turbo reads them at that size, or None where it cannot."""
     try:
-        return simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width, strict=True)
+        return simplejpeg.decode_jpeg(data, "RGB", min_height=at[1], min_width=at[0], strict=True)
     except ValueError:  # damaged, or what it does not know
         return None
 

@@ -79,10 +79,18 @@ def shard_names(paths: list[Path], root: Path | None, scratch: str | Path | None
     common = Path(os.path.commonpath(outside)) if outside else None
     bases = [common if path.parent in outside else top for path in paths]
     names = [path.relative_to(base).as_posix() for path, base in zip(paths, bases, strict=True)]
+    strange = next((name for name in names if not name.isascii() and not _is_utf8(name)), None)
+    if strange is not None:
+        raise DataError(f"{strange!r}: the name is not UTF-8, so no manifest can hold it; rename the file or folder")
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise DataError(f"two sources are both called {twice}; give a --dataroot that holds them all")
     return names
+
+
+def _is_utf8(name: str) -> bool:
+    """Tell whether a name that the file system gave has no byte that is not UTF-8."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _allow_open_files(shards: int) -> None:
@@ -246,5 +254,7 @@ def _format_of(path: Path, kind: str) -> str:
     if len(claims) == 1:
         return claims[0]
     known = sorted({suffix for _, reader in readers(kind) for suffix in reader.SUFFIXES})
+    if kind != "text" and are_images([path.name]):
+        raise DataError(f"{path}: is one image; name its folder, or a table or .list of what is in several")
     found = f"it could be {' or '.join(claims)}" if claims else f"known endings: {' '.join(known)} or a folder of images"
     raise DataError(f"{path}: cannot tell its format for {kind} rows ({found}); say --input-format")

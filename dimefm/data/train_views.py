@@ -8,13 +8,14 @@ whole one.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from dimefm.data.augment import Augment
 from dimefm.data.colour import Colour
-from dimefm.data.images import Photo, photo_of
+from dimefm.data.images import Photo, photos_of
 from dimefm.data.resize import Box, Size, cropped, resized, scaled, shorter_side
 from dimefm.data.views import ViewPolicy
 from dimefm.recipe import Recipe
@@ -64,24 +65,33 @@ class Viewer(ABC):
         Pure in its arguments. Where the cache's views are replayed, ``key`` and ``view`` select the crop and ``seed`` the
         colours; else ``seed`` selects both.
         """
+        return self.several(data, key, [(view, seed)])[0]
+
+    def several(self, data: bytes, key: str, shown: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+        """Return what a call gives for each (view, seed), to the bit; what they share is decoded and resized once."""
         cuts: list[Cut] = []
 
-        def need(width: int, height: int) -> tuple[float, float]:
-            cuts.append(self.cut((width, height), key, view, seed))
-            return cuts[0].needs(self.size)
+        def needs(width: int, height: int) -> list[tuple[float, float]]:
+            cuts.extend(self.cut((width, height), key, view, seed) for view, seed in shown)
+            return [cut.needs(self.size) for cut in cuts]
 
-        photo = photo_of(data, need)
-        pixels = self._pixels(photo, cuts[0])
-        return pixels if self.colour is None else self.colour(pixels, seed)
+        photos, canvases = photos_of(data, needs), dict[tuple[Size, Size], np.ndarray]()
+        found = [self._pixels(photo, cut, canvases) for photo, cut in zip(photos, cuts, strict=True)]
+        if self.colour is None:
+            return found
+        return [self.colour(pixels, seed) for pixels, (_, seed) in zip(found, shown, strict=True)]
 
     @abstractmethod
     def cut(self, size: Size, key: str, view: int, seed: int) -> Cut:
         """Return where the view lies in an upright image of ``size``, its own before it was packed."""
 
-    def _pixels(self, photo: Photo, cut: Cut) -> np.ndarray:
+    def _pixels(self, photo: Photo, cut: Cut, canvases: dict[tuple[Size, Size], np.ndarray]) -> np.ndarray:
+        """Return the view of a decoded image; ``canvases`` are the image resized, by the sizes before and after."""
         pixels, size = photo.pixels, (photo.pixels.shape[1], photo.pixels.shape[0])
         if cut.canvas and size != cut.size:
-            pixels, size = resized(pixels, cut.size, "bicubic"), cut.size
+            if (size, cut.size) not in canvases:
+                canvases[size, cut.size] = resized(pixels, cut.size, "bicubic")
+            pixels, size = canvases[size, cut.size], cut.size
         found = cropped(pixels, scaled(cut.box, cut.size, size), (self.size, self.size), self.interpolation)
         return found[:, ::-1] if cut.flip else found
 

@@ -13,7 +13,7 @@ from dimefm.cache.plan import SYNONYMS, text_of
 from dimefm.cache.store import Store
 from dimefm.data.order import seed_of
 from dimefm.data.synonyms import Synonyms, built_in
-from dimefm.errors import BadRow, CacheError, RecipeError, did_you_mean
+from dimefm.errors import BadRow, CacheError, RecipeError
 from dimefm.recipe import assignments
 
 VERSION = 1  # of the function that draws: TextPolicy.draw; a cache of another version is not replayed
@@ -56,7 +56,7 @@ class TextPolicy:
             if settings:
                 raise RecipeError(f"--text-recipe {settings[0]}: describes text views; say how many with --text-views K")
             return None
-        given = assignments("--text-recipe", settings, "augment='eda'")
+        given = assignments("--text-recipe", settings, "augment='eda'", KINDS)
         for key, value in given.items():
             _check(key, value)
         if given.get("augment", "none") == "none":
@@ -146,8 +146,6 @@ def _table(sha256: str | None, store: Store | None) -> Synonyms | None:
 
 def _check(key: str, value: Any) -> None:
     """Raise RecipeError unless ``value`` is possible for a key of ``--text-recipe``."""
-    if key not in KINDS:
-        raise RecipeError(f"--text-recipe {key}: unknown key: {did_you_mean(key, KINDS)}")
     kind = KINDS[key]
     if type(value) not in ((int, float) if kind is float else (kind,)):
         raise RecipeError(f"--text-recipe: '{key}' is {value!r}; expected {kind.__name__}")

@@ -11,7 +11,7 @@ from dimefm.data.order import seed_of
 from dimefm.data.resize import Box
 from dimefm.data.tokens import TokenPolicy
 from dimefm.data.variants import TextPolicy
-from dimefm.errors import CacheError, RecipeError, did_you_mean
+from dimefm.errors import CacheError, RecipeError
 from dimefm.recipe import assignments, read
 
 VERSION = 1  # of the function that draws: Augment.draw, seeded as ViewPolicy.draw does
@@ -43,11 +43,8 @@ class ViewPolicy:
             if settings:
                 raise RecipeError(f"--view-recipe {settings[0]}: describes augmented views; say how many with --views K")
             return None
-        given = assignments("--view-recipe", settings, "scale=[0.5,1.0]")
         names = RECIPE | {"seed": "seed"}
-        unknown = next((key for key in given if key not in names), None)
-        if unknown is not None:
-            raise RecipeError(f"--view-recipe {unknown}: unknown key: {did_you_mean(unknown, names)}")
+        given = assignments("--view-recipe", settings, "scale=[0.5,1.0]", names)
         try:
             recipe = read(None, **{names[key]: value for key, value in given.items()})
         except RecipeError as error:

@@ -104,11 +104,9 @@ class Batches:
     def _views(self, row: Row, epoch: int, place: int) -> np.ndarray:
         """Return uint8 pixels [S, S, 3] of an image, [V, S, S, 3] of V views; of cached ones the next in each epoch."""
         count, policy = self.recipe.views_per_step, self.sources.views
-        found = []
-        for view in range(count):
-            seed = seed_of(self.recipe.seed, "view", place, *([view] if view else []))
-            number = (epoch * count + view) % policy.count if policy else 0
-            found.append(self.view(row.image, row.key, number, seed))
+        numbers = [(epoch * count + view) % policy.count if policy else 0 for view in range(count)]
+        seeds = [seed_of(self.recipe.seed, "view", place, *([view] if view else [])) for view in range(count)]
+        found = self.view.several(row.image, row.key, list(zip(numbers, seeds, strict=True)))
         return found[0] if count == 1 else np.stack(found)
 
     def _sentences(self, number: int, row: Row, place: int, epoch: int) -> list[str]:

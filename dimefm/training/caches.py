@@ -83,9 +83,12 @@ def _refuse_other_teachers(ours: Sequence[FeatureCache], theirs: Sequence[Featur
     for one, other in zip(ours, theirs, strict=False):
         different = strangers(one.manifest.encoder, other.manifest.encoder)
         if different:
+            elsewhere = any(not strangers(one.manifest.encoder, each.manifest.encoder) for each in theirs)
+            remedy = (
+                "name both kinds in the same order" if elsewhere else "extract one of them again with the other's teacher"
+            )
             raise CacheError(
-                f"{one.store} and {other.store} were made by different teachers ({'; '.join(different)}); extract one of "
-                "them again with the other's teacher"
+                f"{one.store} and {other.store} were made by different teachers ({'; '.join(different)}); {remedy}"
             )
 
 

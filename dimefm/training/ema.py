@@ -13,8 +13,9 @@ class Ema(AveragedModel):
     """A copy of ``model`` whose weights follow the model's slowly; ``module`` is that copy, in evaluation mode.
 
     After update n (from 0) a weight is d * average + (1 - d) * weight with d = ``min(decay, (1 + n) / (10 + n))``, in the
-    weight's own type (float32 in a run); the first update copies. Buffers (running statistics) are the model's own. The
-    state dict holds the number of updates too, so a restored average goes on bit for bit.
+    weight's own type (float32 in a run); the first update copies. Buffers (running statistics, rows seen lately) are the
+    model's own tensors, not copies. The state dict holds the number of updates too, so a restored average goes on bit for
+    bit.
 
     Source of the average: Polyak and Juditsky, 1992; of the growing decay: TensorFlow's
     ``tf.train.ExponentialMovingAverage`` with ``num_updates``. Raises ValueError unless 0 <= decay < 1.
@@ -24,6 +25,9 @@ class Ema(AveragedModel):
         if not 0 <= decay < 1:
             raise ValueError(f"decay is {decay}; expected 0 <= decay < 1")
         super().__init__(model, multi_avg_fn=_towards(decay))
+        for ours, theirs in zip(self.module.modules(), model.modules(), strict=True):
+            for name, buffer in theirs.named_buffers(recurse=False):
+                setattr(ours, name, buffer)
         self.requires_grad_(False).eval()
 
     @torch.no_grad()

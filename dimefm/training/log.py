@@ -45,6 +45,7 @@ class Log:
         self.bad = len(_lines(out / BAD_ROWS))
         self._started, self._aside = time.perf_counter(), 0.0
         self._before = (0, 0.0, 0.0)  # rows, seconds waited and seconds when the last line was written
+        self._unwritten: dict | None = None  # values of the last step where it has no line
 
     def __enter__(self) -> Log:
         with contextlib.ExitStack() as stack:
@@ -65,7 +66,7 @@ class Log:
 
     def count(self, step: int, values: dict) -> None:
         """Take note of a step that is not logged by itself."""
-        self.step, self.total = step, values["total"]
+        self.step, self.total, self._unwritten = step, values["total"], values
         self.rows += values["rows"]
         self.waited += values["waited"]
         self.bad += len(values["bad"])
@@ -75,15 +76,22 @@ class Log:
                 file.writelines(lines)
 
     def write(self, step: int, values: dict) -> dict:
-        """Log ``step`` (counted from 1) with the rate since the last logged step; return the line's fields.
+        """Log ``step`` (counted from 1); return the line's fields, see :meth:`flush`."""
+        self.count(step, values)
+        return self.flush()
+
+    def flush(self) -> dict:
+        """Log the last step with the rate since the last logged one; return the line's fields, {} where it was logged.
 
         Of the seconds since then ``data_s`` were waiting for data, a ``data_share`` of them; ``compute_s`` is the rest.
         """
-        self.count(step, values)
+        values, self._unwritten = self._unwritten, None
+        if values is None:
+            return {}
         rows, waited, before = self._before
         self._before = (self.rows, self.waited, self.seconds)
         seconds = max(self._before[2] - before, 1e-9)
-        line = {"step": step} | {k: v for k, v in values.items() if k not in ("rows", "waited", "bad")}
+        line = {"step": self.step} | {k: v for k, v in values.items() if k not in ("rows", "waited", "bad")}
         data = self.waited - waited
         line |= {"rows_per_s": (self.rows - rows) / seconds, "data_share": data / seconds}
         line |= {"data_s": data, "compute_s": seconds - data}
@@ -136,8 +144,9 @@ def _cosines(ours: Features, theirs: Features, parts: Mapping) -> dict[str, Tens
     return {name: (a * b).sum(-1).mean() for name, (a, b) in pairs.items() if a.shape == b.shape}
 
 
-def closing(log: Log, weights: Path, watch: Watch | None = None) -> str:
-    """Return what to say after training, in a few lines: what was done, how fast, how well, and where the weights lie."""
+def closing(log: Log, weights: Path, watch: Watch | None = None, steps: int | None = None) -> str:
+    """Return what to say after training, in a few lines: what was done of ``steps``, how fast, how well, and where the
+    weights lie."""
     rate, share = log.rows / max(log.seconds, 1e-9), log.waited / max(log.seconds, 1e-9)
     here = log.step - log.start
     resumed = f" ({here:,} of them in this call)" if log.start else ""
@@ -148,7 +157,8 @@ def closing(log: Log, weights: Path, watch: Watch | None = None) -> str:
         + (f", {log.bad:,} unreadable rows left out ({BAD_ROWS})" if log.bad else ""),
     ]
     if watch is not None and watch.record():
-        stopped = f"; stopped after {watch.without} evaluations without improvement" if watch.exhausted else ""
+        early = watch.exhausted and log.step != steps
+        stopped = f"; stopped early, evaluations in a row that were no better: {watch.without}" if early else ""
         at = log.out / "checkpoints" / "best"
         lines.append(f"best mean score {100 * watch.best:.2f} % after step {watch.best_step:,}: {at}{stopped}")
     return "\n".join([*lines, f"weights: {weights}"])

@@ -98,6 +98,8 @@ def check_form(recipe: Recipe) -> None:
     pairs, several = recipe.text == "student", recipe.captions_per_step > 1
     for name, does_nothing, what in (
         ("word_dropout", recipe.word_dropout and not recipe.text_student, "for a text tower (--text student:NAME)"),
+        ("student", recipe.student != Recipe.student and recipe.text_student, "for a student of images"),
+        ("image_size", recipe.image_size and recipe.text_student, "for a student of images"),
         ("image_mask", recipe.image_mask and recipe.text_student, "for a student of images"),
         ("captions = 'label'", recipe.captions == "label" and not pairs, "for pairs (--text student)"),
         ("eval_every", recipe.eval_every != Recipe.eval_every and recipe.eval_root is None, "for --eval-root"),

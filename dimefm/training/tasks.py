@@ -68,6 +68,19 @@ def sizes(model: nn.Module) -> dict[str, int]:
     return {**counts, "parameters": _count(model)}
 
 
+def unseen(task: Task) -> str | None:
+    """Return a note when the patches of an image tower leave a strip of each image over, which it never sees; else None."""
+    name, size = task.spec.name, task.spec.image_size
+    side = 1 if size is None else student.patch_side(task.model)
+    if size is None or size % side == 0:
+        return None
+    fits, left = size - size % side, f"{size % side} pixels at the right and the lower edge"
+    sizes = f"--image-size {fits} or {fits + side}" if fits else f"--image-size {side}"
+    return (
+        f"note: {name} cuts images of {size} pixels into patches of {side} and never sees {left}; {sizes} leaves none over"
+    )
+
+
 def given(recipe: Recipe) -> frozenset[str]:
     """Return what data and student of a recipe offer to its losses, in the words of :func:`~dimefm.losses.needs`."""
     pairs = recipe.text == "student"

@@ -287,3 +287,19 @@ def test_a_folder_of_image_and_text_files_asks_for_a_pattern(tmp_path, kind):
     with pytest.raises(DataError, match=rf"both image and text files .*image_00\.tsv, text_00\.tsv.*/{kind}\*\.tsv'"):
         open_rows([tmp_path], kind)
     assert names(open_rows([tmp_path / f"{kind}*.tsv"], kind)) == [f"{kind}_00.tsv"]
+
+
+@pytest.mark.parametrize("kind", ["image", "pair"])
+def test_an_image_is_no_source_and_its_folder_is_named(tree, picture, kind):
+    (tree / "one.JPG").write_bytes(picture(1, format="JPEG"))
+    with pytest.raises(DataError, match=r"one\.JPG: is one image; name its folder"):
+        open_rows([tree / "one.JPG"], kind)
+
+
+def test_a_folder_whose_name_no_manifest_can_hold_is_refused(tmp_path, picture):
+    folder = os.fsencode(tmp_path) + b"/nu\xff"
+    os.mkdir(folder)
+    with open(folder + b"/a.png", "wb") as file:
+        file.write(picture(1))
+    with pytest.raises(DataError, match="is not UTF-8, so no manifest can hold it; rename"):
+        open_rows([os.fsdecode(folder)], "image")

@@ -15,7 +15,7 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resiz
 from dimefm.data.augment import Augment
 from dimefm.data.colour import Colour
 from dimefm.data.decoders import decoder
-from dimefm.data.images import decode, jpeg_of, photo_of
+from dimefm.data.images import decode, jpeg_of, photos_of
 from dimefm.data.order import seed_of
 from dimefm.data.resize import scaled, shorter_side
 from dimefm.data.train_views import Viewer
@@ -89,8 +89,8 @@ def test_of_a_large_jpeg_fewer_pixels_are_decoded_and_the_view_stays_close(share
     photo = decode((shared_data / "odd_images/rgb.jpg").read_bytes()).resize((1600, 1200), Image.Resampling.BICUBIC)
     data = file_of(photo)
     monkeypatch.setattr(
-        "dimefm.data.train_views.photo_of",
-        lambda data, need: decoded.append(photo_of(data, need)) or decoded[-1],
+        "dimefm.data.train_views.photos_of",
+        lambda data, needs: decoded.extend(found := photos_of(data, needs)) or found,
     )
     for seed in range(4):
         found = Viewer.of(recipe, POLICY, 64)(data, f"k{seed}", seed % 3, seed)

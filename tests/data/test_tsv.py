@@ -223,3 +223,13 @@ def test_scanning_finds_every_line(tmp_path_factory, sentences):
     offsets = read_offsets(path)
     assert len(offsets) == len(sentences) + 1 and (np.diff(offsets) > 0).all()
     assert texts(path) == [s.replace("[unused0]", "person") for s in sentences]
+
+
+def test_lines_may_end_as_on_windows(tmp_path, picture):
+    """A caption keeps what it holds; a carriage return is no part of an image."""
+    image = base64.b64encode(picture(1))
+    (tmp_path / "image.tsv").write_bytes(b"a\t" + image + b"\r\nb\t" + image + b"\t7\r\n")
+    rows = open_rows([tmp_path / "image.tsv"], "image")
+    assert [(row.key, row.image, row.label) for row in rows] == [("a", picture(1), None), ("b", picture(1), 7)]
+    (tmp_path / "table.tsv").write_bytes(b"id\tcaption\r\n1\ta cat\r\n2\ta dog\r\n")
+    assert [row.texts for row in open_rows([tmp_path / "table.tsv"], "text")] == [("a cat",), ("a dog",)]

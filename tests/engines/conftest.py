@@ -32,7 +32,7 @@ def start(words, **environment):
 
 def ended(process):
     """Return (exit code, output, errors) of a started command."""
-    output, errors = process.communicate(timeout=300)
+    output, errors = process.communicate(timeout=600)
     return process.returncode, output, errors
 
 

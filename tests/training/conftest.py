@@ -11,7 +11,7 @@ from PIL import Image
 
 from dimefm.cache import CacheWriter, EncoderCard, FeatureCache, Manifest
 from dimefm.cache.writer import Bad
-from dimefm.recipe import read
+from dimefm.recipe import Recipe, read
 
 DIM, TEXTS = 8, 9
 TINY = {
@@ -160,6 +160,7 @@ class World:
         """Return a recipe that trains the tiny text tower on its own features and any images, or with ``per_row`` on as many
         sentences of each image."""
         base = {"images": (), "texts": [str(self.sentences(per_row))], "text": f"student:{self.tiny}", "steps": 6}
+        base["student"] = Recipe.student
         if per_row:
             return self.recipe(**{**base, "text_cache": (), "losses": {"clip.contrastive": {"weight": 1.0}}, **over})
         self.cache("tsv", "text", [("sentences.tsv", TEXTS)])

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dimefm.errors import ModelError
+from dimefm.losses._bank import Bank
 from dimefm.training import checkpoint
 from dimefm.training.ema import Ema, decay_at
 
@@ -62,6 +63,20 @@ def test_buffers_are_the_models_and_it_stays_in_evaluation_mode_without_gradient
     assert not ema.module.training and model.training
     assert not any(parameter.requires_grad for parameter in ema.parameters())
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_buffers_take_no_memory_of_their_own_not_even_a_ring_of_rows():
+    model = nn.ModuleDict({"net": net(), "bank": Bank(8, 4)})
+    ema = Ema(model, 0.9)
+    for seed in range(2):
+        stir(model["net"], seed)
+        model["bank"].push(torch.full((3, 4), float(seed)), "whole")
+        ema.update(model)
+    ours, theirs = dict(ema.module.named_buffers()), dict(model.named_buffers())
+    assert {"bank.rows", "bank.place", "net.1.running_mean"} <= ours.keys() == theirs.keys()
+    assert all(ours[name] is theirs[name] for name in ours)
+    weights = zip(ema.module.parameters(), model.parameters(), strict=True)
+    assert not any(average is weight for average, weight in weights)
 
 
 def test_a_restored_average_goes_on_bit_for_bit(tmp_path):

@@ -70,8 +70,8 @@ def test_free_views_of_a_step_differ_and_the_first_is_that_of_a_step_with_one(wo
     cuts = []
     for batches in (one, three):
         cuts.append([])
-        view = batches.view
-        batches.view = lambda *words, view=view, into=cuts[-1]: into.append(view.cut((24, 20), *words[1:])) or view(*words)
+        cut = batches.view.cut
+        batches.view.cut = lambda *words, cut=cut, into=cuts[-1]: into.append(cut(*words)) or into[-1]
         batches(0)
     assert [cut.box for cut in cuts[1][::3]] == [cut.box for cut in cuts[0]]
     assert len({cut.box for cut in cuts[1]}) > len(cuts[0])

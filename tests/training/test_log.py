@@ -67,7 +67,8 @@ def test_the_closing_lines_tell_of_a_resumed_run_its_bad_rows_and_its_best(tmp_p
         said = closing(log, tmp_path, watch)
     assert "6 steps (1 of them in this call), 4 rows" in said
     assert f"1 unreadable rows left out ({BAD_ROWS})" in said
-    assert f"best mean score 50.00 % after step 6: {tmp_path / 'checkpoints/best'}; stopped after 1 evaluations" in said
+    assert f"best mean score 50.00 % after step 6: {tmp_path / 'checkpoints/best'}; stopped early" in said
+    assert "evaluations in a row that were no better: 1" in said
 
 
 def test_what_an_interrupted_run_wrote_later_is_forgotten_evaluations_too(tmp_path):

@@ -1,8 +1,10 @@
-"""AdamW groups and the learning rate of DIME-FM's release."""
+"""AdamW groups and learning rates: those of DIME-FM's release and those of open_clip."""
 
 import math
 
+import numpy as np
 import pytest
+import timm
 import torch
 from timm.scheduler.cosine_lr import CosineLRScheduler
 
@@ -93,3 +95,27 @@ def test_adamw_takes_every_trainable_parameter_once_with_the_recipes_settings():
     assert decayed["eps"] == 1e-8
     assert [p.shape for p in decayed["params"]] == [(2, 3)]
     assert sorted(p.numel() for p in plain["params"]) == [2, 2, 2]
+
+
+@pytest.mark.parametrize(("warmup", "total"), [(4, 100), (40, 1000), (1, 7), (0, 5), (5, 5)])
+def test_open_clips_rate_is_that_of_its_scheduler(warmup, total):
+    """``open_clip_train.scheduler.cosine_lr`` in its own words; its least rate is 0."""
+    recipe = read(None, optimizer="open_clip", lr=8e-4, warmup_lr=0.0, min_lr=0.0)
+    for step in range(total):
+        if step < warmup:
+            expected = 8e-4 * (step + 1) / warmup
+        else:
+            expected = 0.5 * (1 + np.cos(np.pi * (step - warmup) / (total - warmup))) * 8e-4
+        assert learning_rate(step, warmup, total, recipe) == pytest.approx(expected, rel=1e-12)
+
+
+def test_as_open_clip_all_matrices_decay(vit):
+    decayed = {name for name, parameter in vit.items() if decays(name, parameter, "open_clip")}
+    assert decayed == {name for name, parameter in vit.items() if parameter.ndim > 1}
+    assert {"visual.positional_embedding"} == decayed - {name for name in vit if decays(name, vit[name])}
+
+
+def test_what_a_timm_model_names_does_not_decay():
+    model = timm.create_model("test_vit", num_classes=0)
+    kept = {name for name, parameter in model.named_parameters() if parameter.ndim > 1 and not decays(name, parameter)}
+    assert kept == {"pos_embed", "cls_token"} == set(model.no_weight_decay()) & set(dict(model.named_parameters()))

@@ -77,6 +77,7 @@ def test_every_field_survives_writing(tmp_path):
     fixed |= {"crop_scale": (0.5, 0.75), "crop_ratio": (0.5, 2.0), "eval_datasets": ("a", "b")}
     fixed |= {
         "masked": "contrast",
+        "optimizer": "open_clip",
         "text_augment": "eda",
         "neighbours": ("a",),
         "image_tokens": ("b",),

@@ -102,7 +102,7 @@ def test_ten_thousand_replays_in_another_process_and_resolution_without_one_mism
     recipe = read(None, batch_size=500, **options)
     load = Batches(open_sources(recipe, tmp_path), recipe, 24, None)
     command = [sys.executable, "-c", TEACHER, *recipe.images, json.dumps({"views": MANY.how()})]
-    drawn = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    teacher = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # draws while the student does
     seen, draw = {}, ViewPolicy.draw
 
     def record(self, key, view, width, height):
@@ -113,6 +113,7 @@ def test_ten_thousand_replays_in_another_process_and_resolution_without_one_mism
     for epoch in range(MANY.count):
         assert load(epoch).pixels.shape == (500, 24, 24, 3)
         assert len(seen) == 500 * (epoch + 1)
+    drawn = json.loads(teacher.communicate()[0])
     mismatches = [row for row, (box, flip) in seen.items() if [list(box), flip] != drawn[row]]
     assert (len(drawn), len(seen), mismatches) == (10_000, 10_000, [])
 

@@ -118,7 +118,10 @@ def test_one_teacher_has_no_head_and_the_weights_of_a_run_of_its_own(world):
     ("over", "message"),
     [
         ({"text_cache": ["texts"]}, "--image-cache names 2 caches and --text-cache 1; each teacher needs one of each"),
-        ({"text_cache": ["texts_b", "texts"]}, "images and .*texts_b were made by different teachers .*dim: 8 against 6"),
+        (
+            {"text_cache": ["texts_b", "texts"]},
+            "images and .*texts_b were made by different teachers .*dim: 8 against 6.*; name both kinds in the same order",
+        ),
         ({"image_cache": ["images", "texts_b"]}, "texts_b: holds text features, image features are needed"),
     ],
 )

@@ -1,5 +1,6 @@
 """What is measured on the way: averaged weights, the best ones, an early end, and all of it after an interruption."""
 
+import dataclasses
 import json
 
 import pytest
@@ -119,10 +120,40 @@ def test_patience_ends_the_run_as_a_finished_one_with_the_best_weights_noted(wor
     best = json.loads((out / "checkpoints/best/run.json").read_text())
     assert (best["steps"], best["best"]["step"], best["kind"]) == (4, 4, "image-tower")
     assert (out / "checkpoints/best/image_tower.safetensors").exists()
-    assert "stopped after 3 evaluations without improvement" in said[-1] and "10 steps" in said[-1]
+    assert "stopped early, evaluations in a row that were no better: 3" in said[-1] and "10 steps" in said[-1]
     again = []
     train(recipe, out, resume=True, echo=again.append, scorer=rising_until(2))
-    assert again == [f"{out}: finished already; nothing to do"]
+    assert again == [f"{out}: ended early, evaluations in a row that were no better: 3; a larger --patience goes on"]
+
+
+def test_an_ended_run_goes_on_with_more_patience_as_if_it_had_always_had_it(world):
+    out = train(watched(world, eval_every=1, steps=9, patience=2), world.root / "run", echo=quiet, scorer=rising_until(1))
+    assert json.loads((out / "run.json").read_text())["steps"] == 3
+    more = watched(world, eval_every=1, steps=9, patience=5)
+    train(more, out, resume=True, echo=quiet, scorer=rising_until(1))
+    assert json.loads((out / "run.json").read_text())["steps"] == 6
+    longest = dataclasses.replace(more, patience=None)
+    train(longest, out, resume=True, echo=quiet, scorer=rising_until(1))
+    alone = train(longest, world.root / "alone", echo=quiet, scorer=rising_until(1))
+    ours, theirs = ((folder / "image_tower.safetensors").read_bytes() for folder in (out, alone))
+    assert ours == theirs
+    said = []
+    train(longest, out, resume=True, echo=said.append, scorer=rising_until(1))
+    assert said == [f"{out}: finished already; nothing to do"]
+
+
+def test_patience_that_ends_with_the_last_step_stopped_nothing_early(world):
+    said = []
+    recipe = watched(world, steps=4, eval_every=2, patience=1)
+    out = train(recipe, world.root / "run", echo=said.append, scorer=rising_until(1))
+    assert "early" not in said[-1]
+    assert "without_improvement" not in json.loads((out / "run.json").read_text())
+
+
+def test_the_step_that_ends_a_run_is_logged(world):
+    recipe = watched(world, eval_every=1, steps=9, patience=2, log_every=2)
+    out = train(recipe, world.root / "run", echo=quiet, scorer=rising_until(1))
+    assert [line["step"] for line in lines(out) if "total" in line] == [2, 3]
 
 
 def test_a_run_killed_after_its_patience_ended_takes_no_further_step(world):

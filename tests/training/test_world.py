@@ -95,7 +95,7 @@ def together(request, tmp_path_factory, make_world):
     for number in (2, 3, 7, 8):  # of the pairs
         (world.root / f"{number}.png").write_bytes(b"no image")
     processes = start(request.param, str(SCRIPT), str(folder))
-    said = [process.communicate(timeout=100)[0] for process in processes]
+    said = [process.communicate(timeout=600)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * request.param, said
     return world, folder, request.param
 
@@ -233,11 +233,11 @@ def test_a_process_that_dies_ends_the_run_and_it_can_be_resumed(make_world, tmp_
     (tmp_path / "recipe.toml").write_text(recipe.to_toml())
     words = ("-m", "dimefm", "train", "--recipe", str(tmp_path / "recipe.toml"), "--out", str(tmp_path / "run"))
     processes = start(2, *words)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not checkpoint.checkpoints(tmp_path / "run") and time.monotonic() < deadline:
         time.sleep(0.2)
     processes[1].send_signal(number)
-    said = [process.communicate(timeout=120)[0] for process in processes]
+    said = [process.communicate(timeout=600)[0] for process in processes]
     assert processes[0].returncode not in (0, None)
     kept = checkpoint.checkpoints(tmp_path / "run")
     assert kept

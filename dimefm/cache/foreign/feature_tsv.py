@@ -32,7 +32,7 @@ def open_tsvs(paths: Sequence[Path]) -> list[Vectors]:
 
 def _first_dim(path: Path) -> int:
     with path.open("rb") as file:
-        value = file.readline().rstrip(b"\n").partition(b"\t")[2]
+        value = file.readline().rstrip(b"\r\n").partition(b"\t")[2]
     try:
         size = len(base64.b64decode(value, validate=True))
     except binascii.Error as error:

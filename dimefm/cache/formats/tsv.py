@@ -68,7 +68,7 @@ def parse(file: BinaryIO, number: int, dim: int, dtype: np.dtype) -> tuple[str, 
     line = file.readline(LONGEST_KEY + 2 * dim * dtype.itemsize + 16)
     if not line:
         raise ValueError(f"row {number}: missing, the file ends before it")
-    key, tab, value = line.removesuffix(b"\n").partition(b"\t")
+    key, tab, value = line.removesuffix(b"\n").removesuffix(b"\r").partition(b"\t")
     try:
         raw = base64.b64decode(value, validate=True)
     except binascii.Error as error:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 PROVENANCE = ("encoder_name", "weights_sha256", "logit_scale", "logit_bias", "tokenizer", "preprocess")
 
 
-@click.command("adopt", cls=ManyValues)
+@click.command("adopt", cls=ManyValues, short_help="Make a cache of feature files of others.")
 @click.argument("sources", nargs=-1, required=True, metavar="SRC...")
 @click.option("--out", required=True, metavar="DIR", help="Folder or URL of the cache.")
 @click.option("--kind", required=True, type=click.Choice(["image", "text"]), help="What was encoded.")
@@ -45,9 +45,10 @@ def command(sources, out, kind, format_, dtype, array, keys, rows_of, normalize,
     SRC are .npy or .npz arrays [rows, dimensions], DIME-FM's feature TSVs, .list files of these, or output folders of
     clip-retrieval. What is not stated about the encoder is recorded as unknown.
 
-    To train on them, say with --rows-of what was encoded: shards then have its names and keys, and columns and
-    --input-format are its. Without, shards are called like the feature files, and --key-column is of --keys (default: the
-    first column), of clip-retrieval's metadata (image_path) or of the .npz (keys).
+    To train on them, name with --rows-of the images or sentences that were encoded: shards get their names and keys, and
+    column options and --input-format say how they are read. Without it shards are called like the feature files, and
+    --key-column names the keys in --keys (default: the first column), in clip-retrieval's metadata (image_path) or in the
+    .npz (keys).
 
     \b
     Example:

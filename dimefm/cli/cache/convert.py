@@ -8,7 +8,7 @@ from dimefm import plugins
 from dimefm.cli._options import scratch_option
 
 
-@click.command("convert")
+@click.command("convert", short_help="Write a cache in another format or dtype.")
 @click.argument("root")
 @click.argument("out")
 @click.option("--format", "format_", type=click.Choice(plugins.names("caches")), help="Of the new shards.  [as it is]")

@@ -7,7 +7,7 @@ import click
 from dimefm.cli._options import scratch_option
 
 
-@click.command("diff")
+@click.command("diff", short_help="Say how two caches differ.")
 @click.argument("a")
 @click.argument("b")
 @click.option("--rows", default=4096, show_default=True, type=click.IntRange(1), help="Common rows to compare vectors of.")

@@ -9,7 +9,7 @@ import click
 from dimefm.cli.cache import caches
 
 
-@click.command("info")
+@click.command("info", short_help="Print what a cache holds and who made it.")
 @click.argument("root")
 def command(root):
     """Print what the cache at ROOT, a folder or URL, holds and who made it.

@@ -9,7 +9,7 @@ import click
 from dimefm.cli._options import scratch_option
 
 
-@click.command("neighbours")
+@click.command("neighbours", short_help="Find the nearest other rows of each row.")
 @click.argument("root")
 @click.option("--out", required=True, metavar="DIR", help="Folder or URL for the neighbours.")
 @click.option("--k", default=16, show_default=True, type=click.IntRange(1, 1024), help="Neighbours of each row.")

@@ -9,13 +9,13 @@ import click
 from dimefm.cli.cache import caches
 
 
-@click.command("quarantine")
+@click.command("quarantine", short_help="List the rows that a cache left out, and why.")
 @click.argument("root")
 @click.option("--summary", is_flag=True, help="Count the rows of each source instead of listing them.")
 def command(root, summary):
     """List the rows that the cache at ROOT left out: source, row, key, reason, separated by tabs.
 
-    ``extract-features --retry-bad`` tries them again.
+    dimefm extract-features --retry-bad tries them again.
 
     Example: dimefm cache quarantine cache/images
     """

@@ -8,7 +8,7 @@ from dimefm.cli._options import ManyValues, open_sources, selection_options, sou
 from dimefm.cli.cache import caches
 
 
-@click.command("verify", cls=ManyValues)
+@click.command("verify", cls=ManyValues, short_help="Check its files, or compare it with its teacher.")
 @click.argument("root")
 @click.option("--sha256", is_flag=True, help="Hash and read every shard instead of comparing sizes.")
 @click.option("--against-teacher", type=click.IntRange(1), metavar="N", help="Encode N random rows again and compare.")

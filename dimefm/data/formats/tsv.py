@@ -29,7 +29,7 @@ def claims(path: Path) -> bool:
     if index_path(path).exists():
         return True
     with path.open("rb") as file:
-        head = file.readline(1 << 16).rstrip(b"\n").split(b"\t")
+        head = file.readline(1 << 16).rstrip(b"\r\n").split(b"\t")
     return len(head) == 2 and not any(name in (b"filepath", b"title", b"text", b"caption") for name in head)
 
 
@@ -164,7 +164,7 @@ class TsvShard(Shard):
                 return Row(name, texts=captions(value.decode("utf-8")))
             except UnicodeDecodeError as error:
                 raise BadRow(f"is not UTF-8: {error.reason} at byte {error.start}") from error
-        image, _, label = value.partition(b"\t")
+        image, _, label = value.removesuffix(b"\r").partition(b"\t")
         try:
             return Row(name, image=base64.b64decode(image, validate=True), label=_label(label))
         except binascii.Error as error:
