@@ -1,4 +1,4 @@
-"""What many tests share: one thread, no waiting for the disk, real image bytes, a tiny teacher, and the way to real data."""
+"""What many tests share: one thread, real image bytes, a tiny teacher, and the way to ``../shared/data``."""
 
 import hashlib
 import io
@@ -23,17 +23,6 @@ settings.load_profile("dimefm")
 
 ROOT = Path(__file__).parents[1]
 TEACHER = "ResNet-mini-64/random:0"
-
-
-@pytest.fixture(scope="session", autouse=True)
-def power_stays_on():
-    """Do not wait for the disk in this process: fsync guards against a loss of power, which no test causes.
-
-    Commands that run in processes of their own keep it.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", os.fstat)  # a descriptor that is not open is still an error
-        yield
 
 
 @pytest.fixture(scope="session")
