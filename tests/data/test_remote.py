@@ -212,7 +212,7 @@ def test_pairs_bring_their_class_names_and_images_do_not(store, scratch):
         ("photos", "text", r"tree/photos: no files of sentences in this folder"),
         ("both", "text", r"tree/both: holds both image and text files .*with a pattern, like '.*/tree/both/text\*\.tsv'"),
         ("stray", "image", r"tree/stray: holds images and 1 shard file \(a\.csv\); say --input-format folder"),
-        ("photos/cat/1.png", "image", "cannot tell its format"),
+        ("photos/cat/1.png", "image", "is one image; name its folder"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_as_here(store, scratch, picture, source, kind, reason):
