@@ -26,9 +26,15 @@ def over(recipe: Recipe, out: Path) -> str:
 
 
 def claim(recipe: Recipe, out: Path, resume: bool) -> None:
-    """Make ``out`` this run's folder; raise when it holds a finished, unfinished or different run."""
-    if (out / runs.FILE).exists() and (not resume or changed(recipe, read(out / "recipe.toml"))):
-        raise ModelError(f"{out}: holds a finished run already; choose another --out")
+    """Make ``out`` this run's folder; raise when it holds a finished, unfinished or different run.
+
+    One that is not :func:`over` goes on from its last checkpoint; without any it stays what it is.
+    """
+    if (out / runs.FILE).exists():
+        if not resume or changed(recipe, read(out / "recipe.toml")):
+            raise ModelError(f"{out}: holds a finished run already; choose another --out")
+        if not checkpoint.checkpoints(out):
+            raise ModelError(f"{out}: holds an ended run without checkpoints to go on from; choose another --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

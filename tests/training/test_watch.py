@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from dimefm.cli import main
-from dimefm.errors import RecipeError
+from dimefm.errors import ModelError, RecipeError
 from dimefm.train import Run, train
 from dimefm.training import checkpoint
 from dimefm.training.ema import decay_at
@@ -140,6 +141,16 @@ def test_an_ended_run_goes_on_with_more_patience_as_if_it_had_always_had_it(worl
     said = []
     train(longest, out, resume=True, echo=said.append, scorer=rising_until(1))
     assert said == [f"{out}: finished already; nothing to do"]
+
+
+def test_an_ended_run_without_checkpoints_is_not_begun_anew_in_its_place(world):
+    recipe = watched(world, eval_every=1, steps=9, patience=2)
+    out = train(recipe, world.root / "run", echo=quiet, scorer=rising_until(1))
+    shutil.rmtree(out / "checkpoints")
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(ModelError, match="ended run without checkpoints to go on from; choose another --out"):
+        train(dataclasses.replace(recipe, patience=5), out, resume=True, echo=quiet, scorer=rising_until(1))
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
 
 
 def test_patience_that_ends_with_the_last_step_stopped_nothing_early(world):
