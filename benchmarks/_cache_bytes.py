@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 from benchmarks._cache_data import Real, header, real, write
 from benchmarks._timing import Line
 from dimefm.cache import FeatureCache
-from dimefm.cache.code import Fit
 from dimefm.cache.convert import convert
+from dimefm.cache.int8 import Fit
 
 SCALE = 100.0
 FORMS = (("hdf5", "float16"), ("hdf5", "int8"), ("parquet", "float16"), ("parquet", "int8"), ("tsv", "float32"))

@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks._cache_data import Sizes, cut, header, made, names, spooled, write
 from benchmarks._timing import Line, Work, interleaved
-from dimefm.cache.files import commit
+from dimefm.storage.files import commit
 
 SHARDS = 10
 GOAL = (">=", 0.5)

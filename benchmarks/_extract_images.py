@@ -18,10 +18,10 @@ from benchmarks._extract_data import Photos, Sizes
 from benchmarks._timing import Line, Work, interleaved
 from dimefm.cache import FeatureCache
 from dimefm.data import open_rows
-from dimefm.data.decoders import decoder
-from dimefm.data.images import pixels_of
-from dimefm.extract import Report, Settings, extract
+from dimefm.data.images.decode import pixels_of
+from dimefm.extract.extract import Report, Settings, extract
 from dimefm.models.encoder import Encoder
+from dimefm.models.preprocess import decoder
 
 GOALS = {
     "ViT-B-32": {"eager bare": 0.95, "compiled bare": 1.05, "eager script": 1.18, "compiled script": 1.3},

@@ -34,7 +34,7 @@ def watch(kind: str, out: Path, batch: int, sources: list[str]) -> dict[str, flo
     """Extract with a tiny encoder and return what it held."""
     from benchmarks._extract_models import TINY
     from dimefm.data import open_rows
-    from dimefm.extract import Settings, extract
+    from dimefm.extract.extract import Settings, extract
     from dimefm.models.encoder import load_encoder
 
     encoder, rows, stop, seen = load_encoder(TINY, "cpu"), open_rows(sources, kind), threading.Event(), dict[int, float]()

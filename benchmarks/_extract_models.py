@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dimefm.models import open_clip
 from dimefm.models.encoder import Encoder, load_encoder
-from dimefm.models.precision import chosen
+from dimefm.models.inference.precision import chosen
 
 TINY = "ResNet-mini-64/random:0"
 LIGHT = {

@@ -13,7 +13,7 @@ from benchmarks._extract_data import Sizes, captions, jpeg, tar_of, written
 from benchmarks._extract_models import TINY
 from benchmarks._timing import Line
 from dimefm.data import open_rows
-from dimefm.extract import Settings, extract
+from dimefm.extract.extract import Settings, extract
 from dimefm.models.encoder import load_encoder
 
 GOAL = ("<=", 2.0)

@@ -11,7 +11,7 @@ from benchmarks import _extract_peers as peers
 from benchmarks._extract_data import Sizes, captions, written
 from benchmarks._extract_images import Ours
 from benchmarks._timing import Line, Work, interleaved
-from dimefm.extract import Settings
+from dimefm.extract.extract import Settings
 from dimefm.models import open_clip
 
 UNIT = "sentences/s"

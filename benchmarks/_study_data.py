@@ -14,13 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dimefm.cache.files import write_text
 from dimefm.data import Rows, open_rows
-from dimefm.data.order import seed_of
-from dimefm.data.select import parse_split, within
+from dimefm.data.selection import parse_split, within
 from dimefm.errors import BadRow
-from dimefm.eval.benchmark import for_folder, prompts
-from dimefm.training.captions import Captions
+from dimefm.evaluate.benchmark import for_folder, prompts
+from dimefm.runtime.seeding import seed_of
+from dimefm.storage.files import write_text
+from dimefm.train.inputs.captions import Captions
 
 SEED = 7
 CAPTIONS = 4  # of an image at most, all different

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks._study_cells import Cell, Group, Plan
 from benchmarks._study_run import results
-from dimefm.cache.files import write_text
+from dimefm.storage.files import write_text
 
 TABLE, PLOT = "study.md", "study.png"
 SHOWN = {"zero-shot": "cifar-10", "retrieval": "text to image R@1"}

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from benchmarks import _study_data
 from benchmarks._study_cells import FOLDER, Cell, Plan, cache_commands, caches_of, commands
-from dimefm.cache.files import to_json, write_text
 from dimefm.errors import DataError, DimefmError
+from dimefm.storage.files import to_json, write_text
 
 RESULTS, MADE = "results.jsonl", "made.json"
 Start = Callable[[Sequence[str], Path, Path], float]

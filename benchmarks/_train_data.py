@@ -23,14 +23,14 @@ from benchmarks._extract_data import Sizes, photos, real
 from benchmarks._timing import Line, Work, interleaved, table
 from dimefm.cache import CacheWriter, EncoderCard, Manifest
 from dimefm.data import Rows, open_rows
-from dimefm.data.augment import Augment
-from dimefm.data.images import decode
-from dimefm.data.order import seed_of
-from dimefm.data.train_views import Viewer
+from dimefm.data.images.decode import decode
+from dimefm.data.images.random_crop import Augment
+from dimefm.data.packed.pack import Settings, pack
 from dimefm.errors import DataError
-from dimefm.pack import Settings, pack
 from dimefm.recipe import Recipe, read
-from dimefm.train import train
+from dimefm.runtime.seeding import seed_of
+from dimefm.train.inputs.student_views import Viewer
+from dimefm.train.trainer import train
 
 PIXELS, DIM, WARM = 224, 512, 1  # side of a view, dimension of features, steps that are not counted
 STUDENT, BATCH = "ViT-T-16", 64

@@ -19,8 +19,8 @@ from benchmarks._cache_data import made
 from benchmarks._dime_fm_tsv import Composite
 from benchmarks._timing import Line, Work, interleaved
 from dimefm.recipe import Recipe, read
-from dimefm.training.batches import Batches, features_of
-from dimefm.training.sources import open_sources
+from dimefm.train.inputs.image_batches import Batches, features_of
+from dimefm.train.inputs.sources import open_sources
 
 DIM, PIXELS, SIDE, PICTURES = 512, 224, 128, 16  # of a feature; sides of a view and of the images; how many differ
 BATCH, BATCHES, FEW = 64, 4, 12  # rows a batch and batches a round; rows of the slow way in a round

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from benchmarks._timing import Line, Work, interleaved
 from dimefm.data import Rows, open_rows
 from dimefm.data.formats import parquet
-from dimefm.data.order import Blocks, Mixed, Order, Shuffled, Spans
+from dimefm.train.inputs.sampler import Blocks, Mixed, Order, Shuffled, Spans
 
 BATCH, TAKES = 640, 50
 SIZES = (10_000, 160_000, 2_560_000, 10_240_000)  # as far below a power of 4 each: a permutation walks over what is above

@@ -28,8 +28,8 @@ from benchmarks._timing import Line, Work, interleaved
 from benchmarks._train_loader import recipe_of, tsvs
 from benchmarks._train_losses import PAGES, resident
 from dimefm.models import open_clip
-from dimefm.train import Run
-from dimefm.training.batches import Batch
+from dimefm.train.inputs.image_batches import Batch
+from dimefm.train.trainer import Run
 
 PLAIN, LIVE = ("<=", 1.02), 0.9  # a cached step / a plain one; share of the arithmetic bound that is to be reached
 PORTIONS = 4

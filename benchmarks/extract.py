@@ -23,7 +23,7 @@ from benchmarks._extract_memory import memory
 from benchmarks._extract_resume import resume
 from benchmarks._extract_sentences import sentences, tokenizing
 from benchmarks._timing import Line, machine, record, table
-from dimefm.provenance import libraries
+from dimefm.runtime.versions import libraries
 
 DATA = Path(__file__).parents[2] / "shared/data"
 PARTS = ("images", "light", "decode", "sentences", "tokenizer", "resume", "memory")

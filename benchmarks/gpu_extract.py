@@ -29,10 +29,10 @@ from benchmarks._extract_data import Photos, Sizes, captions, photos, real, writ
 from benchmarks._extract_images import UNIT, Ours
 from benchmarks._timing import Line, Work, interleaved, machine, record, table
 from benchmarks.extract import DATA
-from dimefm.extract import Settings
+from dimefm.extract.extract import Settings
 from dimefm.models.encoder import Encoder, load_encoder
-from dimefm.models.precision import PRECISIONS, computing
-from dimefm.provenance import libraries
+from dimefm.models.inference.precision import PRECISIONS, computing
+from dimefm.runtime.versions import libraries
 
 GOAL = (">=", 0.9)
 READY = 4  # batches that the bare loop goes round

@@ -24,7 +24,7 @@ from benchmarks._train_loader import loader
 from benchmarks._train_losses import losses
 from benchmarks._train_order import dealt, read
 from benchmarks._train_steps import accumulation, steps
-from dimefm.provenance import libraries
+from dimefm.runtime.versions import libraries
 
 DATA = Path(__file__).parents[2] / "shared/data"
 PARTS = ("steps", "accumulation", "loader", "losses", "order", "data")

@@ -2,9 +2,9 @@
 
 Importing this package imports no torch; the verbs do::
 
-    from dimefm.extract import extract
-    from dimefm.train import train
-    from dimefm.evaluate import evaluate
+    from dimefm.extract.extract import extract
+    from dimefm.train.trainer import train
+    from dimefm.evaluate.zero_shot import evaluate
 """
 
 from importlib.metadata import PackageNotFoundError, version

@@ -6,9 +6,9 @@ kind         one file each                name
 losses       ``losses/dime.py``           ``dime.pvl``: file, then a name in ``__all__``
 caches       ``cache/formats/hdf5.py``    ``hdf5``
 sources      ``data/formats/tar.py``      ``tar``
-benchmarks   ``eval/benchmarks/dtd.toml`` ``dtd``
+benchmarks   ``evaluate/benchmarks/dtd.toml`` ``dtd``
 students     ``models/students/x.json``   ``x``
-engines      ``engines/ray.py``           ``ray``
+engines      ``extract/engines/ray.py``   ``ray``
 ============ ============================ ===========================================
 
 Adding a thing is adding its file. Files that begin with an underscore are private.
@@ -28,9 +28,9 @@ FOLDERS = {
     "losses": ("losses", ".py"),
     "caches": ("cache/formats", ".py"),
     "sources": ("data/formats", ".py"),
-    "benchmarks": ("eval/benchmarks", ".toml"),
+    "benchmarks": ("evaluate/benchmarks", ".toml"),
     "students": ("models/students", ".json"),
-    "engines": ("engines", ".py"),
+    "engines": ("extract/engines", ".py"),
 }
 
 NOUNS = {

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dimefm import plugins
-from dimefm.cache.code import Fit
+from dimefm.cache.int8 import Fit
 from dimefm.cache.manifest import Manifest
 from dimefm.cache.plan import SYNONYMS, presence, text_of
 from dimefm.cache.quarantine import quarantined

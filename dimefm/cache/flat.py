@@ -11,26 +11,41 @@ import glob
 import os
 import socket
 import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
-from dimefm.cache.claims import Claim, claim
-from dimefm.cache.files import Hashed, commit, sha256_file
-from dimefm.cache.manifest import ShardInfo
+from dimefm.cache.manifest import Manifest, ShardInfo
 from dimefm.errors import CacheError
+from dimefm.storage.files import Hashed, commit, sha256_file
+from dimefm.storage.locks import Claim, claim
 
-if TYPE_CHECKING:
-    from dimefm.cache.reader import FeatureCache
+
+class CheckedShards(Protocol):
+    """What a flat copy is made from: the shards of an opened cache, as ``FeatureCache`` reads them."""
+
+    manifest: Manifest
+    scratch: Path
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+
+    def check_sha256(self, info: ShardInfo) -> None:
+        """Raise CacheError when the bytes of a shard are not those recorded."""
+
+    def blocks(self, info: ShardInfo) -> Iterator[tuple[list[str], np.ndarray]]:
+        """Yield (keys, stored rows) of a shard in blocks."""
 
 
-def flat_path(cache: FeatureCache, info: ShardInfo) -> Path:
+def flat_path(cache: CheckedShards, info: ShardInfo) -> Path:
     """Return where the flat copy of a shard lies, whether it is there or not."""
     return cache.scratch / f"{info.file.replace('/', '%2F')}.{info.sha256[:16]}.flat"
 
 
-def flat_copy(cache: FeatureCache, info: ShardInfo) -> Path:
+def flat_copy(cache: CheckedShards, info: ShardInfo) -> Path:
     """Return the flat copy of a shard, made from the whole and checked shard when there is none.
 
     Raises CacheError when the shard is damaged, or the copy has another size or cannot be written.
@@ -46,7 +61,7 @@ def flat_copy(cache: FeatureCache, info: ShardInfo) -> Path:
     return path
 
 
-def check_flat(cache: FeatureCache, info: ShardInfo) -> None:
+def check_flat(cache: CheckedShards, info: ShardInfo) -> None:
     """Raise CacheError when a flat copy is there and its bytes are not those of its seal."""
     path = flat_path(cache, info)
     if _seal(path).exists() and (not path.exists() or sha256_file(path) != _seal(path).read_text("utf-8").split()[0]):
@@ -57,7 +72,7 @@ def _seal(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
-def _make(cache: FeatureCache, info: ShardInfo, path: Path) -> None:
+def _make(cache: CheckedShards, info: ShardInfo, path: Path) -> None:
     """Make a flat copy; of processes that want the same one, the first makes it where files can be locked."""
     try:
         with claim(path.with_name(path.name + ".making"), wait=True) or Claim():
@@ -70,7 +85,7 @@ def _make(cache: FeatureCache, info: ShardInfo, path: Path) -> None:
         ) from error
 
 
-def _write(cache: FeatureCache, info: ShardInfo, path: Path) -> None:
+def _write(cache: CheckedShards, info: ShardInfo, path: Path) -> None:
     here = f"{path.name}.{socket.gethostname()}."
     part = path.with_name(f"{here}{os.getpid()}.{threading.get_ident()}.part")  # without locks others may make it at once
     little = np.dtype(cache.manifest.dtype).newbyteorder("<")

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dimefm.cache.code import Code
-from dimefm.cache.store import Store, open_store, safe
+from dimefm.cache.int8 import Code
 from dimefm.errors import CacheError
+from dimefm.storage.stores import Store, open_store, safe
 
 VERSION = 1
 FILE = "manifest.json"

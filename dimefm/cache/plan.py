@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from dimefm.cache.claims import Claim
-from dimefm.cache.files import without_trace
 from dimefm.cache.manifest import FILE, Manifest
-from dimefm.cache.store import Store, open_store
 from dimefm.errors import CacheError
+from dimefm.storage.files import without_trace
+from dimefm.storage.locks import Claim
+from dimefm.storage.stores import Store, open_store
 
 QUARANTINE = "quarantine.jsonl"
 SYNONYMS = "synonyms.tsv"  # the table that text views were drawn with, where it is not the built-in one

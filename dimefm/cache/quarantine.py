@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 from dimefm.cache.manifest import Manifest
 from dimefm.cache.plan import QUARANTINE
-from dimefm.cache.store import Store
 from dimefm.cache.writer import Bad
 from dimefm.errors import CacheError
+from dimefm.storage.stores import Store
 
 
 def quarantined(store: Store, manifest: Manifest) -> Iterator[tuple[str, Bad]]:

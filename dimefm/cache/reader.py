@@ -15,12 +15,12 @@ from types import ModuleType
 import numpy as np
 
 from dimefm import plugins
-from dimefm.cache.code import Code
-from dimefm.cache.files import KeyDigest, companions_sha256, sha256_file
 from dimefm.cache.flat import check_flat, flat_copy, flat_path
+from dimefm.cache.int8 import Code
 from dimefm.cache.manifest import Manifest, ShardInfo
-from dimefm.cache.store import open_store
 from dimefm.errors import CacheError
+from dimefm.storage.files import KeyDigest, companions_sha256, sha256_file
+from dimefm.storage.stores import open_store
 
 DAMAGE = (ValueError, OSError, KeyError, RuntimeError, TypeError, MemoryError)  # what h5py, pyarrow and numpy raise
 RESIDENT = 1 << 30  # bytes of rows up to which a cache is mapped; of a larger one every row is read by itself

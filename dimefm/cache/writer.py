@@ -19,8 +19,6 @@ from pathlib import Path
 import numpy as np
 
 from dimefm import plugins
-from dimefm.cache.claims import Claim
-from dimefm.cache.files import Hashed, companions_sha256, sha256_keys, to_json
 from dimefm.cache.manifest import FILE, Manifest, ShardInfo, differences
 from dimefm.cache.plan import (
     PARTIAL,
@@ -33,9 +31,11 @@ from dimefm.cache.plan import (
     source_differences,
     text_of,
 )
-from dimefm.cache.spool import Spool, Spooled, stored
-from dimefm.cache.store import open_store
+from dimefm.cache.row_buffer import Spool, Spooled, stored
 from dimefm.errors import CacheError
+from dimefm.storage.files import Hashed, companions_sha256, sha256_keys, to_json
+from dimefm.storage.locks import Claim
+from dimefm.storage.stores import open_store
 
 BUFFER = 1 << 20  # bytes that small writes gather to
 

@@ -64,7 +64,7 @@ def open_sources(found: Sequence[str], kind: str, flags: Mapping):
     Where a command has the options of :func:`selection_options`, only the selected ones.
     """
     from dimefm.data import Columns, open_rows
-    from dimefm.data.select import Selection, select
+    from dimefm.data.selection import Selection, select
     from dimefm.data.sources import local_root
 
     selection = Selection.parse(flags.get("rows"), flags.get("split"), flags.get("limit"))

@@ -42,14 +42,14 @@ def elevater(model, root, datasets, out, by, layout, text_model, device, precisi
       dimefm eval elevater --model runs/first --root datasets --out scores/first
     """
     from dimefm.errors import DataError
-    from dimefm.eval.report import terminal
-    from dimefm.evaluate import REPORT, SCORES
-    from dimefm.evaluate import elevater as run
-    from dimefm.models import token_maps
+    from dimefm.evaluate.reports import terminal
+    from dimefm.evaluate.zero_shot import REPORT, SCORES
+    from dimefm.evaluate.zero_shot import elevater as run
+    from dimefm.models import filip
     from dimefm.models.encoder import load_encoder
 
     encoder = load_encoder(model, device, precision, text_model)
-    maps = token_maps.load(model, encoder) if by == "tokens" else None
+    maps = filip.load(model, encoder) if by == "tokens" else None
     names = [name.strip() for name in datasets.split(",") if name.strip()] if datasets else None
     result = run(encoder, root, out, names, layout=layout, batch_size=batch_size, workers=workers, maps=maps)
     click.echo(terminal(result))
@@ -78,10 +78,10 @@ def retrieval(images, texts, split, out, scratch):
       dimefm eval retrieval --images cache/images --texts cache/texts --out scores/retrieval
     """
     from dimefm.cache import FeatureCache
-    from dimefm.cache.files import to_json, write_text
-    from dimefm.data.select import parse_split
-    from dimefm.eval.retrieval import markdown, terminal
-    from dimefm.eval.retrieval import retrieval as run
+    from dimefm.data.selection import parse_split
+    from dimefm.evaluate.retrieval import markdown, terminal
+    from dimefm.evaluate.retrieval import retrieval as run
+    from dimefm.storage.files import to_json, write_text
 
     chosen = None if split is None else parse_split(split)
     result = run(FeatureCache(images, scratch), FeatureCache(texts, scratch), split=chosen)

@@ -165,15 +165,16 @@ def command(teachers, images, texts, out, format_, dtype, device, precision, eng
       dimefm extract-features --teacher ViT-L-14/openai --texts captions.csv --text-views 4 --out cache
       torchrun --nproc-per-node 8 -m dimefm extract-features --teacher ViT-L-14/openai --images photos/ --out cache
     """
-    from dimefm.data.tokens import TokenPolicy
-    from dimefm.data.variants import TextPolicy
-    from dimefm.data.views import ViewPolicy
-    from dimefm.engines import Extraction, folders_of
-    from dimefm.extract import Mode, Settings
-    from dimefm.models.encoder import load_encoder, pick_device
-    from dimefm.models.precision import advice
-    from dimefm.share import share_of
-    from dimefm.token_stage import check_settings
+    from dimefm.data.views.image_views import ViewPolicy
+    from dimefm.data.views.patch_tokens import TokenPolicy
+    from dimefm.data.views.text_views import TextPolicy
+    from dimefm.extract.extract import Mode, Settings
+    from dimefm.extract.job import Extraction, folders_of
+    from dimefm.extract.sharding import share_of
+    from dimefm.extract.stages.tokens import check_settings
+    from dimefm.models.encoder import load_encoder
+    from dimefm.models.inference.precision import advice
+    from dimefm.runtime.devices import pick_device
 
     if not images and not texts:
         raise click.UsageError("nothing to extract: give --images, --texts or both")
@@ -227,7 +228,7 @@ def command(teachers, images, texts, out, format_, dtype, device, precision, eng
 
 def _print_estimates(extraction) -> None:
     """Print what each cache would take; of several teachers, as if each ran alone."""
-    from dimefm.estimate import estimate
+    from dimefm.extract.estimate import estimate
 
     sources, encoders = extraction.open(), extraction.load()
     for kind, rows in sources:

@@ -30,7 +30,7 @@ def command(sources, out, size, quality, workers, **flags):
 
     Example: dimefm pack photos/ --out packed
     """
-    from dimefm.pack import Settings, pack
+    from dimefm.data.packed.pack import Settings, pack
 
     report = pack(rows_of(sources, flags), out, Settings(size, quality, workers))
     for bad in report.bad[:5]:

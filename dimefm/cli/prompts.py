@@ -18,8 +18,8 @@ def command(datasets, out):
     Example: dimefm prompts cifar-10 mnist --out prompts.txt
     """
     from dimefm import plugins
-    from dimefm.cache.files import write_text
-    from dimefm.eval.benchmark import for_folder, load, prompts
+    from dimefm.evaluate.benchmark import for_folder, load, prompts
+    from dimefm.storage.files import write_text
 
     if not datasets:
         for name in plugins.names("benchmarks"):

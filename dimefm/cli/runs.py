@@ -25,7 +25,7 @@ def compare(runs, out):
     Example:
       dimefm runs compare runs/first runs/second --out compared
     """
-    from dimefm.compare_runs import read_runs, text, write
+    from dimefm.runs.compare import read_runs, text, write
 
     found = read_runs(runs)
     click.echo(text(found))
@@ -42,6 +42,6 @@ def list_(folder):
     Example:
       dimefm runs list runs
     """
-    from dimefm.compare_runs import listing, runs_below
+    from dimefm.runs.compare import listing, runs_below
 
     click.echo(listing(runs_below(folder)))

@@ -160,10 +160,10 @@ def command(recipe, small, settings, out, resume, **flags):
     On 4 GPUs, the same batches as on one:
       torchrun --nproc-per-node 4 -m dimefm train ...
     """
-    from dimefm.monitor import scorer
     from dimefm.recipe import read
-    from dimefm.share import rank_of
-    from dimefm.train import train
+    from dimefm.runtime.torchrun import rank_of
+    from dimefm.train.online_eval import scorer
+    from dimefm.train.trainer import train
 
     choices = {name: flags.pop(name) for name in list(flags) if name.startswith(("use_", "w_", "t_"))}
     given = {name: value for name, value in flags.items() if value not in (None, ())}

@@ -23,8 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dimefm.cache.files import sampled_sha256
 from dimefm.errors import DataError
+from dimefm.storage.files import sampled_sha256
 
 BYTES_KEPT = 2 << 30  # of blocks that all shards of a process keep in memory together, those used last
 

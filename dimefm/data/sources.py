@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dimefm import plugins
-from dimefm.data import mirror
+from dimefm.data import remote_sources
 from dimefm.data.folders import are_images, readers, refuse_mixtures, shards_among
-from dimefm.data.parts import cut
 from dimefm.data.rows import Columns, Rows, Shard
+from dimefm.data.subshards import cut
 from dimefm.errors import DataError
-from dimefm.remote import copy_of, fetch, is_url, look, scratch_folder
+from dimefm.storage.remote import copy_of, fetch, is_url, look, scratch_folder
 
 
 def open_rows(
@@ -33,7 +33,7 @@ def open_rows(
     are looked up under ``dataroot`` when it is given. Each shard knows the number of its source and its weight there.
     ``kind`` says what is wanted of each row: its ``"image"``, its ``"text"``, or both as a ``"pair"``; other columns are not
     read. ``input_format`` (a file of ``data/formats/``) overrides detection.
-    Remote files are copied to ``scratch`` (None: see :func:`~dimefm.remote.scratch_folder`) and stay there.
+    Remote files are copied to ``scratch`` (None: see :func:`~dimefm.storage.remote.scratch_folder`) and stay there.
 
     Raises DataError when a source is missing, of no known format, or lacks what ``kind`` asks for.
     """
@@ -64,7 +64,7 @@ def local_root(dataroot: str | Path | None, scratch: str | Path | None = None) -
     """Return the folder of a data root: itself, or where its local copy belongs when it is a URL; None for None."""
     if dataroot is None:
         return None
-    return copy_of(mirror.join(str(dataroot)), scratch_folder(scratch)) if is_url(dataroot) else Path(dataroot)
+    return copy_of(remote_sources.join(str(dataroot)), scratch_folder(scratch)) if is_url(dataroot) else Path(dataroot)
 
 
 def shard_names(paths: list[Path], root: Path | None, scratch: str | Path | None = None) -> list[str]:
@@ -131,19 +131,19 @@ def _weighed(
     """Return what :func:`expand` does, each with its weight in the list that names it (1 if none does)."""
     folder = scratch_folder(scratch)
     found = _found(_place(str(source), root), root, kind, input_format, folder)
-    remote = [each for each, _ in found if isinstance(each, mirror.Remote)]
-    copied = iter(mirror.copies(remote, kind, folder) if remote else [])
-    return [(next(copied) if isinstance(each, mirror.Remote) else each, weight) for each, weight in found]
+    remote = [each for each, _ in found if isinstance(each, remote_sources.Remote)]
+    copied = iter(remote_sources.copies(remote, kind, folder) if remote else [])
+    return [(next(copied) if isinstance(each, remote_sources.Remote) else each, weight) for each, weight in found]
 
 
 def _place(source: str, root: str | Path | None) -> str:
     """Return the path or URL that a source means: below ``root`` if there is one, but as it stands if only that exists."""
     if is_url(source):
-        return mirror.join(source)
+        return remote_sources.join(source)
     if root is None or Path(source).is_absolute():
         return source
     if is_url(root):
-        place = mirror.join(str(root), source)
+        place = remote_sources.join(str(root), source)
         return source if Path(source).exists() and look(place) is None else place
     path = Path(root) / source
     return source if Path(source).exists() and not path.exists() else str(path)
@@ -151,16 +151,16 @@ def _place(source: str, root: str | Path | None) -> str:
 
 def _found(
     place: str, root: str | Path | None, kind: str, input_format: str | None, scratch: Path
-) -> list[tuple[Path | mirror.Remote, float]]:
+) -> list[tuple[Path | remote_sources.Remote, float]]:
     """Return what stands at a path or URL, with weights; entries of a list are looked up below ``root``, else beside it."""
     if _is_list(place):
-        top = root or (mirror.above(place) if is_url(place) else Path(place).parent)
+        top = root or (remote_sources.above(place) if is_url(place) else Path(place).parent)
         lines = read_list(fetch(place, scratch) if is_url(place) else Path(place))
         entries = [(_below(top, line, place), weight) for line, weight in lines]
         return [(each, w) for entry, w in entries for each, _ in _found(entry, top, kind, input_format, scratch)]
-    shards: list[tuple[Path | mirror.Remote, float]] = []
-    for each in mirror.find(place, kind, input_format) if is_url(place) else _local(Path(place), kind, input_format):
-        found = each.url if isinstance(each, mirror.Remote) else str(each)
+    shards: list[tuple[Path | remote_sources.Remote, float]] = []
+    for each in remote_sources.find(place, kind, input_format) if is_url(place) else _local(Path(place), kind, input_format):
+        found = each.url if isinstance(each, remote_sources.Remote) else str(each)
         shards += _found(found, None, kind, input_format, scratch) if _is_list(found) else [(each, 1.0)]  # of a pattern
     return shards
 
@@ -196,8 +196,8 @@ def _below(top: str | Path, line: str, listed_in: str) -> str:
     if is_url(line) and not is_url(top) and not is_url(listed_in) and not line.startswith(("file:", "local:")):
         return line
     if is_url(top):
-        found = mirror.join(line) if is_url(line) else mirror.join(str(top), line)
-        inside = found.startswith(mirror.join(str(top)).rstrip("/") + "/")
+        found = remote_sources.join(line) if is_url(line) else remote_sources.join(str(top), line)
+        inside = found.startswith(remote_sources.join(str(top)).rstrip("/") + "/")
     else:
         found = os.path.abspath(Path(top) / line)
         inside = not is_url(line) and Path(found).is_relative_to(os.path.abspath(top))

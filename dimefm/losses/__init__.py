@@ -6,9 +6,9 @@ is given, see ``learns``. Legend: B images, N sentences, D dimensions. Similarit
 """
 
 from dimefm.losses._features import Features, Term, Words, described, needs, options_of, resolve, terms
-from dimefm.losses._learnt import Widths, learns, near
+from dimefm.losses._late_interaction import Padding, Tokens, late, present
+from dimefm.losses._modules import Widths, learns, near
 from dimefm.losses._objective import Objective, Weighted
-from dimefm.losses._tokens import Padding, Tokens, late, present
 
 __all__ = [
     "Features",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from dimefm.losses._learnt import Widths
+from dimefm.losses._modules import Widths
 
 
 def _perceptron(*widths: int, last_norm: bool = False) -> nn.Sequential:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dimefm.errors import RecipeError, did_you_mean
 from dimefm.losses._features import Features, resolve
-from dimefm.losses._learnt import Widths, learnt
+from dimefm.losses._modules import Widths, learnt
 
 SCHEDULES = ("constant", "linear", "cosine")
 REMEDIES = {

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dimefm.losses._fused import Fused, Similarity
+from dimefm.losses._chunked import Fused, Similarity
 
 
 def logits(queries: Tensor, keys: Tensor, scale: Tensor | float) -> Similarity:

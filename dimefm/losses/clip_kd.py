@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dimefm.losses._features import Features, needs
-from dimefm.losses._learnt import Scale, fusion, learns, near, projection, scale
+from dimefm.losses._modules import Scale, fusion, learns, near, projection, scale
 from dimefm.losses._primitives import contrast, logits, relation_kl
 
 __all__ = ["afd", "crd", "cross_kd", "fd", "gd", "icl"]

@@ -24,7 +24,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dimefm.losses._bank import Bank, Wrap, bank, teacher_bank
 from dimefm.losses._features import Features, full, needs
 from dimefm.losses._heads import (
     image_mapping,
@@ -36,9 +35,10 @@ from dimefm.losses._heads import (
     word_head,
     word_projection,
 )
-from dimefm.losses._learnt import Scale, learns, projection, scale
+from dimefm.losses._late_interaction import Padding, Tokens, late, present
+from dimefm.losses._modules import Scale, learns, projection, scale
 from dimefm.losses._primitives import contrast, cross_entropy, views_apart
-from dimefm.losses._tokens import Padding, Tokens, late, present
+from dimefm.losses._queue import Bank, Wrap, bank, teacher_bank
 
 __all__ = ["filip", "filip_pooled", "filip_tokens", "mlm", "nns", "nns_cached", "nns_graph", "simclr", "simsiam"]
 

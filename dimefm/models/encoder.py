@@ -17,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,11 +30,13 @@ from torch.nn import functional as F
 from dimefm.cache import EncoderCard
 from dimefm.cache.manifest import differences
 from dimefm.errors import ModelError
-from dimefm.models import open_clip, runs, text_tower, words
-from dimefm.models.batching import Pieces, fitting_batch_size
-from dimefm.models.compiler import CPU_ROWS, Compiled
-from dimefm.models.precision import PRECISIONS, computing
+from dimefm.models import fast_tokenizer, open_clip, trimmed_text
+from dimefm.models.inference.compiled import CPU_ROWS, Compiled
+from dimefm.models.inference.micro_batches import Pieces, fitting_batch_size
+from dimefm.models.inference.precision import PRECISIONS, computing
 from dimefm.models.towers import ImageTower, TextTower
+from dimefm.runs import folder as runs
+from dimefm.runtime.devices import pick_device
 
 
 @dataclass
@@ -128,12 +129,12 @@ class Encoder:
         return torch.channels_last if convolutions > 1 else torch.contiguous_format
 
     @functools.cached_property
-    def _trimmed(self) -> text_tower.Trimmed | None:
-        return text_tower.trimmed(self.text_model)
+    def _trimmed(self) -> trimmed_text.Trimmed | None:
+        return trimmed_text.trimmed(self.text_model)
 
     @functools.cached_property
-    def _words(self) -> words.Words | None:
-        return words.words_of(self.tokenizer)
+    def _words(self) -> fast_tokenizer.Words | None:
+        return fast_tokenizer.words_of(self.tokenizer)
 
     def tokenize(self, sentences: list[str]) -> tuple[Tensor, list[int]]:
         """Return (tokens [N, L], untruncated lengths [N]); a length above L means that the sentence was cut."""
@@ -162,24 +163,6 @@ class Encoder:
         """Number of weights of the text tower, its embedding and projection included."""
         visual = {id(p) for p in self.text_model.visual.parameters()} if hasattr(self.text_model, "visual") else set()
         return sum(p.numel() for p in self.text_model.parameters() if id(p) not in visual)
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the device of ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; raise ModelError when it is not there.
-
-    ``auto`` is a GPU where there are any, in a process that torchrun started the one of its number on this machine.
-    """
-    if name == "auto":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise ModelError(f"--device {name}: no such device; expected auto, cpu, cuda or cuda:N")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ModelError(
-            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices that torch {torch.__version__} "
-            "can use; use --device cpu, or mend the driver"
-        )
-    return device
 
 
 def weights_sha256(*modules: nn.Module) -> str:

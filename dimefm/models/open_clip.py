@@ -29,7 +29,7 @@ from torch import nn
 
 from dimefm import plugins
 from dimefm.errors import ModelError, did_you_mean
-from dimefm.models.text_tower import places_first
+from dimefm.models.trimmed_text import places_first
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"

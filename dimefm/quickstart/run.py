@@ -11,18 +11,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dimefm.cache.files import to_json, write_text
 from dimefm.data import open_rows
 from dimefm.errors import DataError, RecipeError
-from dimefm.evaluate import elevater
-from dimefm.extract import Settings, extract
-from dimefm.models import runs, student
+from dimefm.evaluate.zero_shot import elevater
+from dimefm.extract.extract import Settings, extract
+from dimefm.models import student
 from dimefm.models.encoder import Encoder, load_encoder, weights_sha256
 from dimefm.models.towers import ImageTower
 from dimefm.quickstart import data
 from dimefm.quickstart.report import draw, markdown, table
 from dimefm.recipe import Recipe, check
-from dimefm.train import train
+from dimefm.runs import folder
+from dimefm.storage.files import to_json, write_text
+from dimefm.train.trainer import train
 
 DATASETS = ("digits", "shapes")
 RECORD, SUMMARY = "quickstart.json", "summary.json"
@@ -151,12 +152,12 @@ def _student(raw: Path, cache: Path, seed: int, scale: float) -> Recipe:
 
 
 def _train(recipe: Recipe, out: Path, echo: Callable[[str], None]) -> Path:
-    return out if (out / runs.FILE).exists() else train(recipe, out, resume=True, echo=echo)
+    return out if (out / folder.FILE).exists() else train(recipe, out, resume=True, echo=echo)
 
 
 def untrained(encoder: Encoder, run: Path, seed: int) -> Encoder:
     """Return the encoder of a distilled run with its image tower as it was before the first step."""
-    record = runs.read(run)
+    record = folder.read(run)
     spec = student.Spec(record["model_cfg"], record["model_cfg"]["vision_cfg"]["image_size"])
     tower: ImageTower = student.build(spec, both_towers=False, seed=seed)[0].eval().requires_grad_(False)
     card = dataclasses.replace(encoder.card, name="untrained student", weights_sha256=weights_sha256(tower))

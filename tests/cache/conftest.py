@@ -3,7 +3,7 @@
 import pytest
 
 from dimefm import plugins
-from dimefm.cache.code import Fit
+from dimefm.cache.int8 import Fit
 from tests.cache.growing import SOURCES, Raw
 
 

@@ -6,7 +6,7 @@ import json
 from dimefm.cache import FeatureCache
 from dimefm.cache.quarantine import quarantined
 from dimefm.data import open_rows
-from dimefm.extract import Settings, extract
+from dimefm.extract.extract import Settings, extract
 
 QUIET = Settings(progress=False, batch_size=4)
 

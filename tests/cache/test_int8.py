@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dimefm.cache import CacheWriter, EncoderCard, FeatureCache, Manifest
-from dimefm.cache.code import Fit
+from dimefm.cache.int8 import Fit
 from dimefm.errors import CacheError
 from tests.cache.growing import damaged, run, text_shard
 

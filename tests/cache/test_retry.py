@@ -7,12 +7,12 @@ import pytest
 
 from dimefm.cache import CacheWriter, EncoderCard, FeatureCache, Manifest
 from dimefm.cache.formats import BLOCK
-from dimefm.cache.spool import Spool
-from dimefm.cache.store import Store
+from dimefm.cache.row_buffer import Spool
 from dimefm.cache.writer import Bad
 from dimefm.data.formats.text import TextShard
 from dimefm.errors import BadRow
-from dimefm.pipeline import _merge
+from dimefm.extract.pipeline import _merge
+from dimefm.storage.stores import Store
 from tests.cache.growing import ALL, ROWS, assert_adds_up, bad_rows, damaged, named, run, stamps
 
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from dimefm.cache import FeatureCache
 from dimefm.cli import main
 from dimefm.data import open_rows
-from dimefm.data.align import align
+from dimefm.data.alignment import align
 
 TEACHER = "ResNet-mini-64/random:0"
 

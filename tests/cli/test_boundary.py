@@ -38,7 +38,7 @@ def failing(monkeypatch, error):
     def fail(*args, **options):
         raise error
 
-    monkeypatch.setattr("dimefm.eval.benchmark.load", fail)
+    monkeypatch.setattr("dimefm.evaluate.benchmark.load", fail)
 
 
 def test_a_full_disk_ends_with_1_and_one_line(monkeypatch):
@@ -51,8 +51,8 @@ def test_a_full_disk_ends_with_1_and_one_line(monkeypatch):
 @pytest.mark.parametrize(
     ("words", "target", "expected"),
     [
-        (["prompts", "mnist"], "dimefm.eval.benchmark.load", "interrupted\n"),
-        (["train", "--out", "x"], "dimefm.train.train", "interrupted; go on with --resume\n"),
+        (["prompts", "mnist"], "dimefm.evaluate.benchmark.load", "interrupted\n"),
+        (["train", "--out", "x"], "dimefm.train.trainer.train", "interrupted; go on with --resume\n"),
         (
             ["quickstart", "--out", "x"],
             "dimefm.quickstart.run.quickstart",

@@ -118,15 +118,15 @@ def test_when_nothing_can_be_scored_each_reason_is_told(root, spoilt):
 
 
 def test_an_evaluation_that_is_broken_off_leaves_the_scores_that_it_has(root, monkeypatch):
-    from dimefm import evaluate
+    from dimefm.evaluate import zero_shot
 
-    def once(*rest, found=evaluate.zero_shot, seen=[]):  # noqa: B006
+    def once(*rest, found=zero_shot.zero_shot, seen=[]):  # noqa: B006
         seen.append(rest)
         if len(seen) == 2:
             raise KeyboardInterrupt
         return found(*rest)
 
-    monkeypatch.setattr(evaluate, "zero_shot", once)
+    monkeypatch.setattr(zero_shot, "zero_shot", once)
     assert dimefm(*words(root, "--datasets", "shapes,mnist")).exit_code == 130
     found = json.loads((root / "scores/scores.json").read_text())
     assert [score["dataset"] for score in found["scores"]] == ["shapes"]

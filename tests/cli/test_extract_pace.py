@@ -18,7 +18,7 @@ def test_a_batch_size_that_is_measured(raw):
 @pytest.mark.slow
 def test_compiled_rows_do_not_mix_with_eager_ones(raw):
     from dimefm.errors import ModelError
-    from dimefm.models import compiler
+    from dimefm.models.inference import compiled as compiler
 
     try:
         compiler.check(torch.device("cpu"))
@@ -34,7 +34,7 @@ def test_compiled_rows_do_not_mix_with_eager_ones(raw):
 
 def test_without_a_compiler_nothing_is_written(raw, monkeypatch):
     from dimefm.errors import ModelError
-    from dimefm.models import compiler
+    from dimefm.models.inference import compiled as compiler
 
     def fail(device):
         raise ModelError("--compile: the image tower cannot be compiled (no C++ compiler); leave it out")
@@ -47,7 +47,7 @@ def test_without_a_compiler_nothing_is_written(raw, monkeypatch):
 @pytest.fixture
 def machine(monkeypatch):
     """Return ``machine(times)``: from then on this CPU takes so many times as long in fp32-fast as in fp32."""
-    from dimefm.models import precision
+    from dimefm.models.inference import precision
 
     def takes(times):
         precision.chosen.cache_clear()

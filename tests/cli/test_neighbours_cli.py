@@ -5,7 +5,7 @@ import pytest
 from click.testing import CliRunner
 
 from dimefm.cli import main
-from dimefm.neighbours import Neighbours
+from dimefm.curate.neighbours import Neighbours
 
 
 def dimefm(*words, code=0):
@@ -46,6 +46,6 @@ def test_an_interrupt_says_that_nothing_is_kept(cache, tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dimefm.neighbours.search.Searcher.search", interrupted)
+    monkeypatch.setattr("dimefm.curate.neighbours.search.Searcher.search", interrupted)
     assert "begins anew" in dimefm("cache", "neighbours", cache, "--out", tmp_path / "nn", code=130)
     assert not (tmp_path / "nn").exists()

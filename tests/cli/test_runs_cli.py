@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 from dimefm.cli import main
-from dimefm.compare_runs import COLOURS, differences, read_run, read_runs, scores, table
 from dimefm.recipe import Recipe
+from dimefm.runs.compare import COLOURS, differences, read_run, read_runs, scores, table
 
 
 def dimefm(*words):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from dimefm.cache import FeatureCache
 from dimefm.cli import main
-from dimefm.data.select import within
+from dimefm.data.selection import within
 
 TEACHER = "ResNet-mini-64/random:0"
 PHOTOS = [f"photo{number}.png" for number in range(12)]

@@ -8,8 +8,8 @@ from click.testing import CliRunner
 
 from dimefm.cache import FeatureCache
 from dimefm.cli import main
-from dimefm.engines import folders_of
 from dimefm.errors import RecipeError
+from dimefm.extract.job import folders_of
 
 A, B = "ResNet-mini-64/random:0", "RN-mini-32/random:1"
 FOLDERS = ["ResNet-mini-64_random_0", "RN-mini-32_random_1"]

@@ -11,8 +11,8 @@ from PIL import Image
 from dimefm.cache import FeatureCache
 from dimefm.cli import main
 from dimefm.models import student
-from dimefm.monitor import scorer
 from dimefm.recipe import read
+from dimefm.train.online_eval import scorer
 
 TEACHER = "ResNet-mini-64/random:0"
 COLOURS = {"red": (230, 20, 20), "green": (20, 230, 20), "blue": (20, 20, 230)}

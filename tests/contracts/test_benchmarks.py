@@ -5,9 +5,9 @@ import itertools
 import pytest
 
 from dimefm import plugins
-from dimefm.eval.benchmark import card_for, load, prompts, suite
-from dimefm.eval.class_names import normalise, numbers
-from dimefm.eval.metrics import METRICS
+from dimefm.evaluate.benchmark import card_for, load, prompts, suite
+from dimefm.evaluate.datasets.class_names import normalise, numbers
+from dimefm.evaluate.metrics import METRICS
 
 # name: train images, test images, classes, prompts, metric (spec/dime_fm_elevater.md, 3.1)
 ELEVATER = {

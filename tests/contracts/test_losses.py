@@ -9,8 +9,8 @@ import torch
 
 from dimefm.errors import RecipeError
 from dimefm.losses import Features, Objective, Weighted, Widths, Words, options_of, resolve, terms
-from dimefm.training.gradients import Gradients, Portion
-from dimefm.training.world import Meeting, World
+from dimefm.train.distributed import Meeting, World
+from dimefm.train.grad_cache import Gradients, Portion
 
 B, N, D = 6, 9, 16
 V, P, L, W, VOCABULARY = 2, 5, 7, 12, 20  # views, patches, words of a caption, their width, words that are known
@@ -244,7 +244,7 @@ class Towers(torch.nn.Module):
 
 @pytest.mark.parametrize("name", terms())
 def test_portions_of_a_batch_have_the_gradient_of_the_whole(name):
-    """So do processes, whose rows meet in the same way: tests/training/test_world.py."""
+    """So do processes, whose rows meet in the same way: tests/train/test_distributed.py."""
     term = resolve(name, {})
     objective = objective_of(term)
     inputs, known, theirs = leaves(1, term, dim=5), leaves(1, term), teachers(2, term, torch.float64)

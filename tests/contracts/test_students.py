@@ -17,15 +17,17 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from dimefm import plugins
-from dimefm.cache.files import to_json, write_text
 from dimefm.cli.train import command
 from dimefm.errors import ModelError
 from dimefm.losses import Features, Objective, Weighted
-from dimefm.models import open_clip, runs, student
+from dimefm.models import open_clip, student
 from dimefm.models.encoder import load_encoder
 from dimefm.models.towers import ImageTower
 from dimefm.recipe import Recipe
-from dimefm.training.optim import adamw
+from dimefm.runs import folder
+from dimefm.storage.files import to_json, write_text
+from dimefm.train.optim import adamw
+from dimefm.train.student import Student, projection_of
 
 NAMES = plugins.names("students")
 PAGE = Path(__file__).parents[2] / "docs/students.md"
@@ -72,7 +74,7 @@ def text_student(name, bridge):
 
 
 def with_bridge(model, spec, preprocess, bridge):
-    return student.Student(model, preprocess, (), student.bridge(model, spec, DIM, 0) if bridge else None)
+    return Student(model, preprocess, (), projection_of(model, spec, DIM, 0) if bridge else None)
 
 
 def learn(ours, inputs):
@@ -101,9 +103,9 @@ def written(ours, spec, preprocess, kind, teacher, out):
     """Write what a run leaves behind for evaluation; return the encoder that it loads."""
     model, config = ours.finished(spec.config)
     assert config["embed_dim"] == DIM
-    runs.save_tensors(model.state_dict(), out / runs.KINDS[kind])
+    folder.save_tensors(model.state_dict(), out / folder.KINDS[kind])
     record = {"kind": kind, "model_cfg": config, "preprocess_cfg": preprocess}
-    write_text(out / runs.FILE, to_json({**record, "teacher": dataclasses.asdict(teacher.card), "teacher_at": None}))
+    write_text(out / folder.FILE, to_json({**record, "teacher": dataclasses.asdict(teacher.card), "teacher_at": None}))
     return load_encoder(str(out), "cpu")
 
 

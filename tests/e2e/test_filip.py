@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 from dimefm.cli import main
 from dimefm.data.rows import Rows
 from dimefm.errors import DataError
-from dimefm.eval.layouts import find
-from dimefm.models import dense, token_maps
+from dimefm.evaluate.datasets.layouts import find
+from dimefm.evaluate.zero_shot_tokens import probabilities
+from dimefm.extract.stages.base import Settings
+from dimefm.models import filip, intermediate
 from dimefm.models.encoder import load_encoder
-from dimefm.stages import Settings
-from dimefm.token_scores import probabilities
-from dimefm.train import train
-from tests.training.conftest import World
+from dimefm.train.trainer import train
+from tests.train.conftest import World
 
 FILIP = {"declip.filip": {"weight": 1.0, "width": 12, "tokens": 3}}
 CLASSES, TEMPLATES = ("red", "green", "blue"), ("a {}", "a photo of a {} thing", "{}")
@@ -81,7 +81,7 @@ def by_hand(run, pictures):
     scores = np.zeros((len(pictures), len(CLASSES)))
     for number, name in enumerate(CLASSES):
         tokens = open_clip.get_tokenizer(f"local-dir:{run}")([template.format(name) for template in TEMPLATES])
-        mean = mapped(dense.text(model, tokens).states, "text").mean(axis=0)
+        mean = mapped(intermediate.text(model, tokens).states, "text").mean(axis=0)
         scores[:, number] = np.einsum("npe,le->npl", patches, mean / np.linalg.norm(mean)).max(axis=2).mean(axis=1)
     return scores
 
@@ -99,7 +99,7 @@ def opened(place):
     rows, _, _ = dataset.rows("test")
     paths = [dataset.folder / "test" / key for key in rows.shards[0].keys()]
     good = [number for number, path in enumerate(paths) if path != dataset.folder / BROKEN]
-    return encoder, token_maps.load(str(place / "filip"), encoder), dataset.benchmark, rows, [paths[n] for n in good], good
+    return encoder, filip.load(str(place / "filip"), encoder), dataset.benchmark, rows, [paths[n] for n in good], good
 
 
 def test_scores_by_tokens_are_those_of_open_clip_and_numpy(place, opened):

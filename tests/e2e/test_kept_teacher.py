@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from dimefm.data import open_rows
-from dimefm.data.images import decode
-from dimefm.eval.benchmark import for_folder, prompts
-from dimefm.eval.metrics import accuracy
-from dimefm.eval.zero_shot import class_weights, probabilities
+from dimefm.data.images.decode import decode
+from dimefm.evaluate.benchmark import for_folder, prompts
+from dimefm.evaluate.classifier import class_weights, probabilities
+from dimefm.evaluate.metrics import accuracy
 from dimefm.models.encoder import load_encoder
 
 TEACHER = Path(__file__).parents[1] / "data" / "teacher"

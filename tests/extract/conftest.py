@@ -7,7 +7,7 @@ import pytest
 
 from dimefm.cache import FeatureCache
 from dimefm.data import open_rows
-from dimefm.extract import Settings, extract
+from dimefm.extract.extract import Settings, extract
 
 QUIET = Settings(progress=False, batch_size=4)
 SENTENCES = [

@@ -11,7 +11,7 @@ import pytest
 from dimefm import plugins
 from dimefm.cache import CacheWriter
 from dimefm.data import open_rows
-from dimefm.data.images import decode
+from dimefm.data.images.decode import decode
 from dimefm.errors import CacheError, RecipeError
 from tests.extract.conftest import assert_adds_up, keys_of, quarantine, run
 

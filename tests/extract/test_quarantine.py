@@ -7,8 +7,8 @@ import pytest
 
 from dimefm.cache import FeatureCache
 from dimefm.data import open_rows
-from dimefm.data.align import align
-from dimefm.data.images import decode
+from dimefm.data.alignment import align
+from dimefm.data.images.decode import decode
 from dimefm.errors import BadRow, CacheError, DataError
 from tests.extract.conftest import assert_adds_up, keys_of, quarantine, run
 

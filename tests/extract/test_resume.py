@@ -4,13 +4,14 @@ import dataclasses
 
 import pytest
 
-from dimefm import plugins, stages
+from dimefm import plugins
 from dimefm.cache import FeatureCache
 from dimefm.data import open_rows
 from dimefm.errors import CacheError
-from dimefm.extract import extract
+from dimefm.extract.extract import extract
+from dimefm.extract.sharding import Share
+from dimefm.extract.stages import base
 from dimefm.models.encoder import load_encoder
-from dimefm.share import Share
 from tests.extract.conftest import QUIET, run
 
 FORMATS = plugins.names("caches")
@@ -112,7 +113,7 @@ def test_a_source_that_changed_under_the_same_keys_is_not_taken_for_finished(tin
 def test_who_goes_on_takes_the_precision_of_the_plan(tiny_teacher, shards, tmp_path, monkeypatch):
     settings, rows = dataclasses.replace(QUIET, auto_precision=True), open_rows([shards], "text")
     for part, precision in enumerate(("bf16", "fp32")):  # the second machine would choose otherwise
-        monkeypatch.setattr(stages, "chosen", lambda device, compiled, precision=precision: (precision, "a test says so"))
+        monkeypatch.setattr(base, "chosen", lambda device, compiled, precision=precision: (precision, "a test says so"))
         extract(tiny_teacher, rows, "text", tmp_path / "out", settings, share=Share(part=part, parts=2))
     rounded = dataclasses.replace(tiny_teacher, precision="bf16")
     _, whole = run(rounded, [shards], "text", tmp_path / "whole")

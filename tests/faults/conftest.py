@@ -14,7 +14,7 @@ RUNNER = """
 import json, os, resource, runpy, signal, sys, threading, warnings
 import torch
 torch.set_num_threads(1)  # a forked child would wait for ever for OpenMP threads that only its parent has
-import dimefm.extract, dimefm.estimate, dimefm.models.encoder, dimefm.data
+import dimefm.extract.extract, dimefm.extract.estimate, dimefm.models.encoder, dimefm.data
 import dimefm.cli.extract_features, dimefm.cli.cache.convert, dimefm.cache.convert, dimefm.cache.compare
 from dimefm import plugins
 for name in plugins.names("caches"):
@@ -22,11 +22,11 @@ for name in plugins.names("caches"):
 warnings.simplefilter("ignore")
 ENCODER = dimefm.models.encoder.load_encoder("ResNet-mini-64/random:0", "cpu")
 dimefm.models.encoder.load_encoder = lambda *_: ENCODER
-WATCHED = (os.path.join("dimefm", "cache", ""), *(os.path.join("dimefm", name) for name in ("extract.py", "pipeline.py")))
+WATCHED = [os.path.join("dimefm", *place) for place in (("cache", ""), ("storage", ""), ("extract", "extract.py"), ("extract", "pipeline.py"))]
 
 
 def watch(kill_at):
-    # Count the lines of the cache and of extract that run, and die at the one of number kill_at.
+    # Count the lines of the cache, the storage and extract that run, and die at the one of number kill_at.
     def line(frame, event, argument):
         if event == "line":
             lines[0] += 1

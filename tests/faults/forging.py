@@ -17,13 +17,13 @@ import numpy as np
 
 from dimefm import plugins
 from dimefm.cache import CacheWriter, EncoderCard, FeatureCache, Manifest
-from dimefm.cache.code import Fit
 from dimefm.cache.compare import compare
-from dimefm.cache.files import companions_sha256, sha256_file
+from dimefm.cache.int8 import Fit
 from dimefm.cache.manifest import SEAL
 from dimefm.cache.quarantine import quarantined
 from dimefm.cache.writer import Bad
 from dimefm.errors import CacheError
+from dimefm.storage.files import companions_sha256, sha256_file
 
 MEMORY = 3 << 30  # bytes of address space that a reader may have
 SECONDS = 20  # that it may take

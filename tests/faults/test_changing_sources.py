@@ -7,8 +7,9 @@ import pytest
 from dimefm.cache import FeatureCache
 from dimefm.data import open_rows
 from dimefm.errors import DataError
-from dimefm.extract import Settings, extract
-from dimefm.stages import Images, Texts
+from dimefm.extract.extract import Settings, extract
+from dimefm.extract.stages.images import Images
+from dimefm.extract.stages.texts import Texts
 
 SETTINGS = Settings(batch_size=2, workers=1, progress=False)
 

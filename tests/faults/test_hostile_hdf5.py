@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from dimefm.cache import FeatureCache
-from dimefm.cache.files import sha256_keys
 from dimefm.cache.formats import BLOCK
+from dimefm.storage.files import sha256_keys
 from tests.faults import forging
 from tests.faults.conftest import READS, refused
 

@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dimefm.cache import FeatureCache
-from dimefm.cache.files import sha256_keys
 from dimefm.cache.formats import BLOCK
+from dimefm.storage.files import sha256_keys
 from tests.faults import forging
 from tests.faults.conftest import refused, shard
 

@@ -21,7 +21,7 @@ RUNNER = """
 import json, os, resource, runpy, sys, warnings
 import torch
 torch.set_num_threads(1)  # a forked child would wait for ever for OpenMP threads that only its parent has
-import dimefm.extract, dimefm.models.encoder, dimefm.data, dimefm.cli.extract_features
+import dimefm.extract.extract, dimefm.models.encoder, dimefm.data, dimefm.cli.extract_features
 from dimefm import plugins
 for name in plugins.names("caches"):
     plugins.module("caches", name)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from dimefm.losses import late
-from dimefm.losses._bank import Bank
+from dimefm.losses._queue import Bank
 
 GOLDEN = np.load(Path(__file__).parent / "declip_losses.npz", allow_pickle=False)
 DTYPES = {"float64": torch.float64, "float32": torch.float32}

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from dimefm.losses import Features, Objective, Weighted, Widths, _fused, clip_kd
-from dimefm.losses._learnt import near
+from dimefm.losses import Features, Objective, Weighted, Widths, _chunked, clip_kd
+from dimefm.losses._modules import near
 
 GOLDEN = np.load(Path(__file__).parent / "clip_kd_losses.npz", allow_pickle=False)
 WHOLE = Path(__file__).parents[3] / "shared" / "golden" / "clip_kd_losses.npz"
@@ -122,8 +122,8 @@ def test_equals_the_released_code(case, name, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_released_code_in_chunks(monkeypatch, case, dtype):
-    monkeypatch.setattr(_fused, "CHUNK", 1)
-    monkeypatch.setattr(_fused, "LEAST", 3)
+    monkeypatch.setattr(_chunked, "CHUNK", 1)
+    monkeypatch.setattr(_chunked, "LEAST", 3)
     for name in (name for held, name in HELD if held == case):
         check(GOLDEN, case, name, dtype, META["steps"].get(case, 1))
 

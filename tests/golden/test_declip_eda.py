@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dimefm.data.variants import kept, swapped
+from dimefm.data.views.text_views import kept, swapped
 
 ROWS = np.load(Path(__file__).parent / "declip_eda.npz", allow_pickle=False)["rows"]
 DELETION = 0.1

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from open_clip import OPENAI_IMAGENET_TEMPLATES
 
-from dimefm.eval.benchmark import for_folder, prompts
-from dimefm.eval.metrics import accuracy
-from dimefm.eval.zero_shot import class_weights, probabilities
+from dimefm.evaluate.benchmark import for_folder, prompts
+from dimefm.evaluate.classifier import class_weights, probabilities
+from dimefm.evaluate.metrics import accuracy
 
 GOLDEN = np.load(Path(__file__).parent / "declip_evaluation.npz", allow_pickle=False)
 CLASSES = 8

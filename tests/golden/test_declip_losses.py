@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from dimefm.data.masking import Draws, Masking
-from dimefm.losses import Features, Objective, Tokens, Weighted, Widths, Words, _tokens
+from dimefm.losses import Features, Objective, Tokens, Weighted, Widths, Words, _late_interaction
 from dimefm.losses._features import resolve
 from dimefm.losses._heads import predictor, projector, simclr_head
-from dimefm.losses._learnt import Scale
+from dimefm.losses._modules import Scale
 from dimefm.losses._primitives import logits, views_apart
+from dimefm.train.inputs.word_masking import Draws, Masking
 from tests.golden.declip import DTYPES, GIVEN, GOLDEN, LAYERS, close, leaf, load, precise, ring, scores
 
 
@@ -107,12 +107,12 @@ def test_the_simclr_head_equals_the_released_one(dtype):
     close(head.to(DTYPES[dtype])(torch.tensor(GOLDEN["heads/slip_x"], dtype=DTYPES[dtype])), GOLDEN["heads/slip_out"])
 
 
-@pytest.mark.parametrize("chunk", [_tokens.CHUNK, 1])
+@pytest.mark.parametrize("chunk", [_late_interaction.CHUNK, 1])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("tokens", [1, 4, 16, None])
 def test_filip_equals_the_released_code(monkeypatch, tokens, dtype, chunk):
     """As it is since e47a5ff, with the number of chosen tokens as an option, and as it was before: with all."""
-    monkeypatch.setattr(_tokens, "CHUNK", chunk)
+    monkeypatch.setattr(_late_interaction, "CHUNK", chunk)
     stem = "filip_all" if tokens is None else f"filip_k{tokens}"
     image, text = leaf(f"{stem}/img", dtype), leaf(f"{stem}/txt", dtype)
     factor = Scale().to(DTYPES[dtype])

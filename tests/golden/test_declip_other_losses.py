@@ -11,10 +11,10 @@ import torch
 from torch.nn import functional as F
 
 from dimefm.cache import CacheWriter, EncoderCard, FeatureCache, Manifest
+from dimefm.curate.neighbours import Rule
+from dimefm.curate.neighbours.search import Searcher
 from dimefm.losses import Tokens, late
 from dimefm.losses._primitives import contrast
-from dimefm.neighbours import Rule
-from dimefm.neighbours.search import Searcher
 
 GOLDEN = np.load(Path(__file__).parent / "declip_losses.npz", allow_pickle=False)
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5}

@@ -13,9 +13,9 @@ import torch
 from open_clip.model import CustomTextCLIP
 from open_clip.tokenizer import SimpleTokenizer
 
-from dimefm.models import dense
-from dimefm.models.text_tower import trimmed
-from dimefm.models.words import words_of
+from dimefm.models import intermediate
+from dimefm.models.fast_tokenizer import words_of
+from dimefm.models.trimmed_text import trimmed
 
 GOLDEN = np.load(Path(__file__).parent / "declip_tokens.npz", allow_pickle=False)
 WHOLE = Path(__file__).parents[3] / "shared" / "golden" / "declip.npz"
@@ -62,7 +62,7 @@ def close(found, wanted):
 
 
 def test_an_image_tower_gives_the_released_rows_patches_and_features(golden, model):
-    found = dense.image(model, torch.tensor(golden["im"]))
+    found = intermediate.image(model, torch.tensor(golden["im"]))
     for name, ours in (("feat", found.rows), ("dense", found.patches), ("pre", found.hidden)):
         close(ours, golden[f"img_{name}"])
 
@@ -70,7 +70,7 @@ def test_an_image_tower_gives_the_released_rows_patches_and_features(golden, mod
 def test_a_text_tower_gives_the_released_rows_and_states(golden, model):
     """Also of tokens that are cut behind the end of the longest sentence but one, which the release does not do."""
     tokens = torch.tensor(np.searchsorted(golden["t.used_ids"], GOLDEN["tok/ids"]))
-    found = dense.text(model, tokens)
+    found = intermediate.text(model, tokens)
     close(found.rows, golden["txt_feat"])
     close(found.states, golden["txt_words"])
     tower = trimmed(model)

@@ -13,7 +13,7 @@ from open_clip.model import CustomTextCLIP
 from torch import nn
 
 from dimefm.recipe import read
-from dimefm.training.optim import adamw, decays, learning_rate
+from dimefm.train.optim import adamw, decays, learning_rate
 
 GOLDEN = np.load(Path(__file__).parent / "declip_training.npz", allow_pickle=False)
 TOWER = {"width": 64, "layers": 2, "vocab_size": 9, "context_length": 7, "heads": 2, "proj_bias": True}

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from dimefm.losses import Features, Objective, Weighted, _fused
+from dimefm.losses import Features, Objective, Weighted, _chunked
 from dimefm.losses._primitives import logits, relation_kl
 
 GOLDEN = np.load(Path(__file__).parent / "dimefm_losses.npz", allow_pickle=False)
@@ -104,8 +104,8 @@ def test_equals_the_released_code(case, name, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"case{case['case']}")
 def test_equals_the_released_code_in_chunks(monkeypatch, case, dtype):
-    monkeypatch.setattr(_fused, "CHUNK", 1)
-    monkeypatch.setattr(_fused, "LEAST", 7)
+    monkeypatch.setattr(_chunked, "CHUNK", 1)
+    monkeypatch.setattr(_chunked, "LEAST", 7)
     for name in TERMS:
         value, gradient = run(case, name, DTYPES[dtype])
         prefix = f"c{case['case']:02d}__{name}__"

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from dimefm.eval.metrics import METRICS
-from dimefm.eval.zero_shot import softmax
-from dimefm.losses import Tokens, _tokens, late
-from dimefm.models.token_maps import class_tokens
+from dimefm.evaluate.classifier import softmax
+from dimefm.evaluate.metrics import METRICS
+from dimefm.losses import Tokens, _late_interaction, late
+from dimefm.models.filip import class_tokens
 
 GOLDEN = np.load(Path(__file__).parent / "filip_evaluation.npz", allow_pickle=False)
 PROMPTS = 80
@@ -24,10 +24,10 @@ def found(dtype):
     return softmax(late(images, class_tokens(words, PROMPTS)).double().numpy())
 
 
-@pytest.mark.parametrize("chunk", [_tokens.CHUNK, 1])
+@pytest.mark.parametrize("chunk", [_late_interaction.CHUNK, 1])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_scores_equal_the_released_code(monkeypatch, dtype, chunk):
-    monkeypatch.setattr(_tokens, "CHUNK", chunk)
+    monkeypatch.setattr(_late_interaction, "CHUNK", chunk)
     np.testing.assert_allclose(found(dtype), GOLDEN["eval_filip/score"], rtol=0, atol=1e-7)
 
 

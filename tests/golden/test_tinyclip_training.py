@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dimefm.training.optim import decays
+from dimefm.train.optim import decays
 
 WHOLE = Path(__file__).parents[3] / "shared" / "golden" / "tinyclip.npz"
 

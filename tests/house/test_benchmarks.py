@@ -207,7 +207,7 @@ def test_both_loaders_give_the_same_views_and_features(tmp_path, monkeypatch):
     import numpy as np
 
     from benchmarks._train_loader import PIXELS, Ways, tsvs
-    from dimefm.data.order import seed_of
+    from dimefm.runtime.seeding import seed_of
 
     ways = Ways.on(tsvs(tmp_path / "data", 6, 8), tmp_path / "run", 4)
     batch, rows = ways.batches(0), ways.batches.own.take(0, 4)[0].tolist()

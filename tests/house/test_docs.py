@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from dimefm.cache import CacheWriter, EncoderCard, FeatureCache, Manifest
-from dimefm.cache.code import Fit
+from dimefm.cache.int8 import Fit
 from dimefm.cli import main
 
 ROOT = Path(__file__).parents[2]

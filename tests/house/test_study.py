@@ -20,8 +20,8 @@ from dimefm.cli import main
 from dimefm.errors import DataError, RecipeError
 from dimefm.losses import Objective, Weighted
 from dimefm.recipe import read as read_recipe
-from dimefm.train import Run
-from dimefm.training.tasks import given
+from dimefm.train.tasks import given
+from dimefm.train.trainer import Run
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT))

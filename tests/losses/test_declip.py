@@ -9,11 +9,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from dimefm.errors import RecipeError
-from dimefm.losses import Features, Objective, Weighted, Widths, Words, _fused, _tokens, resolve
-from dimefm.losses._bank import Bank
-from dimefm.losses._learnt import Scale
+from dimefm.losses import Features, Objective, Weighted, Widths, Words, _chunked, _late_interaction, resolve
+from dimefm.losses._late_interaction import Tokens, late
+from dimefm.losses._modules import Scale
 from dimefm.losses._primitives import contrast, cross_entropy, views_apart
-from dimefm.losses._tokens import Tokens, late
+from dimefm.losses._queue import Bank
 
 B, D, P, L = 6, 8, 5, 7
 
@@ -74,8 +74,8 @@ def test_a_graph_and_a_ring_with_the_same_neighbours_are_one_loss(ways, repeated
 @pytest.mark.parametrize("chunk", [None, 2])
 def test_twins_are_no_negatives(monkeypatch, chunk):
     if chunk:
-        monkeypatch.setattr(_fused, "CHUNK", 1)
-        monkeypatch.setattr(_fused, "LEAST", chunk)
+        monkeypatch.setattr(_chunked, "CHUNK", 1)
+        monkeypatch.setattr(_chunked, "LEAST", chunk)
     queries = F.normalize(rows(B, D), dim=1).requires_grad_()
     keys = F.normalize(rows(B, D, seed=1), dim=1)
     twins = torch.tensor([0, 1, 0, 2, 1, 0])
@@ -98,8 +98,8 @@ def test_views_and_labels_do_not_depend_on_chunks(monkeypatch):
 
     whole = values()
     torch.testing.assert_close(whole[1], F.cross_entropy(one @ weights.T + bias, labels))
-    monkeypatch.setattr(_fused, "CHUNK", 1)
-    monkeypatch.setattr(_fused, "LEAST", 5)
+    monkeypatch.setattr(_chunked, "CHUNK", 1)
+    monkeypatch.setattr(_chunked, "LEAST", 5)
     torch.testing.assert_close(values(), whole)
 
 
@@ -234,7 +234,7 @@ def test_late_similarities_do_not_depend_on_chunks(monkeypatch, pool):
     first = F.normalize(queries[2, :2], dim=1) @ keys.rows[2, :2].T
     best = first.amax(1)
     torch.testing.assert_close(whole[0][2, 2], best.max() if pool == "max" else best.mean())
-    monkeypatch.setattr(_tokens, "CHUNK", 1)
+    monkeypatch.setattr(_late_interaction, "CHUNK", 1)
     torch.testing.assert_close(values(), whole)
 
 

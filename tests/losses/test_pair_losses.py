@@ -7,8 +7,8 @@ import torch
 from open_clip.loss import SigLipLoss
 from torch.nn import functional as F
 
-from dimefm.losses import Features, Objective, Weighted, Widths, _fused, clip_kd, dime, siglip
-from dimefm.losses._learnt import Scale, fusion, learnt, projection, scale
+from dimefm.losses import Features, Objective, Weighted, Widths, _chunked, clip_kd, dime, siglip
+from dimefm.losses._modules import Scale, fusion, learnt, projection, scale
 
 SAME = {"image_projection": torch.nn.Identity(), "text_projection": torch.nn.Identity()}
 
@@ -76,8 +76,8 @@ def test_projections_see_the_rows_before_they_are_made_unit(sides):
 
 @pytest.mark.parametrize("chunk", [1, 12, 1000])
 def test_the_sigmoid_loss_is_open_clips(sides, monkeypatch, chunk):
-    monkeypatch.setattr(_fused, "CHUNK", chunk)
-    monkeypatch.setattr(_fused, "LEAST", 1)
+    monkeypatch.setattr(_chunked, "CHUNK", chunk)
+    monkeypatch.setattr(_chunked, "LEAST", 1)
     image, text, scale, bias = rows(1, 6, 8), rows(2, 6, 8), torch.tensor(10.0), torch.tensor(-10.0)
     leaves = [x.double().requires_grad_() for x in (image, text, scale, bias)]
     ours = siglip.sigmoid(Features.of(*leaves))

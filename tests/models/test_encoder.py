@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from dimefm.errors import ModelError
-from dimefm.models.encoder import load_encoder, pick_device, weights_sha256
+from dimefm.models.encoder import load_encoder, weights_sha256
+from dimefm.runtime.devices import pick_device
 from tests.models.conftest import SENTENCES, SPEC, refused
 
 

@@ -14,7 +14,7 @@ from dimefm.cache.manifest import strangers
 from dimefm.data import open_rows
 from dimefm.models.encoder import load_encoder
 from dimefm.recipe import read
-from dimefm.train import train
+from dimefm.train.trainer import train
 from tests.models.conftest import ARCH, SENTENCES, refused, same
 
 

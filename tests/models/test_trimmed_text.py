@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from dimefm.models import open_clip, text_tower
-from dimefm.models import sentences as sentences_of
+from dimefm.models import open_clip, trimmed_text
 from dimefm.models.encoder import load_encoder
-from dimefm.models.precision import computing
-from dimefm.models.sentences import CPU_PLACES, InLanes, Met, digests, encode_sentences, plan
+from dimefm.models.inference import text_batches as sentences_of
+from dimefm.models.inference.precision import computing
+from dimefm.models.inference.text_batches import CPU_PLACES, InLanes, Met, digests, encode_sentences, plan
 
 EXACT = 1e-5
 SENTENCES = [
@@ -100,7 +100,7 @@ def allowed(config: dict) -> bool:
 def test_cut_tokens_give_the_rows_of_whole_ones_or_are_not_used(name):
     config = FAMILIES[name]
     model = built(config)
-    tower = text_tower.trimmed(model)
+    tower = trimmed_text.trimmed(model)
     assert (tower is not None) == allowed(config)
     if tower is not None:
         whole, cut = both(model, tower, tokens_for(config))
@@ -145,7 +145,7 @@ def test_options_of_a_tower_that_is_trimmed(how, custom):
     config = {**BASIC, "custom_text": custom}
     config["text_cfg"] = {**config["text_cfg"], **how}
     model = built(config)
-    whole, cut = both(model, text_tower.trimmed(model), tokens_for(config))
+    whole, cut = both(model, trimmed_text.trimmed(model), tokens_for(config))
     assert float((whole - cut).abs().max()) <= EXACT
 
 
@@ -155,14 +155,14 @@ def test_options_of_a_tower_that_is_trimmed(how, custom):
 def test_towers_that_look_at_padding_are_encoded_whole(how):
     config = {**BASIC, "custom_text": True}
     config["text_cfg"] = {**config["text_cfg"], **how}
-    assert text_tower.trimmed(built(config)) is None
+    assert trimmed_text.trimmed(built(config)) is None
 
 
 def test_a_mask_that_lets_one_place_look_ahead_is_not_causal():
     model = built(BASIC)
-    assert text_tower.trimmed(model) is not None
+    assert trimmed_text.trimmed(model) is not None
     model.attn_mask[3, 5] = 0.0
-    assert text_tower.trimmed(model) is None
+    assert trimmed_text.trimmed(model) is None
 
 
 def test_a_tower_of_another_make_is_encoded_whole():
@@ -172,7 +172,7 @@ def test_a_tower_of_another_make_is_encoded_whole():
 
     model = built(BASIC)
     model.__class__ = Other
-    assert text_tower.trimmed(model) is None
+    assert trimmed_text.trimmed(model) is None
 
 
 def test_a_tower_that_computes_something_else_is_found_out(monkeypatch):
@@ -180,7 +180,7 @@ def test_a_tower_that_computes_something_else_is_found_out(monkeypatch):
     honest = upstream.CLIP.encode_text
     monkeypatch.setattr(upstream.CLIP, "encode_text", lambda self, text: honest(self, text.flip(0)))
     with pytest.warns(RuntimeWarning, match="encoded at full length.*rows of cut tokens differ by") as caught:
-        assert text_tower.trimmed(model) is None
+        assert trimmed_text.trimmed(model) is None
     assert "\n" not in str(caught[0].message)
 
 

@@ -8,7 +8,7 @@ import pytest
 from dimefm.errors import RecipeError
 from dimefm.quickstart import data
 from dimefm.quickstart import run as quick
-from dimefm.train import Run
+from dimefm.train.trainer import Run
 
 
 class Stop(Exception):

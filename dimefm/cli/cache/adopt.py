@@ -55,8 +55,8 @@ def command(sources, out, kind, format_, dtype, array, keys, rows_of, normalize,
       dimefm cache adopt img_emb_*.npy --kind image --rows-of photos/ --teacher ViT-L-14/openai --out cache/images
       dimefm cache verify cache/images --against-teacher 64 --images photos/
     """
-    from dimefm.cache.adopt import adopt, header, pieces, pieces_of
-    from dimefm.cache.foreign import open_vectors
+    from dimefm.cache.importing.adopt import adopt, header, pieces, pieces_of
+    from dimefm.cache.importing.sources import open_vectors
     from dimefm.data.sources import local_root, shard_names
 
     card = _card(teacher, flags)
@@ -100,7 +100,7 @@ def _card(teacher: str | None, facts: Mapping) -> Callable[[int], EncoderCard]:
     given["preprocess"] = _preprocess(given.get("preprocess", "{}"))
 
     from dimefm.cache import EncoderCard
-    from dimefm.cache.adopt import UNKNOWN
+    from dimefm.cache.importing.adopt import UNKNOWN
 
     name = given.pop("encoder_name", UNKNOWN)
     return lambda dim: EncoderCard(name=name, dim=dim, **{"weights_sha256": None, "logit_scale": 100.0, **given})

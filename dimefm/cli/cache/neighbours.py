@@ -47,7 +47,7 @@ def command(context, root, out, report, scratch, **rule):
       dimefm cache neighbours cache/texts --out neighbours/loose --min-cosine 0.7 --max-cosine 0.95
     """
     from dimefm.cache import FeatureCache
-    from dimefm.neighbours import Rule, build
+    from dimefm.curate.neighbours import Rule, build
 
     try:
         checked = Rule(**rule)

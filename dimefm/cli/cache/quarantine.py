@@ -21,7 +21,7 @@ def command(root, summary):
     """
     from dimefm.cache import Manifest
     from dimefm.cache.quarantine import quarantined
-    from dimefm.cache.store import open_store
+    from dimefm.storage.stores import open_store
 
     for folder in caches(root):
         store = open_store(folder)

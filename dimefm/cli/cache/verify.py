@@ -51,8 +51,8 @@ def command(root, sha256, against_teacher, teacher, min_cosine, device, **flags)
 
 
 def _agreement(cache, number, teacher, device, flags):
+    from dimefm.extract.verify import against_teacher
     from dimefm.models.encoder import load_encoder
-    from dimefm.recheck import against_teacher
 
     kind = cache.manifest.kind
     found = flags[f"{kind}s"]

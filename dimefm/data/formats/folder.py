@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from dimefm.cache.files import sha256_keys
 from dimefm.data.rows import Columns, Row, Shard, inside, readable
 from dimefm.errors import BadRow, DataError
+from dimefm.storage.files import sha256_keys
 
 SUFFIXES: tuple[str, ...] = ()
 KINDS = frozenset({"image"})

@@ -10,10 +10,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dimefm.data._columns import USUAL, read_file, sentences
+from dimefm.data.columns import USUAL, read_file, sentences
 from dimefm.data.formats.text import Lines
-from dimefm.data.parts import Divisible
 from dimefm.data.rows import Columns, Row, Shard, readable
+from dimefm.data.subshards import Divisible
 from dimefm.errors import BadRow
 
 SUFFIXES = (".jsonl", ".jsonl.gz")

@@ -20,9 +20,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dimefm.data._columns import Chosen, choose, read_file, sentences
-from dimefm.data.parts import Divisible
+from dimefm.data.columns import Chosen, choose, read_file, sentences
 from dimefm.data.rows import BYTES_KEPT, Columns, Row, Shard
+from dimefm.data.subshards import Divisible
 from dimefm.errors import BadRow, DataError
 
 SUFFIXES = (".parquet",)

@@ -8,9 +8,9 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from dimefm.data._columns import USUAL, Chosen, choose, read_file, sentences
-from dimefm.data.parts import Divisible
+from dimefm.data.columns import USUAL, Chosen, choose, read_file, sentences
 from dimefm.data.rows import Columns, Row, Shard
+from dimefm.data.subshards import Divisible
 from dimefm.errors import BadRow, DataError
 
 SUFFIXES = (".csv", ".tsv")

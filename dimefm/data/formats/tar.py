@@ -11,8 +11,8 @@ import os
 import tarfile
 from pathlib import Path
 
-from dimefm.data._columns import USUAL, sentences
-from dimefm.data.packed import INDEX, Index, PackedShard
+from dimefm.data.columns import USUAL, sentences
+from dimefm.data.packed.shards import INDEX, Index, PackedShard
 from dimefm.data.rows import Columns, Row, Shard, readable
 from dimefm.errors import BadRow, DataError
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dimefm.data.parts import Divisible
 from dimefm.data.rows import Columns, Row, Shard
+from dimefm.data.subshards import Divisible
 from dimefm.errors import BadRow, DataError
 
 SUFFIXES = (".txt", ".txt.gz")

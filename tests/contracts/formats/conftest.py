@@ -8,7 +8,7 @@ import pytest
 
 from dimefm import plugins
 from dimefm.cache import CacheWriter, EncoderCard, FeatureCache, Manifest
-from dimefm.cache.code import Fit
+from dimefm.cache.int8 import Fit
 
 FORMATS = plugins.names("caches")
 CARD = EncoderCard("test/card", "ab" * 32, 4, 100.0, preprocess={"size": [8, 8]}, tokenizer="words", context_length=9)

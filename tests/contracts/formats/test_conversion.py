@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from dimefm.cache import CacheWriter, FeatureCache
-from dimefm.cache.code import Code
 from dimefm.cache.convert import convert
+from dimefm.cache.int8 import Code
 from dimefm.cache.quarantine import quarantined
 from dimefm.cache.writer import Bad
 from dimefm.errors import CacheError

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from dimefm.cache import CacheWriter, FeatureCache
-from dimefm.cache.code import Code
 from dimefm.cache.formats import BLOCK
+from dimefm.cache.int8 import Code
 from dimefm.errors import CacheError
 from tests.contracts.formats.conftest import fitted, header, keys_of, vectors
 

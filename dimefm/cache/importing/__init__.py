@@ -1,0 +1,1 @@
+"""Import features that other tools wrote into a cache."""

@@ -1,0 +1,1 @@
+"""Curation: choose what to learn from, by looking at the cached features."""

@@ -1,0 +1,1 @@
+"""Images: decode, resize, crop and color them."""

@@ -1,0 +1,1 @@
+"""Packed images: photos that were downscaled once, in shards that keep their identity."""

@@ -1,0 +1,75 @@
+"""Long files in parts: a file of many rows is several shards, so that a long extraction has units of work to resume at.
+
+Plain text, tables, JSON lines and Parquet say that they may be cut by being :class:`Divisible`. DIME-FM's TSVs and tars
+are not: their shards stay one to one with files.
+"""
+
+from __future__ import annotations
+
+import itertools
+from abc import abstractmethod
+
+import numpy as np
+
+from dimefm.data.rows import Row, Shard
+from dimefm.storage.files import sha256_keys
+
+ROWS_PER_PART = 1_000_000
+
+
+class Divisible(Shard):
+    """A shard that knows the keys of any range of its rows, and so may be cut."""
+
+    @abstractmethod
+    def keys_of(self, rows: range) -> list[str]:
+        """Return the keys of ``rows`` (a range of step 1) in order, including rows that cannot be read."""
+
+    def keys(self) -> list[str]:
+        return self.keys_of(range(len(self)))
+
+    def cuts(self, most: int) -> list[int]:
+        """Return where parts of at most ``most`` rows begin, 0 first."""
+        return list(range(0, len(self), most)) or [0]
+
+
+class Part(Shard):
+    """Rows ``rows`` (a range of step 1) of another shard; keys and errors are the whole shard's."""
+
+    def __init__(self, whole: Divisible, name: str, rows: range):
+        super().__init__(whole.path, name)
+        self.whole, self.rows = whole, rows
+        self.entry, self.weight = whole.entry, whole.weight
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Row:
+        return self.whole[self.rows[index]]
+
+    def keys(self) -> list[str]:
+        return self.whole.keys_of(self.rows)
+
+    def blocks(self) -> tuple[np.ndarray, np.ndarray]:
+        return blocks_within(self.whole, self.rows)
+
+    def digest(self) -> str:
+        return sha256_keys([self.whole.digest(), f"{self.rows.start}-{self.rows.stop}"])
+
+
+def blocks_within(whole: Shard, rows: range | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return :meth:`Shard.blocks` of a shard that consists of ``rows`` (ascending) of another."""
+    starts, sizes = whole.blocks()
+    found = np.clip(starts - rows.start, 0, len(rows)) if isinstance(rows, range) else np.searchsorted(rows, starts)
+    used = np.diff(found, append=len(rows)) > 0
+    return found[used], sizes[used]
+
+
+def cut(shard: Shard) -> list[Shard]:
+    """Return the parts of a divisible shard of more than ROWS_PER_PART rows, named ``NAME/00000`` and on; else itself."""
+    if not isinstance(shard, Divisible) or len(shard) <= ROWS_PER_PART:
+        return [shard]
+    starts = shard.cuts(ROWS_PER_PART)
+    if len(starts) == 1:
+        return [shard]
+    ends = itertools.pairwise([*starts, len(shard)])
+    return [Part(shard, f"{shard.name}/{i:05d}", range(start, end)) for i, (start, end) in enumerate(ends)]

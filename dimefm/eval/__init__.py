@@ -1,5 +1,0 @@
-"""Evaluation: benchmarks and their rows, zero-shot classification, probes, retrieval and the metrics that score them.
-
-A metric is a pure function of scores and labels (:mod:`dimefm.eval.metrics`); a benchmark is a card in ``benchmarks/``
-(:mod:`dimefm.eval.benchmark`); the user's folders become rows and labels in :mod:`dimefm.eval.layouts`.
-"""

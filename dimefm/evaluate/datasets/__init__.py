@@ -1,0 +1,1 @@
+"""Evaluation datasets on disk: their layouts, labels and class names."""

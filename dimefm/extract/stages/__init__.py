@@ -1,0 +1,1 @@
+"""The stages of extraction: images, texts and tokens."""

@@ -1,0 +1,1 @@
+"""Run an encoder quickly: batch sizes, precision, compilation and work in flight."""

@@ -1,0 +1,153 @@
+"""Where a cache lies: a local folder, or a folder at an fsspec URL.
+
+Both keep one promise: a file appears under its name whole or not at all. On a local disk that takes a temporary name, fsync
+of file and folder, and a rename; an object store gives it by itself, since an upload becomes visible when it is complete.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path, PurePosixPath
+
+from dimefm.errors import CacheError
+from dimefm.storage import remote
+from dimefm.storage.files import commit, write_text
+from dimefm.storage.locks import Claim, claim
+
+
+def open_store(root: str | Path, scratch: str | Path | None = None) -> Store:
+    """Return the store at ``root``, a path or an fsspec URL; ``scratch`` holds local copies of remote files."""
+    if isinstance(root, str) and remote.is_url(root):
+        return RemoteStore(root, remote.scratch_folder(scratch))
+    return Store(Path(root))
+
+
+def safe(name: str) -> bool:
+    """Say whether ``name`` is a plain relative path that stays inside the folder it is looked up in."""
+    parts = PurePosixPath(name).parts
+    plain = bool(parts) and not name.startswith("/") and ".." not in parts and PurePosixPath(name).as_posix() == name
+    return plain and not any(c in name for c in "\0\\") and not (len(name) > 1 and name[1] == ":")
+
+
+class Store:
+    """A local folder."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def where(self, name: str) -> str:
+        """Return the whole path of ``name``, for messages."""
+        return str(self.root / name)
+
+    def path(self, name: str) -> Path:
+        """Return the path of ``name``; raise CacheError when it leaves the folder, also through links."""
+        path = self.root / name
+        if not safe(name) or not path.resolve().is_relative_to(self.root.resolve()):
+            raise CacheError(f"{self.root}: the file name {name!r} leads outside the cache; the cache is not to be trusted")
+        return path
+
+    def size(self, name: str) -> int | None:
+        """Return the bytes of a file, None when it is not there."""
+        path = self.path(name)
+        return path.stat().st_size if path.is_file() else None
+
+    def read(self, name: str) -> str | None:
+        """Return a text file, None when it is not there."""
+        path = self.path(name)
+        return path.read_text(encoding="utf-8") if path.is_file() else None
+
+    def write(self, name: str, text: str) -> None:
+        """Write a text file, atomically."""
+        path = self.path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
+
+    def local(self, name: str) -> Path:
+        """Return a local path of the file, to read or map it."""
+        return self.path(name)
+
+    def part(self, name: str) -> Path:
+        """Return the local path where ``name`` is to be written before :meth:`commit`."""
+        path = self.path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.with_name(path.name + ".part")
+
+    def commit(self, part: Path, name: str) -> None:
+        """Give the finished file ``part`` its name, durably."""
+        commit(part, self.path(name))
+
+    def claim(self, name: str, *, shared: bool = False, wait: bool = False) -> Claim | None:
+        """Claim ``name`` for this process; see :func:`~dimefm.storage.locks.claim`."""
+        return claim(self.path(name), shared=shared, wait=wait)
+
+    def remove(self, name: str) -> None:
+        """Remove a file, or a folder with all that is in it, if it is there."""
+        path = self.path(name)
+        while path.is_dir():
+            try:
+                shutil.rmtree(path)
+            except OSError as error:  # another process removes it too, or puts its claim there
+                if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+                    raise
+        if path.exists() or path.is_symlink():  # asked first: a read-only disk refuses to remove even what is not there
+            path.unlink(missing_ok=True)
+
+
+class RemoteStore(Store):
+    """A folder at an fsspec URL; its shards are copied once to ``scratch`` for reading."""
+
+    def __init__(self, url: str, scratch: Path):
+        super().__init__(remote.copy_of(url, scratch))
+        self.url, self.scratch = url.rstrip("/"), scratch
+        self.fs, self.base = remote.filesystem(self.url)
+
+    def __str__(self) -> str:
+        return self.url
+
+    def where(self, name: str) -> str:
+        return f"{self.url}/{name}"
+
+    def _at(self, name: str) -> str:
+        self.path(name)
+        return f"{self.base}/{name}"
+
+    def size(self, name: str) -> int | None:
+        with remote.reported(self.where(name)):
+            return self.fs.size(self._at(name)) if self.fs.isfile(self._at(name)) else None
+
+    def read(self, name: str) -> str | None:
+        with remote.reported(self.where(name)):
+            return self.fs.cat_file(self._at(name)).decode("utf-8") if self.fs.isfile(self._at(name)) else None
+
+    def write(self, name: str, text: str) -> None:
+        with remote.reported(self.where(name)):
+            self.fs.makedirs(os.path.dirname(self._at(name)), exist_ok=True)
+            self.fs.pipe_file(self._at(name), text.encode("utf-8"))
+
+    def local(self, name: str) -> Path:
+        return remote.fetch(self.where(name), self.scratch)
+
+    def part(self, name: str) -> Path:
+        part = self.path(name)
+        part.parent.mkdir(parents=True, exist_ok=True)
+        return part.with_name(f"{part.name}.{os.getpid()}.part")
+
+    def commit(self, part: Path, name: str) -> None:
+        with remote.reported(self.where(name)):
+            self.fs.makedirs(os.path.dirname(self._at(name)), exist_ok=True)
+            self.fs.put_file(str(part), self._at(name))
+        part.unlink()
+
+    def claim(self, name: str, *, shared: bool = False, wait: bool = False) -> Claim | None:
+        """Grant the claim: an object store has no locks."""
+        return Claim()
+
+    def remove(self, name: str) -> None:
+        with remote.reported(self.where(name)):
+            if self.fs.exists(self._at(name)):
+                self.fs.rm(self._at(name), recursive=True)

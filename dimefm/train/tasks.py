@@ -1,0 +1,146 @@
+"""What a run trains: an image tower, a text tower, or a whole CLIP; the one place that tells them apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from dimefm.errors import ModelError, RecipeError
+from dimefm.losses import Objective, Widths
+from dimefm.models import fast_tokenizer, intermediate, open_clip, patch_dropout, student
+from dimefm.models.student import Spec
+from dimefm.recipe import Recipe
+from dimefm.runtime.seeding import seed_of
+from dimefm.train.inputs.image_batches import Batch, Batches
+from dimefm.train.inputs.sources import Sources, TextSources
+from dimefm.train.inputs.text_batches import TextBatches
+from dimefm.train.student import Extras, Student, heads, projection_of
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model to train, of a kind of ``models.runs``, and the batches that it sees; a text tower preprocesses nothing.
+
+    ``apart``: the last caption of each pair is the first one with hidden words. ``image_mask`` is the share of each image
+    that is hidden.
+    """
+
+    kind: str
+    spec: Spec
+    model: nn.Module
+    preprocess: dict | None
+    batches: Callable[[int], Batch]
+    apart: bool = False
+    image_mask: float = 0.0
+
+    def student(self, sources: Sources, objective: Objective, seed: int) -> Student:
+        """Return what trains: the model and the learnt parts of its losses for each teacher; of one tower also its bridge if
+        it keeps another dimension, and a head for each further teacher."""
+        dims, own = [teacher.dim for teacher in sources.teachers], self.spec.config["embed_dim"]
+        drawn = seed_of(seed, "learnt") % 2**32
+        extras = Extras.of(objective.needs, self.apart)
+        beside = self._widths(objective) if extras.image or extras.words else {}
+        if self.kind == "clip":
+            learnt = objective.learnt([Widths(own, dim, **beside) for dim in dims or [own]], drawn)
+            found = Student(self.model, self.preprocess, learnt=learnt, extras=extras)
+            found.mask = patch_dropout.hide(self.model, self.image_mask)
+            return found
+        bridge = projection_of(self.model, self.spec, dims[0], seed) if own != dims[0] else None
+        learnt = objective.learnt([Widths(dim, dim, **beside) for dim in dims], drawn)
+        found = Student(self.model, self.preprocess, heads(dims, seed), bridge, learnt, extras)
+        found.mask = patch_dropout.hide(self.model, self.image_mask)
+        return found
+
+    def _widths(self, objective: Objective) -> dict[str, int | None]:
+        """Return the widths of what losses ask of the towers beside rows; raise ModelError, naming one that asks in vain."""
+        try:
+            return intermediate.widths(self.model)._asdict()
+        except ModelError as error:
+            name = next(term.name for term, function in objective.terms if function.needs & {"hidden", "patches", "words"})
+            raise ModelError(f"loss '{name}': {error}") from error
+
+
+def sizes(model: nn.Module) -> dict[str, int]:
+    """Return how many weights there are, of each tower and together."""
+    towers = {"image": getattr(model, "visual", None), "text": getattr(model, "text", None)}
+    counts = {f"{name}_parameters": _count(tower) for name, tower in towers.items() if isinstance(tower, nn.Module)}
+    return {**counts, "parameters": _count(model)}
+
+
+def unseen(task: Task) -> str | None:
+    """Return a note when the patches of an image tower leave a strip of each image over, which it never sees; else None."""
+    name, size = task.spec.name, task.spec.image_size
+    side = 1 if size is None else student.patch_side(task.model)
+    if size is None or size % side == 0:
+        return None
+    fits, left = size - size % side, f"{size % side} pixels at the right and the lower edge"
+    sizes = f"--image-size {fits} or {fits + side}" if fits else f"--image-size {side}"
+    return (
+        f"note: {name} cuts images of {size} pixels into patches of {side} and never sees {left}; {sizes} leaves none over"
+    )
+
+
+def given(recipe: Recipe) -> frozenset[str]:
+    """Return what data and student of a recipe offer to its losses, in the words of :func:`~dimefm.losses.needs`."""
+    pairs = recipe.text == "student"
+    config = student.resolve(recipe.student, recipe.image_size).config if pairs else {}
+    offered = {
+        "teacher": not pairs or bool(recipe.image_cache),
+        "pairs": pairs or (bool(recipe.text_student) and not recipe.text_cache),
+        "bias": config.get("init_logit_bias") is not None,
+        "width": True,
+        "views": recipe.views_per_step > 1,
+        "masked": bool(recipe.mask_words),
+        "neighbours": bool(recipe.neighbours),
+        "tokens": bool(recipe.image_tokens and recipe.text_tokens),
+        "hidden": not recipe.text_student,
+        "patches": not recipe.text_student,
+        "words": pairs,
+    }
+    return frozenset(name for name, there in offered.items() if there)
+
+
+def refuse_unneeded(recipe: Recipe, needs: frozenset[str]) -> None:
+    """Raise RecipeError for what a step would show to losses of which none ``needs`` it."""
+    masked = recipe.masked == "apart" and recipe.mask_words  # else all losses learn from masked captions
+    shown = {"mask_words": (masked, "masked"), "neighbours": (recipe.neighbours, "neighbours")}
+    shown |= {name: (getattr(recipe, name), "tokens") for name in ("image_tokens", "text_tokens")}
+    for name, (there, need) in shown.items():
+        if there and need not in needs:
+            raise RecipeError(f"{name} is for losses that need '{need}', and none here does; leave it out, or add one")
+
+
+def task(recipe: Recipe, sources: Sources, places: Sequence[int]) -> Task:
+    """Build what ``recipe`` trains, with random weights, and its batches, of which this process encodes ``places``.
+
+    Raises ModelError when it cannot be built or run.
+    """
+    if isinstance(sources, TextSources):
+        return _text_tower(recipe, sources, places)
+    both = recipe.text == "student"
+    spec = student.resolve(recipe.student, recipe.image_size, None if both else _dim(recipe, sources))
+    model, preprocess = student.build(spec, both, recipe.seed, len(places))
+    tokenizer = open_clip.tokenizer_for(spec.config) if both else None
+    batches = Batches(sources, recipe, spec.image_size, tokenizer, places)
+    apart = bool(recipe.mask_words) and recipe.masked == "apart"
+    return Task("clip" if both else "image-tower", spec, model, preprocess, batches, apart, recipe.image_mask)
+
+
+def _text_tower(recipe: Recipe, sources: TextSources, places: Sequence[int]) -> Task:
+    spec = student.resolve_text(recipe.text_student, _dim(recipe, sources))
+    tokenizer = open_clip.tokenizer_for(spec.config)
+    quick = fast_tokenizer.words_of(tokenizer)
+    tokenize = tokenizer if quick is None else lambda sentences: quick.tokenize(sentences)[0]
+    batches = TextBatches(sources, recipe, tokenize, places)
+    return Task("text-tower", spec, student.build_text(spec, recipe.seed), None, batches)
+
+
+def _dim(recipe: Recipe, sources: Sources) -> int | None:
+    """Return the dimension that the student is built with, None for its own, from which a bridge leads."""
+    return None if recipe.bridge == "linear" else sources.teachers[0].dim
+
+
+def _count(module: nn.Module) -> int:
+    return sum(weights.numel() for weights in module.parameters())
