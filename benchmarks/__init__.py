@@ -1,1 +1,3 @@
-"""The performance suite: ours and the peer or the limit, interleaved in one process, printed as ratios."""
+"""The performance suite: ours and the peer or the limit, interleaved in one process, printed as
+ratios.
+"""

@@ -1,4 +1,6 @@
-"""What a row costs on disk and what the cheaper forms do to it, on real CLIP features with their real keys."""
+"""What a row costs on disk and what the cheaper forms do to it, on real CLIP features with their
+real keys.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,24 @@ from dimefm.cache.convert import convert
 from dimefm.cache.int8 import Fit
 
 SCALE = 100.0
-FORMS = (("hdf5", "float16"), ("hdf5", "int8"), ("parquet", "float16"), ("parquet", "int8"), ("tsv", "float32"))
-GOALS = {("hdf5", "float16"): ("<=", 1.02), ("hdf5", "int8"): ("<=", 0.505), ("parquet", "float16"): ("<=", 0.9)}
+FORMS = (
+    ("hdf5", "float16"),
+    ("hdf5", "int8"),
+    ("parquet", "float16"),
+    ("parquet", "int8"),
+    ("tsv", "float32"),
+)
+GOALS = {
+    ("hdf5", "float16"): ("<=", 1.02),
+    ("hdf5", "int8"): ("<=", 0.505),
+    ("parquet", "float16"): ("<=", 0.9),
+}
 
 
 def sizes_of_rows(data: Path, folder: Path) -> list[Line]:
-    """Return bytes a row in units of 2D (float16): of the rows alone, and of the whole shard with keys and overhead."""
+    """Return bytes a row in units of 2D (float16): of the rows alone, and of the whole shard with
+    keys and overhead.
+    """
     lines = []
     for name, found in real(data).items():
         count, dim = found.rows.shape
@@ -29,22 +43,43 @@ def sizes_of_rows(data: Path, folder: Path) -> list[Line]:
             cache = _saved(found, folder / f"{name} {format_} {dtype}", format_, dtype)
             path, goal = cache.root / cache.manifest.shards[0].file, GOALS.get((format_, dtype))
             whole = sum(p.stat().st_size for p in path.parent.glob(path.stem + ".*"))
-            for part, size in (("rows alone", _alone(path, cache)), ("whole shard with keys", whole)):
+            for part, size in (
+                ("rows alone", _alone(path, cache)),
+                ("whole shard with keys", whole),
+            ):
                 what = f"{name} {count}x{dim}: {format_} {dtype}, {part}"
                 item = f"bytes {name} {format_} {dtype}, {part}"
                 lines.append(Line(item, what, size / count, "B/row", 2.0 * dim, goal))
             if format_ == "hdf5" and dtype == "float16":
                 least = len(lzma.compress("\n".join(found.keys).encode())) / count
-                what = f"{name} {count}x{dim}: hdf5, keys and all overhead, against the keys alone in xz"
-                lines.append(Line(f"bytes {name} keys", what, (whole - _alone(path, cache)) / count, "B/row", least))
+                what = (
+                    f"{name} {count}x{dim}: hdf5, keys and all overhead, against the keys alone"
+                    " in xz"
+                )
+                lines.append(
+                    Line(
+                        f"bytes {name} keys",
+                        what,
+                        (whole - _alone(path, cache)) / count,
+                        "B/row",
+                        least,
+                    )
+                )
     return lines
 
 
 def _saved(found: Real, root: Path, format_: str, dtype: str) -> FeatureCache:
-    """Write a set in a format and dtype; int8 by ``convert`` from float16, which fits the code on every row."""
+    """Write a set in a format and dtype; int8 by ``convert`` from float16, which fits the code on
+    every row.
+    """
     if dtype != "int8":
         return found.save(root, format_, dtype)
-    convert(found.save(root.with_name(root.name + " before"), "hdf5", "float16"), root, format_=format_, dtype="int8")
+    convert(
+        found.save(root.with_name(root.name + " before"), "hdf5", "float16"),
+        root,
+        format_=format_,
+        dtype="int8",
+    )
     return FeatureCache(root)
 
 
@@ -54,7 +89,10 @@ def _alone(path: Path, cache: FeatureCache) -> int:
         with h5py.File(path) as file:
             return file["row"].id.get_storage_size()
     if path.suffix == ".parquet":
-        groups = [pq.read_metadata(path).row_group(i) for i in range(pq.read_metadata(path).num_row_groups)]
+        groups = [
+            pq.read_metadata(path).row_group(i)
+            for i in range(pq.read_metadata(path).num_row_groups)
+        ]
         columns = [group.column(i) for group in groups for i in range(group.num_columns)]
         return sum(c.total_compressed_size for c in columns if c.path_in_schema.startswith("row"))
     lines = path.read_bytes().splitlines()
@@ -62,9 +100,11 @@ def _alone(path: Path, cache: FeatureCache) -> int:
 
 
 def effects(data: Path, folder: Path) -> list[Line]:
-    """Return what each dtype does: the least cosine of a row, and the mean KL of image -> text softmaxes at scale 100.
+    """Return what each dtype does: the least cosine of a row, and the mean KL of image -> text
+    softmaxes at scale 100.
 
-    1,213 images against 1,628 texts (425 sentences, 1,203 class names), all of unit length; exact float32 against decoded.
+    1,213 images against 1,628 texts (425 sentences, 1,203 class names), all of unit length; exact
+    float32 against decoded.
     """
     found = real(data)
     texts = np.concatenate([_unit(found["paired texts"].rows), _unit(found["lvis"].rows)])
@@ -75,15 +115,30 @@ def effects(data: Path, folder: Path) -> list[Line]:
             k: _converted(rows, folder / f"effect {k}") for k, rows in exact.items()
         },
         "int8, with the extraction's margin": {kind: _margin(rows) for kind, rows in exact.items()},
-        "int8, one scale a row (as others do)": {kind: _per_row(rows) for kind, rows in exact.items()},
+        "int8, one scale a row (as others do)": {
+            kind: _per_row(rows) for kind, rows in exact.items()
+        },
     }
     lines = []
     for name, stored in forms.items():
-        cosine = min(float((exact[kind] * _unit(stored[kind])).sum(1, dtype=np.float64).min()) for kind in exact)
-        loss = _kl(exact["image"] @ exact["text"].T, _unit(stored["image"]) @ _unit(stored["text"]).T)
+        cosine = min(
+            float((exact[kind] * _unit(stored[kind])).sum(1, dtype=np.float64).min())
+            for kind in exact
+        )
+        loss = _kl(
+            exact["image"] @ exact["text"].T, _unit(stored["image"]) @ _unit(stored["text"]).T
+        )
         limits = ((">=", 0.9999), ("<=", 5e-4)) if "every row" in name else (None, None)
         lines.append(Line(f"cosine {name}", f"{name}: least cosine", cosine, "", goal=limits[0]))
-        lines.append(Line(f"KL {name}", f"{name}: mean KL, 1213 images to 1628 texts", loss, "nats", goal=limits[1]))
+        lines.append(
+            Line(
+                f"KL {name}",
+                f"{name}: mean KL, 1213 images to 1628 texts",
+                loss,
+                "nats",
+                goal=limits[1],
+            )
+        )
     return lines
 
 
@@ -115,7 +170,9 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 
 def _kl(exact: np.ndarray, stored: np.ndarray) -> float:
     """Return the mean KL of the rows' softmaxes at scale 100, in float64 from float32 cosines."""
-    exact, stored = (_log_softmax(SCALE * cosines.astype(np.float64)) for cosines in (exact, stored))
+    exact, stored = (
+        _log_softmax(SCALE * cosines.astype(np.float64)) for cosines in (exact, stored)
+    )
     return float((np.exp(exact) * (exact - stored)).sum(1).mean())
 
 

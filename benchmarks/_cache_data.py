@@ -15,7 +15,9 @@ BLOCK = 8192  # rows made at once
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured: ``rows`` of ``dim`` numbers, ``repeats`` rounds, under ``folder``; ``quick`` leaves out millions."""
+    """What is measured: ``rows`` of ``dim`` numbers, ``repeats`` rounds, under ``folder``;
+    ``quick`` leaves out millions.
+    """
 
     rows: int
     dim: int
@@ -24,14 +26,20 @@ class Sizes:
     quick: bool
 
 
-def header(format_: str, dim: int, dtype: str | None = None, kind: str = "image", scale: float = 100.0) -> Manifest:
+def header(
+    format_: str, dim: int, dtype: str | None = None, kind: str = "image", scale: float = 100.0
+) -> Manifest:
     """Return a manifest without shards, of an unknown encoder."""
     dtype = dtype or ("float32" if format_ == "tsv" else "float16")
-    return Manifest(kind, format_, dtype, dim, True, EncoderCard("benchmark", None, dim, scale), {}, {})
+    return Manifest(
+        kind, format_, dtype, dim, True, EncoderCard("benchmark", None, dim, scale), {}, {}
+    )
 
 
 def made(rows: int, dim: int, seed: int = 0) -> np.ndarray:
-    """Return rows of unit length, float16 [rows, dim]: random directions, the worst case for a compressor."""
+    """Return rows of unit length, float16 [rows, dim]: random directions, the worst case for a
+    compressor.
+    """
     random, found = np.random.default_rng(seed), np.empty((rows, dim), dtype=np.float16)
     for start in range(0, rows, BLOCK):
         block = random.standard_normal((min(BLOCK, rows - start), dim), dtype=np.float32)
@@ -47,10 +55,15 @@ def names(start: int, stop: int) -> list[str]:
 def cut(rows: int, shards: int) -> list[tuple[str, int, int]]:
     """Return (source, start, stop) of shards that are equal but for the last."""
     step = -(-rows // shards)
-    return [(f"part_{start // step:05d}.tar", start, min(start + step, rows)) for start in range(0, rows, step)]
+    return [
+        (f"part_{start // step:05d}.tar", start, min(start + step, rows))
+        for start in range(0, rows, step)
+    ]
 
 
-def write(root: Path, head: Manifest, rows: np.ndarray, keys: Sequence[str], shards: int = 1) -> Manifest:
+def write(
+    root: Path, head: Manifest, rows: np.ndarray, keys: Sequence[str], shards: int = 1
+) -> Manifest:
     """Write ``rows`` whole shard by whole shard and seal the cache."""
     parts = cut(len(rows), shards)
     writer = CacheWriter(root, head, [(name, stop - start) for name, start, stop in parts])
@@ -59,7 +72,14 @@ def write(root: Path, head: Manifest, rows: np.ndarray, keys: Sequence[str], sha
     return writer.seal()
 
 
-def spooled(root: Path, head: Manifest, rows: np.ndarray, keys: Sequence[str], shards: int, portion: int = 256) -> Manifest:
+def spooled(
+    root: Path,
+    head: Manifest,
+    rows: np.ndarray,
+    keys: Sequence[str],
+    shards: int,
+    portion: int = 256,
+) -> Manifest:
     """Write ``rows`` as an extraction does: portion by portion through the spool on disk."""
     parts = cut(len(rows), shards)
     writer = CacheWriter(root, head, [(name, stop - start) for name, start, stop in parts])
@@ -89,11 +109,24 @@ class Real:
 
 
 def real(data: Path) -> dict[str, Real]:
-    """Return the sets under ``data``/features: images, the pairs' two sides, and class names, OpenAI CLIP ViT-B/32."""
-    photos, classes = data / "features/flickr8k_clip_vitb32", data / "features/class_text_clip_vitb32"
-    paired = [line.split("\t")[0] for line in (photos / "paired.tsv").read_text(encoding="utf-8").splitlines()]
+    """Return the sets under ``data``/features: images, the pairs' two sides, and class names,
+    OpenAI CLIP ViT-B/32.
+    """
+    photos, classes = (
+        data / "features/flickr8k_clip_vitb32",
+        data / "features/class_text_clip_vitb32",
+    )
+    paired = [
+        line.split("\t")[0]
+        for line in (photos / "paired.tsv").read_text(encoding="utf-8").splitlines()
+    ]
     found = [
-        Real("images", "image", (photos / "image_keys.txt").read_text().split(), np.load(photos / "image_features.npy")),
+        Real(
+            "images",
+            "image",
+            (photos / "image_keys.txt").read_text().split(),
+            np.load(photos / "image_features.npy"),
+        ),
         Real("paired images", "image", paired, np.load(photos / "paired_image_features.npy")),
         Real("paired texts", "text", paired, np.load(photos / "paired_text_features.npy")),
         Real("lvis", "text", _lines(classes / "lvis1203.txt"), np.load(classes / "lvis1203.npy")),

@@ -1,4 +1,6 @@
-"""Writing a cache from rows in memory to durable files, against the raw bytes in as many files with as many fsyncs."""
+"""Writing a cache from rows in memory to durable files, against the raw bytes in as many files with
+as many fsyncs.
+"""
 
 from __future__ import annotations
 
@@ -20,18 +22,25 @@ GOAL = (">=", 0.5)
 
 
 def writes(sizes: Sizes) -> list[Line]:
-    """Time whole caches of ten shards: keys, SHA-256, fsyncs of files and folders, records and manifest included."""
+    """Time whole caches of ten shards: keys, SHA-256, fsyncs of files and folders, records and
+    manifest included.
+    """
     rows, keys = made(sizes.rows, sizes.dim), names(0, sizes.rows)
     coarse = np.clip(np.rint(rows.astype(np.float32) * 1000), -127, 127).astype(np.int8)
     made_so = {
-        name: functools.partial(write, head=header(name, sizes.dim), rows=rows) for name in ("hdf5", "parquet", "tsv")
+        name: functools.partial(write, head=header(name, sizes.dim), rows=rows)
+        for name in ("hdf5", "parquet", "tsv")
     }
     made_so["spool"] = functools.partial(spooled, head=header("hdf5", sizes.dim), rows=rows)
     commits = _fsyncs(sizes.folder / "counted", made_so["hdf5"], keys)
     works = {}
     for name, save in made_so.items():
         root = sizes.folder / f"written {name}"
-        works[name] = Work(functools.partial(_ours, save, root, keys), sizes.rows, functools.partial(shutil.rmtree, root))
+        works[name] = Work(
+            functools.partial(_ours, save, root, keys),
+            sizes.rows,
+            functools.partial(shutil.rmtree, root),
+        )
     for dtype, source in (("float16", rows), ("int8", coarse)):
         root = sizes.folder / f"plain {dtype}"
         run = functools.partial(_plain, root, source, commits)
@@ -47,9 +56,20 @@ def writes(sizes: Sizes) -> list[Line]:
     lines = []
     for name, note in notes.items():
         goal = GOAL if name in ("hdf5", "parquet") else None
-        lines.append(Line(f"write {name} / raw files", note + against, seen[name], against=seen["plain float16"], goal=goal))
+        lines.append(
+            Line(
+                f"write {name} / raw files",
+                note + against,
+                seen[name],
+                against=seen["plain float16"],
+                goal=goal,
+            )
+        )
     what = "raw bytes of int8 rows, for scale"
-    return [*lines, Line("write raw int8 / raw files", what, seen["plain int8"], against=seen["plain float16"])]
+    return [
+        *lines,
+        Line("write raw int8 / raw files", what, seen["plain int8"], against=seen["plain float16"]),
+    ]
 
 
 def _ours(save: Callable, root: Path, keys: list[str], _: int) -> None:
@@ -57,7 +77,9 @@ def _ours(save: Callable, root: Path, keys: list[str], _: int) -> None:
 
 
 def _fsyncs(root: Path, save: Callable, keys: list[str]) -> int:
-    """Return how many files one write commits, each with an fsync of the file and one of its folder."""
+    """Return how many files one write commits, each with an fsync of the file and one of its
+    folder.
+    """
     with mock.patch.object(os, "fsync", wraps=os.fsync) as counted:
         save(root, keys=keys, shards=SHARDS)
     shutil.rmtree(root)

@@ -1,10 +1,13 @@
-"""How DIME-FM's released loader reads one feature row, written anew from a description of what it does, not from its code.
+"""How DIME-FM's released loader reads one feature row, written anew from a description of what it
+does, not from its code.
 
-The facts, found by running DIME-FM (ICCV 2023), released Training/datasets/tsv_file.py:56-72 and 184-189: the composite of
-TSV files builds a new reader for every row. Each reader opens the TSV as text, reads the whole ``.lineidx`` beside it and
-parses every line to an int, seeks to the row's offset and reads one line; the value is base64 of little-endian float32. When
-the reader is destroyed it closes the file and runs ``gc.collect()``. Training does this twice a sample, for the image and
-for its feature; here it is timed once. What a collection costs grows with the objects alive: less here than beside torch.
+The facts, found by running DIME-FM (ICCV 2023), released Training/datasets/tsv_file.py:56-72 and
+184-189: the composite of TSV files builds a new reader for every row. Each reader opens the TSV as
+text, reads the whole ``.lineidx`` beside it and parses every line to an int, seeks to the row's
+offset and reads one line; the value is base64 of little-endian float32. When the reader is
+destroyed it closes the file and runs ``gc.collect()``. Training does this twice a sample, for the
+image and for its feature; here it is timed once. What a collection costs grows with the objects
+alive: less here than beside torch.
 """
 
 from __future__ import annotations
@@ -37,7 +40,9 @@ class _Reader:
 
 
 class Composite:
-    """The access pattern over one TSV; ``collect=False`` leaves out the call of ``gc.collect()``."""
+    """The access pattern over one TSV; ``collect=False`` leaves out the call of
+    ``gc.collect()``.
+    """
 
     def __init__(self, path: Path, collect: bool = True):
         self.path, self.collect = path, collect

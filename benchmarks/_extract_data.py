@@ -1,4 +1,6 @@
-"""What the extraction benchmarks read: JPEG photos and sentences, from real sets beside the checkout, else made."""
+"""What the extraction benchmarks read: JPEG photos and sentences, from real sets beside the
+checkout, else made.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-LANDSCAPE, QUALITY = (500, 375), 95  # 57 kB a photo, what a camera's 500 x 375 has at quality 90: these were enlarged
+LANDSCAPE, QUALITY = (
+    (
+        500,
+        375,
+    ),
+    95,
+)  # 57 kB a photo, what a camera's 500 x 375 has at quality 90: these were enlarged
 SETS = ("caltech101/test", "caltech101/train", "scene15/test", "scene15/train")
 CAPTIONS = "sentences/multi30k_en.parquet"
 TARS = 4
@@ -23,8 +31,9 @@ TARS = 4
 class Sizes:
     """How much is measured, under ``folder``.
 
-    ``images`` photos, of which heavy towers see ``heavy`` in a round, ``batch`` at a time; ``sentences``, of which the slow
-    peer sees ``slow``; ``shards`` of a finished cache; ``repeats`` rounds. ``data`` is the folder of real sets or None.
+    ``images`` photos, of which heavy towers see ``heavy`` in a round, ``batch`` at a time;
+    ``sentences``, of which the slow peer sees ``slow``; ``shards`` of a finished cache; ``repeats``
+    rounds. ``data`` is the folder of real sets or None.
     """
 
     images: int
@@ -40,7 +49,9 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Photos:
-    """JPEG files: ``every`` folder, ``heavy`` and ``warm`` parts of it, the same as ``tars``, and ``note`` for people."""
+    """JPEG files: ``every`` folder, ``heavy`` and ``warm`` parts of it, the same as ``tars``, and
+    ``note`` for people.
+    """
 
     every: Path
     heavy: Path
@@ -59,7 +70,9 @@ def real(data: Path) -> Path | None:
 
 
 def photos(sizes: Sizes) -> Photos:
-    """Write ``sizes.images`` JPEGs of 500 x 375 or 375 x 500 pixels, and their parts and tars as links and copies."""
+    """Write ``sizes.images`` JPEGs of 500 x 375 or 375 x 500 pixels, and their parts and tars as
+    links and copies.
+    """
     root = sizes.folder / "photos"
     made = Photos(*(root / name for name in ("every", "heavy", "warm", "tars")), _note(sizes))
     for folder in (made.every, made.heavy, made.warm, made.tars):
@@ -86,7 +99,9 @@ def jpeg(picture: Image.Image) -> bytes:
     """Return the picture cut and enlarged to the size of the benchmark, as a JPEG."""
     size = LANDSCAPE if picture.width >= picture.height else LANDSCAPE[::-1]
     file = io.BytesIO()
-    ImageOps.fit(picture.convert("RGB"), size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=QUALITY)
+    ImageOps.fit(picture.convert("RGB"), size, Image.Resampling.BICUBIC).save(
+        file, "JPEG", quality=QUALITY
+    )
     return file.getvalue()
 
 
@@ -95,11 +110,16 @@ def _note(sizes: Sizes) -> str:
         return "photo-like images made of noise (no real ones at hand)"
     known = sum(len(_files_of(sizes.data / f"classification/{name}.parquet")) for name in SETS)
     again = f", the {known:,} of them repeated" if known < sizes.images else ""
-    return f"Caltech-101 and 15 Scenes, resized up to {LANDSCAPE[0]} x {LANDSCAPE[1]}, quality {QUALITY}{again}"
+    return (
+        f"Caltech-101 and 15 Scenes, resized up to {LANDSCAPE[0]} x {LANDSCAPE[1]}, quality"
+        f" {QUALITY}{again}"
+    )
 
 
 def _pictures(data: Path | None) -> Iterator[Image.Image]:
-    """Yield the real pictures in one fixed random order, again and again; made ones where there are none."""
+    """Yield the real pictures in one fixed random order, again and again; made ones where there are
+    none.
+    """
     if data is None:
         yield from (_made(number) for number in itertools.count())
     found = [file for name in SETS for file in _files_of(data / f"classification/{name}.parquet")]
@@ -114,19 +134,23 @@ def _files_of(table: Path) -> list[bytes]:
 
 
 def _made(number: int) -> Image.Image:
-    """Return noise of six sizes, the coarser the stronger: an image that costs a decoder what a photo costs."""
+    """Return noise of six sizes, the coarser the stronger: an image that costs a decoder what a
+    photo costs.
+    """
     random, (width, height) = np.random.default_rng(number), LANDSCAPE
     total = np.zeros((height, width, 3), np.float32)
     for level in range(6):
         grid = random.integers(0, 256, (4 << level, 5 << level, 3), dtype=np.uint8)
-        total += np.asarray(Image.fromarray(grid).resize(LANDSCAPE, Image.Resampling.BICUBIC), np.float32) * 0.5 ** (
-            level + 1
-        )
+        total += np.asarray(
+            Image.fromarray(grid).resize(LANDSCAPE, Image.Resampling.BICUBIC), np.float32
+        ) * 0.5 ** (level + 1)
     return Image.fromarray(total.clip(0, 255).astype(np.uint8))
 
 
 def captions(data: Path | None, start: int, count: int) -> list[str]:
-    """Return ``count`` sentences from number ``start`` on: descriptions of photos, made of words where there are none."""
+    """Return ``count`` sentences from number ``start`` on: descriptions of photos, made of words
+    where there are none.
+    """
     if data is None:
         return [_sentence(number) for number in range(start, start + count)]
     import pyarrow.parquet
@@ -137,7 +161,8 @@ def captions(data: Path | None, start: int, count: int) -> list[str]:
 
 def _sentence(number: int) -> str:
     words = (
-        "a man woman dog child in on with the red blue green shirt street grass water plays runs stands jumping over near"
+        "a man woman dog child in on with the red blue green shirt street grass water plays runs"
+        " stands jumping over near"
     )
     random = np.random.default_rng(number)
     return " ".join(random.choice(words.split(), random.integers(5, 20))) + f" {number}."
@@ -145,5 +170,7 @@ def _sentence(number: int) -> str:
 
 def written(sentences: list[str], path: Path) -> Path:
     """Write one sentence a line."""
-    path.write_text("".join(" ".join(sentence.split()) + "\n" for sentence in sentences), encoding="utf-8")
+    path.write_text(
+        "".join(" ".join(sentence.split()) + "\n" for sentence in sentences), encoding="utf-8"
+    )
     return path

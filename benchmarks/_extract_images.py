@@ -1,4 +1,6 @@
-"""Images through extraction: against the bare forward loop, a plain open_clip script and clip-retrieval's reader."""
+"""Images through extraction: against the bare forward loop, a plain open_clip script and
+clip-retrieval's reader.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,12 @@ from dimefm.models.encoder import Encoder
 from dimefm.models.preprocess import decoder
 
 GOALS = {
-    "ViT-B-32": {"eager bare": 0.95, "compiled bare": 1.05, "eager script": 1.18, "compiled script": 1.3},
+    "ViT-B-32": {
+        "eager bare": 0.95,
+        "compiled bare": 1.05,
+        "eager script": 1.18,
+        "compiled script": 1.3,
+    },
     "RN50": {"compiled bare": 1.3},
 }
 COSINE = (">=", 0.9999)
@@ -32,10 +39,18 @@ UNIT = "images/s"
 
 
 class Ours:
-    """``extract`` of a folder into a cache of each round; the round that is not counted sees a few images only."""
+    """``extract`` of a folder into a cache of each round; the round that is not counted sees a few
+    images only.
+    """
 
     def __init__(
-        self, encoder: Encoder, source: Path, sizes: Sizes, name: str, warm: Path | None = None, kind: str = "image"
+        self,
+        encoder: Encoder,
+        source: Path,
+        sizes: Sizes,
+        name: str,
+        warm: Path | None = None,
+        kind: str = "image",
     ):
         self.encoder, self.source, self.warm, self.kind = encoder, source, warm or source, kind
         self.settings = Settings(batch_size=sizes.batch, progress=False)
@@ -60,7 +75,9 @@ class Ours:
 
 
 def bare(encoder: Encoder, photos: Photos, sizes: Sizes, count: int) -> Callable[[int], None]:
-    """Return a loop over ready float32 batches through open_clip's own eager forward, in torch's default threads."""
+    """Return a loop over ready float32 batches through open_clip's own eager forward, in torch's
+    default threads.
+    """
     files = photos.files(photos.every)[: min(count, 4 * sizes.batch)]
     pixels = torch.stack([encoder.preprocess(Image.open(file)) for file in files])
     batches = [pixels[start : start + sizes.batch] for start in range(0, len(pixels), sizes.batch)]
@@ -74,7 +91,9 @@ def bare(encoder: Encoder, photos: Photos, sizes: Sizes, count: int) -> Callable
 
 
 def heavy(sizes: Sizes, photos: Photos, arch: str, compiling: bool) -> list[Line]:
-    """Time a tower that costs more than decoding, in fp32 and in what ``--precision auto`` takes here."""
+    """Time a tower that costs more than decoding, in fp32 and in what ``--precision auto`` takes
+    here.
+    """
     encoder, n = models.eager(arch), sizes.heavy
     ours = Ours(encoder, photos.heavy, sizes, arch, photos.warm)
     saved = sizes.folder / f"{arch.replace('/', '_')}.npy"
@@ -86,7 +105,13 @@ def heavy(sizes: Sizes, photos: Photos, arch: str, compiling: bool) -> list[Line
     quick = models.automatic(encoder)
     mine = {"eager": ours, "auto": Ours(quick, photos.heavy, sizes, f"{arch} auto", photos.warm)}
     if compiling:
-        mine["compiled"] = Ours(models.compiled(encoder, sizes.batch), photos.heavy, sizes, f"{arch} compiled", photos.warm)
+        mine["compiled"] = Ours(
+            models.compiled(encoder, sizes.batch),
+            photos.heavy,
+            sizes,
+            f"{arch} compiled",
+            photos.warm,
+        )
     works = {"bare": Work(bare(encoder, photos, sizes, n), n), "script": Work(script, n)}
     works |= {name: Work(run, n) for name, run in mine.items()}
     seen = interleaved(works, sizes.repeats)
@@ -94,9 +119,14 @@ def heavy(sizes: Sizes, photos: Photos, arch: str, compiling: bool) -> list[Line
     lines = []
     for name, other in ((name, other) for other in others for name in mine):
         goal = GOALS.get(arch, {}).get(f"{name.replace('auto', 'eager')} {other}")
-        what = f"{arch} {name.replace('auto', f'auto ({quick.precision})')}, against {others[other]} in fp32"
+        what = (
+            f"{arch} {name.replace('auto', f'auto ({quick.precision})')}, against {others[other]}"
+            " in fp32"
+        )
         item = f"images {arch} {name} / {other}"
-        lines.append(Line(item, what, seen[name], UNIT, seen[other], None if goal is None else (">=", goal)))
+        lines.append(
+            Line(item, what, seen[name], UNIT, seen[other], None if goal is None else (">=", goal))
+        )
     for name, run in mine.items():
         what = f"{arch} {name}: least cosine to the script's rows"
         item = f"images {arch} {name} cosine".replace(" eager", "")
@@ -141,16 +171,46 @@ def light(sizes: Sizes, photos: Photos) -> list[Line]:
     seen = interleaved(works, sizes.repeats)
     shown = [
         ("light / script", "light", "script", "light tower, against a plain open_clip script", 2),
-        ("light / clip-retrieval", "light", "clip-retrieval", "light tower, against clip-retrieval's reader, files", 2),
+        (
+            "light / clip-retrieval",
+            "light",
+            "clip-retrieval",
+            "light tower, against clip-retrieval's reader, files",
+            2,
+        ),
         ("light / clip-retrieval tars", "tars", "clip-retrieval tars", "the same, tars", 2),
         ("light / bare", "light", "bare", "light tower, against the bare forward loop", None),
-        ("null / script", "null", "null script", "null tower, against a plain open_clip script", 2.5),
-        ("null / clip-retrieval", "null", "null clip-retrieval", "null tower, against clip-retrieval's reader, files", None),
+        (
+            "null / script",
+            "null",
+            "null script",
+            "null tower, against a plain open_clip script",
+            2.5,
+        ),
+        (
+            "null / clip-retrieval",
+            "null",
+            "null clip-retrieval",
+            "null tower, against clip-retrieval's reader, files",
+            None,
+        ),
     ]
-    lines = [Line(i, what, seen[a], UNIT, seen[b], None if goal is None else (">=", goal)) for i, a, b, what, goal in shown]
+    lines = [
+        Line(i, what, seen[a], UNIT, seen[b], None if goal is None else (">=", goal))
+        for i, a, b, what, goal in shown
+    ]
     what = "light tower: least cosine to the script's rows"
-    lines.append(Line("light cosine", what, _least(ours.cache, np.load(kept)), "cosine", goal=COSINE))
-    lines.append(Line("light busy", "light tower: part of the time in which the encoder works", ours.busy, "of 1"))
+    lines.append(
+        Line("light cosine", what, _least(ours.cache, np.load(kept)), "cosine", goal=COSINE)
+    )
+    lines.append(
+        Line(
+            "light busy",
+            "light tower: part of the time in which the encoder works",
+            ours.busy,
+            "of 1",
+        )
+    )
     return lines
 
 
@@ -164,7 +224,9 @@ def _one_torch_thread() -> Iterator[None]:
 
 
 def decoding(sizes: Sizes, photos: Photos) -> list[Line]:
-    """Time the decoders alone, from the bytes of a file to what a tower at 224 pixels takes; in one thread and in all."""
+    """Time the decoders alone, from the bytes of a file to what a tower at 224 pixels takes; in one
+    thread and in all.
+    """
     preprocess = models.LIGHT_PREPROCESS
     files = [file.read_bytes() for file in photos.files(photos.every)[: 4 * sizes.batch]]
     turbo, pil = decoder("turbo", preprocess), decoder("pil", preprocess)
@@ -191,7 +253,15 @@ def decoding(sizes: Sizes, photos: Photos) -> list[Line]:
     lines = []
     for many, threads in (("one", "one thread"), ("all", f"{os.cpu_count()} threads")):
         what = f"turbo, against open_clip's PIL transform, {threads}"
-        lines.append(Line(f"decode turbo / pil, {many}", what, seen[f"turbo {many}"], UNIT, seen[f"pil {many}"]))
+        lines.append(
+            Line(
+                f"decode turbo / pil, {many}",
+                what,
+                seen[f"turbo {many}"],
+                UNIT,
+                seen[f"pil {many}"],
+            )
+        )
         what = f"JPEG to pixels without a resize, {threads}"
         lines.append(Line(f"decode pixels, {many}", what, seen[f"pixels {many}"], UNIT))
     return lines

@@ -2,9 +2,9 @@
 
     python -m benchmarks._extract_memory {image,text} OUT BATCH SOURCE...
 
-prints one line of JSON: MiB after the first 20 shards and after the last, and the peak. A thread looks at the number of
-shards in the cache and at /proc/self/status; a figure is the highest while ten shards were made, so that it does not hang on
-a moment.
+prints one line of JSON: MiB after the first 20 shards and after the last, and the peak. A thread
+looks at the number of shards in the cache and at /proc/self/status; a figure is the highest while
+ten shards were made, so that it does not hang on a moment.
 """
 
 from __future__ import annotations
@@ -37,7 +37,12 @@ def watch(kind: str, out: Path, batch: int, sources: list[str]) -> dict[str, flo
     from dimefm.extract.extract import Settings, extract
     from dimefm.models.encoder import load_encoder
 
-    encoder, rows, stop, seen = load_encoder(TINY, "cpu"), open_rows(sources, kind), threading.Event(), dict[int, float]()
+    encoder, rows, stop, seen = (
+        load_encoder(TINY, "cpu"),
+        open_rows(sources, kind),
+        threading.Event(),
+        dict[int, float](),
+    )
 
     def look() -> None:
         while not stop.wait(0.01):
@@ -65,19 +70,40 @@ def memory(sizes: Sizes, photos: Photos) -> list[Line]:
     shards, lines = max(2, sizes.shards // 5), []
     for kind, make in (("image", _tars), ("text", _texts)):
         sources = make(sizes, photos, shards)
-        arguments = [kind, str(sizes.folder / f"memory {kind}"), str(sizes.batch), *map(str, sources)]
+        arguments = [
+            kind,
+            str(sizes.folder / f"memory {kind}"),
+            str(sizes.batch),
+            *map(str, sources),
+        ]
         command = [sys.executable, "-m", __spec__.name, *arguments]
-        done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False
+        )
         if done.returncode:
-            raise RuntimeError(f"{' '.join(command[:6])} ended with {done.returncode}: {done.stderr.strip()[-500:]}")
+            raise RuntimeError(
+                f"{' '.join(command[:6])} ended with {done.returncode}:"
+                f" {done.stderr.strip()[-500:]}"
+            )
         found = json.loads(done.stdout)
         what = f"{shards} shards of {kind}s, resident"
         early = min(EARLY, shards // 2)
         lines += [
-            Line(f"memory {kind}s before", f"{what}: torch and a tiny teacher loaded", found["before"], "MiB"),
+            Line(
+                f"memory {kind}s before",
+                f"{what}: torch and a tiny teacher loaded",
+                found["before"],
+                "MiB",
+            ),
             Line(f"memory {kind}s early", f"{what}: after {early} shards", found["early"], "MiB"),
             Line(f"memory {kind}s late", f"{what}: after {shards} shards", found["late"], "MiB"),
-            Line(f"memory {kind}s growth", f"{what}: growth in between", found["late"] - found["early"], "MiB", goal=GROWTH),
+            Line(
+                f"memory {kind}s growth",
+                f"{what}: growth in between",
+                found["late"] - found["early"],
+                "MiB",
+                goal=GROWTH,
+            ),
             Line(f"memory {kind}s peak", f"{what}: peak of the process", found["peak"], "MiB"),
         ]
     return lines

@@ -1,4 +1,6 @@
-"""The encoders of the extraction benchmarks, all with random weights: the arithmetic does not depend on them."""
+"""The encoders of the extraction benchmarks, all with random weights: the arithmetic does not
+depend on them.
+"""
 
 from __future__ import annotations
 
@@ -48,14 +50,19 @@ def compiled(encoder: Encoder, batch: int) -> Encoder:
 
 
 def light(folder: Path) -> Encoder:
-    """Return a mobile-size image tower at 224 pixels, saved to ``folder`` as open_clip does and loaded from there."""
+    """Return a mobile-size image tower at 224 pixels, saved to ``folder`` as open_clip does and
+    loaded from there.
+    """
     folder.mkdir()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = open_clip.from_config(LIGHT)
     config = {"model_cfg": LIGHT, "preprocess_cfg": LIGHT_PREPROCESS}
     (folder / open_clip.CONFIG).write_text(json.dumps(config), encoding="utf-8")
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / open_clip.WEIGHTS)
+    save_file(
+        {name: tensor.contiguous() for name, tensor in model.state_dict().items()},
+        folder / open_clip.WEIGHTS,
+    )
     return load_encoder(str(folder), "cpu")
 
 
@@ -72,5 +79,7 @@ class Constant(nn.Module):
 
 
 def null(encoder: Encoder) -> Encoder:
-    """Return the encoder with a constant in place of its image tower: what is left is reading, decoding and writing."""
+    """Return the encoder with a constant in place of its image tower: what is left is reading,
+    decoding and writing.
+    """
     return dataclasses.replace(encoder, image_model=Constant(encoder.card.dim))

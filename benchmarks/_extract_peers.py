@@ -1,9 +1,10 @@
-"""How others extract features, in our own words: a plain open_clip script, and clip-retrieval 2.45's reader, mapper, writer.
+"""How others extract features, in our own words: a plain open_clip script, and clip-retrieval
+2.45's reader, mapper, writer.
 
-clip-retrieval itself does not install beside today's torch and numpy. What is kept of it: PIL opens the file and
-open_clip's transform runs in worker processes of a DataLoader, each item carries its name, a batch is collated by torch;
-rows are divided by their length and made float16 batch by batch; one .npy and one Parquet file of names are written at the
-end.
+clip-retrieval itself does not install beside today's torch and numpy. What is kept of it: PIL opens
+the file and open_clip's transform runs in worker processes of a DataLoader, each item carries its
+name, a batch is collated by torch; rows are divided by their length and made float16 batch by
+batch; one .npy and one Parquet file of names are written at the end.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ class Pictures(Dataset):
 
 
 def script(model: nn.Module, transform: Callable, folder: Path, batch: int, out: Path) -> None:
-    """Encode a folder of JPEGs with open_clip's ``encode_image`` and save unit rows: DataLoader, loop, ``np.save``."""
+    """Encode a folder of JPEGs with open_clip's ``encode_image`` and save unit rows: DataLoader,
+    loop, ``np.save``.
+    """
     files, rows = sorted(folder.glob("*.jpg")), []
     with torch.no_grad():
         for pixels in DataLoader(Pictures(files, transform), batch_size=batch, num_workers=WORKERS):
@@ -48,8 +51,12 @@ def script(model: nn.Module, transform: Callable, folder: Path, batch: int, out:
     np.save(out, np.concatenate(rows))
 
 
-def sentence_script(model: nn.Module, tokenizer: Callable, sentences: Sequence[str], batch: int, out: Path) -> None:
-    """Encode sentences with open_clip's tokenizer and ``encode_text`` at full context and save unit rows."""
+def sentence_script(
+    model: nn.Module, tokenizer: Callable, sentences: Sequence[str], batch: int, out: Path
+) -> None:
+    """Encode sentences with open_clip's tokenizer and ``encode_text`` at full context and save unit
+    rows.
+    """
     rows = []
     with torch.no_grad():
         for start in range(0, len(sentences), batch):
@@ -60,10 +67,16 @@ def sentence_script(model: nn.Module, tokenizer: Callable, sentences: Sequence[s
 
 
 class _Folder(Dataset):
-    """clip-retrieval's reader of files: keys are relative paths in order, an item is a dict; bad images become None."""
+    """clip-retrieval's reader of files: keys are relative paths in order, an item is a dict; bad
+    images become None.
+    """
 
     def __init__(self, folder: Path, transform: Callable):
-        endings = (ending for name in ("png", "jpg", "jpeg", "bmp", "webp") for ending in (name, name.upper()))
+        endings = (
+            ending
+            for name in ("png", "jpg", "jpeg", "bmp", "webp")
+            for ending in (name, name.upper())
+        )
         found = (file for ending in endings for file in folder.glob(f"**/*.{ending}"))
         self.files = {file.relative_to(folder).as_posix(): file for file in found}
         self.keys, self.transform = sorted(self.files), transform
@@ -93,15 +106,22 @@ class _Tars(IterableDataset):
             with tarfile.open(tar, "r|") as archive:
                 for member in archive:
                     image = Image.open(io.BytesIO(archive.extractfile(member).read()))
-                    yield {"image_filename": member.name.partition(".")[0], "image_tensor": self.transform(image)}
+                    yield {
+                        "image_filename": member.name.partition(".")[0],
+                        "image_tensor": self.transform(image),
+                    }
 
 
 def _whole(items: list) -> dict:
     return default_collate([item for item in items if item is not None])
 
 
-def clip_retrieval(model: nn.Module, transform: Callable, folder: Path, batch: int, out: Path) -> None:
-    """Encode a folder of images, or of tars if it holds any, into ``out``.npy and ``out``.parquet."""
+def clip_retrieval(
+    model: nn.Module, transform: Callable, folder: Path, batch: int, out: Path
+) -> None:
+    """Encode a folder of images, or of tars if it holds any, into ``out``.npy and
+    ``out``.parquet.
+    """
     tars = any(folder.glob("*.tar"))
     data = (_Tars if tars else _Folder)(folder, transform)
     collate = None if tars else _whole

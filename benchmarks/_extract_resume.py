@@ -21,7 +21,9 @@ ROWS = 2  # rows of a shard
 
 
 def resume(sizes: Sizes) -> list[Line]:
-    """Return seconds of a rerun over sentences and over images, in this process and as a command."""
+    """Return seconds of a rerun over sentences and over images, in this process and as a
+    command.
+    """
     encoder, lines = load_encoder(TINY, "cpu"), []
     for kind, make, ending in (("text", _texts, ".txt"), ("image", _tars, ".tar")):
         folder, out = sizes.folder / f"resume {kind}", sizes.folder / f"resumed {kind}"
@@ -44,15 +46,34 @@ def resume(sizes: Sizes) -> list[Line]:
         first = _seconds(lambda command=command: _run(command))
 
         def again(sources=sources, kind=kind, out=out) -> None:
-            report = extract(encoder, open_rows([sources], kind), kind, out / f"{kind}s", Settings(progress=False))
+            report = extract(
+                encoder,
+                open_rows([sources], kind),
+                kind,
+                out / f"{kind}s",
+                Settings(progress=False),
+            )
             assert report.already_finished, report.describe()
 
         inside = statistics.median([_seconds(again) for _ in range(max(3, sizes.repeats))])
-        whole = statistics.median([_seconds(lambda command=command: _run(command)) for _ in range(sizes.repeats)])
+        whole = statistics.median(
+            [_seconds(lambda command=command: _run(command)) for _ in range(sizes.repeats)]
+        )
         what = f"{sizes.shards:,} shards of {kind}s"
         lines += [
-            Line(f"resume {kind}s", f"{what}: a rerun of the finished extraction, in process", inside, "s", goal=GOAL),
-            Line(f"resume {kind}s command", f"{what}: the same as a command, with its imports and its teacher", whole, "s"),
+            Line(
+                f"resume {kind}s",
+                f"{what}: a rerun of the finished extraction, in process",
+                inside,
+                "s",
+                goal=GOAL,
+            ),
+            Line(
+                f"resume {kind}s command",
+                f"{what}: the same as a command, with its imports and its teacher",
+                whole,
+                "s",
+            ),
             Line(f"resume {kind}s first", f"{what}: the first run, as a command", first, "s"),
         ]
     return lines
@@ -82,6 +103,10 @@ def _seconds(run: Callable[[], object]) -> float:
 
 
 def _run(command: list[str]) -> None:
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False
+    )
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr.strip()[-500:]}")
+        raise RuntimeError(
+            f"{' '.join(command)} ended with {done.returncode}: {done.stderr.strip()[-500:]}"
+        )

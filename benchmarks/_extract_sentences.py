@@ -1,4 +1,6 @@
-"""Sentences through extraction, against a plain open_clip loop at full context; and the tokenizers."""
+"""Sentences through extraction, against a plain open_clip loop at full context; and the
+tokenizers.
+"""
 
 from __future__ import annotations
 
@@ -21,26 +23,49 @@ COMPARED = 5000  # sentences whose tokens are compared
 
 
 def sentences(sizes: Sizes, arch: str) -> list[Line]:
-    """Time a text tower. The loop sees every k-th sentence: at full context each costs it the same, whatever its length."""
+    """Time a text tower. The loop sees every k-th sentence: at full context each costs it the same,
+    whatever its length.
+    """
     encoder, found = models.eager(arch), captions(sizes.data, 0, sizes.sentences)
     step = max(1, len(found) // sizes.slow)
     few = [" ".join(sentence.split()) for sentence in found[::step][: sizes.slow]]
     warm = written(found[:PEER_BATCH], sizes.folder / "warm.txt")
-    ours = Ours(encoder, written(found, sizes.folder / "sentences.txt"), sizes, f"sentences {arch}", warm, "text")
-    ours.settings = Settings(dtype="float32", long_texts="truncate", progress=False)  # as the loop has it, to compare rows
+    ours = Ours(
+        encoder,
+        written(found, sizes.folder / "sentences.txt"),
+        sizes,
+        f"sentences {arch}",
+        warm,
+        "text",
+    )
+    ours.settings = Settings(
+        dtype="float32", long_texts="truncate", progress=False
+    )  # as the loop has it, to compare rows
     tokenizer, saved = open_clip.tokenizer_of(arch), sizes.folder / "sentences.npy"
 
     def loop(repeat: int) -> None:
-        peers.sentence_script(encoder.text_model, tokenizer, few if repeat else few[:PEER_BATCH], PEER_BATCH, saved)
+        peers.sentence_script(
+            encoder.text_model, tokenizer, few if repeat else few[:PEER_BATCH], PEER_BATCH, saved
+        )
 
-    seen = interleaved({"ours": Work(ours, len(found)), "loop": Work(loop, len(few))}, sizes.repeats)
+    seen = interleaved(
+        {"ours": Work(ours, len(found)), "loop": Work(loop, len(few))}, sizes.repeats
+    )
     mine = np.asarray(ours.cache[np.arange(len(few)) * step])
     lengths = np.minimum(encoder.tokenize(found)[1], encoder.card.context_length or 77)
     ideal = (encoder.card.context_length or 77) / float(np.mean(lengths))
-    what = f"{arch}: {len(found):,} sentences, against open_clip's loop at full context ({len(few):,} of them)"
+    what = (
+        f"{arch}: {len(found):,} sentences, against open_clip's loop at full context ({len(few):,}"
+        " of them)"
+    )
     return [
         Line(f"sentences {arch} / loop", what, seen["ours"], UNIT, seen["loop"], GOALS.get(arch)),
-        Line(f"sentences {arch} ideal", f"{arch}: places at full context over places with a token", ideal, "times"),
+        Line(
+            f"sentences {arch} ideal",
+            f"{arch}: places at full context over places with a token",
+            ideal,
+            "times",
+        ),
         Line(
             f"sentences {arch} difference",
             f"{arch}: largest difference of unit rows, {len(few):,} sentences",
@@ -52,7 +77,9 @@ def sentences(sizes: Sizes, arch: str) -> list[Line]:
 
 
 def tokenizing(sizes: Sizes, arch: str) -> list[Line]:
-    """Time the tokenizers on sentences that neither has met; each round has others, words become known as they do in use."""
+    """Time the tokenizers on sentences that neither has met; each round has others, words become
+    known as they do in use.
+    """
     encoder, theirs = models.eager(arch), open_clip.tokenizer_of(arch)
     count = min(COMPARED, sizes.sentences)
     rounds = [captions(sizes.data, repeat * count, count) for repeat in range(sizes.repeats + 1)]
@@ -62,7 +89,10 @@ def tokenizing(sizes: Sizes, arch: str) -> list[Line]:
         return Work(lambda repeat: [tokenize(batch) for batch in batches[repeat]], count)
 
     seen = interleaved({"ours": over(encoder.tokenize), "theirs": over(theirs)}, sizes.repeats)
-    wrong = sum(bool((a != b).any()) for a, b in zip(encoder.tokenize(rounds[-1])[0], theirs(rounds[-1]), strict=True))
+    wrong = sum(
+        bool((a != b).any())
+        for a, b in zip(encoder.tokenize(rounds[-1])[0], theirs(rounds[-1]), strict=True)
+    )
     return [
         Line(
             "tokenizer / open_clip",
@@ -71,5 +101,11 @@ def tokenizing(sizes: Sizes, arch: str) -> list[Line]:
             UNIT,
             seen["theirs"],
         ),
-        Line("tokenizer mismatches", f"sentences of {count:,} with other tokens", float(wrong), "", goal=("<=", 0)),
+        Line(
+            "tokenizer mismatches",
+            f"sentences of {count:,} with other tokens",
+            float(wrong),
+            "",
+            goal=("<=", 0),
+        ),
     ]

@@ -1,4 +1,6 @@
-"""The cells of the study: what ``pipelines/study/study.toml`` says, as the ``dimefm`` commands that a user would type."""
+"""The cells of the study: what ``pipelines/study/study.toml`` says, as the ``dimefm`` commands that
+a user would type.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ RUNS = "runs"
 
 @dataclass(frozen=True)
 class Cell:
-    """One way to train: a recipe of the folder and what replaces its keys; ``published`` is what papers say of it."""
+    """One way to train: a recipe of the folder and what replaces its keys; ``published`` is what
+    papers say of it.
+    """
 
     name: str
     what: str
@@ -52,7 +56,9 @@ class Group:
 
 @dataclass(frozen=True)
 class Study:
-    """All cells by name and in order, their recipes, the commands that make each cache, and the groups of the report."""
+    """All cells by name and in order, their recipes, the commands that make each cache, and the
+    groups of the report.
+    """
 
     seeds: tuple[int, ...]
     datasets: tuple[str, ...]
@@ -68,8 +74,8 @@ class Study:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is run: a study, in the folder ``out``, on ``data``, of a ``share`` (0 to 1) of its images, with ``scale`` times
-    the steps of its recipes."""
+    """What is run: a study, in the folder ``out``, on ``data``, of a ``share`` (0 to 1) of its
+    images, with ``scale`` times the steps of its recipes."""
 
     study: Study
     out: Path
@@ -82,7 +88,9 @@ class Plan:
         return max(1, round(self.study.recipes[cell.recipe]["steps"] * self.scale))
 
     def settings(self, cell: Cell) -> dict:
-        """Return everything that decides a cell's result, but for the seed and the code, as JSON values."""
+        """Return everything that decides a cell's result, but for the seed and the code, as JSON
+        values.
+        """
         recipe = {**self.study.recipes[cell.recipe], **cell.changes, "steps": self.steps(cell)}
         found = {**recipe, "share": self.share, "datasets": list(self.study.datasets)}
         return json.loads(json.dumps(found))
@@ -97,12 +105,20 @@ def read(path: Path = FOLDER / "study.toml") -> Study:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
         recipes = {cell["recipe"] for cell in table["cell"].values()}
-        found = {name: tomllib.loads((path.parent / name).read_text(encoding="utf-8")) for name in sorted(recipes)}
+        found = {
+            name: tomllib.loads((path.parent / name).read_text(encoding="utf-8"))
+            for name in sorted(recipes)
+        }
         cells = {
-            name: Cell(name, fields.pop("what"), fields.pop("recipe"), fields.pop("set", {}), **fields)
+            name: Cell(
+                name, fields.pop("what"), fields.pop("recipe"), fields.pop("set", {}), **fields
+            )
             for name, fields in table["cell"].items()
         }
-        groups = tuple(Group(name, **{**fields, "cells": tuple(fields["cells"])}) for name, fields in table["group"].items())
+        groups = tuple(
+            Group(name, **{**fields, "cells": tuple(fields["cells"])})
+            for name, fields in table["group"].items()
+        )
         caches = {name: tuple(commands) for name, commands in table["cache"].items()}
         study = Study(tuple(table["seeds"]), tuple(table["datasets"]), caches, cells, groups, found)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -112,25 +128,37 @@ def read(path: Path = FOLDER / "study.toml") -> Study:
 
 
 def _check(path: Path, study: Study) -> None:
-    compared = [name for group in study.groups for name in (*group.cells, *group.against, *group.against.values())]
+    compared = [
+        name
+        for group in study.groups
+        for name in (*group.cells, *group.against, *group.against.values())
+    ]
     unknown = next((name for name in compared if name not in study.cells), None)
     if unknown is not None:
-        raise RecipeError(f"{path}: a group names cell '{unknown}': {did_you_mean(unknown, study.cells)}")
+        raise RecipeError(
+            f"{path}: a group names cell '{unknown}': {did_you_mean(unknown, study.cells)}"
+        )
     alone = next((name for name in study.cells if name not in compared), None)
     if alone is not None:
         raise RecipeError(f"{path}: cell '{alone}' is in no group; name it in the cells of one")
 
 
 def chosen(study: Study, names: Sequence[str]) -> list[Cell]:
-    """Return the cells of these names in the study's order, all without names; raise RecipeError for an unknown one."""
+    """Return the cells of these names in the study's order, all without names; raise RecipeError
+    for an unknown one.
+    """
     unknown = next((name for name in names if name not in study.cells), None)
     if unknown is not None:
-        raise RecipeError(f"--cells {unknown}: there is no such cell: {did_you_mean(unknown, study.cells)}")
+        raise RecipeError(
+            f"--cells {unknown}: there is no such cell: {did_you_mean(unknown, study.cells)}"
+        )
     return [cell for name, cell in study.cells.items() if not names or name in names]
 
 
 def caches_of(plan: Plan, cells: Sequence[Cell]) -> list[str]:
-    """Return the names of the caches that cells learn from or are scored on, each after those that it is made from."""
+    """Return the names of the caches that cells learn from or are scored on, each after those that
+    it is made from.
+    """
     study, found = plan.study, []
 
     def need(text: str) -> None:
@@ -154,22 +182,40 @@ def cache_commands(plan: Plan, name: str) -> list[list[str]]:
 
 
 def commands(plan: Plan, cell: Cell, seed: int) -> list[list[str]]:
-    """Return the commands that train and score a cell with a seed, as words after ``dimefm``, seen from ``plan.out``."""
+    """Return the commands that train and score a cell with a seed, as words after ``dimefm``, seen
+    from ``plan.out``.
+    """
     steps, out = plan.steps(cell), plan.folder(cell, seed)
     words = ["train", "--recipe", _seen(FOLDER / cell.recipe, plan.out)]
-    words += [word for key, value in cell.changes.items() for word in ("--set", f"{key}={toml(value)}")]
+    words += [
+        word for key, value in cell.changes.items() for word in ("--set", f"{key}={toml(value)}")
+    ]
     words += ["--seed", str(seed), "--steps", str(steps), "--log-every", str(-(-steps // 25))]
     words += ["--save-every", str(-(-steps // 4)), "--resume", "--out", out]
     if plan.study.score(cell) == "retrieval":
         return [words, *_retrieval(plan, out)]
-    places = ["--eval-root", f"{_seen(plan.data, plan.out)}/classification", "--eval-every", str(steps)]
+    places = [
+        "--eval-root",
+        f"{_seen(plan.data, plan.out)}/classification",
+        "--eval-every",
+        str(steps),
+    ]
     return [[*words, *places, "--eval-datasets", ",".join(plan.study.datasets)]]
 
 
 def _retrieval(plan: Plan, run: str) -> Iterator[list[str]]:
     """Yield the commands that score the text tower of ``run`` on photos that it has not met."""
     split = ["--split", HELD_OUT]
-    yield ["extract-features", "--teacher", run, "--texts", "data/captions.tsv", *split, "--out", f"{run}/scored"]
+    yield [
+        "extract-features",
+        "--teacher",
+        run,
+        "--texts",
+        "data/captions.tsv",
+        *split,
+        "--out",
+        f"{run}/scored",
+    ]
     caches = ["--images", "cache/flickr8k/all", "--texts", f"{run}/scored/texts"]
     yield ["eval", "retrieval", *caches, *split, "--out", f"{run}/scores"]
 
@@ -182,7 +228,11 @@ def _seen(path: Path, folder: Path) -> str:
 def toml(value: object) -> str:
     """Return a value of a recipe as TOML on one line."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(key)} = {toml(inner)}" for key, inner in value.items()) + "}"
+        return (
+            "{"
+            + ", ".join(f"{json.dumps(key)} = {toml(inner)}" for key, inner in value.items())
+            + "}"
+        )
     if isinstance(value, list):
         return "[" + ", ".join(map(toml, value)) + "]"
     return json.dumps(value)

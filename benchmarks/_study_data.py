@@ -1,7 +1,9 @@
-"""What the study learns from: pairs with frozen captions, sentences, and a text tower's real features, as ordinary files.
+"""What the study learns from: pairs with frozen captions, sentences, and a text tower's real
+features, as ordinary files.
 
-Everything is drawn from real sets with one seed, so that it is the same wherever it is made. The caches of it are made by
-``dimefm extract-features`` and its neighbours, see ``[[prepare]]`` in ``pipelines/study/study.toml``.
+Everything is drawn from real sets with one seed, so that it is the same wherever it is made. The
+caches of it are made by ``dimefm extract-features`` and its neighbours, see ``[[prepare]]`` in
+``pipelines/study/study.toml``.
 """
 
 from __future__ import annotations
@@ -38,7 +40,10 @@ IMAGES = {
 SENTENCES = "sentences/multi30k_en.parquet"
 FEATURES, CLASSES = "features/flickr8k_clip_vitb32", "features/class_text_clip_vitb32"
 PHRASES = (100, 400, 1587)  # sentences with a real teacher's rows that text towers learn from
-LEARNT, HELD_OUT = "0:0.8", "0.8:1"  # photos that text towers learn from and are scored on, by the hash of their key
+LEARNT, HELD_OUT = (
+    "0:0.8",
+    "0.8:1",
+)  # photos that text towers learn from and are scored on, by the hash of their key
 NEEDED = (*IMAGES, SENTENCES, FEATURES, CLASSES)
 
 
@@ -48,13 +53,17 @@ def missing(data: Path) -> list[str]:
 
 
 def pairs(data: Path, share: float) -> pa.Table:
-    """Return ``key, image, captions`` of a ``share`` (0 to 1) of the study's images, in random order."""
+    """Return ``key, image, captions`` of a ``share`` (0 to 1) of the study's images, in random
+    order.
+    """
     rows = open_rows(list(IMAGES), "pair", dataroot=data)
     captions = Captions(rows, "label")
     numbers = [number for number in _drawn(rows, share) if _usable(rows, number)]
     return pa.table(
         {
-            "key": [f"{rows.shards[rows.locate(n)[0]].path.parent.name}/{rows[n].key}" for n in numbers],
+            "key": [
+                f"{rows.shards[rows.locate(n)[0]].path.parent.name}/{rows[n].key}" for n in numbers
+            ],
             "image": [rows[number].image for number in numbers],
             "captions": [_captions(captions, rows, number) for number in numbers],
         }
@@ -62,7 +71,9 @@ def pairs(data: Path, share: float) -> pa.Table:
 
 
 def _drawn(rows: Rows, share: float) -> list[int]:
-    """Return as many random rows of each shard as IMAGES says, times ``share``, all shuffled together."""
+    """Return as many random rows of each shard as IMAGES says, times ``share``, all shuffled
+    together.
+    """
     random, found, start = np.random.default_rng(SEED), [], 0
     for shard, count in zip(rows.shards, IMAGES.values(), strict=True):
         some = random.permutation(len(shard))[: max(1, round(min(count, len(shard)) * share))]
@@ -79,13 +90,20 @@ def _usable(rows: Rows, number: int) -> bool:
 
 
 def _captions(captions: Captions, rows: Rows, number: int) -> list[str]:
-    """Return the first different ones of some draws from a row's own sentences, or from the prompts of its class."""
-    draws = (captions(number, rows[number], seed_of(SEED, "study", number, draw)) for draw in range(2 * CAPTIONS))
+    """Return the first different ones of some draws from a row's own sentences, or from the prompts
+    of its class.
+    """
+    draws = (
+        captions(number, rows[number], seed_of(SEED, "study", number, draw))
+        for draw in range(2 * CAPTIONS)
+    )
     return list(dict.fromkeys(draw for draw in draws if draw))[:CAPTIONS]
 
 
 def sentences(data: Path, templates: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return (class prompts and captions, these and all descriptions of photos), each shuffled and without repeats."""
+    """Return (class prompts and captions, these and all descriptions of photos), each shuffled and
+    without repeats.
+    """
     own = dict.fromkeys([*templates, *_own_captions(data)])
     described = pq.read_table(data / SENTENCES, columns=["text"])["text"].to_pylist()
     return _shuffled(list(own)), _shuffled(list(dict.fromkeys([*own, *described])))
@@ -103,16 +121,25 @@ def _shuffled(lines: Sequence[str]) -> list[str]:
 
 
 def phrases(data: Path) -> tuple[list[str], np.ndarray]:
-    """Return sentences with a real teacher's rows of them, float32 [n, 512] of unit length, shuffled.
+    """Return sentences with a real teacher's rows of them, float32 [n, 512] of unit length,
+    shuffled.
 
     They are class names and the captions of photos that no text tower is scored on.
     """
     texts, rows = [], []
     for name in ("lvis1203", "coco80"):
-        texts += [f"a {line}" for line in (data / CLASSES / f"{name}.txt").read_text(encoding="utf-8").splitlines()]
+        texts += [
+            f"a {line}"
+            for line in (data / CLASSES / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+        ]
         rows.append(np.load(data / CLASSES / f"{name}.npy").astype(np.float32))
-    described = [line.split("\t") for line in (data / FEATURES / "paired.tsv").read_text(encoding="utf-8").splitlines()]
-    kept = [number for number, (photo, _) in enumerate(described) if within(photo, parse_split(LEARNT))]
+    described = [
+        line.split("\t")
+        for line in (data / FEATURES / "paired.tsv").read_text(encoding="utf-8").splitlines()
+    ]
+    kept = [
+        number for number, (photo, _) in enumerate(described) if within(photo, parse_split(LEARNT))
+    ]
     texts += [described[number][1] for number in kept]
     rows.append(np.load(data / FEATURES / "paired_text_features.npy")[kept])
     found = np.concatenate(rows)
@@ -136,14 +163,19 @@ def photos(data: Path) -> tuple[list[str], np.ndarray]:
 def write(data: Path, out: Path, share: float = 1.0) -> None:
     """Write the study's files into ``out``: of its images a ``share`` (0 to 1), of the rest all.
 
-    ``pairs.parquet``; ``captions.tsv`` of the photos; ``prompts.txt``, ``own.txt`` (prompts and captions), ``all.txt`` (and
-    descriptions of photos) and ``described.txt``, a sentence a line; ``photos.npy`` with ``photos.txt``, ``phrases-N.npy``
-    with ``phrases-N.txt``.
+    ``pairs.parquet``; ``captions.tsv`` of the photos; ``prompts.txt``, ``own.txt`` (prompts and
+    captions), ``all.txt`` (and descriptions of photos) and ``described.txt``, a sentence a line;
+    ``photos.npy`` with ``photos.txt``, ``phrases-N.npy`` with ``phrases-N.txt``.
     """
     out.mkdir(parents=True, exist_ok=True)
     pq.write_table(pairs(data, share), out / "pairs.parquet", row_group_size=GROUP)
     folders = [data / name for name in IMAGES if name.startswith("classification/")]
-    templates = [prompt for folder in folders for of_class in prompts(for_folder(folder.parent)) for prompt in of_class]
+    templates = [
+        prompt
+        for folder in folders
+        for of_class in prompts(for_folder(folder.parent))
+        for prompt in of_class
+    ]
     own, everything = sentences(data, templates)
     known = set(own)
     described = [line for line in everything if line not in known]
@@ -151,7 +183,9 @@ def write(data: Path, out: Path, share: float = 1.0) -> None:
     for name, lines in (listed | {"described": described[: len(own)]}).items():
         write_text(out / f"{name}.txt", "\n".join(lines) + "\n")
     shutil.copyfile(data / FEATURES / "captions.tsv", out / "captions.tsv")
-    named = {"photos": photos(data)} | {f"phrases-{count}": _first(count, *phrases(data)) for count in PHRASES}
+    named = {"photos": photos(data)} | {
+        f"phrases-{count}": _first(count, *phrases(data)) for count in PHRASES
+    }
     for name, (lines, rows) in named.items():
         write_text(out / f"{name}.txt", "\n".join(lines) + "\n")
         np.save(out / f"{name}.npy", rows)

@@ -1,4 +1,6 @@
-"""The study's results for people: a table for each group of cells, and a plot. Made from the results alone."""
+"""The study's results for people: a table for each group of cells, and a plot. Made from the
+results alone.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,16 @@ COLOURS = ("#2b5c8a", "#d9622b")  # of cells, and of those that others are compa
 
 
 def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
-    """Return the mean and the standard deviation (of a sample: over n - 1) of numbers; None of one number."""
+    """Return the mean and the standard deviation (of a sample: over n - 1) of numbers; None of one
+    number.
+    """
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
 def percent(values: Sequence[float], sign: str = "") -> str:
-    """Return numbers from 0 to 1 as ``mean ± std`` in percent, ``-`` without any; ``sign`` "+" is for differences."""
+    """Return numbers from 0 to 1 as ``mean ± std`` in percent, ``-`` without any; ``sign`` "+" is
+    for differences.
+    """
     if not values:
         return "-"
     mean, std = mean_and_std([100 * value for value in values])
@@ -32,7 +38,9 @@ def percent(values: Sequence[float], sign: str = "") -> str:
 
 
 def found(plan: Plan) -> dict[str, dict[int, dict]]:
-    """Return cell -> seed -> the newest result that was made with the plan's settings, seeds in order."""
+    """Return cell -> seed -> the newest result that was made with the plan's settings, seeds in
+    order.
+    """
     each: dict[str, dict[int, dict]] = {name: {} for name in plan.study.cells}
     settings = {name: plan.settings(cell) for name, cell in plan.study.cells.items()}
     for result in results(plan.out):
@@ -43,11 +51,19 @@ def found(plan: Plan) -> dict[str, dict[int, dict]]:
 
 def scores_of(of: dict[int, dict], score: str | None = None) -> dict[int, float]:
     """Return seed -> one score of a cell, of the seeds that have it; without a name its mean."""
-    found = {seed: {"mean": result["mean"], **result.get("scores", {})} for seed, result in of.items()}
-    return {seed: scores[score or "mean"] for seed, scores in found.items() if (score or "mean") in scores}
+    found = {
+        seed: {"mean": result["mean"], **result.get("scores", {})} for seed, result in of.items()
+    }
+    return {
+        seed: scores[score or "mean"]
+        for seed, scores in found.items()
+        if (score or "mean") in scores
+    }
 
 
-def differences(of: dict[int, dict], base: dict[int, dict], score: str | None = None) -> list[float]:
+def differences(
+    of: dict[int, dict], base: dict[int, dict], score: str | None = None
+) -> list[float]:
     """Return the differences of a score of two cells, seed by seed, of the seeds that both have."""
     ours, theirs = scores_of(of, score), scores_of(base, score)
     return [found - theirs[seed] for seed, found in ours.items() if seed in theirs]
@@ -67,7 +83,9 @@ def table(plan: Plan) -> str:
     for group in plan.study.groups:
         lines += [f"### {group.title}", "", group.about, "", *_rows(plan, group, each), ""]
     done = sum(len(seeds) for seeds in each.values())
-    lines += [f"{done} of {len(plan.study.cells) * len(plan.study.seeds)} runs at scale {plan.scale:g}."]
+    lines += [
+        f"{done} of {len(plan.study.cells) * len(plan.study.seeds)} runs at scale {plan.scale:g}."
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -83,14 +101,22 @@ def _row(cell: Cell, group: Group, each: dict[str, dict[int, dict]]) -> tuple[st
     scores: list[str] = []
     for score in (None, SHOWN[group.score]):
         scores.append(percent(list(scores_of(seeds, score).values())))
-        scores.append("" if cell.name == base else percent(differences(seeds, each[base], score), "+"))
-    seconds = f"{statistics.median(result['cpu_seconds'] for result in seeds.values()):.0f}" if seeds else "-"
+        scores.append(
+            "" if cell.name == base else percent(differences(seeds, each[base], score), "+")
+        )
+    seconds = (
+        f"{statistics.median(result['cpu_seconds'] for result in seeds.values()):.0f}"
+        if seeds
+        else "-"
+    )
     what = f"**{cell.what}**" if cell.name in group.bases else cell.what
     return (what, str(len(seeds)), *scores, seconds, cell.published)
 
 
 def draw(plan: Plan, path: Path) -> None:
-    """Plot each group's cells as mean and standard deviation, with a point for each seed, into a PNG."""
+    """Plot each group's cells as mean and standard deviation, with a point for each seed, into a
+    PNG.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -101,7 +127,9 @@ def draw(plan: Plan, path: Path) -> None:
     columns = _columns(heights, 2)
     tall = max(sum(heights[number] + 2.5 for number in column) for column in columns)
     figure = plt.figure(figsize=(15, 0.27 * tall + 0.5), layout="constrained")
-    for part, column in zip(figure.subfigures(1, len(columns), squeeze=False)[0], columns, strict=True):
+    for part, column in zip(
+        figure.subfigures(1, len(columns), squeeze=False)[0], columns, strict=True
+    ):
         ratios = [heights[number] + 1 for number in column]
         panels = part.subplots(len(column), 1, squeeze=False, height_ratios=ratios)[:, 0]
         for axes, number in zip(panels, column, strict=True):
@@ -111,7 +139,9 @@ def draw(plan: Plan, path: Path) -> None:
 
 
 def _columns(heights: Sequence[int], count: int) -> list[list[int]]:
-    """Return the numbers of groups in ``count`` columns or fewer of about the same height, in order."""
+    """Return the numbers of groups in ``count`` columns or fewer of about the same height, in
+    order.
+    """
     limit, high = math.ceil(sum(heights) / count), 0
     columns: list[list[int]] = [[]]
     for number, height in enumerate(heights):

@@ -1,4 +1,6 @@
-"""Running the study: each cell is some ``dimefm`` commands, two or more cells at once; what is done is never done again."""
+"""Running the study: each cell is some ``dimefm`` commands, two or more cells at once; what is done
+is never done again.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,14 @@ from dimefm.storage.files import to_json, write_text
 
 RESULTS, MADE = "results.jsonl", "made.json"
 Start = Callable[[Sequence[str], Path, Path], float]
-"""Runs ``dimefm WORDS`` in a folder, appending what it says to a file; returns its CPU seconds, raises DimefmError when it
-fails."""
+"""Runs ``dimefm WORDS`` in a folder, appending what it says to a file; returns its CPU seconds,
+raises DimefmError when it fails."""
 
 
 class Processes:
-    """Starts commands as processes of ``threads`` threads; :meth:`stop` ends those that run, which keep a checkpoint."""
+    """Starts commands as processes of ``threads`` threads; :meth:`stop` ends those that run, which
+    keep a checkpoint.
+    """
 
     def __init__(self, threads: int):
         self.threads, self.stopped = threads, False
@@ -35,13 +39,18 @@ class Processes:
 
     def __call__(self, words: Sequence[str], folder: Path, log: Path) -> float:
         """Run ``dimefm WORDS``, see :data:`Start`; raise KeyboardInterrupt when it was stopped."""
-        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads), "OMP_WAIT_POLICY": "passive"}
+        environment = os.environ | {
+            "OMP_NUM_THREADS": str(self.threads),
+            "OMP_WAIT_POLICY": "passive",
+        }
         command = [sys.executable, "-m", "dimefm", *words]
         with log.open("ab") as said:
             with self._lock:
                 if self.stopped:
                     raise KeyboardInterrupt
-                process = subprocess.Popen(command, cwd=folder, stdout=said, stderr=said, env=environment)
+                process = subprocess.Popen(
+                    command, cwd=folder, stdout=said, stderr=said, env=environment
+                )
                 self._running.add(process)
             _, status, used = os.wait4(process.pid, 0)
             with self._lock:
@@ -50,7 +59,9 @@ class Processes:
         if self.stopped:
             raise KeyboardInterrupt
         if process.returncode:
-            raise DimefmError(f"dimefm {words[0]} ended with {process.returncode}: {_last_line(log)} (see {log})")
+            raise DimefmError(
+                f"dimefm {words[0]} ended with {process.returncode}: {_last_line(log)} (see {log})"
+            )
         return used.ru_utime + used.ru_stime
 
     def stop(self) -> None:
@@ -62,21 +73,31 @@ class Processes:
 
 
 def _last_line(log: Path) -> str:
-    return next((line for line in reversed(log.read_text(errors="replace").splitlines()) if line.strip()), "it said nothing")
+    return next(
+        (line for line in reversed(log.read_text(errors="replace").splitlines()) if line.strip()),
+        "it said nothing",
+    )
 
 
 def prepare(plan: Plan, cells: Sequence[Cell], start: Start, say: Callable[[str], None]) -> None:
     """Make the files and the caches that the cells need and that are not made yet.
 
-    Raises DataError when the real sets are absent, or when ``plan.out`` holds files of another share of the images.
+    Raises DataError when the real sets are absent, or when ``plan.out`` holds files of another
+    share of the images.
     """
     lacking = _study_data.missing(plan.data)
     if lacking:
-        raise DataError(f"{plan.data}: {lacking[0]} is not there; --data names the folder of real sets that the study needs")
+        raise DataError(
+            f"{plan.data}: {lacking[0]} is not there; --data names the folder of real sets that the"
+            " study needs"
+        )
     plan.out.mkdir(parents=True, exist_ok=True)
     made = _made(plan.out)
     if made.setdefault("share", plan.share) != plan.share:
-        raise DataError(f"{plan.out}: was made with --share {made['share']}, not {plan.share}; choose another --out")
+        raise DataError(
+            f"{plan.out}: was made with --share {made['share']}, not {plan.share}; choose another"
+            " --out"
+        )
     if "data" not in made:
         say(f"pairs and sentences of {plan.data} -> {plan.out}/data")
         _study_data.write(plan.data, plan.out / "data", plan.share)
@@ -91,7 +112,9 @@ def prepare(plan: Plan, cells: Sequence[Cell], start: Start, say: Callable[[str]
                 start(words, plan.out, plan.out / "prepare.log")
             _note(plan.out, made | {name: list(plan.study.caches[name])})
         elif made[name] != list(plan.study.caches[name]):
-            raise DataError(f"{plan.out}/cache/{name}: the study makes it otherwise now; choose another --out")
+            raise DataError(
+                f"{plan.out}/cache/{name}: the study makes it otherwise now; choose another --out"
+            )
 
 
 def _made(out: Path) -> dict:
@@ -111,17 +134,30 @@ def typed(words: Sequence[str]) -> str:
 def results(out: Path) -> list[dict]:
     """Return all results so far; a line that was cut off by a crash is left out."""
     path = out / RESULTS
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]] if path.exists() else []
+    return (
+        [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+        if path.exists()
+        else []
+    )
 
 
 def todo(plan: Plan, cells: Sequence[Cell], seeds: Sequence[int]) -> list[tuple[Cell, int]]:
-    """Return the runs that have no result yet: all cells with the first seed, then with the second, and so on."""
+    """Return the runs that have no result yet: all cells with the first seed, then with the second,
+    and so on.
+    """
     done = [(found["cell"], found["seed"], found["settings"]) for found in results(plan.out)]
-    return [(cell, seed) for seed in seeds for cell in cells if (cell.name, seed, plan.settings(cell)) not in done]
+    return [
+        (cell, seed)
+        for seed in seeds
+        for cell in cells
+        if (cell.name, seed, plan.settings(cell)) not in done
+    ]
 
 
 class Runs:
-    """Runs cells and appends a result for each to ``results.jsonl``; ``failed`` are those that did not end well."""
+    """Runs cells and appends a result for each to ``results.jsonl``; ``failed`` are those that did
+    not end well.
+    """
 
     def __init__(self, plan: Plan, start: Start, say: Callable[[str], None]):
         self.plan, self.start, self.say = plan, start, say
@@ -129,7 +165,9 @@ class Runs:
         self._lock = threading.Lock()
 
     def __call__(self, left: Sequence[tuple[Cell, int]], jobs: int) -> None:
-        """Run what is left, ``jobs`` at a time; a cell that fails is reported and the others go on."""
+        """Run what is left, ``jobs`` at a time; a cell that fails is reported and the others go
+        on.
+        """
         self._began, self._all, self._done = time.perf_counter(), len(left), 0
         (self.plan.out / "runs").mkdir(exist_ok=True)
         with ThreadPoolExecutor(jobs) as pool:
@@ -157,7 +195,13 @@ class Runs:
                 self.say(f"{name}: failed: {error}")
             return
         seconds = {"seconds": round(time.perf_counter() - began, 1), "cpu_seconds": round(used, 1)}
-        result = {"cell": cell.name, "seed": seed, **found, **seconds, "settings": plan.settings(cell)}
+        result = {
+            "cell": cell.name,
+            "seed": seed,
+            **found,
+            **seconds,
+            "settings": plan.settings(cell),
+        }
         with self._lock:
             with (plan.out / RESULTS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(result) + "\n")
@@ -175,11 +219,15 @@ class Runs:
         self._done += 1
         minutes = (time.perf_counter() - self._began) / 60
         rest = minutes / self._done * (self._all - self._done)
-        self.say(f"{what}; {self._done} of {self._all} after {minutes:.0f} min, about {rest:.0f} min left")
+        self.say(
+            f"{what}; {self._done} of {self._all} after {minutes:.0f} min, about {rest:.0f} min"
+            " left"
+        )
 
 
 def scores(run: Path) -> dict:
-    """Return ``mean`` and ``scores``, 0 to 1, of a finished run: of the last line of its log that has scores, or recalls.
+    """Return ``mean`` and ``scores``, 0 to 1, of a finished run: of the last line of its log that
+    has scores, or recalls.
 
     Raises DataError when there are none.
     """
@@ -188,14 +236,24 @@ def scores(run: Path) -> dict:
         found = json.loads(path.read_text(encoding="utf-8"))
         recalls = {line["direction"]: line["recall"] for line in found["scores"]}
         each = {
-            f"{way} R@{k}": value for way, values in recalls.items() for k, value in zip(found["at"], values, strict=True)
+            f"{way} R@{k}": value
+            for way, values in recalls.items()
+            for k, value in zip(found["at"], values, strict=True)
         }
         forward = recalls["text to image"]
         return {"mean": sum(forward) / len(forward), "scores": each}
     log = run / "log.jsonl"
-    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+    lines = (
+        [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        if log.exists()
+        else []
+    )
     last = next((line for line in reversed(lines) if "eval/mean" in line), None)
     if last is None:
         raise DataError(f"{run}: holds no scores; remove it and start the study again")
-    each = {name.removeprefix("eval/"): value for name, value in last.items() if name.startswith("eval/")}
+    each = {
+        name.removeprefix("eval/"): value
+        for name, value in last.items()
+        if name.startswith("eval/")
+    }
     return {"mean": each.pop("mean"), "scores": each}

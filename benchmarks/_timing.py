@@ -1,4 +1,6 @@
-"""What every benchmark needs: interleaved medians, a table with ratios beside their goals, and the machine they hold on."""
+"""What every benchmark needs: interleaved medians, a table with ratios beside their goals, and the
+machine they hold on.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ HEAD = ("what", "ours", "against", "ratio", "goal", "met")
 
 @dataclass(frozen=True)
 class Work:
-    """Something to time: ``run(repeat)`` handles ``rows`` rows; ``after`` tidies up and is not timed."""
+    """Something to time: ``run(repeat)`` handles ``rows`` rows; ``after`` tidies up and is not
+    timed.
+    """
 
     run: Callable[[int], object]
     rows: int
@@ -29,9 +33,9 @@ class Work:
 class Line:
     """One line of the table.
 
-    ``ours`` and ``against`` are in ``unit``; the ratio is ours / against. ``goal`` is ``(">=" or "<=", value)``: of the
-    ratio if there is something to compare with, else of ``ours``. ``item`` names the line in the JSON
-    file and never changes.
+    ``ours`` and ``against`` are in ``unit``; the ratio is ours / against. ``goal`` is ``(">=" or
+    "<=", value)``: of the ratio if there is something to compare with, else of ``ours``. ``item``
+    names the line in the JSON file and never changes.
     """
 
     item: str
@@ -66,7 +70,13 @@ class Line:
     def fields(self) -> dict:
         """Return plain values for a line of JSON."""
         goal = None if self.goal is None else " ".join(map(str, self.goal))
-        shown = {"item": self.item, "what": self.what, "ours": self.ours, "against": self.against, "unit": self.unit}
+        shown = {
+            "item": self.item,
+            "what": self.what,
+            "ours": self.ours,
+            "against": self.against,
+            "unit": self.unit,
+        }
         return {**shown, "ratio": self.ratio, "goal": goal, "met": self.met}
 
 
@@ -82,8 +92,12 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}"
 
 
-def interleaved(works: Mapping[str, Work], repeats: int, clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:
-    """Return rows/s of each work: medians of ``repeats`` rounds after one not counted; each begins with another work."""
+def interleaved(
+    works: Mapping[str, Work], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
+    """Return rows/s of each work: medians of ``repeats`` rounds after one not counted; each begins
+    with another work.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in works}
     names = list(works)
     for repeat in range(repeats + 1):
@@ -94,7 +108,9 @@ def interleaved(works: Mapping[str, Work], repeats: int, clock: Callable[[], flo
             seconds[name].append(clock() - started)
             if works[name].after:
                 works[name].after()
-    return {name: works[name].rows / statistics.median(values[1:]) for name, values in seconds.items()}
+    return {
+        name: works[name].rows / statistics.median(values[1:]) for name, values in seconds.items()
+    }
 
 
 def table(lines: Sequence[tuple[str, Sequence[Line]]]) -> str:
@@ -104,7 +120,8 @@ def table(lines: Sequence[tuple[str, Sequence[Line]]]) -> str:
 
     def text(cells: Sequence[str]) -> str:
         first, *others = (
-            cell.ljust(w) if not i else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
+            cell.ljust(w) if not i else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
         )
         return "  ".join((first, *others)).rstrip()
 
@@ -117,7 +134,11 @@ def table(lines: Sequence[tuple[str, Sequence[Line]]]) -> str:
 def machine(folder: Path) -> dict[str, str]:
     """Return the machine, the file system of ``folder`` and the versions that decide speed."""
     info = Path("/proc/cpuinfo")
-    models = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else [platform.processor()]
+    models = (
+        re.findall(r"model name\s*: (.*)", info.read_text())
+        if info.exists()
+        else [platform.processor()]
+    )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     found = {
         "cpu": models[0] if models else platform.machine(),
@@ -128,22 +149,44 @@ def machine(folder: Path) -> dict[str, str]:
         "folder": file_system(folder),
         "python": platform.python_version(),
     }
-    return found | {name: importlib.metadata.version(name) for name in ("dimefm", "numpy", "h5py", "pyarrow")}
+    return found | {
+        name: importlib.metadata.version(name) for name in ("dimefm", "numpy", "h5py", "pyarrow")
+    }
 
 
 def file_system(folder: Path) -> str:
     """Return device and type of the file system that holds ``folder``."""
     mounts = Path("/proc/mounts")
-    entries = [line.split()[:3] for line in mounts.read_text().splitlines()] if mounts.exists() else []
-    holding = [(len(at), f"{kind} on {device}") for device, at, kind in entries if folder.resolve().is_relative_to(at)]
+    entries = (
+        [line.split()[:3] for line in mounts.read_text().splitlines()] if mounts.exists() else []
+    )
+    holding = [
+        (len(at), f"{kind} on {device}")
+        for device, at, kind in entries
+        if folder.resolve().is_relative_to(at)
+    ]
     return max(holding)[1] if holding else "unknown"
 
 
-def record(path: Path, what: str, settings: dict, sections: Sequence[tuple[str, Sequence[Line]]], place: dict) -> None:
-    """Append to ``path`` one JSON line for the machine and one for each line of the table, all with the same ``run``."""
+def record(
+    path: Path,
+    what: str,
+    settings: dict,
+    sections: Sequence[tuple[str, Sequence[Line]]],
+    place: dict,
+) -> None:
+    """Append to ``path`` one JSON line for the machine and one for each line of the table, all with
+    the same ``run``.
+    """
     run = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"benchmark": what, "run": run, "machine": place, "settings": settings}) + "\n")
+        file.write(
+            json.dumps({"benchmark": what, "run": run, "machine": place, "settings": settings})
+            + "\n"
+        )
         for _, lines in sections:
             for line in lines:
-                file.write(json.dumps({"benchmark": what, "run": run, **line.fields()}, ensure_ascii=False) + "\n")
+                file.write(
+                    json.dumps({"benchmark": what, "run": run, **line.fields()}, ensure_ascii=False)
+                    + "\n"
+                )

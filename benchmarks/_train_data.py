@@ -1,4 +1,5 @@
-"""What training's images cost: views a second by PIL, by libjpeg-turbo and from packed images; packing; the share of a step.
+"""What training's images cost: views a second by PIL, by libjpeg-turbo and from packed images;
+packing; the share of a step.
 
     python -m benchmarks._train_data FOLDER [IMAGES] [STEPS]
 
@@ -70,28 +71,49 @@ def all_views(rows: Rows, view: View, threads: int) -> Callable[[int], None]:
 
 
 def views(originals: Rows, packed: Rows, repeats: int) -> list[Line]:
-    """Return views/s at 224 pixels of one and of two threads: PIL on originals against the training's own way on both."""
+    """Return views/s at 224 pixels of one and of two threads: PIL on originals against the
+    training's own way on both.
+    """
     recipe, lines = read(None, view="free"), []
     pil, ours = by_pil(recipe, PIXELS), Viewer.of(recipe, None, PIXELS)
     for threads, name in ((1, "one thread"), (2, "two threads")):
         ways = {"pil": (originals, pil), "turbo": (originals, ours), "packed": (packed, ours)}
-        works = {way: Work(all_views(rows, view, threads), len(rows)) for way, (rows, view) in ways.items()}
+        works = {
+            way: Work(all_views(rows, view, threads), len(rows))
+            for way, (rows, view) in ways.items()
+        }
         rates = interleaved(works, repeats)
         what = f"views of {PIXELS} pixels, {name}"
         lines += [
             Line(
-                f"views turbo / pil, {name}", f"{what}: originals / by PIL", rates["turbo"], "images/s", rates["pil"], TURBO
+                f"views turbo / pil, {name}",
+                f"{what}: originals / by PIL",
+                rates["turbo"],
+                "images/s",
+                rates["pil"],
+                TURBO,
             ),
             Line(
-                f"views packed / pil, {name}", f"{what}: packed / by PIL", rates["packed"], "images/s", rates["pil"], PACKED
+                f"views packed / pil, {name}",
+                f"{what}: packed / by PIL",
+                rates["packed"],
+                "images/s",
+                rates["pil"],
+                PACKED,
             ),
         ]
     return lines
 
 
 def several(originals: Rows, repeats: int, counts: Sequence[int] = (2, 4)) -> list[Line]:
-    """Return images per second of CPU time whose views of one step are made together, against each view alone."""
-    ours, images, lines = Viewer.of(read(None, view="free"), None, PIXELS), [row.image or b"" for row in originals], []
+    """Return images per second of CPU time whose views of one step are made together, against each
+    view alone.
+    """
+    ours, images, lines = (
+        Viewer.of(read(None, view="free"), None, PIXELS),
+        [row.image or b"" for row in originals],
+        [],
+    )
 
     def run(count: int, together: bool, repeat: int) -> None:
         for number, image in enumerate(images):
@@ -100,15 +122,28 @@ def several(originals: Rows, repeats: int, counts: Sequence[int] = (2, 4)) -> li
                 ours.several(image, "", part)
 
     for count in counts:
-        works = {way: Work(partial(run, count, way == "together"), len(images)) for way in ("together", "alone")}
+        works = {
+            way: Work(partial(run, count, way == "together"), len(images))
+            for way in ("together", "alone")
+        }
         rates = interleaved(works, repeats, time.process_time)
         what = f"{count} views of {PIXELS} pixels of an image, CPU time: together / each alone"
-        lines.append(Line(f"{count} views together / alone", what, rates["together"], "images/s", rates["alone"]))
+        lines.append(
+            Line(
+                f"{count} views together / alone",
+                what,
+                rates["together"],
+                "images/s",
+                rates["alone"],
+            )
+        )
     return lines
 
 
 def differences(originals: Rows, packed: Rows, few: int = 100) -> list[Line]:
-    """Return by how many grey levels views differ on average: ours from PIL's, and packed images' from the originals'."""
+    """Return by how many grey levels views differ on average: ours from PIL's, and packed images'
+    from the originals'.
+    """
     recipe = read(None, view="free")
     pil, ours = by_pil(recipe, PIXELS), Viewer.of(recipe, None, PIXELS)
     found: dict[str, list[float]] = {"pil": [], "packed": []}
@@ -120,7 +155,12 @@ def differences(originals: Rows, packed: Rows, few: int = 100) -> list[Line]:
             found[name].append(float(np.abs(view - other).mean()))
     names = {"pil": "by PIL", "packed": "of packed images"}
     return [
-        Line(f"views difference {name}", f"views, difference from those {names[name]}", float(np.mean(values)), "levels")
+        Line(
+            f"views difference {name}",
+            f"views, difference from those {names[name]}",
+            float(np.mean(values)),
+            "levels",
+        )
         for name, values in found.items()
     ]
 
@@ -136,8 +176,11 @@ def packing(originals: Rows, out: Path) -> list[Line]:
     ]
 
 
-def share(packed: Path, folder: Path, steps: int, batch: int = BATCH, student: str = STUDENT) -> list[Line]:
-    """Train from packed images on features made of noise; return the percentage of the steps' time spent waiting for data.
+def share(
+    packed: Path, folder: Path, steps: int, batch: int = BATCH, student: str = STUDENT
+) -> list[Line]:
+    """Train from packed images on features made of noise; return the percentage of the steps' time
+    spent waiting for data.
 
     The first step, in which nothing is loaded ahead, is not counted.
     """
@@ -148,7 +191,9 @@ def share(packed: Path, folder: Path, steps: int, batch: int = BATCH, student: s
         "text": [("words", list(map(str, range(512))))],
     }
     for kind, shards in sources.items():
-        header = Manifest(kind, "hdf5", "float32", DIM, True, EncoderCard("noise", None, DIM, 100.0), {}, {})
+        header = Manifest(
+            kind, "hdf5", "float32", DIM, True, EncoderCard("noise", None, DIM, 100.0), {}, {}
+        )
         writer = CacheWriter(folder / kind, header, [(name, len(keys)) for name, keys in shards])
         for name, keys in shards:
             vectors = draw.standard_normal((len(keys), DIM)).astype(np.float32)
@@ -167,16 +212,27 @@ def share(packed: Path, folder: Path, steps: int, batch: int = BATCH, student: s
         log_every=1,
         device="cpu",
     )
-    lines = (train(recipe, folder / "run", echo=lambda line: None) / "log.jsonl").read_text().splitlines()
+    lines = (
+        (train(recipe, folder / "run", echo=lambda line: None) / "log.jsonl")
+        .read_text()
+        .splitlines()
+    )
     logged = [json.loads(line) for line in lines][WARM:]
     seconds = [batch / line["rows_per_s"] for line in logged]
     waited = sum(line["data_share"] * second for line, second in zip(logged, seconds, strict=True))
     what = f"{student}, batches of {batch}, packed images"
     return [
         Line(
-            "step data share", f"{what}: share of a step that waits for data", 100 * waited / sum(seconds), "%", None, SHARE
+            "step data share",
+            f"{what}: share of a step that waits for data",
+            100 * waited / sum(seconds),
+            "%",
+            None,
+            SHARE,
         ),
-        Line("step images/s", f"{what}: trained on", batch * len(logged) / sum(seconds), "images/s"),
+        Line(
+            "step images/s", f"{what}: trained on", batch * len(logged) / sum(seconds), "images/s"
+        ),
     ]
 
 
@@ -187,12 +243,21 @@ def data(sizes: Sizes, steps: int) -> list[Line]:
         raise DataError(f"{sizes.folder}: no photos were made; ask for more than none")
     lines = packing(originals, sizes.folder / "packed")
     packed = open_rows([sizes.folder / "packed"])
-    lines += views(originals, packed, sizes.repeats) + several(originals, sizes.repeats) + differences(originals, packed)
+    lines += (
+        views(originals, packed, sizes.repeats)
+        + several(originals, sizes.repeats)
+        + differences(originals, packed)
+    )
     return lines + share(sizes.folder / "packed", sizes.folder / "share", steps)
 
 
 if __name__ == "__main__":
-    _folder, _images, _steps = Path(sys.argv[1]), *map(int, [*sys.argv[2:], *("400", "6")[len(sys.argv) - 2 :]])
+    _folder, _images, _steps = (
+        Path(sys.argv[1]),
+        *map(int, [*sys.argv[2:], *("400", "6")[len(sys.argv) - 2 :]]),
+    )
     _folder.mkdir()
-    _sizes = Sizes(_images, 1, 1, 0, 0, 0, 3, _folder, real(Path(__file__).parents[2] / "shared/data"))
+    _sizes = Sizes(
+        _images, 1, 1, 0, 0, 0, 3, _folder, real(Path(__file__).parents[2] / "shared/data")
+    )
     print(table([("images of training", data(_sizes, _steps))]))

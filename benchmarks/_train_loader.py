@@ -1,6 +1,8 @@
-"""Loading from DIME-FM's own files: the training's batches beside the released loader's way, a new reader for every row.
+"""Loading from DIME-FM's own files: the training's batches beside the released loader's way, a new
+reader for every row.
 
-Both give the same: an image's view, decoded and cropped by the same code, and its feature in float32; one thread each.
+Both give the same: an image's view, decoded and cropped by the same code, and its feature in
+float32; one thread each.
 """
 
 from __future__ import annotations
@@ -22,7 +24,12 @@ from dimefm.recipe import Recipe, read
 from dimefm.train.inputs.image_batches import Batches, features_of
 from dimefm.train.inputs.sources import open_sources
 
-DIM, PIXELS, SIDE, PICTURES = 512, 224, 128, 16  # of a feature; sides of a view and of the images; how many differ
+DIM, PIXELS, SIDE, PICTURES = (
+    512,
+    224,
+    128,
+    16,
+)  # of a feature; sides of a view and of the images; how many differ
 BATCH, BATCHES, FEW = 64, 4, 12  # rows a batch and batches a round; rows of the slow way in a round
 LARGE, AIM = 20_000, (">=", 20.0)  # rows from which on the goal holds
 LOSSES = {"dime.vl": {"weight": 0.7}, "dime.pvl": {"weight": 0.3}}
@@ -30,9 +37,14 @@ PARTS = ("image.tsv", "image.feat.tsv", "text.feat.tsv")
 
 
 def tsvs(folder: Path, rows: int, dim: int) -> tuple[str, ...]:
-    """Write images, their features and as many of sentences, at most LARGE, as DIME-FM has them; return the files."""
+    """Write images, their features and as many of sentences, at most LARGE, as DIME-FM has them;
+    return the files.
+    """
     folder.mkdir(parents=True)
-    features, pictures = made(rows, dim).astype("<f4"), [_picture(number) for number in range(PICTURES)]
+    features, pictures = (
+        made(rows, dim).astype("<f4"),
+        [_picture(number) for number in range(PICTURES)],
+    )
     _write(folder / PARTS[0], [pictures[row % PICTURES] for row in range(rows)])
     _write(folder / PARTS[1], [row.tobytes() for row in features])
     _write(folder / PARTS[2], [row.tobytes() for row in features[:LARGE]])
@@ -43,7 +55,9 @@ def _picture(number: int) -> bytes:
     """Return a JPEG of coarse noise, SIDE pixels wide and high."""
     grid = np.random.default_rng(number).integers(0, 256, (SIDE // 8, SIDE // 8, 3), dtype=np.uint8)
     file = io.BytesIO()
-    Image.fromarray(grid).resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+    Image.fromarray(grid).resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(
+        file, "JPEG", quality=90
+    )
     return file.getvalue()
 
 
@@ -91,7 +105,9 @@ class Ways:
     def released(self, rows: Sequence[int], collect: bool) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return (view, feature) of rows, each by two new readers."""
         images, features = (Composite(Path(file), collect) for file in self.files[:2])
-        return [(self.batches.view(images.value(row), str(row), 0, row), features[row]) for row in rows]
+        return [
+            (self.batches.view(images.value(row), str(row), 0, row), features[row]) for row in rows
+        ]
 
     def released_features(self, rows: Sequence[int]) -> list[np.ndarray]:
         """Return the features of rows, each by a new reader."""
@@ -100,9 +116,11 @@ class Ways:
 
 
 def loader(folder: Path, sizes: Sequence[int], repeats: int) -> list[Line]:
-    """Return rows/s of both ways at each number of rows, of all work and of the features alone, and how the ratio grows.
+    """Return rows/s of both ways at each number of rows, of all work and of the features alone, and
+    how the ratio grows.
 
-    Growth is that of the ratio without garbage collections: their cost is that of the objects in the process, at any size.
+    Growth is that of the ratio without garbage collections: their cost is that of the objects in
+    the process, at any size.
     """
     lines: list[Line] = []
     ratios = []

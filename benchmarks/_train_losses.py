@@ -1,10 +1,11 @@
-"""DIME-FM's loss, VL both ways and P-VL, forward and backward: the chunked form beside whole matrices of similarities.
+"""DIME-FM's loss, VL both ways and P-VL, forward and backward: the chunked form beside whole
+matrices of similarities.
 
     python -m benchmarks._train_losses {chunked,whole} B N DIM [DEVICE]
 
-prints one line of JSON: the MiB that one pass takes beyond its inputs, gradients included, and its seconds. On a CPU that is
-the highest resident memory of a process of its own in which arrays are given back as soon as they are freed; on CUDA what
-torch's allocator held at most.
+prints one line of JSON: the MiB that one pass takes beyond its inputs, gradients included, and its
+seconds. On a CPU that is the highest resident memory of a process of its own in which arrays are
+given back as soon as they are freed; on CUDA what torch's allocator held at most.
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ from dimefm.losses import Features, Objective, Weighted
 
 SIZES = (4096, 8192)
 MEMORY, SPEED = ("<=", 1 / 16), (">=", 1.0)
-PAGES = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0"}
+PAGES = {
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+    "MALLOC_TOP_PAD_": "0",
+}
 WARM = 512  # rows of a pass that is not measured, so that libraries have their buffers
 
 Loss = Callable[[Features, Features], Tensor]
@@ -51,10 +56,14 @@ FORMS = {"chunked": chunked, "whole": whole}
 
 
 def task(form: str, b: int, n: int, dim: int, device: str) -> Callable[..., None]:
-    """Return one forward and backward of a form over made rows, which are near each other as CLIP's are."""
+    """Return one forward and backward of a form over made rows, which are near each other as CLIP's
+    are.
+    """
     draw = torch.Generator().manual_seed(0)
     shared = torch.randn(dim, generator=draw)
-    image, text, found = (torch.randn(rows, dim, generator=draw).add_(shared).to(device) for rows in (b, n, b))
+    image, text, found = (
+        torch.randn(rows, dim, generator=draw).add_(shared).to(device) for rows in (b, n, b)
+    )
     for rows in (image, text, found):
         rows.div_(rows.norm(dim=1, keepdim=True))
     teacher, student = Features(image, text, 100.0), Features(found.requires_grad_(), text, 100.0)
@@ -94,19 +103,27 @@ def memory(form: str, b: int, n: int, dim: int, device: str = "cpu") -> float:
     """Return the MiB beyond its inputs that one pass takes in a process of its own."""
     command = [sys.executable, "-m", __spec__.name, form, str(b), str(n), str(dim), device]
     where = Path(__file__).parents[1]
-    done = subprocess.run(command, cwd=where, env=os.environ | PAGES, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=where, env=os.environ | PAGES, capture_output=True, text=True, check=False
+    )
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command[1:])} ended with {done.returncode}: {done.stderr.strip()[-500:]}")
+        raise RuntimeError(
+            f"{' '.join(command[1:])} ended with {done.returncode}: {done.stderr.strip()[-500:]}"
+        )
     return json.loads(done.stdout)["MiB"]
 
 
-def losses(sizes: Sequence[int] = SIZES, dim: int = 768, repeats: int = 3, device: str = "cpu") -> list[Line]:
+def losses(
+    sizes: Sequence[int] = SIZES, dim: int = 768, repeats: int = 3, device: str = "cpu"
+) -> list[Line]:
     """Return memory and speed of the chunked form beside whole matrices at each B = N."""
     lines = []
     for size in sizes:
         what = f"VL + P-VL, forward and backward, B = N = {size}, D = {dim}"
         held = {form: memory(form, size, size, dim, device) for form in FORMS}
-        rates = interleaved({form: Work(task(form, size, size, dim, device), size) for form in FORMS}, repeats)
+        rates = interleaved(
+            {form: Work(task(form, size, size, dim, device), size) for form in FORMS}, repeats
+        )
         lines += [
             Line(
                 f"loss memory {size}",

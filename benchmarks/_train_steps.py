@@ -1,9 +1,11 @@
-"""What a step costs: on cached features, with a plain CLIP loss and no teacher, with the teacher in the step, in portions.
+"""What a step costs: on cached features, with a plain CLIP loss and no teacher, with the teacher in
+the step, in portions.
 
     python -m benchmarks._train_steps FOLDER STUDENT BATCH ACCUM
 
-prints one line of JSON: the MiB that one step of ACCUM batches takes beyond weights, optimizer and inputs. Steps on cached
-features are those of ``dimefm train``; batches are loaded before, so that nothing waits for data. Weights are random.
+prints one line of JSON: the MiB that one step of ACCUM batches takes beyond weights, optimizer and
+inputs. Steps on cached features are those of ``dimefm train``; batches are loaded before, so that
+nothing waits for data. Weights are random.
 """
 
 from __future__ import annotations
@@ -31,7 +33,13 @@ from dimefm.models import open_clip
 from dimefm.train.inputs.image_batches import Batch
 from dimefm.train.trainer import Run
 
-PLAIN, LIVE = ("<=", 1.02), 0.9  # a cached step / a plain one; share of the arithmetic bound that is to be reached
+PLAIN, LIVE = (
+    (
+        "<=",
+        1.02,
+    ),
+    0.9,
+)  # a cached step / a plain one; share of the arithmetic bound that is to be reached
 PORTIONS = 4
 SCALE = 1 / 0.07  # CLIP's first factor on cosines
 UPDATES = 3  # passes' worth of arithmetic in forward and backward
@@ -39,7 +47,9 @@ UPDATES = 3  # passes' worth of arithmetic in forward and backward
 
 @dataclass(frozen=True)
 class Cached:
-    """Steps of ``dimefm train`` on cached features, always with the same ``batches``, one for each portion."""
+    """Steps of ``dimefm train`` on cached features, always with the same ``batches``, one for each
+    portion.
+    """
 
     run: Run
     batches: list[Batch]
@@ -48,7 +58,9 @@ class Cached:
     def of(folder: Path, student: str, dim: int, batch: int, portions: int = 1) -> Cached:
         """Set a run up in ``folder``, on made images and features."""
         files = tsvs(folder / "data", batch * portions, dim)
-        recipe = recipe_of(files, student=student, batch_size=batch, accum_freq=portions, steps=1000)
+        recipe = recipe_of(
+            files, student=student, batch_size=batch, accum_freq=portions, steps=1000
+        )
         run = Run(recipe, folder / "run", False, lambda line: None)
         return Cached(run, [run.task.batches(number) for number in range(portions)])
 
@@ -64,7 +76,9 @@ class Cached:
 
 @dataclass(frozen=True)
 class Plain:
-    """Steps with InfoNCE between images and ready rows of text: what training without any teacher costs at least."""
+    """Steps with InfoNCE between images and ready rows of text: what training without any teacher
+    costs at least.
+    """
 
     cached: Cached
 
@@ -83,9 +97,11 @@ class Plain:
 
 @dataclass(frozen=True)
 class Live:
-    """The steps of ``cached`` with features that a teacher makes in each, of the student's pixels and as many sentences.
+    """The steps of ``cached`` with features that a teacher makes in each, of the student's pixels
+    and as many sentences.
 
-    So does open_clip's ``--distill``, see open_clip_train/train.py: both towers of the teacher, without gradients.
+    So does open_clip's ``--distill``, see open_clip_train/train.py: both towers of the teacher,
+    without gradients.
     """
 
     cached: Cached
@@ -120,14 +136,19 @@ class Live:
     def bound(self) -> float:
         """Return (teacher + 3 student) / (3 student) in FLOP of an image and a sentence."""
         pixels, batch = self.pixels()[:2], self.cached.batches[0].pixels[:2]
-        image, text = lambda: self.teacher.encode_image(pixels), lambda: self.teacher.encode_text(self.tokens[:2])
+        image, text = (
+            lambda: self.teacher.encode_image(pixels),
+            lambda: self.teacher.encode_text(self.tokens[:2]),
+        )
         student = flops(lambda: self.cached.run.student(batch, None))
         return 1 + (flops(image) + flops(text)) / (UPDATES * student)
 
 
 @dataclass(frozen=True)
 class Clocked:
-    """A call whose CPU seconds are kept: other jobs on the machine change them less than its time."""
+    """A call whose CPU seconds are kept: other jobs on the machine change them less than its
+    time.
+    """
 
     call: Callable[[int], object]
     seconds: list[float]
@@ -144,15 +165,21 @@ class Clocked:
 
 
 def flops(call: Callable[[], object]) -> int:
-    """Return the FLOP of a call, with gradients: without, attention is one operation that the counter does not know."""
+    """Return the FLOP of a call, with gradients: without, attention is one operation that the
+    counter does not know.
+    """
     counter = FlopCounterMode(display=False)
     with counter, torch.enable_grad():
         call()
     return counter.get_total_flops()
 
 
-def steps(folder: Path, student: str, teachers: Sequence[str], sizes: tuple[int, int], repeats: int) -> list[Line]:
-    """Return a student's lines; ``sizes`` are the batches beside a plain loss and beside a live teacher."""
+def steps(
+    folder: Path, student: str, teachers: Sequence[str], sizes: tuple[int, int], repeats: int
+) -> list[Line]:
+    """Return a student's lines; ``sizes`` are the batches beside a plain loss and beside a live
+    teacher.
+    """
     batch, small = sizes
     dims = {teacher: open_clip.config_of(teacher)["embed_dim"] for teacher in teachers}
     dim = next(iter(dims.values()), 512)
@@ -167,14 +194,21 @@ def steps(folder: Path, student: str, teachers: Sequence[str], sizes: tuple[int,
     ]
     for teacher, size in dims.items():
         live = Live.of(Cached.of(folder / teacher, student, size, small), teacher)
-        lines += _live(live, f"step {student} live {teacher}", f"{student}, {small} images, {teacher}", repeats)
+        lines += _live(
+            live, f"step {student} live {teacher}", f"{student}, {small} images, {teacher}", repeats
+        )
     return lines
 
 
 def _live(live: Live, item: str, what: str, repeats: int) -> list[Line]:
     """Return how many times a live teacher makes a step longer, and how many times it has to."""
     rows = len(live.tokens)
-    calls = {"cached": live.cached, "live": live, "teacher": live.encode, "student": live.cached.forward}
+    calls = {
+        "cached": live.cached,
+        "live": live,
+        "teacher": live.encode,
+        "student": live.cached.forward,
+    }
     parts = {name: Clocked(call, []) for name, call in calls.items()}
     seen = interleaved({name: Work(part, rows) for name, part in parts.items()}, repeats)
     used = {name: part.median() for name, part in parts.items()}
@@ -182,22 +216,49 @@ def _live(live: Live, item: str, what: str, repeats: int) -> list[Line]:
     ratio, aim = f"{what}: cached / teacher in the step", (">=", LIVE * bound)
     return [
         Line(item, ratio, seen["cached"], "images/s", seen["live"], aim),
-        Line(f"{item} CPU", f"{ratio}, CPU time", rows / used["cached"], "images/s", rows / used["live"], aim),
+        Line(
+            f"{item} CPU",
+            f"{ratio}, CPU time",
+            rows / used["cached"],
+            "images/s",
+            rows / used["live"],
+            aim,
+        ),
         Line(f"{item} bound", f"{what}: (teacher + 3 student) / (3 student) by FLOP", bound, "x"),
-        Line(f"{item} bound timed", f"{what}: the same by the CPU time of forward passes", timed, "x"),
+        Line(
+            f"{item} bound timed", f"{what}: the same by the CPU time of forward passes", timed, "x"
+        ),
     ]
 
 
 def accumulation(folder: Path, student: str, batch: int, repeats: int) -> list[Line]:
     """Return time and memory of a step in PORTIONS beside those of one large batch."""
     dim, counts = 512, {PORTIONS: "portions", 1: "whole"}
-    portions = {count: Cached.of(folder / name, student, dim, batch // count, count) for count, name in counts.items()}
+    portions = {
+        count: Cached.of(folder / name, student, dim, batch // count, count)
+        for count, name in counts.items()
+    }
     seen = interleaved({str(count): Work(step, batch) for count, step in portions.items()}, repeats)
-    held = {count: memory(folder / f"memory {count}", student, batch // count, count) for count in portions}
+    held = {
+        count: memory(folder / f"memory {count}", student, batch // count, count)
+        for count in portions
+    }
     what = f"{student}, {batch} images in {PORTIONS} portions / at once"
     return [
-        Line(f"accumulation {student}", f"{what}: seconds of a step", batch / seen[str(PORTIONS)], "s", batch / seen["1"]),
-        Line(f"accumulation {student} memory", f"{what}: extra memory", held[PORTIONS], "MiB", held[1]),
+        Line(
+            f"accumulation {student}",
+            f"{what}: seconds of a step",
+            batch / seen[str(PORTIONS)],
+            "s",
+            batch / seen["1"],
+        ),
+        Line(
+            f"accumulation {student} memory",
+            f"{what}: extra memory",
+            held[PORTIONS],
+            "MiB",
+            held[1],
+        ),
     ]
 
 
@@ -205,9 +266,13 @@ def memory(folder: Path, student: str, batch: int, portions: int) -> float:
     """Return the MiB of one step, in a process of its own."""
     command = [sys.executable, "-m", __spec__.name, str(folder), student, str(batch), str(portions)]
     where = Path(__file__).parents[1]
-    done = subprocess.run(command, cwd=where, env=os.environ | PAGES, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=where, env=os.environ | PAGES, capture_output=True, text=True, check=False
+    )
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command[1:])} ended with {done.returncode}: {done.stderr.strip()[-500:]}")
+        raise RuntimeError(
+            f"{' '.join(command[1:])} ended with {done.returncode}: {done.stderr.strip()[-500:]}"
+        )
     return json.loads(done.stdout)["MiB"]
 
 

@@ -1,13 +1,16 @@
-"""Extraction on a CUDA device: images and sentences a second, beside the bare forward loop and the chip's own rate.
+"""Extraction on a CUDA device: images and sentences a second, beside the bare forward loop and the
+chip's own rate.
 
-    python -m benchmarks.gpu_extract [--arch ViT-L-14] [--images 8192] [--sentences 65536] [--precision bf16] [--out FILE]
+    python -m benchmarks.gpu_extract [--arch ViT-L-14] [--images 8192] [--sentences 65536]
+    [--precision bf16] [--out FILE]
 
-Weights are random. The bare loop runs the same towers in the same precision over batches that lie on the device already
-(sentences: sorted by length and cut behind their last token), so the rest is what extraction costs: reading, decoding,
-copying and writing. The chip's rate is that of a large matrix product in the same precision; the operations of a tower are
-counted by torch. ``--device cpu`` runs the same code anywhere, e.g.
-``--device cpu --arch ViT-B-32 --images 64 --sentences 256 --batch 16 --precision fp32``. Without CUDA and without
-``--device cpu`` one line says so and the exit status is 2.
+Weights are random. The bare loop runs the same towers in the same precision over batches that lie
+on the device already (sentences: sorted by length and cut behind their last token), so the rest is
+what extraction costs: reading, decoding, copying and writing. The chip's rate is that of a large
+matrix product in the same precision; the operations of a tower are counted by torch. ``--device
+cpu`` runs the same code anywhere, e.g. ``--device cpu --arch ViT-B-32 --images 64 --sentences 256
+--batch 16 --precision fp32``. Without CUDA and without ``--device cpu`` one line says so and the
+exit status is 2.
 """
 
 from __future__ import annotations
@@ -60,7 +63,9 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def operations(run: Callable[[], object]) -> float:
-    """Return the floating-point operations of a forward pass; torch counts those of attention only when it is unfused."""
+    """Return the floating-point operations of a forward pass; torch counts those of attention only
+    when it is unfused.
+    """
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -74,7 +79,9 @@ def operations(run: Callable[[], object]) -> float:
 def loop(
     encode: Callable[[Tensor], Tensor], batches: list[Tensor], count: int, device: torch.device
 ) -> Callable[[int], None]:
-    """Return a pass over ``count`` ready batches, the same ones again and again; the round not counted takes each once."""
+    """Return a pass over ``count`` ready batches, the same ones again and again; the round not
+    counted takes each once.
+    """
 
     def run(repeat: int) -> None:
         for number in range(count if repeat else len(batches)):
@@ -84,7 +91,9 @@ def loop(
     return run
 
 
-def images(encoder: Encoder, sizes: Sizes, made: Photos, rate: float, settings: Settings) -> list[Line]:
+def images(
+    encoder: Encoder, sizes: Sizes, made: Photos, rate: float, settings: Settings
+) -> list[Line]:
     """Time images through extraction and through the bare loop."""
     files = made.files(made.every)
     ready = [encoder.preprocess(Image.open(file)) for file in files[: READY * sizes.batch]]
@@ -100,17 +109,36 @@ def images(encoder: Encoder, sizes: Sizes, made: Photos, rate: float, settings: 
 
     bare = Work(loop(forward, batches, count, encoder.device), count * sizes.batch)
     seen = interleaved({"ours": Work(ours, len(files)), "bare": bare}, sizes.repeats)
-    each = operations(lambda: encoder.image_model.encode_image(batches[0][:1].to(weight_dtype(encoder))))
+    each = operations(
+        lambda: encoder.image_model.encode_image(batches[0][:1].to(weight_dtype(encoder)))
+    )
     return [
-        Line("gpu images / bare", "images, against the bare forward loop", seen["ours"], UNIT, seen["bare"], GOAL),
-        Line("gpu images rate", "images: part of the rate of a matrix product", seen["ours"] * each / rate, "of 1"),
+        Line(
+            "gpu images / bare",
+            "images, against the bare forward loop",
+            seen["ours"],
+            UNIT,
+            seen["bare"],
+            GOAL,
+        ),
+        Line(
+            "gpu images rate",
+            "images: part of the rate of a matrix product",
+            seen["ours"] * each / rate,
+            "of 1",
+        ),
         Line(
             "gpu images bare rate",
             "images, bare loop: part of the rate of a matrix product",
             seen["bare"] * each / rate,
             "of 1",
         ),
-        Line("gpu images busy", "images: part of the time in which the encoder works", ours.busy, "of 1"),
+        Line(
+            "gpu images busy",
+            "images: part of the time in which the encoder works",
+            ours.busy,
+            "of 1",
+        ),
     ]
 
 
@@ -120,7 +148,9 @@ def weight_dtype(encoder: Encoder) -> torch.dtype:
 
 
 def sentences(encoder: Encoder, sizes: Sizes, settings: Settings) -> list[Line]:
-    """Time sentences through extraction and through the bare loop over batches of similar length."""
+    """Time sentences through extraction and through the bare loop over batches of similar
+    length.
+    """
     found = captions(sizes.data, 0, sizes.sentences)
     found = (found * -(-sizes.sentences // len(found)))[: sizes.sentences]
     tokens, lengths = encoder.tokenize(found)
@@ -130,29 +160,52 @@ def sentences(encoder: Encoder, sizes: Sizes, settings: Settings) -> list[Line]:
         longest = int(encoder.lengths_read(tokens[part]).max())
         batches.append(tokens[part, :longest].to(encoder.device))
     warm = written(found[: sizes.batch], sizes.folder / "warm.txt")
-    ours = Ours(encoder, written(found, sizes.folder / "sentences.txt"), sizes, "sentences", warm, "text")
+    ours = Ours(
+        encoder, written(found, sizes.folder / "sentences.txt"), sizes, "sentences", warm, "text"
+    )
     ours.settings = settings
     bare = Work(loop(encoder.encode_text, batches, len(batches), encoder.device), len(found))
     seen = interleaved({"ours": Work(ours, len(found)), "bare": bare}, sizes.repeats)
     unit = "sentences/s"
     return [
-        Line("gpu sentences / bare", "sentences, against the bare loop, sorted", seen["ours"], unit, seen["bare"], GOAL),
-        Line("gpu sentences busy", "sentences: part of the time in which the encoder works", ours.busy, "of 1"),
+        Line(
+            "gpu sentences / bare",
+            "sentences, against the bare loop, sorted",
+            seen["ours"],
+            unit,
+            seen["bare"],
+            GOAL,
+        ),
+        Line(
+            "gpu sentences busy",
+            "sentences: part of the time in which the encoder works",
+            ours.busy,
+            "of 1",
+        ),
     ]
 
 
 def parsed() -> argparse.Namespace:
     """Return the options."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--arch", default="ViT-L-14")
     parser.add_argument("--images", type=int, default=8192)
     parser.add_argument("--sentences", type=int, default=65_536)
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="threads that read and decode (all cores)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count(),
+        help="threads that read and decode (all cores)",
+    )
     parser.add_argument("--precision", default="bf16", choices=PRECISIONS)
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--data", type=Path, default=DATA, help="real sets; made ones where there is no such folder")
+    parser.add_argument(
+        "--data", type=Path, default=DATA, help="real sets; made ones where there is no such folder"
+    )
     parser.add_argument("--folder", type=Path, help="where temporary files go")
     parser.add_argument("--out", type=Path, help="file that lines of JSON are appended to")
     return parser.parse_args()
@@ -162,14 +215,25 @@ def main() -> int:
     """Run the benchmark, print the table and append its lines to a file; return the exit status."""
     options = parsed()
     if options.device != "cpu" and not torch.cuda.is_available():
-        print(f"no CUDA device that torch {torch.__version__} can use; try --device cpu", file=sys.stderr)
+        print(
+            f"no CUDA device that torch {torch.__version__} can use; try --device cpu",
+            file=sys.stderr,
+        )
         return 2
     encoder = load_encoder(f"{options.arch}/random:0", options.device, options.precision)
     settings = Settings(batch_size=options.batch, workers=options.workers, progress=False)
     with tempfile.TemporaryDirectory(prefix="dimefm-bench-", dir=options.folder) as folder:
         batch = min(options.batch, options.images)
         sizes = Sizes(
-            options.images, batch, batch, options.sentences, 0, 0, options.repeats, Path(folder), real(options.data)
+            options.images,
+            batch,
+            batch,
+            options.sentences,
+            0,
+            0,
+            options.repeats,
+            Path(folder),
+            real(options.data),
         )
         place = machine(sizes.folder) | {name: str(value) for name, value in libraries().items()}
         device = encoder.device
@@ -177,7 +241,10 @@ def main() -> int:
         with computing(options.precision, device):
             rate = matrix_rate(device, PRECISIONS[options.precision] or torch.float32)
         made = photos(sizes)
-        what = f"{options.arch}, {options.precision}, {options.batch} at a time, {options.workers} threads"
+        what = (
+            f"{options.arch}, {options.precision}, {options.batch} at a time, {options.workers}"
+            " threads"
+        )
         found = [
             (f"Images, {what}; {made.note}", images(encoder, sizes, made, rate, settings)),
             (f"Sentences, {what}", sentences(encoder, sizes, settings)),

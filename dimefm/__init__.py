@@ -1,4 +1,5 @@
-"""dimefm distils a large vision-language model into a small one, without running the teacher during training.
+"""dimefm distils a large vision-language model into a small one, without running the teacher during
+training.
 
 Importing this package imports no torch; the verbs do::
 

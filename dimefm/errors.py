@@ -7,7 +7,8 @@
     ├── RecipeError        a training run is described wrongly or asks for what the data lacks
     └── ModelError         an encoder or student is unknown, incomplete or does not fit
 
-The command line prints these as one line and exits with 1. Anything else that escapes is a defect of dimefm.
+The command line prints these as one line and exits with 1. Anything else that escapes is a defect
+of dimefm.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ class DimefmError(Exception):
 
 
 class CacheError(DimefmError):
-    """A feature cache is absent, unfinished, damaged, or belongs to other rows or another teacher."""
+    """A feature cache is absent, unfinished, damaged, or belongs to other rows or another
+    teacher.
+    """
 
 
 class DataError(DimefmError):
@@ -43,7 +46,9 @@ class ModelError(DimefmError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ``"did you mean 'x'?"`` for the nearest known name, else the (first few) known names."""
+    """Return ``"did you mean 'x'?"`` for the nearest known name, else the (first few) known
+    names.
+    """
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1)
     if near:

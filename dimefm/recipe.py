@@ -1,7 +1,8 @@
 """Recipe: one training run, described completely. A TOML file in ``pipelines/``, or flags, or both.
 
-Flags override the file, the file overrides the defaults below. The ``[small]`` table of a file holds overrides that make
-the same run take seconds on a laptop (``--small``). The resolved recipe is printed and saved with the run.
+Flags override the file, the file overrides the defaults below. The ``[small]`` table of a file
+holds overrides that make the same run take seconds on a laptop (``--small``). The resolved recipe
+is printed and saved with the run.
 """
 
 from __future__ import annotations
@@ -30,57 +31,84 @@ class Recipe:
     image_column: str | None = None  # column or tar ending of images; None: the first usual name
     text_column: str | None = None
     key_column: str | None = None
-    separator: str | None = None  # of CSV and TSV tables: one character, or "tab"; None: told from the header
-    # which rows of the raw sources run, as they were extracted: those of "rows", of these "split", of these "limit"
+    separator: str | None = (
+        None  # of CSV and TSV tables: one character, or "tab"; None: told from the header
+    )
+    # which rows of the raw sources run, as they were extracted: those of "rows", of these "split",
+    # of these "limit"
     rows: str | None = None  # "A:B": row numbers A to B - 1, from 0 through all shards; None: all
-    split: str | None = None  # "A:B": rows whose keys hash to at least A and below B, shares of 0 to 1; None: all
+    split: str | None = (
+        None  # "A:B": rows whose keys hash to at least A and below B, shares of 0 to 1; None: all
+    )
     limit: int | None = None  # rows, the first ones; None: all
     texts: tuple[str, ...] = ()  # sources of raw sentences, for text = "student:NAME"
-    image_cache: tuple[str, ...] = ()  # teacher features of the images: one cache, or one of each of several teachers
-    text_cache: tuple[str, ...] = ()  # teacher features of sentences, of the same teachers in the same order
-    tsv_file_list: tuple[str, ...] = ()  # DIME-FM's form, instead of images and caches: image, image_feat, text, text_feat
-    # shares of a batch that the entries of "images" (of a text tower, "texts") have, one positive number each; none: each
-    # row comes as often as another, or as "weight=" in .list files says
+    image_cache: tuple[
+        str, ...
+    ] = ()  # teacher features of the images: one cache, or one of each of several teachers
+    text_cache: tuple[
+        str, ...
+    ] = ()  # teacher features of sentences, of the same teachers in the same order
+    tsv_file_list: tuple[
+        str, ...
+    ] = ()  # DIME-FM's form, instead of images and caches: image, image_feat, text, text_feat
+    # shares of a batch that the entries of "images" (of a text tower, "texts") have, one positive
+    # number each; none: each row comes as often as another, or as "weight=" in .list files says
     mix: tuple[float, ...] = ()
-    # "rows": all rows are shuffled. "blocks": row groups of Parquet files (of others, runs of 1000 rows) are, and then the
-    # rows of some such blocks at a time. "auto": "blocks" for Parquet of more than the 2 GiB that stay in memory
+    # "rows": all rows are shuffled. "blocks": row groups of Parquet files (of others, runs of 1000
+    # rows) are, and then the rows of some such blocks at a time. "auto": "blocks" for Parquet of
+    # more than the 2 GiB that stay in memory
     shuffle: str = "auto"
-    captions: str = "text"  # where pairs take sentences from: "text" column, or "label" (class names and templates)
+    # where pairs take sentences from: "text" column, or "label" (class names and templates)
+    captions: str = "text"
 
     # what is learnt
-    student: str = "dime-ViT-B-32"  # models/students, an open_clip architecture, timm/NAME, or a .json file
+    student: str = (
+        "dime-ViT-B-32"  # models/students, an open_clip architecture, timm/NAME, or a .json file
+    )
     image_size: int | None = None  # pixels; None: the student's own
-    # how a tower reaches the teacher's dimension. "none": by its own last projection, which is made anew in that size.
-    # "linear": it keeps its own dimension and learns a linear map without bias, which is folded into it at the end
+    # how a tower reaches the teacher's dimension. "none": by its own last projection, which is made
+    # anew in that size. "linear": it keeps its own dimension and learns a linear map without bias,
+    # which is folded into it at the end
     bridge: str = "none"
-    # share of each image that is hidden from the student, drawn anew each time; transformers leave the patches out, other
-    # towers see blocks of the mean colour
+    # share of each image that is hidden from the student, drawn anew each time; transformers leave
+    # the patches out, other towers see blocks of the mean colour
     image_mask: float = 0.0
-    # "teacher": an image tower is trained. "student": both towers, from pairs, of which caches of both kinds may hold a
-    # teacher's features. "student:NAME": the text tower of NAME, from texts and caches; without a text_cache a sentence
-    # takes the features of the images that have its key.
+    # "teacher": an image tower is trained. "student": both towers, from pairs, of which caches of
+    # both kinds may hold a teacher's features. "student:NAME": the text tower of NAME, from texts
+    # and caches; without a text_cache a sentence takes the features of the images that have its
+    # key.
     text: str = "teacher"
-    # name -> {weight, options}; see "dimefm losses". With schedule = "linear" or "cosine" a weight goes to "end" at the last
-    # step, 0 if not said
+    # name -> {weight, options}; see "dimefm losses". With schedule = "linear" or "cosine" a weight
+    # goes to "end" at the last step, 0 if not said
     losses: dict = field(default_factory=dict)
     logit_scale: float | None = None  # factor on cosines; None: the teacher's own
 
-    word_dropout: float = 0.0  # of a text tower: probability that a word of a sentence is left out, anew each time
+    word_dropout: float = (
+        0.0  # of a text tower: probability that a word of a sentence is left out, anew each time
+    )
 
-    # how a step shows its images and sentences. Losses are means over all views and captions of a pair
-    views_per_step: int = 1  # views of each image in a step; of cached views, the next ones each epoch
-    captions_per_step: int = 1  # sentences of each pair in a step: of a cache of several a row, the next ones each epoch
-    # of pairs without a text cache: "eda" makes the further captions of a pair of its first, as extract-features
-    # --text-views does; "none" draws them from its own
+    # how a step shows its images and sentences. Losses are means over all views and captions of a
+    # pair
+    views_per_step: int = (
+        1  # views of each image in a step; of cached views, the next ones each epoch
+    )
+    captions_per_step: int = (
+        1  # sentences of each pair in a step: of a cache of several a row, the next ones each epoch
+    )
+    # of pairs without a text cache: "eda" makes the further captions of a pair of its first, as
+    # extract-features --text-views does; "none" draws them from its own
     text_augment: str = "none"
-    mask_words: float = 0.0  # share of the words of the first caption that are hidden, for losses that need "masked"
-    # "apart": it is encoded once more for losses on words. "contrast": all losses see it masked, as in DeCLIP's release
+    # share of the words of the first caption that are hidden, for losses that need "masked"
+    mask_words: float = 0.0
+    # "apart": it is encoded once more for losses on words. "contrast": all losses see it masked, as
+    # in DeCLIP's release
     masked: str = "apart"
-    # for losses that need "neighbours": a graph of "dimefm cache neighbours" for each text cache, and of how many of the
-    # nearest one is drawn, anew in each step
+    # for losses that need "neighbours": a graph of "dimefm cache neighbours" for each text cache,
+    # and of how many of the nearest one is drawn, anew in each step
     neighbours: tuple[str, ...] = ()
     neighbours_among: int = 1
-    # for losses that need "tokens": caches of extract-features --tokens, one for each image cache and each text cache
+    # for losses that need "tokens": caches of extract-features --tokens, one for each image cache
+    # and each text cache
     image_tokens: tuple[str, ...] = ()
     text_tokens: tuple[str, ...] = ()
 
@@ -89,12 +117,16 @@ class Recipe:
     epochs: float = 100.0  # passes over what the student encodes; ignored when steps is given
     steps: int | None = None
     batch_size: int = 640  # images in a batch, over all processes; of a text tower, sentences
-    texts_per_step: int | None = None  # sentences a batch (images, of a text tower); None: as many as batch_size
-    accum_freq: int = 1  # batches of an optimizer step, whose loss and gradient are those of one large batch
+    texts_per_step: int | None = (
+        None  # sentences a batch (images, of a text tower); None: as many as batch_size
+    )
+    accum_freq: int = (
+        1  # batches of an optimizer step, whose loss and gradient are those of one large batch
+    )
 
-    # AdamW; defaults are DIME-FM's
-    # "dime-fm": position and token embeddings do not decay, the cosine counts from the first step. "open_clip": all matrices
-    # decay, the cosine begins after the warm-up, as CLIP-KD, TinyCLIP and DeCLIP train
+    # AdamW; defaults are DIME-FM's "dime-fm": position and token embeddings do not decay, the
+    # cosine counts from the first step. "open_clip": all matrices decay, the cosine begins after
+    # the warm-up, as CLIP-KD, TinyCLIP and DeCLIP train
     optimizer: str = "dime-fm"
     lr: float = 8e-4
     min_lr: float = 4e-5
@@ -106,22 +138,33 @@ class Recipe:
     eps: float = 1e-8
     grad_clip_norm: float | None = None  # None: no clipping
 
-    ema: float | None = None  # decay of averaged weights, which are then evaluated and written; None: the weights themselves
+    ema: float | None = (
+        # decay of averaged weights, which are then evaluated and written; None: the weights
+        # themselves
+        None
+    )
 
     # zero-shot scores on the way; they do not change what is learnt. None: no scores
     eval_root: str | None = None  # folder that holds one folder per dataset, as of "eval elevater"
-    eval_datasets: tuple[str, ...] = ()  # benchmarks or folders there; none: those of the 20 that are there
+    eval_datasets: tuple[
+        str, ...
+    ] = ()  # benchmarks or folders there; none: those of the 20 that are there
     eval_every: int = 1000  # steps between evaluations; the last step is always one
-    eval_text_model: str | None = None  # where the teacher lies now, or a text tower's run; None: where its features say
-    patience: int | None = None  # evaluations without a better mean that end the run; None: it runs to its end
+    eval_text_model: str | None = (
+        None  # where the teacher lies now, or a text tower's run; None: where its features say
+    )
+    patience: int | None = (
+        None  # evaluations without a better mean that end the run; None: it runs to its end
+    )
 
-    # the view that the student sees
-    # "cached": the crops and flips that the teacher saw, replayed from a cache of --views; the three fields below must be
-    # those of that cache. "center": the centre view, from a cache without --views. "free": random crops whatever the
-    # teacher saw (DIME-FM's way). For pairs without caches "cached" and "free" are both random crops.
+    # the view that the student sees "cached": the crops and flips that the teacher saw, replayed
+    # from a cache of --views; the three fields below must be those of that cache. "center": the
+    # centre view, from a cache without --views. "free": random crops whatever the teacher saw
+    # (DIME-FM's way). For pairs without caches "cached" and "free" are both random crops.
     view: str = "cached"
-    # "dime-fm", "clip-kd" or "moco-v2": sets the four fields below where the same file or command line does not say them;
-    # clip-kd resizes crops bicubic, moco-v2 changes colours too, also those of cached views
+    # "dime-fm", "clip-kd" or "moco-v2": sets the four fields below where the same file or command
+    # line does not say them; clip-kd resizes crops bicubic, moco-v2 changes colours too, also those
+    # of cached views
     augment: str = "dime-fm"
     crop_scale: tuple[float, float] = (0.08, 1.0)  # area share
     crop_ratio: tuple[float, float] = (0.75, 4 / 3)  # width / height
@@ -150,7 +193,11 @@ class Recipe:
         """
         lines, idle = [], _idle(self)
         for name, value in dataclasses.asdict(self).items():
-            if value not in (None, ()) and name != "losses" and not (name in idle and value == FIELDS[name].default):
+            if (
+                value not in (None, ())
+                and name != "losses"
+                and not (name in idle and value == FIELDS[name].default)
+            ):
                 lines.append(f"{name} = {_toml(value)}")
         lines.append("\n[losses]")
         for name, settings in self.losses.items():
@@ -176,8 +223,9 @@ AUGMENTATIONS: dict[str, dict] = {
     "clip-kd": {"crop_scale": (0.9, 1.0), "crop_ratio": (0.75, 4 / 3), "flip": 0.0, "resize": 0},
     "moco-v2": {"crop_scale": (0.2, 1.0), "crop_ratio": (0.75, 4 / 3), "flip": 0.5, "resize": 0},
 }
-"""What ``augment`` sets. Sources: DIME-FM, released Training/datasets/build.py:32-59; CLIP-KD, released
-src/open_clip/transform.py:64-70; MoCo v2's as DeCLIP has it, released prototype/data/imagenet_dataloader.py."""
+"""What ``augment`` sets. Sources: DIME-FM, released Training/datasets/build.py:32-59; CLIP-KD,
+released src/open_clip/transform.py:64-70; MoCo v2's as DeCLIP has it, released
+prototype/data/imagenet_dataloader.py."""
 FIELDS = {f.name: f for f in dataclasses.fields(Recipe)}
 CHOICES = {
     "augment": tuple(AUGMENTATIONS),
@@ -191,7 +239,14 @@ CHOICES = {
     "optimizer": ("dime-fm", "open_clip"),
 }
 # a plain string is a tuple of one
-ONE_OR_MORE = ("image_cache", "text_cache", "eval_datasets", "neighbours", "image_tokens", "text_tokens")
+ONE_OR_MORE = (
+    "image_cache",
+    "text_cache",
+    "eval_datasets",
+    "neighbours",
+    "image_tokens",
+    "text_tokens",
+)
 POSITIVE = (
     "limit",
     "epochs",
@@ -215,17 +270,40 @@ POSITIVE = (
     "workers",
 )
 # what only a student of images looks at, and only what learns from pairs
-OF_IMAGES = ("student", "image_size", "image_mask", "views_per_step", "view", "augment", *AUGMENTATIONS["dime-fm"])
-OF_PAIRS = ("captions", "captions_per_step", "text_augment", "mask_words", "masked", "neighbours_among")
+OF_IMAGES = (
+    "student",
+    "image_size",
+    "image_mask",
+    "views_per_step",
+    "view",
+    "augment",
+    *AUGMENTATIONS["dime-fm"],
+)
+OF_PAIRS = (
+    "captions",
+    "captions_per_step",
+    "text_augment",
+    "mask_words",
+    "masked",
+    "neighbours_among",
+)
 WATCHING = {"eval_every", "eval_text_model", "patience"}  # may differ in a run that is resumed
 AT_LEAST_0 = ("min_lr", "warmup_lr", "warmup", "wd", "resize")
-SHARES = {"flip": "<= 1", "beta1": "< 1", "beta2": "< 1", "word_dropout": "< 1", "mask_words": "< 1", "image_mask": "< 1"}
+SHARES = {
+    "flip": "<= 1",
+    "beta1": "< 1",
+    "beta2": "< 1",
+    "word_dropout": "< 1",
+    "mask_words": "< 1",
+    "image_mask": "< 1",
+}
 
 
 def read(path: Path | None, small: bool = False, **overrides: object) -> Recipe:
     """Return the recipe of a file (None: all defaults) with overrides that are not None.
 
-    Raises RecipeError for an unknown key (with the nearest known one), a wrong type, or an impossible value.
+    Raises RecipeError for an unknown key (with the nearest known one), a wrong type, or an
+    impossible value.
     """
     table: dict = {}
     if path is not None:
@@ -235,20 +313,31 @@ def read(path: Path | None, small: bool = False, **overrides: object) -> Recipe:
             raise RecipeError(f"{path}: cannot be read as TOML: {error}") from error
     reduced = table.pop("small", {})
     if not isinstance(reduced, dict):
-        raise RecipeError(f"{path}: 'small' is {reduced!r}; expected a table, [small], of keys that --small replaces")
+        raise RecipeError(
+            f"{path}: 'small' is {reduced!r}; expected a table, [small], of keys that --small"
+            " replaces"
+        )
     if small and not reduced:
-        lacks = f"{path} does not have; add it" if path else "only a recipe file has; name one with --recipe"
+        lacks = (
+            f"{path} does not have; add it"
+            if path
+            else "only a recipe file has; name one with --recipe"
+        )
         raise RecipeError(f"--small asks for a [small] table, which {lacks}, or leave --small out")
     where = f"{path}: " if path else ""
     reduced = {key: _typed(key, value, where) for key, value in reduced.items()}
     table = _augmented(table) | (_augmented(reduced) if small else {})
-    recipe = check(Recipe(**{key: _typed(key, value, where) for key, value in table.items()}), where)
+    recipe = check(
+        Recipe(**{key: _typed(key, value, where) for key, value in table.items()}), where
+    )
     given = {key: _typed(key, value, "") for key, value in overrides.items() if value is not None}
     return check(dataclasses.replace(recipe, **_augmented(given)))
 
 
 def _augmented(table: dict) -> dict:
-    """Return settings of one place with what their ``augment`` sets and they do not say themselves."""
+    """Return settings of one place with what their ``augment`` sets and they do not say
+    themselves.
+    """
     name = table.get("augment")
     return AUGMENTATIONS.get(name, {}) | table if isinstance(name, str) else table
 
@@ -256,7 +345,8 @@ def _augmented(table: dict) -> dict:
 def assignments(flag: str, settings: Sequence[str], example: str, known: Collection[str]) -> dict:
     """Return the keys and values of ``KEY=VALUE`` settings in TOML, as ``--set`` takes them.
 
-    Raises RecipeError naming the ``flag``, and an ``example`` for one that is not or the nearest ``known`` key for another.
+    Raises RecipeError naming the ``flag``, and an ``example`` for one that is not or the nearest
+    ``known`` key for another.
     """
     found: dict = {}
     for setting in settings:
@@ -272,7 +362,9 @@ def assignments(flag: str, settings: Sequence[str], example: str, known: Collect
 
 
 def _typed(key: str, value: Any, where: str) -> Any:
-    """Return ``value`` as the field's type wants it; raise RecipeError for an unknown key or another type."""
+    """Return ``value`` as the field's type wants it; raise RecipeError for an unknown key or
+    another type.
+    """
     if key not in FIELDS:
         raise RecipeError(f"{where}unknown recipe key '{key}': {did_you_mean(key, FIELDS)}")
     value = (value,) if key in ONE_OR_MORE and isinstance(value, str) else value
@@ -293,7 +385,9 @@ def _is(kind: str, value: object) -> bool:
 
 
 def check(recipe: Recipe, where: str = "") -> Recipe:
-    """Return the recipe if its values are possible on their own; raise RecipeError, opening with ``where``, otherwise."""
+    """Return the recipe if its values are possible on their own; raise RecipeError, opening with
+    ``where``, otherwise.
+    """
     wrong = next(itertools.chain(_faults(recipe), _table_faults(recipe)), None)
     if wrong is not None:
         raise RecipeError(f"{where}{wrong}")
@@ -303,11 +397,17 @@ def check(recipe: Recipe, where: str = "") -> Recipe:
 def _faults(recipe: Recipe) -> Iterator[str]:
     for name, known in CHOICES.items():
         if getattr(recipe, name) not in known:
-            yield f"'{name}' is '{getattr(recipe, name)}'; expected one of {', '.join(map(repr, known))}"
+            yield (
+                f"'{name}' is '{getattr(recipe, name)}'; expected one of"
+                f" {', '.join(map(repr, known))}"
+            )
     if recipe.text not in ("teacher", "student") and not recipe.text_student:
         yield f"'text' is '{recipe.text}'; expected 'teacher', 'student' or 'student:NAME'"
     if recipe.bridge != "none" and recipe.text == "student" and not recipe.image_cache:
-        yield "'bridge' leads into the space of a teacher, and 'text' is 'student', which has none; leave one of them out"
+        yield (
+            "'bridge' leads into the space of a teacher, and 'text' is 'student', which has none;"
+            " leave one of them out"
+        )
     yield from _watch_faults(recipe)
     for name in POSITIVE:
         value = getattr(recipe, name)
@@ -325,12 +425,17 @@ def _faults(recipe: Recipe) -> Iterator[str]:
 def _watch_faults(recipe: Recipe) -> Iterator[str]:
     for name in filter(None, map(str.strip, recipe.report_to.split(","))):
         if name not in ("tensorboard", "wandb"):
-            yield f"'report_to' names '{name}'; expected 'tensorboard', 'wandb' or both with a comma"
+            yield (
+                f"'report_to' names '{name}'; expected 'tensorboard', 'wandb' or both with a comma"
+            )
     if recipe.ema is not None and not 0 <= recipe.ema < 1:
         yield f"'ema' is {recipe.ema}; expected 0 <= ema < 1, e.g. 0.999"
     for name in ("eval_datasets", "eval_text_model", "patience"):
         if getattr(recipe, name) and recipe.eval_root is None:
-            yield f"'{name}' does nothing without 'eval_root'; give the folder of datasets (--eval-root), or leave it out"
+            yield (
+                f"'{name}' does nothing without 'eval_root'; give the folder of datasets"
+                " (--eval-root), or leave it out"
+            )
 
 
 def _table_faults(recipe: Recipe) -> Iterator[str]:
@@ -338,16 +443,31 @@ def _table_faults(recipe: Recipe) -> Iterator[str]:
         yield f"'mix' is {list(recipe.mix)}; expected positive numbers, one for each source"
     for name, settings in recipe.losses.items():
         if not isinstance(settings, dict) or not _is("float", settings.get("weight")):
-            yield f"loss '{name}' is {settings!r}; expected a table with a weight, e.g. {{ weight = 1.0 }}"
+            yield (
+                f"loss '{name}' is {settings!r}; expected a table with a weight, e.g. {{ weight ="
+                " 1.0 }"
+            )
     for name, most in (("crop_scale", 1.0), ("crop_ratio", math.inf)):
         low, high = getattr(recipe, name)
         if not 0 < low <= high <= most or high == math.inf:
-            yield f"'{name}' is {(low, high)}; expected 0 < low <= high" + (" <= 1" if most == 1 else "")
+            yield f"'{name}' is {(low, high)}; expected 0 < low <= high" + (
+                " <= 1" if most == 1 else ""
+            )
 
 
 def changed(ours: Recipe, theirs: Recipe) -> list[str]:
-    """Return ``"field: a against b"`` for each field that differs and that changes what is learnt."""
-    machine = {"device", "workers", "scratch", "log_every", "save_every", "keep", "report_to"} | WATCHING
+    """Return ``"field: a against b"`` for each field that differs and that changes what is
+    learnt.
+    """
+    machine = {
+        "device",
+        "workers",
+        "scratch",
+        "log_every",
+        "save_every",
+        "keep",
+        "report_to",
+    } | WATCHING
     return [
         f"{name}: {getattr(ours, name)!r} against {getattr(theirs, name)!r}"
         for name in FIELDS

@@ -1,4 +1,6 @@
-"""What many tests share: one thread, real image bytes, a tiny teacher, and the way to ``../shared/data``."""
+"""What many tests share: one thread, real image bytes, a tiny teacher, and the way to
+``../shared/data``.
+"""
 
 import hashlib
 import io
@@ -12,10 +14,14 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: same sums everywhere, here and in child processes
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before torch: same sums everywhere, here and in child processes
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # so a shell starts what runs in its background, tox & for one
+if (
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+):  # so a shell starts what runs in its background, tox & for one
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("dimefm", deadline=None, derandomize=True, database=None)
@@ -36,13 +42,17 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def golden_tsv() -> Path:
-    """Return DIME-FM's own example: images, captions and features as TSV, and what they must read back to."""
+    """Return DIME-FM's own example: images, captions and features as TSV, and what they must read
+    back to.
+    """
     return ROOT / "tests/golden/tsv_example"
 
 
 @pytest.fixture(scope="session")
 def tiny_teacher():
-    """Return an untrained encoder of a real architecture; CPU, 128 dimensions, 64 pixels, 32 tokens."""
+    """Return an untrained encoder of a real architecture; CPU, 128 dimensions, 64 pixels, 32
+    tokens.
+    """
     from dimefm.models.encoder import load_encoder
 
     return load_encoder(TEACHER, "cpu")
@@ -61,7 +71,9 @@ def one_lane():
 
 @pytest.fixture(scope="session")
 def picture() -> Callable[..., bytes]:
-    """Return ``picture(seed, size=(w, h), format="PNG")``: the bytes of an image file of coarse noise."""
+    """Return ``picture(seed, size=(w, h), format="PNG")``: the bytes of an image file of coarse
+    noise.
+    """
 
     def make(seed: int, size: tuple[int, int] = (20, 16), format: str = "PNG", **options) -> bytes:
         noise = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
@@ -78,14 +90,19 @@ def digests() -> Callable[[Path], dict[str, str]]:
 
     def of(folder: Path) -> dict[str, str]:
         files = sorted(path for path in folder.rglob("*") if path.is_file())
-        return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+        return {
+            path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in files
+        }
 
     return of
 
 
 @pytest.fixture(scope="session")
 def quickstarted(tmp_path_factory) -> Path:
-    """Return the folder of ``dimefm quickstart`` at a twentieth of its rows and steps, run once for the whole suite."""
+    """Return the folder of ``dimefm quickstart`` at a twentieth of its rows and steps, run once for
+    the whole suite.
+    """
     from click.testing import CliRunner
 
     from dimefm.cli import main

@@ -1,7 +1,8 @@
-"""The feature cache: vectors of one encoder over the rows of a source, in shards, sealed by a manifest.
+"""The feature cache: vectors of one encoder over the rows of a source, in shards, sealed by a
+manifest.
 
-This package imports numpy and, inside the format files only, pyarrow and h5py. It never imports torch.
-The bytes are specified in ``docs/cache-format.md``.
+This package imports numpy and, inside the format files only, pyarrow and h5py. It never imports
+torch. The bytes are specified in ``docs/cache-format.md``.
 """
 
 from dimefm.cache.manifest import EncoderCard, Manifest, ShardInfo

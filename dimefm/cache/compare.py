@@ -1,4 +1,6 @@
-"""How two caches differ: in what they say of themselves, in their rows, and in the vectors of the rows that both have."""
+"""How two caches differ: in what they say of themselves, in their rows, and in the vectors of the
+rows that both have.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ ROWS = 4096  # common rows whose vectors are compared
 
 @dataclass(frozen=True)
 class Comparison:
-    """``fields`` and ``shards`` that differ, in words; cosines of ``compared`` common rows, None where dims differ."""
+    """``fields`` and ``shards`` that differ, in words; cosines of ``compared`` common rows, None
+    where dims differ.
+    """
 
     same: bool
     fields: list[str]
@@ -26,24 +30,37 @@ class Comparison:
 
     def describe(self) -> str:
         """Return a few lines for people."""
-        lines = ["same fingerprint: the same rows, encoder and settings" if self.same else "different fingerprints"]
+        lines = [
+            (
+                "same fingerprint: the same rows, encoder and settings"
+                if self.same
+                else "different fingerprints"
+            )
+        ]
         lines += [f"  {line}" for line in (*self.fields, *self.shards)]
         if self.min_cosine is not None:
             lines.append(
-                f"{self.common:,} rows in both; of {self.compared:,} compared, cosine at least {self.min_cosine:.6f}, "
-                f"mean {self.mean_cosine:.6f}"
+                f"{self.common:,} rows in both; of {self.compared:,} compared, cosine at least"
+                f" {self.min_cosine:.6f}, mean {self.mean_cosine:.6f}"
             )
         else:
-            lines.append(f"{self.common:,} rows in both" + ("; their dimensions differ" if self.common else ""))
+            lines.append(
+                f"{self.common:,} rows in both"
+                + ("; their dimensions differ" if self.common else "")
+            )
         return "\n".join(lines)
 
 
 def compare(a: FeatureCache, b: FeatureCache, rows: int = ROWS) -> Comparison:
-    """Compare two caches; ``rows`` evenly spaced common rows (same source shard and source row) have vectors compared."""
+    """Compare two caches; ``rows`` evenly spaced common rows (same source shard and source row)
+    have vectors compared.
+    """
     for cache in (a, b):
         cache.verify()
     fields = differences(_fields(a.manifest), _fields(b.manifest))
-    ours, theirs = ({shard.source: i for i, shard in enumerate(cache.manifest.shards)} for cache in (a, b))
+    ours, theirs = (
+        {shard.source: i for i, shard in enumerate(cache.manifest.shards)} for cache in (a, b)
+    )
     shards = _only(ours, theirs, "first") + _only(theirs, ours, "second")
     pairs = [(ours[name], theirs[name]) for name in ours if name in theirs]
     matched: list[tuple[np.ndarray, np.ndarray]] = []
@@ -60,7 +77,9 @@ def compare(a: FeatureCache, b: FeatureCache, rows: int = ROWS) -> Comparison:
         return Comparison(same, fields, shards, len(here), 0, None, None)
     keep = np.unique(np.linspace(0, len(here) - 1, min(rows, len(here))).astype(np.int64))
     cosines = (_unit(a[here[keep]]) * _unit(b[there[keep]])).sum(1)
-    return Comparison(same, fields, shards, len(here), len(keep), float(cosines.min()), float(cosines.mean()))
+    return Comparison(
+        same, fields, shards, len(here), len(keep), float(cosines.min()), float(cosines.mean())
+    )
 
 
 def _fields(manifest: Manifest) -> dict:
@@ -74,7 +93,9 @@ def _fields(manifest: Manifest) -> dict:
 def _only(ours: dict[str, int], theirs: dict[str, int], which: str) -> list[str]:
     names = [name for name in ours if name not in theirs]
     few = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return [f"{len(names)} shard{'s' * (len(names) > 1)} only in the {which}: {few}"] if names else []
+    return (
+        [f"{len(names)} shard{'s' * (len(names) > 1)} only in the {which}: {few}"] if names else []
+    )
 
 
 def _changes(one: ShardInfo, other: ShardInfo) -> list[str]:
@@ -84,24 +105,34 @@ def _changes(one: ShardInfo, other: ShardInfo) -> list[str]:
         a, b = getattr(one, name), getattr(other, name)
         if a != b:
             found.append(
-                f"{one.source}: {name} {a[:12] if isinstance(a, str) else a} against {b[:12] if isinstance(b, str) else b}"
+                f"{one.source}: {name} {a[:12] if isinstance(a, str) else a} against"
+                f" {b[:12] if isinstance(b, str) else b}"
             )
     ours, theirs = set(one.bad) - set(other.bad), set(other.bad) - set(one.bad)
     if ours or theirs:
-        found.append(f"{one.source}: rows quarantined only in the first: {_few(ours)}; only in the second: {_few(theirs)}")
+        found.append(
+            f"{one.source}: rows quarantined only in the first: {_few(ours)}; only in the second:"
+            f" {_few(theirs)}"
+        )
     elif one.keys_sha256 != other.keys_sha256:
         found.append(f"{one.source}: other keys")
     return found
 
 
 def _few(rows: set[int]) -> str:
-    return ", ".join(map(str, sorted(rows)[:4])) + (f" and {len(rows) - 4} more" if len(rows) > 4 else "") or "none"
+    return (
+        ", ".join(map(str, sorted(rows)[:4]))
+        + (f" and {len(rows) - 4} more" if len(rows) > 4 else "")
+        or "none"
+    )
 
 
 def _common(one: ShardInfo, other: ShardInfo) -> tuple[np.ndarray, np.ndarray]:
     """Return the stored row numbers, in each shard, of the source rows that both have."""
     good = np.setdiff1d(np.arange(one.source_rows), np.union1d(one.bad, other.bad).astype(np.int64))
-    here, there = (good - np.searchsorted(np.array(shard.bad, dtype=np.int64), good) for shard in (one, other))
+    here, there = (
+        good - np.searchsorted(np.array(shard.bad, dtype=np.int64), good) for shard in (one, other)
+    )
     return here, there
 
 

@@ -1,4 +1,6 @@
-"""The same cache in another format or dtype. Its fingerprint stays: what was computed is the same."""
+"""The same cache in another format or dtype. Its fingerprint stays: what was computed is the
+same.
+"""
 
 from __future__ import annotations
 
@@ -18,32 +20,45 @@ from dimefm.errors import CacheError
 
 
 def convert(
-    cache: FeatureCache, out: str | Path, format_: str | None = None, dtype: str | None = None, scratch: str | None = None
+    cache: FeatureCache,
+    out: str | Path,
+    format_: str | None = None,
+    dtype: str | None = None,
+    scratch: str | None = None,
 ) -> Manifest:
-    """Write ``cache`` to ``out`` in another format, losslessly, or dtype, and return the new manifest.
+    """Write ``cache`` to ``out`` in another format, losslessly, or dtype, and return the new
+    manifest.
 
-    None keeps what it is. An int8 code is fitted on every row, so nothing lies outside it. Interrupted, the same call goes
-    on. Raises CacheError when a shard is damaged, ``out`` holds another cache, or the format cannot hold a key.
+    None keeps what it is. An int8 code is fitted on every row, so nothing lies outside it.
+    Interrupted, the same call goes on. Raises CacheError when a shard is damaged, ``out`` holds
+    another cache, or the format cannot hold a key.
     """
     old = cache.manifest
     dtype, format_ = dtype or old.dtype, format_ or old.format
     plugins.module("caches", format_, CacheError)
     if str(out).rstrip("/") == str(cache.store).rstrip("/"):
         raise CacheError(f"{out}: is the cache to convert; give another folder")
-    header = dataclasses.replace(old, format=format_, dtype=dtype, shards=(), code=old.code if dtype == "int8" else None)
+    header = dataclasses.replace(
+        old, format=format_, dtype=dtype, shards=(), code=old.code if dtype == "int8" else None
+    )
     if dtype == "int8" and old.dtype != "int8":
         fit = Fit(old.rows)
         for info in old.shards:
             for _, rows in cache.blocks(info):
                 fit.add(rows)
         code = fit.code(margin=0)
-        header = dataclasses.replace(header, code=code.fields(), effect=fit.effect(code, old.encoder.logit_scale))
+        header = dataclasses.replace(
+            header, code=code.fields(), effect=fit.effect(code, old.encoder.logit_scale)
+        )
     sources = [(info.source, info.source_rows) for info in old.shards]
     digests = {info.source: info.source_digest for info in old.shards}
     with presence(out, shared=False, scratch=scratch):
         made = _convert(cache, CacheWriter(out, header, sources, digests, scratch=scratch))
     if made.fingerprint != old.fingerprint:
-        raise CacheError(f"{out}: fingerprint {made.fingerprint[:12]}, expected {old.fingerprint[:12]}; remove it")
+        raise CacheError(
+            f"{out}: fingerprint {made.fingerprint[:12]}, expected {old.fingerprint[:12]};"
+            " remove it"
+        )
     return made
 
 

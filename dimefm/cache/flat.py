@@ -1,7 +1,9 @@
-"""Flat copies: the rows of a shard whose format has no random access, as one little-endian array in a file of its own.
+"""Flat copies: the rows of a shard whose format has no random access, as one little-endian array in
+a file of its own.
 
-``NAME.SHA.flat`` holds nothing but the rows; ``NAME.SHA.flat.sha256`` beside it seals it and is written last. The name
-carries the digest of the shard, so the copy of another shard is never taken for it. Copies can be removed at any time.
+``NAME.SHA.flat`` holds nothing but the rows; ``NAME.SHA.flat.sha256`` beside it seals it and is
+written last. The name carries the digest of the shard, so the copy of another shard is never taken
+for it. Copies can be removed at any time.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ from dimefm.storage.locks import Claim, claim
 
 
 class CheckedShards(Protocol):
-    """What a flat copy is made from: the shards of an opened cache, as ``FeatureCache`` reads them."""
+    """What a flat copy is made from: the shards of an opened cache, as ``FeatureCache`` reads
+    them.
+    """
 
     manifest: Manifest
     scratch: Path
@@ -57,15 +61,22 @@ def flat_copy(cache: CheckedShards, info: ShardInfo) -> Path:
         _make(cache, info, path)
     found = path.stat().st_size if path.exists() else None
     if found != size:
-        raise CacheError(f"{path}: {found} bytes, expected {size}; remove {path.name} and its .sha256, it is made anew")
+        raise CacheError(
+            f"{path}: {found} bytes, expected {size}; remove {path.name} and its .sha256, it is"
+            " made anew"
+        )
     return path
 
 
 def check_flat(cache: CheckedShards, info: ShardInfo) -> None:
     """Raise CacheError when a flat copy is there and its bytes are not those of its seal."""
     path = flat_path(cache, info)
-    if _seal(path).exists() and (not path.exists() or sha256_file(path) != _seal(path).read_text("utf-8").split()[0]):
-        raise CacheError(f"{path}: not as its seal says; remove {path.name} and its .sha256, it is made anew")
+    if _seal(path).exists() and (
+        not path.exists() or sha256_file(path) != _seal(path).read_text("utf-8").split()[0]
+    ):
+        raise CacheError(
+            f"{path}: not as its seal says; remove {path.name} and its .sha256, it is made anew"
+        )
 
 
 def _seal(path: Path) -> Path:
@@ -73,21 +84,26 @@ def _seal(path: Path) -> Path:
 
 
 def _make(cache: CheckedShards, info: ShardInfo, path: Path) -> None:
-    """Make a flat copy; of processes that want the same one, the first makes it where files can be locked."""
+    """Make a flat copy; of processes that want the same one, the first makes it where files can be
+    locked.
+    """
     try:
         with claim(path.with_name(path.name + ".making"), wait=True) or Claim():
             if not _seal(path).exists():
                 _write(cache, info, path)
     except OSError as error:
         raise CacheError(
-            f"{cache.scratch}: the flat copy of {info.file} cannot be written ({error.strerror}); make room or the folder "
-            "writable, name another folder with --scratch, or dimefm cache convert --format hdf5, which needs no copy"
+            f"{cache.scratch}: the flat copy of {info.file} cannot be written ({error.strerror});"
+            " make room or the folder writable, name another folder with --scratch, or dimefm"
+            " cache convert --format hdf5, which needs no copy"
         ) from error
 
 
 def _write(cache: CheckedShards, info: ShardInfo, path: Path) -> None:
     here = f"{path.name}.{socket.gethostname()}."
-    part = path.with_name(f"{here}{os.getpid()}.{threading.get_ident()}.part")  # without locks others may make it at once
+    part = path.with_name(
+        f"{here}{os.getpid()}.{threading.get_ident()}.part"
+    )  # without locks others may make it at once
     little = np.dtype(cache.manifest.dtype).newbyteorder("<")
     _remove_dead(path, here)
     try:

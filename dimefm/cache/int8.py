@@ -1,7 +1,8 @@
 """The int8 code of a cache: one affine map per dimension, ``value = code * scale + offset``.
 
-Per dimension and not per row, since CLIP's features have a few huge dimensions that would waste a row's range. The code is
-fitted on a sample and widened by a margin; a value outside it is refused, never clipped.
+Per dimension and not per row, since CLIP's features have a few huge dimensions that would waste a
+row's range. The code is fitted on a sample and widened by a margin; a value outside it is refused,
+never clipped.
 """
 
 from __future__ import annotations
@@ -34,15 +35,21 @@ class Code:
             or scale.shape != offset.shape
             or not (np.isfinite(offset) & np.isfinite(scale) & (scale > 0)).all()
         ):
-            raise ValueError("code: scale and offset must be equally long lists of finite numbers, scale above 0")
+            raise ValueError(
+                "code: scale and offset must be equally long lists of finite numbers, scale above 0"
+            )
         return Code(scale, offset)
 
     def fields(self) -> dict:
         """Return plain values for a manifest; short decimals that read back as the same float32."""
-        return {"scale": [float(str(x)) for x in self.scale], "offset": [float(str(x)) for x in self.offset]}
+        return {
+            "scale": [float(str(x)) for x in self.scale],
+            "offset": [float(str(x)) for x in self.offset],
+        }
 
     def encode(self, rows: np.ndarray, first: int = 0) -> np.ndarray:
-        """Return int8 codes of ``rows`` [n, D]; raise CacheError naming row and dimension when one does not fit.
+        """Return int8 codes of ``rows`` [n, D]; raise CacheError naming row and dimension when one
+        does not fit.
 
         ``first`` is the number of the first row, for messages.
         """
@@ -51,9 +58,9 @@ class Code:
             row, d = (int(i) for i in np.argwhere(~(np.abs(codes) <= TOP))[0])
             low, high = (float(self.offset[d] + side * TOP * self.scale[d]) for side in (-1, 1))
             raise CacheError(
-                f"row {first + row}, dimension {d}: {float(rows[row, d]):.5g} lies outside the int8 code's {low:.5g} to "
-                f"{high:.5g}, which was fitted on a sample; extract as float16, then dimefm cache convert --dtype int8 fits "
-                "every row"
+                f"row {first + row}, dimension {d}: {float(rows[row, d]):.5g} lies outside the int8"
+                f" code's {low:.5g} to {high:.5g}, which was fitted on a sample; extract as"
+                " float16, then dimefm cache convert --dtype int8 fits every row"
             )
         return codes.astype(np.int8)
 
@@ -66,7 +73,9 @@ class Code:
 
 
 class Fit:
-    """A code fitted to rows that come in portions; evenly spaced ones are kept to measure what it costs."""
+    """A code fitted to rows that come in portions; evenly spaced ones are kept to measure what it
+    costs.
+    """
 
     def __init__(self, rows: int):
         """``rows`` is how many will come."""
@@ -85,11 +94,18 @@ class Fit:
         self._seen += len(rows)
 
     def code(self, margin: float = MARGIN) -> Code:
-        """Return the code whose range holds every row and ``margin`` more; raise CacheError when there was no row."""
+        """Return the code whose range holds every row and ``margin`` more; raise CacheError when
+        there was no row.
+        """
         if not self._seen:
-            raise CacheError("no row could be encoded to fit the int8 code on; mend the sources, or take --dtype float16")
+            raise CacheError(
+                "no row could be encoded to fit the int8 code on; mend the sources, or take --dtype"
+                " float16"
+            )
         span = np.maximum((self._high - self._low) * (1 + margin), LEAST)
-        return Code((span / (2 * TOP)).astype(np.float32), ((self._low + self._high) / 2).astype(np.float32))
+        return Code(
+            (span / (2 * TOP)).astype(np.float32), ((self._low + self._high) / 2).astype(np.float32)
+        )
 
     def effect(self, code: Code, logit_scale: float) -> dict:
         """Return what ``code`` costs on the rows kept, for a manifest."""
@@ -100,8 +116,9 @@ class Fit:
 def effect(rows: np.ndarray, coded: np.ndarray, logit_scale: float) -> dict:
     """Return what storing ``rows`` [n, D] as ``coded`` [n, D] costs: a dict for the manifest.
 
-    ``min_cosine`` and ``mean_cosine`` of a row with its stored form; ``kl``: of the softmax of ``logit_scale`` x cosines of
-    a row with all others, exact against stored, averaged over the rows, in nats; ``rows`` is n.
+    ``min_cosine`` and ``mean_cosine`` of a row with its stored form; ``kl``: of the softmax of
+    ``logit_scale`` x cosines of a row with all others, exact against stored, averaged over the
+    rows, in nats; ``rows`` is n.
     """
     exact, stored = _unit(rows), _unit(coded)
     cosines = np.einsum("nd,nd->n", exact, stored, dtype=np.float64)

@@ -1,4 +1,6 @@
-"""What a cache is to become: its plan, the names of its files, and which processes are making it."""
+"""What a cache is to become: its plan, the names of its files, and which processes are making
+it.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,18 @@ from dimefm.storage.locks import Claim
 from dimefm.storage.stores import Store, open_store
 
 QUARANTINE = "quarantine.jsonl"
-SYNONYMS = "synonyms.tsv"  # the table that text views were drawn with, where it is not the built-in one
+SYNONYMS = (  # the table that text views were drawn with, where it is not the built-in one
+    "synonyms.tsv"
+)
 PARTIAL = ".partial"
 PLAN = f"{PARTIAL}/plan.json"
 REPLACED = f"{PARTIAL}/replaced.json"
 
 
 def planned(root: str | Path, scratch: str | Path | None = None) -> Manifest | None:
-    """Return the manifest of the cache at ``root``, the header (no shards) of an unfinished one, None when there is none."""
+    """Return the manifest of the cache at ``root``, the header (no shards) of an unfinished one,
+    None when there is none.
+    """
     store = open_store(root, scratch)
     if store.size(FILE) is not None:
         return Manifest.read(store)
@@ -31,12 +37,15 @@ def planned(root: str | Path, scratch: str | Path | None = None) -> Manifest | N
 
 
 @contextlib.contextmanager
-def presence(root: str | Path, *, shared: bool, scratch: str | Path | None = None) -> Iterator[None]:
-    """Claim the cache at ``root`` for writing, alone or together with others that write ``shared``, until the block ends.
+def presence(
+    root: str | Path, *, shared: bool, scratch: str | Path | None = None
+) -> Iterator[None]:
+    """Claim the cache at ``root`` for writing, alone or together with others that write ``shared``,
+    until the block ends.
 
-    A block that ends in an error before any shard is finished leaves no plan behind, and no folder that was not there; an
-    interrupt is no error.
-    Raises CacheError when another process writes there. A finished cache is not claimed to share the making of it.
+    A block that ends in an error before any shard is finished leaves no plan behind, and no folder
+    that was not there; an interrupt is no error. Raises CacheError when another process writes
+    there. A finished cache is not claimed to share the making of it.
     """
     store = open_store(root, scratch)
     if shared and store.size(FILE) is not None:
@@ -63,13 +72,18 @@ def _claimed(store: Store, shared: bool) -> Claim:
     except OSError:
         return Claim()  # nothing can be written there, as the writer will say
     if found is None:
-        raise CacheError(f"{store}: another process is writing there; wait until it has ended, or stop it")
+        raise CacheError(
+            f"{store}: another process is writing there; wait until it has ended, or stop it"
+        )
     return found
 
 
 def _forget_idle(store: Store) -> None:
     """Remove the plan of a cache of which no shard is finished: it binds nobody."""
-    records = {path.name for path in (store.root / PARTIAL).glob("*.json")} - {Path(PLAN).name, Path(REPLACED).name}
+    records = {path.name for path in (store.root / PARTIAL).glob("*.json")} - {
+        Path(PLAN).name,
+        Path(REPLACED).name,
+    }
     if records or store.size(FILE) is not None:
         return
     with contextlib.suppress(OSError):
@@ -87,50 +101,69 @@ def planning(root: str | Path, scratch: str | Path | None = None) -> Claim:
 
 
 def text_of(store: Store, name: str) -> str | None:
-    """Return a text file of a store, None when it is not there; raise CacheError when it is no text."""
+    """Return a text file of a store, None when it is not there; raise CacheError when it is no
+    text.
+    """
     try:
         return store.read(name)
     except UnicodeDecodeError as error:
         raise CacheError(
-            f"{store.where(name)}: damaged ({error}); restore it, or remove the folder and run again"
+            f"{store.where(name)}: damaged ({error}); restore it, or remove the folder and run"
+            " again"
         ) from error
 
 
 def header_of(where: str, text: str) -> Manifest:
-    """Return the manifest without shards that the text of a plan states; raise CacheError when it is damaged."""
+    """Return the manifest without shards that the text of a plan states; raise CacheError when it
+    is damaged.
+    """
     try:
         fields = json.loads(text)
         return Manifest.of({name: value for name, value in fields.items() if name != "sources"})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CacheError(f"{where}: damaged ({error}); remove the folder and run the same command again") from error
+        raise CacheError(
+            f"{where}: damaged ({error}); remove the folder and run the same command again"
+        ) from error
 
 
 def source_differences(ours: list[list], theirs: list[list]) -> list[str]:
     """Return in words how two lists of (source, rows, digest) differ."""
     held, given = {name: rest for name, *rest in theirs}, {name: rest for name, *rest in ours}
     found = []
-    for which, names in (("only here", given.keys() - held.keys()), ("only in the folder", held.keys() - given.keys())):
+    for which, names in (
+        ("only here", given.keys() - held.keys()),
+        ("only in the folder", held.keys() - given.keys()),
+    ):
         if names:
-            few = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            few = ", ".join(sorted(names)[:3]) + (
+                f" and {len(names) - 3} more" if len(names) > 3 else ""
+            )
             found.append(f"sources {which}: {few}")
     for name in sorted(given.keys() & held.keys()):
         (rows, digest), (rows_then, digest_then) = given[name], held[name]
         if rows != rows_then:
             found.append(f"rows of source {name}: {rows} against {rows_then}")
         elif digest != digest_then:
-            found.append(f"content of source {name}: digest {digest[:12]!r} against {digest_then[:12]!r}")
+            found.append(
+                f"content of source {name}: digest {digest[:12]!r} against {digest_then[:12]!r}"
+            )
     if not found and ours != theirs:
         place = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
-        found.append(f"order of sources: {ours[place][0]} against {theirs[place][0]} at place {place}")
+        found.append(
+            f"order of sources: {ours[place][0]} against {theirs[place][0]} at place {place}"
+        )
     return found[:8]
 
 
 def shard_files(sources: Sequence[str], suffix: str) -> dict[str, str]:
-    """Return source name -> shard file: the source's last extension replaced by ``.feat`` and the format's suffix.
+    """Return source name -> shard file: the source's last extension replaced by ``.feat`` and the
+    format's suffix.
 
     Sources that would share a file keep their extension in its name, so that each has its own.
     """
-    stems = {name: name.rsplit(".", 1)[0] if "." in name.rsplit("/", 1)[-1] else name for name in sources}
+    stems = {
+        name: name.rsplit(".", 1)[0] if "." in name.rsplit("/", 1)[-1] else name for name in sources
+    }
     while len(shared := {stem for stem, count in Counter(stems.values()).items() if count > 1}):
         stems = {name: name if stem in shared else stem for name, stem in stems.items()}
     return {name: f"{stem}.feat{suffix}" for name, stem in stems.items()}

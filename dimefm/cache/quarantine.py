@@ -15,22 +15,30 @@ from dimefm.storage.stores import Store
 def quarantined(store: Store, manifest: Manifest) -> Iterator[tuple[str, Bad]]:
     """Yield (source, row) of every quarantined row, in the manifest's order.
 
-    The manifest says which rows they are, ``quarantine.jsonl`` their keys and reasons; where it has lost one, the reason
-    says so. Raises CacheError when a line of it cannot be read.
+    The manifest says which rows they are, ``quarantine.jsonl`` their keys and reasons; where it has
+    lost one, the reason says so. Raises CacheError when a line of it cannot be read.
     """
     listed: dict[tuple[str, int], Bad] = {}
     try:
         lines = (store.read(QUARANTINE) or "").splitlines()
     except UnicodeDecodeError as error:
-        raise CacheError(f"{store.where(QUARANTINE)}: cannot be read ({error}); restore the file") from error
+        raise CacheError(
+            f"{store.where(QUARANTINE)}: cannot be read ({error}); restore the file"
+        ) from error
     for number, line in enumerate(lines, 1):
         try:
             fields = json.loads(line)
-            listed[fields["source"], fields["row"]] = Bad(fields["row"], str(fields["key"]), str(fields["reason"]))
+            listed[fields["source"], fields["row"]] = Bad(
+                fields["row"], str(fields["key"]), str(fields["reason"])
+            )
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise CacheError(
-                f"{store.where(QUARANTINE)}, line {number}: cannot be read ({error}); restore the file"
+                f"{store.where(QUARANTINE)}, line {number}: cannot be read ({error}); restore the"
+                " file"
             ) from error
     for shard in manifest.shards:
         for row in shard.bad:
-            yield shard.source, listed.get((shard.source, row), Bad(row, "", f"not listed in {QUARANTINE}"))
+            yield (
+                shard.source,
+                listed.get((shard.source, row), Bad(row, "", f"not listed in {QUARANTINE}")),
+            )

@@ -22,15 +22,28 @@ from dimefm.errors import CacheError
 from dimefm.storage.files import KeyDigest, companions_sha256, sha256_file
 from dimefm.storage.stores import open_store
 
-DAMAGE = (ValueError, OSError, KeyError, RuntimeError, TypeError, MemoryError)  # what h5py, pyarrow and numpy raise
-RESIDENT = 1 << 30  # bytes of rows up to which a cache is mapped; of a larger one every row is read by itself
+DAMAGE = (
+    ValueError,
+    OSError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+    MemoryError,
+)  # what h5py, pyarrow and numpy raise
+RESIDENT = (
+    1 << 30
+)  # bytes of rows up to which a cache is mapped; of a larger one every row is read by itself
 MAPS, FILES = 8192, 256  # shards that are mapped, or open, at once
 
 
 class Place:
-    """The rows of one shard in a file, mapped (``rows`` [n, dim], ``raw`` their bytes) or read on demand."""
+    """The rows of one shard in a file, mapped (``rows`` [n, dim], ``raw`` their bytes) or read on
+    demand.
+    """
 
-    def __init__(self, path: Path, offset: int, shape: tuple[int, int], dtype: np.dtype, mapped: bool):
+    def __init__(
+        self, path: Path, offset: int, shape: tuple[int, int], dtype: np.dtype, mapped: bool
+    ):
         self.path, self.offset, self.width = path, offset, shape[1] * dtype.itemsize
         self.rows, self.raw, self._file = np.empty((0, shape[1]), dtype=dtype), memoryview(b""), -1
         file = os.open(path, os.O_RDONLY)
@@ -47,7 +60,9 @@ class Place:
         closing()
 
     def read(self, start: int, out: np.ndarray) -> None:
-        """Fill ``out`` [n, dim], contiguous, with the rows from ``start`` on; raise CacheError when the file ends there."""
+        """Fill ``out`` [n, dim], contiguous, with the rows from ``start`` on; raise CacheError when
+        the file ends there.
+        """
         if self._file < 0:
             out[:] = self.rows[start : start + len(out)]
             return
@@ -56,19 +71,22 @@ class Place:
             count = os.preadv(self._file, [wanted[done:]], self.offset + start * self.width + done)
             if not count:
                 raise CacheError(
-                    f"{self.path}: ends before row {start + len(out)}; it was cut short; restore it, or extract again"
+                    f"{self.path}: ends before row {start + len(out)}; it was cut short; restore"
+                    " it, or extract again"
                 )
             done += count
 
 
 class FeatureCache:
-    """The vectors of a sealed cache as one array: ``cache[rows]`` -> [n, dim]; int8 rows are decoded to float32.
+    """The vectors of a sealed cache as one array: ``cache[rows]`` -> [n, dim]; int8 rows are
+    decoded to float32.
 
-    ``root`` is a folder or an fsspec URL. Opening reads the manifest only. A shard is opened when it is first used: where it
-    lies if the format allows it (HDF5), else as a flat copy that is made once under ``scratch`` (default: ``.flat`` in the
-    cache). Rows of up to RESIDENT bytes are memory-mapped; those of a larger cache are read one by one, so that memory does
-    not grow with it. Threads may share one; after a fork or unpickling a process opens anew. Raises CacheError when the
-    cache is unfinished, or a shard is missing, cut short or damaged.
+    ``root`` is a folder or an fsspec URL. Opening reads the manifest only. A shard is opened when
+    it is first used: where it lies if the format allows it (HDF5), else as a flat copy that is made
+    once under ``scratch`` (default: ``.flat`` in the cache). Rows of up to RESIDENT bytes are
+    memory-mapped; those of a larger cache are read one by one, so that memory does not grow with
+    it. Threads may share one; after a fork or unpickling a process opens anew. Raises CacheError
+    when the cache is unfinished, or a shard is missing, cut short or damaged.
     """
 
     def __init__(self, root: str | Path, scratch: str | Path | None = None):
@@ -102,7 +120,9 @@ class FeatureCache:
         return self.manifest.dim
 
     def __getitem__(self, rows: int | slice | np.ndarray) -> np.ndarray:
-        """Return rows by number in any order, repeats allowed: [n, dim], or [dim] for one integer."""
+        """Return rows by number in any order, repeats allowed: [n, dim], or [dim] for one
+        integer.
+        """
         found = self.stored(rows)
         return found if self.code is None else self.code.decode(found)
 
@@ -115,13 +135,18 @@ class FeatureCache:
             rows = np.arange(start, stop, step)
         wanted = np.atleast_1d(np.asarray(rows))
         if wanted.size and wanted.dtype.kind not in "iu":
-            raise TypeError(f"row numbers are whole numbers, not {wanted.dtype}; of a mask take np.flatnonzero(mask)")
+            raise TypeError(
+                f"row numbers are whole numbers, not {wanted.dtype}; of a mask take"
+                " np.flatnonzero(mask)"
+            )
         found = self._gather(wanted.astype(np.int64, copy=False))
         return found[0] if np.ndim(rows) == 0 else found
 
     def _range(self, start: int, stop: int) -> np.ndarray:
         pieces = []
-        for shard in range(int(np.searchsorted(self.starts, start, side="right")) - 1, len(self.starts) - 1):
+        for shard in range(
+            int(np.searchsorted(self.starts, start, side="right")) - 1, len(self.starts) - 1
+        ):
             low, high = (int(edge) for edge in self.starts[shard : shard + 2])
             if low >= stop:
                 break
@@ -141,18 +166,32 @@ class FeatureCache:
         low, high = int(wanted.min()), int(wanted.max())
         if low < 0 or high >= len(self):
             worst = low if low < 0 else high
-            raise IndexError(f"{self.store}: row {worst} asked for, the cache has rows 0 to {len(self) - 1}")
+            raise IndexError(
+                f"{self.store}: row {worst} asked for, the cache has rows 0 to {len(self) - 1}"
+            )
         shards = np.searchsorted(self.starts, wanted, side="right") - 1
         if self._mapped and len(set(shards.tolist())) == 1:
-            found = np.take(self._place(int(shards[0])).rows, wanted - self.starts[shards[0]], axis=0)
+            found = np.take(
+                self._place(int(shards[0])).rows, wanted - self.starts[shards[0]], axis=0
+            )
         elif self._mapped:
-            raw, width = {shard: self._place(shard).raw for shard in set(shards.tolist())}, self._width
+            raw, width = (
+                {shard: self._place(shard).raw for shard in set(shards.tolist())},
+                self._width,
+            )
             local = ((wanted - self.starts[shards]) * width).tolist()
-            picked = [raw[shard][at : at + width] for shard, at in zip(shards.tolist(), local, strict=True)]
-            found = np.frombuffer(bytearray().join(picked), dtype=self._little).reshape(len(wanted), self.dim)
+            picked = [
+                raw[shard][at : at + width]
+                for shard, at in zip(shards.tolist(), local, strict=True)
+            ]
+            found = np.frombuffer(bytearray().join(picked), dtype=self._little).reshape(
+                len(wanted), self.dim
+            )
         else:
             found = np.empty((len(wanted), self.dim), dtype=self._little)
-            for i in np.argsort(wanted).tolist():  # shard after shard: no more of them are open than FILES
+            for i in np.argsort(
+                wanted
+            ).tolist():  # shard after shard: no more of them are open than FILES
                 shard = int(shards[i])
                 self._place(shard).read(int(wanted[i] - self.starts[shard]), found[i : i + 1])
         return found.astype(self.manifest.dtype, copy=False)
@@ -187,7 +226,9 @@ class FeatureCache:
         return self.manifest.shards[shard], row - int(self.starts[shard])
 
     def blocks(self, info: ShardInfo) -> Iterator[tuple[list[str], np.ndarray]]:
-        """Yield (keys, stored rows) of a shard in blocks; raise CacheError when it is not what its record says."""
+        """Yield (keys, stored rows) of a shard in blocks; raise CacheError when it is not what its
+        record says.
+        """
         path, keys = self.check_size(info), KeyDigest()
         self.check_companions(info)
         for name in self.companions(info):
@@ -200,52 +241,70 @@ class FeatureCache:
                 yield part, rows
         except DAMAGE as error:
             raise CacheError(
-                f"{self.store.where(info.file)}: damaged ({error}); restore it, or remove the cache and extract again"
+                f"{self.store.where(info.file)}: damaged ({error}); restore it, or remove the cache"
+                " and extract again"
             ) from error
         if (keys.count, keys.sha256) != (info.rows, info.keys_sha256):
             raise CacheError(
-                f"{self.store.where(info.file)}: holds {keys.count} rows with keys {keys.sha256[:12]}, the manifest says "
-                f"{info.rows} with {info.keys_sha256[:12]}; restore the shard or extract again"
+                f"{self.store.where(info.file)}: holds {keys.count} rows with keys"
+                f" {keys.sha256[:12]}, the manifest says {info.rows} with {info.keys_sha256[:12]};"
+                " restore the shard or extract again"
             )
 
     def read(self, info: ShardInfo) -> tuple[list[str], np.ndarray]:
-        """Return (keys, stored rows) of a whole shard, checked against its record; raise CacheError when they differ."""
+        """Return (keys, stored rows) of a whole shard, checked against its record; raise CacheError
+        when they differ.
+        """
         parts = list(self.blocks(info))
         empty = np.empty((0, self.dim), dtype=self.manifest.dtype)
-        return [key for keys, _ in parts for key in keys], np.concatenate([empty, *(rows for _, rows in parts)])
+        return [key for keys, _ in parts for key in keys], np.concatenate(
+            [empty, *(rows for _, rows in parts)]
+        )
 
     def check_size(self, info: ShardInfo) -> Path:
-        """Return a local path of a shard; raise CacheError when it is missing or has another size than recorded."""
+        """Return a local path of a shard; raise CacheError when it is missing or has another size
+        than recorded.
+        """
         where, size = self.store.where(info.file), self.store.size(info.file)
         if size is None:
-            raise CacheError(f"{where}: the shard is missing; restore it, or remove {self.store} and extract again")
+            raise CacheError(
+                f"{where}: the shard is missing; restore it, or remove {self.store} and extract"
+                " again"
+            )
         if size != info.bytes:
             raise CacheError(
-                f"{where}: {size} bytes, the manifest says {info.bytes}; the shard is cut short or was "
-                "changed: restore it, or remove the cache and extract again"
+                f"{where}: {size} bytes, the manifest says {info.bytes}; the shard is cut short or"
+                " was changed: restore it, or remove the cache and extract again"
             )
         return self.store.local(info.file)
 
     def check_sha256(self, info: ShardInfo) -> None:
-        """Raise CacheError when the bytes of a shard or of its companions are not those recorded."""
+        """Raise CacheError when the bytes of a shard or of its companions are not those
+        recorded.
+        """
         path = self.check_size(info)
         found = sha256_file(path)
         if found != info.sha256:
             raise CacheError(
-                f"{self.store.where(info.file)}: SHA-256 {found[:12]}, the manifest says {info.sha256[:12]}; "
-                "restore the shard"
+                f"{self.store.where(info.file)}: SHA-256 {found[:12]}, the manifest says"
+                f" {info.sha256[:12]}; restore the shard"
             )
         self.check_companions(info)
         names = self.companions(info)
-        if companions_sha256(sha256_file(self.store.local(name)) for name in names) != info.companions_sha256:
+        if (
+            companions_sha256(sha256_file(self.store.local(name)) for name in names)
+            != info.companions_sha256
+        ):
             raise CacheError(
-                f"{self.store.where((names or [info.file])[0])} is not as recorded; restore it, or remove the cache and "
-                "extract again"
+                f"{self.store.where((names or [info.file])[0])} is not as recorded; restore it, or"
+                " remove the cache and extract again"
             )
 
     def verify(self, sha256: bool = False) -> int:
-        """Check every shard and return how many there are: its size; with ``sha256`` also bytes, keys, finite rows, and that
-        the rows that are mapped are the rows that the format reads. Raises CacheError naming file and row."""
+        """Check every shard and return how many there are: its size; with ``sha256`` also bytes,
+        keys, finite rows, and that the rows that are mapped are the rows that the format reads.
+        Raises CacheError naming file and row.
+        """
         for number, info in enumerate(self.manifest.shards):
             self.check_size(info)
             self.check_companions(info)
@@ -264,15 +323,24 @@ class FeatureCache:
             if info.offset is not None or flat_path(self, info).exists():
                 first = int(self.starts[number]) + start
                 if self.stored(slice(first, first + len(rows))).tobytes() != rows.tobytes():
-                    place = f"at byte {info.offset}" if info.offset is not None else f"of {flat_path(self, info)}"
-                    raise CacheError(f"{where}: the rows {place} are not those of the shard; extract it again")
+                    place = (
+                        f"at byte {info.offset}"
+                        if info.offset is not None
+                        else f"of {flat_path(self, info)}"
+                    )
+                    raise CacheError(
+                        f"{where}: the rows {place} are not those of the shard; extract it again"
+                    )
             start += len(rows)
 
     def check_companions(self, info: ShardInfo) -> None:
         """Raise CacheError when a companion file of a shard is missing."""
         for name in self.companions(info):
             if self.store.size(name) is None:
-                raise CacheError(f"{self.store.where(name)} is missing; restore it, or remove the cache and extract again")
+                raise CacheError(
+                    f"{self.store.where(name)} is missing; restore it, or remove the cache and"
+                    " extract again"
+                )
 
     def companions(self, info: ShardInfo) -> list[str]:
         """Return the names of a shard's companion files."""

@@ -1,4 +1,6 @@
-"""Vectors on their way into a shard: gathered on disk in the stored dtype, so that memory does not grow with the shard."""
+"""Vectors on their way into a shard: gathered on disk in the stored dtype, so that memory does not
+grow with the shard.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,11 @@ FEW = 512  # rows that stay in the processor's cache while they are checked
 
 
 class Spool:
-    """The stored rows of one shard on their way to its file, so that memory does not grow with the shard.
+    """The stored rows of one shard on their way to its file, so that memory does not grow with the
+    shard.
 
-    ``keys`` are those of the shard so far; the file has ``count`` rows, fewer where several keys have one.
+    ``keys`` are those of the shard so far; the file has ``count`` rows, fewer where several keys
+    have one.
     """
 
     def __init__(self, path: Path, header: Manifest, source: str):
@@ -30,9 +34,11 @@ class Spool:
             raise self._failed(error) from error
 
     def add(self, keys: Sequence[str], rows: np.ndarray, places: np.ndarray | None = None) -> None:
-        """Append rows [n, dim], floats or in the stored dtype; raise CacheError when one cannot be stored.
+        """Append rows [n, dim], floats or in the stored dtype; raise CacheError when one cannot be
+        stored.
 
-        ``places`` [len(keys)] says which row of the file each key has, new or earlier; without it the new ones, in order.
+        ``places`` [len(keys)] says which row of the file each key has, new or earlier; without it
+        the new ones, in order.
         """
         if places is None:
             places = np.arange(self.count, self.count + len(rows))
@@ -46,7 +52,9 @@ class Spool:
         self._places.append(places)
 
     def _stored(self, rows: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """Return rows in the stored dtype; the number in a complaint is that of the first key with the row."""
+        """Return rows in the stored dtype; the number in a complaint is that of the first key with
+        the row.
+        """
         try:
             return stored(rows, self.header, self.source, len(self.keys))
         except CacheError:
@@ -66,8 +74,8 @@ class Spool:
 
     def _failed(self, error: OSError) -> CacheError:
         return CacheError(
-            f"{self.path}: the rows of {self.source} cannot be written ({error.strerror or error}); finished shards are "
-            "kept: make room, then run the same command again"
+            f"{self.path}: the rows of {self.source} cannot be written ({error.strerror or error});"
+            " finished shards are kept: make room, then run the same command again"
         )
 
     def __enter__(self) -> Spool:
@@ -80,7 +88,8 @@ class Spool:
 
 
 class Spooled:
-    """Rows [n, dim] in a file that were checked when they were written there; slices of them are read, nothing is mapped.
+    """Rows [n, dim] in a file that were checked when they were written there; slices of them are
+    read, nothing is mapped.
 
     Row i stands at ``places[i]`` of the file.
     """
@@ -97,21 +106,29 @@ class Spooled:
             return self[rows : rows + 1][0]
         places = self.places[rows]
         wanted, which = np.unique(places, return_inverse=True)
-        found = [self._read(run) for run in np.split(wanted, np.flatnonzero(np.diff(wanted) > 1) + 1)]
-        return found[0] if len(found) == 1 and np.array_equal(wanted, places) else np.concatenate(found)[which]
+        found = [
+            self._read(run) for run in np.split(wanted, np.flatnonzero(np.diff(wanted) > 1) + 1)
+        ]
+        return (
+            found[0]
+            if len(found) == 1 and np.array_equal(wanted, places)
+            else np.concatenate(found)[which]
+        )
 
     def _read(self, run: np.ndarray) -> np.ndarray:
         """Return the rows at places that follow each other."""
         dim, first = self.shape[1], int(run[0]) if len(run) else 0
-        found = np.fromfile(self.path, self.dtype, len(run) * dim, offset=first * dim * self.dtype.itemsize)
+        found = np.fromfile(
+            self.path, self.dtype, len(run) * dim, offset=first * dim * self.dtype.itemsize
+        )
         return found.reshape(-1, dim)
 
 
 def stored(rows: np.ndarray, header: Manifest, source: str, first: int = 0) -> np.ndarray:
     """Return rows [n, dim], floats or in the stored dtype already, in the dtype of ``header``.
 
-    ``first`` is the number of the first, for messages. Raises CacheError naming the row that is not finite, overflows the
-    dtype, or lies outside the int8 code.
+    ``first`` is the number of the first, for messages. Raises CacheError naming the row that is not
+    finite, overflows the dtype, or lies outside the int8 code.
     """
     if header.code is not None:
         try:
@@ -125,13 +142,16 @@ def stored(rows: np.ndarray, header: Manifest, source: str, first: int = 0) -> n
         if not _finite(part):
             row = first + start + int(np.flatnonzero(~np.isfinite(part).all(1))[0])
             raise CacheError(
-                f"{source}, stored row {row}: the vector is not finite as {header.dtype}; quarantine it before writing"
+                f"{source}, stored row {row}: the vector is not finite as {header.dtype};"
+                " quarantine it before writing"
             )
     return rows
 
 
 def _finite(rows: np.ndarray) -> bool:
-    """Say whether all numbers are finite; float16 is judged by its exponent bits, which numpy does five times faster."""
+    """Say whether all numbers are finite; float16 is judged by its exponent bits, which numpy does
+    five times faster.
+    """
     if rows.dtype != np.float16:
         return bool(np.isfinite(rows).all())
     return bool((rows.view(np.uint16) & 0x7C00).max(initial=0) < 0x7C00)

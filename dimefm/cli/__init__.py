@@ -1,6 +1,8 @@
-"""The command line: parse, call one function, print. One file per command, imported when it is used.
+"""The command line: parse, call one function, print. One file per command, imported when it is
+used.
 
-Exit codes: 0 done, 1 the job could not be done (one line says why), 2 bad usage. ``--debug`` shows tracebacks.
+Exit codes: 0 done, 1 the job could not be done (one line says why), 2 bad usage. ``--debug`` shows
+tracebacks.
 """
 
 from __future__ import annotations
@@ -38,13 +40,17 @@ AFTER_INTERRUPT = {
 
 
 class Main(Lazy):
-    """``dimefm``: errors of the user and of the machine are one line, an interrupt says how to go on."""
+    """``dimefm``: errors of the user and of the machine are one line, an interrupt says how to go
+    on.
+    """
 
     def invoke(self, ctx: click.Context):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            click.echo("\n" + AFTER_INTERRUPT.get(ctx.invoked_subcommand or "", "interrupted"), err=True)
+            click.echo(
+                "\n" + AFTER_INTERRUPT.get(ctx.invoked_subcommand or "", "interrupted"), err=True
+            )
             ctx.exit(130)
         except Exception as error:
             line = explain(error)
@@ -54,24 +60,37 @@ class Main(Lazy):
 
 
 def explain(error: Exception) -> str | None:
-    """Return the line for people when the user or the machine is the cause of ``error``, None when dimefm is."""
+    """Return the line for people when the user or the machine is the cause of ``error``, None when
+    dimefm is.
+    """
     if isinstance(error, DimefmError):
         return str(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         first = (str(error).splitlines() or [""])[0]
-        return f"out of memory{f': {first}' if first else ''}; lower --batch-size, or free memory of other programs"
+        return (
+            f"out of memory{f': {first}' if first else ''}; lower --batch-size, or free memory of"
+            " other programs"
+        )
     if isinstance(error, OSError) and error.errno != errno.EPIPE:
         reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
-        return f"{os.fsdecode(error.filename)}: {reason}" if isinstance(error.filename, str | bytes) else reason
+        return (
+            f"{os.fsdecode(error.filename)}: {reason}"
+            if isinstance(error.filename, str | bytes)
+            else reason
+        )
     return None
 
 
-@click.group(cls=Main, modules=COMMANDS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=Main,
+    modules=COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(dimefm.__version__, prog_name="dimefm")
 def main(debug: bool) -> None:
     """Distil a large CLIP into a small one, with no teacher in the training loop.
 
-    Cache a teacher's features (extract-features), train a student on them (train), score it (eval elevater). To see all of
-    it on small real data, run dimefm quickstart.
+    Cache a teacher's features (extract-features), train a student on them (train), score it (eval
+    elevater). To see all of it on small real data, run dimefm quickstart.
     """

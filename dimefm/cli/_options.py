@@ -1,4 +1,6 @@
-"""What several commands share: groups that import late, and options that take many values after one flag."""
+"""What several commands share: groups that import late, and options that take many values after one
+flag.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +12,42 @@ import click
 from dimefm.errors import did_you_mean
 
 SOURCES = (
-    click.option("--dataroot", metavar="DIR", help="Folder or URL that relative sources are looked up in."),
-    click.option("--input-format", metavar="NAME", help="Format of the sources when it cannot be told from them."),
+    click.option(
+        "--dataroot", metavar="DIR", help="Folder or URL that relative sources are looked up in."
+    ),
+    click.option(
+        "--input-format",
+        metavar="NAME",
+        help="Format of the sources when it cannot be told from them.",
+    ),
 )
 COLUMNS = (
     click.option("--image-column", metavar="NAME", help="Column or tar ending that holds images."),
-    click.option("--text-column", metavar="NAME", help="Column or tar ending that holds sentences."),
+    click.option(
+        "--text-column", metavar="NAME", help="Column or tar ending that holds sentences."
+    ),
     click.option("--key-column", metavar="NAME", help="Column that holds keys."),
-    click.option("--separator", metavar="CHAR", help="Of CSV and TSV tables: one character, or tab."),
+    click.option(
+        "--separator", metavar="CHAR", help="Of CSV and TSV tables: one character, or tab."
+    ),
 )
 SELECTION = (
-    click.option("--rows", metavar="A:B", help="Only rows A to B - 1 of the sources, counted from 0 through all shards."),
+    click.option(
+        "--rows",
+        metavar="A:B",
+        help="Only rows A to B - 1 of the sources, counted from 0 through all shards.",
+    ),
     click.option(
         "--split",
         metavar="A:B",
-        help="Of these, only a share, by a hash of the keys: 0:0.9, and 0.9:1 the rest; photo.jpg#3 goes with photo.jpg.",
+        help=(
+            "Of these, only a share, by a hash of the keys: 0:0.9, and 0.9:1 the rest; photo.jpg#3"
+            " goes with photo.jpg."
+        ),
     ),
-    click.option("--limit", type=click.IntRange(1), metavar="N", help="Of these, only the first N."),
+    click.option(
+        "--limit", type=click.IntRange(1), metavar="N", help="Of these, only the first N."
+    ),
 )
 
 scratch_option = click.option(
@@ -59,7 +80,8 @@ def column_options(command: Callable) -> Callable:
 
 
 def open_sources(found: Sequence[str], kind: str, flags: Mapping):
-    """Return the rows of ``found``, opened as the options --dataroot, --input-format, --scratch and the columns say.
+    """Return the rows of ``found``, opened as the options --dataroot, --input-format, --scratch and
+    the columns say.
 
     Where a command has the options of :func:`selection_options`, only the selected ones.
     """
@@ -80,13 +102,15 @@ def open_sources(found: Sequence[str], kind: str, flags: Mapping):
 
 
 def dashed(name: str) -> str:
-    """Return an option's name with dashes: ``--use_pvl_loss``, as DIME-FM spells it, is ``--use-pvl-loss``."""
+    """Return an option's name with dashes: ``--use_pvl_loss``, as DIME-FM spells it, is
+    ``--use-pvl-loss``.
+    """
     return name.replace("_", "-") if name.startswith("--") else name
 
 
 class Lazy(click.Group):
-    """A group whose commands (name -> module that holds ``command``) are imported when they are asked for, so that
-    ``--help`` is quick."""
+    """A group whose commands (name -> module that holds ``command``) are imported when they are
+    asked for, so that ``--help`` is quick."""
 
     def __init__(self, *args, modules: Mapping[str, str], **settings):
         super().__init__(*args, **settings)
@@ -105,13 +129,17 @@ class Lazy(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            raise click.UsageError(f"no command '{args[0]}': {did_you_mean(args[0], self.modules)}", ctx) from error
+            raise click.UsageError(
+                f"no command '{args[0]}': {did_you_mean(args[0], self.modules)}", ctx
+            ) from error
 
 
 class ManyValues(click.Command):
-    """A command whose repeatable options also take several values at once: ``--images a b c`` is ``--images a --images b
-    --images c``, also after ``--images=a``, so that a shell may expand a pattern there. Underscores in option names are
-    read as dashes. ``sections`` (option -> heading) divide the options in ``--help``, each from that option on."""
+    """A command whose repeatable options also take several values at once: ``--images a b c`` is
+    ``--images a --images b --images c``, also after ``--images=a``, so that a shell may expand a
+    pattern there. Underscores in option names are read as dashes. ``sections`` (option -> heading)
+    divide the options in ``--help``, each from that option on.
+    """
 
     def __init__(self, *args, sections: Mapping[str, str] | None = None, **settings):
         super().__init__(*args, **settings)
@@ -130,7 +158,12 @@ class ManyValues(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Repeat the flag before each further value, then parse as usual."""
-        many = {flag for p in self.params if isinstance(p, click.Option) and p.multiple for flag in p.opts}
+        many = {
+            flag
+            for p in self.params
+            if isinstance(p, click.Option) and p.multiple
+            for flag in p.opts
+        }
         spelled: list[str] = []
         flag, filled = None, False
         for arg in args:

@@ -15,27 +15,72 @@ def command():
 
 
 @command.command("elevater")
-@click.option("--model", required=True, metavar="SPEC", help="A run folder, ARCH/TAG, or anything --teacher takes.")
-@click.option("--root", required=True, type=click.Path(file_okay=False, path_type=Path), help="One folder per dataset.")
-@click.option("--datasets", metavar="A,B", help="Benchmarks or folders.  [those of the 20 that are there]")
-@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="scores.json and report.md")
-@click.option("--by", default="rows", show_default=True, type=click.Choice(["rows", "tokens"]), help="What to compare.")
+@click.option(
+    "--model",
+    required=True,
+    metavar="SPEC",
+    help="A run folder, ARCH/TAG, or anything --teacher takes.",
+)
+@click.option(
+    "--root",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="One folder per dataset.",
+)
+@click.option(
+    "--datasets", metavar="A,B", help="Benchmarks or folders.  [those of the 20 that are there]"
+)
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="scores.json and report.md",
+)
+@click.option(
+    "--by",
+    default="rows",
+    show_default=True,
+    type=click.Choice(["rows", "tokens"]),
+    help="What to compare.",
+)
 @click.option("--layout", help="Layout of the datasets when detection does not do.")
-@click.option("--text-model", metavar="SPEC", help="Of a distilled run: where its teacher lies now, or a text tower's run.")
+@click.option(
+    "--text-model",
+    metavar="SPEC",
+    help="Of a distilled run: where its teacher lies now, or a text tower's run.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
-    "--precision", default="fp32", show_default=True, type=click.Choice(["fp32", "bf16", "fp16"]), help="Of the towers."
+    "--precision",
+    default="fp32",
+    show_default=True,
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    help="Of the towers.",
 )
 @click.option(
-    "--batch-size", default=256, show_default=True, type=click.IntRange(1), metavar="N", help="Rows encoded at once."
+    "--batch-size",
+    default=256,
+    show_default=True,
+    type=click.IntRange(1),
+    metavar="N",
+    help="Rows encoded at once.",
 )
-@click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="Threads that read and decode.")
-def elevater(model, root, datasets, out, by, layout, text_model, device, precision, batch_size, workers):
+@click.option(
+    "--workers",
+    default=2,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Threads that read and decode.",
+)
+def elevater(
+    model, root, datasets, out, by, layout, text_model, device, precision, batch_size, workers
+):
     """Zero-shot scores on the ELEVATER datasets found under --root.
 
-    Image folders, Parquet, webdataset tars and vision-datasets are read; classnames.txt and templates.txt beside the
-    data win over the built-in ones. Features are kept in --out, so a second call is quick. --by tokens compares patches
-    with words, as FILIP does, for a run that learnt declip.filip; it keeps nothing.
+    Image folders, Parquet, webdataset tars and vision-datasets are read; classnames.txt and
+    templates.txt beside the data win over the built-in ones. Features are kept in --out, so a
+    second call is quick. --by tokens compares patches with words, as FILIP does, for a run that
+    learnt declip.filip; it keeps nothing.
 
     \b
     Example:
@@ -51,27 +96,36 @@ def elevater(model, root, datasets, out, by, layout, text_model, device, precisi
     encoder = load_encoder(model, device, precision, text_model)
     maps = filip.load(model, encoder) if by == "tokens" else None
     names = [name.strip() for name in datasets.split(",") if name.strip()] if datasets else None
-    result = run(encoder, root, out, names, layout=layout, batch_size=batch_size, workers=workers, maps=maps)
+    result = run(
+        encoder, root, out, names, layout=layout, batch_size=batch_size, workers=workers, maps=maps
+    )
     click.echo(terminal(result))
     click.echo(f"\nwritten: {out / SCORES}, {out / REPORT}")
     if failed := [each["dataset"] for each in result["failed"]]:
         asked = len(failed) + len(result["scores"])
         raise DataError(
-            f"{len(failed)} of {asked} datasets could not be scored: {', '.join(failed)}; the reasons stand above and in "
-            f"{out / SCORES}"
+            f"{len(failed)} of {asked} datasets could not be scored: {', '.join(failed)}; the"
+            f" reasons stand above and in {out / SCORES}"
         )
 
 
 @command.command("retrieval")
 @click.option("--images", required=True, metavar="CACHE", help="Image features: a folder or URL.")
 @click.option("--texts", required=True, metavar="CACHE", help="Text features of the same encoder.")
-@click.option("--split", metavar="A:B", help="Only rows whose keys hash to [A, B) of 0 to 1, as in train.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Gets scores.json and report.md.")
+@click.option(
+    "--split", metavar="A:B", help="Only rows whose keys hash to [A, B) of 0 to 1, as in train."
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Gets scores.json and report.md.",
+)
 @scratch_option
 def retrieval(images, texts, split, out, scratch):
     """Recall at 1, 5 and 10, both ways, from cached features of one encoder.
 
-    A text belongs to the image of the same key; of several texts of an image, KEY#0, KEY#1, ..., each does.
+    A text belongs to the image of the same key; of several texts of an image, KEY#0, KEY#1, ...,
+    each does.
 
     \b
     Example:

@@ -31,7 +31,10 @@ SECTIONS = {
 
 
 @click.command(
-    "extract-features", cls=ManyValues, sections=SECTIONS, short_help="Run a teacher once; write its features to shards."
+    "extract-features",
+    cls=ManyValues,
+    sections=SECTIONS,
+    short_help="Run a teacher once; write its features to shards.",
 )
 @click.option(
     "--teacher",
@@ -39,10 +42,17 @@ SECTIONS = {
     required=True,
     multiple=True,
     metavar="SPEC...",
-    help="ARCH/TAG of open_clip, ARCH/FILE, FILE, folder (a run, too), or ARCH/random:SEED. Several are all in memory at "
-    "once.",
+    help=(
+        "ARCH/TAG of open_clip, ARCH/FILE, FILE, folder (a run, too), or ARCH/random:SEED. Several"
+        " are all in memory at once."
+    ),
 )
-@click.option("--images", multiple=True, metavar="SRC...", help="Images: files, folders, patterns, .list files, or URLs.")
+@click.option(
+    "--images",
+    multiple=True,
+    metavar="SRC...",
+    help="Images: files, folders, patterns, .list files, or URLs.",
+)
 @click.option("--texts", multiple=True, metavar="SRC...", help="Sentences, paired with nothing.")
 @click.option(
     "--out",
@@ -53,9 +63,15 @@ SECTIONS = {
 @click.option(
     "--text-model",
     metavar="SPEC",
-    help="When --teacher is a distilled run: where its own teacher lies now, or a text tower's run.",
+    help=(
+        "When --teacher is a distilled run: where its own teacher lies now, or a text tower's run."
+    ),
 )
-@click.option("--estimate", is_flag=True, help="Print bytes, rows and time from a small probe, and write nothing.")
+@click.option(
+    "--estimate",
+    is_flag=True,
+    help="Print bytes, rows and time from a small probe, and write nothing.",
+)
 @source_options
 @selection_options
 @click.option(
@@ -71,8 +87,18 @@ SECTIONS = {
     type=click.Choice(["float16", "float32", "int8"]),
     help="Of the numbers.  [float16; tsv: float32, for DIME-FM]",
 )
-@click.option("--views", type=click.IntRange(1), metavar="K", help="Cache K random crops of each image.  [the centre view]")
-@click.option("--view-recipe", multiple=True, metavar="KEY=VALUE...", help="Of views: scale, ratio, flip, seed, as TOML.")
+@click.option(
+    "--views",
+    type=click.IntRange(1),
+    metavar="K",
+    help="Cache K random crops of each image.  [the centre view]",
+)
+@click.option(
+    "--view-recipe",
+    multiple=True,
+    metavar="KEY=VALUE...",
+    help="Of views: scale, ratio, flip, seed, as TOML.",
+)
 @click.option(
     "--captions",
     default="first",
@@ -84,19 +110,28 @@ SECTIONS = {
     "--text-views",
     type=click.IntRange(1),
     metavar="K",
-    help="Cache K views of each row's sentences: its captions in turn, or variants.  [the first caption]",
+    help=(
+        "Cache K views of each row's sentences: its captions in turn, or variants.  [the first"
+        " caption]"
+    ),
 )
 @click.option(
     "--text-recipe",
     multiple=True,
     metavar="KEY=VALUE...",
-    help="Of text views: augment ('none', 'eda': DeCLIP's), seed, deletion, clean, synonyms (a file), as TOML.",
+    help=(
+        "Of text views: augment ('none', 'eda': DeCLIP's), seed, deletion, clean, synonyms (a"
+        " file), as TOML."
+    ),
 )
 @click.option(
     "--tokens",
     type=click.IntRange(1),
     metavar="N",
-    help="Cache, in place of its vector, the N patches or words of an image or sentence that are most like it (for FILIP).",
+    help=(
+        "Cache, in place of its vector, the N patches or words of an image or sentence that are"
+        " most like it (for FILIP)."
+    ),
 )
 @click.option(
     "--long-texts",
@@ -112,14 +147,19 @@ SECTIONS = {
     type=click.Choice(["turbo", "pil"]),
     help="Of images: libjpeg-turbo, upright; or open_clip's own transform to the bit.",
 )
-@click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda or cuda:N."
+)
 @click.option(
     "--precision",
     default="fp32",
     show_default=True,
     type=click.Choice(["fp32", "fp32-fast", "bf16", "fp16", "auto"]),
-    help="Of the towers. fp32-fast: in products of matrices bf16 (CPU) or TF32 (GPU). auto: fp32-fast on a CPU, bf16 on a "
-    "GPU, where this machine is quicker in it, else fp32; of a cache that is there, its own.",
+    help=(
+        "Of the towers. fp32-fast: in products of matrices bf16 (CPU) or TF32 (GPU). auto:"
+        " fp32-fast on a CPU, bf16 on a GPU, where this machine is quicker in it, else fp32; of a"
+        " cache that is there, its own."
+    ),
 )
 @click.option("--compile", is_flag=True, help="Run the image tower compiled; needs a C++ compiler.")
 @click.option(
@@ -138,8 +178,17 @@ SECTIONS = {
     metavar="N",
     help="Beside a GPU, threads that read and decode.",
 )
-@click.option("--shard-range", metavar="I/N", help="Do part I (from 0) of N parts of the shards, e.g. of a SLURM array.")
-@click.option("--shuffle-shards", type=int, metavar="SEED", help="Take the shards in random order; the cache is the same.")
+@click.option(
+    "--shard-range",
+    metavar="I/N",
+    help="Do part I (from 0) of N parts of the shards, e.g. of a SLURM array.",
+)
+@click.option(
+    "--shuffle-shards",
+    type=int,
+    metavar="SEED",
+    help="Take the shards in random order; the cache is the same.",
+)
 @click.option(
     "--engine",
     default="local",
@@ -147,23 +196,43 @@ SECTIONS = {
     type=click.Choice(plugins.names("engines")),
     help="This process (also under torchrun), or a Ray cluster.",
 )
-@click.option("--append", is_flag=True, help="Add the source shards that the cache does not have yet.")
-@click.option("--retry-bad", is_flag=True, help="Try the quarantined rows of a finished cache again.")
-def command(teachers, images, texts, out, format_, dtype, device, precision, engine, append, retry_bad, estimate, **flags):
+@click.option(
+    "--append", is_flag=True, help="Add the source shards that the cache does not have yet."
+)
+@click.option(
+    "--retry-bad", is_flag=True, help="Try the quarantined rows of a finished cache again."
+)
+def command(
+    teachers,
+    images,
+    texts,
+    out,
+    format_,
+    dtype,
+    device,
+    precision,
+    engine,
+    append,
+    retry_bad,
+    estimate,
+    **flags,
+):
     """Run a teacher once over images and sentences and cache its features.
 
-    Images and sentences are separate sources; either may be left out. Interrupted, the same command goes on at the next
-    unfinished shard. Sources and --out may be URLs (s3://, gs://, ...). Several processes with one --out share its shards.
+    Images and sentences are separate sources; either may be left out. Interrupted, the same command
+    goes on at the next unfinished shard. Sources and --out may be URLs (s3://, gs://, ...). Several
+    processes with one --out share its shards.
 
-    Several teachers go over the sources in one pass, in which each image is read and decoded once; all of them are in memory
-    at the same time. The cache of each is the one that it makes alone.
+    Several teachers go over the sources in one pass, in which each image is read and decoded once;
+    all of them are in memory at the same time. The cache of each is the one that it makes alone.
 
     \b
     Example:
-      dimefm extract-features --teacher ViT-L-14/openai --images photos/ --texts sentences.txt --out cache
-      dimefm extract-features --teacher ViT-L-14/openai RN50/openai --images photos/ --out cache
-      dimefm extract-features --teacher ViT-L-14/openai --texts captions.csv --text-views 4 --out cache
-      torchrun --nproc-per-node 8 -m dimefm extract-features --teacher ViT-L-14/openai --images photos/ --out cache
+      dimefm extract-features --teacher ViT-L-14/openai --images photos/ --texts sentences.txt --out
+      cache dimefm extract-features --teacher ViT-L-14/openai RN50/openai --images photos/ --out
+      cache dimefm extract-features --teacher ViT-L-14/openai --texts captions.csv --text-views 4
+      --out cache torchrun --nproc-per-node 8 -m dimefm extract-features --teacher ViT-L-14/openai
+      --images photos/ --out cache
     """
     from dimefm.data.views.image_views import ViewPolicy
     from dimefm.data.views.patch_tokens import TokenPolicy
@@ -181,9 +250,14 @@ def command(teachers, images, texts, out, format_, dtype, device, precision, eng
     if append and retry_bad:
         raise click.UsageError("--append and --retry-bad are two steps; run one after the other")
     if len(teachers) > 1 and flags["text_model"]:
-        raise click.UsageError("--text-model is the text tower of one teacher; extract that teacher alone")
+        raise click.UsageError(
+            "--text-model is the text tower of one teacher; extract that teacher alone"
+        )
     if flags["text_views"] and flags["captions"] == "all":
-        raise click.UsageError("--captions all makes a row of every sentence, --text-views K of every row; leave one out")
+        raise click.UsageError(
+            "--captions all makes a row of every sentence, --text-views K of every row; leave"
+            " one out"
+        )
     views = ViewPolicy.parse(flags["views"], flags["view_recipe"])
     text_views = TextPolicy.parse(flags["text_views"], flags["text_recipe"])
     if flags["tokens"] is not None:
@@ -209,7 +283,10 @@ def command(teachers, images, texts, out, format_, dtype, device, precision, eng
     given = [(kind, found) for kind, found in (("image", images), ("text", texts)) if found]
     extraction = Extraction(
         tuple(
-            (folder, functools.partial(load_encoder, teacher, device, precision, flags["text_model"]))
+            (
+                folder,
+                functools.partial(load_encoder, teacher, device, precision, flags["text_model"]),
+            )
             for folder, teacher in zip(folders_of(teachers), teachers, strict=True)
         ),
         tuple((kind, functools.partial(open_sources, found, kind, flags)) for kind, found in given),
@@ -223,7 +300,10 @@ def command(teachers, images, texts, out, format_, dtype, device, precision, eng
         return
     plugins.module("engines", engine).run(extraction, share, click.echo)
     if format_ == "tsv" and dtype in ("float16", "int8"):
-        click.echo(f"note: DIME-FM's own loader reads float32 only; these {dtype} TSVs are for dimefm", err=True)
+        click.echo(
+            f"note: DIME-FM's own loader reads float32 only; these {dtype} TSVs are for dimefm",
+            err=True,
+        )
 
 
 def _print_estimates(extraction) -> None:

@@ -23,8 +23,8 @@ NEEDS = {
 def command(names):
     """List the losses that a recipe can weigh under [losses]; with NAMES, describe these in full.
 
-    Each line says what a term needs of the data and its options with their defaults; learnt are the parts that train with
-    the student and are no part of what comes out.
+    Each line says what a term needs of the data and its options with their defaults; learnt are the
+    parts that train with the student and are no part of what comes out.
 
     \b
     Example:
@@ -35,6 +35,7 @@ def command(names):
     click.echo("\n\n".join(described(name, whole=bool(names)) for name in names or terms()))
     if not names:
         click.echo(
-            "\nNeeds; a recipe that lacks one is refused before its first step. An option's first word is the default."
+            "\nNeeds; a recipe that lacks one is refused before its first step. An option's first"
+            " word is the default."
         )
         click.echo("\n".join(f"  {need:<16} {what}" for need, what in NEEDS.items()))

@@ -12,21 +12,34 @@ from dimefm.errors import DataError
 
 @click.command("pack", cls=ManyValues, short_help="Make images small once, for quick training.")
 @click.argument("sources", nargs=-1, required=True, metavar="SRC...")
-@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write.")
 @click.option(
-    "--size", default=256, show_default=True, type=click.IntRange(8), metavar="PIXELS", help="Shorter side, at most."
+    "--out",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder to write.",
 )
-@click.option("--quality", default=90, show_default=True, type=click.IntRange(1, 100), help="Of the JPEGs.")
+@click.option(
+    "--size",
+    default=256,
+    show_default=True,
+    type=click.IntRange(8),
+    metavar="PIXELS",
+    help="Shorter side, at most.",
+)
+@click.option(
+    "--quality", default=90, show_default=True, type=click.IntRange(1, 100), help="Of the JPEGs."
+)
 @click.option("--workers", type=click.IntRange(1), help="Threads.  [one for each core]")
 @source_options
 @selection_options
 def command(sources, out, size, quality, workers, **flags):
     """Make images small once, so that training reads and decodes little.
 
-    Each shard of SRC becomes a tar of upright RGB JPEGs with its keys, sentences and labels; images are never enlarged. A
-    cache extracted from SRC trains with the packed images: name the folder in place of SRC, with the --rows, --split and
-    --limit of the extraction unless they were given here. A row without a usable image stays in its place, is never shown,
-    and is listed in pack.json. Interrupted, the same command goes on at the next unfinished shard.
+    Each shard of SRC becomes a tar of upright RGB JPEGs with its keys, sentences and labels; images
+    are never enlarged. A cache extracted from SRC trains with the packed images: name the folder in
+    place of SRC, with the --rows, --split and --limit of the extraction unless they were given
+    here. A row without a usable image stays in its place, is never shown, and is listed in
+    pack.json. Interrupted, the same command goes on at the next unfinished shard.
 
     Example: dimefm pack photos/ --out packed
     """
@@ -36,12 +49,15 @@ def command(sources, out, size, quality, workers, **flags):
     for bad in report.bad[:5]:
         click.echo(f"bad row: {bad['source']} row {bad['row']}: {bad['reason']}", err=True)
     if len(report.bad) > 5:
-        click.echo(f"and {len(report.bad) - 5:,} more; all are listed in {out / 'pack.json'}", err=True)
+        click.echo(
+            f"and {len(report.bad) - 5:,} more; all are listed in {out / 'pack.json'}", err=True
+        )
     click.echo(f"{out}: {report.describe()}")
 
 
 def rows_of(sources, flags):
-    """Return the rows of the sources, with their sentences if they have any; DIME-FM's TSVs of images have none.
+    """Return the rows of the sources, with their sentences if they have any; DIME-FM's TSVs of
+    images have none.
 
     Raises DataError where TSVs stand beside other sources, whose sentences would be lost.
     """

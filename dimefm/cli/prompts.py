@@ -9,9 +9,14 @@ import click
 
 @click.command("prompts", short_help="Write the class prompts of datasets as sentences.")
 @click.argument("datasets", nargs=-1)
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File to write, one sentence a line.")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write, one sentence a line.",
+)
 def command(datasets, out):
-    """Write the class prompts of DATASETS (cards, or folders with classnames.txt) as sentences; without any, list cards.
+    """Write the class prompts of DATASETS (cards, or folders with classnames.txt) as sentences;
+    without any, list cards.
 
     DIME-FM's second text corpus holds such prompts of the downstream tasks.
 
@@ -24,7 +29,9 @@ def command(datasets, out):
     if not datasets:
         for name in plugins.names("benchmarks"):
             card = load(name)
-            click.echo(f"{name:36} {len(card.classes):4} classes x {len(card.templates):2} templates")
+            click.echo(
+                f"{name:36} {len(card.classes):4} classes x {len(card.templates):2} templates"
+            )
         return
     cards = [for_folder(Path(name)) if Path(name).is_dir() else load(name) for name in datasets]
     sentences = [sentence for card in cards for row in prompts(card) for sentence in row]

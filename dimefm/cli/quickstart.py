@@ -9,9 +9,19 @@ import click
 
 @click.command("quickstart", short_help="All of it on small real data, in minutes.")
 @click.option(
-    "--out", default="quickstart", show_default=True, type=click.Path(file_okay=False, path_type=Path), help="Folder."
+    "--out",
+    default="quickstart",
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder.",
 )
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of data, weights and order.")
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Seed of data, weights and order.",
+)
 @click.option(
     "--scale",
     default=1.0,
@@ -22,8 +32,8 @@ import click
 def command(out, seed, scale):
     """Run the main job on small real data: no network, no GPU, a few minutes.
 
-    Trains a small teacher on handwritten digits and drawn scenes, extracts its features, distils a student several times
-    smaller from unpaired images and sentences, and scores both zero-shot.
+    Trains a small teacher on handwritten digits and drawn scenes, extracts its features, distils a
+    student several times smaller from unpaired images and sentences, and scores both zero-shot.
 
     Example: dimefm quickstart --out quickstart
     """

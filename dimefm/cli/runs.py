@@ -14,12 +14,17 @@ def command():
 
 @command.command("compare", short_help="Put runs side by side: their scores, their settings.")
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
-@click.option("--out", type=click.Path(path_type=Path), help="Gets the curves: a .png, or a folder for tables too.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Gets the curves: a .png, or a folder for tables too.",
+)
 def compare(runs, out):
     """Put runs side by side: what they score, and what their recipes differ in.
 
-    With --out the loss and the scores of all runs are plotted over their steps; a folder gets compare.png, compare.csv and
-    compare.md. Scores that dimefm eval wrote into a run folder, or a folder in it, are in the table.
+    With --out the loss and the scores of all runs are plotted over their steps; a folder gets
+    compare.png, compare.csv and compare.md. Scores that dimefm eval wrote into a run folder, or a
+    folder in it, are in the table.
 
     \b
     Example:

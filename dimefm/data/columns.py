@@ -1,4 +1,6 @@
-"""Choosing columns of tables by name, and turning their values into sentences; shared by Parquet, CSV and JSONL."""
+"""Choosing columns of tables by name, and turning their values into sentences; shared by Parquet,
+CSV and JSONL.
+"""
 
 from __future__ import annotations
 
@@ -30,20 +32,23 @@ class Chosen:
 def choose(path: Path, found: Sequence[str], kind: str, columns: Columns) -> Chosen:
     """Return the columns of ``path`` that ``kind`` needs; raise DataError when one is missing.
 
-    A ``pair`` needs its image; its text may also come from a label, so the text column is optional there.
+    A ``pair`` needs its image; its text may also come from a label, so the text column is optional
+    there.
     """
 
     def pick(what: str, needed: bool) -> str | None:
         asked = getattr(columns, what)
         if asked is not None:
             if asked not in found:
-                raise DataError(f"{path}: no column '{asked}' for the {what}; columns found: {', '.join(found)}")
+                raise DataError(
+                    f"{path}: no column '{asked}' for the {what}; columns found: {', '.join(found)}"
+                )
             return asked
         usual = next((name for name in USUAL[what] if name in found), None)
         if usual is None and needed:
             raise DataError(
-                f"{path}: no {what} column; expected one of {', '.join(USUAL[what])}, found: {', '.join(found)}; "
-                f"name it with --{what}-column"
+                f"{path}: no {what} column; expected one of {', '.join(USUAL[what])}, found:"
+                f" {', '.join(found)}; name it with --{what}-column"
             )
         return usual
 
@@ -56,16 +61,21 @@ def choose(path: Path, found: Sequence[str], kind: str, columns: Columns) -> Cho
 
 
 def sentences(value: object) -> tuple[str, ...]:
-    """Return the sentences of one cell: a string or a list of strings; raise BadRow for anything else."""
+    """Return the sentences of one cell: a string or a list of strings; raise BadRow for anything
+    else.
+    """
     if isinstance(value, str):
         return (value,)
     if isinstance(value, list | tuple) and value and all(isinstance(item, str) for item in value):
         return tuple(value)
-    raise BadRow(f"has no sentence (found {'an empty list' if value == [] else type(value).__name__})")
+    raise BadRow(
+        f"has no sentence (found {'an empty list' if value == [] else type(value).__name__})"
+    )
 
 
 def read_file(root: Path, name: object, where: str) -> bytes:
-    """Return the bytes of file ``name`` under ``root``; raise BadRow when it is missing, DataError when it leaves root.
+    """Return the bytes of file ``name`` under ``root``; raise BadRow when it is missing, DataError
+    when it leaves root.
 
     ``where`` names the table and row that say so.
     """

@@ -1,6 +1,8 @@
-"""Sources at a URL: what is there is listed as a local source would be, and then copied, so that all the rest is local.
+"""Sources at a URL: what is there is listed as a local source would be, and then copied, so that
+all the rest is local.
 
-A shard brings the files that its reader looks for beside it. The files that a table names do not come along.
+A shard brings the files that its reader looks for beside it. The files that a table names do not
+come along.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from dimefm.storage.remote import copy_of, fetch, filesystem, forget, is_url, lo
 AT_ONCE = 8  # files on their way
 COMPANIONS = {".tsv": (".lineidx", ".linelist")}  # of a shard, by its ending
 CLASS_FILES = ("classnames.txt", "templates.txt", "zeroshot_classification_templates.txt")
-CLASSES_ABOVE = 2  # folders above a shard's own in which class files are looked for: NAME/data/train/00.tar
+CLASSES_ABOVE = (
+    2  # folders above a shard's own in which class files are looked for: NAME/data/train/00.tar
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,9 @@ class Remote:
 
 
 def join(root: str, name: str = "") -> str:
-    """Return the URL of ``name`` below ``root``, or of ``root`` itself, where ``..`` leads upward as in a path."""
+    """Return the URL of ``name`` below ``root``, or of ``root`` itself, where ``..`` leads upward
+    as in a path.
+    """
     protocol, _, top = root.partition("://")
     return f"{protocol}://{posixpath.normpath(posixpath.join(top, name))}"
 
@@ -53,19 +59,29 @@ def above(url: str) -> str | None:
 
 
 def find(url: str, kind: str, input_format: str | None) -> list[Remote]:
-    """Return the shard files and image folders that a URL stands for, in order: a file, a folder, or a pattern.
+    """Return the shard files and image folders that a URL stands for, in order: a file, a folder,
+    or a pattern.
 
     Raises DataError when there is nothing, or when it cannot be told what is meant.
     """
     info = look(url)
     found = [Remote(url, info)] if info is not None else _matches(url) if has_magic(url) else []
     if not found:
-        raise DataError(f"source {url}: no such file or folder, and no pattern that matches one; check --dataroot")
-    return [shard for each in found for shard in (_inside(each, kind, input_format) if each.is_folder else [each])]
+        raise DataError(
+            f"source {url}: no such file or folder, and no pattern that matches one; check"
+            " --dataroot"
+        )
+    return [
+        shard
+        for each in found
+        for shard in (_inside(each, kind, input_format) if each.is_folder else [each])
+    ]
 
 
 def _matches(pattern: str) -> list[Remote]:
-    """Return what fits a pattern, sorted, as local ones match: ``**`` is ``*``, and a leading dot must be asked for."""
+    """Return what fits a pattern, sorted, as local ones match: ``**`` is ``*``, and a leading dot
+    must be asked for.
+    """
     fs, path = filesystem(re.sub(r"\*\*+", "*", pattern))
     with reported(pattern):
         found = fs.glob(path, detail=True)
@@ -73,7 +89,10 @@ def _matches(pattern: str) -> list[Remote]:
     return [
         Remote(_url(name, pattern), info)
         for name, info in sorted(found.items())
-        if not any(n.startswith(".") > a.startswith(".") for n, a in zip(name.strip("/").split("/"), asked, strict=True))
+        if not any(
+            n.startswith(".") > a.startswith(".")
+            for n, a in zip(name.strip("/").split("/"), asked, strict=True)
+        )
     ]
 
 
@@ -83,17 +102,25 @@ def _url(name: str, like: str) -> str:
 
 
 def _inside(folder: Remote, kind: str, input_format: str | None) -> list[Remote]:
-    """Return the shards directly inside a folder, or the folder itself when it holds images instead."""
+    """Return the shards directly inside a folder, or the folder itself when it holds images
+    instead.
+    """
     files = {} if input_format == "folder" else _listed(folder.url, 1)
     shards = shards_among(files, kind, input_format)
-    refuse_mixtures(folder.url, shards, kind, input_format, lambda: are_images(_listed(folder.url, 2)))
+    refuse_mixtures(
+        folder.url, shards, kind, input_format, lambda: are_images(_listed(folder.url, 2))
+    )
     if not shards and kind == "text":
-        raise DataError(f"{folder.url}: no files of sentences in this folder; name the folder or the files that hold them")
+        raise DataError(
+            f"{folder.url}: no files of sentences in this folder; name the folder or the files that"
+            " hold them"
+        )
     return [Remote(f"{folder.url}/{name}", files[name]) for name in shards] or [folder]
 
 
 def _listed(url: str, depth: int | None = None) -> dict[str, Mapping[str, Any]]:
-    """Return the files in a folder, and ``depth - 1`` folders further down: path relative to it -> the store's description.
+    """Return the files in a folder, and ``depth - 1`` folders further down: path relative to it ->
+    the store's description.
 
     Raises DataError when the store lists a file that is not in the folder.
     """
@@ -101,16 +128,23 @@ def _listed(url: str, depth: int | None = None) -> dict[str, Mapping[str, Any]]:
     with reported(url):
         found = fs.find(path, maxdepth=depth, detail=True)
     top = path.rstrip("/") + "/"
-    stray = next((name for name in found if not name.startswith(top) or ".." in name.split("/")), None)
+    stray = next(
+        (name for name in found if not name.startswith(top) or ".." in name.split("/")), None
+    )
     if stray is not None:
-        raise DataError(f"{url}: the listing names '{stray}', which leads outside that folder; name the files meant")
+        raise DataError(
+            f"{url}: the listing names '{stray}', which leads outside that folder; name the files"
+            " meant"
+        )
     return {name.removeprefix(top): info for name, info in found.items()}
 
 
 def copies(found: list[Remote], kind: str, scratch: Path) -> list[Path]:
-    """Return the local copies of files and image folders, with the files that belong to them; several come at once.
+    """Return the local copies of files and image folders, with the files that belong to them;
+    several come at once.
 
-    A folder's copy holds the images that the remote one has now and no others. Raises DataError when one cannot be had.
+    A folder's copy holds the images that the remote one has now and no others. Raises DataError
+    when one cannot be had.
     """
     images = {each.url: _images(each.url) for each in found if each.is_folder}
     shards = [each for each in found if not each.is_folder]
@@ -118,7 +152,9 @@ def copies(found: list[Remote], kind: str, scratch: Path) -> list[Path]:
     beside |= _class_files(found) if kind == "pair" else set()
     files = {file.url: file.info for file in [*shards, *itertools.chain(*images.values())]}
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        waiting: list[Future] = [pool.submit(_fetch_if_there, url, scratch) for url in sorted(beside)]
+        waiting: list[Future] = [
+            pool.submit(_fetch_if_there, url, scratch) for url in sorted(beside)
+        ]
         waiting += [pool.submit(fetch, url, scratch, info) for url, info in files.items()]
         try:
             for each in waiting:
@@ -132,9 +168,16 @@ def copies(found: list[Remote], kind: str, scratch: Path) -> list[Path]:
 
 def _images(folder: str) -> list[Remote]:
     """Return the image files in a folder at any depth; raise DataError when there are none."""
-    files = [Remote(f"{folder}/{name}", info) for name, info in _listed(folder).items() if are_images([name])]
+    files = [
+        Remote(f"{folder}/{name}", info)
+        for name, info in _listed(folder).items()
+        if are_images([name])
+    ]
     if not files:
-        raise DataError(f"{folder}: no image files and no shards in this folder; name the folder that holds them")
+        raise DataError(
+            f"{folder}: no image files and no shards in this folder; name the folder that holds"
+            " them"
+        )
     return files
 
 

@@ -1,14 +1,15 @@
 """Rows: an ordered source of images or sentences, addressed by number.
 
-A *source* is what the user names: a file, a folder, a pattern or a ``.list``. It opens as shards (one per file), and a
-shard is a sequence of :class:`Row`. Reading row i is a pure function of the file and i; a row that cannot be read raises
-:class:`~dimefm.errors.BadRow` and never returns a substitute.
+A *source* is what the user names: a file, a folder, a pattern or a ``.list``. It opens as shards
+(one per file), and a shard is a sequence of :class:`Row`. Reading row i is a pure function of the
+file and i; a row that cannot be read raises :class:`~dimefm.errors.BadRow` and never returns a
+substitute.
 
 A format is one file in ``data/formats/`` with these public names::
 
-    SUFFIXES: tuple[str, ...]                     # endings of the files it reads, e.g. (".tar",); () for a folder
-    KINDS: frozenset[str]                         # what it can hold: "image", "text" or both
-    claims(path: Path) -> bool                    # is this file (with one of the suffixes) really of this format?
+    SUFFIXES: tuple[str, ...]   # endings of the files it reads, e.g. (".tar",); () for a folder
+    KINDS: frozenset[str]       # what it can hold: "image", "text" or both
+    claims(path: Path) -> bool  # is this file (with one of the suffixes) of this format?
     open_shards(path, name, kind, columns) -> list[Shard]
 """
 
@@ -26,15 +27,17 @@ import numpy as np
 from dimefm.errors import DataError
 from dimefm.storage.files import sampled_sha256
 
-BYTES_KEPT = 2 << 30  # of blocks that all shards of a process keep in memory together, those used last
+BYTES_KEPT = (
+    2 << 30
+)  # of blocks that all shards of a process keep in memory together, those used last
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """One raw row.
 
-    ``image`` holds the bytes of an encoded image file; ``texts`` zero or more sentences; ``label`` a class number or a
-    class name. A source fills what it has.
+    ``image`` holds the bytes of an encoded image file; ``texts`` zero or more sentences; ``label``
+    a class number or a class name. A source fills what it has.
     """
 
     key: str
@@ -45,9 +48,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a table hold what, and the folder that file names inside a source may not leave.
+    """Which columns of a table hold what, and the folder that file names inside a source may not
+    leave.
 
-    ``None`` means "the first usual name that is there" (see each format). ``separator`` is for CSV and TSV tables only.
+    ``None`` means "the first usual name that is there" (see each format). ``separator`` is for CSV
+    and TSV tables only.
     """
 
     image: str | None = None
@@ -59,10 +64,11 @@ class Columns:
 
 
 class Shard(ABC):
-    """One file of a source. ``name`` identifies it: its path relative to the source's root, with forward slashes.
+    """One file of a source. ``name`` identifies it: its path relative to the source's root, with
+    forward slashes.
 
-    ``entry`` is the number of the source that names it, and ``weight`` how often its rows are dealt in training, against 1
-    for others; :func:`~dimefm.data.sources.open_rows` sets both.
+    ``entry`` is the number of the source that names it, and ``weight`` how often its rows are dealt
+    in training, against 1 for others; :func:`~dimefm.data.sources.open_rows` sets both.
     """
 
     entry: int = 0
@@ -78,11 +84,14 @@ class Shard(ABC):
 
     @abstractmethod
     def __getitem__(self, index: int) -> Row:
-        """Return row ``index``, 0 <= index < len; raise BadRow with the reason when it cannot be read."""
+        """Return row ``index``, 0 <= index < len; raise BadRow with the reason when it cannot be
+        read.
+        """
 
     def blocks(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return where blocks of rows begin that can only be read as a whole, the first at 0, and about how many bytes each
-        takes in memory, int64 [blocks] each; none when every row is read by itself."""
+        """Return where blocks of rows begin that can only be read as a whole, the first at 0, and
+        about how many bytes each takes in memory, int64 [blocks] each; none when every row is read
+        by itself."""
         return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
 
     def digest(self) -> str:
@@ -126,13 +135,19 @@ class Rows(Sequence[Row]):
 
 
 def readable(name: str) -> str:
-    """Return a name as text that UTF-8 can hold: bytes of another encoding, lone surrogates here, become ``\\udcNN``."""
+    """Return a name as text that UTF-8 can hold: bytes of another encoding, lone surrogates here,
+    become ``\\udcNN``.
+    """
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def inside(root: Path, name: str) -> Path:
-    """Return ``root / name`` resolved; raise DataError when it leaves ``root`` (also through links or ``..``)."""
+    """Return ``root / name`` resolved; raise DataError when it leaves ``root`` (also through links
+    or ``..``).
+    """
     found = (root / name).resolve()
     if not found.is_relative_to(root.resolve()):
-        raise DataError(f"'{name}' leads outside {root}; give the folder that holds the files with --dataroot")
+        raise DataError(
+            f"'{name}' leads outside {root}; give the folder that holds the files with --dataroot"
+        )
     return found

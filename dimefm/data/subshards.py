@@ -1,7 +1,8 @@
-"""Long files in parts: a file of many rows is several shards, so that a long extraction has units of work to resume at.
+"""Long files in parts: a file of many rows is several shards, so that a long extraction has units
+of work to resume at.
 
-Plain text, tables, JSON lines and Parquet say that they may be cut by being :class:`Divisible`. DIME-FM's TSVs and tars
-are not: their shards stay one to one with files.
+Plain text, tables, JSON lines and Parquet say that they may be cut by being :class:`Divisible`.
+DIME-FM's TSVs and tars are not: their shards stay one to one with files.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ class Divisible(Shard):
 
     @abstractmethod
     def keys_of(self, rows: range) -> list[str]:
-        """Return the keys of ``rows`` (a range of step 1) in order, including rows that cannot be read."""
+        """Return the keys of ``rows`` (a range of step 1) in order, including rows that cannot be
+        read.
+        """
 
     def keys(self) -> list[str]:
         return self.keys_of(range(len(self)))
@@ -59,17 +62,26 @@ class Part(Shard):
 def blocks_within(whole: Shard, rows: range | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return :meth:`Shard.blocks` of a shard that consists of ``rows`` (ascending) of another."""
     starts, sizes = whole.blocks()
-    found = np.clip(starts - rows.start, 0, len(rows)) if isinstance(rows, range) else np.searchsorted(rows, starts)
+    found = (
+        np.clip(starts - rows.start, 0, len(rows))
+        if isinstance(rows, range)
+        else np.searchsorted(rows, starts)
+    )
     used = np.diff(found, append=len(rows)) > 0
     return found[used], sizes[used]
 
 
 def cut(shard: Shard) -> list[Shard]:
-    """Return the parts of a divisible shard of more than ROWS_PER_PART rows, named ``NAME/00000`` and on; else itself."""
+    """Return the parts of a divisible shard of more than ROWS_PER_PART rows, named ``NAME/00000``
+    and on; else itself.
+    """
     if not isinstance(shard, Divisible) or len(shard) <= ROWS_PER_PART:
         return [shard]
     starts = shard.cuts(ROWS_PER_PART)
     if len(starts) == 1:
         return [shard]
     ends = itertools.pairwise([*starts, len(shard)])
-    return [Part(shard, f"{shard.name}/{i:05d}", range(start, end)) for i, (start, end) in enumerate(ends)]
+    return [
+        Part(shard, f"{shard.name}/{i:05d}", range(start, end))
+        for i, (start, end) in enumerate(ends)
+    ]

@@ -1,8 +1,9 @@
 """Benchmark: one evaluation dataset as data: class names, prompt templates, metric, split sizes.
 
-A card is one TOML file in ``benchmarks/``; its file name is the benchmark's name. What lies beside the user's images
-wins over the card: ``classnames.txt`` (one name per line, line number = label) and ``templates.txt`` or
-clip_benchmark's ``zeroshot_classification_templates.txt`` (one per line, ``{}`` or ``{c}`` where the class name goes).
+A card is one TOML file in ``benchmarks/``; its file name is the benchmark's name. What lies beside
+the user's images wins over the card: ``classnames.txt`` (one name per line, line number = label)
+and ``templates.txt`` or clip_benchmark's ``zeroshot_classification_templates.txt`` (one per line,
+``{}`` or ``{c}`` where the class name goes).
 """
 
 from __future__ import annotations
@@ -28,11 +29,12 @@ VERSION = re.compile(r"-(\d{8}|v\d+(\.\d+)*)$")
 class Benchmark:
     """One evaluation dataset.
 
-    ``classes`` stand in label order; ``templates`` hold ``{}`` once or more; ``metric`` is a name of
-    :data:`dimefm.evaluate.metrics.METRICS`; ``train`` and ``test`` are the published numbers of images (None: unknown).
-    ``crop`` says that images are cropped to the centre after resizing (else the whole image is squeezed to a square).
-    ``multilabel`` rows have any number of classes. ``aliases`` maps other names of a class to the one in the card;
-    ``folders`` are other names of the dataset's folder; ``suite`` is the collection whose average it counts in.
+    ``classes`` stand in label order; ``templates`` hold ``{}`` once or more; ``metric`` is a name
+    of :data:`dimefm.evaluate.metrics.METRICS`; ``train`` and ``test`` are the published numbers of
+    images (None: unknown). ``crop`` says that images are cropped to the centre after resizing (else
+    the whole image is squeezed to a square). ``multilabel`` rows have any number of classes.
+    ``aliases`` maps other names of a class to the one in the card; ``folders`` are other names of
+    the dataset's folder; ``suite`` is the collection whose average it counts in.
     """
 
     name: str
@@ -51,7 +53,9 @@ class Benchmark:
 
 
 def load(name: str) -> Benchmark:
-    """Return the benchmark of card ``name``; raise DataError when there is none, or it is written wrongly."""
+    """Return the benchmark of card ``name``; raise DataError when there is none, or it is written
+    wrongly.
+    """
     return _read_card(plugins.path("benchmarks", name, DataError))
 
 
@@ -61,14 +65,20 @@ def suite(name: str = "elevater") -> list[str]:
 
 
 def prompts(benchmark: Benchmark) -> list[list[str]]:
-    """Return C lists of prompts: every template filled with each class name, in class and template order."""
-    return [[template.replace("{}", name) for template in benchmark.templates] for name in benchmark.classes]
+    """Return C lists of prompts: every template filled with each class name, in class and template
+    order.
+    """
+    return [
+        [template.replace("{}", name) for template in benchmark.templates]
+        for name in benchmark.classes
+    ]
 
 
 def card_for(folder_name: str) -> str | None:
     """Return the card that claims a folder of this name, or None.
 
-    Case is ignored, ``-``, ``_`` and blanks are one, and so is a date or version at the end (``cifar-10_20211007``).
+    Case is ignored, ``-``, ``_`` and blanks are one, and so is a date or version at the end
+    (``cifar-10_20211007``).
     """
     folded = _fold(folder_name)
     wanted = {folded, VERSION.sub("", folded)}
@@ -79,14 +89,17 @@ def card_for(folder_name: str) -> str | None:
 
 
 def for_folder(folder: Path) -> Benchmark:
-    """Return the benchmark of a dataset folder: its card, with the class names and templates that lie beside the data.
+    """Return the benchmark of a dataset folder: its card, with the class names and templates that
+    lie beside the data.
 
-    A folder that no card claims needs a ``classnames.txt``; it is then scored by accuracy under its own name. Raises
-    DataError when there is neither, or one of the files cannot be used.
+    A folder that no card claims needs a ``classnames.txt``; it is then scored by accuracy under its
+    own name. Raises DataError when there is neither, or one of the files cannot be used.
     """
     name = card_for(folder.name)
     classes = _lines(folder / CLASS_FILE)
-    templates = next((found for found in map(_lines, (folder / file for file in TEMPLATE_FILES)) if found), None)
+    templates = next(
+        (found for found in map(_lines, (folder / file for file in TEMPLATE_FILES)) if found), None
+    )
     if templates is not None:
         templates = tuple(_template(line, folder) for line in templates)
     if name is not None:
@@ -95,13 +108,21 @@ def for_folder(folder: Path) -> Benchmark:
     if classes is None:
         known = plugins.names("benchmarks")
         raise DataError(
-            f"{folder}: no benchmark card claims a folder of this name ({did_you_mean(folder.name, known)}) and there "
-            f"is no {CLASS_FILE}; rename the folder, or add {CLASS_FILE} with one class name per line in label order"
+            f"{folder}: no benchmark card claims a folder of this name"
+            f" ({did_you_mean(folder.name, known)}) and there is no {CLASS_FILE}; rename the"
+            f" folder, or add {CLASS_FILE} with one class name per line in label order"
         )
     return Benchmark(
-        name=folder.name, title=folder.name, folders=(), metric="accuracy", classes=classes,
-        templates=templates or (PLAIN_TEMPLATE,), train=None, test=None, source=f"{CLASS_FILE} beside the data",
-    )  # fmt: skip
+        name=folder.name,
+        title=folder.name,
+        folders=(),
+        metric="accuracy",
+        classes=classes,
+        templates=templates or (PLAIN_TEMPLATE,),
+        train=None,
+        test=None,
+        source=f"{CLASS_FILE} beside the data",
+    )
 
 
 def _fold(name: str) -> str:
@@ -118,11 +139,15 @@ def _read_card(path: Path) -> Benchmark:
     for key in card:
         if key not in known:
             raise DataError(f"{path}: unknown key '{key}': {did_you_mean(key, known)}")
-    missing = [key for key in ("title", "metric", "classes", "templates", "source") if not card.get(key)]
+    missing = [
+        key for key in ("title", "metric", "classes", "templates", "source") if not card.get(key)
+    ]
     if missing:
         raise DataError(f"{path}: the card lacks {', '.join(missing)}; add them")
     if card["metric"] not in METRICS:
-        raise DataError(f"{path}: unknown metric '{card['metric']}': {did_you_mean(card['metric'], METRICS)}")
+        raise DataError(
+            f"{path}: unknown metric '{card['metric']}': {did_you_mean(card['metric'], METRICS)}"
+        )
     lists: dict = {key: tuple(card.pop(key, ())) for key in ("folders", "classes", "templates")}
     sizes = {key: card.pop(key, None) for key in ("train", "test")}
     return Benchmark(name=path.stem, **lists, **sizes, **card)
@@ -137,12 +162,17 @@ def _lines(path: Path) -> tuple[str, ...] | None:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     if "" in lines:
-        raise DataError(f"{path}, line {lines.index('') + 1}: blank, but each line stands for a label; fill or remove it")
+        raise DataError(
+            f"{path}, line {lines.index('') + 1}: blank, but each line stands for a label; fill or"
+            " remove it"
+        )
     return tuple(lines)
 
 
 def _template(line: str, folder: Path) -> str:
     filled = line.replace("{c}", "{}")
     if "{}" not in filled:
-        raise DataError(f"{folder}: template '{line}' has no place for the class name; write {{}} there")
+        raise DataError(
+            f"{folder}: template '{line}' has no place for the class name; write {{}} there"
+        )
     return filled

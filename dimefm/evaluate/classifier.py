@@ -1,6 +1,8 @@
-"""Zero-shot classification from embeddings: prompts become class weights, images become probabilities. Numpy only.
+"""Zero-shot classification from embeddings: prompts become class weights, images become
+probabilities. Numpy only.
 
-Source: Elevater_Toolkit_IC ``evaluation/feature.py:546-549`` and ``evaluation/clip_zeroshot_evaluator.py:17-20``.
+Source: Elevater_Toolkit_IC ``evaluation/feature.py:546-549`` and
+``evaluation/clip_zeroshot_evaluator.py:17-20``.
 """
 
 from __future__ import annotations
@@ -13,18 +15,27 @@ from dimefm.errors import DataError
 
 
 def class_weights(prompt_embeddings: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
-    """Return unit class weights [C, D] from the embeddings of each class's prompts, C arrays of [P_c, D].
+    """Return unit class weights [C, D] from the embeddings of each class's prompts, C arrays of
+    [P_c, D].
 
-    Each prompt embedding is normalised, the prompts of a class averaged, and the mean normalised again. float64 input
-    stays float64, anything else becomes float32. Raises DataError for a class without prompts, or an embedding of
-    length 0.
+    Each prompt embedding is normalised, the prompts of a class averaged, and the mean normalised
+    again. float64 input stays float64, anything else becomes float32. Raises DataError for a class
+    without prompts, or an embedding of length 0.
     """
     weights = []
     for number, prompts in enumerate(prompt_embeddings):
         prompts = _real(prompts)
         if prompts.ndim != 2 or not len(prompts):
-            raise DataError(f"class {number}: expected prompts [P, D], found shape {prompts.shape}; add a template")
-        weights.append(_unit(_unit(prompts, f"class {number}, prompt").mean(axis=0)[None], f"class {number}, mean")[0])
+            raise DataError(
+                f"class {number}: expected prompts [P, D], found shape {prompts.shape}; add a"
+                " template"
+            )
+        weights.append(
+            _unit(
+                _unit(prompts, f"class {number}, prompt").mean(axis=0)[None],
+                f"class {number}, mean",
+            )[0]
+        )
     if not weights:
         raise DataError("zero-shot: no classes were given; add a classnames.txt")
     return np.stack(weights)
@@ -33,15 +44,15 @@ def class_weights(prompt_embeddings: Sequence[np.ndarray] | np.ndarray) -> np.nd
 def probabilities(images: np.ndarray, weights: np.ndarray, scale: float = 100.0) -> np.ndarray:
     """Return softmax probabilities [n, C] of images [n, D] under class weights [C, D].
 
-    Images are normalised here; logits are ``scale`` times the cosine. ELEVATER always takes 100, whatever scale the
-    tower learned. Computed in float32, or float64 when either input is. Raises DataError when dimensions differ, or an
-    image embedding has length 0.
+    Images are normalised here; logits are ``scale`` times the cosine. ELEVATER always takes 100,
+    whatever scale the tower learned. Computed in float32, or float64 when either input is. Raises
+    DataError when dimensions differ, or an image embedding has length 0.
     """
     images, weights = _real(images), _real(weights)
     if images.ndim != 2 or weights.ndim != 2 or images.shape[1] != weights.shape[1]:
         raise DataError(
-            f"zero-shot: image embeddings {images.shape} and class weights {weights.shape} do not share a dimension; "
-            "encode both with the two towers of one model"
+            f"zero-shot: image embeddings {images.shape} and class weights {weights.shape} do not"
+            " share a dimension; encode both with the two towers of one model"
         )
     return softmax((scale * _unit(images, "image")) @ weights.T)
 
@@ -62,5 +73,7 @@ def _unit(rows: np.ndarray, what: str) -> np.ndarray:
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     bad = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))
     if len(bad):
-        raise DataError(f"zero-shot: {what} {bad[0]} has length {lengths[bad[0], 0]}; encode it again")
+        raise DataError(
+            f"zero-shot: {what} {bad[0]} has length {lengths[bad[0], 0]}; encode it again"
+        )
     return rows / lengths

@@ -1,8 +1,9 @@
 """The four metrics of ELEVATER: pure functions of scores and labels, numpy only, all in 0..1.
 
-Shapes: ``scores`` [n, C] (any monotone score; ELEVATER gives softmax probabilities), ``labels`` int [n], or 0/1 [n, C]
-where a row may have several classes. Values equal vision-evaluation 0.2.9 as called by Elevater_Toolkit_IC
-(``vision_benchmark/evaluation/metric.py``), which computes them with scikit-learn.
+Shapes: ``scores`` [n, C] (any monotone score; ELEVATER gives softmax probabilities), ``labels`` int
+[n], or 0/1 [n, C] where a row may have several classes. Values equal vision-evaluation 0.2.9 as
+called by Elevater_Toolkit_IC (``vision_benchmark/evaluation/metric.py``), which computes them with
+scikit-learn.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ RECALLS = np.linspace(1, 0, 11)
 
 
 def accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Return the share of rows whose highest score is at their label; of equal scores the first counts.
+    """Return the share of rows whose highest score is at their label; of equal scores the first
+    counts.
 
     Raises DataError when the shapes do not fit, there are no rows, or a score is not finite.
     """
@@ -28,9 +30,9 @@ def accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
 def mean_per_class(scores: np.ndarray, labels: np.ndarray) -> float:
     """Return the mean over classes of the share of their rows that are recognised.
 
-    Classes without a row leave the contest: their columns are dropped before the highest score is looked up, as
-    ``evaluators.py:133-139`` does. On a set that lacks classes the value is therefore higher than the usual balanced
-    accuracy. Raises DataError as :func:`accuracy`.
+    Classes without a row leave the contest: their columns are dropped before the highest score is
+    looked up, as ``evaluators.py:133-139`` does. On a set that lacks classes the value is therefore
+    higher than the usual balanced accuracy. Raises DataError as :func:`accuracy`.
     """
     scores, labels = _one_label(scores, labels)
     present, rank = np.unique(labels, return_inverse=True)
@@ -39,32 +41,46 @@ def mean_per_class(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def map_11_point(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Return the 11-point interpolated mean average precision over classes; ``labels`` is 0/1 [n, C].
+    """Return the 11-point interpolated mean average precision over classes; ``labels`` is 0/1 [n,
+    C].
 
-    For each class: the best precision at a recall of at least 1.0, 0.9 .. 0.0, averaged. The curve ends at recall 0
-    with precision 1, so a class scores at least 1/11, and exactly that when it has no positive row. Raises DataError as
-    :func:`accuracy`, or when labels are not 0/1 [n, C].
+    For each class: the best precision at a recall of at least 1.0, 0.9 .. 0.0, averaged. The curve
+    ends at recall 0 with precision 1, so a class scores at least 1/11, and exactly that when it has
+    no positive row. Raises DataError as :func:`accuracy`, or when labels are not 0/1 [n, C].
     """
     scores, labels = _finite(scores), np.asarray(labels)
     if labels.shape != scores.shape or not np.isin(labels, (0, 1)).all():
-        raise DataError(f"map_11_point: expected 0/1 labels of shape {scores.shape}, found shape {labels.shape}")
-    return float(np.mean([_average_precision(scores[:, c], labels[:, c] == 1) for c in range(scores.shape[1])]))
+        raise DataError(
+            f"map_11_point: expected 0/1 labels of shape {scores.shape}, found shape {labels.shape}"
+        )
+    return float(
+        np.mean(
+            [_average_precision(scores[:, c], labels[:, c] == 1) for c in range(scores.shape[1])]
+        )
+    )
 
 
 def roc_auc(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Return the area under the ROC curve of column 1 of two: the chance that a positive row outscores a negative one.
+    """Return the area under the ROC curve of column 1 of two: the chance that a positive row
+    outscores a negative one.
 
-    Equal scores count one half. Raises DataError as :func:`accuracy`, unless C = 2, or when only one class has rows.
+    Equal scores count one half. Raises DataError as :func:`accuracy`, unless C = 2, or when only
+    one class has rows.
     """
     scores, labels = _one_label(scores, labels)
     positives = int(labels.sum()) if scores.shape[1] == 2 else 0
     if not 0 < positives < len(labels):
         found = f"{scores.shape[1]} classes, of which {len(np.unique(labels))} have rows"
-        raise DataError(f"roc_auc: expected two classes with rows in both, found {found}; score this set with accuracy")
+        raise DataError(
+            f"roc_auc: expected two classes with rows in both, found {found}; score this set with"
+            " accuracy"
+        )
     _, place, count = np.unique(scores[:, 1], return_inverse=True, return_counts=True)
     middle = np.cumsum(count) - (count - 1) / 2
     ranks = middle[place][labels == 1].sum()
-    return float((ranks - positives * (positives + 1) / 2) / (positives * (len(labels) - positives)))
+    return float(
+        (ranks - positives * (positives + 1) / 2) / (positives * (len(labels) - positives))
+    )
 
 
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
@@ -78,8 +94,9 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 def chance(metric: str, n_classes: int, labels: np.ndarray | None = None) -> float | None:
     """Return what random scores reach on average, or None when that cannot be said.
 
-    accuracy 1/C; mean_per_class 1/(classes with rows, or C without labels); roc_auc 1/2; map_11_point the mean share of
-    positives, which large sets approach from above (needs ``labels`` [n, C]).
+    accuracy 1/C; mean_per_class 1/(classes with rows, or C without labels); roc_auc 1/2;
+    map_11_point the mean share of positives, which large sets approach from above (needs ``labels``
+    [n, C]).
     """
     if metric == "accuracy":
         return 1 / n_classes
@@ -108,17 +125,28 @@ def _average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
 def _finite(scores: np.ndarray) -> np.ndarray:
     scores = np.asarray(scores)
     if scores.ndim != 2 or not scores.size:
-        raise DataError(f"metric: expected scores of shape [n, C] with rows, found shape {scores.shape}")
+        raise DataError(
+            f"metric: expected scores of shape [n, C] with rows, found shape {scores.shape}"
+        )
     if not np.isfinite(scores).all():
         row = int(np.flatnonzero(~np.isfinite(scores).all(axis=1))[0])
-        raise DataError(f"metric: scores of row {row} are not finite; look for zero or NaN embeddings in the features")
+        raise DataError(
+            f"metric: scores of row {row} are not finite; look for zero or NaN embeddings in the"
+            " features"
+        )
     return scores
 
 
 def _one_label(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     scores, labels = _finite(scores), np.asarray(labels)
     if labels.shape != scores.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-        raise DataError(f"metric: expected {len(scores)} integer labels, found {labels.dtype} of shape {labels.shape}")
+        raise DataError(
+            f"metric: expected {len(scores)} integer labels, found {labels.dtype} of shape"
+            f" {labels.shape}"
+        )
     if labels.min() < 0 or labels.max() >= scores.shape[1]:
-        raise DataError(f"metric: labels run from {labels.min()} to {labels.max()} but there are {scores.shape[1]} classes")
+        raise DataError(
+            f"metric: labels run from {labels.min()} to {labels.max()} but there are"
+            f" {scores.shape[1]} classes"
+        )
     return scores, labels

@@ -17,13 +17,21 @@ def _mean(result: dict) -> str:
     n = len(result["scores"])
     if result["is_elevater_average"]:
         return f"ELEVATER average over all {n} sets: {100 * result['mean']:.2f}"
-    sets, needed = "set" if n == 1 else "sets", "is by rows" if result["by"] == "tokens" else "needs all 20"
+    sets, needed = (
+        "set" if n == 1 else "sets",
+        ("is by rows" if result["by"] == "tokens" else "needs all 20"),
+    )
     by = ", by tokens" if result["by"] == "tokens" else ""
-    return f"mean over the {n} {sets} here{by}: {100 * result['mean']:.2f} (not the ELEVATER average, which {needed})"
+    return (
+        f"mean over the {n} {sets} here{by}: {100 * result['mean']:.2f} (not the ELEVATER average,"
+        f" which {needed})"
+    )
 
 
 def _absent(result: dict) -> list[str]:
-    """Return a line on the datasets that are not here, one per dataset that failed, and one on those still to come."""
+    """Return a line on the datasets that are not here, one per dataset that failed, and one on
+    those still to come.
+    """
     lines = [f"not here: {', '.join(result['missing'])}"] if result["missing"] else []
     lines += [f"failed: {each['dataset']}: {each['reason']}" for each in result["failed"]]
     return lines + ([f"still to come: {', '.join(result['pending'])}"] if result["pending"] else [])
@@ -36,7 +44,8 @@ def terminal(result: dict) -> str:
     right = {2, 3, 4, 5}
     lines = [
         "  ".join(
-            cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            cell.rjust(w) if i in right else cell.ljust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
         )
         for row in rows
     ]
@@ -50,8 +59,10 @@ def markdown(result: dict) -> str:
     lines = [
         f"# Zero-shot scores of `{result['model']}`",
         "",
-        f"Weights `{weights}`, image tower {result['image_parameters']:,} parameters, text tower "
-        f"{result['text_parameters']:,}. {result['protocol']}.",
+        (
+            f"Weights `{weights}`, image tower {result['image_parameters']:,} parameters, text"
+            f" tower {result['text_parameters']:,}. {result['protocol']}."
+        ),
         "",
         "| " + " | ".join(HEADS) + " |",
         "|" + "|".join("---:" if i in (2, 3, 4, 5) else "---" for i in range(len(HEADS))) + "|",
@@ -61,7 +72,12 @@ def markdown(result: dict) -> str:
     ]
     for line in _absent(result):
         lines += ["", _sentence(line)]
-    lines += ["", "Made with " + ", ".join(f"{name} {version}" for name, version in result["libraries"].items()) + "."]
+    lines += [
+        "",
+        "Made with "
+        + ", ".join(f"{name} {version}" for name, version in result["libraries"].items())
+        + ".",
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -1,8 +1,10 @@
-"""Image-text retrieval from two caches of one encoder: recall at 1, 5 and 10 in both directions. numpy only.
+"""Image-text retrieval from two caches of one encoder: recall at 1, 5 and 10 in both directions.
+numpy only.
 
-Rows are compared by cosine in float32. A query counts as found at K when one of its right candidates is among the first K;
-of its right ones the best counts, and every other candidate with a score that is as high (to within 1e-6, which is what
-float32 sums leave open) stands before it. So ties never help: a model that gives all the same vector scores 0.
+Rows are compared by cosine in float32. A query counts as found at K when one of its right
+candidates is among the first K; of its right ones the best counts, and every other candidate with a
+score that is as high (to within 1e-6, which is what float32 sums leave open) stands before it. So
+ties never help: a model that gives all the same vector scores 0.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ HEADS = ("direction", *(f"R@{k}" for k in AT), "queries", "candidates")
 
 @dataclass(frozen=True)
 class Recall:
-    """Result of one direction: ``recall[i]``, in 0..1, is the share of ``queries`` found among the first ``AT[i]`` of
-    ``candidates``."""
+    """Result of one direction: ``recall[i]``, in 0..1, is the share of ``queries`` found among the
+    first ``AT[i]`` of ``candidates``."""
 
     direction: str
     recall: tuple[float, ...]
@@ -65,9 +67,10 @@ def ranks(
 ) -> np.ndarray:
     """Return the rank, int64 [Q], of the best right candidate of each query; 0 is the first place.
 
-    ``queries`` [Q, D] and ``candidates`` [N, D] are arrays, or read in slices; at most two blocks of rows and their scores
-    [block, block] are in memory. A candidate is right when its group, a whole number, is the query's. The rank is the
-    number of wrong candidates whose cosine is at least that of the best right one, less 1e-6.
+    ``queries`` [Q, D] and ``candidates`` [N, D] are arrays, or read in slices; at most two blocks
+    of rows and their scores [block, block] are in memory. A candidate is right when its group, a
+    whole number, is the query's. The rank is the number of wrong candidates whose cosine is at
+    least that of the best right one, less 1e-6.
 
     Raises ValueError when a query has no right candidate.
     """
@@ -98,9 +101,13 @@ def _best_right(
 ) -> np.ndarray:
     """Return the highest cosine, float32 [n], of unit ``rows`` with a candidate of their group.
 
-    ``order`` sorts the candidates by group, ``ordered`` are the groups so sorted: the right ones of a query are a range.
+    ``order`` sorts the candidates by group, ``ordered`` are the groups so sorted: the right ones of
+    a query are a range.
     """
-    first, end = np.searchsorted(ordered, group, side="left"), np.searchsorted(ordered, group, side="right")
+    first, end = (
+        np.searchsorted(ordered, group, side="left"),
+        np.searchsorted(ordered, group, side="right"),
+    )
     starts = np.concatenate([[0], np.cumsum(end - first)])
     best = np.full(len(rows), -np.inf, dtype=np.float32)
     for start in range(0, starts[-1], block):
@@ -117,24 +124,34 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 
 
 def retrieval(
-    images: FeatureCache, texts: FeatureCache, block: int = BLOCK, *, split: tuple[float, float] | None = None
+    images: FeatureCache,
+    texts: FeatureCache,
+    block: int = BLOCK,
+    *,
+    split: tuple[float, float] | None = None,
 ) -> dict:
-    """Return what ``scores.json`` holds: recall in both directions, what was left out, and whose features these are.
+    """Return what ``scores.json`` holds: recall in both directions, what was left out, and whose
+    features these are.
 
-    Texts without an image are left out. Images without a text stand among the candidates and are no queries. With a
-    ``split``, only the rows of both caches whose :func:`~dimefm.data.selection.place` is at least split[0] and below split[1]
-    take part. Raises CacheError when the caches are not of one encoder or of the wrong kinds, DataError when no text has an
-    image.
+    Texts without an image are left out. Images without a text stand among the candidates and are no
+    queries. With a ``split``, only the rows of both caches whose
+    :func:`~dimefm.data.selection.place` is at least split[0] and below split[1] take part. Raises
+    CacheError when the caches are not of one encoder or of the wrong kinds, DataError when no text
+    has an image.
     """
     check_same_encoder(images, texts)
     pictures, image_keys = _of_split(images, split)
     sentences, text_keys = _of_split(texts, split)
     image_groups, text_groups = pair(image_keys, text_keys)
-    kept, asked = np.flatnonzero(text_groups >= 0), np.flatnonzero(np.isin(image_groups, text_groups))
+    kept, asked = (
+        np.flatnonzero(text_groups >= 0),
+        np.flatnonzero(np.isin(image_groups, text_groups)),
+    )
     if not len(kept):
         raise DataError(
-            f"{texts.store}: no text has the key of an image ({_first_key(texts)} against {_first_key(images)} in "
-            f"{images.store}){_in_split(split)}; expected equal keys, or KEY#NUMBER for several texts of an image"
+            f"{texts.store}: no text has the key of an image ({_first_key(texts)} against"
+            f" {_first_key(images)} in {images.store}){_in_split(split)}; expected equal keys, or"
+            " KEY#NUMBER for several texts of an image"
         )
     right, asking, right_groups = sentences.of(kept), pictures.of(asked), text_groups[kept]
     found = {
@@ -142,7 +159,10 @@ def retrieval(
         "image to text": ranks(asking, image_groups[asked], right, right_groups, block),
     }
     sizes = {"text to image": len(pictures), "image to text": len(right)}
-    scores = [Recall(way, tuple(float((r < k).mean()) for k in AT), len(r), sizes[way]) for way, r in found.items()]
+    scores = [
+        Recall(way, tuple(float((r < k).mean()) for k in AT), len(r), sizes[way])
+        for way, r in found.items()
+    ]
     card = images.manifest.encoder
     return {
         "model": card.name,
@@ -165,13 +185,19 @@ def retrieval(
     }
 
 
-def _of_split(cache: FeatureCache, split: tuple[float, float] | None) -> tuple[Subset, Iterable[str]]:
-    """Return the rows of a cache that lie in the split, None: all, and their keys; raise DataError when there is none."""
+def _of_split(
+    cache: FeatureCache, split: tuple[float, float] | None
+) -> tuple[Subset, Iterable[str]]:
+    """Return the rows of a cache that lie in the split, None: all, and their keys; raise DataError
+    when there is none.
+    """
     if split is None:
         return Subset(cache, np.arange(len(cache))), keys_of(cache)
     found = {number: key for number, key in enumerate(keys_of(cache)) if within(key, split)}
     if not found:
-        raise DataError(f"{cache.store}: none of its {len(cache)} rows is{_in_split(split)}; choose a wider one")
+        raise DataError(
+            f"{cache.store}: none of its {len(cache)} rows is{_in_split(split)}; choose a wider one"
+        )
     return Subset(cache, np.array(list(found), dtype=np.int64)), found.values()
 
 
@@ -183,23 +209,26 @@ def check_same_encoder(images: FeatureCache, texts: FeatureCache) -> None:
     """Raise CacheError unless these are centre views and sentences, as one encoder has them."""
     for cache, kind in ((images, "image"), (texts, "text")):
         if cache.manifest.kind != kind:
-            raise CacheError(f"{cache.store}: holds {cache.manifest.kind} features, expected {kind} features; swap the two")
+            raise CacheError(
+                f"{cache.store}: holds {cache.manifest.kind} features, expected {kind} features;"
+                " swap the two"
+            )
     expect_rows((images, texts))
     if images.manifest.how.get("views") is not None:
         raise CacheError(
-            f"{images.store}: holds {images.manifest.views} random crops of each image, expected the centre view; extract "
-            "without --views"
+            f"{images.store}: holds {images.manifest.views} random crops of each image, expected"
+            " the centre view; extract without --views"
         )
     if texts.manifest.how.get("text_views") is not None:
         raise CacheError(
-            f"{texts.store}: holds {texts.manifest.views} views of each row's sentences, expected these as they are; "
-            "extract without --text-views, all of a row's with --captions all"
+            f"{texts.store}: holds {texts.manifest.views} views of each row's sentences, expected"
+            " these as they are; extract without --text-views, all of a row's with --captions all"
         )
     different = strangers(images.manifest.encoder, texts.manifest.encoder)
     if different:
         raise CacheError(
-            f"{images.store} and {texts.store} were made by different encoders ({'; '.join(different)}); extract one of "
-            "them again with the other's encoder"
+            f"{images.store} and {texts.store} were made by different encoders"
+            f" ({'; '.join(different)}); extract one of them again with the other's encoder"
         )
 
 
@@ -212,22 +241,37 @@ def notes(result: dict) -> list[str]:
     images, texts, split = result["images"], result["texts"], result["split"]
     found = []
     if split is not None:
-        found.append(f"Only the {images['rows']:,} images and {texts['rows']:,} texts{_in_split(split)} were compared.")
+        found.append(
+            f"Only the {images['rows']:,} images and {texts['rows']:,} texts{_in_split(split)} were"
+            " compared."
+        )
     if texts["without_image"]:
-        found.append(f"{texts['without_image']:,} of {texts['rows']:,} texts have no image here and were left out.")
+        found.append(
+            f"{texts['without_image']:,} of {texts['rows']:,} texts have no image here and were"
+            " left out."
+        )
     if images["without_text"]:
         found.append(
-            f"{images['without_text']:,} of {images['rows']:,} images have no text here: they are candidates, not queries."
+            f"{images['without_text']:,} of {images['rows']:,} images have no text here: they are"
+            " candidates, not queries."
         )
     if result["weights_sha256"] is None:
-        found.append("The weights that made these features are unknown: that both caches are theirs is not proven.")
+        found.append(
+            "The weights that made these features are unknown: that both caches are theirs is not"
+            " proven."
+        )
     return found
 
 
 def cells(result: dict) -> list[tuple[str, ...]]:
     """Return the table of the scores, heads first, as text."""
     rows = [
-        (s["direction"], *(f"{100 * recall:.2f}" for recall in s["recall"]), f"{s['queries']:,}", f"{s['candidates']:,}")
+        (
+            s["direction"],
+            *(f"{100 * recall:.2f}" for recall in s["recall"]),
+            f"{s['queries']:,}",
+            f"{s['candidates']:,}",
+        )
         for s in result["scores"]
     ]
     return [HEADS, *rows]
@@ -238,7 +282,12 @@ def terminal(result: dict) -> str:
     table = cells(result)
     widths = [max(len(row[column]) for row in table) for column in range(len(HEADS))]
     lines = [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        "  ".join(
+            [
+                row[0].ljust(widths[0]),
+                *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)),
+            ]
+        )
         for row in table
     ]
     lines.insert(1, "  ".join("-" * width for width in widths))
@@ -247,7 +296,11 @@ def terminal(result: dict) -> str:
 
 def markdown(result: dict) -> str:
     """Return the result of :func:`retrieval` as a Markdown report."""
-    weights = f"weights `{result['weights_sha256'][:12]}`" if result["weights_sha256"] else "weights unknown"
+    weights = (
+        f"weights `{result['weights_sha256'][:12]}`"
+        if result["weights_sha256"]
+        else "weights unknown"
+    )
     head, *rows = cells(result)
     lines = [
         f"# Retrieval with `{result['model']}`",

@@ -1,7 +1,7 @@
 """The verb ``evaluate``: extract with the encoder, then a pure function of the features.
 
-Features of an encoder over a dataset are kept under its fingerprint, so a second evaluation reads them back; its tokens are
-not.
+Features of an encoder over a dataset are kept under its fingerprint, so a second evaluation reads
+them back; its tokens are not.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ PROTOCOL = "ELEVATER zero-shot: prompts normalised, averaged, normalised; softma
 
 @dataclass(frozen=True)
 class Score:
-    """Zero-shot result on one dataset; ``value`` and ``chance`` are in 0..1, ``images`` were scored."""
+    """Zero-shot result on one dataset; ``value`` and ``chance`` are in 0..1, ``images`` were
+    scored.
+    """
 
     dataset: str
     metric: str
@@ -63,12 +65,14 @@ def elevater(
     maps: TokenMaps | None = None,
     on_score: Callable[[Score], None] = lambda score: None,
 ) -> dict:
-    """Score ``encoder`` zero-shot on the datasets below ``root``; write ``out/scores.json`` and ``out/report.md``.
+    """Score ``encoder`` zero-shot on the datasets below ``root``; write ``out/scores.json`` and
+    ``out/report.md``.
 
-    Images and prompts are compared by their rows or, with ``maps``, by their tokens. Without ``names`` the 20 ELEVATER sets
-    that are there are scored, the others listed as missing. A dataset that cannot be read is listed as failed with its
-    reason. Both files are written anew after each dataset (``pending`` names those still to come). Returns what
-    ``scores.json`` holds. Raises DataError when no dataset is found, none can be scored, or ``out`` cannot be written.
+    Images and prompts are compared by their rows or, with ``maps``, by their tokens. Without
+    ``names`` the 20 ELEVATER sets that are there are scored, the others listed as missing. A
+    dataset that cannot be read is listed as failed with its reason. Both files are written anew
+    after each dataset (``pending`` names those still to come). Returns what ``scores.json`` holds.
+    Raises DataError when no dataset is found, none can be scored, or ``out`` cannot be written.
     """
     failed: list[dict] = []
 
@@ -77,7 +81,9 @@ def elevater(
 
     datasets, missing = find(root, names, layout=layout, on_failure=fail)
     if not datasets and not failed:
-        raise DataError(f"{root}: none of the datasets asked for is here; expected one folder per dataset")
+        raise DataError(
+            f"{root}: none of the datasets asked for is here; expected one folder per dataset"
+        )
     _make(out)
     started = time.perf_counter()
     settings = Settings(dtype="float32", batch_size=batch_size, workers=workers)
@@ -99,7 +105,11 @@ def elevater(
             write_text(out / REPORT, markdown(result))
     if not scores:
         reasons = "; ".join(f"{each['dataset']}: {each['reason']}" for each in failed)
-        count = "the one dataset here could not" if len(failed) == 1 else f"none of the {len(failed)} datasets here could"
+        count = (
+            "the one dataset here could not"
+            if len(failed) == 1
+            else f"none of the {len(failed)} datasets here could"
+        )
         raise DataError(f"{count} be scored: {reasons}")
     return result
 
@@ -108,20 +118,32 @@ def _make(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
+        raise DataError(
+            f"{out}: cannot be written ({error.strerror}); choose another --out"
+        ) from error
 
 
 def _result(
-    encoder: Encoder, scores: list[Score], lists: dict, seconds: float, *, whole_suite: bool, maps: TokenMaps | None
+    encoder: Encoder,
+    scores: list[Score],
+    lists: dict,
+    seconds: float,
+    *,
+    whole_suite: bool,
+    maps: TokenMaps | None,
 ) -> dict:
-    """Return what ``scores.json`` holds; ``lists`` are the names of datasets that are missing, failed or pending."""
+    """Return what ``scores.json`` holds; ``lists`` are the names of datasets that are missing,
+    failed or pending.
+    """
     return {
         "model": encoder.card.name,
         "weights_sha256": encoder.card.weights_sha256,
         "image_parameters": encoder.image_parameters,
         "text_parameters": encoder.text_parameters,
         "by": "rows" if maps is None else "tokens",
-        "protocol": PROTOCOL if maps is None else f"{zero_shot_tokens.PROTOCOL}; padding {maps.padding}",
+        "protocol": (
+            PROTOCOL if maps is None else f"{zero_shot_tokens.PROTOCOL}; padding {maps.padding}"
+        ),
         "scores": [dataclasses.asdict(score) for score in scores],
         "mean": float(np.mean([score.value for score in scores])),
         "is_elevater_average": maps is None and whole_suite and not any(lists.values()),
@@ -131,11 +153,19 @@ def _result(
     }
 
 
-def zero_shot(encoder: Encoder, dataset: Dataset, store: Path, settings: Settings, maps: TokenMaps | None = None) -> Score:
-    """Return the zero-shot score of one dataset, by tokens with ``maps``, else by rows, kept in (and taken from) ``store``.
+def zero_shot(
+    encoder: Encoder,
+    dataset: Dataset,
+    store: Path,
+    settings: Settings,
+    maps: TokenMaps | None = None,
+) -> Score:
+    """Return the zero-shot score of one dataset, by tokens with ``maps``, else by rows, kept in
+    (and taken from) ``store``.
 
-    Source of the protocol by rows: ELEVATER toolkit, evaluation/feature.py:546-575 and clip_zeroshot_evaluator.py:17-20; by
-    tokens: FILIP as released with DeCLIP, prototype/solver/filip_solver.py:882-944.
+    Source of the protocol by rows: ELEVATER toolkit, evaluation/feature.py:546-575 and
+    clip_zeroshot_evaluator.py:17-20; by tokens: FILIP as released with DeCLIP,
+    prototype/solver/filip_solver.py:882-944.
     """
     benchmark = dataset.benchmark
     rows, labels, _ = dataset.rows("test")
@@ -143,7 +173,9 @@ def zero_shot(encoder: Encoder, dataset: Dataset, store: Path, settings: Setting
         images, good = image_features(encoder, benchmark, rows, store, settings)
         found = probabilities(images, prompt_weights(encoder, benchmark, store, settings))
     else:
-        found, good = zero_shot_tokens.probabilities(_for_benchmark(encoder, benchmark), maps, benchmark, rows, settings)
+        found, good = zero_shot_tokens.probabilities(
+            _for_benchmark(encoder, benchmark), maps, benchmark, rows, settings
+        )
     labels = labels[good]
     value = METRICS[benchmark.metric](found, labels)
     return Score(
@@ -171,17 +203,27 @@ def _for_benchmark(encoder: Encoder, benchmark: Benchmark) -> Encoder:
 def image_features(
     encoder: Encoder, benchmark: Benchmark, rows: Rows, store: Path, settings: Settings
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return (unit rows [n, D], numbers of the rows that could be read [n]) of a benchmark's images, kept in ``store``."""
+    """Return (unit rows [n, D], numbers of the rows that could be read [n]) of a benchmark's
+    images, kept in ``store``.
+    """
     encoder = _for_benchmark(encoder, benchmark)
-    what = sha256_keys([f"{shard.name}:{shard.digest()}:{sha256_keys(shard.keys())}" for shard in rows.shards])
+    what = sha256_keys(
+        [f"{shard.name}:{shard.digest()}:{sha256_keys(shard.keys())}" for shard in rows.shards]
+    )
     folder = store / _fingerprint(encoder) / f"{benchmark.name}-{what[:12]}"
     manifest = extract(encoder, rows, "image", folder, settings).manifest
     starts = np.cumsum([0] + [shard.source_rows for shard in manifest.shards])
-    bad = [start + row for start, shard in zip(starts, manifest.shards, strict=False) for row in shard.bad]
+    bad = [
+        start + row
+        for start, shard in zip(starts, manifest.shards, strict=False)
+        for row in shard.bad
+    ]
     return FeatureCache(folder)[:], np.setdiff1d(np.arange(len(rows)), bad)
 
 
-def prompt_weights(encoder: Encoder, benchmark: Benchmark, store: Path, settings: Settings) -> np.ndarray:
+def prompt_weights(
+    encoder: Encoder, benchmark: Benchmark, store: Path, settings: Settings
+) -> np.ndarray:
     """Return class weights [C, D], from the store when these prompts were encoded before."""
     filled = prompts(benchmark)
     digest = hashlib.sha256(json.dumps(filled).encode()).hexdigest()
@@ -190,7 +232,10 @@ def prompt_weights(encoder: Encoder, benchmark: Benchmark, store: Path, settings
         return np.load(path, allow_pickle=False)
     flat = [sentence for row in filled for sentence in row]
     parts = range(0, len(flat), settings.batch_size)
-    encoded = [encoder.encode_text(encoder.tokenize(flat[i : i + settings.batch_size])[0]).cpu().numpy() for i in parts]
+    encoded = [
+        encoder.encode_text(encoder.tokenize(flat[i : i + settings.batch_size])[0]).cpu().numpy()
+        for i in parts
+    ]
     embeddings = np.concatenate(encoded).reshape(len(filled), -1, encoder.card.dim)
     weights = class_weights(embeddings)
     path.parent.mkdir(parents=True, exist_ok=True)

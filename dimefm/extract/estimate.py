@@ -1,4 +1,6 @@
-"""What an extraction would take, from a small probe: bytes, rows and time, before anything is written to ``--out``."""
+"""What an extraction would take, from a small probe: bytes, rows and time, before anything is
+written to ``--out``.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ BATCHES = 3  # of the probe; the first warms up and is not timed
 
 @dataclass(frozen=True)
 class Estimate:
-    """``bytes`` of all shards, ``seconds`` of one process on this machine, and the ``probed`` rows they were told from."""
+    """``bytes`` of all shards, ``seconds`` of one process on this machine, and the ``probed`` rows
+    they were told from.
+    """
 
     kind: str
     rows: int
@@ -43,10 +47,13 @@ class Estimate:
         each = self.bytes / max(self.rows, 1)
         lines = [
             f"{self.kind}s: {self.rows:,} rows in {self.shards:,} shard{'s' * (self.shards != 1)}",
-            f"  about {_size(self.bytes)} as {self.header.format} {self.header.dtype}[{self.header.dim}], "
-            f"{each:,.0f} bytes/row" + (f"; {_size(self.free)} are free" if self.free is not None else ""),
-            f"  about {_time(self.seconds)} at {self.rows / max(self.seconds, 1e-9):,.0f} rows/s "
-            f"(probe of {self.probed:,} rows)",
+            f"  about {_size(self.bytes)} as {self.header.format}"
+            f" {self.header.dtype}[{self.header.dim}], {each:,.0f} bytes/row"
+            + (f"; {_size(self.free)} are free" if self.free is not None else ""),
+            (
+                f"  about {_time(self.seconds)} at {self.rows / max(self.seconds, 1e-9):,.0f}"
+                f" rows/s (probe of {self.probed:,} rows)"
+            ),
         ]
         if self.free is not None and self.bytes > self.free:
             lines.append("  this does not fit on the disk")
@@ -54,7 +61,8 @@ class Estimate:
 
 
 def estimate(encoder: Encoder, rows: Rows, kind: str, out: str, settings: Settings) -> Estimate:
-    """Encode a few evenly spaced rows, write them to a temporary folder, and return what all rows would take.
+    """Encode a few evenly spaced rows, write them to a temporary folder, and return what all rows
+    would take.
 
     Raises DataError when there are no rows or none of the probe could be encoded.
     """
@@ -68,7 +76,10 @@ def estimate(encoder: Encoder, rows: Rows, kind: str, out: str, settings: Settin
         parts.append(found)
         arrived.append((time.perf_counter() - started, sum(map(len, parts))))
     if not arrived or not arrived[-1][1]:
-        raise DataError(f"none of the {min(total, probe)} {kind} rows of the probe could be encoded; check the sources")
+        raise DataError(
+            f"none of the {min(total, probe)} {kind} rows of the probe could be encoded; check the"
+            " sources"
+        )
     (first, warm), (last, probed) = arrived[0], arrived[-1]
     each = (last - first) / (probed - warm) if probed > warm else last / probed
     header = _header(encoder, kind, settings, np.concatenate(parts))
@@ -76,7 +87,14 @@ def estimate(encoder: Encoder, rows: Rows, kind: str, out: str, settings: Settin
     free = None if is_url(out) else shutil.disk_usage(_existing(Path(out))).free
     fixed, per_row = size
     return Estimate(
-        kind, total, len(counted), round(fixed * len(counted) + per_row * total), each * total, probed, header, free
+        kind,
+        total,
+        len(counted),
+        round(fixed * len(counted) + per_row * total),
+        each * total,
+        probed,
+        header,
+        free,
     )
 
 

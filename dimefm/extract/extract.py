@@ -1,7 +1,9 @@
-"""The verb ``extract``: run an encoder, or several in one pass, once over rows and write a feature cache of each.
+"""The verb ``extract``: run an encoder, or several in one pass, once over rows and write a feature
+cache of each.
 
-Shards of a cache correspond one to one to shards of the source, in order. A shard is the unit of work and of resume.
-How rows are read, decoded and encoded stands in ``stages.py`` and ``stream.py``.
+Shards of a cache correspond one to one to shards of the source, in order. A shard is the unit of
+work and of resume. How rows are read, decoded and encoded stands in ``stages.py`` and
+``stream.py``.
 """
 
 from __future__ import annotations
@@ -33,7 +35,10 @@ from dimefm.runtime.versions import libraries
 
 Mode = Literal["create", "append", "retry"]
 PAUSE = 0.5  # seconds between looks at what other processes do
-SAMPLED = (4096, 131_072)  # rows that an int8 code is fitted on: a fiftieth of all, at least and at most these
+SAMPLED = (
+    4096,
+    131_072,
+)  # rows that an int8 code is fitted on: a fiftieth of all, at least and at most these
 
 
 def extract(
@@ -47,16 +52,21 @@ def extract(
     scratch: str | None = None,
     share: Share = ALL,
 ) -> Report:
-    """Write the features of every row of ``rows`` (``kind`` "image" or "text") to the cache at ``out``, a folder or URL.
+    """Write the features of every row of ``rows`` (``kind`` "image" or "text") to the cache at
+    ``out``, a folder or URL.
 
-    Vectors are unit length. A row that cannot be read or encoded is quarantined with its reason; rows in = rows out + rows
-    quarantined. ``mode`` "append" adds the shards that a finished cache does not have, "retry" tries its quarantined rows
-    again (every row of a shard whose source has changed). Several processes may create one cache: each takes shards that no
-    other is at, in the order of its ``share``, and all return when the cache is finished; one that has only a part of the
-    shards returns when these are there. Raises CacheError when ``out`` holds a cache made otherwise or cannot be written,
-    DataError when there are no rows, not one of them could be used, or a source changes while it is read.
+    Vectors are unit length. A row that cannot be read or encoded is quarantined with its reason;
+    rows in = rows out + rows quarantined. ``mode`` "append" adds the shards that a finished cache
+    does not have, "retry" tries its quarantined rows again (every row of a shard whose source has
+    changed). Several processes may create one cache: each takes shards that no other is at, in the
+    order of its ``share``, and all return when the cache is finished; one that has only a part of
+    the shards returns when these are there. Raises CacheError when ``out`` holds a cache made
+    otherwise or cannot be written, DataError when there are no rows, not one of them could be used,
+    or a source changes while it is read.
     """
-    return extract_several([(encoder, out)], rows, kind, settings, mode=mode, scratch=scratch, share=share)[0]
+    return extract_several(
+        [(encoder, out)], rows, kind, settings, mode=mode, scratch=scratch, share=share
+    )[0]
 
 
 def extract_several(
@@ -69,15 +79,20 @@ def extract_several(
     scratch: str | None = None,
     share: Share = ALL,
 ) -> list[Report]:
-    """Write the cache of each (encoder, folder or URL), all in one pass; return their reports in this order.
+    """Write the cache of each (encoder, folder or URL), all in one pass; return their reports in
+    this order.
 
-    Every cache is the one that :func:`extract` makes of its encoder alone, and is resumed on its own. An image is read and
-    decoded once for all encoders that lack its shard; sentences have nothing heavy to share. The encoders are on one device.
-    Raises as :func:`extract` does, and RecipeError for several encoders with ``auto_batch``, which measures one.
+    Every cache is the one that :func:`extract` makes of its encoder alone, and is resumed on its
+    own. An image is read and decoded once for all encoders that lack its shard; sentences have
+    nothing heavy to share. The encoders are on one device. Raises as :func:`extract` does, and
+    RecipeError for several encoders with ``auto_batch``, which measures one.
     """
     settings = settings or Settings()
     if not len(rows):
-        raise DataError(f"the {kind} sources hold no rows ({', '.join(shard.name for shard in rows.shards)}); check them")
+        raise DataError(
+            f"the {kind} sources hold no rows ({', '.join(shard.name for shard in rows.shards)});"
+            " check them"
+        )
     if len(caches) > 1 and settings.auto_batch:
         raise RecipeError("--batch-size auto measures one teacher; give several teachers a number")
     stages = [stage_of(kind, encoder, settings) for encoder, _ in caches]
@@ -98,7 +113,12 @@ def _fill(works: Sequence[Work], kind: str, shards: Sequence[Shard], wait: bool)
     With ``wait``, go on until the shards that other processes hold are there or free again.
     """
     started = time.perf_counter()
-    total = sum(work.counted[shard.name] for work in works for shard in shards if shard.name not in work.writer)
+    total = sum(
+        work.counted[shard.name]
+        for work in works
+        for shard in shards
+        if shard.name not in work.writer
+    )
     with Progress(total, f"{kind}s", "row", quiet=not works[0].stage.settings.progress) as bar:
         run(works, shards, bar)
         while wait and any(work.writer.missing(look=True) for work in works):
@@ -113,7 +133,9 @@ def _fill(works: Sequence[Work], kind: str, shards: Sequence[Shard], wait: bool)
         work.report.wall = time.perf_counter() - started
 
 
-def _work(stage: Stage, kind: str, rows: Rows, out: str | Path, mode: Mode, scratch: str | None) -> Work:
+def _work(
+    stage: Stage, kind: str, rows: Rows, out: str | Path, mode: Mode, scratch: str | None
+) -> Work:
     """Return the work on the cache at ``out``; its report says so when there is none left."""
     counted = {shard.name: stage.count(shard) for shard in rows.shards}
     writer = _open_writer(stage, kind, rows, counted, out, mode, scratch)
@@ -123,13 +145,23 @@ def _work(stage: Stage, kind: str, rows: Rows, out: str | Path, mode: Mode, scra
 
 
 def _open_writer(
-    stage: Stage, kind: str, rows: Rows, counted: dict[str, int], out: str | Path, mode: Mode, scratch: str | None
+    stage: Stage,
+    kind: str,
+    rows: Rows,
+    counted: dict[str, int],
+    out: str | Path,
+    mode: Mode,
+    scratch: str | None,
 ) -> CacheWriter:
-    """Return the writer; processes that begin together do so one after another, so that all have one int8 code."""
+    """Return the writer; processes that begin together do so one after another, so that all have
+    one int8 code.
+    """
     with planning(out, scratch):
         before = planned(out, scratch)
         stage.settle(out, before)
-        header = _header(stage, kind, before, [(shard, counted[shard.name]) for shard in rows.shards])
+        header = _header(
+            stage, kind, before, [(shard, counted[shard.name]) for shard in rows.shards]
+        )
         digests = {shard.name: shard.digest() for shard in rows.shards}
         modes = {"append": mode == "append", "retry": mode == "retry"}
         writer = CacheWriter(out, header, list(counted.items()), digests, **modes, scratch=scratch)
@@ -145,20 +177,30 @@ def stage_of(kind: str, encoder: Encoder, settings: Settings) -> Stage:
 
 
 def _refuse_nothing(writer: CacheWriter) -> None:
-    """Raise DataError when there were rows and not one of them could be used; such a cache is not sealed."""
+    """Raise DataError when there were rows and not one of them could be used; such a cache is not
+    sealed.
+    """
     read = sum(info.source_rows for info in writer.done.values())
     if read and not any(info.rows for info in writer.done.values()):
         listed = writer.quarantined().splitlines()[:1]
-        first = "; the first, {source} row {row}: {reason}".format(**json.loads(listed[0])) if listed else ""
+        first = (
+            "; the first, {source} row {row}: {reason}".format(**json.loads(listed[0]))
+            if listed
+            else ""
+        )
         writer.forget()
         raise DataError(
-            f"{writer.store}: none of the {read} rows could be used, so no cache was made{first}; mend the source, then run "
-            "the same command again"
+            f"{writer.store}: none of the {read} rows could be used, so no cache was made{first};"
+            " mend the source, then run the same command again"
         )
 
 
-def _header(stage: Stage, kind: str, before: Manifest | None, shards: Sequence[tuple[Shard, int]]) -> Manifest:
-    """Return the manifest without shards; its int8 code is that of an earlier run, else fitted on a sample now."""
+def _header(
+    stage: Stage, kind: str, before: Manifest | None, shards: Sequence[tuple[Shard, int]]
+) -> Manifest:
+    """Return the manifest without shards; its int8 code is that of an earlier run, else fitted on a
+    sample now.
+    """
     settings, card = stage.settings, stage.encoder.card
     dtype = settings.dtype or plugins.module("caches", settings.format, CacheError).DEFAULT_DTYPE
     how = {"precision": stage.encoder.precision, **stage.how}
@@ -170,11 +212,16 @@ def _header(stage: Stage, kind: str, before: Manifest | None, shards: Sequence[t
         for found in sample(stage, shards, *SAMPLED):
             fit.add(found)
         code, cost = fit.code().fields(), fit.effect(fit.code(), card.logit_scale)
-    return Manifest(kind, settings.format, dtype, card.dim, True, card, how, libraries(), code=code, effect=cost)
+    return Manifest(
+        kind, settings.format, dtype, card.dim, True, card, how, libraries(), code=code, effect=cost
+    )
 
 
-def sample(stage: Stage, shards: Sequence[tuple[Shard, int]], least: int, most: int) -> Iterator[np.ndarray]:
-    """Yield the float32 vectors of evenly spaced rows of all (shard, rows): a fiftieth, but ``least`` to ``most`` rows.
+def sample(
+    stage: Stage, shards: Sequence[tuple[Shard, int]], least: int, most: int
+) -> Iterator[np.ndarray]:
+    """Yield the float32 vectors of evenly spaced rows of all (shard, rows): a fiftieth, but
+    ``least`` to ``most`` rows.
 
     Rows that come of one input are all among them or none.
     """

@@ -1,7 +1,8 @@
-"""The stream of an extraction: shards are claimed, their rows encoded, and a thread of its own writes what is done.
+"""The stream of an extraction: shards are claimed, their rows encoded, and a thread of its own
+writes what is done.
 
-One pass over the shards may fill the caches of several encoders: each has a :class:`Work`, and what all of them need of a
-row is done once.
+One pass over the shards may fill the caches of several encoders: each has a :class:`Work`, and what
+all of them need of a row is done once.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from dimefm.storage.locks import Claim
 
 @dataclass
 class Report:
-    """What an extraction did: rows of this call, and seconds spent in each stage (read and decode add up over threads).
+    """What an extraction did: rows of this call, and seconds spent in each stage (read and decode
+    add up over threads).
 
     What is read and decoded once for several caches counts in the first one's.
     """
@@ -40,7 +42,9 @@ class Report:
     out: str = ""
     rows_done: int = 0
     unused_captions: int = 0
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("read", "decode", "encode", "write"), 0.0))
+    seconds: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("read", "decode", "encode", "write"), 0.0)
+    )
     wall: float = 0.0
     streamed: float = 0.0  # seconds of ``wall`` in which the encoder could have been busy
     lanes: int = 1  # batches that are encoded at the same time
@@ -56,17 +60,26 @@ class Report:
             return f"{self.out}: finished already, {self.manifest.rows:,} rows; nothing to do"
         stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds.items())
         rate = self.rows_done / max(self.wall, 1e-9)
-        left = f"{self.out}: {self.missing:,} shards of other parts are not there yet; the cache is finished with the last"
+        left = (
+            f"{self.out}: {self.missing:,} shards of other parts are not there yet; the cache is"
+            " finished with the last"
+        )
         lines = [
             *(self._of_cache(self.manifest) if self.manifest else [left]),
             f"  {self.wall:.1f} s wall, {rate:,.0f} rows/s, encoder busy {self.busy:.0%}; {stages}",
         ]
         if self.resumed:
-            lines.append(f"  {self.resumed} shard{'s were' if self.resumed > 1 else ' was'} finished by an earlier run")
+            lines.append(
+                f"  {self.resumed} shard{'s were' if self.resumed > 1 else ' was'} finished by an"
+                " earlier run"
+            )
         if self.tried:
             lines.append(f"  {self.recovered:,} of {self.tried:,} quarantined rows were recovered")
         if self.unused_captions:
-            lines.append(f"  {self.unused_captions:,} further captions of these rows were not used; {self._of_unused()}")
+            lines.append(
+                f"  {self.unused_captions:,} further captions of these rows were not used;"
+                f" {self._of_unused()}"
+            )
         return "\n".join(lines)
 
     @property
@@ -78,20 +91,26 @@ class Report:
         views = self.manifest.how.get("text_views") if self.manifest else None
         if views is None:
             return "--captions all encodes them"
-        return "a larger --text-views takes more" if views["augment"] == "none" else "variants are of the first"
+        return (
+            "a larger --text-views takes more"
+            if views["augment"] == "none"
+            else "variants are of the first"
+        )
 
     def _of_cache(self, manifest: Manifest) -> list[str]:
         bad = sum(len(shard.bad) for shard in manifest.shards)
         size = sum(shard.bytes for shard in manifest.shards) / max(manifest.rows, 1)
         return [
-            f"{self.out}: {manifest.rows + bad:,} rows in = {manifest.rows:,} rows out + {bad:,} quarantined"
-            + (f" (listed in {self.out}/{QUARANTINE})" if bad else ""),
+            f"{self.out}: {manifest.rows + bad:,} rows in = {manifest.rows:,} rows out + {bad:,}"
+            " quarantined" + (f" (listed in {self.out}/{QUARANTINE})" if bad else ""),
             f"  {manifest.format} {manifest.dtype}[{manifest.dim}], {size:.0f} bytes/row",
         ]
 
 
 class Work:
-    """One process's work on one cache: its shards are claimed, and what the stage made of their rows is handed on."""
+    """One process's work on one cache: its shards are claimed, and what the stage made of their
+    rows is handed on.
+    """
 
     def __init__(self, stage: Stage, writer: CacheWriter, report: Report, scratch: str | None):
         self.stage, self.writer, self.report, self.scratch = stage, writer, report, scratch
@@ -105,7 +124,9 @@ class Work:
         return None if claim is None else _Open(self, shard, claim)
 
     def hand_on(self, clerk: Clerk, shard: _Open, batch: Batch) -> int:
-        """Hand a batch that the encoder has done to the thread that writes; return how many rows it had."""
+        """Hand a batch that the encoder has done to the thread that writes; return how many rows it
+        had.
+        """
         seconds, vectors = self.report.seconds, None
         if batch.pending is not None:
             vectors, busy = batch.pending.fetch()
@@ -127,12 +148,15 @@ class Work:
 
 
 def run(works: Sequence[Work], shards: Sequence[Shard], bar: Progress) -> None:
-    """Encode and write those of ``shards`` that a cache does not have and that no other process is at, all in one pass.
+    """Encode and write those of ``shards`` that a cache does not have and that no other process is
+    at, all in one pass.
 
     The works are about the same sources, on one device, with the same settings.
     """
     started, stage = time.perf_counter(), works[0].stage
-    stream = encoded(_groups(works, shards), stage.encoder.device, stage.settings.workers, stage.spread)
+    stream = encoded(
+        _groups(works, shards), stage.encoder.device, stage.settings.workers, stage.spread
+    )
     try:
         with Clerk() as clerk, contextlib.closing(stream):
             for shard, batch in stream:
@@ -145,7 +169,9 @@ def run(works: Sequence[Work], shards: Sequence[Shard], bar: Progress) -> None:
 
 
 def _groups(works: Sequence[Work], shards: Sequence[Shard]) -> Iterator[list[_Open]]:
-    """Claim the shards for every cache that lacks them; those that lack the same rows of one go together."""
+    """Claim the shards for every cache that lacks them; those that lack the same rows of one go
+    together.
+    """
     for shard in shards:
         groups: dict[Sequence[int], list[_Open]] = {}
         for work in works:
@@ -156,7 +182,8 @@ def _groups(works: Sequence[Work], shards: Sequence[Shard]) -> Iterator[list[_Op
 
 
 class _Open(Job):
-    """A claimed shard on its way into the cache; where only its quarantined rows are tried again, ``old`` is what it was.
+    """A claimed shard on its way into the cache; where only its quarantined rows are tried again,
+    ``old`` is what it was.
 
     ``add`` and ``finish`` run in the thread that writes.
     """
@@ -170,9 +197,13 @@ class _Open(Job):
         numbers = range(work.counted[shard.name]) if self.old is None else self.old.bad
         super().__init__(work.stage, shard, numbers)
         if self.old is not None:
-            self.met = None  # repeats find their rows in the spool, which such rows do not go through
+            self.met = (
+                None  # repeats find their rows in the spool, which such rows do not go through
+            )
         self.spool = work.writer.spool(shard.name)
-        self.places = np.empty(0, np.int64)  # in the spool, of each vector so far of which others are repeats; -1: unusable
+        self.places = np.empty(
+            0, np.int64
+        )  # in the spool, of each vector so far of which others are repeats; -1: unusable
         work.opened.add(self)
 
     def close(self) -> None:
@@ -182,7 +213,9 @@ class _Open(Job):
         self.work.opened.discard(self)
 
     def add(self, batch: Batch, vectors: np.ndarray | None) -> None:
-        """Take the rows of one batch; a row whose vector is not finite or has no length is quarantined."""
+        """Take the rows of one batch; a row whose vector is not finite or has no length is
+        quarantined.
+        """
         self.bad += batch.bad
         if vectors is None:
             vectors = np.empty((0, self.work.writer.header.dim), np.float32)
@@ -192,7 +225,13 @@ class _Open(Job):
             self.places = np.append(self.places, places)
             places = self.places[batch.which]
         for i in np.flatnonzero(places < 0):
-            self.bad.append(Bad(batch.numbers[i], batch.keys[i], "the encoder's feature is not finite or has no length"))
+            self.bad.append(
+                Bad(
+                    batch.numbers[i],
+                    batch.keys[i],
+                    "the encoder's feature is not finite or has no length",
+                )
+            )
         good = np.flatnonzero(places >= 0).tolist()
         keys = [batch.keys[i] for i in good]
         if self.old is None:
@@ -224,13 +263,13 @@ class _Open(Job):
             found = self.shard.digest() if expected else ""
         except (OSError, DimefmError) as error:
             raise DataError(
-                f"{self.shard.path}: went away while it was read ({error}); nothing of it was kept: bring it back, "
-                "then run the same command again"
+                f"{self.shard.path}: went away while it was read ({error}); nothing of it was kept:"
+                " bring it back, then run the same command again"
             ) from error
         if found != expected:
             raise DataError(
-                f"{self.shard.path}: changed while it was read; nothing of it was kept: when it is at rest, run the "
-                "same command again"
+                f"{self.shard.path}: changed while it was read; nothing of it was kept: when it is"
+                " at rest, run the same command again"
             )
 
     def _merge(self, old: ShardInfo) -> None:
@@ -238,20 +277,35 @@ class _Open(Job):
         writer = self.work.writer
         numbers = np.array([number for part, _, _ in self.mended for number in part])
         keys = [key for _, part, _ in self.mended for key in part]
-        vectors = stored(np.concatenate([part for _, _, part in self.mended]), writer.header, self.shard.name)
-        _merge(self.spool, FeatureCache(str(writer.store), self.work.scratch), old, numbers, keys, vectors)
+        vectors = stored(
+            np.concatenate([part for _, _, part in self.mended]), writer.header, self.shard.name
+        )
+        _merge(
+            self.spool,
+            FeatureCache(str(writer.store), self.work.scratch),
+            old,
+            numbers,
+            keys,
+            vectors,
+        )
 
 
 class Clerk:
-    """A thread that does what it is given, in order, at most ``LAG`` things behind; use it as a context manager.
+    """A thread that does what it is given, in order, at most ``LAG`` things behind; use it as a
+    context manager.
 
-    What went wrong there is raised by the next :meth:`do` or at the end, and what was given after it is not done.
+    What went wrong there is raised by the next :meth:`do` or at the end, and what was given after
+    it is not done.
     """
 
     LAG = 4
 
     def __enter__(self) -> Clerk:
-        self._pool, self._ahead, self._broken = ThreadPoolExecutor(1, thread_name_prefix="writer"), deque[Future](), False
+        self._pool, self._ahead, self._broken = (
+            ThreadPoolExecutor(1, thread_name_prefix="writer"),
+            deque[Future](),
+            False,
+        )
         return self
 
     def do(self, what: Callable, *arguments: object) -> None:
@@ -269,16 +323,29 @@ class Clerk:
             self._broken = True
             raise
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._pool.shutdown()
         if kind is None:
             for future in self._ahead:
                 future.result()
 
 
-def _merge(spool: Spool, cache: FeatureCache, old: ShardInfo, numbers: np.ndarray, keys: list[str], new: np.ndarray) -> None:
-    """Put the stored rows of ``old`` and the new rows of source rows ``numbers`` (ascending) together, in source order."""
-    before = numbers - np.searchsorted(np.array(old.bad), numbers)  # old rows that come before each new one
+def _merge(
+    spool: Spool,
+    cache: FeatureCache,
+    old: ShardInfo,
+    numbers: np.ndarray,
+    keys: list[str],
+    new: np.ndarray,
+) -> None:
+    """Put the stored rows of ``old`` and the new rows of source rows ``numbers`` (ascending)
+    together, in source order.
+    """
+    before = numbers - np.searchsorted(
+        np.array(old.bad), numbers
+    )  # old rows that come before each new one
     start = done = 0
     for held, rows in cache.blocks(old):
         last = start + len(held) == old.rows

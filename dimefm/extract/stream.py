@@ -1,8 +1,9 @@
 """Batches of one shard after another through threads and encoders.
 
-Beside a GPU threads read and decode the next batches, of this shard and the next. On a CPU each of a few threads, the lanes,
-does the whole of a batch of images; sentences are made ready beside the lanes, which share the work of a batch. Stages of
-several encoders may go over the same rows together.
+Beside a GPU threads read and decode the next batches, of this shard and the next. On a CPU each of
+a few threads, the lanes, does the whole of a batch of images; sentences are made ready beside the
+lanes, which share the work of a batch. Stages of several encoders may go over the same rows
+together.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from dimefm.runtime.threads import ahead, lanes, lanes_of
 
 @dataclass(eq=False)
 class Job:
-    """Rows of one shard, ascending, that a stage is to encode; ``met`` None: also those that were encoded before."""
+    """Rows of one shard, ascending, that a stage is to encode; ``met`` None: also those that were
+    encoded before.
+    """
 
     stage: Stage
     shard: Shard
@@ -43,17 +46,20 @@ class Job:
 
 
 J = TypeVar("J", bound=Job)
-Group = Sequence[J]  # jobs of one kind and device with the same settings, about the same rows of one shard
+Group = Sequence[
+    J
+]  # jobs of one kind and device with the same settings, about the same rows of one shard
 
 
 def encoded(
     groups: Iterable[Group[J]], device: torch.device, workers: int, spread: bool = False
 ) -> Generator[tuple[J, Batch]]:
-    """Yield the batches of one group of jobs after another, in flight through the encoders, each job's last one marked.
+    """Yield the batches of one group of jobs after another, in flight through the encoders, each
+    job's last one marked.
 
-    The jobs of a group share what ``prepare_beside`` shares. A batch never holds rows of two jobs, so what is computed of a
-    shard does not depend on its neighbours. The next group is asked for when a thread has nothing else to do. ``spread`` is
-    that of the stages.
+    The jobs of a group share what ``prepare_beside`` shares. A batch never holds rows of two jobs,
+    so what is computed of a shard does not depend on its neighbours. The next group is asked for
+    when a thread has nothing else to do. ``spread`` is that of the stages.
     """
     most = 2 * lanes_of(device) if device.type == "cpu" else 1
     with lanes(device) as pool:
@@ -71,7 +77,9 @@ def encoded(
 
 
 def _pieces(batches: Iterable[tuple[Job, Batch]]) -> int:
-    """Return of how many pieces of work all but the first of ``batches`` consist, one each at least."""
+    """Return of how many pieces of work all but the first of ``batches`` consist, one each at
+    least.
+    """
     pending = (batch.pending for _, batch in itertools.islice(batches, 1, None))
     return sum(1 if found is None else found.pieces for found in pending)
 
@@ -79,8 +87,14 @@ def _pieces(batches: Iterable[tuple[Job, Batch]]) -> int:
 def _stream(
     pool: ThreadPoolExecutor, most: int, groups: Iterable[Group[J]], whole: bool = False
 ) -> Iterator[tuple[J, Batch]]:
-    """Yield the batches of each portion of each group, in order, ready or, with ``whole``, encoded in their thread."""
-    tasks = ((group, part) for group in groups for part in portions(group[0].numbers, group[0].stage.portion()))
+    """Yield the batches of each portion of each group, in order, ready or, with ``whole``, encoded
+    in their thread.
+    """
+    tasks = (
+        (group, part)
+        for group in groups
+        for part in portions(group[0].numbers, group[0].stage.portion())
+    )
     for (group, part), batches in ahead(pool, most, lambda task: _made(*task, whole), tasks):
         for job, batch in zip(group, batches, strict=True):
             batch.last = not len(part) or part[-1] == job.numbers[-1]

@@ -1,4 +1,6 @@
-"""Does the teacher still say what the cache holds? A few random rows are encoded again and compared."""
+"""Does the teacher still say what the cache holds? A few random rows are encoded again and
+compared.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from dimefm.models.encoder import Encoder
 
 @dataclass(frozen=True)
 class Agreement:
-    """Cosines of cached rows with the same rows encoded now; ``worst`` names the row that differs most."""
+    """Cosines of cached rows with the same rows encoded now; ``worst`` names the row that differs
+    most.
+    """
 
     rows: int
     min_cosine: float
@@ -31,18 +35,25 @@ class Agreement:
     def describe(self) -> str:
         """Return one line for people."""
         return (
-            f"{self.rows} rows encoded again: cosine at least {self.min_cosine:.6f}, mean {self.mean_cosine:.6f} "
-            f"(lowest: {self.worst})"
+            f"{self.rows} rows encoded again: cosine at least {self.min_cosine:.6f}, mean"
+            f" {self.mean_cosine:.6f} (lowest: {self.worst})"
         )
 
 
 def against_teacher(
-    cache: FeatureCache, encoder: Encoder, rows: Rows, number: int, *, seed: int = 0, batch_size: int = 64
+    cache: FeatureCache,
+    encoder: Encoder,
+    rows: Rows,
+    number: int,
+    *,
+    seed: int = 0,
+    batch_size: int = 64,
 ) -> Agreement:
-    """Encode ``number`` random rows of ``cache`` again, as its manifest says, from the raw ``rows`` it was made from.
+    """Encode ``number`` random rows of ``cache`` again, as its manifest says, from the raw ``rows``
+    it was made from.
 
-    Raises CacheError when the encoder or the sources are not those of the manifest, naming what differs, or when a row that
-    is in the cache cannot be encoded now.
+    Raises CacheError when the encoder or the sources are not those of the manifest, naming what
+    differs, or when a row that is in the cache cannot be encoded now.
     """
     manifest = cache.manifest
     _same_encoder(cache, encoder)
@@ -57,7 +68,9 @@ def against_teacher(
         text_views=TextPolicy.of(how, cache.store),
     )
     stage = stage_of(manifest.kind, encoder, settings)
-    chosen = np.sort(np.random.default_rng(seed).choice(len(cache), min(number, len(cache)), replace=False))
+    chosen = np.sort(
+        np.random.default_rng(seed).choice(len(cache), min(number, len(cache)), replace=False)
+    )
     places = np.searchsorted(cache.starts, chosen, side="right") - 1
     found: list[tuple[float, str]] = []
     for place in np.unique(places):
@@ -70,10 +83,17 @@ def against_teacher(
         vectors: dict[int, np.ndarray] = {}
         for batch in stage.batches(shard, numbers.tolist()):
             if batch.bad:
-                raise CacheError(f"{shard.path}, row {batch.bad[0].row}: is in {cache.store}, but now {batch.bad[0].reason}")
-            vectors |= dict(zip(batch.numbers, stage.encode(batch.inputs).cpu().numpy(), strict=True))
+                raise CacheError(
+                    f"{shard.path}, row {batch.bad[0].row}: is in {cache.store}, but now"
+                    f" {batch.bad[0].reason}"
+                )
+            vectors |= dict(
+                zip(batch.numbers, stage.encode(batch.inputs).cpu().numpy(), strict=True)
+            )
         for row, kept in zip(numbers.tolist(), cache[stored].astype(np.float32), strict=True):
-            cosine = float(kept @ vectors[row] / np.linalg.norm(kept) / np.linalg.norm(vectors[row]))
+            cosine = float(
+                kept @ vectors[row] / np.linalg.norm(kept) / np.linalg.norm(vectors[row])
+            )
             found.append((cosine, f"{info.source} row {row}"))
     if not found:
         raise CacheError(f"{cache.store}: holds no rows to compare")
@@ -82,7 +102,9 @@ def against_teacher(
 
 
 def _same_encoder(cache: FeatureCache, encoder: Encoder) -> None:
-    """Raise CacheError naming the fields in which the encoder is not the manifest's; what that leaves open may be any."""
+    """Raise CacheError naming the fields in which the encoder is not the manifest's; what that
+    leaves open may be any.
+    """
     ours, theirs = cache.manifest.encoder.identity(), encoder.card.identity()
     known = {name for name, value in ours.items() if value not in (None, {})}
     if cache.manifest.encoder.weights_sha256 is None:
@@ -90,8 +112,8 @@ def _same_encoder(cache: FeatureCache, encoder: Encoder) -> None:
     different = differences({k: ours[k] for k in known}, {k: theirs[k] for k in known})
     if different:
         raise CacheError(
-            f"{cache.store}: was not made by {encoder.card.name} ({'; '.join(different)}: the manifest against the "
-            "encoder); name the teacher that made it with --teacher"
+            f"{cache.store}: was not made by {encoder.card.name} ({'; '.join(different)}: the"
+            " manifest against the encoder); name the teacher that made it with --teacher"
         )
 
 
@@ -101,9 +123,11 @@ def _shard_of(cache: FeatureCache, info: ShardInfo, rows: Rows, count) -> Shard:
         if same_name(shard.name, info.source) and count(shard) == info.source_rows:
             if info.source_digest in ("", shard.digest()):
                 return shard
-            raise CacheError(f"{shard.path}: has changed since {cache.store} was made; extract it again")
+            raise CacheError(
+                f"{shard.path}: has changed since {cache.store} was made; extract it again"
+            )
     raise CacheError(
-        f"{cache.store}: no source called {info.source} with {info.source_rows} rows among those given "
-        f"({', '.join(shard.name for shard in rows.shards[:4])}); name it with --images or --texts, and --dataroot, "
-        "--rows, --split and --limit as then"
+        f"{cache.store}: no source called {info.source} with {info.source_rows} rows among those"
+        f" given ({', '.join(shard.name for shard in rows.shards[:4])}); name it with --images or"
+        " --texts, and --dataroot, --rows, --split and --limit as then"
     )

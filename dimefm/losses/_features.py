@@ -22,8 +22,9 @@ from dimefm.errors import RecipeError, did_you_mean
 class Words:
     """What a text tower gives of the first caption of each pair, beside its row.
 
-    ``states`` [B, L, W] are its last layer's, ``lengths`` int64 [B] how many of the L places are the sentence's (its begin
-    and end among them, both counted), ``labels`` int64 [B, L] the tokens that were hidden from it, -100 elsewhere.
+    ``states`` [B, L, W] are its last layer's, ``lengths`` int64 [B] how many of the L places are
+    the sentence's (its begin and end among them, both counted), ``labels`` int64 [B, L] the tokens
+    that were hidden from it, -100 elsewhere.
     """
 
     states: Tensor
@@ -32,25 +33,32 @@ class Words:
 
     def __getitem__(self, order: Tensor) -> Words:
         """Return the same sentences in another order [B]."""
-        return Words(self.states[order], self.lengths[order], None if self.labels is None else self.labels[order])
+        return Words(
+            self.states[order],
+            self.lengths[order],
+            None if self.labels is None else self.labels[order],
+        )
 
 
 @dataclass(frozen=True)
 class Features:
     """One side, student or teacher, of one batch.
 
-    ``image`` [B, D] and ``text`` [N, D] are unit rows in float32 or float64; ``logit_scale`` is the factor on cosines, a
-    float or a scalar tensor, and ``logit_bias`` (SigLIP) what is added then. Rows i of image and text belong together only
-    where the data are pairs (then B == N). ``raw`` are image and text before they were made unit rows. Student and teacher
-    may have different D only where the student has both towers.
+    ``image`` [B, D] and ``text`` [N, D] are unit rows in float32 or float64; ``logit_scale`` is the
+    factor on cosines, a float or a scalar tensor, and ``logit_bias`` (SigLIP) what is added then.
+    Rows i of image and text belong together only where the data are pairs (then B == N). ``raw``
+    are image and text before they were made unit rows. Student and teacher may have different D
+    only where the student has both towers.
 
-    Where a text tower learns alone the two sides change places: its sentences and the teacher's rows of them stand in
-    ``image``, the teacher's rows of images in ``text``. Every term then says of sentences what it says here of images.
+    Where a text tower learns alone the two sides change places: its sentences and the teacher's
+    rows of them stand in ``image``, the teacher's rows of images in ``text``. Every term then says
+    of sentences what it says here of images.
 
-    Of a grid of V views and C captions, ``image`` and ``text`` are one view and one caption. All of them, before they were
-    made unit rows, are ``views`` [B, V, D] and ``captions`` [B, C, D]. Where terms ask for it there are, of a student,
-    ``hidden`` [B, V, W], the views before the last projection, ``patches`` [B, P, W] of the first view, ``words`` of the
-    first caption, and of a teacher ``near`` [B, D], unit rows of a neighbour of each sentence, and cached tokens of its own
+    Of a grid of V views and C captions, ``image`` and ``text`` are one view and one caption. All of
+    them, before they were made unit rows, are ``views`` [B, V, D] and ``captions`` [B, C, D]. Where
+    terms ask for it there are, of a student, ``hidden`` [B, V, W], the views before the last
+    projection, ``patches`` [B, P, W] of the first view, ``words`` of the first caption, and of a
+    teacher ``near`` [B, D], unit rows of a neighbour of each sentence, and cached tokens of its own
     dimension D in ``patches`` and ``words``.
     """
 
@@ -68,24 +76,37 @@ class Features:
 
     @staticmethod
     def of(
-        image: Tensor, text: Tensor, logit_scale: Tensor | float, logit_bias: Tensor | float = 0.0, **more: Any
+        image: Tensor,
+        text: Tensor,
+        logit_scale: Tensor | float,
+        logit_bias: Tensor | float = 0.0,
+        **more: Any,
     ) -> Features:
-        """Return features from rows of any length and dtype: half precisions become float32, rows unit length.
+        """Return features from rows of any length and dtype: half precisions become float32, rows
+        unit length.
 
-        ``image`` is [B, D] or, of several views, [B, V, D]; ``text`` likewise. ``more`` are further fields, as they are.
+        ``image`` is [B, D] or, of several views, [B, V, D]; ``text`` likewise. ``more`` are further
+        fields, as they are.
         """
         image, text = full(image), full(text)
-        grid = {"views": image if image.ndim == 3 else None, "captions": text if text.ndim == 3 else None}
+        grid = {
+            "views": image if image.ndim == 3 else None,
+            "captions": text if text.ndim == 3 else None,
+        }
         raw = image[:, 0] if image.ndim == 3 else image, text[:, 0] if text.ndim == 3 else text
         return Features(_unit(raw[0]), _unit(raw[1]), logit_scale, logit_bias, raw, **grid, **more)
 
     def beside(self, image: Tensor, **more: Any) -> Features:
-        """Return these sentences, scale and bias beside other image rows [B, D] or [B, V, D], of any length and dtype."""
+        """Return these sentences, scale and bias beside other image rows [B, D] or [B, V, D], of
+        any length and dtype.
+        """
         found = Features.of(image, self.text, self.logit_scale, self.logit_bias, **more)
         return dataclasses.replace(found, text=self.text)
 
     def cells(self) -> list[Features]:
-        """Return features of one view and one caption each, for every view and every caption, view by view."""
+        """Return features of one view and one caption each, for every view and every caption, view
+        by view.
+        """
         image, text = self.raw or (self.image, self.text)
         views = [image] if self.views is None else self.views.unbind(1)
         captions = [text] if self.captions is None else self.captions.unbind(1)
@@ -100,7 +121,11 @@ class Features:
     def __getitem__(self, order: Tensor) -> Features:
         """Return the same features with all rows, of pairs, in another order [B]."""
         found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        rows = {name: value[order] for name, value in found.items() if isinstance(value, Tensor) and value.ndim}
+        rows = {
+            name: value[order]
+            for name, value in found.items()
+            if isinstance(value, Tensor) and value.ndim
+        }
         raw = None if self.raw is None else (self.raw[0][order], self.raw[1][order])
         words = None if self.words is None else self.words[order]
         return dataclasses.replace(self, **rows, raw=raw, words=words)
@@ -115,20 +140,23 @@ def _unit(rows: Tensor) -> Tensor:
     return F.normalize(rows, dim=-1)
 
 
-# A function (student, teacher, *, parts, options) -> scalar Tensor that carries ``needs`` and ``learns``.
+# A function (student, teacher, *, parts, options) -> scalar Tensor that carries ``needs`` and
+# ``learns``.
 Term = Any
 
 
 def needs(*what: str, whole: bool = False) -> Callable[[Term], Term]:
     """State what a term needs of its data and student.
 
-    ``"teacher"``: features of a teacher; ``"pairs"``: row i of image and text belong together; ``"bias"``: a student with a
-    logit bias, as SigLIP's; ``"width"``: student rows of the teacher's dimension, which those of one tower always have;
-    ``"views"``: two views of each image or more; ``"masked"``: captions with hidden words; ``"neighbours"``: neighbours of
-    the sentences; ``"hidden"``, ``"patches"``, ``"words"``: these fields of the student's features; ``"tokens"``:
+    ``"teacher"``: features of a teacher; ``"pairs"``: row i of image and text belong together;
+    ``"bias"``: a student with a logit bias, as SigLIP's; ``"width"``: student rows of the teacher's
+    dimension, which those of one tower always have; ``"views"``: two views of each image or more;
+    ``"masked"``: captions with hidden words; ``"neighbours"``: neighbours of the sentences;
+    ``"hidden"``, ``"patches"``, ``"words"``: these fields of the student's features; ``"tokens"``:
     ``patches`` and ``words`` of the teacher's.
 
-    A term is called for each view and each caption, and the mean counts; a ``whole`` one is called once and sees them all.
+    A term is called for each view and each caption, and the mean counts; a ``whole`` one is called
+    once and sees them all.
     """
 
     def mark(term: Term) -> Term:
@@ -141,14 +169,19 @@ def needs(*what: str, whole: bool = False) -> Callable[[Term], Term]:
 
 def terms() -> list[str]:
     """Return the names of all terms."""
-    return [f"{file}.{name}" for file in plugins.names("losses") for name in plugins.module("losses", file).__all__]
+    return [
+        f"{file}.{name}"
+        for file in plugins.names("losses")
+        for name in plugins.module("losses", file).__all__
+    ]
 
 
 def resolve(name: str, options: dict) -> Term:
-    """Return the term of a name; raise RecipeError for an unknown term or an option that it does not have.
+    """Return the term of a name; raise RecipeError for an unknown term or an option that it does
+    not have.
 
-    An option that is a number (a temperature, a scale) takes positive numbers only, a count (``int``) whole ones, one of a
-    few words only these.
+    An option that is a number (a temperature, a scale) takes positive numbers only, a count
+    (``int``) whole ones, one of a few words only these.
     """
     file, _, function = name.partition(".")
     if name not in terms():
@@ -157,15 +190,24 @@ def resolve(name: str, options: dict) -> Term:
     known, kinds = options_of(term), get_type_hints(term)
     for option, value in options.items():
         if option not in known:
-            raise RecipeError(f"loss '{name}' has no option '{option}': {did_you_mean(option, known)}")
+            raise RecipeError(
+                f"loss '{name}' has no option '{option}': {did_you_mean(option, known)}"
+            )
         words = get_args(kinds[option]) if get_origin(kinds.get(option)) is Literal else ()
         if words and value not in words:
-            raise RecipeError(f"loss '{name}': {option} is {value!r}; expected {' or '.join(map(repr, words))}")
+            raise RecipeError(
+                f"loss '{name}': {option} is {value!r}; expected {' or '.join(map(repr, words))}"
+            )
         if not words and not _positive(value):
             example = 50.0 if known[option] is None else known[option]
-            raise RecipeError(f"loss '{name}': {option} is {value!r}; expected a positive number, e.g. {example}")
+            raise RecipeError(
+                f"loss '{name}': {option} is {value!r}; expected a positive number, e.g. {example}"
+            )
         if kinds.get(option) is int and not isinstance(value, int):
-            raise RecipeError(f"loss '{name}': {option} is {value!r}; expected a whole number, e.g. {known[option]}")
+            raise RecipeError(
+                f"loss '{name}': {option} is {value!r}; expected a whole number, e.g."
+                f" {known[option]}"
+            )
     return term
 
 
@@ -176,12 +218,15 @@ def options_of(term: Term) -> dict[str, Any]:
 
 
 def described(name: str, whole: bool = False) -> str:
-    """Return what people want to know of a term: its first sentence (or the ``whole`` docstring), needs, options, learnt
-    parts and source; raise RecipeError for an unknown name."""
+    """Return what people want to know of a term: its first sentence (or the ``whole`` docstring),
+    needs, options, learnt parts and source; raise RecipeError for an unknown name."""
     term = resolve(name, {})
     words = inspect.getdoc(term) or ""
     kinds = get_type_hints(term)
-    options = [f"{option} = {_shown(value, kinds.get(option))}" for option, value in options_of(term).items()]
+    options = [
+        f"{option} = {_shown(value, kinds.get(option))}"
+        for option, value in options_of(term).items()
+    ]
     fields = {"needs": sorted(term.needs), "options": options, "learnt": list(term.learns)}
     lines = words.splitlines() if whole else [words.splitlines()[0]]
     lines += [f"{field}: {', '.join(values)}" for field, values in fields.items() if values]
@@ -191,7 +236,11 @@ def described(name: str, whole: bool = False) -> str:
 
 def _shown(default: object, kind: object) -> str:
     """Return an option's default for people, with its other choices."""
-    others = [repr(word) for word in get_args(kind) if word != default] if get_origin(kind) is Literal else []
+    others = (
+        [repr(word) for word in get_args(kind) if word != default]
+        if get_origin(kind) is Literal
+        else []
+    )
     return " or ".join(["none" if default is None else repr(default), *others])
 
 

@@ -1,7 +1,9 @@
-"""Heads that DeCLIP's and SLIP's terms learn beside the student; none of them is a part of what comes out.
+"""Heads that DeCLIP's and SLIP's terms learn beside the student; none of them is a part of what
+comes out.
 
-Batch normalisation is by the batch at hand, always, so no running statistics are kept. A loss sees the rows of all
-processes, so it is by the whole batch, where the releases normalise each process's rows alone.
+Batch normalisation is by the batch at hand, always, so no running statistics are kept. A loss sees
+the rows of all processes, so it is by the whole batch, where the releases normalise each process's
+rows alone.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ from dimefm.losses._modules import Widths
 
 
 def _perceptron(*widths: int, last_norm: bool = False) -> nn.Sequential:
-    """Linear maps between ``widths``, batch normalisation and ReLU between them, and normalisation behind all if asked."""
+    """Linear maps between ``widths``, batch normalisation and ReLU between them, and normalisation
+    behind all if asked.
+    """
     layers: list[nn.Module] = []
     for before, after in zip(widths[:-1], widths[1:], strict=True):
         layers += [nn.Linear(before, after), _norm(after), nn.ReLU()]
@@ -24,17 +28,23 @@ def _norm(width: int) -> nn.Module:
 
 
 def projector(widths: Widths, width: int) -> nn.Module:
-    """SimSiam's projection of the student's rows [B, D] to [B, width]: three linear maps, each with batch normalisation."""
+    """SimSiam's projection of the student's rows [B, D] to [B, width]: three linear maps, each with
+    batch normalisation.
+    """
     return _perceptron(widths.student, width, width, width, last_norm=True)
 
 
 def predictor(widths: Widths, width: int) -> nn.Module:
-    """SimSiam's prediction [B, width] → [B, width] of one view's projection from another's, by way of half the width."""
+    """SimSiam's prediction [B, width] → [B, width] of one view's projection from another's, by way
+    of half the width.
+    """
     return _perceptron(width, width // 2, width)
 
 
 def simclr_head(widths: Widths, width: int, dim: int) -> nn.Module:
-    """SLIP's projection of features before the last projection [B, W] to [B, dim]: three linear maps."""
+    """SLIP's projection of features before the last projection [B, W] to [B, dim]: three linear
+    maps.
+    """
     return _perceptron(_known(widths.hidden), width, width, dim)
 
 

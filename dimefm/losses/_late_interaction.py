@@ -19,7 +19,9 @@ Padding = Literal["counted", "left out"]
 
 @dataclass(frozen=True)
 class Tokens:
-    """Unit tokens [B, n, E] of items; where ``there`` [B, n] is False a token does not count. None: all do."""
+    """Unit tokens [B, n, E] of items; where ``there`` [B, n] is False a token does not count. None:
+    all do.
+    """
 
     rows: Tensor
     there: Tensor | None = None
@@ -30,7 +32,8 @@ class Tokens:
         return Tokens(F.normalize(full(rows), dim=-1), there)
 
     def most(self, others: Tokens, count: int) -> Tokens:
-        """Return of each item the ``count`` tokens, or all, with the largest sum of similarities to those of its partner.
+        """Return of each item the ``count`` tokens, or all, with the largest sum of similarities to
+        those of its partner.
 
         The choice has no gradient, the chosen tokens do.
         """
@@ -51,19 +54,29 @@ def present(words: Words, padding: Padding) -> Tensor | None:
 
 
 def late(queries: Tokens, keys: Tokens, *, pool: Literal["mean", "max"] = "mean") -> Tensor:
-    """Return [B, N]: over the tokens of item i the mean (or largest) of their largest cosine to a token of item j.
+    """Return [B, N]: over the tokens of item i the mean (or largest) of their largest cosine to a
+    token of item j.
 
-    Items of ``queries`` go in chunks that are computed again for the gradient, so memory is that of one chunk of
-    similarities of tokens and of [B, N].
+    Items of ``queries`` go in chunks that are computed again for the gradient, so memory is that of
+    one chunk of similarities of tokens and of [B, N].
     """
     count, n = queries.rows.shape[:2]
     others, k = keys.rows.shape[:2]
     size = max(1, CHUNK // (n * others * k))
-    there = queries.there if queries.there is not None else queries.rows.new_ones(count, n, dtype=torch.bool)
-    parts = [(rows, own, keys, pool) for rows, own in zip(queries.rows.split(size), there.split(size), strict=True)]
+    there = (
+        queries.there
+        if queries.there is not None
+        else queries.rows.new_ones(count, n, dtype=torch.bool)
+    )
+    parts = [
+        (rows, own, keys, pool)
+        for rows, own in zip(queries.rows.split(size), there.split(size), strict=True)
+    ]
     if len(parts) == 1 or not torch.is_grad_enabled():
         return torch.cat([_late(*part) for part in parts])
-    return torch.cat([checkpoint(_late, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
+    return torch.cat(
+        [checkpoint(_late, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+    )
 
 
 def _late(queries: Tensor, there: Tensor, keys: Tokens, pool: str) -> Tensor:

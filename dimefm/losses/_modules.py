@@ -1,7 +1,7 @@
 """Learnt parts of losses: what a term needs that learns with the student and is no part of it.
 
-A term stays a pure function: ``@learns(name=factory)`` declares the parts that it takes as keyword arguments. One part of a
-name serves all terms of an objective, for each teacher one.
+A term stays a pure function: ``@learns(name=factory)`` declares the parts that it takes as keyword
+arguments. One part of a name serves all terms of an objective, for each teacher one.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ LARGEST = 100.0  # factor on cosines, CLIP section 2.5
 
 @dataclass(frozen=True)
 class Widths:
-    """The dimensions of the rows of student and teacher, and of what else terms may ask of a student.
+    """The dimensions of the rows of student and teacher, and of what else terms may ask of a
+    student.
 
-    ``hidden``, ``patches`` and ``words`` are those of these fields of its :class:`Features`, ``vocabulary`` is how many
-    words its text tower knows; None where it has none or no term asks.
+    ``hidden``, ``patches`` and ``words`` are those of these fields of its :class:`Features`,
+    ``vocabulary`` is how many words its text tower knows; None where it has none or no term asks.
     """
 
     student: int
@@ -53,11 +54,16 @@ def learns(**parts: Factory) -> Callable[[Term], Term]:
 
 
 def learnt(
-    terms: Sequence[Term], widths: Sequence[Widths], seed: int, options: Sequence[Mapping[str, Any]] = ()
+    terms: Sequence[Term],
+    widths: Sequence[Widths],
+    seed: int,
+    options: Sequence[Mapping[str, Any]] = (),
 ) -> nn.ModuleList:
-    """Return the parts of ``terms`` by name for each teacher, with random weights drawn from ``seed``.
+    """Return the parts of ``terms`` by name for each teacher, with random weights drawn from
+    ``seed``.
 
-    ``options`` are those given to each term. Raises ValueError when two terms make a part of one name in different ways.
+    ``options`` are those given to each term. Raises ValueError when two terms make a part of one
+    name in different ways.
     """
     factories: dict[str, Factory] = {}
     made: dict[str, tuple] = {}
@@ -71,12 +77,16 @@ def learnt(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return nn.ModuleList(
-            nn.ModuleDict({name: factories[name](found) for name in sorted(factories)}) for found in widths if factories
+            nn.ModuleDict({name: factories[name](found) for name in sorted(factories)})
+            for found in widths
+            if factories
         )
 
 
 def projection(widths: Widths) -> nn.Module:
-    """A linear map with bias from the student's dimension to the teacher's; nothing where they are equal."""
+    """A linear map with bias from the student's dimension to the teacher's; nothing where they are
+    equal.
+    """
     equal = widths.student == widths.teacher
     return nn.Identity() if equal else nn.Linear(widths.student, widths.teacher)
 
@@ -86,8 +96,11 @@ def fusion(widths: Widths) -> nn.Module:
     return nn.Linear(2 * widths.teacher, widths.student)
 
 
-def near(student: Features, image_projection: nn.Module, text_projection: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return the student's unit rows, images [B, E] and sentences [N, E], in the teacher's dimension E.
+def near(
+    student: Features, image_projection: nn.Module, text_projection: nn.Module
+) -> tuple[Tensor, Tensor]:
+    """Return the student's unit rows, images [B, E] and sentences [N, E], in the teacher's
+    dimension E.
 
     The maps see its rows as they come, before they are made unit rows.
     """
@@ -103,7 +116,8 @@ def scale(widths: Widths) -> nn.Module:
 class Scale(nn.Module):
     """A learnt factor on cosines that starts as the number ln(1 / 0.07) = 2.66.
 
-    ``forward("raw")`` is that number; ``forward("exp")`` its exponential (14.3 at first), at most 100.
+    ``forward("raw")`` is that number; ``forward("exp")`` its exponential (14.3 at first), at most
+    100.
     """
 
     def __init__(self) -> None:

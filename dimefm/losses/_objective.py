@@ -32,8 +32,8 @@ REMEDIES = {
 class Weighted:
     """One term of a recipe: its name, weight and options.
 
-    With a ``schedule`` "linear" or "cosine" (half a wave) the weight goes from ``weight`` at the first step to ``end`` at
-    the last.
+    With a ``schedule`` "linear" or "cosine" (half a wave) the weight goes from ``weight`` at the
+    first step to ``end`` at the last.
     """
 
     name: str
@@ -44,9 +44,17 @@ class Weighted:
 
     @classmethod
     def of(cls, name: str, settings: Mapping) -> Weighted:
-        """Return the term ``name`` with the settings of a recipe: weight, schedule, end, and its own options."""
-        own = {key: value for key, value in settings.items() if key not in ("weight", "schedule", "end")}
-        return cls(name, settings["weight"], own, settings.get("schedule", "constant"), settings.get("end"))
+        """Return the term ``name`` with the settings of a recipe: weight, schedule, end, and its
+        own options.
+        """
+        own = {
+            key: value
+            for key, value in settings.items()
+            if key not in ("weight", "schedule", "end")
+        }
+        return cls(
+            name, settings["weight"], own, settings.get("schedule", "constant"), settings.get("end")
+        )
 
     def at(self, progress: float) -> float:
         """Return the weight when the share ``progress`` (0 to 1) of the run is done."""
@@ -59,40 +67,45 @@ class Weighted:
         """Raise RecipeError for a weight or schedule that cannot be."""
         if self.schedule not in SCHEDULES:
             raise RecipeError(
-                f"loss '{self.name}' has schedule {self.schedule!r}: {did_you_mean(str(self.schedule), SCHEDULES)}"
+                f"loss '{self.name}' has schedule {self.schedule!r}:"
+                f" {did_you_mean(str(self.schedule), SCHEDULES)}"
             )
         if self.schedule == "constant" and self.end is not None:
             raise RecipeError(
-                f"loss '{self.name}' has end {self.end!r}, which does nothing without a schedule; add schedule = 'linear' "
-                "or 'cosine', or leave it out"
+                f"loss '{self.name}' has end {self.end!r}, which does nothing without a schedule;"
+                " add schedule = 'linear' or 'cosine', or leave it out"
             )
         if self.schedule != "constant":
             if not all(_is_weight(value) for value in (self.weight, self.end or 0.0)):
                 raise RecipeError(
-                    f"loss '{self.name}' goes from weight {self.weight!r} to {self.end!r}; expected numbers of at least 0"
+                    f"loss '{self.name}' goes from weight {self.weight!r} to {self.end!r}; expected"
+                    " numbers of at least 0"
                 )
             if self.weight == (self.end or 0.0):
                 raise RecipeError(
-                    f"loss '{self.name}' goes from weight {self.weight:g} to {self.weight:g}; leave the schedule out"
+                    f"loss '{self.name}' goes from weight {self.weight:g} to {self.weight:g}; leave"
+                    " the schedule out"
                 )
         elif not (self.weight > 0 and math.isfinite(self.weight)):
             raise RecipeError(
-                f"loss '{self.name}' has weight {self.weight:g} and would do nothing; give it a positive weight"
+                f"loss '{self.name}' has weight {self.weight:g} and would do nothing; give it a"
+                " positive weight"
             )
 
 
 class Objective:
     """A weighted sum of terms, checked when it is built.
 
-    ``given`` says what data and student offer (``"teacher"``, ``"pairs"``, ``"bias"``; see :func:`~dimefm.losses.needs`).
-    Raises RecipeError for an unknown term or option, a weight of 0 (a switch that silently does nothing), and a term that
-    needs what they lack.
+    ``given`` says what data and student offer (``"teacher"``, ``"pairs"``, ``"bias"``; see
+    :func:`~dimefm.losses.needs`). Raises RecipeError for an unknown term or option, a weight of 0
+    (a switch that silently does nothing), and a term that needs what they lack.
     """
 
     def __init__(self, terms: Sequence[Weighted], given: frozenset[str] = frozenset({"teacher"})):
         if not terms:
             raise RecipeError(
-                "no loss is given; name at least one under [losses] of a recipe (dimefm losses lists them), e.g. "
+                "no loss is given; name at least one under [losses] of a recipe (dimefm losses"
+                " lists them), e.g. "
                 """--set 'losses={"clip.contrastive"={weight=1.0}}' for pairs"""
             )
         self.terms = [(term, resolve(term.name, term.options)) for term in terms]
@@ -101,8 +114,9 @@ class Objective:
             lacking = function.needs - given - {"width"}
             if lacking:
                 raise RecipeError(
-                    f"loss '{term.name}' needs {' and '.join(sorted(lacking))}, which {_lack(lacking)}; leave it out, or "
-                    f"{' and '.join(REMEDIES[need] for need in sorted(lacking))}"
+                    f"loss '{term.name}' needs {' and '.join(sorted(lacking))}, which"
+                    f" {_lack(lacking)}; leave it out, or"
+                    f" {' and '.join(REMEDIES[need] for need in sorted(lacking))}"
                 )
 
     @property
@@ -111,26 +125,39 @@ class Objective:
         return frozenset().union(*(function.needs for _, function in self.terms))
 
     def learnt(self, widths: Sequence[Widths], seed: int) -> nn.ModuleList:
-        """Return the learnt parts of the terms by name, for each teacher those of its ``widths``; see :func:`learnt`.
+        """Return the learnt parts of the terms by name, for each teacher those of its ``widths``;
+        see :func:`learnt`.
 
-        Without learnt parts the list is empty. Raises RecipeError when a term needs equal widths and they differ.
+        Without learnt parts the list is empty. Raises RecipeError when a term needs equal widths
+        and they differ.
         """
         other = next((found for found in widths if found.student != found.teacher), None)
         for term, function in self.terms:
             if other is not None and "width" in function.needs:
                 raise RecipeError(
-                    f"loss '{term.name}' compares rows of the student with the teacher's, which have {other.student} and "
-                    f"{other.teacher} dimensions; leave it out, or give a --student of {other.teacher}"
+                    f"loss '{term.name}' compares rows of the student with the teacher's, which"
+                    f" have {other.student} and {other.teacher} dimensions; leave it out, or give a"
+                    f" --student of {other.teacher}"
                 )
-        return learnt([function for _, function in self.terms], widths, seed, [term.options for term, _ in self.terms])
+        return learnt(
+            [function for _, function in self.terms],
+            widths,
+            seed,
+            [term.options for term, _ in self.terms],
+        )
 
     def __call__(
-        self, student: Features, teacher: Features | None, parts: nn.ModuleDict | None = None, progress: float = 0.0
+        self,
+        student: Features,
+        teacher: Features | None,
+        parts: nn.ModuleDict | None = None,
+        progress: float = 0.0,
     ) -> dict[str, Tensor]:
         """Return each term's unweighted value and their weighted ``"total"``, all scalars.
 
-        The value of a term is its mean over views and captions, unless it sees them all itself. ``parts`` are the learnt
-        parts for this teacher, ``progress`` (0 to 1) is the share of the run that is done.
+        The value of a term is its mean over views and captions, unless it sees them all itself.
+        ``parts`` are the learnt parts for this teacher, ``progress`` (0 to 1) is the share of the
+        run that is done.
         """
         values = {}
         ours = student.cells()
@@ -138,7 +165,9 @@ class Objective:
         for term, function in self.terms:
             own = {name: parts[name] for name in function.learns} if parts is not None else {}
             pairs = [(student, teacher)] if function.whole else list(zip(ours, theirs, strict=True))
-            values[term.name] = sum(function(*pair, **own, **term.options) for pair in pairs) / len(pairs)
+            values[term.name] = sum(function(*pair, **own, **term.options) for pair in pairs) / len(
+                pairs
+            )
         total = sum(term.at(progress) * values[term.name] for term, _ in self.terms)
         return {"total": total, **values}
 

@@ -1,4 +1,6 @@
-"""The primitives that every term is built from. None of them holds more than a chunk of the similarities [Q, K]."""
+"""The primitives that every term is built from. None of them holds more than a chunk of the
+similarities [Q, K].
+"""
 
 from __future__ import annotations
 
@@ -12,22 +14,30 @@ from dimefm.losses._chunked import Fused, Similarity
 
 
 def logits(queries: Tensor, keys: Tensor, scale: Tensor | float) -> Similarity:
-    """Return similarities [Q, K] of unit rows [Q, D] and [K, D]; what takes them computes them in chunks."""
+    """Return similarities [Q, K] of unit rows [Q, D] and [K, D]; what takes them computes them in
+    chunks.
+    """
     return Similarity(queries, keys, scale)
 
 
-def relation_kl(student: Similarity, teacher: Similarity, temperature: float, *, both_ways: bool = False) -> Tensor:
-    """Return mean over rows of KL(softmax(teacher / t) || softmax(student / t)) for similarities [Q, K].
+def relation_kl(
+    student: Similarity, teacher: Similarity, temperature: float, *, both_ways: bool = False
+) -> Tensor:
+    """Return mean over rows of KL(softmax(teacher / t) || softmax(student / t)) for similarities
+    [Q, K].
 
-    ``both_ways`` adds the same mean over columns, at less cost than a second call with both transposed. No temperature²
-    factor and no factor for directions: a term that has them says so in its own line. The student's queries, keys and scale
-    receive gradients, the teacher's never do.
+    ``both_ways`` adds the same mean over columns, at less cost than a second call with both
+    transposed. No temperature² factor and no factor for directions: a term that has them says so in
+    its own line. The student's queries, keys and scale receive gradients, the teacher's never do.
     """
     return Fused(_kl, temperature, both_ways)(student, teacher)
 
 
-def soft_cross_entropy(student: Similarity, teacher: Similarity, temperature: float, *, both_ways: bool = False) -> Tensor:
-    """Return mean over rows of the cross-entropy of softmax(student / t) under softmax(teacher / t) for [Q, K].
+def soft_cross_entropy(
+    student: Similarity, teacher: Similarity, temperature: float, *, both_ways: bool = False
+) -> Tensor:
+    """Return mean over rows of the cross-entropy of softmax(student / t) under softmax(teacher / t)
+    for [Q, K].
 
     It is :func:`relation_kl` plus the teacher's entropy, so it has the same gradients.
     """
@@ -35,12 +45,18 @@ def soft_cross_entropy(student: Similarity, teacher: Similarity, temperature: fl
 
 
 def contrast(
-    queries: Tensor, keys: Tensor, scale: Tensor | float, *, both_ways: bool = False, twins: Tensor | None = None
+    queries: Tensor,
+    keys: Tensor,
+    scale: Tensor | float,
+    *,
+    both_ways: bool = False,
+    twins: Tensor | None = None,
 ) -> Tensor:
-    """Return InfoNCE of unit rows [B, D] against [B, D], row i the positive of row i, in one direction.
+    """Return InfoNCE of unit rows [B, D] against [B, D], row i the positive of row i, in one
+    direction.
 
-    ``both_ways`` adds the other direction. Rows j of the number ``twins`` [B] that row i has are no negatives of it. Raises
-    ValueError when there are not as many keys as queries.
+    ``both_ways`` adds the other direction. Rows j of the number ``twins`` [B] that row i has are no
+    negatives of it. Raises ValueError when there are not as many keys as queries.
     """
     if len(queries) != len(keys):
         raise ValueError(f"contrast of {len(queries)} queries and {len(keys)} keys; expected pairs")
@@ -52,12 +68,15 @@ def contrast(
 
 
 def views_apart(rows: Tensor, scale: Tensor | float) -> Tensor:
-    """Return NT-Xent of unit rows [2 B, D]: each row finds row i + B (or i - B) among all others but itself; the mean."""
+    """Return NT-Xent of unit rows [2 B, D]: each row finds row i + B (or i - B) among all others
+    but itself; the mean.
+    """
     return Fused(_other_view, softmax=False)(logits(rows, rows, scale))
 
 
 def cross_entropy(queries: Tensor, keys: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean cross-entropy of labels [M] under logits queries [M, D] @ keysᵀ [K, D] + bias [K].
+    """Return the mean cross-entropy of labels [M] under logits queries [M, D] @ keysᵀ [K, D] + bias
+    [K].
 
     Queries, keys and bias receive gradients.
     """
@@ -66,14 +85,20 @@ def cross_entropy(queries: Tensor, keys: Tensor, bias: Tensor, labels: Tensor) -
     return Fused(functools.partial(_labelled, labels))(found)
 
 
-def sigmoid_pairs(queries: Tensor, keys: Tensor, scale: Tensor | float, bias: Tensor | float) -> Tensor:
-    """Return the sigmoid loss of unit rows [B, D] against [B, D]: each similarity plus ``bias`` is a logit of "is a pair".
+def sigmoid_pairs(
+    queries: Tensor, keys: Tensor, scale: Tensor | float, bias: Tensor | float
+) -> Tensor:
+    """Return the sigmoid loss of unit rows [B, D] against [B, D]: each similarity plus ``bias`` is
+    a logit of "is a pair".
 
-    It is the binary cross-entropy, summed over columns, averaged over rows; row i belongs to row i. Rows, scale and bias
-    receive gradients. Raises ValueError when there are not as many keys as queries.
+    It is the binary cross-entropy, summed over columns, averaged over rows; row i belongs to row i.
+    Rows, scale and bias receive gradients. Raises ValueError when there are not as many keys as
+    queries.
     """
     if len(queries) != len(keys):
-        raise ValueError(f"sigmoid loss of {len(queries)} queries and {len(keys)} keys; expected pairs")
+        raise ValueError(
+            f"sigmoid loss of {len(queries)} queries and {len(keys)} keys; expected pairs"
+        )
     ones = queries.new_ones(len(queries), 1)
     found = logits(torch.cat([queries * scale, ones * bias], 1), torch.cat([keys, ones], 1), 1.0)
     return Fused(_pair, softmax=False)(found)

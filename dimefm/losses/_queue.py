@@ -1,4 +1,6 @@
-"""A ring of unit rows seen lately, in which DeCLIP looks for the nearest neighbour of a sentence."""
+"""A ring of unit rows seen lately, in which DeCLIP looks for the nearest neighbour of a
+sentence.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,11 @@ Wrap = Literal["released", "whole"]
 
 
 class Bank(nn.Module):
-    """A ring of ``size`` unit rows [size, D] and the place of the next one; random unit rows at first.
+    """A ring of ``size`` unit rows [size, D] and the place of the next one; random unit rows at
+    first.
 
-    Both are buffers, so they are in checkpoints. In the release they are not, and each process has a ring of its own.
+    Both are buffers, so they are in checkpoints. In the release they are not, and each process has
+    a ring of its own.
     """
 
     def __init__(self, size: int, dim: int):
@@ -28,7 +32,9 @@ class Bank(nn.Module):
 
     @torch.no_grad()
     def nearest(self, rows: Tensor) -> Tensor:
-        """Return for each unit row [B, D] the row of the ring with the largest cosine, of unit length, without gradient."""
+        """Return for each unit row [B, D] the row of the ring with the largest cosine, of unit
+        length, without gradient.
+        """
         found = [(some.to(self.rows) @ self.rows.T).argmax(1) for some in rows.detach().split(ROWS)]
         return F.normalize(self.rows[torch.cat(found)], dim=1)
 
@@ -36,7 +42,8 @@ class Bank(nn.Module):
     def push(self, rows: Tensor, wrap: Wrap) -> None:
         """Put rows [B, D] in the place of the oldest ones.
 
-        At the end of the ring "whole" goes on at its start, "released" throws the rest of the rows away and begins there.
+        At the end of the ring "whole" goes on at its start, "released" throws the rest of the rows
+        away and begins there.
         """
         size, start = len(self.rows), int(self.place)
         rows = rows.detach().to(self.rows)

@@ -1,4 +1,6 @@
-"""CLIP (Radford et al., 2021): the contrastive loss on pairs, without any teacher. For teachers and baselines."""
+"""CLIP (Radford et al., 2021): the contrastive loss on pairs, without any teacher. For teachers and
+baselines.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,10 @@ __all__ = ["contrastive"]
 
 @needs("pairs")
 def contrastive(student: Features, teacher: Features | None = None) -> Tensor:
-    """Symmetric InfoNCE over B pairs: mean of image → text and text → image, rows [B, B] at the student's scale.
+    """Symmetric InfoNCE over B pairs: mean of image → text and text → image, rows [B, B] at the
+    student's scale.
 
-    Source: CLIP, section 2.3 and figure 3; open_clip's ClipLoss gives the same value on one process.
+    Source: CLIP, section 2.3 and figure 3; open_clip's ClipLoss gives the same value on one
+    process.
     """
     return contrast(student.image, student.text, student.logit_scale, both_ways=True) / 2

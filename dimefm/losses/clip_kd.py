@@ -1,15 +1,19 @@
-"""CLIP-KD: An Empirical Study of CLIP Model Distillation (Yang et al., CVPR 2024), without its live teacher.
+"""CLIP-KD: An Empirical Study of CLIP Model Distillation (Yang et al., CVPR 2024), without its live
+teacher.
 
-The paper's mix is ``clip.contrastive`` 1 + ``crd`` 1 + ``icl`` 1 + ``fd`` 2000. Where a student's rows have another
-dimension than the teacher's, ``fd``, ``icl``, ``cross_kd``, ``gd`` and ``afd`` share two linear maps, one of images and one
-of sentences, from the student's rows as they come to the teacher's dimension; below, S and W are the rows after that, of
-unit length, and I and T the teacher's images and sentences. ``crd`` compares the student's rows as they are.
+The paper's mix is ``clip.contrastive`` 1 + ``crd`` 1 + ``icl`` 1 + ``fd`` 2000. Where a student's
+rows have another dimension than the teacher's, ``fd``, ``icl``, ``cross_kd``, ``gd`` and ``afd``
+share two linear maps, one of images and one of sentences, from the student's rows as they come to
+the teacher's dimension; below, S and W are the rows after that, of unit length, and I and T the
+teacher's images and sentences. ``crd`` compares the student's rows as they are.
 
-Where the student has one tower its other rows are the teacher's own: W is T. Then the text side of ``fd`` is 0, that of
-``icl`` and ``cross_kd`` has no gradient but for the learnt scale, and all others still compare both sides.
+Where the student has one tower its other rows are the teacher's own: W is T. Then the text side of
+``fd`` is 0, that of ``icl`` and ``cross_kd`` has no gradient but for the learnt scale, and all
+others still compare both sides.
 
-Source of all: the release at f3ae18b, src/open_clip/loss.py; MFD is its ``fd`` with a masked student, and was no such thing
-in the release (src/open_clip/model.py:192-195 throws the masked features away).
+Source of all: the release at f3ae18b, src/open_clip/loss.py; MFD is its ``fd`` with a masked
+student, and was no such thing in the release (src/open_clip/model.py:192-195 throws the masked
+features away).
 """
 
 from __future__ import annotations
@@ -31,7 +35,8 @@ Kind = Literal["raw", "exp"]
 
 @needs("teacher")
 def crd(student: Features, teacher: Features) -> Tensor:
-    """Contrastive relational distillation: image-sentence scores follow the teacher's, each at its own scale.
+    """Contrastive relational distillation: image-sentence scores follow the teacher's, each at its
+    own scale.
 
     KL of rows [B, N] and of rows [N, B], averaged over the two directions. No pairs needed.
     Source: CLIP-KD, released src/open_clip/loss.py:200-210, 259-260, 317-318.
@@ -43,12 +48,15 @@ def crd(student: Features, teacher: Features) -> Tensor:
 
 @needs("teacher")
 @learns(image_projection=projection, text_projection=projection)
-def fd(student: Features, teacher: Features, *, image_projection: nn.Module, text_projection: nn.Module) -> Tensor:
-    """Feature distillation: squared distance of the student's images and sentences to the teacher's.
+def fd(
+    student: Features, teacher: Features, *, image_projection: nn.Module, text_projection: nn.Module
+) -> Tensor:
+    """Feature distillation: squared distance of the student's images and sentences to the
+    teacher's.
 
-    Of S to I, the mean over [B, D], plus of W to T, the mean over [N, D]; so the paper's weight 2000 means 3.9 |S - I|² at
-    D = 512. No pairs needed.
-    Source: CLIP-KD, released src/open_clip/loss.py:289-296.
+    Of S to I, the mean over [B, D], plus of W to T, the mean over [N, D]; so the paper's weight
+    2000 means 3.9 |S - I|² at D = 512. No pairs needed. Source: CLIP-KD, released
+    src/open_clip/loss.py:289-296.
     """
     image, text = near(student, image_projection, text_projection)
     return F.mse_loss(image, teacher.image) + F.mse_loss(text, teacher.text)
@@ -65,12 +73,13 @@ def icl(
     cross_scale: Scale,
     scale: Kind = "raw",
 ) -> Tensor:
-    """Interactive contrastive learning: the student's images look for the teacher's sentences, and its sentences for images.
+    """Interactive contrastive learning: the student's images look for the teacher's sentences, and
+    its sentences for images.
 
-    InfoNCE of S against T and of W against I, rows [B, B], averaged. The learnt factor c on cosines starts as the number
-    2.66, as released; ``scale = "exp"`` makes it e^c, at most 100, as the task's own scale is: the release forgot the
-    exponential, and a softmax at 2.66 is almost flat over 1024 rows.
-    Source: CLIP-KD, released src/open_clip/loss.py:244, 298-299, 312-315.
+    InfoNCE of S against T and of W against I, rows [B, B], averaged. The learnt factor c on cosines
+    starts as the number 2.66, as released; ``scale = "exp"`` makes it e^c, at most 100, as the
+    task's own scale is: the release forgot the exponential, and a softmax at 2.66 is almost flat
+    over 1024 rows. Source: CLIP-KD, released src/open_clip/loss.py:244, 298-299, 312-315.
     """
     image, text = near(student, image_projection, text_projection)
     factor = cross_scale(scale)
@@ -90,8 +99,9 @@ def cross_kd(
 ) -> Tensor:
     """Relations across models: scores of S against T, and of W against I, follow the teacher's own.
 
-    KL of rows [B, N] and [N, B], averaged; the student's at the factor of ``icl``, see there for ``scale``. No pairs needed.
-    Source: CLIP-KD, released src/open_clip/loss.py:320-321; neither the paper nor a released script uses it.
+    KL of rows [B, N] and [N, B], averaged; the student's at the factor of ``icl``, see there for
+    ``scale``. No pairs needed. Source: CLIP-KD, released src/open_clip/loss.py:320-321; neither the
+    paper nor a released script uses it.
     """
     image, text = near(student, image_projection, text_projection)
     factor, t = cross_scale(scale), logits(teacher.image, teacher.text, teacher.logit_scale)
@@ -110,25 +120,36 @@ def gd(
     text_projection: nn.Module,
     temperature: Literal["code", "paper"] = "code",
 ) -> Tensor:
-    """Gradient distillation: the gradients of InfoNCE by its own rows follow those that the teacher's rows would have.
+    """Gradient distillation: the gradients of InfoNCE by its own rows follow those that the
+    teacher's rows would have.
 
-    Squared distances, means over B and D, of the gradients [B, D] by queries and by keys, in both directions, added; in
-    closed form, with O(B² + B D) memory. As released the similarities are divided by the scale, where the gradient is that
-    of similarities times the scale: ``temperature = "paper"`` mends that. The release's weight 1e8 belongs to "code".
-    Source: CLIP-KD, released src/open_clip/loss.py:129-138, 326-337.
+    Squared distances, means over B and D, of the gradients [B, D] by queries and by keys, in both
+    directions, added; in closed form, with O(B² + B D) memory. As released the similarities are
+    divided by the scale, where the gradient is that of similarities times the scale: ``temperature
+    = "paper"`` mends that. The release's weight 1e8 belongs to "code". Source: CLIP-KD, released
+    src/open_clip/loss.py:129-138, 326-337.
     """
     image, text = near(student, image_projection, text_projection)
     ours, theirs = student.logit_scale, teacher.logit_scale
     if temperature == "code":
         ours, theirs = 1 / ours, 1 / theirs
     found = (*_slopes(image, text, ours), *_slopes(text, image, ours))
-    wanted = (*_slopes(teacher.image, teacher.text, theirs), *_slopes(teacher.text, teacher.image, theirs))
+    wanted = (
+        *_slopes(teacher.image, teacher.text, theirs),
+        *_slopes(teacher.text, teacher.image, theirs),
+    )
     distances = [F.mse_loss(a, b) for a, b in zip(found, wanted, strict=True)]
     return distances[0] + distances[1] + distances[2] + distances[3]
 
 
 @needs("teacher", "pairs")
-@learns(image_projection=projection, text_projection=projection, image_fusion=fusion, text_fusion=fusion, fusion_scale=scale)
+@learns(
+    image_projection=projection,
+    text_projection=projection,
+    image_fusion=fusion,
+    text_fusion=fusion,
+    fusion_scale=scale,
+)
 def afd(
     student: Features,
     teacher: Features,
@@ -140,13 +161,14 @@ def afd(
     fusion_scale: Scale,
     scale: Kind = "raw",
 ) -> Tensor:
-    """Augmented feature distillation: rows fused of the student's and the teacher's are told apart by contrast.
+    """Augmented feature distillation: rows fused of the student's and the teacher's are told apart
+    by contrast.
 
-    S is fused with I and W with T, to unit rows [B, E], then InfoNCE, both directions averaged; E is the student's
-    dimension. The fusing maps take two rows of the teacher's dimension; as released they take one of each dimension and fail
-    where these differ, so that where the release runs both are one. The factor is another than that of ``icl``, see there
-    for ``scale``.
-    Source: CLIP-KD, released src/open_clip/loss.py:237-239, 245, 339-352.
+    S is fused with I and W with T, to unit rows [B, E], then InfoNCE, both directions averaged; E
+    is the student's dimension. The fusing maps take two rows of the teacher's dimension; as
+    released they take one of each dimension and fail where these differ, so that where the release
+    runs both are one. The factor is another than that of ``icl``, see there for ``scale``. Source:
+    CLIP-KD, released src/open_clip/loss.py:237-239, 245, 339-352.
     """
     image, text = near(student, image_projection, text_projection)
     image = F.normalize(image_fusion(torch.cat([image, teacher.image], dim=1)), dim=-1)

@@ -1,15 +1,18 @@
-"""DeCLIP: Supervision Exists Everywhere (Li et al., ICLR 2022), with SLIP's and FILIP's terms as its release has them.
+"""DeCLIP: Supervision Exists Everywhere (Li et al., ICLR 2022), with SLIP's and FILIP's terms as
+its release has them.
 
 The mixes of the release, for two views of each image and two captions:
 
-* DeCLIP: ``clip.contrastive`` 0.4 + ``nns`` 0.2 + ``simsiam`` 0.2 + ``mlm`` 0.2. The mean of ``clip.contrastive`` over views
-  and captions is its multi-view term.
-* DeFILIP: these and ``filip`` 0.2. FILIP: ``filip`` 1. SLIP: ``clip.contrastive`` 1 (of its first view) + ``simclr`` 1.
+* DeCLIP: ``clip.contrastive`` 0.4 + ``nns`` 0.2 + ``simsiam`` 0.2 + ``mlm`` 0.2. The mean of
+  ``clip.contrastive`` over views and captions is its multi-view term.
+* DeFILIP: these and ``filip`` 0.2. FILIP: ``filip`` 1. SLIP: ``clip.contrastive`` 1 (of its first
+  view) + ``simclr`` 1.
 
-``nns``, ``simsiam``, ``simclr``, ``mlm`` and ``filip`` are the release's, value and gradient, of a batch on one process;
-options mend what was not meant. Of several processes, batch normalisation is here by all rows, the mean of ``mlm`` is over
-all hidden words, and there is one ring of rows. The other terms are their forms on cached features of a teacher, without a
-release. Between steps the release also holds the logarithms of both scales within 3 and 6; here they learn freely, and the
+``nns``, ``simsiam``, ``simclr``, ``mlm`` and ``filip`` are the release's, value and gradient, of a
+batch on one process; options mend what was not meant. Of several processes, batch normalisation is
+here by all rows, the mean of ``mlm`` is over all hidden words, and there is one ring of rows. The
+other terms are their forms on cached features of a teacher, without a release. Between steps the
+release also holds the logarithms of both scales within 3 and 6; here they learn freely, and the
 factor of ``filip`` is at most 100.
 
 Source of all: Sense-GVT/DeCLIP at 5d99a85; files below are under prototype/.
@@ -40,7 +43,17 @@ from dimefm.losses._modules import Scale, learns, projection, scale
 from dimefm.losses._primitives import contrast, cross_entropy, views_apart
 from dimefm.losses._queue import Bank, Wrap, bank, teacher_bank
 
-__all__ = ["filip", "filip_pooled", "filip_tokens", "mlm", "nns", "nns_cached", "nns_graph", "simclr", "simsiam"]
+__all__ = [
+    "filip",
+    "filip_pooled",
+    "filip_tokens",
+    "mlm",
+    "nns",
+    "nns_cached",
+    "nns_graph",
+    "simclr",
+    "simsiam",
+]
 
 Ways = Literal["one", "both"]
 Repeated = Literal["counted", "left out"]
@@ -58,14 +71,17 @@ def simsiam(
 ) -> Tensor:
     """SimSiam: from one view of an image the student predicts what it says of another.
 
-    Minus the cosine of a predicted view and a projected one, without gradient through the latter; the mean over B and both
-    directions, and over the pairs of views of [B, V, D]. Heads see the rows before they are made unit rows. No pairs needed.
-    Source: DeCLIP, released model/declip.py:33-130; loss_functions/loss.py:49-55, 65-81.
+    Minus the cosine of a predicted view and a projected one, without gradient through the latter;
+    the mean over B and both directions, and over the pairs of views of [B, V, D]. Heads see the
+    rows before they are made unit rows. No pairs needed. Source: DeCLIP, released
+    model/declip.py:33-130; loss_functions/loss.py:49-55, 65-81.
     """
     projected = [projector(view) for view in _views(student).unbind(1)]
     predicted = [predictor(rows) for rows in projected]
     pairs = list(itertools.permutations(range(len(projected)), 2))
-    return -sum(F.cosine_similarity(predicted[a], projected[b].detach()).mean() for a, b in pairs) / len(pairs)
+    return -sum(
+        F.cosine_similarity(predicted[a], projected[b].detach()).mean() for a, b in pairs
+    ) / len(pairs)
 
 
 @needs("views", "hidden", whole=True)
@@ -79,11 +95,13 @@ def simclr(
     width: int = 4096,
     dim: int = 256,
 ) -> Tensor:
-    """SimCLR as in SLIP: the two last views of an image find each other among all views of the batch.
+    """SimCLR as in SLIP: the two last views of an image find each other among all views of the
+    batch.
 
-    NT-Xent of 2 B rows behind a head on the features before the last projection, ``hidden`` [B, V, W]. With three views the
-    first is left to the other terms, as in SLIP; with two both are seen by all. No pairs needed.
-    Source: SLIP, as released with DeCLIP: model/slip.py:50-109, 214-215; loss_functions/nt_xent.py:47-97.
+    NT-Xent of 2 B rows behind a head on the features before the last projection, ``hidden`` [B, V,
+    W]. With three views the first is left to the other terms, as in SLIP; with two both are seen by
+    all. No pairs needed. Source: SLIP, as released with DeCLIP: model/slip.py:50-109, 214-215;
+    loss_functions/nt_xent.py:47-97.
     """
     rows = torch.cat([simclr_head(view) for view in full(student.hidden)[:, -2:].unbind(1)])
     return views_apart(F.normalize(rows, dim=1), 1 / temperature)
@@ -92,17 +110,20 @@ def simclr(
 @needs("words", "masked", whole=True)
 @learns(word_head=word_head)
 def mlm(student: Features, teacher: Features | None = None, *, word_head: nn.Linear) -> Tensor:
-    """Masked language modelling: the text tower tells which words of the first caption were hidden from it.
+    """Masked language modelling: the text tower tells which words of the first caption were hidden
+    from it.
 
-    Mean cross-entropy over the hidden words of the batch, of a linear map of states [B, L, W] to the vocabulary; 0 when
-    none is hidden, where the release has no number. A tower with a causal mask guesses from the words before only, as
-    released. Logits are computed in chunks. No pairs needed.
-    Source: DeCLIP, released model/declip.py:170-171, 326-334.
+    Mean cross-entropy over the hidden words of the batch, of a linear map of states [B, L, W] to
+    the vocabulary; 0 when none is hidden, where the release has no number. A tower with a causal
+    mask guesses from the words before only, as released. Logits are computed in chunks. No pairs
+    needed. Source: DeCLIP, released model/declip.py:170-171, 326-334.
     """
     hidden = student.words.labels >= 0
     states, labels = full(student.words.states)[hidden], student.words.labels[hidden]
     if not len(labels):
-        return 0 * (student.words.states.float().sum() + word_head.weight.sum() + word_head.bias.sum())
+        return 0 * (
+            student.words.states.float().sum() + word_head.weight.sum() + word_head.bias.sum()
+        )
     return cross_entropy(states, word_head.weight, word_head.bias, labels)
 
 
@@ -118,14 +139,17 @@ def nns(
     wrap: Wrap = "released",
     repeated: Repeated = "counted",
 ) -> Tensor:
-    """Nearest-neighbour supervision: each image finds the nearest neighbour of its caption among those of the batch.
+    """Nearest-neighbour supervision: each image finds the nearest neighbour of its caption among
+    those of the batch.
 
-    InfoNCE at the student's scale of images [B, D] against neighbours [B, D], the mean over views and captions. Neighbours
-    are looked up in a ring of the ``size`` sentences that the student saw last; the batch's own enter it afterwards, the
-    last caption first, and only in training mode. Options mend the release: ``ways`` "both" adds neighbours → images and
-    averages; ``wrap`` "whole" keeps all of a batch at the ring's end, where the release throws away what goes beyond it;
-    ``repeated`` "left out" takes captions with the very same neighbour out of each other's negatives.
-    Source: DeCLIP, released model/declip.py:281-300; nn_memory_bank.py:10-65; memory_bank.py:54-87; loss.py:24-47.
+    InfoNCE at the student's scale of images [B, D] against neighbours [B, D], the mean over views
+    and captions. Neighbours are looked up in a ring of the ``size`` sentences that the student saw
+    last; the batch's own enter it afterwards, the last caption first, and only in training mode.
+    Options mend the release: ``ways`` "both" adds neighbours → images and averages; ``wrap``
+    "whole" keeps all of a batch at the ring's end, where the release throws away what goes beyond
+    it; ``repeated`` "left out" takes captions with the very same neighbour out of each other's
+    negatives. Source: DeCLIP, released model/declip.py:281-300; nn_memory_bank.py:10-65;
+    memory_bank.py:54-87; loss.py:24-47.
     """
     views = F.normalize(_views(student), dim=-1)
     return _looked_up(views, _captions(student), bank, student.logit_scale, (ways, wrap, repeated))
@@ -146,12 +170,15 @@ def nns_cached(
 ) -> Tensor:
     """Nearest-neighbour supervision by the teacher: ``nns`` with a ring of the teacher's sentences.
 
-    Neighbours of the teacher's captions [B, E] are targets from the first round of the ring on, as the teacher does not
-    change. The student's images are mapped to its dimension first, if theirs is another. Options as of ``nns``.
-    Source: none released; DeCLIP's term (model/declip.py:281-300) on cached rows.
+    Neighbours of the teacher's captions [B, E] are targets from the first round of the ring on, as
+    the teacher does not change. The student's images are mapped to its dimension first, if theirs
+    is another. Options as of ``nns``. Source: none released; DeCLIP's term
+    (model/declip.py:281-300) on cached rows.
     """
     views = F.normalize(image_projection(_views(student)), dim=-1)
-    return _looked_up(views, _captions(teacher), teacher_bank, student.logit_scale, (ways, wrap, repeated))
+    return _looked_up(
+        views, _captions(teacher), teacher_bank, student.logit_scale, (ways, wrap, repeated)
+    )
 
 
 @needs("teacher", "pairs", "neighbours", whole=True)
@@ -164,14 +191,18 @@ def nns_graph(
     ways: Ways = "one",
     repeated: Repeated = "left out",
 ) -> Tensor:
-    """Nearest-neighbour supervision by a graph: ``nns`` with neighbours that were found in the whole cache beforehand.
+    """Nearest-neighbour supervision by a graph: ``nns`` with neighbours that were found in the
+    whole cache beforehand.
 
-    ``near`` [B, E] of the teacher stands in for the rows looked up; where they are the same, so is the loss. Options as of
-    ``nns``, but the same neighbour twice is no negative by default.
-    Source: none released; DeCLIP's term (model/declip.py:281-300) on a graph of neighbours, as CLIP-PING (arXiv 2412.03871).
+    ``near`` [B, E] of the teacher stands in for the rows looked up; where they are the same, so is
+    the loss. Options as of ``nns``, but the same neighbour twice is no negative by default. Source:
+    none released; DeCLIP's term (model/declip.py:281-300) on a graph of neighbours, as CLIP-PING
+    (arXiv 2412.03871).
     """
     views = F.normalize(image_projection(_views(student)), dim=-1)
-    return _towards(views, [F.normalize(full(teacher.near), dim=-1)], student.logit_scale, ways, repeated)
+    return _towards(
+        views, [F.normalize(full(teacher.near), dim=-1)], student.logit_scale, ways, repeated
+    )
 
 
 @needs("patches", "words", "pairs", whole=True)
@@ -187,14 +218,16 @@ def filip(
     tokens: int = 16,
     padding: Padding = "counted",
 ) -> Tensor:
-    """FILIP: images and sentences find each other by their tokens, patches of the first view and words of the first caption.
+    """FILIP: images and sentences find each other by their tokens, patches of the first view and
+    words of the first caption.
 
-    InfoNCE over [B, B] both ways, averaged. An image's score for a sentence is the mean over its patches of the largest
-    cosine to one of the sentence's chosen words, and likewise back; chosen are the ``tokens`` of an item with the largest
-    sum of cosines to its own partner's (a large number means all, as the release had it before e47a5ff, when its figures
-    were made). Tokens are mapped to ``width`` dimensions; their factor learns. As released padding counts as words;
-    ``padding = "left out"`` is what FILIP's paper says (arXiv 2111.07783).
-    Source: FILIP, as released with DeCLIP: model/filip.py:39-44, 71-106.
+    InfoNCE over [B, B] both ways, averaged. An image's score for a sentence is the mean over its
+    patches of the largest cosine to one of the sentence's chosen words, and likewise back; chosen
+    are the ``tokens`` of an item with the largest sum of cosines to its own partner's (a large
+    number means all, as the release had it before e47a5ff, when its figures were made). Tokens are
+    mapped to ``width`` dimensions; their factor learns. As released padding counts as words;
+    ``padding = "left out"`` is what FILIP's paper says (arXiv 2111.07783). Source: FILIP, as
+    released with DeCLIP: model/filip.py:39-44, 71-106.
     """
     words = student.words
     image = Tokens.of(image_mapping(full(student.patches)))
@@ -205,13 +238,17 @@ def filip(
 
 @needs("teacher", "patches", whole=True)
 @learns(patch_projection=patch_projection)
-def filip_pooled(student: Features, teacher: Features, *, patch_projection: nn.Module, temperature: float = 1.0) -> Tensor:
-    """FILIP on pooled rows of a teacher: the best patch of an image scores sentences as the teacher scores the image.
+def filip_pooled(
+    student: Features, teacher: Features, *, patch_projection: nn.Module, temperature: float = 1.0
+) -> Tensor:
+    """FILIP on pooled rows of a teacher: the best patch of an image scores sentences as the teacher
+    scores the image.
 
-    An image's score for a sentence is the largest cosine of its patches [B, P, W], mapped to the teacher's dimension, to the
-    teacher's row of it. KL of these scores [B, N] to the teacher's own, over rows and over columns, averaged, at its scale.
-    No pairs and no cached tokens needed.
-    Source: none released; FILIP's score (model/filip.py:71-106) with one token for a sentence, taught as ``clip_kd.crd``.
+    An image's score for a sentence is the largest cosine of its patches [B, P, W], mapped to the
+    teacher's dimension, to the teacher's row of it. KL of these scores [B, N] to the teacher's own,
+    over rows and over columns, averaged, at its scale. No pairs and no cached tokens needed.
+    Source: none released; FILIP's score (model/filip.py:71-106) with one token for a sentence,
+    taught as ``clip_kd.crd``.
     """
     image = Tokens.of(patch_projection(full(student.patches)))
     factor = teacher.logit_scale / temperature
@@ -231,11 +268,13 @@ def filip_tokens(
     token_scale: Scale,
     padding: Padding = "left out",
 ) -> Tensor:
-    """FILIP on cached tokens of a teacher: ``filip`` with the teacher's chosen tokens on the other side.
+    """FILIP on cached tokens of a teacher: ``filip`` with the teacher's chosen tokens on the other
+    side.
 
-    The student's patches look for the teacher's cached words [B, K, E], its words for cached patches [B, K, E]; InfoNCE over
-    [B, B] both ways, averaged. Of cached words as many count as their ``lengths`` say.
-    Source: none released; FILIP as released with DeCLIP, model/filip.py:71-106, whose other side is sixteen tokens too.
+    The student's patches look for the teacher's cached words [B, K, E], its words for cached
+    patches [B, K, E]; InfoNCE over [B, B] both ways, averaged. Of cached words as many count as
+    their ``lengths`` say. Source: none released; FILIP as released with DeCLIP,
+    model/filip.py:71-106, whose other side is sixteen tokens too.
     """
     words, cached = student.words, teacher.words
     image = Tokens.of(patch_projection(full(student.patches)))
@@ -251,13 +290,23 @@ def _views(side: Features) -> Tensor:
 
 def _captions(side: Features) -> list[Tensor]:
     """Return unit rows [B, D] of each caption."""
-    return [side.text] if side.captions is None else list(F.normalize(full(side.captions), dim=-1).unbind(1))
+    return (
+        [side.text]
+        if side.captions is None
+        else list(F.normalize(full(side.captions), dim=-1).unbind(1))
+    )
 
 
 def _looked_up(
-    views: Tensor, captions: list[Tensor], ring: Bank, scale: Tensor | float, options: tuple[Ways, Wrap, Repeated]
+    views: Tensor,
+    captions: list[Tensor],
+    ring: Bank,
+    scale: Tensor | float,
+    options: tuple[Ways, Wrap, Repeated],
 ) -> Tensor:
-    """Return the loss of unit views [B, V, D] towards the neighbours of captions in a ring, which then takes them in."""
+    """Return the loss of unit views [B, V, D] towards the neighbours of captions in a ring, which
+    then takes them in.
+    """
     ways, wrap, repeated = options
     loss = _towards(views, [ring.nearest(rows) for rows in captions], scale, ways, repeated)
     if ring.training:
@@ -266,22 +315,34 @@ def _looked_up(
     return loss
 
 
-def _towards(views: Tensor, neighbours: list[Tensor], scale: Tensor | float, ways: Ways, repeated: Repeated) -> Tensor:
-    """Return InfoNCE of unit views [B, V, D] against unit neighbours [B, D] of each caption, the mean."""
+def _towards(
+    views: Tensor, neighbours: list[Tensor], scale: Tensor | float, ways: Ways, repeated: Repeated
+) -> Tensor:
+    """Return InfoNCE of unit views [B, V, D] against unit neighbours [B, D] of each caption, the
+    mean.
+    """
     both = ways == "both"
     found = []
     for near in neighbours:
-        twins = torch.unique(near, dim=0, return_inverse=True)[1] if repeated == "left out" else None
-        found += [contrast(view, near, scale, both_ways=both, twins=twins) for view in views.unbind(1)]
+        twins = (
+            torch.unique(near, dim=0, return_inverse=True)[1] if repeated == "left out" else None
+        )
+        found += [
+            contrast(view, near, scale, both_ways=both, twins=twins) for view in views.unbind(1)
+        ]
     return sum(found, start=views.new_zeros(())) / (len(found) * (2 if both else 1))
 
 
 def _told_apart(cosines: tuple[Tensor, Tensor], factor: Tensor) -> Tensor:
     """Return the cross-entropy of item i under each of two matrices [B, B] of cosines, averaged."""
     labels = torch.arange(len(cosines[0]), device=factor.device)
-    return (F.cross_entropy(factor * cosines[0], labels) + F.cross_entropy(factor * cosines[1], labels)) / 2
+    return (
+        F.cross_entropy(factor * cosines[0], labels) + F.cross_entropy(factor * cosines[1], labels)
+    ) / 2
 
 
 def _divergence(found: Tensor, wanted: Tensor) -> Tensor:
     """Return the mean over rows of KL(softmax(wanted) || softmax(found))."""
-    return F.kl_div(found.log_softmax(1), wanted.detach().log_softmax(1), reduction="batchmean", log_target=True)
+    return F.kl_div(
+        found.log_softmax(1), wanted.detach().log_softmax(1), reduction="batchmean", log_target=True
+    )

@@ -1,7 +1,8 @@
 """open_clip's own distillation (``--distill-model``), without its live teacher.
 
-Its DistillClipLoss is ``clip.contrastive`` 1 + ``open_clip.distill`` 1. A teacher with a logit bias (SigLIP), with which it
-fails, is one like any other: a softmax does not see what is added to all scores.
+Its DistillClipLoss is ``clip.contrastive`` 1 + ``open_clip.distill`` 1. A teacher with a logit bias
+(SigLIP), with which it fails, is one like any other: a softmax does not see what is added to all
+scores.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ __all__ = ["distill"]
 def distill(student: Features, teacher: Features, *, temperature: float = 1.0) -> Tensor:
     """Distillation of scores: softmaxed rows follow the teacher's, each at its own scale.
 
-    Cross-entropy of rows [B, N] and of rows [N, B] under the teacher's, averaged over the directions. ``temperature``
-    divides both sides' scores; the original has none, and there is no factor temperature². No pairs needed.
-    Source: open_clip 3.3.0, src/open_clip/loss.py:203-239.
+    Cross-entropy of rows [B, N] and of rows [N, B] under the teacher's, averaged over the
+    directions. ``temperature`` divides both sides' scores; the original has none, and there is no
+    factor temperature². No pairs needed. Source: open_clip 3.3.0, src/open_clip/loss.py:203-239.
     """
     s = logits(student.image, student.text, student.logit_scale)
     t = logits(teacher.image, teacher.text, teacher.logit_scale)

@@ -1,4 +1,6 @@
-"""SigLIP: Sigmoid Loss for Language Image Pre-Training (Zhai et al., ICCV 2023), on pairs, without any teacher."""
+"""SigLIP: Sigmoid Loss for Language Image Pre-Training (Zhai et al., ICCV 2023), on pairs, without
+any teacher.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ __all__ = ["sigmoid"]
 def sigmoid(student: Features, teacher: Features | None = None) -> Tensor:
     """Each of B x B images and sentences is told apart by itself: do they belong together?
 
-    Binary cross-entropy of scores [B, B] at the student's scale plus its bias, summed over sentences, averaged over images.
-    Source: SigLIP, section 3.2 and algorithm 1; open_clip's SigLipLoss gives the same value on one process.
+    Binary cross-entropy of scores [B, B] at the student's scale plus its bias, summed over
+    sentences, averaged over images. Source: SigLIP, section 3.2 and algorithm 1; open_clip's
+    SigLipLoss gives the same value on one process.
     """
     return sigmoid_pairs(student.image, student.text, student.logit_scale, student.logit_bias)

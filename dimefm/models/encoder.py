@@ -2,14 +2,17 @@
 
 What ``load_encoder`` understands:
 
-==========================  =============================================================================
-``ARCH/PRETRAINED``         an open_clip architecture and tag, e.g. ``ViT-L-14/openai`` (downloaded by open_clip)
-``ARCH/path/to/weights``    an architecture and a local ``.pt`` or ``.safetensors`` file (OpenAI's own weights need the
-                            ``-quickgelu`` architectures; with a tag the activation is chosen by itself)
+==========================  ========================================================================
+``ARCH/PRETRAINED``         an open_clip architecture and tag, e.g. ``ViT-L-14/openai``
+                            (downloaded by open_clip)
+``ARCH/path/to/weights``    an architecture and a local ``.pt`` or ``.safetensors`` file (OpenAI's
+                            own weights need the ``-quickgelu`` architectures; with a tag the
+                            activation is chosen by itself)
 ``FILE``                    such a file with ``open_clip_config.json`` beside it
-``FOLDER``                  an open_clip folder (``open_clip_config.json`` and weights), or a run folder of dimefm
+``FOLDER``                  an open_clip folder (``open_clip_config.json`` and weights), or a run
+                            folder of dimefm
 ``ARCH/random:SEED``        random weights, for tests and speed; the manifest says so
-==========================  =============================================================================
+==========================  ========================================================================
 """
 
 from __future__ import annotations
@@ -43,9 +46,9 @@ from dimefm.runtime.devices import pick_device
 class Encoder:
     """Two towers behind one face.
 
-    ``encode_image`` takes float pixels [B, 3, S, S] as ``preprocess`` makes them, ``encode_text`` tokens [N, L]; both
-    return float32 unit rows [.., D]; when memory runs out, in smaller pieces. ``image_parameters`` and ``text_parameters``
-    count the weights of each tower.
+    ``encode_image`` takes float pixels [B, 3, S, S] as ``preprocess`` makes them, ``encode_text``
+    tokens [N, L]; both return float32 unit rows [.., D]; when memory runs out, in smaller pieces.
+    ``image_parameters`` and ``text_parameters`` count the weights of each tower.
     """
 
     card: EncoderCard
@@ -59,7 +62,9 @@ class Encoder:
     text_pieces: Pieces = field(default_factory=Pieces)
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """Return float32 unit rows [B, D] of pixels [B, 3, S, S]; raise ModelError when there is no memory for one."""
+        """Return float32 unit rows [B, D] of pixels [B, 3, S, S]; raise ModelError when there is no
+        memory for one.
+        """
         return self.image_pieces.encode(self._image_rows, pixels)
 
     @torch.inference_mode()
@@ -70,27 +75,37 @@ class Encoder:
         return F.normalize(rows.float(), dim=-1)
 
     def compiled(self, batch_size: int) -> Encoder:
-        """Return this encoder with a compiled image tower that runs ``batch_size`` images at once, on a CPU at most 32.
+        """Return this encoder with a compiled image tower that runs ``batch_size`` images at once,
+        on a CPU at most 32.
 
-        It is compiled when the first image is encoded, a quarter of a minute for a ViT-B-32; that raises ModelError when it
-        cannot be. Its rows differ from those of the eager tower in their last bits.
+        It is compiled when the first image is encoded, a quarter of a minute for a ViT-B-32; that
+        raises ModelError when it cannot be. Its rows differ from those of the eager tower in their
+        last bits.
         """
-        tower = self.image_model.teacher if isinstance(self.image_model, Borrowed) else self.image_model
+        tower = (
+            self.image_model.teacher if isinstance(self.image_model, Borrowed) else self.image_model
+        )
         rows = min(batch_size, CPU_ROWS) if self.device.type == "cpu" else batch_size
-        return dataclasses.replace(self, image_model=Compiled(tower), image_pieces=Pieces(rows, full=True))
+        return dataclasses.replace(
+            self, image_model=Compiled(tower), image_pieces=Pieces(rows, full=True)
+        )
 
     @functools.cached_property
     def fitting_batch_size(self) -> int:
-        """How many images to encode at once on this machine, measured in a few seconds when it is first asked for."""
-        return fitting_batch_size(self._image_rows, torch.zeros(3, *self.image_size), self.device.type)
+        """How many images to encode at once on this machine, measured in a few seconds when it is
+        first asked for.
+        """
+        return fitting_batch_size(
+            self._image_rows, torch.zeros(3, *self.image_size), self.device.type
+        )
 
     @property
     def image_preprocess(self) -> dict:
         """How images are prepared for the image tower; raise ModelError where that is not known."""
         if not self.card.preprocess:
             raise ModelError(
-                f"{self.card.name}: how its teacher prepares images is not known, since its features were adopted without "
-                "--preprocess; encode images with the teacher"
+                f"{self.card.name}: how its teacher prepares images is not known, since its"
+                " features were adopted without --preprocess; encode images with the teacher"
             )
         return self.card.preprocess
 
@@ -101,7 +116,8 @@ class Encoder:
         return (size, size) if isinstance(size, int) else (size[0], size[1])
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """Return float32 unit rows [N, D] of tokens [N, L]; where padding changes nothing, it is not computed.
+        """Return float32 unit rows [N, D] of tokens [N, L]; where padding changes nothing, it is
+        not computed.
 
         Raises ModelError when there is no memory for one sentence.
         """
@@ -117,15 +133,21 @@ class Encoder:
         return F.normalize(rows.float(), dim=-1)
 
     def lengths_read(self, tokens: Tensor) -> Tensor:
-        """Return how many places of each row of tokens [N, L] ``encode_text`` computes if it is alone: int64 [N]."""
+        """Return how many places of each row of tokens [N, L] ``encode_text`` computes if it is
+        alone: int64 [N].
+        """
         if self._trimmed is None:
             return torch.full((len(tokens),), tokens.shape[1])
         return self._trimmed.lengths(tokens)
 
     @functools.cached_property
     def _layout(self) -> torch.memory_format:
-        """Channels last for a tower of convolutions, which is quicker; not for a ViT and its one convolution."""
-        convolutions = sum(isinstance(module, nn.Conv2d) for module in self.image_model.visual.modules())
+        """Channels last for a tower of convolutions, which is quicker; not for a ViT and its one
+        convolution.
+        """
+        convolutions = sum(
+            isinstance(module, nn.Conv2d) for module in self.image_model.visual.modules()
+        )
         return torch.channels_last if convolutions > 1 else torch.contiguous_format
 
     @functools.cached_property
@@ -137,12 +159,16 @@ class Encoder:
         return fast_tokenizer.words_of(self.tokenizer)
 
     def tokenize(self, sentences: list[str]) -> tuple[Tensor, list[int]]:
-        """Return (tokens [N, L], untruncated lengths [N]); a length above L means that the sentence was cut."""
+        """Return (tokens [N, L], untruncated lengths [N]); a length above L means that the sentence
+        was cut.
+        """
         if self._words is not None:
             return self._words.tokenize(sentences)
         tokens = self.tokenizer(sentences)
         lengths = (tokens != 0).sum(1).tolist()
-        full = (tokens[:, -1] != 0).nonzero().flatten().tolist()  # by the last place: id 0 is also the token of "!"
+        full = (
+            (tokens[:, -1] != 0).nonzero().flatten().tolist()
+        )  # by the last place: id 0 is also the token of "!"
         for i in full:
             lengths[i] = self._length(sentences[i])
         return tokens, lengths
@@ -161,12 +187,18 @@ class Encoder:
     @property
     def text_parameters(self) -> int:
         """Number of weights of the text tower, its embedding and projection included."""
-        visual = {id(p) for p in self.text_model.visual.parameters()} if hasattr(self.text_model, "visual") else set()
+        visual = (
+            {id(p) for p in self.text_model.visual.parameters()}
+            if hasattr(self.text_model, "visual")
+            else set()
+        )
         return sum(p.numel() for p in self.text_model.parameters() if id(p) not in visual)
 
 
 def weights_sha256(*modules: nn.Module) -> str:
-    """Return the digest of all tensors of the modules: name, dtype, shape and bytes, in order of name."""
+    """Return the digest of all tensors of the modules: name, dtype, shape and bytes, in order of
+    name.
+    """
     digest = hashlib.sha256()
     for module in modules:
         for name, tensor in sorted(module.state_dict().items()):
@@ -176,12 +208,15 @@ def weights_sha256(*modules: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def load_encoder(spec: str, device: str = "auto", precision: str = "fp32", text_model: str | None = None) -> Encoder:
+def load_encoder(
+    spec: str, device: str = "auto", precision: str = "fp32", text_model: str | None = None
+) -> Encoder:
     """Load the encoder that ``spec`` names (see the module's table) for inference.
 
-    ``text_model`` replaces the recorded teacher as the text tower of a distilled image tower: the teacher where it lies now,
-    or the run of a text tower that was distilled from the same teacher.
-    Raises ModelError when the spec names nothing, has no weights, or the text tower is not the one trained against.
+    ``text_model`` replaces the recorded teacher as the text tower of a distilled image tower: the
+    teacher where it lies now, or the run of a text tower that was distilled from the same teacher.
+    Raises ModelError when the spec names nothing, has no weights, or the text tower is not the one
+    trained against.
     """
     if precision not in PRECISIONS:
         raise ModelError(f"--precision {precision}: expected one of {', '.join(PRECISIONS)}")
@@ -197,14 +232,25 @@ def _load_open_clip(spec: str, path: Path) -> tuple[nn.Module, Callable]:
     if path.is_dir() or (path.is_file() and (path.parent / open_clip.CONFIG).is_file()):
         folder = path if path.is_dir() else path.parent
         if not (folder / open_clip.CONFIG).is_file():
-            missing = f"neither the folder of a finished run ({runs.FILE}) nor of open_clip ({open_clip.CONFIG})"
-            raise ModelError(f"{folder}: {missing}; finish a run with train --resume, or name its checkpoints/best")
+            missing = (
+                f"neither the folder of a finished run ({runs.FILE}) nor of open_clip"
+                f" ({open_clip.CONFIG})"
+            )
+            raise ModelError(
+                f"{folder}: {missing}; finish a run with train --resume, or name its"
+                " checkpoints/best"
+            )
         open_clip.check_folder(folder)
         name = open_clip.folder_config(folder.resolve())
-        return open_clip.create(name, path if path.is_file() else None), open_clip.tokenizer_of(name)
+        return open_clip.create(name, path if path.is_file() else None), open_clip.tokenizer_of(
+            name
+        )
     arch, _, weights = spec.partition("/")
     if path.is_file():
-        raise ModelError(f"{spec}: a weights file does not say its architecture; write ARCH/{spec}, e.g. ViT-B-32/{spec}")
+        raise ModelError(
+            f"{spec}: a weights file does not say its architecture; write ARCH/{spec}, e.g."
+            f" ViT-B-32/{spec}"
+        )
     if path.is_absolute() or spec.startswith("."):
         raise ModelError(f"{spec}: there is no such file or folder; check the path")
     if weights and not open_clip.knows(arch):
@@ -213,13 +259,15 @@ def _load_open_clip(spec: str, path: Path) -> tuple[nn.Module, Callable]:
         open_clip.config_of(arch)
         tags = ", ".join(open_clip.tags_of(arch)[:6]) or "none known"
         raise ModelError(
-            f"{spec}: an architecture without weights; say {arch}/TAG (tags: {tags}), {arch}/FILE or {arch}/random:SEED"
+            f"{spec}: an architecture without weights; say {arch}/TAG (tags: {tags}), {arch}/FILE"
+            f" or {arch}/random:SEED"
         )
     tokenizer_name = arch
     if weights.startswith("random:"):
         if not re.fullmatch(r"random:[0-9]{1,18}", weights):
             raise ModelError(
-                f"{spec}: expected {arch}/random:SEED with a whole number of at most 18 digits, e.g. {arch}/random:0"
+                f"{spec}: expected {arch}/random:SEED with a whole number of at most 18 digits,"
+                f" e.g. {arch}/random:0"
             )
         model = open_clip.random(arch, int(weights.removeprefix("random:")))
     elif weights in open_clip.tags_of(arch) or Path(weights).is_file():
@@ -228,12 +276,15 @@ def _load_open_clip(spec: str, path: Path) -> tuple[nn.Module, Callable]:
         open_clip.config_of(arch)
         tags = ", ".join(open_clip.tags_of(arch)[:6]) or "none known"
         raise ModelError(
-            f"{spec}: '{weights}' is neither a tag of {arch} ({tags}, ...) nor a file; correct the name or path"
+            f"{spec}: '{weights}' is neither a tag of {arch} ({tags}, ...) nor a file; correct the"
+            " name or path"
         )
     return model, open_clip.tokenizer_of(tokenizer_name)
 
 
-def _encoder(name: str, model: nn.Module, tokenizer: Callable, device: torch.device, precision: str) -> Encoder:
+def _encoder(
+    name: str, model: nn.Module, tokenizer: Callable, device: torch.device, precision: str
+) -> Encoder:
     bias = getattr(model, "logit_bias", None)
     preprocess = open_clip.preprocess_of(model)
     card = EncoderCard(
@@ -248,7 +299,9 @@ def _encoder(name: str, model: nn.Module, tokenizer: Callable, device: torch.dev
         activation=open_clip.activation_of(model),
     )
     model = model.to(device).eval().requires_grad_(False)
-    return Encoder(card, model, model, open_clip.transform_of(preprocess), tokenizer, device, precision)
+    return Encoder(
+        card, model, model, open_clip.transform_of(preprocess), tokenizer, device, precision
+    )
 
 
 @torch.inference_mode()
@@ -263,12 +316,18 @@ def _tokenizer_name(tokenizer: Callable) -> str:
     return f"{type(tokenizer).__name__}({inner or size})"
 
 
-def _load_run(folder: Path, device: torch.device, precision: str, text_model: str | None) -> Encoder:
-    """Load a run folder: a whole CLIP, or one tower with the other tower of the teacher it was distilled from."""
+def _load_run(
+    folder: Path, device: torch.device, precision: str, text_model: str | None
+) -> Encoder:
+    """Load a run folder: a whole CLIP, or one tower with the other tower of the teacher it was
+    distilled from.
+    """
     record = runs.read(folder)
     if record["kind"] == "clip":
         name = open_clip.folder_config(folder.resolve())
-        return _encoder(str(folder), open_clip.create(name), open_clip.tokenizer_of(name), device, precision)
+        return _encoder(
+            str(folder), open_clip.create(name), open_clip.tokenizer_of(name), device, precision
+        )
     if record["kind"] == "text-tower":
         return _load_text_tower(folder, record, device, precision)
     tower = ImageTower(open_clip.image_tower(record["model_cfg"]))
@@ -290,8 +349,13 @@ def _load_run(folder: Path, device: torch.device, precision: str, text_model: st
 
 
 def _load_text_tower(folder: Path, record: dict, device: torch.device, precision: str) -> Encoder:
-    """Load the text tower of a run; the teacher, whose image tower goes with it, is loaded when an image is encoded."""
-    tower, teacher = TextTower(open_clip.text_tower(record["model_cfg"])), EncoderCard(**record["teacher"])
+    """Load the text tower of a run; the teacher, whose image tower goes with it, is loaded when an
+    image is encoded.
+    """
+    tower, teacher = (
+        TextTower(open_clip.text_tower(record["model_cfg"])),
+        EncoderCard(**record["teacher"]),
+    )
     runs.load_weights(tower, folder / runs.TEXT_TOWER)
     tokenizer = open_clip.tokenizer_for(record["model_cfg"])
     card = dataclasses.replace(
@@ -305,7 +369,9 @@ def _load_text_tower(folder: Path, record: dict, device: torch.device, precision
     )
     image = Borrowed(lambda: _teacher_of(folder, record, None, device, precision).image_model)
     tower = tower.to(device).eval().requires_grad_(False)
-    return Encoder(card, image, tower, open_clip.transform_of(teacher.preprocess), tokenizer, device, precision)
+    return Encoder(
+        card, image, tower, open_clip.transform_of(teacher.preprocess), tokenizer, device, precision
+    )
 
 
 class Borrowed(nn.Module):
@@ -338,8 +404,12 @@ def _digest(image: str | None, text: str | None) -> str:
     return hashlib.sha256(f"{image}{text}".encode()).hexdigest()
 
 
-def _text_side(folder: Path, record: dict, text_model: str | None, device: torch.device, precision: str) -> Encoder:
-    """Return whose text tower goes with the image tower of a run: a text tower's run of the same teacher, or the teacher."""
+def _text_side(
+    folder: Path, record: dict, text_model: str | None, device: torch.device, precision: str
+) -> Encoder:
+    """Return whose text tower goes with the image tower of a run: a text tower's run of the same
+    teacher, or the teacher.
+    """
     if text_model is None or not (Path(text_model) / runs.FILE).is_file():
         return _teacher_of(folder, record, text_model, device, precision)
     text = load_encoder(text_model, str(device), precision)
@@ -354,7 +424,9 @@ def _text_side(folder: Path, record: dict, text_model: str | None, device: torch
     return text
 
 
-def _teacher_of(folder: Path, record: dict, text_model: str | None, device: torch.device, precision: str) -> Encoder:
+def _teacher_of(
+    folder: Path, record: dict, text_model: str | None, device: torch.device, precision: str
+) -> Encoder:
     card = record["teacher"]
     beside = folder / record["teacher_at"] if record.get("teacher_at") else None
     spec = text_model or (str(beside.resolve()) if beside and beside.exists() else card["name"])
@@ -367,11 +439,12 @@ def _teacher_of(folder: Path, record: dict, text_model: str | None, device: torc
         ) from error
     if card["weights_sha256"] is not None and teacher.card.weights_sha256 != card["weights_sha256"]:
         raise ModelError(
-            f"{spec}: weights {teacher.card.weights_sha256[:12]}, but {folder} was distilled from weights "
-            f"{card['weights_sha256'][:12]}; name the right teacher with --text-model"
+            f"{spec}: weights {teacher.card.weights_sha256[:12]}, but {folder} was distilled from"
+            f" weights {card['weights_sha256'][:12]}; name the right teacher with --text-model"
         )
     if teacher.card.dim != card["dim"]:
         raise ModelError(
-            f"{spec}: {teacher.card.dim} dimensions, {folder} has {card['dim']}; name its teacher with --text-model"
+            f"{spec}: {teacher.card.dim} dimensions, {folder} has {card['dim']}; name its teacher"
+            " with --text-model"
         )
     return teacher

@@ -1,7 +1,9 @@
-"""open_clip's own tokenizer with a memory for words: the same tokens, an order of magnitude faster; for open_clip_torch 3.x.
+"""open_clip's own tokenizer with a memory for words: the same tokens, an order of magnitude faster;
+for open_clip_torch 3.x.
 
-None of its patterns matches across white space, so the tokens of a cleaned sentence are those of its words, one after
-another. Cleaning (ftfy, HTML entities) is skipped where it changes nothing: printable ASCII without ``&``.
+None of its patterns matches across white space, so the tokens of a cleaned sentence are those of
+its words, one after another. Cleaning (ftfy, HTML entities) is skipped where it changes nothing:
+printable ASCII without ``&``.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from open_clip.tokenizer import SimpleTokenizer, get_clean_fn
 from torch import Tensor
 
 KEPT_WORDS, KEPT_CHARACTERS = 1 << 18, 32
-"""How many words are remembered before all are forgotten, and how long they may be (text without spaces is one word)."""
+"""How many words are remembered before all are forgotten, and how long they may be (text without
+spaces is one word).
+"""
 
 
 class _Fixed(dict):
@@ -36,9 +40,14 @@ class Words:
     def tokenize(self, sentences: list[str]) -> tuple[Tensor, list[int]]:
         """Return (tokens int64 [N, L], lengths [N]) as ``SimpleTokenizer`` cuts and fills them.
 
-        A length counts the start and end tokens and what was cut, so that one above L means that the sentence was cut.
+        A length counts the start and end tokens and what was cut, so that one above L means that
+        the sentence was cut.
         """
-        start, end, context = self._tokenizer.sot_token_id, self._tokenizer.eot_token_id, self._tokenizer.context_length
+        start, end, context = (
+            self._tokenizer.sot_token_id,
+            self._tokenizer.eot_token_id,
+            self._tokenizer.context_length,
+        )
         known, flat, lengths = self._known, list[int](), list[int]()
         for sentence in sentences:
             ids = [start]
@@ -60,7 +69,9 @@ class Words:
         return self._tokenizer.clean_fn(sentence).split(" ")
 
     def _learn(self, word: str) -> list[int]:
-        """Return the tokens of a cleaned word, by the second half of ``SimpleTokenizer.encode``, and remember short ones."""
+        """Return the tokens of a cleaned word, by the second half of ``SimpleTokenizer.encode``,
+        and remember short ones.
+        """
         inner, ids = self._tokenizer, list[int]()
         for token in inner.pat.findall(word):
             symbols = "".join(inner.byte_encoder[byte] for byte in token.encode("utf-8"))
@@ -73,13 +84,19 @@ class Words:
 
 
 def words_of(tokenizer: Any) -> Words | None:
-    """Return a tokenizer's memory for words, or None where its tokens are not a matter of single words.
+    """Return a tokenizer's memory for words, or None where its tokens are not a matter of single
+    words.
 
-    That is any other class, a strategy that drops tokens at random, or a special token that holds white space.
+    That is any other class, a strategy that drops tokens at random, or a special token that holds
+    white space.
     """
     if type(tokenizer) is not SimpleTokenizer or tokenizer.reduction_fn is not None:
         return None
-    return None if any(len(special.split()) != 1 for special in _specials(tokenizer)) else Words(tokenizer)
+    return (
+        None
+        if any(len(special.split()) != 1 for special in _specials(tokenizer))
+        else Words(tokenizer)
+    )
 
 
 def _specials(tokenizer: SimpleTokenizer) -> list[str]:

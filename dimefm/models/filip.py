@@ -1,9 +1,11 @@
 """Images and sentences compared by their tokens, through maps that a run learnt and keeps.
 
-A loss on tokens of which both sides are the student's own (``declip.filip``) learns a linear map of patches and one of
-states of words into a space of their own. A finished run keeps both beside its towers, which alone know rows only.
+A loss on tokens of which both sides are the student's own (``declip.filip``) learns a linear map of
+patches and one of states of words into a space of their own. A finished run keeps both beside its
+towers, which alone know rows only.
 
-Source: FILIP, as released with DeCLIP (Sense-GVT/DeCLIP at 5d99a85, prototype/solver/filip_solver.py:882-944).
+Source: FILIP, as released with DeCLIP (Sense-GVT/DeCLIP at 5d99a85,
+prototype/solver/filip_solver.py:882-944).
 """
 
 from __future__ import annotations
@@ -26,12 +28,16 @@ from dimefm.models.inference.precision import computing
 from dimefm.runs import folder as runs
 
 MAPS = ("image_mapping", "text_mapping")
-"""The learnt parts that make tokens comparable, of images and of sentences, and their names in the file of a run."""
+"""The learnt parts that make tokens comparable, of images and of sentences, and their names in the
+file of a run.
+"""
 
 
 @dataclass(frozen=True)
 class TokenMaps:
-    """Linear maps of an encoder's patches and states of words to E dimensions, and whether ``padding`` counts as words."""
+    """Linear maps of an encoder's patches and states of words to E dimensions, and whether
+    ``padding`` counts as words.
+    """
 
     image: nn.Module
     text: nn.Module
@@ -39,38 +45,54 @@ class TokenMaps:
 
     @torch.inference_mode()
     def scores(self, encoder: Encoder, pixels: Tensor, classes: Tokens) -> Tensor:
-        """Return float32 scores [B, C] of pixels [B, 3, S, S] for classes: the mean over an image's patches of the largest
-        product with one of a class's tokens. Raises ModelError when there is no memory for one image."""
-        return encoder.image_pieces.encode(lambda part: late(Tokens(self._patches(encoder, part)), classes), pixels)
+        """Return float32 scores [B, C] of pixels [B, 3, S, S] for classes: the mean over an image's
+        patches of the largest product with one of a class's tokens. Raises ModelError when there is
+        no memory for one image.
+        """
+        return encoder.image_pieces.encode(
+            lambda part: late(Tokens(self._patches(encoder, part)), classes), pixels
+        )
 
     @torch.inference_mode()
     def words(self, encoder: Encoder, tokens: Tensor) -> Tokens:
-        """Return unit tokens [N, L, E] of tokens [N, L] of sentences; raise ModelError when there is no memory for one."""
+        """Return unit tokens [N, L, E] of tokens [N, L] of sentences; raise ModelError when there
+        is no memory for one.
+        """
         rows = encoder.text_pieces.encode(functools.partial(self._words, encoder), tokens)
-        return Tokens(rows, present(Words(rows, encoder.lengths_read(tokens).to(rows.device)), self.padding))
+        return Tokens(
+            rows, present(Words(rows, encoder.lengths_read(tokens).to(rows.device)), self.padding)
+        )
 
     def _patches(self, encoder: Encoder, pixels: Tensor) -> Tensor:
-        pixels = pixels.to(encoder.device, non_blocking=True).contiguous(memory_format=encoder._layout)
+        pixels = pixels.to(encoder.device, non_blocking=True).contiguous(
+            memory_format=encoder._layout
+        )
         with computing(encoder.precision, encoder.device):
             found = intermediate.image(encoder.image_model, pixels)
         return F.normalize(self.image(found.patches.float()), dim=-1)
 
     def _words(self, encoder: Encoder, tokens: Tensor) -> Tensor:
         with computing(encoder.precision, encoder.device):
-            found = intermediate.text(encoder.text_model, tokens.to(encoder.device, non_blocking=True))
+            found = intermediate.text(
+                encoder.text_model, tokens.to(encoder.device, non_blocking=True)
+            )
         return F.normalize(self.text(found.states.float()), dim=-1)
 
 
 def class_tokens(words: Tokens, prompts: int) -> Tokens:
-    """Return the tokens [C, L, E] of classes from unit tokens [C * prompts, L, E] of their prompts, class by class.
+    """Return the tokens [C, L, E] of classes from unit tokens [C * prompts, L, E] of their prompts,
+    class by class.
 
-    At each place the mean over the prompts, all L x E numbers of a class then divided by their common length. A place that
-    is padding in a prompt adds nothing to the mean, and counts when it is a word in another.
+    At each place the mean over the prompts, all L x E numbers of a class then divided by their
+    common length. A place that is padding in a prompt adds nothing to the mean, and counts when it
+    is a word in another.
     """
     there = None if words.there is None else words.there.unflatten(0, (-1, prompts))
     rows = words.rows.unflatten(0, (-1, prompts))
     mean = (rows if there is None else rows * there[..., None]).mean(1)
-    return Tokens(mean / mean.flatten(1).norm(dim=1)[:, None, None], None if there is None else there.any(1))
+    return Tokens(
+        mean / mean.flatten(1).norm(dim=1)[:, None, None], None if there is None else there.any(1)
+    )
 
 
 def joined(parts: Sequence[Tokens]) -> Tokens:
@@ -80,10 +102,11 @@ def joined(parts: Sequence[Tokens]) -> Tokens:
 
 
 def keep(learnt: nn.ModuleList, objective: Objective, folder: Path) -> dict | None:
-    """Write the maps among a student's ``learnt`` parts into its run folder; return what the run's record says of them.
+    """Write the maps among a student's ``learnt`` parts into its run folder; return what the run's
+    record says of them.
 
-    None, and nothing is written, where no loss learns them. Of several teachers, each of which has maps of its own, the
-    first one's are kept.
+    None, and nothing is written, where no loss learns them. Of several teachers, each of which has
+    maps of its own, the first one's are kept.
     """
     having = [pair for pair in objective.terms if pair[1].learns.keys() >= set(MAPS)]
     if not having:
@@ -96,7 +119,8 @@ def keep(learnt: nn.ModuleList, objective: Objective, folder: Path) -> dict | No
 
 
 def load(spec: str, encoder: Encoder) -> TokenMaps:
-    """Return the maps that the run folder ``spec`` keeps beside the towers of ``encoder``, on its device.
+    """Return the maps that the run folder ``spec`` keeps beside the towers of ``encoder``, on its
+    device.
 
     Raises ModelError when it keeps none, or they are damaged or do not fit.
     """
@@ -105,17 +129,21 @@ def load(spec: str, encoder: Encoder) -> TokenMaps:
     kept = record.get("token_maps")
     if kept is None:
         raise ModelError(
-            f"{spec}: keeps no maps of tokens, so it can be compared by rows only; leave --by tokens out, or name a run "
-            "that learnt 'declip.filip'"
+            f"{spec}: keeps no maps of tokens, so it can be compared by rows only; leave --by"
+            " tokens out, or name a run that learnt 'declip.filip'"
         )
     try:
         width, padding = int(kept["width"]), str(kept["padding"])
         if width < 1 or padding not in get_args(Padding):
             raise ValueError(f"width {width}, padding {padding!r}")
     except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{folder / runs.FILE}: 'token_maps' cannot be read ({error!r}); restore the file") from error
+        raise ModelError(
+            f"{folder / runs.FILE}: 'token_maps' cannot be read ({error!r}); restore the file"
+        ) from error
     found = intermediate.widths(encoder.image_model)
-    maps = nn.ModuleDict(zip(MAPS, (nn.Linear(found.patches, width), nn.Linear(found.words, width)), strict=True))
+    maps = nn.ModuleDict(
+        zip(MAPS, (nn.Linear(found.patches, width), nn.Linear(found.words, width)), strict=True)
+    )
     runs.load_weights(maps, folder / runs.TOKEN_MAPS)
     maps.to(encoder.device).eval().requires_grad_(False)
     return TokenMaps(maps[MAPS[0]], maps[MAPS[1]], cast("Padding", padding))

@@ -1,15 +1,18 @@
-"""What a tower computes beside its rows: the feature before its last projection, patch tokens, and the states of words.
+"""What a tower computes beside its rows: the feature before its last projection, patch tokens, and
+the states of words.
 
-The parts of a tower run one after another as its own forward runs them, so the rows are those of ``encode_image`` and
-``encode_text`` to the last bit, with all that is random in training (dropped patches and paths) drawn once.
+The parts of a tower run one after another as its own forward runs them, so the rows are those of
+``encode_image`` and ``encode_text`` to the last bit, with all that is random in training (dropped
+patches and paths) drawn once.
 
-Families. Images: open_clip's VisionTransformer and ModifiedResNet, and a TimmModel whose trunk is ``forward_features`` and
-``forward_head``, as timm's are. Sentences: open_clip's own text tower without a class token, standing alone or as parts of
-a CLIP. The model is a CLIP, a CustomTextCLIP, or one tower of :mod:`dimefm.models.towers`.
+Families. Images: open_clip's VisionTransformer and ModifiedResNet, and a TimmModel whose trunk is
+``forward_features`` and ``forward_head``, as timm's are. Sentences: open_clip's own text tower
+without a class token, standing alone or as parts of a CLIP. The model is a CLIP, a CustomTextCLIP,
+or one tower of :mod:`dimefm.models.towers`.
 
 Source: DeCLIP (ICLR 2022) takes patches before the last norm and projection (released
-prototype/model/image_encoder/visual_transformer.py:68), SLIP's head the feature before the projection (:69-70), the masked
-language model the outputs of the last norm at all places.
+prototype/model/image_encoder/visual_transformer.py:68), SLIP's head the feature before the
+projection (:69-70), the masked language model the outputs of the last norm at all places.
 
 Written against open_clip_torch 3.x, timm 1.x and torch's own attention.
 """
@@ -33,9 +36,10 @@ from dimefm.models.towers import ImageTower, TextTower
 class Image(NamedTuple):
     """What an image tower gives of B images.
 
-    ``rows`` [B, D] are the tower's, not normalised; ``hidden`` [B, W] is what its last projection takes, the rows themselves
-    where it has none of its own; ``patches`` [B, P, W2] are the places of the last layer without class tokens, before the
-    last norm (of a TimmModel behind its trunk's). P is smaller where patches are dropped in training.
+    ``rows`` [B, D] are the tower's, not normalised; ``hidden`` [B, W] is what its last projection
+    takes, the rows themselves where it has none of its own; ``patches`` [B, P, W2] are the places
+    of the last layer without class tokens, before the last norm (of a TimmModel behind its
+    trunk's). P is smaller where patches are dropped in training.
     """
 
     rows: Tensor
@@ -44,16 +48,16 @@ class Image(NamedTuple):
 
 
 class Text(NamedTuple):
-    """What a text tower gives of B sentences: ``rows`` [B, D], not normalised, and ``states`` [B, L, W], the outputs of its
-    last norm at all L places, padding included."""
+    """What a text tower gives of B sentences: ``rows`` [B, D], not normalised, and ``states`` [B,
+    L, W], the outputs of its last norm at all L places, padding included."""
 
     rows: Tensor
     states: Tensor
 
 
 class Widths(NamedTuple):
-    """Widths of a model's hidden features, patches and states of words, and how many words it knows; None where there is no
-    such tower."""
+    """Widths of a model's hidden features, patches and states of words, and how many words it
+    knows; None where there is no such tower."""
 
     hidden: int | None
     patches: int | None
@@ -62,22 +66,32 @@ class Widths(NamedTuple):
 
 
 def image(model: nn.Module, pixels: Tensor) -> Image:
-    """Return what the image tower of ``model`` gives of prepared pixels [B, 3, S, S]; raise ModelError for others."""
-    visual = getattr(model, "visual", None) if isinstance(model, CLIP | CustomTextCLIP | ImageTower) else None
+    """Return what the image tower of ``model`` gives of prepared pixels [B, 3, S, S]; raise
+    ModelError for others.
+    """
+    visual = (
+        getattr(model, "visual", None)
+        if isinstance(model, CLIP | CustomTextCLIP | ImageTower)
+        else None
+    )
     if isinstance(visual, VisionTransformer):
         return _vision_transformer(visual, pixels)
     if isinstance(visual, ModifiedResNet):
         return _modified_resnet(visual, pixels)
     if isinstance(visual, TimmModel) and hasattr(visual.trunk, "forward_features"):
         return _timm_model(visual, pixels)
-    raise _foreign(model if visual is None else visual, "patch tokens", "of open_clip's ViT, ModifiedResNet or timm")
+    raise _foreign(
+        model if visual is None else visual,
+        "patch tokens",
+        "of open_clip's ViT, ModifiedResNet or timm",
+    )
 
 
 def text(model: nn.Module, tokens: Tensor) -> Text:
     """Return what the text tower of ``model`` gives of tokens [B, L], L at most its context length.
 
-    Fewer places than the context give the same rows where :func:`~dimefm.models.trimmed_text.trimmed` allows them. Raises
-    ModelError for other families.
+    Fewer places than the context give the same rows where
+    :func:`~dimefm.models.trimmed_text.trimmed` allows them. Raises ModelError for other families.
     """
     parts = text_parts(model)
     if isinstance(parts, CLIP):
@@ -96,7 +110,9 @@ def text(model: nn.Module, tokens: Tensor) -> Text:
 
 
 def projected(projection: nn.Module | Tensor | None, features: Tensor) -> Tensor:
-    """Return features [.., W] behind a projection as open_clip keeps it: a module, a matrix [W, D], or None."""
+    """Return features [.., W] behind a projection as open_clip keeps it: a module, a matrix [W, D],
+    or None.
+    """
     if projection is None:
         return features
     return projection(features) if isinstance(projection, nn.Module) else features @ projection
@@ -106,8 +122,8 @@ def projected(projection: nn.Module | Tensor | None, features: Tensor) -> Tensor
 def widths(model: nn.Module) -> Widths:
     """Return what to build heads on ``model`` with; the model is left as it was.
 
-    A blank image goes through its image tower. Raises ModelError for families that ``image`` and ``text`` do not know, and
-    for a tower that computes other rows than ``image`` does.
+    A blank image goes through its image tower. Raises ModelError for families that ``image`` and
+    ``text`` do not know, and for a tower that computes other rows than ``image`` does.
     """
     hidden = patches = words = vocabulary = None
     if hasattr(model, "visual"):
@@ -120,7 +136,9 @@ def widths(model: nn.Module) -> Widths:
 
 
 def _tried(model: nn.Module) -> Image:
-    """Return what the image tower gives of a blank image of its size; raise ModelError where its own rows are others."""
+    """Return what the image tower gives of a blank image of its size; raise ModelError where its
+    own rows are others.
+    """
     training = {module: module.training for module in model.modules()}
     size, weight = model.visual.image_size, next(model.visual.parameters())
     sides = size if isinstance(size, tuple | list) else (size, size)
@@ -130,30 +148,45 @@ def _tried(model: nn.Module) -> Image:
         found = image(model, pixels)
         if torch.equal(found.rows, model.encode_image(pixels)):
             return found
-    except (AttributeError, TypeError, RuntimeError) as error:  # a trunk whose parts are not timm's usual ones
+    except (
+        AttributeError,
+        TypeError,
+        RuntimeError,
+    ) as error:  # a trunk whose parts are not timm's usual ones
         raise _foreign(model.visual, "its parts one by one", "of another architecture") from error
     finally:
         for module, mode in training.items():
             module.training = mode
-    raise _foreign(model.visual, "its own rows when its parts run one by one", "of another architecture")
+    raise _foreign(
+        model.visual, "its own rows when its parts run one by one", "of another architecture"
+    )
 
 
 def text_parts(model: nn.Module) -> CLIP | TextTransformer:
-    """Return the module that holds the parts of the text tower of ``model``; raise ModelError when they are not known."""
+    """Return the module that holds the parts of the text tower of ``model``; raise ModelError when
+    they are not known.
+    """
     if isinstance(model, CLIP):
         return model
     tower = getattr(model, "text", None) if isinstance(model, CustomTextCLIP | TextTower) else None
     if not isinstance(tower, TextTransformer):
         raise _foreign(tower or model, "states of words", "with open_clip's own text tower")
     if tower.cls_emb is not None:
-        raise _foreign(tower, "states of words behind its last norm (it has a class token)", "without a class token")
+        raise _foreign(
+            tower,
+            "states of words behind its last norm (it has a class token)",
+            "without a class token",
+        )
     return tower
 
 
 def _foreign(tower: nn.Module, what: str, remedy: str) -> ModelError:
     trunk = getattr(tower, "trunk", None)
     name = type(tower).__name__ + ("" if trunk is None else f" {type(trunk).__name__}")
-    return ModelError(f"{name}: does not give {what}; choose a model {remedy}, or leave out the loss that needs it")
+    return ModelError(
+        f"{name}: does not give {what}; choose a model {remedy}, or leave out the loss that"
+        " needs it"
+    )
 
 
 def _vision_transformer(visual: VisionTransformer, pixels: Tensor) -> Image:
@@ -171,7 +204,8 @@ def _modified_resnet(visual: ModifiedResNet, pixels: Tensor) -> Image:
 def _attention_pool(pool: AttentionPool2d, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return (rows [B, D], what attention gives at the pooled place [B, W]) of a map [B, W, H, H].
 
-    The steps of torch's ``multi_head_attention_forward``, in its order and shapes, with a look before the projection.
+    The steps of torch's ``multi_head_attention_forward``, in its order and shapes, with a look
+    before the projection.
     """
     x = x.flatten(2).permute(2, 0, 1)
     x = torch.cat([x.mean(dim=0, keepdim=True), x], dim=0)
@@ -184,7 +218,12 @@ def _attention_pool(pool: AttentionPool2d, x: Tensor) -> tuple[Tensor, Tensor]:
         .view(batch, pool.num_heads, length, -1)
         for layer in (pool.q_proj, pool.k_proj, pool.v_proj)
     )
-    x = F.scaled_dot_product_attention(*heads).permute(2, 0, 1, 3).contiguous().view(length * batch, width)
+    x = (
+        F.scaled_dot_product_attention(*heads)
+        .permute(2, 0, 1, 3)
+        .contiguous()
+        .view(length * batch, width)
+    )
     return F.linear(x, pool.c_proj.weight, pool.c_proj.bias)[:batch], x[:batch]
 
 

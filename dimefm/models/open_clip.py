@@ -1,6 +1,7 @@
 """The file that knows open_clip: architectures, weights, preprocessing and tokenizers.
 
-Two more stand beside it: ``text_tower`` knows how its text towers compute, ``words`` how its own tokenizer splits.
+Two more stand beside it: ``text_tower`` knows how its text towers compute, ``words`` how its own
+tokenizer splits.
 
 Written against open_clip_torch 3.x. Nothing is downloaded unless a pretrained tag is named.
 """
@@ -36,7 +37,9 @@ WEIGHTS = "open_clip_model.safetensors"
 FOLDER = "local-dir:"
 
 KEPT_TOKENIZERS = 4
-"""How many tokenizers are kept before all are forgotten: one takes a tenth of a second to make and 20 MiB to keep."""
+"""How many tokenizers are kept before all are forgotten: one takes a tenth of a second to make and
+20 MiB to keep.
+"""
 _TOKENIZERS: dict[str, SimpleTokenizer] = {}
 
 
@@ -47,7 +50,9 @@ def _register() -> None:
 
 
 def config_of(arch: str) -> dict:
-    """Return a copy of the open_clip model config of ``arch``; raise ModelError with the nearest name."""
+    """Return a copy of the open_clip model config of ``arch``; raise ModelError with the nearest
+    name.
+    """
     _register()
     config = open_clip.get_model_config(arch)
     if config is None:
@@ -86,8 +91,8 @@ def _quiet() -> Iterator[None]:
 def create(arch: str, weights: str | Path | None = None) -> nn.Module:
     """Return a model of a known architecture or ``local-dir:`` folder.
 
-    ``weights`` is a pretrained tag (downloaded by open_clip), a file, or None: a folder's own weights, else random ones.
-    Raises ModelError with open_clip's reason when it cannot be loaded.
+    ``weights`` is a pretrained tag (downloaded by open_clip), a file, or None: a folder's own
+    weights, else random ones. Raises ModelError with open_clip's reason when it cannot be loaded.
     """
     local = arch.startswith(FOLDER)
     if not local:
@@ -97,57 +102,77 @@ def create(arch: str, weights: str | Path | None = None) -> nn.Module:
             tag = weights if isinstance(weights, str) else None
             named = tag is not None or (local and weights is None)
             quick = tag is not None and trained_with_quick_gelu(arch, tag)
-            model = open_clip.create_model(arch, tag, require_pretrained=named, force_quick_gelu=quick)
+            model = open_clip.create_model(
+                arch, tag, require_pretrained=named, force_quick_gelu=quick
+            )
             if isinstance(weights, Path):
                 open_clip.load_checkpoint(model, str(weights))
             return places_first(model.eval())
     except Exception as error:  # open_clip raises whatever its download and torch.load raise
-        raise ModelError(f"{arch}{f'/{weights}' if weights else ''}: cannot be loaded: {reason_of(error)}") from error
+        raise ModelError(
+            f"{arch}{f'/{weights}' if weights else ''}: cannot be loaded: {reason_of(error)}"
+        ) from error
 
 
 def reason_of(error: Exception) -> str:
-    """Return in one line of bearable length why a foreign library failed, without its advice to unpack any object."""
+    """Return in one line of bearable length why a foreign library failed, without its advice to
+    unpack any object.
+    """
     reason = " ".join(str(error).split()) or type(error).__name__
     if "weights_only" in reason:
         return (
-            "the file is damaged, or holds other things than plain tensors; fetch it again, or save its state_dict as "
-            ".safetensors"
+            "the file is damaged, or holds other things than plain tensors; fetch it again, or save"
+            " its state_dict as .safetensors"
         )
     return reason if len(reason) <= 300 else reason[:297] + "..."
 
 
 def check_folder(folder: Path) -> None:
-    """Raise ModelError unless the config of a folder in open_clip's layout describes both towers."""
+    """Raise ModelError unless the config of a folder in open_clip's layout describes both
+    towers.
+    """
     path = folder / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
         missing = [name for name in ("embed_dim", "vision_cfg", "text_cfg") if name not in config]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path}: cannot be read as an open_clip config ({error!r}); restore the file") from error
+        raise ModelError(
+            f"{path}: cannot be read as an open_clip config ({error!r}); restore the file"
+        ) from error
     if missing:
         raise ModelError(
-            f"{path}: 'model_cfg' has no {' and no '.join(missing)}; expected embed_dim, vision_cfg and text_cfg"
+            f"{path}: 'model_cfg' has no {' and no '.join(missing)}; expected embed_dim, vision_cfg"
+            " and text_cfg"
         )
 
 
 def trained_with_quick_gelu(arch: str, tag: str) -> bool:
-    """Tell whether the weights of a tag belong to OpenAI's QuickGELU activation, whatever the architecture's name says.
+    """Tell whether the weights of a tag belong to OpenAI's QuickGELU activation, whatever the
+    architecture's name says.
 
-    open_clip only warns when name and tag differ (``ViT-L-14/openai`` is one of 27 such pairs) and computes other features.
+    open_clip only warns when name and tag differ (``ViT-L-14/openai`` is one of 27 such pairs) and
+    computes other features.
     """
     return bool((open_clip.get_pretrained_cfg(arch, tag) or {}).get("quick_gelu", False))
 
 
 def activation_of(model: nn.Module) -> str:
-    """Return ``"quick_gelu"`` when any part of the model uses that activation, else ``"standard"``."""
-    return "quick_gelu" if any(isinstance(module, QuickGELU) for module in model.modules()) else "standard"
+    """Return ``"quick_gelu"`` when any part of the model uses that activation, else
+    ``"standard"``.
+    """
+    return (
+        "quick_gelu"
+        if any(isinstance(module, QuickGELU) for module in model.modules())
+        else "standard"
+    )
 
 
 def from_config(config: dict) -> nn.Module:
     """Build a whole CLIP from an open_clip model config with random weights."""
     if "text_cfg" not in config:
         raise ModelError(
-            "this student has no text tower ('text_cfg'); choose an open_clip architecture to train both towers"
+            "this student has no text tower ('text_cfg'); choose an open_clip architecture to train"
+            " both towers"
         )
     _check_timm(config["vision_cfg"])
     with tempfile.TemporaryDirectory() as folder:
@@ -155,27 +180,38 @@ def from_config(config: dict) -> nn.Module:
         (Path(folder) / CONFIG).write_text(text, encoding="utf-8")
         try:
             with _quiet():
-                return places_first(open_clip.create_model(folder_config(Path(folder)), load_weights=False))
+                return places_first(
+                    open_clip.create_model(folder_config(Path(folder)), load_weights=False)
+                )
         except Exception as error:  # open_clip and timm raise freely on impossible configs
-            raise ModelError(f"model cannot be built from its config: {reason_of(error)}") from error
+            raise ModelError(
+                f"model cannot be built from its config: {reason_of(error)}"
+            ) from error
 
 
 def _check_timm(vision: dict) -> None:
-    """Raise ModelError with the nearest name when the image tower is a timm model that timm does not know."""
+    """Raise ModelError with the nearest name when the image tower is a timm model that timm does
+    not know.
+    """
     name = vision.get("timm_model_name")
     if name and not timm.is_model(str(name)):
-        raise ModelError(f"unknown timm model '{name}': {did_you_mean(str(name), timm.list_models())}")
+        raise ModelError(
+            f"unknown timm model '{name}': {did_you_mean(str(name), timm.list_models())}"
+        )
 
 
 def random(arch: str, seed: int) -> nn.Module:
-    """Return ``arch`` with random weights drawn from ``seed``; the global random state is left as it was."""
+    """Return ``arch`` with random weights drawn from ``seed``; the global random state is left as
+    it was.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return create(arch)
 
 
 def tokenizer_of(arch: str) -> Callable:
-    """Return open_clip's tokenizer of an architecture or ``local-dir:`` folder; its own one is made once for a config.
+    """Return open_clip's tokenizer of an architecture or ``local-dir:`` folder; its own one is made
+    once for a config.
 
     Raises ModelError when it cannot be had, e.g. SigLIP's without the package transformers.
     """
@@ -194,7 +230,8 @@ def tokenizer_of(arch: str) -> Callable:
         return found
     except ModuleNotFoundError as error:
         raise ModelError(
-            f"{arch}: its tokenizer needs the package {error.name}, which is not installed; pip install {error.name}"
+            f"{arch}: its tokenizer needs the package {error.name}, which is not installed; pip"
+            f" install {error.name}"
         ) from error
     except Exception as error:  # open_clip and transformers raise whatever their download raises
         raise ModelError(f"{arch}: its tokenizer cannot be loaded: {reason_of(error)}") from error
@@ -209,44 +246,64 @@ def tokenizer_for(config: dict) -> Callable:
 
 
 def transform_of(preprocess: dict) -> Callable:
-    """Return open_clip's evaluation transform (PIL image -> float32 [3, S, S]) for a preprocessing dict."""
+    """Return open_clip's evaluation transform (PIL image -> float32 [3, S, S]) for a preprocessing
+    dict.
+    """
     return image_transform_v2(PreprocessCfg(**preprocess), is_train=False)
 
 
 def preprocess_of(model: nn.Module) -> dict:
     """Return the preprocessing of a model as plain JSON values."""
     fields = dataclasses.asdict(PreprocessCfg(**model.visual.preprocess_cfg))
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
+    return {
+        key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()
+    }
 
 
 def default_preprocess(size: int) -> dict:
-    """Return open_clip's default preprocessing (CLIP mean and std, bicubic, shortest side) at ``size`` pixels."""
+    """Return open_clip's default preprocessing (CLIP mean and std, bicubic, shortest side) at
+    ``size`` pixels.
+    """
     fields = dataclasses.asdict(PreprocessCfg(size=size))
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
+    return {
+        key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()
+    }
 
 
 def image_tower(config: dict) -> nn.Module:
-    """Build the image tower of a model config with random weights, projecting to ``config['embed_dim']``."""
+    """Build the image tower of a model config with random weights, projecting to
+    ``config['embed_dim']``.
+    """
     vision = {**config["vision_cfg"], "timm_model_pretrained": False}
     _check_timm(vision)
     try:
         with _quiet():
-            tower = _build_vision_tower(config["embed_dim"], vision, config.get("quick_gelu", False))
+            tower = _build_vision_tower(
+                config["embed_dim"], vision, config.get("quick_gelu", False)
+            )
             if "timm_model_name" in vision and hasattr(tower, "set_input_size"):
                 tower.set_input_size(vision.get("image_size", 224))
     except Exception as error:  # timm and open_clip raise freely on impossible configs
-        raise ModelError(f"image tower cannot be built from {vision}: {reason_of(error)}") from error
+        raise ModelError(
+            f"image tower cannot be built from {vision}: {reason_of(error)}"
+        ) from error
     return tower
 
 
 def text_tower(config: dict) -> nn.Module:
-    """Build the text tower of a model config with random weights, projecting to ``config['embed_dim']``."""
+    """Build the text tower of a model config with random weights, projecting to
+    ``config['embed_dim']``.
+    """
     try:
         with _quiet():
-            tower = _build_text_tower(config["embed_dim"], dict(config["text_cfg"]), config.get("quick_gelu", False))
+            tower = _build_text_tower(
+                config["embed_dim"], dict(config["text_cfg"]), config.get("quick_gelu", False)
+            )
             return places_first(tower)
     except Exception as error:  # open_clip raises freely on impossible configs
-        raise ModelError(f"text tower cannot be built from {config['text_cfg']}: {reason_of(error)}") from error
+        raise ModelError(
+            f"text tower cannot be built from {config['text_cfg']}: {reason_of(error)}"
+        ) from error
 
 
 def folder_config(folder: Path) -> str:

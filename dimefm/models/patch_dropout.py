@@ -1,13 +1,16 @@
-"""Part of each image is hidden from a student while it learns, as CLIP-KD's masked feature distillation (MFD) means it.
+"""Part of each image is hidden from a student while it learns, as CLIP-KD's masked feature
+distillation (MFD) means it.
 
-A vision transformer does without the tokens of hidden patches, as masked autoencoders do, and is the faster for it. Any
-other tower sees hidden blocks in the mean colour. Weights, their names and evaluation stay as they are.
+A vision transformer does without the tokens of hidden patches, as masked autoencoders do, and is
+the faster for it. Any other tower sees hidden blocks in the mean colour. Weights, their names and
+evaluation stay as they are.
 
-Source: CLIP-KD (CVPR 2024), released src/open_clip/transformer.py:303-377, whose model then throws the masked rows away
-(model.py:192-195). Deviations: what is hidden is drawn on the CPU, so alike on every machine; and a student of any family
-can be masked, there only OpenAI's transformer.
+Source: CLIP-KD (CVPR 2024), released src/open_clip/transformer.py:303-377, whose model then throws
+the masked rows away (model.py:192-195). Deviations: what is hidden is drawn on the CPU, so alike on
+every machine; and a student of any family can be masked, there only OpenAI's transformer.
 
-Knows where transformers of open_clip and timm drop tokens; written against open_clip_torch 3.x and timm 1.x.
+Knows where transformers of open_clip and timm drop tokens; written against open_clip_torch 3.x and
+timm 1.x.
 """
 
 from __future__ import annotations
@@ -20,14 +23,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 BLOCKS = 14
-"""Blocks along a side of an image whose tower has no tokens to drop: patches of 16 at 224 pixels."""
+"""Blocks along a side of an image whose tower has no tokens to drop: patches of 16 at 224
+pixels.
+"""
 
 
 def hide(model: nn.Module, share: float) -> nn.Module:
-    """Hide ``share`` (0 to below 1; 0 hides nothing) of each image from ``model.visual`` in training mode.
+    """Hide ``share`` (0 to below 1; 0 hides nothing) of each image from ``model.visual`` in
+    training mode.
 
-    Returns what its prepared pixels [B, 3, S, S] go through first: :class:`Blocks`, or for a transformer, which leaves out
-    patches by itself from now on, nothing. Each pass draws anew from torch's generator on the CPU.
+    Returns what its prepared pixels [B, 3, S, S] go through first: :class:`Blocks`, or for a
+    transformer, which leaves out patches by itself from now on, nothing. Each pass draws anew from
+    torch's generator on the CPU.
     """
     if not share:
         return nn.Identity()
@@ -45,7 +52,8 @@ def hide(model: nn.Module, share: float) -> nn.Module:
 
 
 def kept(noise: Tensor, share: float) -> Tensor:
-    """Return the places [B, K] of the K lowest numbers in each row of ``noise`` [B, L], the lowest first.
+    """Return the places [B, K] of the K lowest numbers in each row of ``noise`` [B, L], the lowest
+    first.
 
     K is int(L (1 - share)), but at least 1.
     """
@@ -54,14 +62,18 @@ def kept(noise: Tensor, share: float) -> Tensor:
 
 
 def drawn(images: int, places: int, share: float, device: torch.device) -> Tensor:
-    """Return which of ``places`` each of ``images`` shows, drawn at random: [B, K] as of :func:`kept`, on ``device``."""
+    """Return which of ``places`` each of ``images`` shows, drawn at random: [B, K] as of
+    :func:`kept`, on ``device``.
+    """
     return kept(torch.rand(images, places).to(device), share)
 
 
 class Tokens(nn.Module):
-    """Leaves out tokens of patches in training mode; ``prefix`` tokens in front of them (the class token) stay.
+    """Leaves out tokens of patches in training mode; ``prefix`` tokens in front of them (the class
+    token) stay.
 
-    Gives tokens [B, P + K, W] of [B, P + L, W]; if ``told``, with them the places [B, K] that are left, None for all.
+    Gives tokens [B, P + K, W] of [B, P + L, W]; if ``told``, with them the places [B, K] that are
+    left, None for all.
     """
 
     def __init__(self, share: float, prefix: int, told: bool = False):

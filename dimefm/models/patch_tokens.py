@@ -1,13 +1,18 @@
-"""The teacher's tokens in its joint space: of each image or sentence those most similar to its own vector.
+"""The teacher's tokens in its joint space: of each image or sentence those most similar to its own
+vector.
 
-CLIP trains the pooled row alone, so a token is brought into the joint space as if it stood alone at the end of the tower:
+CLIP trains the pooled row alone, so a token is brought into the joint space as if it stood alone at
+the end of the tower:
 
 * a ViT: last norm and projection of each patch;
-* a ModifiedResNet: value and output projection of its attention pool, without position (MaskCLIP, ECCV 2022, section 3.2);
+* a ModifiedResNet: value and output projection of its attention pool, without position (MaskCLIP,
+  ECCV 2022, section 3.2);
 * a TimmModel: its whole head, of each place as a map of that one place;
-* a text tower: last norm and projection of each place up to the end of the text, all places where it looks at padding.
+* a text tower: last norm and projection of each place up to the end of the text, all places where
+  it looks at padding.
 
-A cache has as many tokens of every item; an item with fewer repeats its least similar one, which changes no maximum.
+A cache has as many tokens of every item; an item with fewer repeats its least similar one, which
+changes no maximum.
 """
 
 from __future__ import annotations
@@ -28,7 +33,8 @@ from dimefm.models.inference.precision import computing
 
 
 def image_tokens(encoder: Encoder, pixels: Tensor, count: int) -> Tensor:
-    """Return float32 unit tokens [B, count, D] of pixels [B, 3, S, S]; an item with one that has no length is all NaN.
+    """Return float32 unit tokens [B, count, D] of pixels [B, 3, S, S]; an item with one that has no
+    length is all NaN.
 
     Raises ModelError for a tower that gives no tokens, and when there is no memory for one image.
     """
@@ -36,33 +42,44 @@ def image_tokens(encoder: Encoder, pixels: Tensor, count: int) -> Tensor:
 
 
 def text_tokens(encoder: Encoder, tokens: Tensor, count: int) -> Tensor:
-    """Return float32 unit tokens [N, count, D] of tokens [N, L] of sentences, as :func:`image_tokens` does."""
+    """Return float32 unit tokens [N, count, D] of tokens [N, L] of sentences, as
+    :func:`image_tokens` does.
+    """
     return encoder.text_pieces.encode(functools.partial(_text_tokens, encoder, count), tokens)
 
 
 def check(encoder: Encoder, kind: str) -> None:
-    """Raise ModelError unless the encoder's tower for ``kind`` "image" or "text" gives tokens of its dimension."""
+    """Raise ModelError unless the encoder's tower for ``kind`` "image" or "text" gives tokens of
+    its dimension.
+    """
     try:
         if kind == "image":
             found = image_tokens(encoder, torch.zeros(1, 3, *encoder.image_size), 1)
         else:
             found = text_tokens(encoder, encoder.tokenize(["a"])[0], 1)
-    except (AttributeError, TypeError, RuntimeError, AssertionError) as error:  # parts of a tower that is not the usual one
+    except (
+        AttributeError,
+        TypeError,
+        RuntimeError,
+        AssertionError,
+    ) as error:  # parts of a tower that is not the usual one
         raise ModelError(
-            f"{encoder.card.name}: its {kind} tokens cannot be projected ({open_clip.reason_of(error)}); name another "
-            "teacher for --tokens"
+            f"{encoder.card.name}: its {kind} tokens cannot be projected"
+            f" ({open_clip.reason_of(error)}); name another teacher for --tokens"
         ) from error
     if found.shape[-1] != encoder.card.dim:
         raise ModelError(
-            f"{encoder.card.name}: its {kind} tokens have {found.shape[-1]} dimensions, its rows {encoder.card.dim}; name "
-            "another teacher for --tokens"
+            f"{encoder.card.name}: its {kind} tokens have {found.shape[-1]} dimensions, its rows"
+            f" {encoder.card.dim}; name another teacher for --tokens"
         )
 
 
 def chosen(tokens: Tensor, rows: Tensor, count: int, lengths: Tensor | None = None) -> Tensor:
-    """Return float32 unit tokens [B, count, D]: of tokens [B, P, D] those with the largest cosines to ``rows`` [B, D].
+    """Return float32 unit tokens [B, count, D]: of tokens [B, P, D] those with the largest cosines
+    to ``rows`` [B, D].
 
-    The most similar come first, of equal ones the earlier. Of item i only the first ``lengths[i]`` count (None: all).
+    The most similar come first, of equal ones the earlier. Of item i only the first ``lengths[i]``
+    count (None: all).
     """
     tokens = F.normalize(tokens.float(), dim=-1)
     places = tokens.shape[1]
@@ -79,7 +96,11 @@ def chosen(tokens: Tensor, rows: Tensor, count: int, lengths: Tensor | None = No
 
 @torch.inference_mode()
 def _image_tokens(encoder: Encoder, count: int, pixels: Tensor) -> Tensor:
-    model = encoder.image_model.teacher if isinstance(encoder.image_model, Borrowed) else encoder.image_model
+    model = (
+        encoder.image_model.teacher
+        if isinstance(encoder.image_model, Borrowed)
+        else encoder.image_model
+    )
     pixels = pixels.to(encoder.device, non_blocking=True).contiguous(memory_format=encoder._layout)
     with computing(encoder.precision, encoder.device):
         found = intermediate.image(model, pixels)
@@ -93,12 +114,16 @@ def _text_tokens(encoder: Encoder, count: int, tokens: Tensor) -> Tensor:
     tokens = tokens[:, : int(lengths.max())]
     with computing(encoder.precision, encoder.device):
         found = intermediate.text(encoder.text_model, tokens.to(encoder.device, non_blocking=True))
-        words = intermediate.projected(intermediate.text_parts(encoder.text_model).text_projection, found.states)
+        words = intermediate.projected(
+            intermediate.text_parts(encoder.text_model).text_projection, found.states
+        )
     return chosen(words, found.rows, count, lengths)
 
 
 def projected(visual: nn.Module, patches: Tensor) -> Tensor:
-    """Return patches [B, P, W] of an image tower in its joint space, [B, P, D]; raise ModelError where none leads there."""
+    """Return patches [B, P, W] of an image tower in its joint space, [B, P, D]; raise ModelError
+    where none leads there.
+    """
     if isinstance(visual, VisionTransformer) and visual.attn_pool is None:
         return intermediate.projected(visual.proj, visual.ln_post(patches))
     if isinstance(visual, ModifiedResNet):
@@ -106,7 +131,8 @@ def projected(visual: nn.Module, patches: Tensor) -> Tensor:
     if isinstance(visual, TimmModel):
         return _through_head(visual, patches)
     raise ModelError(
-        f"{type(visual).__name__}: its patches have no projection of their own; name another teacher for --tokens"
+        f"{type(visual).__name__}: its patches have no projection of their own; name another"
+        " teacher for --tokens"
     )
 
 
@@ -114,11 +140,14 @@ def _through_head(visual: TimmModel, patches: Tensor) -> Tensor:
     """Return patches [B, P, W] behind the head of a timm tower, each alone."""
     trunk, (batch, places, width) = visual.trunk, patches.shape
     x = patches.reshape(batch * places, width)
-    layout = getattr(trunk, "output_fmt", None) or ("NLC" if hasattr(trunk, "num_prefix_tokens") else "NCHW")
+    layout = getattr(trunk, "output_fmt", None) or (
+        "NLC" if hasattr(trunk, "num_prefix_tokens") else "NCHW"
+    )
     if layout == "NCHW":
         x = x[:, :, None, None]
     elif layout == "NHWC":
         x = x[:, None, None]
-    else:  # where the head looks for class tokens it finds the patch, and behind them the patch again
+    # where the head looks for class tokens it finds the patch, and behind them the patch again
+    else:
         x = x[:, None].expand(-1, trunk.num_prefix_tokens + 1, -1)
     return visual.head(trunk.forward_head(x)).view(batch, places, -1)

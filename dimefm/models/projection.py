@@ -1,11 +1,13 @@
 """Bridges: a student keeps its own dimension while it learns, and ends in its teacher's.
 
-A bridge is a linear map without bias from the student's dimension to the teacher's, learnt beside the tower; its rows are
-what the losses see. Two linear maps in a row are one, so a finished tower takes the bridge B into its last projection:
-B (W x + b) = (B W) x + B b. Nothing of it is left but the tower's new dimension.
+A bridge is a linear map without bias from the student's dimension to the teacher's, learnt beside
+the tower; its rows are what the losses see. Two linear maps in a row are one, so a finished tower
+takes the bridge B into its last projection: B (W x + b) = (B W) x + B b. Nothing of it is left but
+the tower's new dimension.
 
-Source: CLIP-KD (CVPR 2024) learns such maps for students of another width than their teacher's (released
-src/open_clip/loss.py:233-235). Deviations: they have a bias there, and are thrown away after training.
+Source: CLIP-KD (CVPR 2024) learns such maps for students of another width than their teacher's
+(released src/open_clip/loss.py:233-235). Deviations: they have a bias there, and are thrown away
+after training.
 
 Knows where towers of open_clip and timm project last; written against open_clip_torch 3.x.
 """
@@ -24,11 +26,15 @@ from dimefm.models.towers import ImageTower, TextTower
 from dimefm.runtime.seeding import seed_of
 
 TOLERANCE = 1e-3
-"""How far folded rows may lie from unfolded ones in the check, as a share of the largest number in them."""
+"""How far folded rows may lie from unfolded ones in the check, as a share of the largest number in
+them.
+"""
 
 
 def draw(own: int, teacher: int, seed: int) -> nn.Linear:
-    """Return a bridge from ``own`` to ``teacher`` dimensions with random weights drawn from ``seed``."""
+    """Return a bridge from ``own`` to ``teacher`` dimensions with random weights drawn from
+    ``seed``.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "bridge") % 2**32)
         return nn.Linear(own, teacher, bias=False)
@@ -38,13 +44,20 @@ def draw(own: int, teacher: int, seed: int) -> nn.Linear:
 def folded(tower: ImageTower | TextTower, bridge: nn.Linear) -> nn.Module:
     """Return a copy of ``tower`` whose rows are those of ``bridge`` behind it, up to rounding.
 
-    Weights are multiplied in float64. Raises ModelError when the last thing that the tower does is no projection.
+    Weights are multiplied in float64. Raises ModelError when the last thing that the tower does is
+    no projection.
     """
     tower = copy.deepcopy(tower)
     owner, name = _last_projection(tower)
     last, weight = getattr(owner, name), bridge.weight.double()
     if isinstance(last, nn.Linear):
-        new = nn.Linear(last.in_features, len(weight), last.bias is not None, last.weight.device, last.weight.dtype)
+        new = nn.Linear(
+            last.in_features,
+            len(weight),
+            last.bias is not None,
+            last.weight.device,
+            last.weight.dtype,
+        )
         new.weight.copy_(weight @ last.weight.double())
         if last.bias is not None:
             new.bias.copy_(weight @ last.bias.double())
@@ -55,10 +68,14 @@ def folded(tower: ImageTower | TextTower, bridge: nn.Linear) -> nn.Module:
 
 
 @torch.no_grad()
-def check(tower: ImageTower | TextTower, bridge: nn.Linear, ordinary: nn.Module, inputs: Tensor) -> None:
-    """Raise ModelError unless ``tower`` can take in ``bridge`` and is then an ``ordinary`` tower of the new dimension.
+def check(
+    tower: ImageTower | TextTower, bridge: nn.Linear, ordinary: nn.Module, inputs: Tensor
+) -> None:
+    """Raise ModelError unless ``tower`` can take in ``bridge`` and is then an ``ordinary`` tower of
+    the new dimension.
 
-    Tried on ``inputs``, pixels [B, 3, S, S] or tokens [B, L]. ``tower`` is left as it was, ``ordinary`` takes the weights.
+    Tried on ``inputs``, pixels [B, 3, S, S] or tokens [B, L]. ``tower`` is left as it was,
+    ``ordinary`` takes the weights.
     """
     training = tower.training
     expected = bridge(_encode(tower.eval(), inputs))
@@ -67,9 +84,15 @@ def check(tower: ImageTower | TextTower, bridge: nn.Linear, ordinary: nn.Module,
         ordinary.load_state_dict(folded(tower, bridge).state_dict())
     except RuntimeError as error:  # shapes that differ
         raise ModelError("not only its last projection depends on its dimension") from error
-    off = float((_encode(ordinary.eval(), inputs) - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
+    off = float(
+        (_encode(ordinary.eval(), inputs) - expected).abs().max()
+        / expected.abs().max().clamp(min=1e-12)
+    )
     if not off <= TOLERANCE:
-        raise ModelError(f"its last projection is not the last thing that it does (folded rows are {off:.0%} off)")
+        raise ModelError(
+            f"its last projection is not the last thing that it does (folded rows are {off:.0%}"
+            " off)"
+        )
 
 
 def _encode(tower: nn.Module, inputs: Tensor) -> Tensor:
@@ -77,7 +100,9 @@ def _encode(tower: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def _last_projection(tower: ImageTower | TextTower) -> tuple[nn.Module, str]:
-    """Return the module that holds a tower's last projection, a Linear or a matrix [W, D], and the attribute's name."""
+    """Return the module that holds a tower's last projection, a Linear or a matrix [W, D], and the
+    attribute's name.
+    """
     if isinstance(tower, TextTower):
         owner, name = tower.text, "text_projection"
     elif isinstance(tower.visual, TimmModel):
@@ -92,7 +117,9 @@ def _last_projection(tower: ImageTower | TextTower) -> tuple[nn.Module, str]:
 
 
 def _last_linear(visual: TimmModel) -> tuple[nn.Module, str]:
-    """Return where the last Linear of a timm tower is: in open_clip's head behind the trunk, or the trunk's classifier."""
+    """Return where the last Linear of a timm tower is: in open_clip's head behind the trunk, or the
+    trunk's classifier.
+    """
     if len(visual.head):
         last = [module for module in visual.head.modules() if isinstance(module, nn.Linear)][-1:]
     else:

@@ -1,7 +1,7 @@
 """Student architectures by name, with a projection to the teacher's dimension or a bridge to it.
 
-``NAME`` is a file of ``models/students/``, an open_clip architecture, ``timm/MODEL`` (any timm image model), or the path
-of an open_clip JSON config.
+``NAME`` is a file of ``models/students/``, an open_clip architecture, ``timm/MODEL`` (any timm
+image model), or the path of an open_clip JSON config.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from dimefm.runtime.seeding import seed_of
 
 @dataclass(frozen=True)
 class Spec:
-    """A resolved student: its open_clip model config, the pixels of a side (None: a text tower), and what the user called
-    it."""
+    """A resolved student: its open_clip model config, the pixels of a side (None: a text tower),
+    and what the user called it."""
 
     config: dict
     image_size: int | None
@@ -43,16 +43,21 @@ def resolve(name: str, image_size: int | None = None, dim: int | None = None) ->
     if isinstance(size, list | tuple) and len(set(size)) == 1:
         size = size[0]
     if not isinstance(size, int) or size < 1:
-        raise ModelError(f"{name}: image_size is {size!r}; a student sees squares, so give one number of pixels")
+        raise ModelError(
+            f"{name}: image_size is {size!r}; a student sees squares, so give one number of pixels"
+        )
     return Spec(config, size, name)
 
 
 def resolve_text(name: str, dim: int | None = None) -> Spec:
-    """Return the spec of the text tower of ``name``, its output dimension replaced where given; raise ModelError when it has
-    none."""
+    """Return the spec of the text tower of ``name``, its output dimension replaced where given;
+    raise ModelError when it has none."""
     config = _config(name)
     if not isinstance(config.get("text_cfg"), dict):
-        raise ModelError(f"{name}: has no text tower ('text_cfg'); name an open_clip architecture or config that has one")
+        raise ModelError(
+            f"{name}: has no text tower ('text_cfg'); name an open_clip architecture or config that"
+            " has one"
+        )
     kept = {key: config[key] for key in ("text_cfg", "quick_gelu") if key in config}
     return Spec({"embed_dim": _own_dim(config, name) if dim is None else dim, **kept}, None, name)
 
@@ -60,13 +65,19 @@ def resolve_text(name: str, dim: int | None = None) -> Spec:
 def _own_dim(config: dict, name: str) -> int:
     dim = config.get("embed_dim")
     if not isinstance(dim, int) or dim < 1:
-        raise ModelError(f"{name}: has no dimension of its own; name an open_clip architecture or config with 'embed_dim'")
+        raise ModelError(
+            f"{name}: has no dimension of its own; name an open_clip architecture or config with"
+            " 'embed_dim'"
+        )
     return dim
 
 
 def _config(name: str) -> dict:
     if name.startswith("timm/"):
-        return {"embed_dim": 0, "vision_cfg": {"timm_model_name": name.removeprefix("timm/"), "timm_pool": ""}}
+        return {
+            "embed_dim": 0,
+            "vision_cfg": {"timm_model_name": name.removeprefix("timm/"), "timm_pool": ""},
+        }
     if name.endswith(".json"):
         try:
             config = json.loads(Path(name).read_text(encoding="utf-8"))
@@ -79,13 +90,18 @@ def _config(name: str) -> dict:
 
 
 def _tower(config: dict, text: bool) -> ImageTower | TextTower:
-    return TextTower(open_clip.text_tower(config)) if text else ImageTower(open_clip.image_tower(config))
+    return (
+        TextTower(open_clip.text_tower(config))
+        if text
+        else ImageTower(open_clip.image_tower(config))
+    )
 
 
 def build(spec: Spec, both_towers: bool, seed: int, batch_size: int = 2) -> tuple[nn.Module, dict]:
     """Return (model with random weights drawn from ``seed``, preprocessing) of a spec.
 
-    Raises ModelError when it cannot be built, or cannot encode images of its size in batches of ``batch_size``.
+    Raises ModelError when it cannot be built, or cannot encode images of its size in batches of
+    ``batch_size``.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "weights") % 2**32)
@@ -95,58 +111,81 @@ def build(spec: Spec, both_towers: bool, seed: int, batch_size: int = 2) -> tupl
             return model.to(memory_format=torch.channels_last), open_clip.preprocess_of(model)
         tower = _tower(spec.config, text=False)
         _try(tower, spec, batch_size)
-        return tower.to(memory_format=torch.channels_last), open_clip.default_preprocess(spec.image_size)
+        return tower.to(memory_format=torch.channels_last), open_clip.default_preprocess(
+            spec.image_size
+        )
 
 
 def patch_side(model: nn.Module) -> int:
-    """Return the side in pixels of the patches that an image tower cuts an image into without overlap, 1 if it does not.
+    """Return the side in pixels of the patches that an image tower cuts an image into without
+    overlap, 1 if it does not.
 
-    Such a tower, as open_clip and timm build it, never sees the pixels that are left over at the right and the lower edge.
+    Such a tower, as open_clip and timm build it, never sees the pixels that are left over at the
+    right and the lower edge.
     """
-    stem = next((part for part in model.visual.modules() if isinstance(part, nn.Conv2d) and part.in_channels == 3), None)
+    stem = next(
+        (
+            part
+            for part in model.visual.modules()
+            if isinstance(part, nn.Conv2d) and part.in_channels == 3
+        ),
+        None,
+    )
     side = 1 if stem is None or stem.kernel_size != stem.stride else stem.stride[0]
     return side if stem is not None and stem.padding == (0, 0) else 1
 
 
 def build_text(spec: Spec, seed: int) -> nn.Module:
-    """Return the text tower of a spec with random weights drawn from ``seed``; raise ModelError when it cannot be built or
-    run."""
+    """Return the text tower of a spec with random weights drawn from ``seed``; raise ModelError
+    when it cannot be built or run."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "weights") % 2**32)
         tower = _tower(spec.config, text=True)
     try:
-        found = list(tower.encode_text(torch.zeros(2, tower.text.context_length, dtype=torch.long)).shape)
+        found = list(
+            tower.encode_text(torch.zeros(2, tower.text.context_length, dtype=torch.long)).shape
+        )
         if found != [2, spec.config["embed_dim"]]:
-            raise ValueError(f"its output for 2 sentences is {found}; expected {[2, spec.config['embed_dim']]}")
+            raise ValueError(
+                f"its output for 2 sentences is {found}; expected {[2, spec.config['embed_dim']]}"
+            )
     except Exception as error:  # open_clip fails in many ways on an impossible config
-        raise ModelError(f"{spec.name}: cannot encode a sentence: {open_clip.reason_of(error)}") from error
+        raise ModelError(
+            f"{spec.name}: cannot encode a sentence: {open_clip.reason_of(error)}"
+        ) from error
     return tower
 
 
 @torch.no_grad()
 def _try(model: nn.Module, spec: Spec, batch_size: int) -> None:
-    """Encode blank images as evaluation and training do, so that what cannot work is refused before the first step.
+    """Encode blank images as evaluation and training do, so that what cannot work is refused before
+    the first step.
 
     The model is left as it was, its running statistics included. Raises ModelError with the reason.
     """
-    training, kept = model.training, {name: buffer.clone() for name, buffer in model.named_buffers()}
+    training, kept = (
+        model.training,
+        {name: buffer.clone() for name, buffer in model.named_buffers()},
+    )
     pixels = torch.zeros(2, 3, spec.image_size, spec.image_size)
     try:
         for mode in (False, True):
             found = list(model.train(mode).encode_image(pixels).shape)
             if found != [2, spec.config["embed_dim"]]:
-                raise ValueError(f"its output for 2 images is {found}; expected {[2, spec.config['embed_dim']]}")
+                raise ValueError(
+                    f"its output for 2 images is {found}; expected {[2, spec.config['embed_dim']]}"
+                )
     except Exception as error:  # timm and open_clip fail in many ways on a size that is not theirs
         raise ModelError(
-            f"{spec.name} at {spec.image_size} pixels: cannot encode an image: {open_clip.reason_of(error)}; "
-            "give another --image-size or --student"
+            f"{spec.name} at {spec.image_size} pixels: cannot encode an image:"
+            f" {open_clip.reason_of(error)}; give another --image-size or --student"
         ) from error
     try:
         model.encode_image(pixels[: min(batch_size, 2)])
     except ValueError as error:  # batch normalisation has no variance of one value
         raise ModelError(
-            f"{spec.name}: cannot learn from {batch_size} image a step ({open_clip.reason_of(error)}); "
-            "give a --batch-size of 2 or more"
+            f"{spec.name}: cannot learn from {batch_size} image a step"
+            f" ({open_clip.reason_of(error)}); give a --batch-size of 2 or more"
         ) from error
     for name, buffer in model.named_buffers():
         buffer.copy_(kept.get(name, buffer))

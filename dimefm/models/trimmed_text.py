@@ -1,9 +1,11 @@
-"""Text towers on the tokens they read. Knows how open_clip computes them; written against open_clip_torch 3.x.
+"""Text towers on the tokens they read. Knows how open_clip computes them; written against
+open_clip_torch 3.x.
 
-Under a causal mask place p of a sentence sees places 0..p alone. A tower that pools at its end-of-text token therefore never
-looks at what stands behind it, and tokens cut behind the last pooled place of a batch give the same rows. ``encode_text`` of
-open_clip refuses them (it adds all positions), so ``Trimmed`` runs the parts of the tower with the first L positions and the
-L x L corner of the mask.
+Under a causal mask place p of a sentence sees places 0..p alone. A tower that pools at its
+end-of-text token therefore never looks at what stands behind it, and tokens cut behind the last
+pooled place of a batch give the same rows. ``encode_text`` of open_clip refuses them (it adds all
+positions), so ``Trimmed`` runs the parts of the tower with the first L positions and the L x L
+corner of the mask.
 """
 
 from __future__ import annotations
@@ -27,21 +29,25 @@ TOLERANCE = 1e-4
 class Trimmed:
     """A text tower that may be run on cut tokens: its parts and where it pools.
 
-    ``eos`` None pools at the first place of the largest token of a row (open_clip's "argmax"), a number at its first place.
+    ``eos`` None pools at the first place of the largest token of a row (open_clip's "argmax"), a
+    number at its first place.
     """
 
     parts: nn.Module
     eos: int | None
 
     def lengths(self, tokens: Tensor) -> Tensor:
-        """Return how many places of each row of tokens [N, L] the tower reads: int64 [N], at least 1."""
+        """Return how many places of each row of tokens [N, L] the tower reads: int64 [N], at least
+        1.
+        """
         return 1 + (tokens if self.eos is None else (tokens == self.eos).int()).argmax(dim=-1)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """Return rows [N, D], not normalised, of tokens [N, L] that hold all places that ``lengths`` counts.
+        """Return rows [N, D], not normalised, of tokens [N, L] that hold all places that
+        ``lengths`` counts.
 
-        It is ``CLIP.encode_text`` and ``TextTransformer.forward`` of open_clip, but for L positions instead of all, and with
-        the final norm on the pooled places only.
+        It is ``CLIP.encode_text`` and ``TextTransformer.forward`` of open_clip, but for L positions
+        instead of all, and with the final norm on the pooled places only.
         """
         parts, n = self.parts, tokens.shape[1]
         dtype = parts.transformer.get_cast_dtype()
@@ -50,14 +56,20 @@ class Trimmed:
         x = parts.ln_final(x[torch.arange(len(x), device=x.device), self.lengths(tokens) - 1])
         if parts.text_projection is None:
             return x
-        return parts.text_projection(x) if isinstance(parts.text_projection, nn.Linear) else x @ parts.text_projection
+        return (
+            parts.text_projection(x)
+            if isinstance(parts.text_projection, nn.Linear)
+            else x @ parts.text_projection
+        )
 
 
 def places_first(model: nn.Module) -> nn.Module:
-    """Let the masked text tower that ``model`` has or is keep its places as the first axis, [L, N, D]; return ``model``.
+    """Let the masked text tower that ``model`` has or is keep its places as the first axis, [L, N,
+    D]; return ``model``.
 
-    Its rows stay the same. Under a mask torch's attention computes so anyway; of [N, L, D] it takes a transposed view, which
-    torch 2.15 multiplies by a copy of the weights for each place. To round all copies takes longer than the product itself.
+    Its rows stay the same. Under a mask torch's attention computes so anyway; of [N, L, D] it takes
+    a transposed view, which torch 2.15 multiplies by a copy of the weights for each place. To round
+    all copies takes longer than the product itself.
     """
     text = getattr(model, "text", model)
     transformer = getattr(text, "transformer", None)
@@ -70,11 +82,13 @@ def places_first(model: nn.Module) -> nn.Module:
 
 
 def trimmed(model: nn.Module) -> Trimmed | None:
-    """Return how to run a model's text tower on cut tokens, or None when its rows depend on the padding.
+    """Return how to run a model's text tower on cut tokens, or None when its rows depend on the
+    padding.
 
-    None for towers that are not open_clip's own (Hugging Face), add a class token (CoCa), look at all places (no causal
-    mask: SigLIP, CLIPA, most MobileCLIP) or pool elsewhere than at a token. What is left is tried on a few tokens against
-    ``encode_text`` as well; a tower that disagrees gives a RuntimeWarning and None.
+    None for towers that are not open_clip's own (Hugging Face), add a class token (CoCa), look at
+    all places (no causal mask: SigLIP, CLIPA, most MobileCLIP) or pool elsewhere than at a token.
+    What is left is tried on a few tokens against ``encode_text`` as well; a tower that disagrees
+    gives a RuntimeWarning and None.
     """
     if isinstance(model, CLIP) and type(model).encode_text is CLIP.encode_text:
         parts, pool, eos = model, model.text_pool_type, model.text_eos_id
@@ -88,8 +102,9 @@ def trimmed(model: nn.Module) -> Trimmed | None:
     difference = _difference(tower, model)
     if not difference <= TOLERANCE:
         warnings.warn(
-            f"sentences are encoded at full length, which is slower: rows of cut tokens differ by {difference:.1e}, "
-            f"expected at most {TOLERANCE:.0e}; the installed open_clip computes the tower in another way than this package",
+            "sentences are encoded at full length, which is slower: rows of cut tokens differ by"
+            f" {difference:.1e}, expected at most {TOLERANCE:.0e}; the installed open_clip computes"
+            " the tower in another way than this package",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -111,7 +126,9 @@ def _is_causal(mask: Tensor | None) -> bool:
 
 @torch.inference_mode()
 def _difference(tower: Trimmed, model: nn.Module) -> float:
-    """Return the largest difference of unit rows, whole against cut, of sentences with noise behind their end."""
+    """Return the largest difference of unit rows, whole against cut, of sentences with noise behind
+    their end.
+    """
     embedding = tower.parts.token_embedding
     end = embedding.num_embeddings - 1 if tower.eos is None else tower.eos
     length, noise = len(tower.parts.positional_embedding), torch.Generator().manual_seed(0)
@@ -119,6 +136,9 @@ def _difference(tower: Trimmed, model: nn.Module) -> float:
     tokens[torch.arange(4), torch.arange(4).clamp(max=length - 1)] = end
     tokens = tokens.to(embedding.weight.device)
     with computing("fp32", tokens.device):
-        whole, cut = model.encode_text(tokens), tower.encode_text(tokens[:, : int(tower.lengths(tokens).max())])
+        whole, cut = (
+            model.encode_text(tokens),
+            tower.encode_text(tokens[:, : int(tower.lengths(tokens).max())]),
+        )
     unit = nn.functional.normalize
     return float((unit(whole.float(), dim=-1) - unit(cut.float(), dim=-1)).abs().max())

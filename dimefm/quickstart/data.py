@@ -1,14 +1,16 @@
-"""The quickstart's raw data, made from a seed without a network: real handwritten digits and rendered scenes.
+"""The quickstart's raw data, made from a seed without a network: real handwritten digits and
+rendered scenes.
 
-Digits are the 1,797 scans of ``sklearn.datasets.load_digits`` (8x8 grey), drawn as 32x32 RGB in dark ink or in chalk.
-Scenes are one of 6 shapes in one of 8 colours (48 classes), at varying places, sizes and tilts on a noisy background,
-sometimes beside a small second shape, with a caption from varied patterns. The three splits (pairs, images, test) share
-nothing: no scan and no scene is in two of them.
+Digits are the 1,797 scans of ``sklearn.datasets.load_digits`` (8x8 grey), drawn as 32x32 RGB in
+dark ink or in chalk. Scenes are one of 6 shapes in one of 8 colours (48 classes), at varying
+places, sizes and tilts on a noisy background, sometimes beside a small second shape, with a caption
+from varied patterns. The three splits (pairs, images, test) share nothing: no scan and no scene is
+in two of them.
 
     FOLDER/pairs.tar          KEY.png + KEY.txt: what the teacher learns from
     FOLDER/images.tar         KEY.png: images without text, for distillation
     FOLDER/sentences.txt      one sentence a line, made apart from all images
-    FOLDER/eval/digits/       classnames.txt (10)  templates.txt  test.tar: KEY.png + KEY.cls, the class number
+    FOLDER/eval/digits/       classnames.txt (10)  templates.txt  test.tar: KEY.png + KEY.cls
     FOLDER/eval/shapes/       classnames.txt (48)  templates.txt  test.tar
 """
 
@@ -93,7 +95,12 @@ DIGIT_PATTERNS = (
 )
 
 TEMPLATES = {
-    "digits": ("a handwritten {}", "the digit {}", "the number {} written by hand", "a picture of the digit {}"),
+    "digits": (
+        "a handwritten {}",
+        "the digit {}",
+        "the number {} written by hand",
+        "a picture of the digit {}",
+    ),
     "shapes": ("a {}", "the {}", "a picture of a {}", "a {} on a plain background"),
 }
 
@@ -111,15 +118,23 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Mix:
-    """How many digits and scenes one split holds, and which scans (a slice of the shuffled ones) it may draw."""
+    """How many digits and scenes one split holds, and which scans (a slice of the shuffled ones) it
+    may draw.
+    """
 
     digits: int
     scenes: int
     scans: slice
 
     def scaled(self, scale: float) -> Mix:
-        """Return the mix with both counts times ``scale``, at least one scene per class and two of each digit."""
-        return Mix(max(20, round(self.digits * scale)), max(len(SCENES), round(self.scenes * scale)), self.scans)
+        """Return the mix with both counts times ``scale``, at least one scene per class and two of
+        each digit.
+        """
+        return Mix(
+            max(20, round(self.digits * scale)),
+            max(len(SCENES), round(self.scenes * scale)),
+            self.scans,
+        )
 
 
 PAIRS = Mix(digits=3200, scenes=5600, scans=slice(0, 700))
@@ -130,7 +145,9 @@ SENTENCES = Mix(digits=1000, scenes=3000, scans=slice(0, 0))
 
 @dataclass(frozen=True)
 class Item:
-    """One example: PNG bytes, its sentence, and its class number within its own family (digits or scenes)."""
+    """One example: PNG bytes, its sentence, and its class number within its own family (digits or
+    scenes).
+    """
 
     image: bytes
     text: str
@@ -152,7 +169,13 @@ class Scene:
     @property
     def words(self) -> dict[str, str]:
         """Return the words that the sentence patterns may use."""
-        size = "a small" if self.radius < 0.3 else "a large" if self.radius > 0.36 else article(self.colour)
+        size = (
+            "a small"
+            if self.radius < 0.3
+            else "a large"
+            if self.radius > 0.36
+            else article(self.colour)
+        )
         row, column = (0 if at < 0.43 else 2 if at > 0.57 else 1 for at in (self.y, self.x))
         return {
             "a": article(self.colour),
@@ -167,9 +190,10 @@ class Scene:
 def write(folder: Path, seed: int = 0, scale: float = 1.0) -> Sizes:
     """Write the raw data under ``folder`` and return the counts.
 
-    The same seed and scale give the same bytes (with the same Pillow, zlib and numpy). ``scale`` multiplies all counts
-    (with a few rows of every class at least); the test digits stop at the 497 scans there are, while the other splits
-    draw a scan several times, never twice alike. Each file appears under its name only when it is whole.
+    The same seed and scale give the same bytes (with the same Pillow, zlib and numpy). ``scale``
+    multiplies all counts (with a few rows of every class at least); the test digits stop at the 497
+    scans there are, while the other splits draw a scan several times, never twice alike. Each file
+    appears under its name only when it is whole.
 
     Raises ValueError when ``scale`` is not a positive number.
     """
@@ -181,14 +205,21 @@ def write(folder: Path, seed: int = 0, scale: float = 1.0) -> Sizes:
     images = _split(scans, UNPAIRED.scaled(scale), seed, 2)
     sentences = _sentences(SENTENCES.scaled(scale), seed)
     test = TEST.scaled(scale)
-    digits = list(_digits(scans, Mix(min(test.digits, TEST.digits), 0, test.scans), _generator(seed, 4)))
+    digits = list(
+        _digits(scans, Mix(min(test.digits, TEST.digits), 0, test.scans), _generator(seed, 4))
+    )
     shapes = list(_scenes(test.scenes, _generator(seed, 5)))
-    _write_tar(folder / "pairs.tar", ({"png": item.image, "txt": item.text.encode()} for item in pairs))
+    _write_tar(
+        folder / "pairs.tar", ({"png": item.image, "txt": item.text.encode()} for item in pairs)
+    )
     _write_tar(folder / "images.tar", ({"png": item.image} for item in images))
     _write_lines(folder / "sentences.txt", sentences)
     for name, classes, items in (("digits", DIGITS, digits), ("shapes", SCENES, shapes)):
         home = folder / "eval" / name
-        _write_tar(home / "test.tar", ({"png": item.image, "cls": str(item.label).encode()} for item in items))
+        _write_tar(
+            home / "test.tar",
+            ({"png": item.image, "cls": str(item.label).encode()} for item in items),
+        )
         _write_lines(home / "classnames.txt", classes)
         _write_lines(home / "templates.txt", TEMPLATES[name])
     return Sizes(len(pairs), len(images), len(sentences), len(digits), len(shapes))
@@ -202,7 +233,8 @@ def article(word: str) -> str:
 def draw_scene(scene: Scene, other: Scene | None, noise: np.ndarray) -> np.ndarray:
     """Return the pixels of ``scene``, uint8 [SIDE, SIDE, 3].
 
-    ``other`` is drawn first, so it never hides the scene's own shape. ``noise`` [SIDE, SIDE, 3] is in grey levels.
+    ``other`` is drawn first, so it never hides the scene's own shape. ``noise`` [SIDE, SIDE, 3] is
+    in grey levels.
     """
     side = SIDE * OVERSAMPLE
     canvas = Image.new("RGB", (side, side), GROUNDS[scene.ground])
@@ -214,14 +246,19 @@ def draw_scene(scene: Scene, other: Scene | None, noise: np.ndarray) -> np.ndarr
     return np.clip(pixels, 0, 255).astype(np.uint8)
 
 
-def draw_digit(scan: np.ndarray, ink: float, paper: np.ndarray, place: Sequence[int], noise: np.ndarray) -> np.ndarray:
+def draw_digit(
+    scan: np.ndarray, ink: float, paper: np.ndarray, place: Sequence[int], noise: np.ndarray
+) -> np.ndarray:
     """Return the pixels of a digit, uint8 [SIDE, SIDE, 3].
 
-    ``scan`` [8, 8] holds 0 (paper) to 16 (ink). It is enlarged (bicubic) to ``place[2]`` pixels with its corner at
-    ``place[:2]``; ``ink`` and ``paper`` [3] are levels 0 to 255; ``noise`` [SIDE, SIDE, 3] is added in grey levels.
+    ``scan`` [8, 8] holds 0 (paper) to 16 (ink). It is enlarged (bicubic) to ``place[2]`` pixels
+    with its corner at ``place[:2]``; ``ink`` and ``paper`` [3] are levels 0 to 255; ``noise``
+    [SIDE, SIDE, 3] is added in grey levels.
     """
     left, top, size = place
-    stroke = Image.fromarray(np.uint8(scan * 15.9375)).resize((size, size), Image.Resampling.BICUBIC)
+    stroke = Image.fromarray(np.uint8(scan * 15.9375)).resize(
+        (size, size), Image.Resampling.BICUBIC
+    )
     cover = np.zeros((SIDE, SIDE, 1), np.float32)
     cover[top : top + size, left : left + size, 0] = np.asarray(stroke, np.float32) / 255
     return np.clip(paper * (1 - cover) + ink * cover + noise, 0, 255).astype(np.uint8)
@@ -254,7 +291,9 @@ def _split(scans: _Scans, mix: Mix, seed: int, part: int) -> list[Item]:
 def _sentences(mix: Mix, seed: int) -> list[str]:
     """Return sentences about digits and scenes that were never drawn, in mixed order."""
     random = _generator(seed, 3)
-    lines = [_say_digit(DIGITS[i % 10], bool(random.integers(2)), random) for i in range(mix.digits)]
+    lines = [
+        _say_digit(DIGITS[i % 10], bool(random.integers(2)), random) for i in range(mix.digits)
+    ]
     for i in range(mix.scenes):
         scene = _scene(i % len(SCENES), random)
         lines.append(_say_scene(scene, _other(scene, random), random))
@@ -282,11 +321,15 @@ def _scenes(count: int, random: np.random.Generator) -> Iterator[Item]:
         label = i % len(SCENES)
         scene = _scene(label, random)
         other = _other(scene, random)
-        yield Item(_png(draw_scene(scene, other, _noise(random))), _say_scene(scene, other, random), label)
+        yield Item(
+            _png(draw_scene(scene, other, _noise(random))), _say_scene(scene, other, random), label
+        )
 
 
 def _scene(label: int, random: np.random.Generator) -> Scene:
-    """Return a scene of class ``label`` at a random place that keeps the shape inside the picture."""
+    """Return a scene of class ``label`` at a random place that keeps the shape inside the
+    picture.
+    """
     colour, shape = SCENES[label].split()
     radius = random.uniform(0.24, 0.42)
     x, y = random.uniform(radius, 1 - radius, 2)
@@ -295,7 +338,9 @@ def _scene(label: int, random: np.random.Generator) -> Scene:
 
 
 def _other(scene: Scene, random: np.random.Generator) -> Scene | None:
-    """Return, one time in six, a small shape of another colour in the corner farthest from ``scene``."""
+    """Return, one time in six, a small shape of another colour in the corner farthest from
+    ``scene``.
+    """
     draw = random.integers(6)
     colours = [name for name in COLOURS if name != scene.colour]
     colour, shape = colours[random.integers(len(colours))], SHAPES[random.integers(len(SHAPES))]
@@ -321,7 +366,9 @@ def _say_digit(digit: str, chalk: bool, random: np.random.Generator) -> str:
 
 def _noise(random: np.random.Generator) -> np.ndarray:
     """Return Gaussian noise [SIDE, SIDE, 3] of a random strength, 0 to 8 grey levels."""
-    return random.standard_normal((SIDE, SIDE, 3), dtype=np.float32) * np.float32(random.uniform(0, 8))
+    return random.standard_normal((SIDE, SIDE, 3), dtype=np.float32) * np.float32(
+        random.uniform(0, 8)
+    )
 
 
 def _draw_shape(pen: ImageDraw.ImageDraw, scene: Scene, side: int) -> None:
@@ -332,27 +379,40 @@ def _draw_shape(pen: ImageDraw.ImageDraw, scene: Scene, side: int) -> None:
         radius *= 0.9
         pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill)
     elif scene.shape == "ring":
-        pen.ellipse((x - radius, y - radius, x + radius, y + radius), outline=fill, width=max(2, round(radius * 0.36)))
+        pen.ellipse(
+            (x - radius, y - radius, x + radius, y + radius),
+            outline=fill,
+            width=max(2, round(radius * 0.36)),
+        )
     else:
         turned = [
-            (x + radius * far * math.cos(scene.angle + turn), y + radius * far * math.sin(scene.angle + turn))
+            (
+                x + radius * far * math.cos(scene.angle + turn),
+                y + radius * far * math.sin(scene.angle + turn),
+            )
             for far, turn in OUTLINES[scene.shape]
         ]
         pen.polygon(turned, fill=fill)
 
 
 def _regular(corners: int, inner: float | None = None) -> tuple[tuple[float, float], ...]:
-    """Return (distance, angle) of a regular polygon's corners; with ``inner``, of a star's tips and notches."""
+    """Return (distance, angle) of a regular polygon's corners; with ``inner``, of a star's tips and
+    notches.
+    """
     if inner is None:
         return tuple((1.0, 2 * math.pi * i / corners) for i in range(corners))
     return tuple((1.0 if i % 2 == 0 else inner, math.pi * i / corners) for i in range(2 * corners))
 
 
 def _cross(half: float) -> tuple[tuple[float, float], ...]:
-    """Return (distance, angle) of the 12 corners of a plus sign whose arms are ``2 * half`` wide."""
+    """Return (distance, angle) of the 12 corners of a plus sign whose arms are ``2 * half``
+    wide.
+    """
     tip, near = math.atan2(half, 1), math.pi / 4
     corners = ((math.hypot(1, half), -tip), (math.hypot(1, half), tip), (half * math.sqrt(2), near))
-    return tuple((far, turn + math.pi / 2 * quarter) for quarter in range(4) for far, turn in corners)
+    return tuple(
+        (far, turn + math.pi / 2 * quarter) for quarter in range(4) for far, turn in corners
+    )
 
 
 OUTLINES = {
@@ -361,7 +421,9 @@ OUTLINES = {
     "star": _regular(5, inner=0.42),
     "cross": _cross(0.3),
 }
-"""Corners of the straight-edged shapes as (distance, angle) around their centre, for a radius of 1."""
+"""Corners of the straight-edged shapes as (distance, angle) around their centre, for a radius of
+1.
+"""
 
 
 def _png(pixels: np.ndarray) -> bytes:
@@ -372,8 +434,13 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def _write_tar(path: Path, samples: Iterable[dict[str, bytes]]) -> None:
-    """Write a webdataset shard: sample i is the files ``i.EXTENSION``, with no time, owner or order of the machine."""
-    with _whole(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+    """Write a webdataset shard: sample i is the files ``i.EXTENSION``, with no time, owner or order
+    of the machine.
+    """
+    with (
+        _whole(path) as temporary,
+        tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar,
+    ):
         for i, sample in enumerate(samples):
             for extension, data in sorted(sample.items()):
                 member = tarfile.TarInfo(f"{i:06d}.{extension}")

@@ -29,8 +29,9 @@ def _verdict(summary: dict) -> str:
     kept = summary["student_accuracy"] / summary["teacher_accuracy"]
     smaller = summary["teacher_params"] / summary["student_params"]
     return (
-        f"The student's image tower is {smaller:.0f} times smaller and keeps {100 * kept:.0f} % of the teacher's accuracy. "
-        f"Its sentences are encoded by the teacher's text tower ({summary['text_params']:,} parameters)."
+        f"The student's image tower is {smaller:.0f} times smaller and keeps {100 * kept:.0f} % of"
+        " the teacher's accuracy. Its sentences are encoded by the teacher's text tower"
+        f" ({summary['text_params']:,} parameters)."
     )
 
 
@@ -39,7 +40,10 @@ def table(summary: dict) -> str:
     rows = _rows(summary)
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
-        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            c.ljust(w) if i == 0 else c.rjust(w)
+            for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        )
         for row in rows
     ]
     lines.insert(1, "  ".join("-" * width for width in widths))
@@ -50,8 +54,21 @@ def table(summary: dict) -> str:
 def markdown(summary: dict) -> str:
     """Return the result as a Markdown page that shows ``report.png``."""
     head, *rows = ["| " + " | ".join(row) + " |" for row in _rows(summary)]
-    lines = ["# dimefm quickstart", "", head, "|---|---:|---:|---:|---:|", *rows, "", _verdict(summary)]
-    lines += ["", "![Accuracy and training curve](report.png)", "", f"{summary['seconds']:.0f} seconds in all."]
+    lines = [
+        "# dimefm quickstart",
+        "",
+        head,
+        "|---|---:|---:|---:|---:|",
+        *rows,
+        "",
+        _verdict(summary),
+    ]
+    lines += [
+        "",
+        "![Accuracy and training curve](report.png)",
+        "",
+        f"{summary['seconds']:.0f} seconds in all.",
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -73,9 +90,17 @@ def draw(summary: dict, run: Path, path: Path) -> None:
     left.set(ylabel="zero-shot accuracy, %", ylim=(0, 112), xticks=range(len(summary["datasets"])))
     left.set_xticklabels(summary["datasets"])
     left.legend(ncols=4, fontsize=8, frameon=False, loc="upper center")
-    log = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    log = [
+        json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     for name, label, colour in (("dime.vl", "VL", "#2b5c8a"), ("dime.pvl", "P-VL", "#d9622b")):
-        right.plot([line["step"] for line in log], [line[name] for line in log], color=colour, label=label, linewidth=1.4)
+        right.plot(
+            [line["step"] for line in log],
+            [line[name] for line in log],
+            color=colour,
+            label=label,
+            linewidth=1.4,
+        )
     right.set(xlabel="step", ylabel="loss of the student", yscale="log")
     right.legend(frameon=False, fontsize=8)
     for axes in (left, right):

@@ -1,4 +1,6 @@
-"""The quickstart: the ordinary verbs, one after the other, on small real data. Interrupted, it goes on where it was."""
+"""The quickstart: the ordinary verbs, one after the other, on small real data. Interrupted, it goes
+on where it was.
+"""
 
 from __future__ import annotations
 
@@ -27,16 +29,26 @@ from dimefm.train.trainer import train
 
 DATASETS = ("digits", "shapes")
 RECORD, SUMMARY = "quickstart.json", "summary.json"
-COMMON: dict = {"crop_ratio": (0.75, 4 / 3), "flip": 0.0, "resize": 0, "warmup": 0.3, "save_every": 200}
+COMMON: dict = {
+    "crop_ratio": (0.75, 4 / 3),
+    "flip": 0.0,
+    "resize": 0,
+    "warmup": 0.3,
+    "save_every": 200,
+}
 
 
-def quickstart(out: Path, seed: int = 0, echo: Callable[[str], None] = print, scale: float = 1.0) -> dict:
-    """Make data, train a teacher, extract its features, distil a student and score both; return the summary.
+def quickstart(
+    out: Path, seed: int = 0, echo: Callable[[str], None] = print, scale: float = 1.0
+) -> dict:
+    """Make data, train a teacher, extract its features, distil a student and score both; return the
+    summary.
 
-    ``scale`` is the share of the rows and steps: below 1 it shows the way, not the accuracy; 0.02 is the least, since a
-    batch must have its rows. Writes ``out/quickstart.json`` (seed, scale, counts of the raw data), ``out/summary.json``
-    (accuracies as fractions, parameters of the image towers, seconds), ``out/report.md`` and ``out/report.png``.
-    Everything runs on the CPU and needs no network.
+    ``scale`` is the share of the rows and steps: below 1 it shows the way, not the accuracy; 0.02
+    is the least, since a batch must have its rows. Writes ``out/quickstart.json`` (seed, scale,
+    counts of the raw data), ``out/summary.json`` (accuracies as fractions, parameters of the image
+    towers, seconds), ``out/report.md`` and ``out/report.png``. Everything runs on the CPU and needs
+    no network.
     """
     started = time.perf_counter()
     whole = _claim(out, seed, scale)
@@ -54,7 +66,11 @@ def quickstart(out: Path, seed: int = 0, echo: Callable[[str], None] = print, sc
     echo("3/5 extract-features: the teacher runs once over unpaired images and sentences")
     encoder = load_encoder(str(teacher), "cpu")
     for kind, source in (("image", raw / "images.tar"), ("text", raw / "sentences.txt")):
-        echo(extract(encoder, open_rows([source], kind), kind, out / "cache" / f"{kind}s", Settings()).describe())
+        echo(
+            extract(
+                encoder, open_rows([source], kind), kind, out / "cache" / f"{kind}s", Settings()
+            ).describe()
+        )
     echo("4/5 train: a student learns from the cached features; the teacher does not run")
     distilled = _train(_student(raw, out / "cache", seed, scale), out / "student", echo)
     echo("5/5 eval: zero-shot on images that none of them has seen")
@@ -71,28 +87,43 @@ def quickstart(out: Path, seed: int = 0, echo: Callable[[str], None] = print, sc
 
 
 def _claim(out: Path, seed: int, scale: float) -> bool:
-    """Make ``out`` the folder of a quickstart from ``seed`` at ``scale`` and return whether its data are whole.
+    """Make ``out`` the folder of a quickstart from ``seed`` at ``scale`` and return whether its
+    data are whole.
 
-    Raises RecipeError when the folder holds one from another seed or scale, or something whose seed nobody knows.
+    Raises RecipeError when the folder holds one from another seed or scale, or something whose seed
+    nobody knows.
     """
     path = out / RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         theirs, whole = (record["seed"], record["scale"]), record["data"] is not None
     except FileNotFoundError:
-        strange = next((name for name in ("data", "teacher", "cache", "student", SUMMARY) if (out / name).exists()), None)
+        strange = next(
+            (
+                name
+                for name in ("data", "teacher", "cache", "student", SUMMARY)
+                if (out / name).exists()
+            ),
+            None,
+        )
         if strange is not None:
             raise RecipeError(
-                f"{out}: holds {strange} but no {RECORD}, so its seed is unknown; give another --out"
+                f"{out}: holds {strange} but no {RECORD}, so its seed is unknown; give another"
+                " --out"
             ) from None
         out.mkdir(parents=True, exist_ok=True)
         _record(out, seed, scale, None)
         return False
     except (ValueError, KeyError, TypeError) as error:
-        raise RecipeError(f"{path}: cannot be read ({error!r}); give another --out, or remove that folder") from error
+        raise RecipeError(
+            f"{path}: cannot be read ({error!r}); give another --out, or remove that folder"
+        ) from error
     for option, begun, asked in zip(("seed", "scale"), theirs, (seed, scale), strict=True):
         if begun != asked:
-            raise RecipeError(f"{out}: was begun with --{option} {begun}, not {asked}; give that {option}, or another --out")
+            raise RecipeError(
+                f"{out}: was begun with --{option} {begun}, not {asked}; give that {option}, or"
+                " another --out"
+            )
     return whole
 
 
@@ -156,16 +187,24 @@ def _train(recipe: Recipe, out: Path, echo: Callable[[str], None]) -> Path:
 
 
 def untrained(encoder: Encoder, run: Path, seed: int) -> Encoder:
-    """Return the encoder of a distilled run with its image tower as it was before the first step."""
+    """Return the encoder of a distilled run with its image tower as it was before the first
+    step.
+    """
     record = folder.read(run)
     spec = student.Spec(record["model_cfg"], record["model_cfg"]["vision_cfg"]["image_size"])
-    tower: ImageTower = student.build(spec, both_towers=False, seed=seed)[0].eval().requires_grad_(False)
-    card = dataclasses.replace(encoder.card, name="untrained student", weights_sha256=weights_sha256(tower))
+    tower: ImageTower = (
+        student.build(spec, both_towers=False, seed=seed)[0].eval().requires_grad_(False)
+    )
+    card = dataclasses.replace(
+        encoder.card, name="untrained student", weights_sha256=weights_sha256(tower)
+    )
     return dataclasses.replace(encoder, card=card, image_model=tower)
 
 
 def rows_per_second(encoder: Encoder, rows: int = 512) -> float:
-    """Return how many images a second the image tower encodes: the median of five passes over ready pixels."""
+    """Return how many images a second the image tower encodes: the median of five passes over ready
+    pixels.
+    """
     size = encoder.card.preprocess["size"]
     height, width = size if isinstance(size, list | tuple) else (size, size)
     pixels = torch.zeros(rows, 3, height, width)
@@ -179,18 +218,31 @@ def rows_per_second(encoder: Encoder, rows: int = 512) -> float:
 
 
 def _summarise(towers: dict[str, Encoder], root: Path, out: Path) -> dict:
-    results = {name: elevater(tower, root, out / "eval" / name, DATASETS) for name, tower in towers.items()}
+    results = {
+        name: elevater(tower, root, out / "eval" / name, DATASETS) for name, tower in towers.items()
+    }
     failed = [failure for result in results.values() for failure in result["failed"]]
     if failed:
-        raise DataError(f"{root}: {failed[0]['dataset']} could not be scored: {failed[0]['reason']}")
+        raise DataError(
+            f"{root}: {failed[0]['dataset']} could not be scored: {failed[0]['reason']}"
+        )
     summary: dict = {f"{name}_accuracy": result["mean"] for name, result in results.items()}
     summary["chance"] = float(np.mean([score["chance"] for score in results["teacher"]["scores"]]))
-    summary |= {f"{name}_params": tower.image_parameters for name, tower in towers.items() if name != "untrained"}
+    summary |= {
+        f"{name}_params": tower.image_parameters
+        for name, tower in towers.items()
+        if name != "untrained"
+    }
     summary["text_params"] = towers["teacher"].text_parameters
-    summary |= {f"{name}_rows_per_s": round(rows_per_second(towers[name])) for name in ("teacher", "student")}
+    summary |= {
+        f"{name}_rows_per_s": round(rows_per_second(towers[name]))
+        for name in ("teacher", "student")
+    }
     summary["datasets"] = {
-        score["dataset"]: {"chance": score["chance"], "images": score["images"]}
-        | {name: result["scores"][i]["value"] for name, result in results.items()}
+        score["dataset"]: (
+            {"chance": score["chance"], "images": score["images"]}
+            | {name: result["scores"][i]["value"] for name, result in results.items()}
+        )
         for i, score in enumerate(results["teacher"]["scores"])
     }
     return summary

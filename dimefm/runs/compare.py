@@ -1,7 +1,8 @@
-"""Runs side by side: curves in one plot, and tables of what their recipes differ in and of what they score.
+"""Runs side by side: curves in one plot, and tables of what their recipes differ in and of what
+they score.
 
-Everything is read from the run folders as training and evaluation leave them; a run that is not finished is read as far as
-it has come.
+Everything is read from the run folders as training and evaluation leave them; a run that is not
+finished is read as far as it has come.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from dimefm.storage.files import write_text
 PLOT, TABLE, REPORT = "compare.png", "compare.csv", "compare.md"
 RECIPE = "recipe.toml"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-"""Colours that are told apart with any kind of sight. Source: Okabe and Ito, 2008; their yellow is left out (too pale)."""
+"""Colours that are told apart with any kind of sight. Source: Okabe and Ito, 2008; their yellow is
+left out (too pale).
+"""
 STYLES = ("-", "--", ":")
 PANELS = 6  # at most, in one plot
 NONE = "-"
@@ -34,7 +37,9 @@ WIDEST = 40  # characters of a setting in a terminal
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder: its settings by name, the lines of its log, and ``run.json``, {} as long as it is not finished."""
+    """One run folder: its settings by name, the lines of its log, and ``run.json``, {} as long as
+    it is not finished.
+    """
 
     name: str
     folder: Path
@@ -55,35 +60,59 @@ class Run:
 
 
 def read_run(folder: Path, name: str | None = None) -> Run:
-    """Return the run in ``folder``, called ``name``; raise ModelError when it is no run folder, or a damaged one."""
+    """Return the run in ``folder``, called ``name``; raise ModelError when it is no run folder, or
+    a damaged one.
+    """
     path = folder / RECIPE
     if not path.is_file():
-        raise ModelError(f"{folder}: no run folder, for it has no {RECIPE}; name a folder that dimefm train wrote")
+        raise ModelError(
+            f"{folder}: no run folder, for it has no {RECIPE}; name a folder that dimefm train"
+            " wrote"
+        )
     try:
         settings = tomllib.loads(path.read_text(encoding="utf-8"))
         lines = _log(folder / runs.LOG)
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"{folder}: cannot be read as a run folder ({error}); restore its files, or leave it out"
+            f"{folder}: cannot be read as a run folder ({error}); restore its files, or leave"
+            " it out"
         ) from error
     record = runs.read(folder) if (folder / runs.FILE).exists() else {}
-    return Run(name or folder.resolve().name, folder, _flat({**dataclasses.asdict(Recipe()), **settings}), lines, record)
+    return Run(
+        name or folder.resolve().name,
+        folder,
+        _flat({**dataclasses.asdict(Recipe()), **settings}),
+        lines,
+        record,
+    )
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Return the runs of the folders, each once, called by the last part of its path, or all of it if need be."""
+    """Return the runs of the folders, each once, called by the last part of its path, or all of it
+    if need be.
+    """
     unique = list({folder.resolve(): folder for folder in folders}.values())
     names = [folder.resolve().name for folder in unique]
-    return [read_run(one, name if names.count(name) == 1 else str(one)) for one, name in zip(unique, names, strict=True)]
+    return [
+        read_run(one, name if names.count(name) == 1 else str(one))
+        for one, name in zip(unique, names, strict=True)
+    ]
 
 
 def runs_below(folder: Path) -> list[Run]:
-    """Return the runs in the folders directly in ``folder``, by name; raise DataError when it is absent or has none."""
+    """Return the runs in the folders directly in ``folder``, by name; raise DataError when it is
+    absent or has none.
+    """
     if not folder.is_dir():
-        raise DataError(f"{folder}: there is no such folder; give the folder that holds run folders")
+        raise DataError(
+            f"{folder}: there is no such folder; give the folder that holds run folders"
+        )
     found = sorted(path.parent for path in folder.glob(f"*/{RECIPE}"))
     if not found:
-        raise DataError(f"{folder}: none of its folders is a run (has a {RECIPE}); give the folder that holds run folders")
+        raise DataError(
+            f"{folder}: none of its folders is a run (has a {RECIPE}); give the folder that holds"
+            " run folders"
+        )
     return read_runs(found)
 
 
@@ -106,7 +135,9 @@ def _flat(table: dict, above: str = "") -> dict[str, object]:
 
 
 def differences(compared: Sequence[Run]) -> list[tuple[str, ...]]:
-    """Return a row (setting, value in each run) for each setting of the recipes that is not the same in all."""
+    """Return a row (setting, value in each run) for each setting of the recipes that is not the
+    same in all.
+    """
     names = list(dict.fromkeys(name for run in compared for name in run.settings))
     rows = [(name, *(_shown(run.settings.get(name)) for run in compared)) for name in names]
     return [row for row in rows if len(set(row[1:])) > 1]
@@ -121,14 +152,18 @@ def _shown(value: object) -> str:
 
 
 def scores(compared: Sequence[Run]) -> list[tuple[str, ...]]:
-    """Return a row (figure, value in each run) for each figure that at least one run has; scores are in percent."""
+    """Return a row (figure, value in each run) for each figure that at least one run has; scores
+    are in percent.
+    """
     each = [dict(_figures(run)) for run in compared]
     names = list(dict.fromkeys(name for figures in each for name in figures))
     return [(name, *(figures.get(name, NONE) for figures in each)) for name in names]
 
 
 def _figures(run: Run) -> Iterator[tuple[str, str]]:
-    """Yield (name, value) of what is known of a run: how far it came, its loss, and scores of it."""
+    """Yield (name, value) of what is known of a run: how far it came, its loss, and scores of
+    it.
+    """
     yield "state", "finished" if run.record else "unfinished"
     yield "steps", f"{max([run.record.get('steps', 0), *(line['step'] for line in run.lines)]):,}"
     loss, rates = run.last("total"), run.curve("rows_per_s")[1]
@@ -152,7 +187,9 @@ def _figures(run: Run) -> Iterator[tuple[str, str]]:
 
 
 def _saved(path: Path) -> Iterator[tuple[str, float]]:
-    """Yield (name, value 0 to 1) of the scores that ``dimefm eval`` wrote; raise DataError when they cannot be read."""
+    """Yield (name, value 0 to 1) of the scores that ``dimefm eval`` wrote; raise DataError when
+    they cannot be read.
+    """
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         by = ", by tokens" if result.get("by") == "tokens" else ""
@@ -163,12 +200,18 @@ def _saved(path: Path) -> Iterator[tuple[str, float]]:
             else:
                 yield f"{score['dataset']}{by}", float(score["value"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: cannot be read as scores ({error!r}); evaluate again, or remove the file") from error
+        raise DataError(
+            f"{path}: cannot be read as scores ({error!r}); evaluate again, or remove the file"
+        ) from error
 
 
 def _evaluated(compared: Sequence[Run]) -> list[str]:
-    """Return the scores that the logs hold, the mean first, which is left out where it is of one dataset only."""
-    names = dict.fromkeys(name for run in compared for line in run.lines for name in line if name.startswith("eval/"))
+    """Return the scores that the logs hold, the mean first, which is left out where it is of one
+    dataset only.
+    """
+    names = dict.fromkeys(
+        name for run in compared for line in run.lines for name in line if name.startswith("eval/")
+    )
     sets = [name for name in names if name != "eval/mean"]
     return [*(["eval/mean"] if len(sets) > 1 else []), *sets]
 
@@ -194,7 +237,10 @@ def _narrow(row: tuple[str, ...]) -> tuple[str, ...]:
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
+        for row in rows
+    ]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines)
 
@@ -204,7 +250,9 @@ def listing(found: Sequence[Run]) -> str:
     rows = {name: values for name, *values in scores(found)}
     kept = [name for name in ("state", "steps", "loss", "best mean") if name in rows]
     lines = zip(*(rows[name] for name in kept), strict=True)
-    return _aligned([("run", *kept), *((run.name, *line) for run, line in zip(found, lines, strict=True))])
+    return _aligned(
+        [("run", *kept), *((run.name, *line) for run, line in zip(found, lines, strict=True))]
+    )
 
 
 def table(compared: Sequence[Run]) -> str:
@@ -212,31 +260,57 @@ def table(compared: Sequence[Run]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(("table", "name", *(run.name for run in compared)))
-    writer.writerows(("score", name, *(cell.replace(",", "") for cell in cells)) for name, *cells in scores(compared))
+    writer.writerows(
+        ("score", name, *(cell.replace(",", "") for cell in cells))
+        for name, *cells in scores(compared)
+    )
     writer.writerows(("recipe", *row) for row in differences(compared))
     return file.getvalue()
 
 
 def markdown(compared: Sequence[Run]) -> str:
     """Return both tables and the plot as a Markdown page."""
-    lines = ["# Runs compared", "", *_pipes("", scores(compared), compared), "", f"![Curves]({PLOT})", "", "## Recipes", ""]
+    lines = [
+        "# Runs compared",
+        "",
+        *_pipes("", scores(compared), compared),
+        "",
+        f"![Curves]({PLOT})",
+        "",
+        "## Recipes",
+        "",
+    ]
     different = differences(compared)
-    return "\n".join([*lines, *(_pipes("setting", different, compared) if different else ["They are the same."])]) + "\n"
+    return (
+        "\n".join(
+            [
+                *lines,
+                *(_pipes("setting", different, compared) if different else ["They are the same."]),
+            ]
+        )
+        + "\n"
+    )
 
 
 def _pipes(corner: str, rows: Sequence[tuple[str, ...]], compared: Sequence[Run]) -> list[str]:
-    safe = [[cell.replace("|", "\\|") for cell in row] for row in [(corner, *(run.name for run in compared)), *rows]]
+    safe = [
+        [cell.replace("|", "\\|") for cell in row]
+        for row in [(corner, *(run.name for run in compared)), *rows]
+    ]
     head, *body = ["| " + " | ".join(row) + " |" for row in safe]
     return [head, "|---" + "|---:" * len(compared) + "|", *body]
 
 
 def write(compared: Sequence[Run], out: Path) -> list[Path]:
-    """Write the plot to ``out``, a .png, or plot, CSV and Markdown into the folder ``out``; return what was written.
+    """Write the plot to ``out``, a .png, or plot, CSV and Markdown into the folder ``out``; return
+    what was written.
 
     Raises DataError when no run has logged a step, and for another kind of picture.
     """
     if out.suffix.lower() in (".jpg", ".jpeg", ".pdf", ".svg"):
-        raise DataError(f"--out {out}: the plot is a PNG; give a name that ends in .png, or a folder")
+        raise DataError(
+            f"--out {out}: the plot is a PNG; give a name that ends in .png, or a folder"
+        )
     if out.suffix == ".png":
         out.parent.mkdir(parents=True, exist_ok=True)
         draw(compared, out)
@@ -249,11 +323,20 @@ def write(compared: Sequence[Run], out: Path) -> list[Path]:
 
 
 def draw(compared: Sequence[Run], path: Path) -> None:
-    """Plot the loss and the scores of all runs over their steps into a PNG; raise DataError when no run has logged any."""
-    figures = [name for name in ("total", *_evaluated(compared)) if any(len(run.curve(name)[0]) for run in compared)]
+    """Plot the loss and the scores of all runs over their steps into a PNG; raise DataError when no
+    run has logged any.
+    """
+    figures = [
+        name
+        for name in ("total", *_evaluated(compared))
+        if any(len(run.curve(name)[0]) for run in compared)
+    ]
     figures = figures[:PANELS]
     if not figures:
-        raise DataError(f"{', '.join(run.name for run in compared)}: no step is logged yet, so there is nothing to plot")
+        raise DataError(
+            f"{', '.join(run.name for run in compared)}: no step is logged yet, so there is nothing"
+            " to plot"
+        )
     import matplotlib
 
     matplotlib.use("Agg")
@@ -261,15 +344,28 @@ def draw(compared: Sequence[Run], path: Path) -> None:
 
     columns = 2 if len(figures) == 4 else min(len(figures), 3)
     rows, wide = -(-len(figures) // columns), max(4.6 * columns, 6.4)
-    legend = max(1, min(len(compared), int(12 * wide / (6 + max(len(run.name) for run in compared)))))
+    legend = max(
+        1, min(len(compared), int(12 * wide / (6 + max(len(run.name) for run in compared))))
+    )
     high = 3.4 * rows + 0.25 * -(-len(compared) // legend)
-    figure, grid = plt.subplots(rows, columns, figsize=(wide, high), layout="constrained", squeeze=False)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(wide, high), layout="constrained", squeeze=False
+    )
     for axes, name in zip(grid.flat, figures, strict=False):
         _panel(axes, compared, name)
     for axes in grid.flat[len(figures) :]:
         axes.set_visible(False)
-    lines = [plt.Line2D([], [], color=_colour(i), linestyle=_style(i), linewidth=2) for i in range(len(compared))]
-    figure.legend(lines, [run.name for run in compared], loc="outside lower center", ncols=legend, frameon=False)
+    lines = [
+        plt.Line2D([], [], color=_colour(i), linestyle=_style(i), linewidth=2)
+        for i in range(len(compared))
+    ]
+    figure.legend(
+        lines,
+        [run.name for run in compared],
+        loc="outside lower center",
+        ncols=legend,
+        frameon=False,
+    )
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
@@ -286,9 +382,22 @@ def _panel(axes, compared: Sequence[Run], name: str) -> None:
             axes.plot(steps, values, color=_colour(number), linewidth=0.6, alpha=0.25)
             values = np.convolve(values, np.ones(width) / width, "valid")
             steps = steps[width - 1 :]
-        axes.plot(steps, values, linewidth=1.8, marker="o" if score or len(steps) == 1 else None, markersize=3.5, **look)
+        axes.plot(
+            steps,
+            values,
+            linewidth=1.8,
+            marker="o" if score or len(steps) == 1 else None,
+            markersize=3.5,
+            **look,
+        )
     axes.set(xlabel="step", ylabel="zero-shot score, %" if score else "loss")
-    axes.set_title("loss" if not score else "mean of all datasets" if name == "eval/mean" else name.removeprefix("eval/"))
+    axes.set_title(
+        "loss"
+        if not score
+        else "mean of all datasets"
+        if name == "eval/mean"
+        else name.removeprefix("eval/")
+    )
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 

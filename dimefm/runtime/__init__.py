@@ -1,1 +1,3 @@
-"""The ground floor for processes: seeds, threads, devices, torchrun, progress bars and library versions."""
+"""The ground floor for processes: seeds, threads, devices, torchrun, progress bars and library
+versions.
+"""

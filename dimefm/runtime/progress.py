@@ -1,4 +1,6 @@
-"""One progress bar; where there is no terminal (a cluster's log file), a line every half minute instead."""
+"""One progress bar; where there is no terminal (a cluster's log file), a line every half minute
+instead.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,14 @@ class Progress:
     def __init__(self, total: int, name: str, unit: str, done: int = 0, quiet: bool = False):
         self.lines = not quiet and not sys.stderr.isatty()
         hidden = quiet or self.lines
-        self.bar = tqdm(total=total, initial=done, desc=name, unit=unit, unit_scale=total > 10_000, disable=hidden)
+        self.bar = tqdm(
+            total=total,
+            initial=done,
+            desc=name,
+            unit=unit,
+            unit_scale=total > 10_000,
+            disable=hidden,
+        )
         self.name, self.unit, self.total, self.done, self.first = name, unit, total, done, done
         self.note = ""
         self.started = self.spoken = time.monotonic()
@@ -39,5 +48,8 @@ class Progress:
             self.spoken = now
             rate = (self.done - self.first) / (now - self.started)
             left = f"{(self.total - self.done) / rate:,.0f} s left" if rate else "time left unknown"
-            text = f"{self.name}: {self.done:,} of {self.total:,} {self.unit}s, {rate:,.1f} {self.unit}s/s, {left}"
+            text = (
+                f"{self.name}: {self.done:,} of {self.total:,} {self.unit}s, {rate:,.1f}"
+                f" {self.unit}s/s, {left}"
+            )
             print(f"{text}{', ' + self.note if self.note else ''}", file=sys.stderr, flush=True)

@@ -16,10 +16,11 @@ def seed_of(*parts: int | str) -> int:
 
 
 def permute(positions: np.ndarray, n: int, key: int) -> np.ndarray:
-    """Return where each position goes in a permutation of 0..n-1 that ``key`` selects; int64, same shape.
+    """Return where each position goes in a permutation of 0..n-1 that ``key`` selects; int64, same
+    shape.
 
-    A Feistel network over the smallest even number of bits that holds n, walked until the value is below n: a bijection
-    of constant memory, a few million indices a second.
+    A Feistel network over the smallest even number of bits that holds n, walked until the value is
+    below n: a bijection of constant memory, a few million indices a second.
     """
     if n < 1:
         raise ValueError(f"a permutation of {n} rows")

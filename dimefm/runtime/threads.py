@@ -1,7 +1,9 @@
-"""Threads for a stream of batches: readers beside a GPU; on a CPU lanes, each of which does the whole of a batch alone.
+"""Threads for a stream of batches: readers beside a GPU; on a CPU lanes, each of which does the
+whole of a batch alone.
 
-On a CPU a batch on each core is quicker than one batch on all cores: no core waits for another at every layer, and reading
-and decoding fill the gaps. Up to ``MOST`` lanes, since each holds the activations of a batch; they share the cores evenly.
+On a CPU a batch on each core is quicker than one batch on all cores: no core waits for another at
+every layer, and reading and decoding fill the gaps. Up to ``MOST`` lanes, since each holds the
+activations of a batch; they share the cores evenly.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ def lanes_of(device: torch.device) -> int:
 
 @contextmanager
 def lanes(device: torch.device) -> Iterator[ThreadPoolExecutor]:
-    """Yield a pool of one thread for each lane of a CPU, each with its part of torch's threads; the end drops what waits."""
+    """Yield a pool of one thread for each lane of a CPU, each with its part of torch's threads; the
+    end drops what waits.
+    """
     threads, count = torch.get_num_threads(), lanes_of(device)
     pool = ThreadPoolExecutor(count, "lane", torch.set_num_threads, (max(1, threads // count),))
     try:
@@ -38,8 +42,12 @@ def lanes(device: torch.device) -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(threads)  # or later threads of this process would begin with a lane's
 
 
-def ahead(pool: ThreadPoolExecutor, most: int, do: Callable[[T], R], tasks: Iterable[T]) -> Iterator[tuple[T, R]]:
-    """Yield (task, do(task)) in order; at most ``most`` are in the pool at a time, and no further one is asked for."""
+def ahead(
+    pool: ThreadPoolExecutor, most: int, do: Callable[[T], R], tasks: Iterable[T]
+) -> Iterator[tuple[T, R]]:
+    """Yield (task, do(task)) in order; at most ``most`` are in the pool at a time, and no further
+    one is asked for.
+    """
     waiting: deque[tuple[T, Future[R]]] = deque()
     tasks = iter(tasks)
     try:

@@ -8,7 +8,9 @@ NAMES = ("dimefm", "torch", "torchvision", "open_clip_torch", "timm", "numpy", "
 
 
 def libraries() -> dict[str, str]:
-    """Return name -> version of the libraries that decide numbers; "absent" for one that is not installed."""
+    """Return name -> version of the libraries that decide numbers; "absent" for one that is not
+    installed.
+    """
     found = {}
     for name in NAMES:
         try:

@@ -1,1 +1,3 @@
-"""The ground floor for bytes: safe files, locks between processes, and folders or URLs as stores."""
+"""The ground floor for bytes: safe files, locks between processes, and folders or URLs as
+stores.
+"""

@@ -14,7 +14,9 @@ from pathlib import Path
 
 
 def commit(part: Path, final: Path) -> None:
-    """Make a finished temporary file durable under its final name: fsync file, rename, fsync folder."""
+    """Make a finished temporary file durable under its final name: fsync file, rename, fsync
+    folder.
+    """
     descriptor = os.open(part, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -32,7 +34,9 @@ CHUNK = 1 << 22  # bytes that are written and hashed at once
 
 
 class Hashed(io.RawIOBase):
-    """A new file that a second thread hashes while it is written; ``sha256`` and ``size`` are known once it is closed."""
+    """A new file that a second thread hashes while it is written; ``sha256`` and ``size`` are known
+    once it is closed.
+    """
 
     def __init__(self, path: Path):
         super().__init__()
@@ -50,7 +54,9 @@ class Hashed(io.RawIOBase):
         with memoryview(data) as view, view.cast("B") as raw:
             done = 0
             while done < len(raw):
-                end = done + CHUNK - self.size % CHUNK  # whole pages of the file, so that large ones can map it later
+                end = (
+                    done + CHUNK - self.size % CHUNK
+                )  # whole pages of the file, so that large ones can map it later
                 with raw[done:end] as part:
                     hashing = self._pool.submit(self._digest.update, part)
                     try:
@@ -92,7 +98,9 @@ def write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def without_trace(folder: Path) -> Iterator[None]:
-    """On an error, remove ``folder`` and those around it that were not there before, as far as they are empty."""
+    """On an error, remove ``folder`` and those around it that were not there before, as far as they
+    are empty.
+    """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         yield
@@ -104,7 +112,9 @@ def without_trace(folder: Path) -> Iterator[None]:
 
 
 def to_json(value: object) -> str:
-    """Return ``value`` as indented JSON that ends in a newline; the same value gives the same bytes."""
+    """Return ``value`` as indented JSON that ends in a newline; the same value gives the same
+    bytes.
+    """
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -120,8 +130,8 @@ BLOCK, BLOCKS = 16_384, 256  # a file of up to BLOCK * BLOCKS = 4 MiB is read wh
 def sampled_sha256(path: Path) -> str:
     """Return a digest that tells a file from another or an edited one without reading terabytes.
 
-    SHA-256 over its size in decimal, a colon, and its bytes; of a file above 4 MiB only 256 blocks of 16 KiB, evenly
-    spaced from its start to its end.
+    SHA-256 over its size in decimal, a colon, and its bytes; of a file above 4 MiB only 256 blocks
+    of 16 KiB, evenly spaced from its start to its end.
     """
     size = path.stat().st_size
     digest = hashlib.sha256(b"%d:" % size)
@@ -136,7 +146,9 @@ def sampled_sha256(path: Path) -> str:
 
 
 class KeyDigest:
-    """The digest of keys that come in portions: SHA-256 over ``LENGTH:KEY`` of each, LENGTH in bytes of UTF-8."""
+    """The digest of keys that come in portions: SHA-256 over ``LENGTH:KEY`` of each, LENGTH in
+    bytes of UTF-8.
+    """
 
     def __init__(self):
         self.count, self._digest = 0, hashlib.sha256()
@@ -144,7 +156,9 @@ class KeyDigest:
     def add(self, keys: Iterable[str]) -> KeyDigest:
         """Take up further keys."""
         keys = iter(keys)
-        while some := [key.encode("utf-8", "surrogatepass") for key in itertools.islice(keys, 4096)]:
+        while some := [
+            key.encode("utf-8", "surrogatepass") for key in itertools.islice(keys, 4096)
+        ]:
             self._digest.update(b"".join([b"%d:%b" % (len(key), key) for key in some]))
             self.count += len(some)
         return self
@@ -161,6 +175,8 @@ def sha256_keys(keys: Iterable[str]) -> str:
 
 
 def companions_sha256(digests: Iterable[str]) -> str:
-    """Return one digest over the SHA-256 of each companion file of a shard, "" when there is none."""
+    """Return one digest over the SHA-256 of each companion file of a shard, "" when there is
+    none.
+    """
     digests = list(digests)
     return sha256_keys(digests) if digests else ""

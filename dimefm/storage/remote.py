@@ -1,8 +1,10 @@
-"""Remote files by URL (``s3://``, ``gs://``, whatever fsspec speaks) as local copies that are checked and fetched once.
+"""Remote files by URL (``s3://``, ``gs://``, whatever fsspec speaks) as local copies that are
+checked and fetched once.
 
-A copy lies at ``SCRATCH/PROTOCOL/PATH`` and its seal, ``.NAME.seal``, beside it: the URL, the size, and what the store says
-identifies the content. A copy whose size is not the sealed one, or whose store says something else by now, is fetched anew.
-Copies stay until somebody removes them; any of them may be removed at any time.
+A copy lies at ``SCRATCH/PROTOCOL/PATH`` and its seal, ``.NAME.seal``, beside it: the URL, the size,
+and what the store says identifies the content. A copy whose size is not the sealed one, or whose
+store says something else by now, is fetched anew. Copies stay until somebody removes them; any of
+them may be removed at any time.
 """
 
 from __future__ import annotations
@@ -22,22 +24,45 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # two letters at least: C:// is a drive
-REMEDIES = {"s3": "pip install 'dimefm[s3]'", "gs": "pip install 'dimefm[gs]'", "gcs": "pip install 'dimefm[gs]'"}
-VERSIONS = (  # what stores call that by which one content is told from another, the most telling first
-    "etag", "md5hash", "content-md5", "crc32c", "generation", "mtime", "lastmodified", "last-modified", "updated", "created",
-)  # fmt: skip
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of the folder for copies, not of a store
+REMEDIES = {
+    "s3": "pip install 'dimefm[s3]'",
+    "gs": "pip install 'dimefm[gs]'",
+    "gcs": "pip install 'dimefm[gs]'",
+}
+# what stores call that by which one content is told from another, the most telling first
+VERSIONS = (
+    "etag",
+    "md5hash",
+    "content-md5",
+    "crc32c",
+    "generation",
+    "mtime",
+    "lastmodified",
+    "last-modified",
+    "updated",
+    "created",
+)
+FULL = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+)  # of the folder for copies, not of a store
 
 
 def is_url(text: str | Path) -> bool:
-    """Say whether ``text`` begins like a URL. Give it what the user wrote: ``Path("s3://a")`` has lost a slash."""
+    """Say whether ``text`` begins like a URL. Give it what the user wrote: ``Path("s3://a")`` has
+    lost a slash.
+    """
     return URL.match(str(text)) is not None
 
 
 def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
-    """Return the fsspec filesystem of ``url``, which remembers no earlier listing, and the path in it.
+    """Return the fsspec filesystem of ``url``, which remembers no earlier listing, and the path in
+    it.
 
-    Raises DataError when the protocol is unknown, its package is not installed, or the store refuses the connection.
+    Raises DataError when the protocol is unknown, its package is not installed, or the store
+    refuses the connection.
     """
     import fsspec
 
@@ -52,16 +77,20 @@ def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
             fs, path = fsspec.core.url_to_fs(url)
         except ImportError as error:
             remedy = REMEDIES.get(protocol, "install the package that it names")
-            raise DataError(f"{url}: the package for {protocol}:// is missing ({error}); {remedy}") from error
+            raise DataError(
+                f"{url}: the package for {protocol}:// is missing ({error}); {remedy}"
+            ) from error
         fs.invalidate_cache()
     return fs, path
 
 
 @contextlib.contextmanager
 def reported(url: str) -> Iterator[None]:
-    """Turn whatever a store raises inside the block into a DataError of one line that names ``url``.
+    """Turn whatever a store raises inside the block into a DataError of one line that names
+    ``url``.
 
-    Every backend has its own classes of errors, so all are caught; dimefm's own and a full disk pass through.
+    Every backend has its own classes of errors, so all are caught; dimefm's own and a full disk
+    pass through.
     """
     try:
         yield
@@ -74,17 +103,22 @@ def reported(url: str) -> Iterator[None]:
             raise
         reason = (str(error).strip() or "no reason given").splitlines()[0]
         remedy = "check the URL, the credentials and the network, and run again"
-        raise DataError(f"{url}: cannot be read ({type(error).__name__}: {reason}); {remedy}") from error
+        raise DataError(
+            f"{url}: cannot be read ({type(error).__name__}: {reason}); {remedy}"
+        ) from error
 
 
 def scratch_folder(given: str | Path | None) -> Path:
-    """Return the absolute folder for local copies: ``given``, else ``$XDG_CACHE_HOME/dimefm``, else ``~/.cache/dimefm``."""
+    """Return the absolute folder for local copies: ``given``, else ``$XDG_CACHE_HOME/dimefm``, else
+    ``~/.cache/dimefm``.
+    """
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.path.abspath(given if given is not None else Path(caches) / "dimefm"))
 
 
 def look(url: str) -> Mapping[str, Any] | None:
-    """Return what the store says of a file or folder (``type``, ``size``, ...), None when there is none.
+    """Return what the store says of a file or folder (``type``, ``size``, ...), None when there is
+    none.
 
     Raises DataError when the store cannot be asked.
     """
@@ -99,20 +133,26 @@ def look(url: str) -> Mapping[str, Any] | None:
 def copy_of(url: str, scratch: Path) -> Path:
     """Return where the local copy of ``url`` belongs, whether it is there or not.
 
-    Raises DataError when the path has segments that a folder cannot hold as they are, or that lead elsewhere.
+    Raises DataError when the path has segments that a folder cannot hold as they are, or that lead
+    elsewhere.
     """
     protocol, _, path = url.partition("://")
     segments = path.strip("/").split("/")
     if any(segment in ("", ".", "..") or "\0" in segment for segment in segments):
-        raise DataError(f"{url}: expected a path without '..', '.' and empty segments, as it is copied to {scratch}")
+        raise DataError(
+            f"{url}: expected a path without '..', '.' and empty segments, as it is copied to"
+            f" {scratch}"
+        )
     return scratch.joinpath(protocol, *segments)
 
 
 def fetch(url: str, scratch: Path, info: Mapping[str, Any] | None = None) -> Path:
-    """Return the local copy of one remote file; it is fetched when there is none of the present content.
+    """Return the local copy of one remote file; it is fetched when there is none of the present
+    content.
 
-    ``info`` is what a listing said of the file, when the caller has one; else the store is asked. Processes that want the
-    same file wait for one another. Raises DataError when the file is missing, cannot be read or cannot be kept.
+    ``info`` is what a listing said of the file, when the caller has one; else the store is asked.
+    Processes that want the same file wait for one another. Raises DataError when the file is
+    missing, cannot be read or cannot be kept.
     """
     copy = copy_of(url, scratch)
     fs, path = filesystem(url)
@@ -149,23 +189,33 @@ def _sealed(copy: Path) -> Iterator[TextIO]:
 
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
-        seal = open(os.open(_seal_path(copy), os.O_RDWR | os.O_CREAT, 0o666), "r+", encoding="utf-8")
+        seal = open(
+            os.open(_seal_path(copy), os.O_RDWR | os.O_CREAT, 0o666), "r+", encoding="utf-8"
+        )
     except OSError as error:
-        raise DataError(f"{copy}: cannot be written ({error.strerror}); name another folder with --scratch") from error
+        raise DataError(
+            f"{copy}: cannot be written ({error.strerror}); name another folder with --scratch"
+        ) from error
     with seal:
         fcntl.flock(seal, fcntl.LOCK_EX)
         yield seal
 
 
 def _version(info: Mapping[str, Any]) -> str | None:
-    """Return the first thing in a store's description of a file that tells its content from another, or None."""
-    known = {name.lower().replace("_", "-"): value for name, value in info.items() if value is not None}
+    """Return the first thing in a store's description of a file that tells its content from
+    another, or None.
+    """
+    known = {
+        name.lower().replace("_", "-"): value for name, value in info.items() if value is not None
+    }
     found = next((known[name] for name in VERSIONS if name in known), None)
     return None if found is None else str(found).strip('"')
 
 
 def _holds(copy: Path, seal: TextIO, size: int | None, version: str | None) -> bool:
-    """Say whether ``copy`` is whole, as its seal has it, and of the content that the store has now."""
+    """Say whether ``copy`` is whole, as its seal has it, and of the content that the store has
+    now.
+    """
     try:
         sealed = json.load(seal)
         found = copy.stat().st_size
@@ -184,10 +234,15 @@ def _download(fs: AbstractFileSystem, path: str, url: str, copy: Path, size: int
             os.fsync(file.fileno())
             found = os.fstat(file.fileno()).st_size
         if size is not None and found != size:
-            raise DataError(f"{url}: {found} bytes came of {size}; it was cut short or changed meanwhile, run again")
+            raise DataError(
+                f"{url}: {found} bytes came of {size}; it was cut short or changed meanwhile, run"
+                " again"
+            )
         os.replace(part, copy)
     except OSError as error:
-        raise DataError(f"{copy}: cannot be written ({error.strerror}); name another folder with --scratch") from error
+        raise DataError(
+            f"{copy}: cannot be written ({error.strerror}); name another folder with --scratch"
+        ) from error
     finally:
         part.unlink(missing_ok=True)
     return found

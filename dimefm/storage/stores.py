@@ -1,7 +1,8 @@
 """Where a cache lies: a local folder, or a folder at an fsspec URL.
 
-Both keep one promise: a file appears under its name whole or not at all. On a local disk that takes a temporary name, fsync
-of file and folder, and a rename; an object store gives it by itself, since an upload becomes visible when it is complete.
+Both keep one promise: a file appears under its name whole or not at all. On a local disk that takes
+a temporary name, fsync of file and folder, and a rename; an object store gives it by itself, since
+an upload becomes visible when it is complete.
 """
 
 from __future__ import annotations
@@ -18,16 +19,25 @@ from dimefm.storage.locks import Claim, claim
 
 
 def open_store(root: str | Path, scratch: str | Path | None = None) -> Store:
-    """Return the store at ``root``, a path or an fsspec URL; ``scratch`` holds local copies of remote files."""
+    """Return the store at ``root``, a path or an fsspec URL; ``scratch`` holds local copies of
+    remote files.
+    """
     if isinstance(root, str) and remote.is_url(root):
         return RemoteStore(root, remote.scratch_folder(scratch))
     return Store(Path(root))
 
 
 def safe(name: str) -> bool:
-    """Say whether ``name`` is a plain relative path that stays inside the folder it is looked up in."""
+    """Say whether ``name`` is a plain relative path that stays inside the folder it is looked up
+    in.
+    """
     parts = PurePosixPath(name).parts
-    plain = bool(parts) and not name.startswith("/") and ".." not in parts and PurePosixPath(name).as_posix() == name
+    plain = (
+        bool(parts)
+        and not name.startswith("/")
+        and ".." not in parts
+        and PurePosixPath(name).as_posix() == name
+    )
     return plain and not any(c in name for c in "\0\\") and not (len(name) > 1 and name[1] == ":")
 
 
@@ -45,10 +55,15 @@ class Store:
         return str(self.root / name)
 
     def path(self, name: str) -> Path:
-        """Return the path of ``name``; raise CacheError when it leaves the folder, also through links."""
+        """Return the path of ``name``; raise CacheError when it leaves the folder, also through
+        links.
+        """
         path = self.root / name
         if not safe(name) or not path.resolve().is_relative_to(self.root.resolve()):
-            raise CacheError(f"{self.root}: the file name {name!r} leads outside the cache; the cache is not to be trusted")
+            raise CacheError(
+                f"{self.root}: the file name {name!r} leads outside the cache; the cache is not to"
+                " be trusted"
+            )
         return path
 
     def size(self, name: str) -> int | None:
@@ -94,7 +109,9 @@ class Store:
             except OSError as error:  # another process removes it too, or puts its claim there
                 if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
                     raise
-        if path.exists() or path.is_symlink():  # asked first: a read-only disk refuses to remove even what is not there
+        if (
+            path.exists() or path.is_symlink()
+        ):  # asked first: a read-only disk refuses to remove even what is not there
             path.unlink(missing_ok=True)
 
 
@@ -122,7 +139,11 @@ class RemoteStore(Store):
 
     def read(self, name: str) -> str | None:
         with remote.reported(self.where(name)):
-            return self.fs.cat_file(self._at(name)).decode("utf-8") if self.fs.isfile(self._at(name)) else None
+            return (
+                self.fs.cat_file(self._at(name)).decode("utf-8")
+                if self.fs.isfile(self._at(name))
+                else None
+            )
 
     def write(self, name: str, text: str) -> None:
         with remote.reported(self.where(name)):

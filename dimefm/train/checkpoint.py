@@ -1,4 +1,6 @@
-"""Checkpoints: a folder per step, complete or absent, without pickle; and the folder of the best weights so far."""
+"""Checkpoints: a folder per step, complete or absent, without pickle; and the folder of the best
+weights so far.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,12 @@ from dimefm.storage.files import to_json, write_text
 from dimefm.train.early_stopping import Watch
 from dimefm.train.ema import Ema
 
-MODEL, OPTIMIZER, AVERAGE, STATE = "model.safetensors", "optimizer.safetensors", "ema.safetensors", "state.json"
+MODEL, OPTIMIZER, AVERAGE, STATE = (
+    "model.safetensors",
+    "optimizer.safetensors",
+    "ema.safetensors",
+    "state.json",
+)
 
 
 def save(
@@ -32,10 +39,11 @@ def save(
     ema: Ema | None = None,
     watch: Watch | None = None,
 ) -> Path:
-    """Write ``out/checkpoints/STEP`` (after ``step`` optimizer steps) and drop all but the ``keep`` newest.
+    """Write ``out/checkpoints/STEP`` (after ``step`` optimizer steps) and drop all but the ``keep``
+    newest.
 
-    ``caches`` are the fingerprints of what the run learns from; :func:`load` gives them back. An error, as of a full disk,
-    leaves the checkpoints that were there.
+    ``caches`` are the fingerprints of what the run learns from; :func:`load` gives them back. An
+    error, as of a full disk, leaves the checkpoints that were there.
     """
     folder = out / "checkpoints" / f"{step:08d}"
     part = folder.with_name(folder.name + ".part")
@@ -45,7 +53,9 @@ def save(
         if ema is not None:
             runs.save_tensors(ema.state_dict(), part / AVERAGE)
         state = {"step": step, "caches": caches}
-        write_text(part / STATE, to_json(state if watch is None else {**state, "watch": watch.state()}))
+        write_text(
+            part / STATE, to_json(state if watch is None else {**state, "watch": watch.state()})
+        )
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(part, folder)
     for old in checkpoints(out)[:-keep]:
@@ -59,9 +69,11 @@ def checkpoints(out: Path) -> list[Path]:
 
 
 def save_best(out: Path, write: Callable[[Path], None]) -> Path:
-    """Let ``write`` fill ``out/checkpoints/best`` with the best weights so far, in place of those before; return it.
+    """Let ``write`` fill ``out/checkpoints/best`` with the best weights so far, in place of those
+    before; return it.
 
-    An error leaves those before. A process that dies between two renames leaves them as ``best.old``, see :func:`best`.
+    An error leaves those before. A process that dies between two renames leaves them as
+    ``best.old``, see :func:`best`.
     """
     folder = out / "checkpoints" / "best"
     part, old = folder.with_name("best.part"), folder.with_name("best.old")
@@ -92,7 +104,9 @@ def load(
     ema: Ema | None = None,
     watch: Watch | None = None,
 ) -> tuple[int, dict[str, list[str]]]:
-    """Restore what is given; return (steps done, fingerprints of the caches). Raises ModelError if damaged."""
+    """Restore what is given; return (steps done, fingerprints of the caches). Raises ModelError if
+    damaged.
+    """
     runs.load_weights(model, folder / MODEL)
     if ema is not None:
         runs.load_weights(ema, folder / AVERAGE)
@@ -106,18 +120,24 @@ def load(
             if f"{name}/step" in flat:
                 optimizer.state[parameter] = {
                     "step": flat[f"{name}/step"].to(parameter.device),
-                    **{field: _like(flat[f"{name}/{field}"], parameter) for field in ("exp_avg", "exp_avg_sq")},
+                    **{
+                        field: _like(flat[f"{name}/{field}"], parameter)
+                        for field in ("exp_avg", "exp_avg_sq")
+                    },
                 }
     except Exception as error:  # safetensors, JSON and file errors: all mean the same to the user
         raise ModelError(
-            f"{folder}: the checkpoint is damaged ({error}); remove it to resume from the one before"
+            f"{folder}: the checkpoint is damaged ({error}); remove it to resume from the one"
+            " before"
         ) from error
     return step, caches
 
 
 @contextlib.contextmanager
 def _filled(part: Path) -> Iterator[None]:
-    """Make ``part`` an empty folder to fill; on an error it goes, and what it took of the disk with it."""
+    """Make ``part`` an empty folder to fill; on an error it goes, and what it took of the disk with
+    it.
+    """
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
@@ -128,7 +148,9 @@ def _filled(part: Path) -> Iterator[None]:
 
 
 def _like(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """Return ``value`` laid out in memory as ``parameter``: the fused optimizer goes through both as they lie."""
+    """Return ``value`` laid out in memory as ``parameter``: the fused optimizer goes through both
+    as they lie.
+    """
     return torch.empty_like(parameter, requires_grad=False).copy_(value)
 
 

@@ -1,8 +1,8 @@
 """The processes that train one student together: who takes which rows, and how their rows meet.
 
-torchrun starts the processes; a process that was started alone is a world of one. All processes see the same batches, each
-encodes its own places of them, and the rows of all are put together in the order of the places: what is computed from them
-does not depend on how many processes there are.
+torchrun starts the processes; a process that was started alone is a world of one. All processes see
+the same batches, each encodes its own places of them, and the rows of all are put together in the
+order of the places: what is computed from them does not depend on how many processes there are.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ class World:
         return self.rank == 0
 
     def places(self, batch_size: int) -> range:
-        """Return this process's places in a batch; they differ by one place at most between processes."""
+        """Return this process's places in a batch; they differ by one place at most between
+        processes.
+        """
         return range(batch_size * self.rank // self.size, batch_size * (self.rank + 1) // self.size)
 
     def wait(self) -> None:
@@ -54,7 +56,9 @@ class World:
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:
-        """Let the first process do what stands in this context, and then the others, who find it done."""
+        """Let the first process do what stands in this context, and then the others, who find it
+        done.
+        """
         if not self.first:
             self.wait()
         yield
@@ -74,7 +78,8 @@ class World:
         return torch.stack(found)
 
     def average(self, values: Sequence[Tensor]) -> None:
-        """Replace each of the values, which have one shape and type in all processes, by its mean over them.
+        """Replace each of the values, which have one shape and type in all processes, by its mean
+        over them.
 
         Raises DimefmError when another process is gone.
         """
@@ -96,32 +101,41 @@ class World:
             if self.size == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
                 raise
             raise DimefmError(
-                f"process {self.rank} of {self.size}: another process of this run has ended; see its message above, and go "
-                "on with --resume"
+                f"process {self.rank} of {self.size}: another process of this run has ended; see"
+                " its message above, and go on with --resume"
             ) from error
 
     def lists(self, ours: Sequence[dict]) -> list[dict]:
         """Return the records of all processes, in the order of their ranks."""
-        text = torch.frombuffer(bytearray(json.dumps(ours).encode()), dtype=torch.uint8).to(self.device)
+        text = torch.frombuffer(bytearray(json.dumps(ours).encode()), dtype=torch.uint8).to(
+            self.device
+        )
         lengths = self.gather(torch.tensor([len(text)], device=self.device))[:, 0].tolist()
         padded = torch.zeros(max(lengths), dtype=torch.uint8, device=self.device)
         padded[: len(text)] = text
         texts = zip(self.gather(padded).cpu(), lengths, strict=True)
-        return [record for text, length in texts for record in json.loads(bytes(text[:length].tolist()))]
+        return [
+            record for text, length in texts for record in json.loads(bytes(text[:length].tolist()))
+        ]
 
 
 def _own_gpu(device: torch.device, environment: Mapping[str, str]) -> torch.device:
-    """Return the GPU of this process; raise RecipeError when several processes of one machine would share one."""
-    here, number = int(environment.get("LOCAL_WORLD_SIZE", "1")), int(environment.get("LOCAL_RANK", "0"))
+    """Return the GPU of this process; raise RecipeError when several processes of one machine would
+    share one.
+    """
+    here, number = (
+        int(environment.get("LOCAL_WORLD_SIZE", "1")),
+        int(environment.get("LOCAL_RANK", "0")),
+    )
     if here > torch.cuda.device_count():
         raise RecipeError(
-            f"torchrun started {here} processes on a machine with {torch.cuda.device_count()} GPUs; expected one GPU a "
-            "process: lower --nproc-per-node"
+            f"torchrun started {here} processes on a machine with {torch.cuda.device_count()} GPUs;"
+            " expected one GPU a process: lower --nproc-per-node"
         )
     if here > 1 and device.index not in (None, number):
         raise RecipeError(
-            f"--device {device}: {here} processes of this machine would share one GPU; leave --device out, and each takes "
-            "the one of its number"
+            f"--device {device}: {here} processes of this machine would share one GPU; leave"
+            " --device out, and each takes the one of its number"
         )
     return torch.device("cuda", number) if device.index is None else device
 
@@ -130,7 +144,8 @@ def _own_gpu(device: torch.device, environment: Mapping[str, str]) -> torch.devi
 def joined(device: torch.device, environment: Mapping[str, str] = os.environ) -> Iterator[World]:
     """Yield the world that torchrun's RANK and WORLD_SIZE say, in touch with its other processes.
 
-    Raises RecipeError when CUDA processes share a GPU, and DimefmError when the others cannot be reached.
+    Raises RecipeError when CUDA processes share a GPU, and DimefmError when the others cannot be
+    reached.
     """
     rank, size = rank_of(environment)
     if size == 1:
@@ -141,9 +156,16 @@ def joined(device: torch.device, environment: Mapping[str, str] = os.environ) ->
         torch.cuda.set_device(device)
     world = World(rank, size, device)
     try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE, rank=rank, world_size=size)
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            timeout=PATIENCE,
+            rank=rank,
+            world_size=size,
+        )
     except (RuntimeError, ValueError) as error:
-        raise DimefmError(f"process {rank} of {size}: the other processes cannot be reached ({error})") from error
+        raise DimefmError(
+            f"process {rank} of {size}: the other processes cannot be reached ({error})"
+        ) from error
     try:
         yield world
     finally:
@@ -151,10 +173,11 @@ def joined(device: torch.device, environment: Mapping[str, str] = os.environ) ->
 
 
 class Meeting:
-    """Where the rows of all processes stand in a batch: ``places`` [n] are those that this process could read.
+    """Where the rows of all processes stand in a batch: ``places`` [n] are those that this process
+    could read.
 
-    At most ``most`` of them, ascending; each place is of one process. ``mine`` [n] is where this process's rows stand among
-    those of all.
+    At most ``most`` of them, ascending; each place is of one process. ``mine`` [n] is where this
+    process's rows stand among those of all.
     """
 
     def __init__(self, world: World, places: np.ndarray, most: int):
@@ -171,7 +194,9 @@ class Meeting:
         return len(self.order)
 
     def rows(self, ours: Tensor) -> Tensor:
-        """Return the rows [B, ...] of all processes in the order of their places; ``ours`` are this process's [n, ...]."""
+        """Return the rows [B, ...] of all processes in the order of their places; ``ours`` are this
+        process's [n, ...].
+        """
         if self.world.size == 1:
             return ours.detach()
         padded = ours.new_zeros(self.most, *ours.shape[1:])

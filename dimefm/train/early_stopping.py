@@ -1,4 +1,6 @@
-"""What is measured while a run trains: which weights were the best so far, and when to stop early."""
+"""What is measured while a run trains: which weights were the best so far, and when to stop
+early.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +13,22 @@ from dimefm.errors import RecipeError
 from dimefm.recipe import Recipe
 
 Score = Callable[[nn.Module], dict[str, float]]
-"""Measures a model (what a run's Task holds): benchmark -> its main metric, 0 to 1. The model is left as it was."""
+"""Measures a model (what a run's Task holds): benchmark -> its main metric, 0 to 1. The model is
+left as it was.
+"""
 
 Scorer = Callable[[Recipe, EncoderCard | None], Score]
-"""Makes a Score of a recipe and its (first) teacher, None where there is none; raises a DimefmError when it cannot be."""
+"""Makes a Score of a recipe and its (first) teacher, None where there is none; raises a DimefmError
+when it cannot be.
+"""
 
 
 class Watch:
     """Measures a run on its way and remembers the best.
 
-    ``best`` is the highest mean of the scores so far, at step ``best_step`` with the scores ``best_scores``; ``without``
-    counts the evaluations since. A mean as high as the best one is no improvement.
+    ``best`` is the highest mean of the scores so far, at step ``best_step`` with the scores
+    ``best_scores``; ``without`` counts the evaluations since. A mean as high as the best one is no
+    improvement.
     """
 
     def __init__(self, score: Score, patience: int | None = None):
@@ -41,12 +48,15 @@ class Watch:
             return None
         if scorer is None:
             raise RecipeError(
-                "the recipe has 'eval_root', but train() was given no scorer; pass dimefm.train.online_eval.scorer"
+                "the recipe has 'eval_root', but train() was given no scorer; pass"
+                " dimefm.train.online_eval.scorer"
             )
         return cls(scorer(recipe, teacher), recipe.patience)
 
     def measure(self, step: int, model: nn.Module) -> dict[str, float]:
-        """Return what to log of ``model`` after ``step`` steps: ``eval/NAME`` of each benchmark and ``eval/mean``."""
+        """Return what to log of ``model`` after ``step`` steps: ``eval/NAME`` of each benchmark and
+        ``eval/mean``.
+        """
         scores = self.score(model)
         mean = sum(scores.values()) / len(scores)
         self.last = mean
@@ -58,7 +68,9 @@ class Watch:
     def describe(self) -> str:
         """Return what the last evaluation found, for people."""
         best = (
-            "the best so far" if not self.without else f"best {100 * (self.best or 0):.2f} % after step {self.best_step:,}"
+            "the best so far"
+            if not self.without
+            else f"best {100 * (self.best or 0):.2f} % after step {self.best_step:,}"
         )
         return f"mean score {100 * self.last:.2f} % ({best})"
 

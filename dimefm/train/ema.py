@@ -1,4 +1,6 @@
-"""Averaged weights: an exponential moving average of a model's weights over the optimizer's steps."""
+"""Averaged weights: an exponential moving average of a model's weights over the optimizer's
+steps.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +12,17 @@ from torch.optim.swa_utils import AveragedModel
 
 
 class Ema(AveragedModel):
-    """A copy of ``model`` whose weights follow the model's slowly; ``module`` is that copy, in evaluation mode.
+    """A copy of ``model`` whose weights follow the model's slowly; ``module`` is that copy, in
+    evaluation mode.
 
-    After update n (from 0) a weight is d * average + (1 - d) * weight with d = ``min(decay, (1 + n) / (10 + n))``, in the
-    weight's own type (float32 in a run); the first update copies. Buffers (running statistics, rows seen lately) are the
-    model's own tensors, not copies. The state dict holds the number of updates too, so a restored average goes on bit for
-    bit.
+    After update n (from 0) a weight is d * average + (1 - d) * weight with d = ``min(decay, (1 + n)
+    / (10 + n))``, in the weight's own type (float32 in a run); the first update copies. Buffers
+    (running statistics, rows seen lately) are the model's own tensors, not copies. The state dict
+    holds the number of updates too, so a restored average goes on bit for bit.
 
     Source of the average: Polyak and Juditsky, 1992; of the growing decay: TensorFlow's
-    ``tf.train.ExponentialMovingAverage`` with ``num_updates``. Raises ValueError unless 0 <= decay < 1.
+    ``tf.train.ExponentialMovingAverage`` with ``num_updates``. Raises ValueError unless 0 <= decay
+    < 1.
     """
 
     def __init__(self, model: nn.Module, decay: float):

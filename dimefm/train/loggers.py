@@ -1,4 +1,6 @@
-"""Where a run's figures go beside ``log.jsonl``: TensorBoard and Weights & Biases, when asked and installed."""
+"""Where a run's figures go beside ``log.jsonl``: TensorBoard and Weights & Biases, when asked and
+installed.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ WANDB_ID = "wandb.id"
 
 
 class TensorBoard:
-    """Event files in ``out/tensorboard``; what an interrupted run wrote from step ``start`` + 1 on is hidden."""
+    """Event files in ``out/tensorboard``; what an interrupted run wrote from step ``start`` + 1 on
+    is hidden.
+    """
 
     def __init__(self, out: Path, recipe: Recipe, start: int):
         from torch.utils.tensorboard import SummaryWriter
@@ -35,10 +39,12 @@ class TensorBoard:
 
 
 class Wandb:
-    """A run of Weights & Biases, in ``out/wandb``, named like the run folder; a resumed run goes on under its id.
+    """A run of Weights & Biases, in ``out/wandb``, named like the run folder; a resumed run goes on
+    under its id.
 
-    ``WANDB_MODE=offline`` needs no network, ``WANDB_PROJECT`` names another project than "dimefm". Steps that an interrupted
-    run sent already are not sent again. Raises RecipeError when wandb refuses to begin.
+    ``WANDB_MODE=offline`` needs no network, ``WANDB_PROJECT`` names another project than "dimefm".
+    Steps that an interrupted run sent already are not sent again. Raises RecipeError when wandb
+    refuses to begin.
     """
 
     def __init__(self, out: Path, recipe: Recipe, start: int):
@@ -59,7 +65,8 @@ class Wandb:
         except Exception as error:  # wandb raises what its service and its settings raise
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise RecipeError(
-                f"--report-to wandb: it does not begin ({reason}); run wandb login, or set WANDB_MODE=offline"
+                f"--report-to wandb: it does not begin ({reason}); run wandb login, or set"
+                " WANDB_MODE=offline"
             ) from error
 
     def add(self, step: int, figures: Mapping[str, float]) -> None:
@@ -81,15 +88,21 @@ def asked(recipe: Recipe) -> list[str]:
 
 
 def check(recipe: Recipe) -> None:
-    """Raise RecipeError, with how to install it, when something that ``report_to`` names is not there."""
+    """Raise RecipeError, with how to install it, when something that ``report_to`` names is not
+    there.
+    """
     for name in asked(recipe):
         try:
             importlib.import_module(name)
         except ImportError as error:
-            raise RecipeError(f"--report-to {name}: {name} is not installed; pip install 'dimefm[log]'") from error
+            raise RecipeError(
+                f"--report-to {name}: {name} is not installed; pip install 'dimefm[log]'"
+            ) from error
 
 
 def opened(recipe: Recipe, out: Path, start: int) -> list[Board]:
-    """Return the boards that ``report_to`` names, for a run that has done ``start`` steps; raises as :func:`check` does."""
+    """Return the boards that ``report_to`` names, for a run that has done ``start`` steps; raises
+    as :func:`check` does.
+    """
     check(recipe)
     return [KNOWN[name](out, recipe, start) for name in asked(recipe)]

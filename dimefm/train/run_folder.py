@@ -22,7 +22,10 @@ def over(recipe: Recipe, out: Path) -> str:
         return f"{out}: finished already; nothing to do"
     if recipe.patience is None or recipe.patience > without:
         return ""
-    return f"{out}: ended early, evaluations in a row that were no better: {without}; a larger --patience goes on"
+    return (
+        f"{out}: ended early, evaluations in a row that were no better: {without}; a larger"
+        " --patience goes on"
+    )
 
 
 def claim(recipe: Recipe, out: Path, resume: bool) -> None:
@@ -34,18 +37,24 @@ def claim(recipe: Recipe, out: Path, resume: bool) -> None:
         if not resume or changed(recipe, read(out / "recipe.toml")):
             raise ModelError(f"{out}: holds a finished run already; choose another --out")
         if not checkpoint.checkpoints(out):
-            raise ModelError(f"{out}: holds an ended run without checkpoints to go on from; choose another --out")
+            raise ModelError(
+                f"{out}: holds an ended run without checkpoints to go on from; choose another --out"
+            )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ModelError(f"{out}: cannot be made ({error.strerror}); choose another --out") from error
+        raise ModelError(
+            f"{out}: cannot be made ({error.strerror}); choose another --out"
+        ) from error
     if not checkpoint.checkpoints(out):
         return
     if not resume:
-        raise ModelError(f"{out}: holds an unfinished run; go on with --resume, or choose another --out")
+        raise ModelError(
+            f"{out}: holds an unfinished run; go on with --resume, or choose another --out"
+        )
     different = changed(recipe, read(out / "recipe.toml"))
     if different:
         raise RecipeError(
-            f"{out}: the run to resume has another recipe ({'; '.join(different)}: this call against the run); say what the "
-            "run says, or choose another --out"
+            f"{out}: the run to resume has another recipe ({'; '.join(different)}: this call"
+            " against the run); say what the run says, or choose another --out"
         )

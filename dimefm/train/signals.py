@@ -1,4 +1,6 @@
-"""Ctrl-C and SIGTERM end a run after the step in progress, with a checkpoint; a second Ctrl-C ends it at once."""
+"""Ctrl-C and SIGTERM end a run after the step in progress, with a checkpoint; a second Ctrl-C ends
+it at once.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,9 @@ from types import FrameType
 
 
 class Stopping:
-    """While this context is active, the first SIGINT or SIGTERM sets ``asked`` instead of ending the process."""
+    """While this context is active, the first SIGINT or SIGTERM sets ``asked`` instead of ending
+    the process.
+    """
 
     def __init__(self) -> None:
         self.asked = False

@@ -1,4 +1,6 @@
-"""What a run trains: an image tower, a text tower, or a whole CLIP; the one place that tells them apart."""
+"""What a run trains: an image tower, a text tower, or a whole CLIP; the one place that tells them
+apart.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,11 @@ from dimefm.train.student import Extras, Student, heads, projection_of
 
 @dataclass(frozen=True)
 class Task:
-    """A model to train, of a kind of ``models.runs``, and the batches that it sees; a text tower preprocesses nothing.
+    """A model to train, of a kind of ``models.runs``, and the batches that it sees; a text tower
+    preprocesses nothing.
 
-    ``apart``: the last caption of each pair is the first one with hidden words. ``image_mask`` is the share of each image
-    that is hidden.
+    ``apart``: the last caption of each pair is the first one with hidden words. ``image_mask`` is
+    the share of each image that is hidden.
     """
 
     kind: str
@@ -36,8 +39,8 @@ class Task:
     image_mask: float = 0.0
 
     def student(self, sources: Sources, objective: Objective, seed: int) -> Student:
-        """Return what trains: the model and the learnt parts of its losses for each teacher; of one tower also its bridge if
-        it keeps another dimension, and a head for each further teacher."""
+        """Return what trains: the model and the learnt parts of its losses for each teacher; of one
+        tower also its bridge if it keeps another dimension, and a head for each further teacher."""
         dims, own = [teacher.dim for teacher in sources.teachers], self.spec.config["embed_dim"]
         drawn = seed_of(seed, "learnt") % 2**32
         extras = Extras.of(objective.needs, self.apart)
@@ -54,23 +57,35 @@ class Task:
         return found
 
     def _widths(self, objective: Objective) -> dict[str, int | None]:
-        """Return the widths of what losses ask of the towers beside rows; raise ModelError, naming one that asks in vain."""
+        """Return the widths of what losses ask of the towers beside rows; raise ModelError, naming
+        one that asks in vain.
+        """
         try:
             return intermediate.widths(self.model)._asdict()
         except ModelError as error:
-            name = next(term.name for term, function in objective.terms if function.needs & {"hidden", "patches", "words"})
+            name = next(
+                term.name
+                for term, function in objective.terms
+                if function.needs & {"hidden", "patches", "words"}
+            )
             raise ModelError(f"loss '{name}': {error}") from error
 
 
 def sizes(model: nn.Module) -> dict[str, int]:
     """Return how many weights there are, of each tower and together."""
     towers = {"image": getattr(model, "visual", None), "text": getattr(model, "text", None)}
-    counts = {f"{name}_parameters": _count(tower) for name, tower in towers.items() if isinstance(tower, nn.Module)}
+    counts = {
+        f"{name}_parameters": _count(tower)
+        for name, tower in towers.items()
+        if isinstance(tower, nn.Module)
+    }
     return {**counts, "parameters": _count(model)}
 
 
 def unseen(task: Task) -> str | None:
-    """Return a note when the patches of an image tower leave a strip of each image over, which it never sees; else None."""
+    """Return a note when the patches of an image tower leave a strip of each image over, which it
+    never sees; else None.
+    """
     name, size = task.spec.name, task.spec.image_size
     side = 1 if size is None else student.patch_side(task.model)
     if size is None or size % side == 0:
@@ -78,12 +93,15 @@ def unseen(task: Task) -> str | None:
     fits, left = size - size % side, f"{size % side} pixels at the right and the lower edge"
     sizes = f"--image-size {fits} or {fits + side}" if fits else f"--image-size {side}"
     return (
-        f"note: {name} cuts images of {size} pixels into patches of {side} and never sees {left}; {sizes} leaves none over"
+        f"note: {name} cuts images of {size} pixels into patches of {side} and never sees {left};"
+        f" {sizes} leaves none over"
     )
 
 
 def given(recipe: Recipe) -> frozenset[str]:
-    """Return what data and student of a recipe offer to its losses, in the words of :func:`~dimefm.losses.needs`."""
+    """Return what data and student of a recipe offer to its losses, in the words of
+    :func:`~dimefm.losses.needs`.
+    """
     pairs = recipe.text == "student"
     config = student.resolve(recipe.student, recipe.image_size).config if pairs else {}
     offered = {
@@ -104,28 +122,44 @@ def given(recipe: Recipe) -> frozenset[str]:
 
 def refuse_unneeded(recipe: Recipe, needs: frozenset[str]) -> None:
     """Raise RecipeError for what a step would show to losses of which none ``needs`` it."""
-    masked = recipe.masked == "apart" and recipe.mask_words  # else all losses learn from masked captions
+    masked = (
+        recipe.masked == "apart" and recipe.mask_words
+    )  # else all losses learn from masked captions
     shown = {"mask_words": (masked, "masked"), "neighbours": (recipe.neighbours, "neighbours")}
     shown |= {name: (getattr(recipe, name), "tokens") for name in ("image_tokens", "text_tokens")}
     for name, (there, need) in shown.items():
         if there and need not in needs:
-            raise RecipeError(f"{name} is for losses that need '{need}', and none here does; leave it out, or add one")
+            raise RecipeError(
+                f"{name} is for losses that need '{need}', and none here does; leave it out, or"
+                " add one"
+            )
 
 
 def task(recipe: Recipe, sources: Sources, places: Sequence[int]) -> Task:
-    """Build what ``recipe`` trains, with random weights, and its batches, of which this process encodes ``places``.
+    """Build what ``recipe`` trains, with random weights, and its batches, of which this process
+    encodes ``places``.
 
     Raises ModelError when it cannot be built or run.
     """
     if isinstance(sources, TextSources):
         return _text_tower(recipe, sources, places)
     both = recipe.text == "student"
-    spec = student.resolve(recipe.student, recipe.image_size, None if both else _dim(recipe, sources))
+    spec = student.resolve(
+        recipe.student, recipe.image_size, None if both else _dim(recipe, sources)
+    )
     model, preprocess = student.build(spec, both, recipe.seed, len(places))
     tokenizer = open_clip.tokenizer_for(spec.config) if both else None
     batches = Batches(sources, recipe, spec.image_size, tokenizer, places)
     apart = bool(recipe.mask_words) and recipe.masked == "apart"
-    return Task("clip" if both else "image-tower", spec, model, preprocess, batches, apart, recipe.image_mask)
+    return Task(
+        "clip" if both else "image-tower",
+        spec,
+        model,
+        preprocess,
+        batches,
+        apart,
+        recipe.image_mask,
+    )
 
 
 def _text_tower(recipe: Recipe, sources: TextSources, places: Sequence[int]) -> Task:
@@ -138,7 +172,9 @@ def _text_tower(recipe: Recipe, sources: TextSources, places: Sequence[int]) -> 
 
 
 def _dim(recipe: Recipe, sources: Sources) -> int | None:
-    """Return the dimension that the student is built with, None for its own, from which a bridge leads."""
+    """Return the dimension that the student is built with, None for its own, from which a bridge
+    leads.
+    """
     return None if recipe.bridge == "linear" else sources.teachers[0].dim
 
 

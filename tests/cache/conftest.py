@@ -1,4 +1,6 @@
-"""Every cache format and stored dtype, raw shards of every kind, and room in int8 codes fitted on a handful of rows."""
+"""Every cache format and stored dtype, raw shards of every kind, and room in int8 codes fitted on a
+handful of rows.
+"""
 
 import pytest
 
@@ -29,6 +31,8 @@ def texts(tmp_path, picture):
 
 @pytest.fixture
 def wide(monkeypatch):
-    """Make int8 codes wide enough for rows that were not there when they were fitted on a handful."""
+    """Make int8 codes wide enough for rows that were not there when they were fitted on a
+    handful.
+    """
     fitted = Fit.code
     monkeypatch.setattr(Fit, "code", lambda self, margin=6.0: fitted(self, margin))

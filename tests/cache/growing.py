@@ -1,4 +1,6 @@
-"""Raw shards some of whose rows cannot be used, and what must hold of a cache of them after every extraction."""
+"""Raw shards some of whose rows cannot be used, and what must hold of a cache of them after every
+extraction.
+"""
 
 import dataclasses
 import json
@@ -21,10 +23,16 @@ def table_shard(path, sentences):
     lines = [f"k{i}\t{json.dumps({'captions': [text]})}\n" for i, text in enumerate(sentences)]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(lines))
-    path.with_suffix(".lineidx").write_text("".join(f"{sum(map(len, lines[:i]))}\n" for i in range(len(lines))))
+    path.with_suffix(".lineidx").write_text(
+        "".join(f"{sum(map(len, lines[:i]))}\n" for i in range(len(lines)))
+    )
 
 
-SOURCES = {"text": (text_shard, ".txt", "text"), "tsv": (table_shard, ".tsv", "text"), "folder": (None, "", "image")}
+SOURCES = {
+    "text": (text_shard, ".txt", "text"),
+    "tsv": (table_shard, ".tsv", "text"),
+    "folder": (None, "", "image"),
+}
 
 
 class Raw:
@@ -49,7 +57,11 @@ class Raw:
     def rows(self, *names):
         """Open these shards, by default all."""
         every = names or sorted({path.name.split(".")[0] for path in self.folder.iterdir()})
-        return open_rows([self.folder / f"{name}{self.suffix}" for name in every], self.kind, dataroot=self.folder)
+        return open_rows(
+            [self.folder / f"{name}{self.suffix}" for name in every],
+            self.kind,
+            dataroot=self.folder,
+        )
 
 
 def run(encoder, rows, kind, out, mode="create", **changes):
@@ -60,8 +72,13 @@ def run(encoder, rows, kind, out, mode="create", **changes):
 
 def stamps(cache):
     """Return shard file -> (inode, time of change), companions too."""
-    files = [file for info in cache.manifest.shards for file in (info.file, *cache.companions(info))]
-    return {file: ((cache.root / file).stat().st_ino, (cache.root / file).stat().st_mtime_ns) for file in files}
+    files = [
+        file for info in cache.manifest.shards for file in (info.file, *cache.companions(info))
+    ]
+    return {
+        file: ((cache.root / file).stat().st_ino, (cache.root / file).stat().st_mtime_ns)
+        for file in files
+    }
 
 
 def named(cache):
@@ -70,7 +87,10 @@ def named(cache):
     for info in cache.manifest.shards:
         keys, rows = cache.read(info)
         good = sorted(set(range(info.source_rows)) - set(info.bad))
-        found |= {(info.source, at): (key, row.tobytes()) for at, key, row in zip(good, keys, rows, strict=True)}
+        found |= {
+            (info.source, at): (key, row.tobytes())
+            for at, key, row in zip(good, keys, rows, strict=True)
+        }
     return found
 
 
@@ -79,19 +99,32 @@ def bad_rows(cache):
 
 
 def assert_adds_up(cache):
-    """Rows in are rows out and rows quarantined; the list is the manifest's; nothing is left over."""
+    """Rows in are rows out and rows quarantined; the list is the manifest's; nothing is left
+    over.
+    """
     for info in cache.manifest.shards:
         assert info.source_rows == info.rows + len(info.bad)
     listed = cache.root / "quarantine.jsonl"
-    entries = [json.loads(line) for line in listed.read_text("utf-8").splitlines()] if listed.exists() else []
+    entries = (
+        [json.loads(line) for line in listed.read_text("utf-8").splitlines()]
+        if listed.exists()
+        else []
+    )
     assert [(entry["source"], entry["row"]) for entry in entries] == bad_rows(cache)
     assert listed.exists() == bool(entries) and all(entry["reason"] for entry in entries)
-    there = {path.relative_to(cache.root).as_posix() for path in cache.root.rglob("*") if path.is_file()}
+    there = {
+        path.relative_to(cache.root).as_posix() for path in cache.root.rglob("*") if path.is_file()
+    }
     assert there == {*stamps(cache), "manifest.json", *(["quarantine.jsonl"] if entries else [])}
     assert cache.verify(sha256=True) == len(cache.manifest.shards)
 
 
-BAD = {"a": [0, 2, 3, 7], "b": [], "c": [4], "d": [0, 1]}  # first, last, several beside each other; a whole shard
+BAD = {
+    "a": [0, 2, 3, 7],
+    "b": [],
+    "c": [4],
+    "d": [0, 1],
+}  # first, last, several beside each other; a whole shard
 ROWS = {"a": 8, "b": 3, "c": 9, "d": 2}
 ALL = [(name, row) for name, rows in BAD.items() for row in rows]
 

@@ -1,4 +1,6 @@
-"""A finished cache grows by new shards: nothing else of it changes, and what does not fit is refused, as for a retry."""
+"""A finished cache grows by new shards: nothing else of it changes, and what does not fit is
+refused, as for a retry.
+"""
 
 import numpy as np
 import pytest
@@ -8,22 +10,31 @@ from dimefm.models.encoder import load_encoder
 from tests.cache.growing import assert_adds_up, bad_rows, named, run, stamps, text_shard
 
 
-def test_new_shards_come_after_the_old_ones_which_stay_untouched(tiny_teacher, texts, tmp_path, format_, dtype, wide):
+def test_new_shards_come_after_the_old_ones_which_stay_untouched(
+    tiny_teacher, texts, tmp_path, format_, dtype, wide
+):
     texts.shard("b", 5, [2])
     texts.shard("c", 4)
     _, old = run(tiny_teacher, texts.rows(), "text", tmp_path / "out", format=format_, dtype=dtype)
     before, kept = stamps(old), named(old)
     texts.shard("a", 3, [0])
     texts.shard("d", 1)
-    report, new = run(tiny_teacher, texts.rows(), "text", tmp_path / "out", "append", format=format_, dtype=dtype)
+    report, new = run(
+        tiny_teacher, texts.rows(), "text", tmp_path / "out", "append", format=format_, dtype=dtype
+    )
     assert [info.source for info in new.manifest.shards] == ["b.txt", "c.txt", "a.txt", "d.txt"]
     assert before.items() <= stamps(new).items() and kept.items() <= named(new).items()
     np.testing.assert_array_equal(new[: len(old)], old[:])
     assert report.rows_done == 4 and bad_rows(new) == [("b.txt", 2), ("a.txt", 0)]
-    assert new.manifest.code == old.manifest.code and new.manifest.fingerprint != old.manifest.fingerprint
+    assert (
+        new.manifest.code == old.manifest.code
+        and new.manifest.fingerprint != old.manifest.fingerprint
+    )
     assert_adds_up(new)
     tokens, _ = tiny_teacher.tokenize(["photo 0 of d"])
-    np.testing.assert_allclose(new[len(new) - 1], tiny_teacher.encode_text(tokens)[0].numpy(), atol=0.02)
+    np.testing.assert_allclose(
+        new[len(new) - 1], tiny_teacher.encode_text(tokens)[0].numpy(), atol=0.02
+    )
 
 
 def test_the_new_shards_alone_are_enough_to_append(tiny_teacher, texts, tmp_path):
@@ -42,13 +53,17 @@ def test_appending_twice_does_nothing(tiny_teacher, texts, tmp_path, format_, di
     run(tiny_teacher, texts.rows(), "text", tmp_path / "out", "append", format=format_)
     before = digests(tmp_path / "out")
     for mode in ("append", "create"):
-        report, cache = run(tiny_teacher, texts.rows(), "text", tmp_path / "out", mode, format=format_)
+        report, cache = run(
+            tiny_teacher, texts.rows(), "text", tmp_path / "out", mode, format=format_
+        )
         assert report.already_finished and report.rows_done == 0
         assert digests(tmp_path / "out") == before
     assert_adds_up(cache)
 
 
-def test_without_append_new_shards_are_refused_and_the_flag_is_named(tiny_teacher, texts, tmp_path, digests):
+def test_without_append_new_shards_are_refused_and_the_flag_is_named(
+    tiny_teacher, texts, tmp_path, digests
+):
     texts.shard("a", 3)
     run(tiny_teacher, texts.rows(), "text", tmp_path / "out")
     before = digests(tmp_path / "out")
@@ -59,7 +74,9 @@ def test_without_append_new_shards_are_refused_and_the_flag_is_named(tiny_teache
 
 
 @pytest.mark.parametrize("rows", [3, 4], ids=["other-content", "other-count"])
-def test_appending_to_changed_sources_is_refused_and_the_source_is_named(tiny_teacher, texts, tmp_path, digests, rows):
+def test_appending_to_changed_sources_is_refused_and_the_source_is_named(
+    tiny_teacher, texts, tmp_path, digests, rows
+):
     texts.shard("a", 3)
     run(tiny_teacher, texts.rows(), "text", tmp_path / "out")
     before = digests(tmp_path / "out")
@@ -78,7 +95,9 @@ def test_there_must_be_a_finished_cache_to_append_to_or_retry(tiny_teacher, text
 
 
 @pytest.mark.parametrize("mode", ["append", "retry"])
-def test_other_settings_or_another_teacher_are_refused_and_named(tiny_teacher, texts, tmp_path, digests, mode):
+def test_other_settings_or_another_teacher_are_refused_and_named(
+    tiny_teacher, texts, tmp_path, digests, mode
+):
     texts.shard("a", 3, [1])
     run(tiny_teacher, texts.rows(), "text", tmp_path / "out")
     before = digests(tmp_path / "out")
@@ -88,16 +107,28 @@ def test_other_settings_or_another_teacher_are_refused_and_named(tiny_teacher, t
     with pytest.raises(CacheError, match="how.captions"):
         run(tiny_teacher, texts.rows(), "text", tmp_path / "out", mode, captions="all")
     with pytest.raises(CacheError, match=r"encoder\.weights_sha256"):
-        run(load_encoder("ResNet-mini-64/random:1", "cpu"), texts.rows(), "text", tmp_path / "out", mode)
+        run(
+            load_encoder("ResNet-mini-64/random:1", "cpu"),
+            texts.rows(),
+            "text",
+            tmp_path / "out",
+            mode,
+        )
     assert digests(tmp_path / "out") == before
 
 
-def test_a_second_teacher_over_the_same_rows_leaves_the_first_cache_alone(tiny_teacher, texts, tmp_path, digests):
+def test_a_second_teacher_over_the_same_rows_leaves_the_first_cache_alone(
+    tiny_teacher, texts, tmp_path, digests
+):
     texts.shard("a", 3, [1])
     _, first = run(tiny_teacher, texts.rows(), "text", tmp_path / "one")
     before = digests(tmp_path / "one")
-    _, second = run(load_encoder("ResNet-mini-64/random:1", "cpu"), texts.rows(), "text", tmp_path / "two")
+    _, second = run(
+        load_encoder("ResNet-mini-64/random:1", "cpu"), texts.rows(), "text", tmp_path / "two"
+    )
     assert digests(tmp_path / "one") == before
     assert second.manifest.encoder.weights_sha256 != first.manifest.encoder.weights_sha256
-    assert [info.keys_sha256 for info in second.manifest.shards] == [info.keys_sha256 for info in first.manifest.shards]
+    assert [info.keys_sha256 for info in second.manifest.shards] == [
+        info.keys_sha256 for info in first.manifest.shards
+    ]
     assert np.abs(second[:].astype("f4") - first[:]).max() > 0.01

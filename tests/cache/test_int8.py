@@ -1,4 +1,6 @@
-"""Extraction to int8: rows decode to what the encoder gives, and the code that was fitted first holds for later shards."""
+"""Extraction to int8: rows decode to what the encoder gives, and the code that was fitted first
+holds for later shards.
+"""
 
 import numpy as np
 import pytest
@@ -9,10 +11,14 @@ from dimefm.errors import CacheError
 from tests.cache.growing import damaged, run, text_shard
 
 
-def test_int8_rows_decode_to_the_encoders_and_the_manifest_says_what_that_costs(tiny_teacher, raw, tmp_path, format_):
+def test_int8_rows_decode_to_the_encoders_and_the_manifest_says_what_that_costs(
+    tiny_teacher, raw, tmp_path, format_
+):
     damaged(raw)
     _, exact = run(tiny_teacher, raw.rows(), raw.kind, tmp_path / "exact", dtype="float32")
-    _, cache = run(tiny_teacher, raw.rows(), raw.kind, tmp_path / "out", format=format_, dtype="int8")
+    _, cache = run(
+        tiny_teacher, raw.rows(), raw.kind, tmp_path / "out", format=format_, dtype="int8"
+    )
     cosines = (cache[:] * exact[:]).sum(1) / np.linalg.norm(cache[:], axis=1)
     assert cache[:].dtype == np.float32 and cosines.min() > 0.995
     assert cache.manifest.effect["rows"] == len(cache)
@@ -42,8 +48,18 @@ def test_a_later_shard_that_leaves_the_int8_code_is_refused_with_its_row_and_the
     run(tiny_teacher, texts.rows(), "text", tmp_path / "out", format=format_, dtype="int8")
     before = digests(tmp_path / "out")
     text_shard(tmp_path / "raw/b.txt", [f"photo {i} of a" for i in range(6)])
-    with pytest.raises(CacheError, match=r"b\.txt.*row 3, dimension 5: 3 lies outside the int8 code's.*float16"):
-        run(Loud(tiny_teacher), texts.rows(), "text", tmp_path / "out", "append", format=format_, dtype="int8")
+    with pytest.raises(
+        CacheError, match=r"b\.txt.*row 3, dimension 5: 3 lies outside the int8 code's.*float16"
+    ):
+        run(
+            Loud(tiny_teacher),
+            texts.rows(),
+            "text",
+            tmp_path / "out",
+            "append",
+            format=format_,
+            dtype="int8",
+        )
     after = digests(tmp_path / "out")
     assert before.items() <= after.items()
     assert not [name for name in after.keys() - before.keys() if not name.startswith(".partial/")]
@@ -57,7 +73,9 @@ def test_the_row_outside_the_int8_code_is_numbered_within_its_shard(tmp_path):
     fit.add(rows)
     card = EncoderCard("test", None, 3, 100.0)
     writer = CacheWriter(
-        tmp_path, Manifest("text", "hdf5", "int8", 3, False, card, {}, {}, code=fit.code().fields()), [("a", 9)]
+        tmp_path,
+        Manifest("text", "hdf5", "int8", 3, False, card, {}, {}, code=fit.code().fields()),
+        [("a", 9)],
     )
     with writer.spool("a") as spool:
         spool.add([str(i) for i in range(8)], rows)

@@ -64,8 +64,15 @@ def test_a_remote_cache_holds_what_a_local_one_holds(format_, tmp_path):
     np.testing.assert_array_equal(ours[[7, 0, 7]], theirs[[7, 0, 7]])
     assert theirs.verify(sha256=True) == 3
     assert compare(ours, theirs).same
-    files = {path.relative_to(tmp_path / "local").as_posix() for path in (tmp_path / "local").rglob("*") if path.is_file()}
-    stored = {name.removeprefix("/bucket/caches/one/") for name in fsspec.filesystem("memory").find("/bucket/caches/one")}
+    files = {
+        path.relative_to(tmp_path / "local").as_posix()
+        for path in (tmp_path / "local").rglob("*")
+        if path.is_file()
+    }
+    stored = {
+        name.removeprefix("/bucket/caches/one/")
+        for name in fsspec.filesystem("memory").find("/bucket/caches/one")
+    }
     assert stored == {name for name in files if not name.startswith(".flat/")}
 
 
@@ -75,7 +82,9 @@ def test_an_interrupted_remote_write_is_no_cache_and_goes_on(format_, tmp_path, 
     with pytest.raises(CacheError, match="unfinished cache; run the same"):
         FeatureCache(URL, tmp_path / "scratch")
     assert write(URL, format_, tmp_path / "another-machine") == ["part/2.tar"]
-    assert not [name for name in empty_store.find("/bucket") if ".partial" in name or name.endswith(".part")]
+    assert not [
+        name for name in empty_store.find("/bucket") if ".partial" in name or name.endswith(".part")
+    ]
     assert write(URL, format_, tmp_path / "scratch") == []
 
 
@@ -110,7 +119,9 @@ def test_a_shard_replaced_behind_the_manifest_is_refused(format_, tmp_path, empt
 
 def test_append_and_retry_work_at_a_url(format_, tmp_path, empty_store):
     write(URL, format_, tmp_path / "scratch")
-    before = {name: empty_store.cat_file(name) for name in empty_store.find("/bucket") if ".feat." in name}
+    before = {
+        name: empty_store.cat_file(name) for name in empty_store.find("/bucket") if ".feat." in name
+    }
     more = [*SOURCES, ("part/3.tar", 2)]
     writer = CacheWriter(URL, header(format_), more, append=True, scratch=tmp_path / "scratch")
     writer.write("part/3.tar", ["x", "y"], vectors(2, 9))
@@ -124,10 +135,14 @@ def test_append_and_retry_work_at_a_url(format_, tmp_path, empty_store):
     writer.seal()
     assert len(FeatureCache(URL, tmp_path / "scratch")) == 11
     assert not empty_store.exists(f"/bucket/caches/one/{old.file}")
-    assert "part/0.tar" not in FeatureCache(URL, tmp_path / "scratch").store.read("quarantine.jsonl")
+    assert "part/0.tar" not in FeatureCache(URL, tmp_path / "scratch").store.read(
+        "quarantine.jsonl"
+    )
 
 
-@pytest.mark.parametrize("url", ["nosuch://bucket/cache", "memory://bucket/none", "memory://bucket/../up"])
+@pytest.mark.parametrize(
+    "url", ["nosuch://bucket/cache", "memory://bucket/none", "memory://bucket/../up"]
+)
 def test_a_url_that_is_no_cache_is_one_line(url, tmp_path):
     with pytest.raises(DimefmError) as caught:
         FeatureCache(url, tmp_path)

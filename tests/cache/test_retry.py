@@ -1,4 +1,6 @@
-"""Quarantined rows of a finished cache are tried again: those that are mended take their place, nothing else changes."""
+"""Quarantined rows of a finished cache are tried again: those that are mended take their place,
+nothing else changes.
+"""
 
 import random
 
@@ -16,7 +18,9 @@ from dimefm.storage.stores import Store
 from tests.cache.growing import ALL, ROWS, assert_adds_up, bad_rows, damaged, named, run, stamps
 
 
-def test_rows_that_were_mended_take_their_place_and_nothing_else_changes(tiny_teacher, raw, tmp_path, format_, dtype, wide):
+def test_rows_that_were_mended_take_their_place_and_nothing_else_changes(
+    tiny_teacher, raw, tmp_path, format_, dtype, wide
+):
     settings = {"format": format_, "dtype": dtype}
     damaged(raw)
     _, old = run(tiny_teacher, raw.rows(), raw.kind, tmp_path / "out", **settings)
@@ -30,12 +34,18 @@ def test_rows_that_were_mended_take_their_place_and_nothing_else_changes(tiny_te
     found = named(new)
     assert len(found) == sum(ROWS.values())
     assert [info.rows for info in new.manifest.shards] == list(ROWS.values())
-    if raw.source == "folder":  # its digest is of names and sizes: only the bad rows are encoded again
+    if (
+        raw.source == "folder"
+    ):  # its digest is of names and sizes: only the bad rows are encoded again
         assert kept.items() <= found.items() and report.rows_done == 7
     else:
-        assert {place: key for place, (key, _) in kept.items()}.items() <= {p: key for p, (key, _) in found.items()}.items()
+        assert {place: key for place, (key, _) in kept.items()}.items() <= {
+            p: key for p, (key, _) in found.items()
+        }.items()
     assert_adds_up(new)
-    _, whole = run(tiny_teacher, raw.rows(), raw.kind, tmp_path / "whole", **settings | {"format": "hdf5"})
+    _, whole = run(
+        tiny_teacher, raw.rows(), raw.kind, tmp_path / "whole", **settings | {"format": "hdf5"}
+    )
     assert [key for key, _ in named(whole).values()] == [key for key, _ in found.values()]
     tolerance = {"int8": 0.05, "float16": 2e-3, "float32": 1e-5}[dtype]
     np.testing.assert_allclose(new[:], whole[:], atol=tolerance)
@@ -72,22 +82,30 @@ def test_rows_that_failed_for_a_while_are_recovered_bit_for_bit(
         mended = draw.sample(left, min(len(left), 3))
         left = [place for place in left if place not in mended]
         flaky.rows = set(left)
-        report, new = run(tiny_teacher, texts.rows(), "text", tmp_path / "out", "retry", **settings, batch_size=1)
+        report, new = run(
+            tiny_teacher, texts.rows(), "text", tmp_path / "out", "retry", **settings, batch_size=1
+        )
         assert report.recovered == len(mended)
         assert [(name.split(".")[0], row) for name, row in bad_rows(new)] == left
         assert kept.items() <= named(new).items()
         kept = named(new)
-        assert {file: stamp for file, stamp in before.items() if file.startswith("b")}.items() <= stamps(new).items()
+        assert {
+            file: stamp for file, stamp in before.items() if file.startswith("b")
+        }.items() <= stamps(new).items()
         assert_adds_up(new)
     if dtype != "int8":  # its code was fitted without these rows
         assert named(new) == named(whole)
         assert new.manifest.fingerprint == whole.manifest.fingerprint
     assert [key for key, _ in named(new).values()] == [key for key, _ in named(whole).values()]
-    report, _ = run(tiny_teacher, texts.rows(), "text", tmp_path / "out", "retry", **settings, batch_size=1)
+    report, _ = run(
+        tiny_teacher, texts.rows(), "text", tmp_path / "out", "retry", **settings, batch_size=1
+    )
     assert report.already_finished
 
 
-def test_rows_that_are_still_bad_stay_listed_and_no_file_is_written_again(tiny_teacher, raw, tmp_path, format_):
+def test_rows_that_are_still_bad_stay_listed_and_no_file_is_written_again(
+    tiny_teacher, raw, tmp_path, format_
+):
     damaged(raw)
     _, old = run(tiny_teacher, raw.rows(), raw.kind, tmp_path / "out", format=format_)
     before, listed = stamps(old), (tmp_path / "out/quarantine.jsonl").read_bytes()
@@ -97,7 +115,9 @@ def test_rows_that_are_still_bad_stay_listed_and_no_file_is_written_again(tiny_t
     assert_adds_up(new)
 
 
-def test_a_cache_without_quarantined_rows_has_nothing_to_retry(tiny_teacher, texts, tmp_path, digests):
+def test_a_cache_without_quarantined_rows_has_nothing_to_retry(
+    tiny_teacher, texts, tmp_path, digests
+):
     texts.shard("a", 3)
     run(tiny_teacher, texts.rows(), "text", tmp_path / "out")
     before = digests(tmp_path / "out")
@@ -106,7 +126,9 @@ def test_a_cache_without_quarantined_rows_has_nothing_to_retry(tiny_teacher, tex
 
 
 @pytest.mark.parametrize("pattern", range(12))
-def test_any_pattern_of_bad_rows_is_filled_in_the_right_places(tiny_teacher, texts, tmp_path, monkeypatch, pattern):
+def test_any_pattern_of_bad_rows_is_filled_in_the_right_places(
+    tiny_teacher, texts, tmp_path, monkeypatch, pattern
+):
     draw, n = random.Random(pattern), 12
     texts.shard("a", n)
     first = sorted(draw.sample(range(n), draw.choice((1, 3, 11, 12 - (pattern % 2)))))
@@ -118,13 +140,17 @@ def test_any_pattern_of_bad_rows_is_filled_in_the_right_places(tiny_teacher, tex
     _, cache = run(tiny_teacher, texts.rows(), "text", tmp_path / "out", "retry")
     assert bad_rows(cache) == [("a.txt", row) for row in second]
     good = [row for row in range(n) if row not in second]
-    tokens, _ = tiny_teacher.tokenize([f"photo {row} of a" for row in good] + ["photo 0 of b", "photo 1 of b"])
+    tokens, _ = tiny_teacher.tokenize(
+        [f"photo {row} of a" for row in good] + ["photo 0 of b", "photo 1 of b"]
+    )
     np.testing.assert_allclose(cache[:], tiny_teacher.encode_text(tokens).numpy(), atol=2e-3)
     assert cache.read(cache.manifest.shards[0])[0] == list(map(str, good))
     assert_adds_up(cache)
 
 
-def test_bad_rows_around_the_blocks_of_a_large_shard_are_filled_in_the_right_places(tmp_path, format_, monkeypatch):
+def test_bad_rows_around_the_blocks_of_a_large_shard_are_filled_in_the_right_places(
+    tmp_path, format_, monkeypatch
+):
     n = 2 * BLOCK + 7
     bad = np.array([0, 1, BLOCK - 1, BLOCK, BLOCK + 1, BLOCK + 2, 2 * BLOCK, n - 2, n - 1])
     rows = np.arange(n, dtype=np.float32)[:, None]
@@ -132,12 +158,16 @@ def test_bad_rows_around_the_blocks_of_a_large_shard_are_filled_in_the_right_pla
     header = Manifest("text", format_, "float32", 1, False, card, {}, {})
     good = np.setdiff1d(np.arange(n), bad)
     writer = CacheWriter(tmp_path / "out", header, [("a", n)])
-    writer.write("a", list(map(str, good)), rows[good], [Bad(int(row), str(row), "torn") for row in bad])
+    writer.write(
+        "a", list(map(str, good)), rows[good], [Bad(int(row), str(row), "torn") for row in bad]
+    )
     writer.seal()
     cache = FeatureCache(tmp_path / "out")
     for mended in (bad, bad[::2], bad[-1:], bad[:1]):
         with Spool(tmp_path / "spool", header, "a") as spool:
-            _merge(spool, cache, cache.manifest.shards[0], mended, list(map(str, mended)), rows[mended])
+            _merge(
+                spool, cache, cache.manifest.shards[0], mended, list(map(str, mended)), rows[mended]
+            )
             expected = np.union1d(good, mended)
             assert spool.keys == list(map(str, expected))
             np.testing.assert_array_equal(spool.rows()[0 : len(expected)][:, 0], expected)

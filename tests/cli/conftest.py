@@ -31,7 +31,9 @@ def raw(tmp_path, picture):
 
 def run(*arguments, teacher=TEACHER):
     """Run the command; return (exit code, output)."""
-    result = CliRunner().invoke(main, ["extract-features", "--teacher", teacher, "--device", "cpu", *map(str, arguments)])
+    result = CliRunner().invoke(
+        main, ["extract-features", "--teacher", teacher, "--device", "cpu", *map(str, arguments)]
+    )
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result.exit_code, result.output
 

@@ -1,4 +1,6 @@
-"""What users and machines cause ends in one line and exit code 1, whatever raised it; Ctrl-C says how to go on."""
+"""What users and machines cause ends in one line and exit code 1, whatever raised it; Ctrl-C says
+how to go on.
+"""
 
 import errno
 
@@ -22,14 +24,20 @@ class OutOfMemoryError(RuntimeError):
         (OSError(errno.EIO, "Input/output error", b"a/\xff"), "a/\udcff: Input/output error"),
         (OSError("Can't read\n data"), "Can't read data"),
         (MemoryError(), "out of memory; lower --batch-size"),
-        (OutOfMemoryError("CUDA out of memory.\nTried"), "out of memory: CUDA out of memory.; lower --batch-size"),
+        (
+            OutOfMemoryError("CUDA out of memory.\nTried"),
+            "out of memory: CUDA out of memory.; lower --batch-size",
+        ),
     ],
 )
 def test_errors_of_the_machine_become_one_line(error, line):
     assert explain(error).startswith(line)
 
 
-@pytest.mark.parametrize("error", [ValueError("x"), RuntimeError("x"), KeyError("x"), BrokenPipeError(errno.EPIPE, "pipe")])
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("x"), RuntimeError("x"), KeyError("x"), BrokenPipeError(errno.EPIPE, "pipe")],
+)
 def test_other_errors_keep_their_traceback(error):
     assert explain(error) is None
 
@@ -52,7 +60,11 @@ def test_a_full_disk_ends_with_1_and_one_line(monkeypatch):
     ("words", "target", "expected"),
     [
         (["prompts", "mnist"], "dimefm.evaluate.benchmark.load", "interrupted\n"),
-        (["train", "--out", "x"], "dimefm.train.trainer.train", "interrupted; go on with --resume\n"),
+        (
+            ["train", "--out", "x"],
+            "dimefm.train.trainer.train",
+            "interrupted; go on with --resume\n",
+        ),
         (
             ["quickstart", "--out", "x"],
             "dimefm.quickstart.run.quickstart",

@@ -1,4 +1,6 @@
-"""dimefm cache info and verify: what they say of a finished cache, of a damaged one and of other folders."""
+"""dimefm cache info and verify: what they say of a finished cache, of a damaged one and of other
+folders.
+"""
 
 import re
 
@@ -22,10 +24,15 @@ def look(*arguments):
 
 
 def test_cache_info_tells_rows_teacher_and_settings(cache):
-    for root, expected in ((cache, ["4 image rows", "3 text rows"]), (cache / "texts", ["3 text rows"])):
+    for root, expected in (
+        (cache, ["4 image rows", "3 text rows"]),
+        (cache / "texts", ["3 text rows"]),
+    ):
         result = look("info", root)
         assert result.exit_code == 0
-        assert [text for text in ("4 image rows", "3 text rows") if text in result.output] == expected
+        assert [
+            text for text in ("4 image rows", "3 text rows") if text in result.output
+        ] == expected
     assert "ResNet-mini-64/random:0" in result.output and "float16[128]" in result.output
 
 
@@ -50,10 +57,15 @@ def test_cache_verify_finds_a_cut_and_a_changed_shard(cache):
     shard.write_bytes(changed)
     assert look("verify", cache).exit_code == 0
     result = look("verify", cache, "--sha256")
-    assert result.exit_code == 1 and "SHA-256" in result.output and result.output.count("Error") == 1
+    assert (
+        result.exit_code == 1 and "SHA-256" in result.output and result.output.count("Error") == 1
+    )
 
 
 def test_cache_commands_on_something_else_are_one_line(raw):
     for command, folder in (("info", "photos"), ("verify", "photos"), ("verify", "nowhere")):
         result = look(command, raw / folder)
-        assert result.exit_code == 1 and "no manifest.json, so no cache; check the path" in result.output
+        assert (
+            result.exit_code == 1
+            and "no manifest.json, so no cache; check the path" in result.output
+        )

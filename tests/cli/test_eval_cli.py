@@ -1,4 +1,6 @@
-"""``dimefm eval elevater``: what is refused, in which words and with which exit code, and what is listed."""
+"""``dimefm eval elevater``: what is refused, in which words and with which exit code, and what is
+listed.
+"""
 
 import json
 import shutil
@@ -18,7 +20,9 @@ def dimefm(*words):
 
 
 def refusal(*words, code=1):
-    """Return the last line of a command that is expected to end with ``code``, without a traceback."""
+    """Return the last line of a command that is expected to end with ``code``, without a
+    traceback.
+    """
     result = dimefm(*words)
     assert result.exit_code == code, result.output
     assert isinstance(result.exception, SystemExit)
@@ -37,7 +41,9 @@ def root(tmp_path):
             folder = tmp_path / "sets" / dataset / "test" / name
             folder.mkdir(parents=True)
             for n in range(3):
-                Image.fromarray(draw.integers(0, 256, (28, 28, 3), dtype=np.uint8)).save(folder / f"{n}.png")
+                Image.fromarray(draw.integers(0, 256, (28, 28, 3), dtype=np.uint8)).save(
+                    folder / f"{n}.png"
+                )
     (tmp_path / "sets/shapes/classnames.txt").write_text("disc\nstar\n")
     return tmp_path
 
@@ -165,7 +171,10 @@ def test_changed_templates_are_not_scored_from_old_prompts(root):
         (("--datasets", "cifar-10,dtd"), "none of the datasets asked for is here"),
         (("--datasets", ","), "none of the datasets asked for is here"),
         (("--layout", "tarball"), "unknown layout 'tarball'"),
-        (("--datasets", "shapes", "--layout", "parquet"), "shapes: no test split in layout parquet"),
+        (
+            ("--datasets", "shapes", "--layout", "parquet"),
+            "shapes: no test split in layout parquet",
+        ),
         (("--root", "nowhere"), "nowhere: there is no such folder"),
         (("--model", "ResNet-mini-64"), "an architecture without weights"),
         (("--model", "ResNet-mini-46/random:0"), "did you mean 'ResNet-mini-64'?"),
@@ -196,7 +205,9 @@ def test_a_class_that_the_names_do_not_hold_is_refused(root):
 
 def test_an_out_that_cannot_be_written_is_refused(root):
     (root / "file").write_text("not a folder")
-    assert "cannot be written" in refusal(*words(root, "--datasets", "shapes", "--out", root / "file/scores"))
+    assert "cannot be written" in refusal(
+        *words(root, "--datasets", "shapes", "--out", root / "file/scores")
+    )
 
 
 @pytest.mark.parametrize("more", [("--precision", "fp8"), ("--batch-size", 0), ("--modle", "x")])

@@ -15,8 +15,16 @@ def test_images_and_sentences_go_to_folders_of_their_own(raw):
     code, output = run("--images", raw / "photos", "--texts", raw / "s.txt", "--out", raw / "out")
     assert code == 0
     images, texts = FeatureCache(raw / "out/images"), FeatureCache(raw / "out/texts")
-    assert (images.manifest.kind, len(images), texts.manifest.kind, len(texts)) == ("image", 4, "text", 3)
-    assert "4 rows in = 4 rows out + 0 quarantined" in output and "3 rows in = 3 rows out + 0 quarantined" in output
+    assert (images.manifest.kind, len(images), texts.manifest.kind, len(texts)) == (
+        "image",
+        4,
+        "text",
+        3,
+    )
+    assert (
+        "4 rows in = 4 rows out + 0 quarantined" in output
+        and "3 rows in = 3 rows out + 0 quarantined" in output
+    )
     assert "rows/s" in output and "bytes/row" in output and "ResNet-mini-64/random:0" in output
 
 
@@ -37,7 +45,18 @@ def test_several_sources_after_one_flag_or_after_many_are_the_same(raw, digests)
 
 def test_lists_below_a_dataroot_in_dime_fms_way(golden_tsv, tmp_path):
     code, output = run(
-        *("--images", "image.list", "--texts", "text.list", "--dataroot", golden_tsv, "--out", tmp_path, "--format", "tsv")
+        *(
+            "--images",
+            "image.list",
+            "--texts",
+            "text.list",
+            "--dataroot",
+            golden_tsv,
+            "--out",
+            tmp_path,
+            "--format",
+            "tsv",
+        )
     )
     assert code == 0, output
     assert [info.file for info in FeatureCache(tmp_path / "images").manifest.shards] == [
@@ -63,7 +82,9 @@ def test_every_cache_format_can_be_chosen():
 
 
 def test_float16_tsv_says_that_dime_fm_cannot_read_it(raw):
-    _, output = run("--texts", raw / "s.txt", "--out", raw / "out", "--format", "tsv", "--dtype", "float16")
+    _, output = run(
+        "--texts", raw / "s.txt", "--out", raw / "out", "--format", "tsv", "--dtype", "float16"
+    )
     assert "DIME-FM's own loader reads float32 only" in output
 
 
@@ -80,7 +101,10 @@ def test_quarantined_rows_do_not_fail_the_job_and_are_pointed_at(raw):
     (raw / "photos/9.png").write_bytes(b"")
     code, output = run("--images", raw / "photos", "--out", raw / "out")
     assert code == 0
-    assert f"5 rows in = 4 rows out + 1 quarantined (listed in {raw / 'out/images/quarantine.jsonl'})" in output
+    assert (
+        f"5 rows in = 4 rows out + 1 quarantined (listed in {raw / 'out/images/quarantine.jsonl'})"
+        in output
+    )
     entry = json.loads((raw / "out/images/quarantine.jsonl").read_text())
     assert (entry["row"], entry["key"], entry["reason"]) == (4, "9.png", "image is empty (0 bytes)")
 
@@ -91,7 +115,10 @@ def test_quarantined_rows_do_not_fail_the_job_and_are_pointed_at(raw):
         (b"k9\n", "has no second column; expected key, tab, value"),
         (b"k9\t@@\n", "second column is not base64"),
         (b"k9\t\n", "image is empty"),
-        (b"k9\t" + base64.b64encode(b"<html>") + b"\n", "not an image: 6 bytes that begin with b'<html>'"),
+        (
+            b"k9\t" + base64.b64encode(b"<html>") + b"\n",
+            "not an image: 6 bytes that begin with b'<html>'",
+        ),
     ],
 )
 def test_a_bad_tsv_row_is_listed_with_its_reason(raw, line, reason):
@@ -108,12 +135,17 @@ def test_empty_and_over_long_sentences_are_listed(raw):
     (raw / "s.txt").write_text("fine\n\n" + "word " * 40 + "\n")
     code, output = run("--texts", raw / "s.txt", "--out", raw / "out")
     assert code == 0 and "3 rows in = 1 rows out + 2 quarantined" in output
-    reasons = [json.loads(line)["reason"] for line in (raw / "out/texts/quarantine.jsonl").read_text().splitlines()]
+    reasons = [
+        json.loads(line)["reason"]
+        for line in (raw / "out/texts/quarantine.jsonl").read_text().splitlines()
+    ]
     assert reasons[0] == "sentence is empty" and "42 tokens, the encoder reads 32" in reasons[1]
     assert run("--texts", raw / "s.txt", "--out", raw / "cut", "--long-texts", "truncate")[0] == 0
     assert len(FeatureCache(raw / "cut/texts")) == 2
 
 
 def test_debug_shows_the_traceback(raw):
-    result = CliRunner().invoke(main, ["--debug", "extract-features", "--teacher", TEACHER, "--texts", "none", "--out", "o"])
+    result = CliRunner().invoke(
+        main, ["--debug", "extract-features", "--teacher", TEACHER, "--texts", "none", "--out", "o"]
+    )
     assert type(result.exception).__name__ == "DataError"

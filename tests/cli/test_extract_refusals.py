@@ -13,9 +13,15 @@ BAD_USAGE = [
     (["--out", "o"], "nothing to extract: give --images, --texts or both"),
     (["--texts", "s.txt"], "Missing option '--out'"),
     (["--texts", "s.txt", "--out", "o", "--batch-size", "0"], "--batch-size"),
-    (["--texts", "s.txt", "--out", "o", "--dtype", "int4"], "'int4' is not one of 'float16', 'float32', 'int8'"),
+    (
+        ["--texts", "s.txt", "--out", "o", "--dtype", "int4"],
+        "'int4' is not one of 'float16', 'float32', 'int8'",
+    ),
     (["--texts", "s.txt", "--out", "o", "--precision", "half"], "'half' is not one of"),
-    (["--texts", "s.txt", "--out", "o", "--format", "hdf"], "'hdf' is not one of 'hdf5', 'parquet', 'tsv'"),
+    (
+        ["--texts", "s.txt", "--out", "o", "--format", "hdf"],
+        "'hdf' is not one of 'hdf5', 'parquet', 'tsv'",
+    ),
     (["--texts", "s.txt", "--out", "o", "--captionz", "all"], "No such option"),
 ]
 
@@ -32,9 +38,18 @@ def test_bad_usage_is_exit_code_2(raw, monkeypatch, arguments, message):
     [
         (["--images", "nowhere"], r"source nowhere: no such file or folder.*check --dataroot"),
         (["--images", "*.tar"], r"\*\.tar: no such file or folder, and no pattern that matches"),
-        (["--images", "photos", "--dataroot", "nowhere"], "--dataroot nowhere: there is no such folder"),
-        (["--images", "photos", "--input-format", "fodler"], "unknown input format 'fodler': did you mean 'folder'"),
-        (["--texts", "photos/0.png"], r"0\.png: cannot tell its format for text rows.*say --input-format"),
+        (
+            ["--images", "photos", "--dataroot", "nowhere"],
+            "--dataroot nowhere: there is no such folder",
+        ),
+        (
+            ["--images", "photos", "--input-format", "fodler"],
+            "unknown input format 'fodler': did you mean 'folder'",
+        ),
+        (
+            ["--texts", "photos/0.png"],
+            r"0\.png: cannot tell its format for text rows.*say --input-format",
+        ),
         (["--texts", "s.txt", "s.txt"], r"s\.txt is named twice"),
     ],
 )
@@ -47,7 +62,13 @@ def test_a_source_that_is_not_there_or_not_known_is_one_line(raw, monkeypatch, a
 @pytest.mark.parametrize(
     ("teacher", "message"),
     [
-        ("ResNet-mini-64", "an architecture without weights; say ResNet-mini-64/TAG .* or ResNet-mini-64/random:SEED"),
+        (
+            "ResNet-mini-64",
+            (
+                "an architecture without weights; say ResNet-mini-64/TAG .* or"
+                " ResNet-mini-64/random:SEED"
+            ),
+        ),
         ("ResNet-mini-46/random:0", "unknown architecture 'ResNet-mini-46': did you mean"),
         ("ResNet-mini-64/random:x", "expected ResNet-mini-64/random:SEED with a whole number"),
         ("ViT-B-32/opneai", r"'opneai' is neither a tag of ViT-B-32 .*openai.* nor a file"),
@@ -61,7 +82,13 @@ def test_a_teacher_that_cannot_be_is_one_line(raw, teacher, message):
 
 def test_a_teacher_file_that_is_damaged_is_one_line(raw):
     (raw / "weights.safetensors").write_bytes(b"not weights")
-    error = refused("--texts", raw / "s.txt", "--out", raw / "o", teacher=f"ResNet-mini-64/{raw / 'weights.safetensors'}")
+    error = refused(
+        "--texts",
+        raw / "s.txt",
+        "--out",
+        raw / "o",
+        teacher=f"ResNet-mini-64/{raw / 'weights.safetensors'}",
+    )
     assert "weights.safetensors" in error and "cannot be loaded" in error
 
 
@@ -69,11 +96,15 @@ def test_a_teacher_file_that_is_damaged_is_one_line(raw):
 @pytest.mark.parametrize("device", ["cuda", "cuda:3"])
 def test_a_missing_gpu_is_one_line_with_a_remedy(raw, device):
     error = refused("--texts", raw / "s.txt", "--out", raw / "o", "--device", device)
-    assert f"--device {device}: this machine has 0 CUDA devices" in error and "--device cpu" in error
+    assert (
+        f"--device {device}: this machine has 0 CUDA devices" in error and "--device cpu" in error
+    )
 
 
 def test_an_unknown_device_is_one_line(raw):
-    assert "no such device; expected auto, cpu" in refused("--texts", raw / "s.txt", "--out", raw / "o", "--device", "gpu")
+    assert "no such device; expected auto, cpu" in refused(
+        "--texts", raw / "s.txt", "--out", raw / "o", "--device", "gpu"
+    )
 
 
 @pytest.mark.parametrize(
@@ -81,10 +112,16 @@ def test_an_unknown_device_is_one_line(raw):
     [
         (
             [0, 40, 9999999],
-            r"text_00\.lineidx, row 2: offset 9999999 does not fit text_00\.tsv of \d+ bytes; remove the index",
+            (
+                r"text_00\.lineidx, row 2: offset 9999999 does not fit text_00\.tsv of \d+ bytes;"
+                r" remove the index"
+            ),
         ),
         ([5, 40], r"text_00\.lineidx, row 0"),
-        ([0], r"text_00\.tsv, row 0: bytes 0 to \d+ are not one line.*text_00\.lineidx does not fit"),
+        (
+            [0],
+            r"text_00\.tsv, row 0: bytes 0 to \d+ are not one line.*text_00\.lineidx does not fit",
+        ),
         ([0, 11, 32], r"text_00\.tsv, row 0: bytes 0 to 11 are not one line"),
         (["zero"], r"text_00\.lineidx: expected one decimal byte offset per line"),
     ],
@@ -112,7 +149,10 @@ def test_a_cut_tar_is_one_line(raw, picture):
 def test_a_table_without_the_column_is_one_line(raw):
     (raw / "x.csv").write_text("url,words\nx,y\n")
     error = refused("--texts", raw / "x.csv", "--out", raw / "o")
-    assert re.search(r"x\.csv: no text column; expected one of .*found: url, words; name it with --text-column", error)
+    assert re.search(
+        r"x\.csv: no text column; expected one of .*found: url, words; name it with --text-column",
+        error,
+    )
     assert run("--texts", raw / "x.csv", "--out", raw / "o", "--text-column", "words")[0] == 0
 
 
@@ -137,7 +177,9 @@ def test_sources_of_bad_rows_only_are_one_line(raw):
         (["--precision", "bf16"], "how.precision: 'bf16' against 'fp32'"),
     ],
 )
-def test_a_folder_with_a_cache_made_otherwise_is_one_line_that_names_the_field(raw, changes, named, digests):
+def test_a_folder_with_a_cache_made_otherwise_is_one_line_that_names_the_field(
+    raw, changes, named, digests
+):
     assert run("--texts", raw / "s.txt", "--out", raw / "o")[0] == 0
     before = digests(raw / "o")
     error = refused("--texts", raw / "s.txt", "--out", raw / "o", *changes)

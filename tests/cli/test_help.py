@@ -1,4 +1,6 @@
-"""``--help`` of every command: no option is lost among the sections, and no line of a list of commands is cut off."""
+"""``--help`` of every command: no option is lost among the sections, and no line of a list of
+commands is cut off.
+"""
 
 import click
 import pytest
@@ -32,7 +34,11 @@ def test_each_option_stands_there_once(words):
     assert sorted(word.rstrip(",") for word in first) == sorted([*named, "-h"])
 
 
-@pytest.mark.parametrize("words", [words for words, found in EVERY.items() if isinstance(found, click.Group)], ids=" ".join)
+@pytest.mark.parametrize(
+    "words",
+    [words for words, found in EVERY.items() if isinstance(found, click.Group)],
+    ids=" ".join,
+)
 def test_lists_of_commands_are_whole(words):
     result = CliRunner().invoke(main, [*words, "--help"], terminal_width=80)
     listed = result.output.split("Commands:")[1].splitlines()
@@ -40,7 +46,9 @@ def test_lists_of_commands_are_whole(words):
 
 
 @pytest.mark.parametrize(
-    "words", [words for words, found in EVERY.items() if getattr(found, "sections", None)], ids=" ".join
+    "words",
+    [words for words, found in EVERY.items() if getattr(found, "sections", None)],
+    ids=" ".join,
 )
 def test_sections_begin_at_options_that_there_are_and_stand_in_their_order(words):
     found = EVERY[words]

@@ -1,4 +1,6 @@
-"""``dimefm losses``: every term with what it needs, its options, its learnt parts and its source."""
+"""``dimefm losses``: every term with what it needs, its options, its learnt parts and its
+source.
+"""
 
 import pytest
 from click.testing import CliRunner
@@ -25,7 +27,9 @@ def test_lists_every_term_with_all_that_a_recipe_must_know():
         assert lines[-1].startswith("Source: ")
         fields = dict(line.split(": ", 1) for line in lines[1:-1])
         assert set(fields["needs"].split(", ")) == set(term.needs)
-        assert [word.split(" = ")[0] for word in fields.get("options", "").split(", ") if word] == list(options_of(term))
+        assert [
+            word.split(" = ")[0] for word in fields.get("options", "").split(", ") if word
+        ] == list(options_of(term))
         assert fields.get("learnt", "") == ", ".join(term.learns)
 
 
@@ -36,7 +40,9 @@ def test_describes_named_terms_in_full():
     assert '``temperature = "paper"`` mends that' in text
 
 
-@pytest.mark.parametrize(("word", "line"), [("clip_kd.gdd", "unknown loss 'clip_kd.gdd': did you mean 'clip_kd.gd'?")])
+@pytest.mark.parametrize(
+    ("word", "line"), [("clip_kd.gdd", "unknown loss 'clip_kd.gdd': did you mean 'clip_kd.gd'?")]
+)
 def test_an_unknown_term_is_one_line(word, line):
     result = CliRunner().invoke(main, ["losses", word])
     assert result.exit_code == 1

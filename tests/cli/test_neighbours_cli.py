@@ -20,22 +20,42 @@ def cache(tmp_path):
     rows = np.random.default_rng(0).standard_normal((60, 8)).astype(np.float32)
     rows[1] = rows[0]
     np.save(tmp_path / "rows.npy", rows)
-    dimefm("cache", "adopt", tmp_path / "rows.npy", "--kind", "text", "--normalize", "--out", tmp_path / "cache")
+    dimefm(
+        "cache",
+        "adopt",
+        tmp_path / "rows.npy",
+        "--kind",
+        "text",
+        "--normalize",
+        "--out",
+        tmp_path / "cache",
+    )
     return tmp_path / "cache"
 
 
 def test_neighbours_are_written_and_described(cache, tmp_path):
     output = dimefm("cache", "neighbours", cache, "--out", tmp_path / "nn", "--k", 3, "--report")
-    assert "60 text rows, up to 3 neighbours each" in output and "60 rows have 3" in output and "exact" in output
-    assert next(line for line in output.splitlines() if "cosine > 0.9999" in line).split()[3:] == ["2", "3.3%"]
+    assert (
+        "60 text rows, up to 3 neighbours each" in output
+        and "60 rows have 3" in output
+        and "exact" in output
+    )
+    assert next(line for line in output.splitlines() if "cosine > 0.9999" in line).split()[3:] == [
+        "2",
+        "3.3%",
+    ]
     made = Neighbours(tmp_path / "nn")
     assert made.ids.shape == (60, 3) and 1 not in made.ids[0]
-    assert dimefm("cache", "neighbours", cache, "--out", tmp_path / "nn", "--k", 3, "--report").endswith(output[-200:])
+    assert dimefm(
+        "cache", "neighbours", cache, "--out", tmp_path / "nn", "--k", 3, "--report"
+    ).endswith(output[-200:])
 
 
 def test_wrong_use_is_one_line(cache, tmp_path):
     out = ("--out", tmp_path / "nn")
-    output = dimefm("cache", "neighbours", cache, *out, "--min-cosine", 0.9, "--max-cosine", 0.5, code=2)
+    output = dimefm(
+        "cache", "neighbours", cache, *out, "--min-cosine", 0.9, "--max-cosine", 0.5, code=2
+    )
     assert "expected -1 <= min < max <= 1" in output
     assert "no manifest.json" in dimefm("cache", "neighbours", tmp_path / "none", *out, code=1)
     dimefm("cache", "neighbours", cache, *out, "--k", 3)

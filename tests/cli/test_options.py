@@ -15,7 +15,9 @@ from dimefm.cli._options import ManyValues
 @click.option("--steps", type=int)
 @click.option("--resume", is_flag=True)
 def command(**values):
-    click.echo(repr({name: value for name, value in values.items() if value not in (None, (), False)}))
+    click.echo(
+        repr({name: value for name, value in values.items() if value not in (None, (), False)})
+    )
 
 
 @pytest.mark.parametrize(
@@ -25,7 +27,10 @@ def command(**values):
         ("--images=a b c", {"images": ("a", "b", "c")}),
         ("--images=a --images b c", {"images": ("a", "b", "c")}),
         ("--images=a b --steps=3", {"images": ("a", "b"), "steps": 3}),
-        ("--images a --resume --text_list=x=1 y=2", {"images": ("a",), "text_list": ("x=1", "y=2"), "resume": True}),
+        (
+            "--images a --resume --text_list=x=1 y=2",
+            {"images": ("a",), "text_list": ("x=1", "y=2"), "resume": True},
+        ),
         ("--images a-b - c", {"images": ("a-b", "-", "c")}),
     ],
 )

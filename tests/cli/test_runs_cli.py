@@ -50,12 +50,24 @@ def logged(steps, start=3.0, sets=()):
         found.append({"step": step, "total": start / step, "rows_per_s": 100.0 + step})
         if sets and step % 20 == 0:
             values = {f"eval/{name}": (step + n) / 100 for n, name in enumerate(sets)}
-            found.append({"step": step, **values, "eval/mean": float(np.mean(list(values.values()))), "eval_seconds": 1.0})
+            found.append(
+                {
+                    "step": step,
+                    **values,
+                    "eval/mean": float(np.mean(list(values.values()))),
+                    "eval_seconds": 1.0,
+                }
+            )
     return found
 
 
 def test_tables_hold_what_differs_and_what_is_known(tmp_path):
-    one = record(tmp_path / "one", logged(40, sets=["cats", "dogs"]), {"steps": 45, "parameters": 1234}, lr=0.001)
+    one = record(
+        tmp_path / "one",
+        logged(40, sets=["cats", "dogs"]),
+        {"steps": 45, "parameters": 1234},
+        lr=0.001,
+    )
     two = record(
         tmp_path / "two",
         logged(30),
@@ -88,13 +100,22 @@ def test_scores_that_eval_wrote_into_the_run_are_in_the_table(tmp_path):
     run = record(tmp_path / "one", logged(10))
     for place, found in (
         ("scores", {"scores": [{"dataset": "cats", "value": 0.25}]}),
-        ("found", {"at": [1, 5], "scores": [{"direction": "text to image", "recall": [0.5, 0.75]}]}),
+        (
+            "found",
+            {"at": [1, 5], "scores": [{"direction": "text to image", "recall": [0.5, 0.75]}]},
+        ),
     ):
         (run / place).mkdir()
         (run / place / "scores.json").write_text(json.dumps(found))
     said = done("compare", run)
-    assert [line.split()[-1] for line in said.splitlines() if line.startswith("scores: cats")] == ["25.00"]
-    assert [line.split()[-1] for line in said.splitlines() if line.startswith("found: text to image R@5")] == ["75.00"]
+    assert [line.split()[-1] for line in said.splitlines() if line.startswith("scores: cats")] == [
+        "25.00"
+    ]
+    assert [
+        line.split()[-1]
+        for line in said.splitlines()
+        if line.startswith("found: text to image R@5")
+    ] == ["75.00"]
     (run / "scores/scores.json").write_text("{}")
     assert "scores/scores.json: cannot be read as scores" in refusal("compare", run)
 
@@ -102,16 +123,25 @@ def test_scores_that_eval_wrote_into_the_run_are_in_the_table(tmp_path):
 def colours_of(path):
     """Return which of the palette's colours a picture has in more than a few pixels."""
     pixels = np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3)
-    wanted = {colour: np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) for colour in COLOURS}
+    wanted = {
+        colour: np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) for colour in COLOURS
+    }
     return {colour for colour, rgb in wanted.items() if (pixels == rgb).all(1).sum() > 60}
 
 
 def test_a_folder_gets_curves_of_all_runs_and_both_tables(tmp_path):
     folders = [
-        record(tmp_path / f"run{i}", logged(200 + 20 * i, 2.0 + i, sets=["cats", "dogs"]), lr=0.1 + i) for i in range(3)
+        record(
+            tmp_path / f"run{i}", logged(200 + 20 * i, 2.0 + i, sets=["cats", "dogs"]), lr=0.1 + i
+        )
+        for i in range(3)
     ]
     said = done("compare", *folders, "--out", tmp_path / "compared")
-    assert sorted(path.name for path in (tmp_path / "compared").iterdir()) == ["compare.csv", "compare.md", "compare.png"]
+    assert sorted(path.name for path in (tmp_path / "compared").iterdir()) == [
+        "compare.csv",
+        "compare.md",
+        "compare.png",
+    ]
     assert f"written: {tmp_path / 'compared/compare.png'}" in said
     assert set(COLOURS[:3]) <= colours_of(tmp_path / "compared/compare.png")
     page = (tmp_path / "compared/compare.md").read_text()
@@ -138,7 +168,11 @@ def test_settings_are_those_of_the_recipe_and_defaults_where_an_older_one_says_n
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("recipe.toml", None, "no run folder, for it has no recipe.toml; name a folder that dimefm train wrote"),
+        (
+            "recipe.toml",
+            None,
+            "no run folder, for it has no recipe.toml; name a folder that dimefm train wrote",
+        ),
         ("recipe.toml", "steps = ", "cannot be read as a run folder"),
         ("log.jsonl", "{]\n{}\n", "cannot be read as a run folder"),
         ("log.jsonl", '{"step": 1}\n[2]\n', "log.jsonl line 2 has no 'step'"),
@@ -180,5 +214,7 @@ def test_long_values_lose_their_middle_in_a_terminal_only(tmp_path):
 def test_a_plot_of_another_kind_is_refused(tmp_path):
     one = record(tmp_path / "one", logged(10))
     said = refusal("compare", one, "--out", tmp_path / "curves.JPG")
-    assert said.endswith("curves.JPG: the plot is a PNG; give a name that ends in .png, or a folder")
+    assert said.endswith(
+        "curves.JPG: the plot is a PNG; give a name that ends in .png, or a folder"
+    )
     assert not (tmp_path / "curves.JPG").exists()

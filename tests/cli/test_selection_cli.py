@@ -1,4 +1,6 @@
-"""``--rows``, ``--split`` and ``--limit`` from extraction to scores: the same selection fits, another does not."""
+"""``--rows``, ``--split`` and ``--limit`` from extraction to scores: the same selection fits,
+another does not.
+"""
 
 import json
 import shutil
@@ -43,13 +45,44 @@ def refused(*words, code=1):
 def extract(root, out, *selection, kinds=("images", "texts")):
     sources = {"images": root / "photos", "texts": root / "captions.tsv"}
     given = [word for kind in kinds for word in (f"--{kind}", sources[kind])]
-    return ("extract-features", "--teacher", TEACHER, "--device", "cpu", "--out", root / out, *given, *selection)
+    return (
+        "extract-features",
+        "--teacher",
+        TEACHER,
+        "--device",
+        "cpu",
+        "--out",
+        root / out,
+        *given,
+        *selection,
+    )
 
 
 def train(root, cache, out, *more):
-    student = ("--student", root / "tiny.json", "--steps", 2, "--batch-size", 2, "--device", "cpu", "--view", "free")
+    student = (
+        "--student",
+        root / "tiny.json",
+        "--steps",
+        2,
+        "--batch-size",
+        2,
+        "--device",
+        "cpu",
+        "--view",
+        "free",
+    )
     caches = ("--image-cache", root / cache / "images", "--text-cache", root / cache / "texts")
-    return ("train", "--images", root / "photos", *caches, *student, "--use-pvl-loss", "--out", root / out, *more)
+    return (
+        "train",
+        "--images",
+        root / "photos",
+        *caches,
+        *student,
+        "--use-pvl-loss",
+        "--out",
+        root / out,
+        *more,
+    )
 
 
 def keys(folder):
@@ -63,8 +96,12 @@ def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("made")
     (root / "photos").mkdir()
     for number, name in enumerate(PHOTOS):
-        Image.new("RGB", (30, 24), (20 * number, 90, 255 - 20 * number)).save(root / "photos" / name)
-    lines = [f"{name}#{again}\tphoto {name} again {again}\n" for again in range(2) for name in PHOTOS]
+        Image.new("RGB", (30, 24), (20 * number, 90, 255 - 20 * number)).save(
+            root / "photos" / name
+        )
+    lines = [
+        f"{name}#{again}\tphoto {name} again {again}\n" for again in range(2) for name in PHOTOS
+    ]
     (root / "captions.tsv").write_text("".join(lines))
     (root / "tiny.json").write_text(json.dumps(TINY))
     done(*extract(root, "all"))
@@ -82,11 +119,14 @@ def test_both_kinds_hold_the_photos_of_the_split_and_their_captions(made):
     chosen = [name for name in PHOTOS if within(name, (0, 0.6))]
     assert 3 <= len(chosen) <= 9
     assert sorted(keys(made / "most/images")) == sorted(chosen)
-    assert sorted(keys(made / "most/texts")) == sorted(f"{name}#{again}" for name in chosen for again in range(2))
+    assert sorted(keys(made / "most/texts")) == sorted(
+        f"{name}#{again}" for name in chosen for again in range(2)
+    )
 
 
 @pytest.mark.parametrize(
-    "selection", [("--split", "0:0.6"), ("--rows", "2:9"), ("--rows", ":10", "--split", "0.2:", "--limit", 3)]
+    "selection",
+    [("--split", "0:0.6"), ("--rows", "2:9"), ("--rows", ":10", "--split", "0.2:", "--limit", 3)],
 )
 def test_the_same_selection_trains(place, selection):
     done(*extract(place, "same", *selection))
@@ -101,7 +141,9 @@ def test_the_same_selection_trains(place, selection):
 
 
 @pytest.mark.parametrize("cache", ["most", "all"])
-@pytest.mark.parametrize("selection", [(), ("--split", "0:0.6"), ("--split", "0.6:1"), ("--limit", 5)])
+@pytest.mark.parametrize(
+    "selection", [(), ("--split", "0:0.6"), ("--split", "0.6:1"), ("--limit", 5)]
+)
 def test_another_selection_than_the_caches_does_not_train(place, cache, selection):
     if selection == {"most": ("--split", "0:0.6"), "all": ()}[cache]:
         return
@@ -113,7 +155,10 @@ def test_another_selection_than_the_caches_does_not_train(place, cache, selectio
 def test_as_many_but_other_rows_do_not_train(place):
     done(*extract(place, "some", "--rows", "0:5"))
     line = refused(*train(place, "some", "run", "--rows", "5:10"))
-    assert "the two are not the same rows: give the --rows, --split and --limit that the extraction had" in line
+    assert (
+        "the two are not the same rows: give the --rows, --split and --limit that the"
+        " extraction had" in line
+    )
 
 
 def test_a_cache_is_not_gone_on_with_under_another_selection(place):
@@ -125,7 +170,17 @@ def test_a_cache_of_a_split_grows_by_the_same_split_of_further_sources(place):
     first, second = place / "one.tsv", place / "two.tsv"
     first.write_text("".join(f"{name}\tone {name}\n" for name in PHOTOS))
     second.write_text("".join(f"{name}\ttwo {name}\n" for name in reversed(PHOTOS)))
-    words = ("extract-features", "--teacher", TEACHER, "--device", "cpu", "--out", place / "grown", "--split", "0.6:")
+    words = (
+        "extract-features",
+        "--teacher",
+        TEACHER,
+        "--device",
+        "cpu",
+        "--out",
+        place / "grown",
+        "--split",
+        "0.6:",
+    )
     done(*words, "--texts", first)
     done(*words, "--texts", first, second, "--append")
     held = [name for name in PHOTOS if not within(name, (0, 0.6))]
@@ -134,7 +189,15 @@ def test_a_cache_of_a_split_grows_by_the_same_split_of_further_sources(place):
 
 def test_verifying_without_the_selection_names_it(place):
     line = refused(
-        "cache", "verify", place / "most/images", "--against-teacher", 3, "--images", place / "photos", "--device", "cpu"
+        "cache",
+        "verify",
+        place / "most/images",
+        "--against-teacher",
+        3,
+        "--images",
+        place / "photos",
+        "--device",
+        "cpu",
     )
     assert "--rows, --split and --limit as then" in line
 
@@ -153,7 +216,14 @@ def test_a_recipe_may_say_the_selection_and_flags_win(place):
 
 
 def test_a_text_tower_learns_from_the_sentences_of_the_split(place):
-    words = ("--texts", place / "captions.tsv", "--text", f"student:{place / 'tiny.json'}", "--device", "cpu")
+    words = (
+        "--texts",
+        place / "captions.tsv",
+        "--text",
+        f"student:{place / 'tiny.json'}",
+        "--device",
+        "cpu",
+    )
     words += ("--image-cache", place / "all/images", "--steps", 2, "--batch-size", 2)
     contrastive = ("--no-vl-loss", "--set", 'losses={"clip.contrastive"={weight=1.0}}')
     done("train", *words, *contrastive, "--split", "0:0.6", "--out", place / "pairs")
@@ -168,14 +238,30 @@ def test_a_text_tower_learns_from_the_sentences_of_the_split(place):
 
 @pytest.mark.parametrize("selection", [("--split", "0:0.5"), ("--rows", "0:5"), ("--limit", 5)])
 def test_dime_fms_form_takes_no_selection(place, selection):
-    line = refused("train", "--tsv-file-list", "a", "b", "c", "d", "--out", place / "run", *selection)
+    line = refused(
+        "train", "--tsv-file-list", "a", "b", "c", "d", "--out", place / "run", *selection
+    )
     assert line.startswith(f"Error: {selection[0]} ")
     assert "--tsv-file-list takes feature files up whole; leave the selection out" in line
 
 
 def test_prompts_from_labels_take_no_selection(place):
-    line = refused("train", "--images", place / "photos", "--text", "student", "--captions", "label", "--limit", 5,
-                   "--no-vl-loss", "--set", 'losses={"clip.contrastive"={weight=1.0}}', "--out", place / "run")  # fmt: skip
+    line = refused(
+        "train",
+        "--images",
+        place / "photos",
+        "--text",
+        "student",
+        "--captions",
+        "label",
+        "--limit",
+        5,
+        "--no-vl-loss",
+        "--set",
+        'losses={"clip.contrastive"={weight=1.0}}',
+        "--out",
+        place / "run",
+    )
     assert "--limit 5: --captions label reads the labels of whole files" in line
 
 
@@ -184,7 +270,11 @@ def test_prompts_from_labels_take_no_selection(place):
     [
         (("--split", "0.9"), 1, "--split 0.9: expected A:B with 0 <= A < B <= 1"),
         (("--rows", "5:2"), 1, "--rows 5:2: expected A:B, row numbers from 0 with A < B"),
-        (("--rows", "12:"), 1, "--rows 12:: selects none of the 12 rows of photos; select more of them"),
+        (
+            ("--rows", "12:"),
+            1,
+            "--rows 12:: selects none of the 12 rows of photos; select more of them",
+        ),
         (("--limit", 0), 2, "--limit"),
     ],
 )
@@ -203,7 +293,9 @@ def test_retrieval_is_scored_on_a_split_and_says_so(place):
     found = json.loads((place / "scores/scores.json").read_text())
     assert found["split"] == [0.6, 1.0]
     assert [score["candidates"] for score in found["scores"]] == [len(held), 2 * len(held)]
-    assert "expected A:B with 0 <= A < B <= 1" in refused("eval", "retrieval", *caches, "--split", "60:100")
+    assert "expected A:B with 0 <= A < B <= 1" in refused(
+        "eval", "retrieval", *caches, "--split", "60:100"
+    )
     assert "in split" not in done("eval", "retrieval", *caches, "--out", place / "scores")
     assert json.loads((place / "scores/scores.json").read_text())["split"] is None
 
@@ -211,13 +303,33 @@ def test_retrieval_is_scored_on_a_split_and_says_so(place):
 def test_retrieval_on_a_split_equals_that_of_caches_of_the_split(place):
     for out, *selection in (("whole", "--split", "0:0.6"), ("part",)):
         cache = "all" if out == "whole" else "most"
-        done("eval", "retrieval", "--images", place / cache / "images", "--texts", place / cache / "texts", *selection,
-             "--out", place / out)  # fmt: skip
-    whole, part = (json.loads((place / out / "scores.json").read_text()) for out in ("whole", "part"))
+        done(
+            "eval",
+            "retrieval",
+            "--images",
+            place / cache / "images",
+            "--texts",
+            place / cache / "texts",
+            *selection,
+            "--out",
+            place / out,
+        )
+    whole, part = (
+        json.loads((place / out / "scores.json").read_text()) for out in ("whole", "part")
+    )
     assert whole["scores"] == part["scores"]
 
 
 def test_a_split_that_a_cache_has_no_rows_of_is_refused(place):
     most = place / "most"
-    line = refused("eval", "retrieval", "--images", most / "images", "--texts", most / "texts", "--split", "0.6:1")
+    line = refused(
+        "eval",
+        "retrieval",
+        "--images",
+        most / "images",
+        "--texts",
+        most / "texts",
+        "--split",
+        "0.6:1",
+    )
     assert "none of its" in line and "in split 0.6:1.0" in line

@@ -1,4 +1,6 @@
-"""dimefm extract-features with several teachers, as users meet it; and a student that learns from all of them."""
+"""dimefm extract-features with several teachers, as users meet it; and a student that learns from
+all of them.
+"""
 
 import json
 import re
@@ -40,7 +42,10 @@ def extract(raw, out, *flags, teachers=(A, B), **options):
 
 def test_one_pass_makes_what_two_commands_make_and_a_student_learns_from_both(raw, digests):
     output = extract(raw, raw / "both")
-    assert [line.split()[1] for line in output.splitlines() if line.startswith("teacher ")] == [A, B]
+    assert [line.split()[1] for line in output.splitlines() if line.startswith("teacher ")] == [
+        A,
+        B,
+    ]
     assert output.count("6 rows in = 6 rows out + 0 quarantined") == 4
     for spec, folder in zip((A, B), FOLDERS, strict=True):
         extract(raw, raw / "one" / folder, teachers=(spec,))
@@ -50,8 +55,27 @@ def test_one_pass_makes_what_two_commands_make_and_a_student_learns_from_both(ra
     caches = [[raw / "both" / folder / kind for folder in FOLDERS] for kind in ("images", "texts")]
     assert {FeatureCache(cache).manifest.encoder.name for cache in caches[0]} == {A, B}
     dimefm(
-        *("train", "--images", raw / "photos", "--image-cache", *caches[0], "--text-cache", *caches[1]),
-        *("--student", "ResNet-mini-32", "--steps", 1, "--batch-size", 2, "--view", "center", "--device", "cpu"),
+        *(
+            "train",
+            "--images",
+            raw / "photos",
+            "--image-cache",
+            *caches[0],
+            "--text-cache",
+            *caches[1],
+        ),
+        *(
+            "--student",
+            "ResNet-mini-32",
+            "--steps",
+            1,
+            "--batch-size",
+            2,
+            "--view",
+            "center",
+            "--device",
+            "cpu",
+        ),
         *("--out", raw / "run"),
     )
     (line,) = (json.loads(line) for line in (raw / "run/log.jsonl").read_text().splitlines())
@@ -73,9 +97,17 @@ def test_one_teacher_has_no_folder_of_its_own(raw):
 
 def test_estimates_are_told_for_each_cache_and_nothing_is_written(raw):
     output = extract(raw, raw / "out", "--estimate")
-    places = [f"{raw / 'out' / folder / kind}, alone:" for kind in ("images", "texts") for folder in FOLDERS]
+    places = [
+        f"{raw / 'out' / folder / kind}, alone:"
+        for kind in ("images", "texts")
+        for folder in FOLDERS
+    ]
     assert [line for line in output.splitlines() if line.endswith("alone:")] == places
-    assert output.count("images: 6 rows in 1 shard\n") == output.count("texts: 6 rows in 1 shard\n") == 2
+    assert (
+        output.count("images: 6 rows in 1 shard\n")
+        == output.count("texts: 6 rows in 1 shard\n")
+        == 2
+    )
     assert not (raw / "out").exists()
 
 
@@ -93,17 +125,37 @@ def test_folders_are_readable_names_of_the_teachers(specs, folders):
 
 
 def test_two_teachers_of_one_folder_are_refused():
-    with pytest.raises(RecipeError, match="--teacher / and é/ü: both would write to the folder teacher of --out"):
+    with pytest.raises(
+        RecipeError, match="--teacher / and é/ü: both would write to the folder teacher of --out"
+    ):
         folders_of(["/", "é/ü"])
 
 
 @pytest.mark.parametrize(
     ("teachers", "flags", "code", "message"),
     [
-        ((A, A), (), 1, rf"--teacher {A} and {A}: both would write to the folder {FOLDERS[0]} of --out; give each teacher "),
+        (
+            (A, A),
+            (),
+            1,
+            (
+                rf"--teacher {A} and {A}: both would write to the folder {FOLDERS[0]} of --out;"
+                r" give each teacher "
+            ),
+        ),
         ((A, A.replace("/", "_")), (), 1, "both would write to the folder"),
-        ((A, B), ("--text-model", A), 2, "--text-model is the text tower of one teacher; extract that teacher alone"),
-        ((A, B), ("--batch-size", "auto"), 1, "--batch-size auto measures one teacher; give several teachers a number"),
+        (
+            (A, B),
+            ("--text-model", A),
+            2,
+            "--text-model is the text tower of one teacher; extract that teacher alone",
+        ),
+        (
+            (A, B),
+            ("--batch-size", "auto"),
+            1,
+            "--batch-size auto measures one teacher; give several teachers a number",
+        ),
         ((A, "ResNet-mini-64"), (), 1, "ResNet-mini-64: an architecture without weights"),
     ],
 )

@@ -1,4 +1,6 @@
-"""``dimefm train --eval-root``: the scores on the way are those of ``dimefm eval``, and what cannot be scored is refused."""
+"""``dimefm train --eval-root``: the scores on the way are those of ``dimefm eval``, and what cannot
+be scored is refused.
+"""
 
 import json
 import shutil
@@ -34,7 +36,9 @@ def done(*words):
 
 
 def refusal(*words, code=1):
-    """Return the last line of a command that is expected to end with ``code``, without a traceback."""
+    """Return the last line of a command that is expected to end with ``code``, without a
+    traceback.
+    """
     result = dimefm(*words)
     assert result.exit_code == code, result.output
     assert "Traceback" not in result.output
@@ -57,10 +61,21 @@ def made(tmp_path_factory):
             Image.new("RGB", (20, 20), tuple(c - 2 * n for c in colour)).save(folder / f"{n}.png")
             (root / "sets" / dataset / "classnames.txt").write_text("red\ngreen\nblue\n")
     (root / "pairs.csv").write_text("filepath,title\n" + "".join(lines))
-    (root / "sentences.txt").write_text("".join(f"the colour {name} again {n}\n" for n in range(4) for name in COLOURS))
+    (root / "sentences.txt").write_text(
+        "".join(f"the colour {name} again {n}\n" for n in range(4) for name in COLOURS)
+    )
     (root / "tiny.json").write_text(json.dumps(TINY))
     sources = ("--images", root / "photos", "--texts", root / "sentences.txt")
-    done("extract-features", "--teacher", TEACHER, "--device", "cpu", "--out", root / "cache", *sources)
+    done(
+        "extract-features",
+        "--teacher",
+        TEACHER,
+        "--device",
+        "cpu",
+        "--out",
+        root / "cache",
+        *sources,
+    )
     return root
 
 
@@ -69,11 +84,38 @@ def words(made, out, *more, kind="image"):
     caches = ["--image-cache", made / "cache/images", "--text-cache", made / "cache/texts"]
     tower = {
         "image": ["--images", made / "photos", *caches, "--student", made / "tiny.json"],
-        "text": ["--texts", made / "sentences.txt", *caches, "--text", f"student:{made / 'tiny.json'}"],
-        "both": ["--images", made / "pairs.csv", "--text", "student", "--student", made / "tiny.json", "--no-vl-loss"],
+        "text": [
+            "--texts",
+            made / "sentences.txt",
+            *caches,
+            "--text",
+            f"student:{made / 'tiny.json'}",
+        ],
+        "both": [
+            "--images",
+            made / "pairs.csv",
+            "--text",
+            "student",
+            "--student",
+            made / "tiny.json",
+            "--no-vl-loss",
+        ],
     }[kind]
     tower += ["--set", 'losses={"clip.contrastive"={weight=1.0}}'] if kind == "both" else []
-    common = ["--steps", 5, "--batch-size", 4, "--device", "cpu", "--view", "free", "--lr", 0.01, "--warmup", 0]
+    common = [
+        "--steps",
+        5,
+        "--batch-size",
+        4,
+        "--device",
+        "cpu",
+        "--view",
+        "free",
+        "--lr",
+        0.01,
+        "--warmup",
+        0,
+    ]
     watch = ["--eval-root", made / "sets", "--eval-datasets", "paints, squares", "--eval-every", 2]
     return ["train", *tower, *common, *watch, "--out", out, *more]
 
@@ -103,7 +145,12 @@ def scored(made, model, out):
 
 
 @pytest.mark.parametrize(
-    "kind", ["image", pytest.param("text", marks=pytest.mark.slow), pytest.param("both", marks=pytest.mark.slow)]
+    "kind",
+    [
+        "image",
+        pytest.param("text", marks=pytest.mark.slow),
+        pytest.param("both", marks=pytest.mark.slow),
+    ],
 )
 def test_the_scores_on_the_way_are_those_of_eval(made, tmp_path, kind):
     out = tmp_path / "run"
@@ -117,20 +164,39 @@ def test_the_scores_on_the_way_are_those_of_eval(made, tmp_path, kind):
     top = max(found, key=lambda step: (found[step]["eval/mean"], -step))
     assert (best["step"], best["at"]) == (top, "checkpoints/best")
     assert best["mean"] == pytest.approx(found[top]["eval/mean"], abs=1e-7)
-    assert scored(made, out / best["at"], tmp_path / "best")["mean"] == pytest.approx(best["mean"], abs=1e-7)
-    assert f"best mean score {100 * best['mean']:.2f} % after step {top}: {out / 'checkpoints/best'}" in said
+    assert scored(made, out / best["at"], tmp_path / "best")["mean"] == pytest.approx(
+        best["mean"], abs=1e-7
+    )
+    assert (
+        f"best mean score {100 * best['mean']:.2f} % after step {top}: {out / 'checkpoints/best'}"
+        in said
+    )
 
 
 def test_measuring_leaves_the_model_and_the_random_numbers_as_they_were(made):
-    settings = {"student": "timm/test_resnet", "image_size": 32, "eval_datasets": ("paints",), "device": "cpu"}
-    recipe = read(None, eval_root=str(made / "sets"), losses={"dime.vl": {"weight": 1.0}}, **settings)
+    settings = {
+        "student": "timm/test_resnet",
+        "image_size": 32,
+        "eval_datasets": ("paints",),
+        "device": "cpu",
+    }
+    recipe = read(
+        None, eval_root=str(made / "sets"), losses={"dime.vl": {"weight": 1.0}}, **settings
+    )
     score = scorer(recipe, FeatureCache(made / "cache/images").manifest.encoder)
     model, _ = student.build(student.resolve(recipe.student, 32, 128), both_towers=False, seed=0)
     model.train().visual.trunk.eval()
     modes = [module.training for module in model.modules()]
-    weights, draws = {name: tensor.clone() for name, tensor in model.state_dict().items()}, torch.get_rng_state()
+    weights, draws = (
+        {name: tensor.clone() for name, tensor in model.state_dict().items()},
+        torch.get_rng_state(),
+    )
     assert score(model).keys() == {"paints"} and score(model) == score(model)
-    assert [module.training for module in model.modules()] == modes and True in modes and False in modes
+    assert (
+        [module.training for module in model.modules()] == modes
+        and True in modes
+        and False in modes
+    )
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), draws)
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -153,12 +219,21 @@ def test_without_names_the_sets_of_the_suite_that_are_there_are_scored(made, tmp
         (("--eval-datasets", "paint"), "'paint' is neither a benchmark nor a folder in"),
         (("--eval-datasets", "paints,cifar-10"), "cifar-10 is not there"),
         (("--eval-root", "nowhere"), "nowhere: there is no such folder"),
-        (("--eval-text-model", "runs/none"), "needs the other tower, of the teacher 'ResNet-mini-64/random:0'"),
-        (("--eval-text-model", "ResNet-mini-64/random:1"), "name the right teacher with --eval-text-model"),
+        (
+            ("--eval-text-model", "runs/none"),
+            "needs the other tower, of the teacher 'ResNet-mini-64/random:0'",
+        ),
+        (
+            ("--eval-text-model", "ResNet-mini-64/random:1"),
+            "name the right teacher with --eval-text-model",
+        ),
         (("--eval-every", 0), "'eval_every' is 0; expected a positive number"),
         (("--patience", 0), "'patience' is 0; expected a positive number"),
         (("--ema", 1.5), "'ema' is 1.5; expected 0 <= ema < 1"),
-        (("--report-to", "csv"), "'report_to' names 'csv'; expected 'tensorboard', 'wandb' or both"),
+        (
+            ("--report-to", "csv"),
+            "'report_to' names 'csv'; expected 'tensorboard', 'wandb' or both",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_before_the_first_step(made, tmp_path, more, message):
@@ -172,10 +247,15 @@ def test_flags_that_do_nothing_without_datasets_are_refused(made, tmp_path, flag
     at = base.index("--eval-root")
     base[at : at + 6] = [flag, 3]
     name = flag.strip("-").replace("-", "_")
-    assert f"'{name}' does nothing without 'eval_root'; give the folder of datasets (--eval-root)" in refusal(*base)
+    assert (
+        f"'{name}' does nothing without 'eval_root'; give the folder of datasets (--eval-root)"
+        in refusal(*base)
+    )
 
 
-def test_a_dataset_none_of_whose_images_can_be_read_is_refused_before_the_first_step(made, tmp_path):
+def test_a_dataset_none_of_whose_images_can_be_read_is_refused_before_the_first_step(
+    made, tmp_path
+):
     shutil.copytree(made / "sets", tmp_path / "sets")
     for path in (tmp_path / "sets/squares").rglob("*.png"):
         path.write_bytes(b"no image")
@@ -189,6 +269,17 @@ def test_a_text_towers_run_lends_its_prompts(made, tmp_path):
     done(*words(made, tmp_path / "text", kind="text"))
     done(*words(made, tmp_path / "image", "--eval-text-model", tmp_path / "text"))
     last = evaluations(tmp_path / "image")[5]["eval/mean"]
-    flags = ("--root", made / "sets", "--datasets", "paints,squares", "--device", "cpu", "--text-model", tmp_path / "text")
+    flags = (
+        "--root",
+        made / "sets",
+        "--datasets",
+        "paints,squares",
+        "--device",
+        "cpu",
+        "--text-model",
+        tmp_path / "text",
+    )
     done("eval", "elevater", "--model", tmp_path / "image", "--out", tmp_path / "scores", *flags)
-    assert json.loads((tmp_path / "scores/scores.json").read_text())["mean"] == pytest.approx(last, abs=1e-7)
+    assert json.loads((tmp_path / "scores/scores.json").read_text())["mean"] == pytest.approx(
+        last, abs=1e-7
+    )

@@ -47,7 +47,9 @@ def test_every_template_has_one_place_for_the_name(benchmark):
 
 def test_prompts_are_all_different_and_filled(benchmark):
     found = prompts(benchmark)
-    assert [len(of_class) for of_class in found] == [len(benchmark.templates)] * len(benchmark.classes)
+    assert [len(of_class) for of_class in found] == [len(benchmark.templates)] * len(
+        benchmark.classes
+    )
     everything = list(itertools.chain(*found))
     assert len(set(everything)) == len(everything)
     assert not any("{}" in prompt for prompt in everything)
@@ -56,13 +58,17 @@ def test_prompts_are_all_different_and_filled(benchmark):
 def test_class_names_stay_apart_when_normalised(benchmark):
     names = [normalise(name) for name in benchmark.classes]
     assert len(set(names)) == len(names)
-    assert numbers(benchmark.classes, benchmark.classes, benchmark.aliases, "card").tolist() == list(range(len(names)))
+    assert numbers(
+        benchmark.classes, benchmark.classes, benchmark.aliases, "card"
+    ).tolist() == list(range(len(names)))
 
 
 def test_aliases_lead_to_classes(benchmark):
     assert set(benchmark.aliases.values()) <= set(benchmark.classes)
     for alias, name in benchmark.aliases.items():
-        assert numbers([alias], benchmark.classes, benchmark.aliases, "card") == [benchmark.classes.index(name)]
+        assert numbers([alias], benchmark.classes, benchmark.aliases, "card") == [
+            benchmark.classes.index(name)
+        ]
 
 
 def test_metric_exists_and_fits(benchmark):
@@ -94,8 +100,20 @@ def test_the_suite_has_the_published_counts():
 
 def test_the_known_traps():
     caltech = load("caltech-101").classes
-    assert (caltech[4], caltech[37], caltech[38]) == ("background", "centered face", "off-center face")
-    assert load("fer-2013").classes == ("angry", "disgusted", "fearful", "happy", "neutral", "sad", "surprised")
+    assert (caltech[4], caltech[37], caltech[38]) == (
+        "background",
+        "centered face",
+        "off-center face",
+    )
+    assert load("fer-2013").classes == (
+        "angry",
+        "disgusted",
+        "fearful",
+        "happy",
+        "neutral",
+        "sad",
+        "surprised",
+    )
     assert load("patch-camelyon").templates == ("this is a photo of {}",)
     assert load("cifar-100").classes[:3] == ("chimpanzee", "trout", "skunk")
     assert load("stanford-cars").classes[6] == "AM General Hummer SUV 2000"

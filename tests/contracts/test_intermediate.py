@@ -1,4 +1,6 @@
-"""What every student's towers give beside their rows: parametrised over what is found on disk and open_clip's families."""
+"""What every student's towers give beside their rows: parametrised over what is found on disk and
+open_clip's families.
+"""
 
 import pytest
 import torch
@@ -11,13 +13,21 @@ from tests.contracts.test_students import PIXELS, config_of, towers
 from tests.models.test_trimmed_text import families
 
 DIM, BATCH = 24, 3
-LIKEWISE = ("Swin-T", "EfficientNet-B0", "MobileViT-S", "ResNet-18")  # the default tests have a quicker one of the family
+LIKEWISE = (
+    "Swin-T",
+    "EfficientNet-B0",
+    "MobileViT-S",
+    "ResNet-18",
+)  # the default tests have a quicker one of the family
 
 
 def students(kind):
     """Return the first name that has each tower of ``kind``, the slower ones marked slow."""
     marks = [pytest.mark.slow]
-    return [pytest.param(*p.values, marks=marks if p.values[0] in LIKEWISE else p.marks) for p in towers(kind)]
+    return [
+        pytest.param(*p.values, marks=marks if p.values[0] in LIKEWISE else p.marks)
+        for p in towers(kind)
+    ]
 
 
 def tower_of(name, seed=0):
@@ -25,22 +35,39 @@ def tower_of(name, seed=0):
     size = min(PIXELS, config_of(name)["vision_cfg"]["image_size"])
     model, _ = student.build(student.resolve(name, size, DIM), False, seed)
     draw = torch.Generator().manual_seed(1)
-    return model, torch.randn(BATCH, 3, size, size, generator=draw).contiguous(memory_format=torch.channels_last)
+    return model, torch.randn(BATCH, 3, size, size, generator=draw).contiguous(
+        memory_format=torch.channels_last
+    )
 
 
 def vit(**vision):
     """Return a tiny tower of open_clip's own ViT."""
-    config = {"image_size": 32, "patch_size": 8, "layers": 2, "width": 32, "head_width": 16, **vision}
+    config = {
+        "image_size": 32,
+        "patch_size": 8,
+        "layers": 2,
+        "width": 32,
+        "head_width": 16,
+        **vision,
+    }
     return ImageTower(open_clip.image_tower({"embed_dim": DIM, "vision_cfg": config}))
 
 
 def timm(name, **vision):
-    config = {"timm_model_name": name, "timm_pool": "", "timm_proj": "linear", "image_size": 64, **vision}
+    config = {
+        "timm_model_name": name,
+        "timm_pool": "",
+        "timm_proj": "linear",
+        "image_size": 64,
+        **vision,
+    }
     return ImageTower(open_clip.image_tower({"embed_dim": DIM, "vision_cfg": config}))
 
 
 def check_rows(model, pixels, autocast):
-    """Rows are the tower's own to the last bit, in both modes, and all that is given has a gradient."""
+    """Rows are the tower's own to the last bit, in both modes, and all that is given has a
+    gradient.
+    """
     for training in (False, True):
         model.train(training)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -49,7 +76,9 @@ def check_rows(model, pixels, autocast):
             torch.manual_seed(0)
             found = intermediate.image(model, pixels)
         assert torch.equal(found.rows, expected)
-        assert found.hidden.ndim == 2 and found.patches.ndim == 3 and len(found.patches) == len(pixels)
+        assert (
+            found.hidden.ndim == 2 and found.patches.ndim == 3 and len(found.patches) == len(pixels)
+        )
     sum(part.float().square().sum() for part in found).backward()
     assert all(weights.grad is not None for weights in model.parameters() if weights.requires_grad)
     return found
@@ -82,12 +111,16 @@ VITS = {
 
 @pytest.mark.parametrize("kind", VITS)
 @pytest.mark.parametrize("autocast", [False, True])
-def test_a_vit_gives_patches_before_its_last_norm_and_the_feature_before_its_projection(kind, autocast):
+def test_a_vit_gives_patches_before_its_last_norm_and_the_feature_before_its_projection(
+    kind, autocast
+):
     model, pixels = vit(**VITS[kind]), torch.randn(BATCH, 3, 32, 32)
     found = check_rows(model, pixels, autocast)
     assert found.patches.shape == (BATCH, 8 if kind == "dropout" else 16, 32)
     whole = intermediate.image(model.eval(), pixels)
-    (last,) = model.visual.forward_intermediates(pixels, indices=1, output_fmt="NLC")["image_intermediates"]
+    (last,) = model.visual.forward_intermediates(pixels, indices=1, output_fmt="NLC")[
+        "image_intermediates"
+    ]
     assert torch.equal(whole.patches, last)
     assert torch.equal(whole.hidden @ model.visual.proj, whole.rows)
 
@@ -98,13 +131,17 @@ def test_patches_of_a_modified_resnet_are_its_last_map_and_hidden_is_what_its_pr
     model.visual.layer4.register_forward_hook(lambda *args: kept.append(args[2]))
     found = intermediate.image(model.eval(), pixels)
     assert torch.equal(found.patches.transpose(1, 2).reshape(kept[0].shape), kept[0])
-    torch.testing.assert_close(model.visual.attnpool.c_proj(found.hidden), found.rows, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        model.visual.attnpool.c_proj(found.hidden), found.rows, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_patches_of_a_swin_are_in_the_order_of_its_map():
     model, pixels = tower_of("Swin-T")
     found = intermediate.image(model.eval(), pixels)
-    torch.testing.assert_close(model.visual.head(found.patches.mean(1)), found.rows, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        model.visual.head(found.patches.mean(1)), found.rows, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_a_timm_vit_gives_no_class_token():
@@ -166,8 +203,14 @@ def test_a_text_tower_gives_its_own_rows_and_the_states_of_all_places(name):
 @pytest.mark.parametrize(
     ("call", "line"),
     [
-        (lambda: intermediate.image(nn.Linear(2, 2), torch.zeros(1)), "Linear: does not give patch tokens; choose a model"),
-        (lambda: intermediate.text(vit(), torch.zeros(1)), "ImageTower: does not give states of words; choose a model"),
+        (
+            lambda: intermediate.image(nn.Linear(2, 2), torch.zeros(1)),
+            "Linear: does not give patch tokens; choose a model",
+        ),
+        (
+            lambda: intermediate.text(vit(), torch.zeros(1)),
+            "ImageTower: does not give states of words; choose a model",
+        ),
     ],
 )
 def test_other_families_are_refused_in_one_line(call, line):
@@ -180,5 +223,8 @@ def test_a_trunk_whose_parts_do_not_make_its_rows_is_refused():
     model = timm("test_resnet")
     trunk, forward = model.visual.trunk, model.visual.trunk.forward
     trunk.forward = lambda pixels: forward(pixels) + 1
-    with pytest.raises(ModelError, match=r"TimmModel ResNet: does not give its own rows when its parts run one by one"):
+    with pytest.raises(
+        ModelError,
+        match=r"TimmModel ResNet: does not give its own rows when its parts run one by one",
+    ):
         intermediate.widths(model)

@@ -1,4 +1,6 @@
-"""What every loss term keeps, also one that somebody adds next year: parametrised over what is found on disk."""
+"""What every loss term keeps, also one that somebody adds next year: parametrised over what is
+found on disk.
+"""
 
 import dataclasses
 import inspect
@@ -13,7 +15,13 @@ from dimefm.train.distributed import Meeting, World
 from dimefm.train.grad_cache import Gradients, Portion
 
 B, N, D = 6, 9, 16
-V, P, L, W, VOCABULARY = 2, 5, 7, 12, 20  # views, patches, words of a caption, their width, words that are known
+V, P, L, W, VOCABULARY = (
+    2,
+    5,
+    7,
+    12,
+    20,
+)  # views, patches, words of a caption, their width, words that are known
 
 
 @pytest.fixture(params=terms())
@@ -22,8 +30,9 @@ def term(request):
 
 
 def leaves(seed, term, dtype=torch.float32, dim=D):
-    """Return by name un-normalised rows of a student of ``dim`` dimensions: image [B, dim], or [B, V, dim] where the term
-    needs views, text [N, dim] (N = B where it needs pairs), and what else it needs of a student."""
+    """Return by name un-normalised rows of a student of ``dim`` dimensions: image [B, dim], or [B,
+    V, dim] where the term needs views, text [N, dim] (N = B where it needs pairs), and what else it
+    needs of a student."""
     draw = torch.Generator().manual_seed(seed)
     n = B if "pairs" in term.needs else N
     shapes = {"image": (B, V, dim) if "views" in term.needs else (B, dim), "text": (n, dim)}
@@ -64,7 +73,9 @@ def widths(dim):
 
 def small(term):
     """Return the options that make the learnt parts of a term small."""
-    return {name: 8 for name, value in options_of(term).items() if type(value) is int and value > 100}
+    return {
+        name: 8 for name, value in options_of(term).items() if type(value) is int and value > 100
+    }
 
 
 def objective_of(term, weight=1.0):
@@ -73,7 +84,8 @@ def objective_of(term, weight=1.0):
 
 
 def with_parts(term, dim=D):
-    """Return (the term with its learnt parts, these parts) for students of ``dim`` dimensions, in float64.
+    """Return (the term with its learnt parts, these parts) for students of ``dim`` dimensions, in
+    float64.
 
     Whatever the parts remember of a call is as it was before at the next one.
     """
@@ -96,7 +108,9 @@ def name_of(term):
 
 
 def towers(term, dtype=torch.float32):
-    """Return (student leaves, teacher leaves, call): ``call()`` computes the loss from the leaves as they are."""
+    """Return (student leaves, teacher leaves, call): ``call()`` computes the loss from the leaves
+    as they are.
+    """
     student, teacher, (call, _) = leaves(1, term, dtype), teachers(2, term, dtype), with_parts(term)
     return student, teacher, lambda: call(features(student, bias=-3.0), features(teacher))
 
@@ -121,7 +135,10 @@ def test_is_a_finite_scalar_in_float32_or_better(term, dtype):
 def test_half_precision_rows_lose_only_their_own_rounding(term):
     student, teacher, loss = towers(term, torch.bfloat16)
     call, _ = with_parts(term)
-    wide = [{k: v.double() if v.is_floating_point() else v for k, v in side.items()} for side in (student, teacher)]
+    wide = [
+        {k: v.double() if v.is_floating_point() else v for k, v in side.items()}
+        for side in (student, teacher)
+    ]
     exact = call(features(wide[0], bias=-3.0), features(wide[1]))
     assert loss().item() == pytest.approx(exact.item(), rel=1e-4, abs=1e-5)
 
@@ -133,14 +150,20 @@ def test_leaves_the_teacher_alone(term):
     loss().backward()
     assert sum(rows.grad.abs().sum() for rows in own.values() if rows.grad is not None) > 0
     assert all(rows.grad is None for rows in teacher.values())
-    assert all(torch.equal(a, b) for a, b in zip(before, (*student.values(), *teacher.values()), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(before, (*student.values(), *teacher.values()), strict=True)
+    )
 
 
 def test_does_not_depend_on_the_order_of_rows(term):
     student, teacher, loss = towers(term)
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     sentences = order if "pairs" in term.needs else torch.tensor([8, 3, 0, 5, 7, 1, 4, 2, 6])
-    turned = [{k: v[sentences if k == "text" else order] for k, v in side.items()} for side in (student, teacher)]
+    turned = [
+        {k: v[sentences if k == "text" else order] for k, v in side.items()}
+        for side in (student, teacher)
+    ]
     found = with_parts(term)[0](features(turned[0], bias=-3.0), features(turned[1]))
     torch.testing.assert_close(found, loss(), rtol=1e-5, atol=1e-6)
 
@@ -196,30 +219,42 @@ def test_the_objective_adds_weight_times_value(name):
 def test_the_objective_is_a_sum():
     student, teacher, _ = towers(resolve("dime.vl", {}))
     sides = features(student), features(teacher)
-    values = Objective([Weighted("dime.vl", 0.7), Weighted("dime.pvl", 0.3, {"temperature": 2.0})])(*sides)
-    expected = 0.7 * resolve("dime.vl", {})(*sides) + 0.3 * resolve("dime.pvl", {})(*sides, temperature=2.0)
+    values = Objective([Weighted("dime.vl", 0.7), Weighted("dime.pvl", 0.3, {"temperature": 2.0})])(
+        *sides
+    )
+    expected = 0.7 * resolve("dime.vl", {})(*sides) + 0.3 * resolve("dime.pvl", {})(
+        *sides, temperature=2.0
+    )
     torch.testing.assert_close(values["total"], expected)
 
 
 @pytest.mark.parametrize("name", [name for name in terms() if resolve(name, {}).learns])
 def test_learnt_parts_learn_and_lead_to_the_teachers_width(name):
-    """A student of another width has a loss, whose gradient reaches its rows, all else that is needed, every learnt part."""
+    """A student of another width has a loss, whose gradient reaches its rows, all else that is
+    needed, every learnt part.
+    """
     term = resolve(name, {})
     student, teacher = leaves(1, term, torch.float64, dim=10), teachers(2, term, torch.float64)
     call, parts = with_parts(term, dim=10)
     own = learn(student)
     call(features(student), features(teacher)).backward()
-    reached = {name for name, rows in own.items() if rows.grad is not None and rows.grad.abs().sum() > 0}
+    reached = {
+        name for name, rows in own.items() if rows.grad is not None and rows.grad.abs().sum() > 0
+    }
     assert reached >= (set(own) & term.needs if term.whole else set(own))
     assert reached
-    first = [p for name, p in parts.named_parameters() if not name.endswith("bias")]  # behind a norm they do nothing
+    first = [
+        p for name, p in parts.named_parameters() if not name.endswith("bias")
+    ]  # behind a norm they do nothing
     assert all(parameter.grad.abs().sum() > 0 for parameter in first)
 
 
 class Towers(torch.nn.Module):
-    """A student in float64, whose rows have ``dim`` dimensions, with the learnt parts of an objective.
+    """A student in float64, whose rows have ``dim`` dimensions, with the learnt parts of an
+    objective.
 
-    Its ``forward`` gives what a term needs of five numbers for each image, or each of its views, and five for each sentence.
+    Its ``forward`` gives what a term needs of five numbers for each image, or each of its views,
+    and five for each sentence.
     """
 
     def __init__(self, term, dim):
@@ -230,15 +265,25 @@ class Towers(torch.nn.Module):
         for name, width in (("hidden", W), ("patches", P * W), ("words", L * W)):
             if name in term.needs:
                 self.further[name] = torch.nn.Linear(5, width)
-        self.scale, self.bias = torch.nn.Parameter(torch.tensor(20.0)), torch.nn.Parameter(torch.tensor(-3.0))
+        self.scale, self.bias = (
+            torch.nn.Parameter(torch.tensor(20.0)),
+            torch.nn.Parameter(torch.tensor(-3.0)),
+        )
         self.learnt = objective_of(term).learnt([widths(dim)], seed=3)
         self.double()
 
     def forward(self, pixels, tokens, hidden=None):
-        found = {"image": self.image(pixels), "text": self.text(tokens), "scale": self.scale * 1, "bias": self.bias * 1}
+        found = {
+            "image": self.image(pixels),
+            "text": self.text(tokens),
+            "scale": self.scale * 1,
+            "bias": self.bias * 1,
+        }
         inputs = {"hidden": pixels, "patches": pixels.flatten(1)[:, :5], "words": tokens}
         further = {name: layer(inputs[name]) for name, layer in self.further.items()}
-        tokens = {name: rows.unflatten(1, (-1, W)) for name, rows in further.items() if name != "hidden"}
+        tokens = {
+            name: rows.unflatten(1, (-1, W)) for name, rows in further.items() if name != "hidden"
+        }
         return found | further | tokens
 
 
@@ -247,17 +292,27 @@ def test_portions_of_a_batch_have_the_gradient_of_the_whole(name):
     """So do processes, whose rows meet in the same way: tests/train/test_distributed.py."""
     term = resolve(name, {})
     objective = objective_of(term)
-    inputs, known, theirs = leaves(1, term, dim=5), leaves(1, term), teachers(2, term, torch.float64)
+    inputs, known, theirs = (
+        leaves(1, term, dim=5),
+        leaves(1, term),
+        teachers(2, term, torch.float64),
+    )
     image, text = inputs["image"].double(), inputs["text"][:B].double()
     counts = {name: rows for name, rows in known.items() if not rows.is_floating_point()}
     teacher = features({**theirs, "text": theirs["text"][:B]})
     found = []
     for sizes in ([6], [2, 2, 2], [4, 2]):
         student = Towers(term, D if "width" in term.needs else 10)
-        parts = [Portion(*rows, 0) for rows in zip(image.split(sizes), text.split(sizes), strict=True)]
+        parts = [
+            Portion(*rows, 0) for rows in zip(image.split(sizes), text.split(sizes), strict=True)
+        ]
 
         def loss(outputs, student=student):
-            return objective(features(outputs | counts, outputs["scale"], outputs["bias"]), teacher, *student.learnt)
+            return objective(
+                features(outputs | counts, outputs["scale"], outputs["bias"]),
+                teacher,
+                *student.learnt,
+            )
 
         Gradients(student, World())(parts, Meeting(World(), np.arange(B), B), loss)
         found.append({key: parameter.grad for key, parameter in student.named_parameters()})
@@ -270,7 +325,10 @@ def test_portions_of_a_batch_have_the_gradient_of_the_whole(name):
 def test_learnt_parts_are_the_same_for_one_seed(name):
     term = resolve(name, {})
     own = D if "width" in term.needs else 10
-    objective, both = objective_of(term), [widths(own), dataclasses.replace(widths(own), teacher=own)]
+    objective, both = (
+        objective_of(term),
+        [widths(own), dataclasses.replace(widths(own), teacher=own)],
+    )
     first, again, other = (objective.learnt(both, seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(first[key], again[key]) for key in first)
     drawn = [key for key in first if first[key].ndim > 1]
@@ -281,7 +339,8 @@ def test_learnt_parts_are_the_same_for_one_seed(name):
 @pytest.mark.parametrize("name", [name for name in terms() if "width" in resolve(name, {}).needs])
 def test_a_student_of_another_width_is_refused(name):
     with pytest.raises(
-        RecipeError, match=f"'{name}' compares rows .* 10 and {D} dimensions; leave it out, or give a --student"
+        RecipeError,
+        match=f"'{name}' compares rows .* 10 and {D} dimensions; leave it out, or give a --student",
     ):
         Objective([Weighted(name, 1.0)]).learnt([Widths(10, D)], seed=0)
 
@@ -303,9 +362,18 @@ def test_the_objective_refuses_data_without_what_a_term_needs(name):
         ([Weighted("vl", 1.0)], "unknown loss 'vl'"),
         ([Weighted("dime._features", 1.0)], "unknown loss"),
         ([Weighted("dime.vl", 1.0, {"temprature": 1.0})], "did you mean 'temperature'"),
-        ([Weighted("dime.vl", 1.0, {"temperature": "1"})], "temperature is '1'; expected a positive number"),
-        ([Weighted("dime.vl", 1.0, {"temperature": 0.0})], "temperature is 0.0; expected a positive number"),
-        ([Weighted("clip_kd.gd", 1.0, {"temperature": 1.0})], "temperature is 1.0; expected 'code' or 'paper'"),
+        (
+            [Weighted("dime.vl", 1.0, {"temperature": "1"})],
+            "temperature is '1'; expected a positive number",
+        ),
+        (
+            [Weighted("dime.vl", 1.0, {"temperature": 0.0})],
+            "temperature is 0.0; expected a positive number",
+        ),
+        (
+            [Weighted("clip_kd.gd", 1.0, {"temperature": 1.0})],
+            "temperature is 1.0; expected 'code' or 'paper'",
+        ),
         (
             [Weighted("tinyclip.affinity", 1.0, {"teacher_scale": 0})],
             "teacher_scale is 0; expected a positive number, e.g. 50.0",
@@ -314,7 +382,10 @@ def test_the_objective_refuses_data_without_what_a_term_needs(name):
         ([Weighted("siglip.sigmoid", 1.0)], "needs bias and pairs"),
         ([Weighted("dime.vl", 1.0, schedule="linaer")], "did you mean 'linear'"),
         ([Weighted("dime.vl", 1.0, end=0.5)], "end 0.5, which does nothing without a schedule"),
-        ([Weighted("dime.vl", 0.0, schedule="linear")], "goes from weight 0 to 0; leave the schedule out"),
+        (
+            [Weighted("dime.vl", 0.0, schedule="linear")],
+            "goes from weight 0 to 0; leave the schedule out",
+        ),
         ([Weighted("dime.vl", 1.0, schedule="linear", end=-1.0)], "expected numbers of at least 0"),
     ],
 )

@@ -1,6 +1,8 @@
-"""What every raw format keeps; a new file in ``data/formats/`` needs one builder here and is then tested like the others.
+"""What every raw format keeps; a new file in ``data/formats/`` needs one builder here and is then
+tested like the others.
 
-A builder writes the same five rows: images and, where the format can hold them, sentences. Row 2 is broken.
+A builder writes the same five rows: images and, where the format can hold them, sentences. Row 2 is
+broken.
 """
 
 import base64
@@ -103,13 +105,19 @@ def tsv(root, images, kind):
     return "rows.tsv"
 
 
-BUILDERS = {builder.__name__: builder for builder in (folder, tar, parquet, table, jsonl, text, tsv)}
+BUILDERS = {
+    builder.__name__: builder for builder in (folder, tar, parquet, table, jsonl, text, tsv)
+}
 CASES = [
     (name, kind)
     for name in plugins.names("sources")
     for kind in ("image", "text", "pair")
     if kind in plugins.module("sources", name).KINDS
-    or (kind == "pair" and {"image", "text"} <= plugins.module("sources", name).KINDS and name != "tsv")
+    or (
+        kind == "pair"
+        and {"image", "text"} <= plugins.module("sources", name).KINDS
+        and name != "tsv"
+    )
 ]
 
 
@@ -160,7 +168,9 @@ def test_keys_are_those_of_the_rows_in_order(case):
 def test_random_access_gives_what_reading_in_order_gives(case):
     rows, _ = case
     in_order = [row_or_reason(rows, index) for index in range(5)]
-    assert {index: row_or_reason(rows, index) for index in (4, 2, 0, 3, 1, 4, 0)} == dict(enumerate(in_order))
+    assert {index: row_or_reason(rows, index) for index in (4, 2, 0, 3, 1, 4, 0)} == dict(
+        enumerate(in_order)
+    )
 
 
 def test_a_broken_row_says_why_and_harms_no_other(case):
@@ -219,7 +229,9 @@ ESCAPES = ["../secret.png", "sub/../../secret.png", "{absolute}", "link.png"]
 
 @pytest.mark.parametrize("name", ["table", "jsonl", "parquet"])
 @pytest.mark.parametrize("escape", ESCAPES)
-def test_a_file_name_that_leaves_the_root_is_refused_and_its_row_named(tmp_path, images, name, escape):
+def test_a_file_name_that_leaves_the_root_is_refused_and_its_row_named(
+    tmp_path, images, name, escape
+):
     root = tmp_path / "root"
     root.mkdir()
     secret = tmp_path / "secret.png"
@@ -230,7 +242,9 @@ def test_a_file_name_that_leaves_the_root_is_refused_and_its_row_named(tmp_path,
     if name == "table":
         (root / "x.csv").write_text("filepath\n" + "\n".join(names) + "\n")
     elif name == "jsonl":
-        (root / "x.jsonl").write_text("".join(json.dumps({"filepath": file}) + "\n" for file in names))
+        (root / "x.jsonl").write_text(
+            "".join(json.dumps({"filepath": file}) + "\n" for file in names)
+        )
     else:
         pq.write_table(pa.table({"image": names}), root / "x.parquet")
     rows = open_rows([root / f"x.{'csv' if name == 'table' else name}"], "image")

@@ -1,8 +1,10 @@
-"""What every student keeps, also one that somebody adds next year: parametrised over what is found on disk.
+"""What every student keeps, also one that somebody adds next year: parametrised over what is found
+on disk.
 
-Each image tower and each text tower is built as its file says, at a small image size, learns for two steps, is saved, and
-gives the same rows as evaluation loads it. Files may share a tower; it is tested once, under the first name that has it. The
-largest towers are tests marked slow, and so are bridges.
+Each image tower and each text tower is built as its file says, at a small image size, learns for
+two steps, is saved, and gives the same rows as evaluation loads it. Files may share a tower; it is
+tested once, under the first name that has it. The largest towers are tests marked slow, and so are
+bridges.
 """
 
 import dataclasses
@@ -33,7 +35,12 @@ NAMES = plugins.names("students")
 PAGE = Path(__file__).parents[2] / "docs/students.md"
 LARGE = {  # the default tests have a smaller tower like each of these
     "image": (
-        *("dime-Swin-T", "dime-ViT-B-32", "TinyCLIP-ViT-39M-16-Text-19M", "TinyCLIP-ViT-61M-32-Text-29M"),
+        *(
+            "dime-Swin-T",
+            "dime-ViT-B-32",
+            "TinyCLIP-ViT-39M-16-Text-19M",
+            "TinyCLIP-ViT-61M-32-Text-29M",
+        ),
         *("TinyCLIP-ViT-40M-32-Text-19M", "TinyCLIP-ResNet-30M-Text-29M"),
     ),
     "text": ("dime-Swin-T", "TinyCLIP-ResNet-19M-Text-19M", "TinyCLIP-ResNet-30M-Text-29M"),
@@ -49,12 +56,20 @@ def config_of(name):
 
 
 def towers(kind):
-    """Return the first name that has each tower of ``kind`` "image" or "text", the large ones marked slow."""
+    """Return the first name that has each tower of ``kind`` "image" or "text", the large ones
+    marked slow.
+    """
     first: dict = {}
     for name in NAMES:
         config = config_of(name)
-        first.setdefault(json.dumps(config["vision_cfg" if kind == "image" else "text_cfg"], sort_keys=True), name)
-    return [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE[kind] else []) for name in sorted(first.values())]
+        first.setdefault(
+            json.dumps(config["vision_cfg" if kind == "image" else "text_cfg"], sort_keys=True),
+            name,
+        )
+    return [
+        pytest.param(name, marks=[pytest.mark.slow] if name in LARGE[kind] else [])
+        for name in sorted(first.values())
+    ]
 
 
 def image_student(name, bridge):
@@ -62,7 +77,9 @@ def image_student(name, bridge):
     size = min(PIXELS, config_of(name)["vision_cfg"]["image_size"])
     spec = student.resolve(name, size, None if bridge else DIM)
     model, preprocess = student.build(spec, False, 0, BATCH)
-    pixels = torch.randint(256, (BATCH, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randint(
+        256, (BATCH, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     return with_bridge(model, spec, preprocess, bridge), spec, preprocess, (pixels, None)
 
 
@@ -80,7 +97,9 @@ def with_bridge(model, spec, preprocess, bridge):
 def learn(ours, inputs):
     """Train a student for two steps on random features of a teacher; all of it has a gradient."""
     draw = torch.Generator().manual_seed(1)
-    teacher = Features.of(torch.randn(BATCH, DIM, generator=draw), torch.randn(5, DIM, generator=draw), 20.0)
+    teacher = Features.of(
+        torch.randn(BATCH, DIM, generator=draw), torch.randn(5, DIM, generator=draw), 20.0
+    )
     objective, optimizer, losses = Objective(LOSS), adamw(ours, Recipe(lr=1e-4)), []
     before = sums(ours)
     for _ in range(2):
@@ -89,9 +108,14 @@ def learn(ours, inputs):
         losses.append(objective(features, teacher)["total"])
         losses[-1].backward()
         optimizer.step()
-    assert all(parameter.grad is not None and torch.isfinite(parameter.grad).all() for parameter in ours.parameters())
+    assert all(
+        parameter.grad is not None and torch.isfinite(parameter.grad).all()
+        for parameter in ours.parameters()
+    )
     moved = [old != new for old, new in zip(before, sums(ours), strict=True)]
-    assert sum(moved) > 0.9 * len(moved)  # all but biases in front of a normalisation, which have no gradient
+    assert sum(moved) > 0.9 * len(
+        moved
+    )  # all but biases in front of a normalisation, which have no gradient
     assert all(torch.isfinite(loss) for loss in losses)
 
 
@@ -105,7 +129,10 @@ def written(ours, spec, preprocess, kind, teacher, out):
     assert config["embed_dim"] == DIM
     folder.save_tensors(model.state_dict(), out / folder.KINDS[kind])
     record = {"kind": kind, "model_cfg": config, "preprocess_cfg": preprocess}
-    write_text(out / folder.FILE, to_json({**record, "teacher": dataclasses.asdict(teacher.card), "teacher_at": None}))
+    write_text(
+        out / folder.FILE,
+        to_json({**record, "teacher": dataclasses.asdict(teacher.card), "teacher_at": None}),
+    )
     return load_encoder(str(out), "cpu")
 
 
@@ -122,7 +149,9 @@ def test_an_image_tower_learns_and_evaluates(name, bridge, tiny_teacher, tmp_pat
     encoder = written(ours, spec, preprocess, "image-tower", tiny_teacher, tmp_path)
     assert encoder.image_size == inputs[0].shape[1:3]
     pixels = (inputs[0].permute(0, 3, 1, 2) / 255 - ours.mean) / ours.std
-    torch.testing.assert_close(encoder.encode_image(pixels), expected, rtol=0, atol=1e-4 if bridge else 1e-5)
+    torch.testing.assert_close(
+        encoder.encode_image(pixels), expected, rtol=0, atol=1e-4 if bridge else 1e-5
+    )
     assert expected.std(0).max() > 1e-5  # rows differ
     assert encoder.encode_text(encoder.tokenize(SENTENCES)[0]).shape == (3, DIM)
 
@@ -162,18 +191,23 @@ def test_a_student_is_an_open_clip_config_with_both_towers(name):
 
 
 def measured(name):
-    """Return (weights of the image tower, of the text tower, GFLOP of one image, of one sentence); a multiplication with its
-    addition counts two."""
+    """Return (weights of the image tower, of the text tower, GFLOP of one image, of one sentence);
+    a multiplication with its addition counts two."""
     config = config_of(name)
     towers = ("vision_cfg", open_clip.image_tower), ("text_cfg", open_clip.text_tower)
-    found = [_measured(json.dumps({"embed_dim": config["embed_dim"], part: config[part]}), build) for part, build in towers]
+    found = [
+        _measured(json.dumps({"embed_dim": config["embed_dim"], part: config[part]}), build)
+        for part, build in towers
+    ]
     (image, image_gflop), (text, text_gflop) = found
     return image, text, image_gflop, text_gflop
 
 
 @functools.cache
 def _measured(config, build):
-    """Return (weights, GFLOP) of a tower; nothing is computed, since torch's meta device knows shapes only."""
+    """Return (weights, GFLOP) of a tower; nothing is computed, since torch's meta device knows
+    shapes only.
+    """
     table = json.loads(config)
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         tower = build(table).eval()
@@ -184,7 +218,8 @@ def _measured(config, build):
     return sum(weights.numel() for weights in tower.parameters()), counter.get_total_flops() / 1e9
 
 
-PUBLISHED = {  # name: millions of weights of the image tower and together, GFLOP of an image and of a sentence
+# name: millions of weights of the image tower and together, GFLOP of an image and of a sentence
+PUBLISHED = {
     # CLIP-KD's configs; the factor on cosines counts as a weight
     "ViT-T-16": (5.62, 46.12, 2.51, 3.38),
     "MobileViT-S": (5.27, 45.76, 3.04, 3.38),
@@ -229,16 +264,26 @@ def test_the_page_says_what_is_measured(name, cells):
     image, text, *gflop = measured(name)
     found = [cell.strip() for cell in cells.split("|")]
     config = config_of(name)
-    expected = [f"{config['vision_cfg']['image_size']}", f"{config['embed_dim']}", f"{image / 1e6:.2f}", f"{text / 1e6:.2f}"]
+    expected = [
+        f"{config['vision_cfg']['image_size']}",
+        f"{config['embed_dim']}",
+        f"{image / 1e6:.2f}",
+        f"{text / 1e6:.2f}",
+    ]
     assert found[:6] == [*expected, *(f"{value:.2f}" for value in gflop)]
 
 
-KEYS = {  # where the image tower's last projection is in CLIP-KD's released state dicts as they load today, and its shape
+# where the image tower's last projection is in CLIP-KD's released state dicts as they load today,
+# and its shape
+KEYS = {
     "ViT-T-16": ("visual.proj", (192, 512)),
     "MobileViT-S": ("visual.head.proj.weight", (512, 640)),
     "MobileViT-XXS": ("visual.head.proj.weight", (512, 320)),
     "Swin-T": ("visual.head.proj.weight", (512, 768)),
-    "MobileNetV3-S": ("visual.trunk.classifier.weight", (512, 1024)),  # released as visual.head.proj.weight, without bias
+    "MobileNetV3-S": (
+        "visual.trunk.classifier.weight",
+        (512, 1024),
+    ),  # released as visual.head.proj.weight, without bias
     "EfficientNet-B0": ("visual.head.proj.weight", (512, 1280)),
     "ResNet-18": ("visual.head.proj.weight", (512, 512)),
 }
@@ -248,8 +293,13 @@ KEYS = {  # where the image tower's last projection is in CLIP-KD's released sta
 def shapes(name):
     """Return the state dict of a student as a whole CLIP, names and shapes only."""
     with torch.device("meta"):
-        towers = (ImageTower(open_clip.image_tower(config_of(name))), open_clip.text_tower(config_of(name)))
-    return {key: tuple(value.shape) for tower in towers for key, value in tower.state_dict().items()}
+        towers = (
+            ImageTower(open_clip.image_tower(config_of(name))),
+            open_clip.text_tower(config_of(name)),
+        )
+    return {
+        key: tuple(value.shape) for tower in towers for key, value in tower.state_dict().items()
+    }
 
 
 @pytest.mark.parametrize("name", KEYS)
@@ -259,8 +309,14 @@ def test_weights_have_the_names_of_the_released_ones(name):
     assert found[key] == shape
     assert f"{key.removesuffix('weight')}bias" not in found or name == "MobileNetV3-S"
     assert ("visual.head.proj.weight" in found) == (key == "visual.head.proj.weight")
-    assert found["text_projection"] == (384, 512) and found["token_embedding.weight"] == (49408, 384)
-    assert found["positional_embedding"] == (77, 384) and "transformer.resblocks.11.mlp.c_proj.weight" in found
+    assert found["text_projection"] == (384, 512) and found["token_embedding.weight"] == (
+        49408,
+        384,
+    )
+    assert (
+        found["positional_embedding"] == (77, 384)
+        and "transformer.resblocks.11.mlp.c_proj.weight" in found
+    )
 
 
 def test_swin_keeps_its_downsampling_at_the_start_of_a_stage_and_no_masks():

@@ -1,4 +1,6 @@
-"""Neighbours of cached rows: exact against plain numpy, what is left out, what is written, and how they are drawn."""
+"""Neighbours of cached rows: exact against plain numpy, what is left out, what is written, and how
+they are drawn.
+"""
 
 import json
 import subprocess
@@ -20,8 +22,12 @@ from dimefm.errors import CacheError
 def cached(folder, *shards, dtype="float32", how=None):
     """Write a text cache of shards, each (keys, rows [n, dim]), and open it."""
     dim = shards[0][1].shape[1]
-    header = Manifest("text", "hdf5", dtype, dim, False, EncoderCard("any", None, dim, 100.0), how or {}, {})
-    writer = CacheWriter(folder, header, [(f"s{i}", len(keys)) for i, (keys, _) in enumerate(shards)])
+    header = Manifest(
+        "text", "hdf5", dtype, dim, False, EncoderCard("any", None, dim, 100.0), how or {}, {}
+    )
+    writer = CacheWriter(
+        folder, header, [(f"s{i}", len(keys)) for i, (keys, _) in enumerate(shards)]
+    )
     for i, (keys, rows) in enumerate(shards):
         writer.write(f"s{i}", keys, rows.astype(dtype))
     writer.seal()
@@ -55,7 +61,10 @@ def slow(rows, groups, rule):
 def agree(rows, ids, wanted):
     """Assert that two graphs are one, but for rows whose cosines are the same to 1e-5."""
     np.testing.assert_array_equal(ids < 0, wanted < 0)
-    cosines = [np.einsum("nd,nkd->nk", unit(rows), unit(rows)[found]) * (found >= 0) for found in (ids, wanted)]
+    cosines = [
+        np.einsum("nd,nkd->nk", unit(rows), unit(rows)[found]) * (found >= 0)
+        for found in (ids, wanted)
+    ]
     np.testing.assert_allclose(*cosines, atol=1e-5)
 
 
@@ -66,7 +75,9 @@ def three_shards(tmp_path):
     return cached(tmp_path / "cache", named(rows[:100]), named(rows[100:101]), named(rows[101:]))
 
 
-@pytest.mark.parametrize("rule", [Rule(), Rule(k=1), Rule(k=5, min_cosine=0.2, max_cosine=0.6), Rule(k=400)], ids=str)
+@pytest.mark.parametrize(
+    "rule", [Rule(), Rule(k=1), Rule(k=5, min_cosine=0.2, max_cosine=0.6), Rule(k=400)], ids=str
+)
 def test_exact_neighbours_are_those_of_a_plain_loop(three_shards, tmp_path, rule):
     made = build(three_shards, tmp_path / "out", rule)
     wanted = slow(three_shards[:], range(300), rule)
@@ -102,9 +113,13 @@ def test_never_itself_its_key_or_outside_the_window(tmp_path_factory, n, k, vari
 
 def test_equal_keys_belong_together_within_a_shard_only(tmp_path):
     rows = noise(6)
-    same = cached(tmp_path / "a", (["k#0", "k#1", "k"], rows[:3]), (["k", "m#0#1", "m#1"], rows[3:]))
+    same = cached(
+        tmp_path / "a", (["k#0", "k#1", "k"], rows[:3]), (["k", "m#0#1", "m#1"], rows[3:])
+    )
     made = build(same, tmp_path / "out", Rule(k=6))
-    assert [set(row[row >= 0]) for row in made.ids] == [{3, 4, 5}] * 3 + [{0, 1, 2, 4, 5}] + [{0, 1, 2, 3}] * 2
+    assert [set(row[row >= 0]) for row in made.ids] == [{3, 4, 5}] * 3 + [{0, 1, 2, 4, 5}] + [
+        {0, 1, 2, 3}
+    ] * 2
 
 
 def test_many_equal_rows_are_searched_past(tmp_path):
@@ -141,7 +156,9 @@ def test_the_recall_of_lists_is_measured(tmp_path):
     for probes in (1, 4, 1000):
         made = build(cache, tmp_path / f"ivf{probes}", Rule(k=2, index="ivf", probes=probes))
         index = made.record["index"]
-        assert (index["lists"], index["recall_rows"]) == (25, 200) and index["probes"] == min(probes, 25)
+        assert (index["lists"], index["recall_rows"]) == (25, 200) and index["probes"] == min(
+            probes, 25
+        )
         whole = (made.ids[:, 0] == exact.ids[:, 0]).mean()
         assert abs(index["recall_at_1"] - whole) < 0.12  # 200 rows stand for 2,000
         recalls.append(index["recall_at_1"])
@@ -154,7 +171,9 @@ def test_only_its_own_cache_is_accepted(three_shards, tmp_path):
     convert(three_shards, tmp_path / "int8", dtype="int8")
     made.check(FeatureCache(tmp_path / "int8"))
     other = cached(tmp_path / "other", named(noise(299)))
-    with pytest.raises(CacheError, match=r"neighbours of the 300 rows of cache .*dimefm cache neighbours"):
+    with pytest.raises(
+        CacheError, match=r"neighbours of the 300 rows of cache .*dimefm cache neighbours"
+    ):
         made.check(other)
     with pytest.raises(CacheError, match="of the 300 rows"):
         build(other, tmp_path / "out")
@@ -172,7 +191,9 @@ def test_what_is_there_is_not_made_again_and_not_overwritten(three_shards, tmp_p
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
-def test_an_interrupted_search_leaves_nothing_and_begins_anew(three_shards, tmp_path, monkeypatch, error, digests):
+def test_an_interrupted_search_leaves_nothing_and_begins_anew(
+    three_shards, tmp_path, monkeypatch, error, digests
+):
     build(three_shards, tmp_path / "whole")
     real, calls = Searcher.search, []
 
@@ -199,7 +220,10 @@ def test_an_interrupted_search_leaves_nothing_and_begins_anew(three_shards, tmp_
 
 def test_neighbours_at_a_url_are_those_in_a_folder(three_shards, tmp_path):
     url = f"memory://neighbours/{tmp_path.name}"
-    here, there = build(three_shards, tmp_path / "out"), build(three_shards, url, scratch=tmp_path / "scratch")
+    here, there = (
+        build(three_shards, tmp_path / "out"),
+        build(three_shards, url, scratch=tmp_path / "scratch"),
+    )
     assert there.record == here.record
     np.testing.assert_array_equal(there.ids, here.ids)
 
@@ -245,15 +269,24 @@ def test_opened_again_in_another_process_it_draws_the_same(made):
         f"print(Neighbours({str(made.store)!r}).draw(np.arange(9), range(9), (0, 4)).tolist())\n"
         "assert not {'torch', 'faiss'} & set(sys.modules)"
     )
-    output = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    output = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    ).stdout
     assert json.loads(output) == made.draw(np.arange(9), range(9), (0, 4)).tolist()
 
 
 @pytest.mark.parametrize(
     ("name", "value", "told"),
-    [("version", 2, "reads version 1"), ("rows", -1, "damaged"), ("rows", "9", "damaged"), ("files", [], "damaged"),
-     ("k", 5000, "damaged"), ("cache", None, "damaged"), ("found", {"full": None}, "damaged")],
-)  # fmt: skip
+    [
+        ("version", 2, "reads version 1"),
+        ("rows", -1, "damaged"),
+        ("rows", "9", "damaged"),
+        ("files", [], "damaged"),
+        ("k", 5000, "damaged"),
+        ("cache", None, "damaged"),
+        ("found", {"full": None}, "damaged"),
+    ],
+)
 def test_a_forged_record_is_refused(made, name, value, told):
     path = made.store.root / "neighbours.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
@@ -265,7 +298,9 @@ def test_damaged_arrays_are_refused(made, tmp_path):
     path = made.store.root / "ids.npy"
     whole = path.read_bytes()
     path.write_bytes(whole[:-4])
-    with pytest.raises(CacheError, match=rf"{len(whole) - 4} bytes, neighbours.json says {len(whole)}"):
+    with pytest.raises(
+        CacheError, match=rf"{len(whole) - 4} bytes, neighbours.json says {len(whole)}"
+    ):
         _ = Neighbours(made.store.root).ids
     path.write_bytes(b"\0" * len(whole))
     with pytest.raises(CacheError, match="damaged"):
@@ -299,7 +334,9 @@ def test_tokens_have_no_neighbours(tmp_path):
         build(cached(tmp_path / "cache", (keys, noise(8)), how=how), tmp_path / "out")
 
 
-@pytest.mark.parametrize("wrong", [{"k": 0}, {"min_cosine": 0.9, "max_cosine": 0.5}, {"index": "hnsw"}, {"probes": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"k": 0}, {"min_cosine": 0.9, "max_cosine": 0.5}, {"index": "hnsw"}, {"probes": 0}]
+)
 def test_a_rule_that_cannot_be_is_refused(wrong):
     with pytest.raises(ValueError, match="expected"):
         Rule(**wrong)
@@ -307,8 +344,15 @@ def test_a_rule_that_cannot_be_is_refused(wrong):
 
 def test_real_captions_have_neighbours_of_their_kind(shared_data, tmp_path):
     folder = shared_data / "features/flickr8k_clip_vitb32"
-    keys, captions = zip(*(line.split("\t") for line in (folder / "paired.tsv").read_text().splitlines()), strict=True)
-    cache = cached(tmp_path / "cache", (list(keys), np.load(folder / "paired_text_features.npy")), dtype="float16")
+    keys, captions = zip(
+        *(line.split("\t") for line in (folder / "paired.tsv").read_text().splitlines()),
+        strict=True,
+    )
+    cache = cached(
+        tmp_path / "cache",
+        (list(keys), np.load(folder / "paired_text_features.npy")),
+        dtype="float16",
+    )
     made = build(cache, tmp_path / "out")
     photos = np.array(keys)
     assert made.record["found"]["full"] == len(captions) == 425

@@ -1,4 +1,6 @@
-"""Raw rows meet their features by identity: name, count and keys; everything else is refused with the row named."""
+"""Raw rows meet their features by identity: name, count and keys; everything else is refused with
+the row named.
+"""
 
 import dataclasses
 import re
@@ -21,8 +23,8 @@ HEADER = Manifest("image", "hdf5", "float32", 2, True, EncoderCard("t", "00", 2,
 
 
 def cache(root, shards, bad=None, views=None):
-    """Write shards {name: keys}; the vector of a row is (shard number, row number in the source); ``bad`` {name: rows}.
-    With a view policy, rows are views."""
+    """Write shards {name: keys}; the vector of a row is (shard number, row number in the source);
+    ``bad`` {name: rows}. With a view policy, rows are views."""
     shards = {name: row_keys(keys, views) for name, keys in shards.items()}
     header = dataclasses.replace(HEADER, how={"views": views and views.how()})
     writer = CacheWriter(root, header, [(name, len(keys)) for name, keys in shards.items()])
@@ -30,7 +32,9 @@ def cache(root, shards, bad=None, views=None):
         out = sorted((bad or {}).get(name, []))
         kept = [row for row in range(len(keys)) if row not in out]
         vectors = np.array([[number, row] for row in kept], dtype=np.float32).reshape(-1, 2)
-        writer.write(name, [keys[row] for row in kept], vectors, [Bad(row, keys[row], "bad") for row in out])
+        writer.write(
+            name, [keys[row] for row in kept], vectors, [Bad(row, keys[row], "bad") for row in out]
+        )
     writer.seal()
     return FeatureCache(root)
 
@@ -79,30 +83,44 @@ def test_locate_takes_rows_in_any_order(tmp_path):
 
 def test_names_may_differ_by_leading_folders(tmp_path):
     features = cache(tmp_path, {"train/a.tar": A})
-    assert len(align(rows({"a.tar": A}), features)) == len(align(rows({"data/train/a.tar": A}), features)) == 4
+    assert (
+        len(align(rows({"a.tar": A}), features))
+        == len(align(rows({"data/train/a.tar": A}), features))
+        == 4
+    )
     with pytest.raises(CacheError, match="no features for a shard named ba.tar"):
         align(rows({"ba.tar": A}), features)
 
 
 def test_a_shard_that_was_not_extracted_is_named(tmp_path):
     features = cache(tmp_path, {"a": A, "b": B})
-    with pytest.raises(CacheError, match=r"/raw/x: .* no features for a shard named x \(it holds a, b\).*extract"):
+    with pytest.raises(
+        CacheError, match=r"/raw/x: .* no features for a shard named x \(it holds a, b\).*extract"
+    ):
         align(rows({"a": A, "x": B}), features)
 
 
 def test_another_number_of_rows_is_refused_with_both_counts(tmp_path):
     features = cache(tmp_path, {"a": A})
-    with pytest.raises(CacheError, match="/raw/a: 3 rows, but the features .* were made from 4.*extract it again"):
+    with pytest.raises(
+        CacheError, match="/raw/a: 3 rows, but the features .* were made from 4.*extract it again"
+    ):
         align(rows({"a": A[:3]}), features)
 
 
 @pytest.mark.parametrize(
     ("keys", "row", "ours", "theirs"),
-    [(["a0", "a2", "a1", "a3"], 1, "a2", "a1"), (A[::-1], 0, "a3", "a0"), (["a0", "a1", "a2", "x"], 3, "x", "a3")],
+    [
+        (["a0", "a2", "a1", "a3"], 1, "a2", "a1"),
+        (A[::-1], 0, "a3", "a0"),
+        (["a0", "a1", "a2", "x"], 3, "x", "a3"),
+    ],
 )
 def test_other_keys_are_refused_with_the_row_and_both_keys(tmp_path, keys, row, ours, theirs):
     features = cache(tmp_path, {"a": A})
-    with pytest.raises(CacheError, match=f"/raw/a, row {row}: .*'{ours}'.*'{theirs}'.*extract the features again"):
+    with pytest.raises(
+        CacheError, match=f"/raw/a, row {row}: .*'{ours}'.*'{theirs}'.*extract the features again"
+    ):
         align(rows({"a": keys}), features)
 
 
@@ -120,14 +138,21 @@ def test_shards_of_one_name_are_told_apart_by_their_keys(tmp_path):
 
 def test_shards_that_keys_cannot_tell_apart_need_the_whole_name(tmp_path):
     features = cache(tmp_path, {"x/0.parquet": ["0", "1"], "y/0.parquet": ["0", "1"]})
-    assert located(align(rows({"y/0.parquet": ["0", "1"]}), features), features) == [(0, 1, 0), (1, 1, 1)]
-    with pytest.raises(CacheError, match=re.escape("could be x/0.parquet or y/0.parquet") + ".*--dataroot"):
+    assert located(align(rows({"y/0.parquet": ["0", "1"]}), features), features) == [
+        (0, 1, 0),
+        (1, 1, 1),
+    ]
+    with pytest.raises(
+        CacheError, match=re.escape("could be x/0.parquet or y/0.parquet") + ".*--dataroot"
+    ):
         align(rows({"0.parquet": ["0", "1"]}), features)
 
 
 def test_two_shards_never_share_one_shard_of_features(tmp_path):
     features = cache(tmp_path, {"0.parquet": ["0", "1"]})
-    with pytest.raises(CacheError, match="/raw/x/0.parquet and /raw/y/0.parquet both match 0.parquet.*--dataroot"):
+    with pytest.raises(
+        CacheError, match="/raw/x/0.parquet and /raw/y/0.parquet both match 0.parquet.*--dataroot"
+    ):
         align(rows({"x/0.parquet": ["0", "1"], "y/0.parquet": ["0", "1"]}), features)
 
 
@@ -135,7 +160,11 @@ def test_two_shards_never_share_one_shard_of_features(tmp_path):
 @given(data=st.data(), counts=st.lists(st.integers(0, 8), min_size=1, max_size=5))
 def test_any_pattern_of_bad_rows_keeps_raw_row_and_feature_together(tmp_path_factory, data, counts):
     shards = {f"s{i}": [f"{i}-{j}" for j in range(n)] for i, n in enumerate(counts)}
-    bad = {name: data.draw(st.sets(st.sampled_from(range(len(keys))))) for name, keys in shards.items() if keys}
+    bad = {
+        name: data.draw(st.sets(st.sampled_from(range(len(keys)))))
+        for name, keys in shards.items()
+        if keys
+    }
     features = cache(tmp_path_factory.mktemp("cache"), shards, bad)
     order = data.draw(st.permutations(list(shards)))
     raw = rows({name: shards[name] for name in order})
@@ -148,12 +177,16 @@ def test_the_same_keys_over_another_content_are_refused(tmp_path):
     raw = tmp_path / "sentences.txt"
     raw.write_text("one\ntwo\n")
     before = open_rows([raw], "text")
-    writer = CacheWriter(tmp_path / "c", HEADER, [("sentences.txt", 2)], {"sentences.txt": before.shards[0].digest()})
+    writer = CacheWriter(
+        tmp_path / "c", HEADER, [("sentences.txt", 2)], {"sentences.txt": before.shards[0].digest()}
+    )
     writer.write("sentences.txt", ["0", "1"], np.eye(2, dtype=np.float32))
     writer.seal()
     assert len(align(before, FeatureCache(tmp_path / "c"))) == 2
     raw.write_text("two\none\n")
-    with pytest.raises(CacheError, match=r"sentences\.txt: its content has digest .* the source has changed since"):
+    with pytest.raises(
+        CacheError, match=r"sentences\.txt: its content has digest .* the source has changed since"
+    ):
         align(open_rows([raw], "text"), FeatureCache(tmp_path / "c"))
 
 
@@ -164,10 +197,17 @@ def test_the_same_keys_over_another_content_are_refused(tmp_path):
     teachers=st.integers(1, 3),
     views=st.sampled_from([None, 1, 2, 3]),
 )
-def test_any_view_in_any_cache_is_that_of_the_raw_row(tmp_path_factory, data, counts, teachers, views):
-    """Rows that one cache lacks in one view are left out; every other stands in each cache at its own place."""
+def test_any_view_in_any_cache_is_that_of_the_raw_row(
+    tmp_path_factory, data, counts, teachers, views
+):
+    """Rows that one cache lacks in one view are left out; every other stands in each cache at its
+    own place.
+    """
     root, policy = tmp_path_factory.mktemp("caches"), None if views is None else ViewPolicy(views)
-    shards, per_image = {f"s{i}": [f"{i}-{j}" for j in range(n)] for i, n in enumerate(counts)}, views or 1
+    shards, per_image = (
+        {f"s{i}": [f"{i}-{j}" for j in range(n)] for i, n in enumerate(counts)},
+        views or 1,
+    )
     caches, gone = [], set()
     for number in range(teachers):
         bad = {
@@ -180,12 +220,18 @@ def test_any_view_in_any_cache_is_that_of_the_raw_row(tmp_path_factory, data, co
     raw = rows({name: shards[name] for name in data.draw(st.permutations(list(shards)))})
     aligned = align(raw, *caches)
     asked = np.array(
-        data.draw(st.lists(st.integers(0, per_image - 1), min_size=len(aligned), max_size=len(aligned))), dtype=int
+        data.draw(
+            st.lists(st.integers(0, per_image - 1), min_size=len(aligned), max_size=len(aligned))
+        ),
+        dtype=int,
     )
     found, stored = aligned.locate(np.arange(len(aligned)), asked)
     keys = [raw[row].key for row in found]
     assert keys == [row.key for row in raw if row.key not in gone]
-    expected = [[int(key.split("-")[0]), int(key.split("-")[1]) * per_image + v] for key, v in zip(keys, asked, strict=True)]
+    expected = [
+        [int(key.split("-")[0]), int(key.split("-")[1]) * per_image + v]
+        for key, v in zip(keys, asked, strict=True)
+    ]
     for features, places in zip(caches, stored, strict=True):
         assert features[places].astype(int).tolist() == expected
 
@@ -193,7 +239,9 @@ def test_any_view_in_any_cache_is_that_of_the_raw_row(tmp_path_factory, data, co
 def test_another_number_of_views_is_another_number_of_rows(tmp_path):
     features = cache(tmp_path, {"a": A}, views=ViewPolicy(2))
     assert len(align(rows({"a": A}), features)) == 4
-    with pytest.raises(CacheError, match="/raw/a: 3 rows, but the features .* were made from 4.*extract it again"):
+    with pytest.raises(
+        CacheError, match="/raw/a: 3 rows, but the features .* were made from 4.*extract it again"
+    ):
         align(rows({"a": A[:3]}), features)
     with pytest.raises(CacheError, match="/raw/a, row 2: the raw row has key 'x#0', .* 'a2#0'"):
         align(rows({"a": ["a0", "a1", "x", "a3"]}), features)

@@ -1,4 +1,6 @@
-"""From what the user names to shards: lists, patterns, folders, a data root; and every way that this can be wrong."""
+"""From what the user names to shards: lists, patterns, folders, a data root; and every way that
+this can be wrong.
+"""
 
 import io
 import os
@@ -32,7 +34,10 @@ def names(rows):
 
 def test_a_list_is_read_in_its_order_without_comments_and_blank_lines(tree):
     (tree / "x.list").write_text("# three shards\n\ntexts/c.txt\n  texts/a.txt  \n#texts/b.txt\n")
-    for rows in (open_rows([tree / "x.list"], "text"), open_rows(["x.list"], "text", dataroot=tree)):
+    for rows in (
+        open_rows([tree / "x.list"], "text"),
+        open_rows(["x.list"], "text", dataroot=tree),
+    ):
         assert [row.texts[0] for row in rows] == ["c one", "c two", "a one", "a two"]
     assert names(open_rows(["x.list"], "text", dataroot=tree)) == ["texts/c.txt", "texts/a.txt"]
 
@@ -65,7 +70,11 @@ def test_a_list_that_cannot_be_meant_is_refused(tree, content, reason):
 
 def test_a_pattern_gives_its_matches_sorted(tree):
     assert names(open_rows([tree / "texts/[ac].txt"], "text")) == ["a.txt", "c.txt"]
-    assert names(open_rows(["texts/*.txt"], "text", dataroot=tree)) == ["texts/a.txt", "texts/b.txt", "texts/c.txt"]
+    assert names(open_rows(["texts/*.txt"], "text", dataroot=tree)) == [
+        "texts/a.txt",
+        "texts/b.txt",
+        "texts/c.txt",
+    ]
     with pytest.raises(DataError, match="no pattern that matches"):
         open_rows([tree / "texts/*.tar"], "text")
 
@@ -95,7 +104,14 @@ def test_the_input_format_limits_what_a_folder_gives(tree):
 def test_sources_keep_their_order_and_get_names_below_their_common_folder(tree):
     rows = open_rows([tree / "texts/b.txt", tree / "mixed", tree / "texts/a.txt"], "text")
     assert names(rows) == ["texts/b.txt", "mixed/a.txt", "mixed/b.jsonl", "texts/a.txt"]
-    assert [rows[i].texts[0] for i in range(len(rows))] == ["b one", "b two", "plain", "quoted", "a one", "a two"]
+    assert [rows[i].texts[0] for i in range(len(rows))] == [
+        "b one",
+        "b two",
+        "plain",
+        "quoted",
+        "a one",
+        "a two",
+    ]
 
 
 def test_names_do_not_depend_on_where_the_command_runs(tree, monkeypatch):
@@ -113,7 +129,11 @@ def test_names_do_not_depend_on_where_the_command_runs(tree, monkeypatch):
         (["texts/a.txt"], {"dataroot": "none"}, "--dataroot .*none: there is no such folder"),
         ([], {}, "no text source was given"),
         (["texts", "texts/b.txt"], {}, r"b\.txt is named twice"),
-        (["texts/a.txt"], {"input_format": "txt"}, "unknown input format 'txt': did you mean 'text'"),
+        (
+            ["texts/a.txt"],
+            {"input_format": "txt"},
+            "unknown input format 'txt': did you mean 'text'",
+        ),
         (["photos/1.png"], {}, r"1\.png: cannot tell its format for text rows.*say --input-format"),
         (["photos"], {"kind": "pair", "input_format": "folder"}, None),
     ],
@@ -155,22 +175,36 @@ def test_a_tsv_that_could_be_two_things_asks_for_its_format(tmp_path):
     (tmp_path / "x.tsv").write_text("id\tsentence\n1\ta cat\n")
     with pytest.raises(DataError, match="could be table or tsv.*--input-format"):
         open_rows([tmp_path / "x.tsv"], "text")
-    assert [row.texts for row in open_rows([tmp_path / "x.tsv"], "text", input_format="table")] == [("a cat",)]
+    assert [row.texts for row in open_rows([tmp_path / "x.tsv"], "text", input_format="table")] == [
+        ("a cat",)
+    ]
     assert len(open_rows([tmp_path / "x.tsv"], "text", input_format="tsv")) == 2
 
 
 @pytest.mark.parametrize("separator", [";", "|", "\t", " "])
 def test_a_table_may_have_another_separator_and_other_columns(tmp_path, separator):
-    (tmp_path / "x.csv").write_text(separator.join(["words", "nr"]) + "\n" + separator.join(["cat", "7"]) + "\n")
-    rows = open_rows([tmp_path / "x.csv"], "text", columns=Columns(text="words", key="nr", separator=separator))
+    (tmp_path / "x.csv").write_text(
+        separator.join(["words", "nr"]) + "\n" + separator.join(["cat", "7"]) + "\n"
+    )
+    rows = open_rows(
+        [tmp_path / "x.csv"], "text", columns=Columns(text="words", key="nr", separator=separator)
+    )
     assert [(row.key, row.texts) for row in rows] == [("7", ("cat",))]
 
 
 @pytest.mark.parametrize(
     ("content", "columns", "reason"),
     [
-        ("a,b\n1,2\n", {}, "no text column; expected one of .*title.*, found: a, b; name it with --text-column"),
-        ("title\nx\n", {"text": "caption"}, "no column 'caption' for the text; columns found: title"),
+        (
+            "a,b\n1,2\n",
+            {},
+            "no text column; expected one of .*title.*, found: a, b; name it with --text-column",
+        ),
+        (
+            "title\nx\n",
+            {"text": "caption"},
+            "no column 'caption' for the text; columns found: title",
+        ),
         ("", {}, "the table is empty"),
         ("title\nx\n", {"separator": "||"}, "--separator .*expected one character"),
     ],
@@ -183,7 +217,10 @@ def test_a_table_without_the_wanted_column_is_refused(tmp_path, content, columns
 
 def test_quoted_cells_may_hold_separators_and_newlines(tmp_path):
     (tmp_path / "x.csv").write_text('title\n"a, b\nc ""d"""\nplain\n\n')
-    assert [row.texts[0] for row in open_rows([tmp_path / "x.csv"], "text")] == ['a, b\nc "d"', "plain"]
+    assert [row.texts[0] for row in open_rows([tmp_path / "x.csv"], "text")] == [
+        'a, b\nc "d"',
+        "plain",
+    ]
 
 
 @pytest.mark.parametrize("name", ["x.tar", "x.parquet", "x.txt.gz", "x.jsonl.gz"])
@@ -231,28 +268,40 @@ def test_a_tar_with_a_damaged_header_in_its_middle_is_refused(tmp_path, picture)
 
 def test_a_linked_subfolder_is_refused_and_not_left_out_silently(tree, tmp_path_factory):
     (tree / "photos/linked").symlink_to(tmp_path_factory.mktemp("elsewhere"))
-    with pytest.raises(DataError, match=r"photos/linked: is a link to a folder, which is not followed"):
+    with pytest.raises(
+        DataError, match=r"photos/linked: is a link to a folder, which is not followed"
+    ):
         open_rows(["photos"], dataroot=tree, input_format="folder")
 
 
-@pytest.mark.parametrize("columns", [Columns(), Columns(text="title"), Columns(text="words, in full")])
+@pytest.mark.parametrize(
+    "columns", [Columns(), Columns(text="title"), Columns(text="words, in full")]
+)
 def test_a_csv_with_tabs_as_open_clip_writes_it_is_recognised(tmp_path, columns):
-    (tmp_path / "x.csv").write_text("filepath\ttitle\twords, in full\nx, y.png\ta cat, sitting\tit\n")
+    (tmp_path / "x.csv").write_text(
+        "filepath\ttitle\twords, in full\nx, y.png\ta cat, sitting\tit\n"
+    )
     rows = open_rows([tmp_path / "x.csv"], "text", columns=columns)
-    assert [row.texts for row in rows] == [("it",) if columns.text == "words, in full" else ("a cat, sitting",)]
+    assert [row.texts for row in rows] == [
+        ("it",) if columns.text == "words, in full" else ("a cat, sitting",)
+    ]
 
 
 def test_a_csv_with_commas_keeps_its_tabs(tmp_path):
     (tmp_path / "x.csv").write_text('"title",a\tb\na cat,1\t2\n')
     assert [row.texts for row in open_rows([tmp_path / "x.csv"], "text")] == [("a cat",)]
     (tmp_path / "y.csv").write_text("words,a\tb\na cat,1\t2\n")
-    assert [row.texts for row in open_rows([tmp_path / "y.csv"], "text", columns=Columns(text="words"))] == [("a cat",)]
+    assert [
+        row.texts for row in open_rows([tmp_path / "y.csv"], "text", columns=Columns(text="words"))
+    ] == [("a cat",)]
 
 
 @pytest.mark.parametrize("separator", ["tab", "\\t", "\t"])
 def test_a_tab_has_three_names(tmp_path, separator):
     (tmp_path / "x.csv").write_text("title\ta,b\na cat\t1\n")
-    assert open_rows([tmp_path / "x.csv"], "text", columns=Columns(separator=separator))[0].texts == ("a cat",)
+    assert open_rows([tmp_path / "x.csv"], "text", columns=Columns(separator=separator))[
+        0
+    ].texts == ("a cat",)
 
 
 @pytest.mark.parametrize("inner", ["", "cat/"])
@@ -265,7 +314,10 @@ def test_a_stray_table_does_not_hijack_a_folder_of_images(tree, inner):
     (photos / "labels.csv").write_text(f"filepath,label\n{inner}1.png,cat\n")
     for kind in ("image", "pair"):
         with pytest.raises(
-            DataError, match=r"photos: holds images and 1 shard file \(labels\.csv\); say --input-format folder"
+            DataError,
+            match=(
+                r"photos: holds images and 1 shard file \(labels\.csv\); say --input-format folder"
+            ),
         ):
             open_rows([photos], kind)
     assert len(open_rows([photos], "image", input_format="folder")) == 2
@@ -284,7 +336,10 @@ def test_words_about_a_set_are_no_sentences(tree):
 def test_a_folder_of_image_and_text_files_asks_for_a_pattern(tmp_path, kind):
     (tmp_path / "image_00.tsv").write_text("k\taGk=\n")
     (tmp_path / "text_00.tsv").write_text("k\ta cat\n")
-    with pytest.raises(DataError, match=rf"both image and text files .*image_00\.tsv, text_00\.tsv.*/{kind}\*\.tsv'"):
+    with pytest.raises(
+        DataError,
+        match=rf"both image and text files .*image_00\.tsv, text_00\.tsv.*/{kind}\*\.tsv'",
+    ):
         open_rows([tmp_path], kind)
     assert names(open_rows([tmp_path / f"{kind}*.tsv"], kind)) == [f"{kind}_00.tsv"]
 

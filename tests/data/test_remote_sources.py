@@ -1,4 +1,6 @@
-"""Sources at a URL: named, digested and read as if the same tree lay here, and refused where it would be refused."""
+"""Sources at a URL: named, digested and read as if the same tree lay here, and refused where it
+would be refused.
+"""
 
 import io
 import json
@@ -34,7 +36,11 @@ def tree(tmp_path, picture):
     for name in "ab":
         tar(
             root / f"tars/train/{name}.tar",
-            {f"{name}{i}.{e}": picture(i) if e == "png" else b"1" for i in (1, 2) for e in ("png", "cls")},
+            {
+                f"{name}{i}.{e}": picture(i) if e == "png" else b"1"
+                for i in (1, 2)
+                for e in ("png", "cls")
+            },
         )
     (root / "tars/classnames.txt").write_text("cat\ndog\n")
     for name in ("cat/1", "cat/2", "dog/inner/1"):
@@ -115,7 +121,9 @@ def test_several_sources_keep_their_order_and_their_names(tree, store, scratch):
     url, *_ = store
     names = ["texts/b.txt", "rows.jsonl", "texts/a.txt"]
     here = described(open_rows([tree / name for name in names], "text"))
-    assert described(open_rows([f"{url}/{name}" for name in names], "text", scratch=scratch)) == here
+    assert (
+        described(open_rows([f"{url}/{name}" for name in names], "text", scratch=scratch)) == here
+    )
 
 
 def test_a_list_here_may_name_what_is_there(tree, store, scratch, tmp_path, monkeypatch):
@@ -134,13 +142,22 @@ def test_a_list_here_may_name_what_is_there(tree, store, scratch, tmp_path, monk
 
 
 @pytest.mark.parametrize(
-    "entry", ["../secret.txt", "texts/../../secret.txt", "/etc/passwd", "file:///etc/passwd", "memory://x/y"]
+    "entry",
+    [
+        "../secret.txt",
+        "texts/../../secret.txt",
+        "/etc/passwd",
+        "file:///etc/passwd",
+        "memory://x/y",
+    ],
 )
 def test_an_entry_of_a_list_stays_in_its_root(store, scratch, entry):
     url, fs, place = store
     fs.pipe_file(f"{place}/bad.list", entry.encode())
     for options in ({}, {"dataroot": url}):
-        with pytest.raises(DataError, match=r"bad\.list: '.*' leads outside .*/tree; .* --dataroot"):
+        with pytest.raises(
+            DataError, match=r"bad\.list: '.*' leads outside .*/tree; .* --dataroot"
+        ):
             open_rows([f"{url}/bad.list"], "text", scratch=scratch, **options)
     assert not list(scratch.rglob("passwd"))
 
@@ -148,8 +165,12 @@ def test_an_entry_of_a_list_stays_in_its_root(store, scratch, entry):
 @pytest.mark.parametrize("name", ["photos/../../x.png", "../elsewhere/x.png", "photos2/x.png"])
 def test_a_store_that_lists_what_is_outside_is_refused(store, scratch, monkeypatch, name):
     url, fs, place = store
-    monkeypatch.setattr(type(fs), "find", lambda *_, **__: {f"{place}/{name}": {"type": "file", "size": 1}})
-    with pytest.raises(DataError, match=f"photos: the listing names '{place}/{name}', which leads outside"):
+    monkeypatch.setattr(
+        type(fs), "find", lambda *_, **__: {f"{place}/{name}": {"type": "file", "size": 1}}
+    )
+    with pytest.raises(
+        DataError, match=f"photos: the listing names '{place}/{name}', which leads outside"
+    ):
         open_rows([f"{url}/photos"], scratch=scratch)
     assert not scratch.exists()
 
@@ -173,7 +194,11 @@ def test_a_folder_of_images_is_what_the_store_has_now(store, scratch, picture):
     fs.pipe_file(f"{place}/photos/cat/2.png", picture(77))
     fs.pipe_file(f"{place}/photos/cat/3.PNG", picture(78))
     rows = open_rows([f"{url}/photos"], scratch=scratch)
-    assert [(row.key, row.label) for row in rows] == [("cat/2.png", "cat"), ("cat/3.PNG", "cat"), ("dog/inner/1.png", "dog")]
+    assert [(row.key, row.label) for row in rows] == [
+        ("cat/2.png", "cat"),
+        ("cat/3.PNG", "cat"),
+        ("dog/inner/1.png", "dog"),
+    ]
     assert [rows[0].image, rows[1].image] == [picture(77), picture(78)]
     assert not list(scratch.rglob("*1.png.seal"))[1:]
 
@@ -183,7 +208,11 @@ def test_an_index_that_is_gone_there_is_gone_here(store, scratch):
     assert [row.key for row in open_rows([f"{url}/tsv"], "text", scratch=scratch)] == ["k0", "k2"]
     fs.rm(f"{place}/tsv/text.linelist")
     fs.rm(f"{place}/tsv/text.lineidx")
-    assert [row.key for row in open_rows([f"{url}/tsv"], "text", scratch=scratch)] == ["k0", "k1", "k2"]
+    assert [row.key for row in open_rows([f"{url}/tsv"], "text", scratch=scratch)] == [
+        "k0",
+        "k1",
+        "k2",
+    ]
 
 
 def test_pairs_bring_their_class_names_and_images_do_not(store, scratch):
@@ -204,14 +233,28 @@ def test_pairs_bring_their_class_names_and_images_do_not(store, scratch):
         (
             "nowhere",
             "text",
-            r"source .*/tree/nowhere: no such file or folder, and no pattern that matches one; check --dataroot",
+            (
+                r"source .*/tree/nowhere: no such file or folder, and no pattern that matches one;"
+                r" check --dataroot"
+            ),
         ),
         ("texts/*.tar", "image", "no pattern that matches one"),
         ("none.list", "text", "no such file or folder"),
         ("tars", "image", r"tree/tars: no image files and no shards in this folder"),
         ("photos", "text", r"tree/photos: no files of sentences in this folder"),
-        ("both", "text", r"tree/both: holds both image and text files .*with a pattern, like '.*/tree/both/text\*\.tsv'"),
-        ("stray", "image", r"tree/stray: holds images and 1 shard file \(a\.csv\); say --input-format folder"),
+        (
+            "both",
+            "text",
+            (
+                r"tree/both: holds both image and text files .*with a pattern, like"
+                r" '.*/tree/both/text\*\.tsv'"
+            ),
+        ),
+        (
+            "stray",
+            "image",
+            r"tree/stray: holds images and 1 shard file \(a\.csv\); say --input-format folder",
+        ),
         ("photos/cat/1.png", "image", "is one image; name its folder"),
     ],
 )
@@ -242,12 +285,20 @@ def test_files_that_a_table_names_do_not_come_along(store, scratch):
 def test_names_never_depend_on_where_copies_lie(tree, store, scratch):
     url, *_ = store
     mixed = [f"{url}/texts/a.txt", tree / "rows.jsonl"]
-    with pytest.raises(DataError, match="sources here and at a URL share no folder that could name them; give --dataroot"):
+    with pytest.raises(
+        DataError,
+        match="sources here and at a URL share no folder that could name them; give --dataroot",
+    ):
         open_rows(mixed, "text", scratch=scratch)
-    assert [s.name for s in open_rows(mixed, "text", dataroot=url, scratch=scratch).shards] == ["texts/a.txt", "rows.jsonl"]
+    assert [s.name for s in open_rows(mixed, "text", dataroot=url, scratch=scratch).shards] == [
+        "texts/a.txt",
+        "rows.jsonl",
+    ]
 
 
-def test_a_cache_from_a_url_trains_with_a_local_copy_and_the_other_way_round(tree, store, scratch, tmp_path):
+def test_a_cache_from_a_url_trains_with_a_local_copy_and_the_other_way_round(
+    tree, store, scratch, tmp_path
+):
     url, *_ = store
     common = ["--device", "cpu", "--scratch", scratch, "--workers", 1]
 
@@ -263,7 +314,21 @@ def test_a_cache_from_a_url_trains_with_a_local_copy_and_the_other_way_round(tre
     assert str(scratch) not in json.dumps([shard.source for shard in far.shards])
     for name, root in (("far", tree), ("near", url)):
         given = ["--dataroot", root, "--images", "photos", "tars/train", "--view", "free"]
-        caches = ["--image-cache", tmp_path / name / "images", "--text-cache", tmp_path / name / "texts"]
-        student = ["--student", "ResNet-mini-32", "--steps", 1, "--batch-size", 4, "--set", "resize=0"]
+        caches = [
+            "--image-cache",
+            tmp_path / name / "images",
+            "--text-cache",
+            tmp_path / name / "texts",
+        ]
+        student = [
+            "--student",
+            "ResNet-mini-32",
+            "--steps",
+            1,
+            "--batch-size",
+            4,
+            "--set",
+            "resize=0",
+        ]
         dimefm("train", *given, *caches, *student, "--out", tmp_path / f"run-{name}", *common)
     assert (tmp_path / "run-near/recipe.toml").read_text().count(url) == 1

@@ -1,4 +1,6 @@
-"""A selection is a pure function of the keys and the order, and a selected shard is a shard like any other."""
+"""A selection is a pure function of the keys and the order, and a selected shard is a shard like
+any other.
+"""
 
 import itertools
 import pickle
@@ -16,7 +18,9 @@ from tests.data.listed import Listed
 
 KEYS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 SOURCES = st.lists(st.lists(KEYS, max_size=6), min_size=1, max_size=5)
-EDGES = st.lists(st.floats(0, 1, exclude_min=True, exclude_max=True), unique=True, max_size=4).map(sorted)
+EDGES = st.lists(st.floats(0, 1, exclude_min=True, exclude_max=True), unique=True, max_size=4).map(
+    sorted
+)
 
 
 def rows_of(sources):
@@ -76,7 +80,12 @@ def test_a_place_is_the_same_for_ever_and_places_are_spread_evenly():
     assert place("photo.jpg#x") != place("photo.jpg")
 
 
-@given(SOURCES, st.none() | st.integers(0, 12), st.none() | st.integers(0, 12), st.none() | st.integers(1, 12))
+@given(
+    SOURCES,
+    st.none() | st.integers(0, 12),
+    st.none() | st.integers(0, 12),
+    st.none() | st.integers(1, 12),
+)
 def test_rows_and_limit_are_a_slice_of_all_rows(sources, first, stop, limit):
     rows = rows_of(sources)
     if first is not None and stop is not None and stop <= first or stop == 0:
@@ -94,7 +103,9 @@ def test_rows_come_before_split_and_split_before_limit(sources, limit, edge):
 
 @given(st.lists(KEYS, min_size=1, max_size=9), st.data())
 def test_a_selected_shard_is_a_shard(keys, data):
-    numbers = np.array(sorted(data.draw(st.sets(st.sampled_from(range(len(keys))), min_size=1))), dtype=np.int64)
+    numbers = np.array(
+        sorted(data.draw(st.sets(st.sampled_from(range(len(keys))), min_size=1))), dtype=np.int64
+    )
     whole = Listed("a.txt", keys)
     shard = Selected(whole, numbers)
     assert (shard.name, shard.path, len(shard)) == (whole.name, whole.path, len(numbers))
@@ -132,9 +143,9 @@ def test_whole_shards_stay_as_they_are_and_empty_ones_are_left_out():
     assert found.shards[:2] == (rows.shards[0], rows.shards[2])
     assert list(found) == list(rows)[:4]
     assert select(rows, Selection()) is rows
-    assert [shard.name for shard in select(rows, Selection.parse(split="0:1", rows=":")).shards] == [
-        shard.name for shard in rows.shards
-    ]
+    assert [
+        shard.name for shard in select(rows, Selection.parse(split="0:1", rows=":")).shards
+    ] == [shard.name for shard in rows.shards]
 
 
 def test_keys_are_read_only_for_a_split_and_only_as_far_as_the_limit(monkeypatch):
@@ -158,28 +169,66 @@ def test_parts_of_a_file_are_counted_through(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "5", "5:5", "7:3", "-1:4", "0:-1", "1:2:3", "a:b", "1.5:3", ":0", " 1:2", "0:" + "9" * 5000]
+    "text",
+    [
+        "",
+        "5",
+        "5:5",
+        "7:3",
+        "-1:4",
+        "0:-1",
+        "1:2:3",
+        "a:b",
+        "1.5:3",
+        ":0",
+        " 1:2",
+        "0:" + "9" * 5000,
+    ],
 )
 def test_rows_that_cannot_be_are_refused_in_one_line(text):
-    with pytest.raises(RecipeError, match=r"^--rows .*: expected A:B, row numbers from 0 with A < B; say .*$"):
+    with pytest.raises(
+        RecipeError, match=r"^--rows .*: expected A:B, row numbers from 0 with A < B; say .*$"
+    ):
         Selection.parse(rows=text)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "0.5", "0.5:0.5", "1:0", "-0.1:1", "0:1.1", "nan:1", "0:nan", "0:inf", "0:0.5:1", "a:b", "1:"]
+    "text",
+    [
+        "",
+        "0.5",
+        "0.5:0.5",
+        "1:0",
+        "-0.1:1",
+        "0:1.1",
+        "nan:1",
+        "0:nan",
+        "0:inf",
+        "0:0.5:1",
+        "a:b",
+        "1:",
+    ],
 )
 def test_splits_that_cannot_be_are_refused_in_one_line(text):
-    with pytest.raises(RecipeError, match=r"^--split .*: expected A:B with 0 <= A < B <= 1; say .*$"):
+    with pytest.raises(
+        RecipeError, match=r"^--split .*: expected A:B with 0 <= A < B <= 1; say .*$"
+    ):
         parse_split(text)
 
 
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("9:", None, None), "--rows 9:: selects none of the 3 rows of 0.txt, 1.txt; select more of them"),
+        (
+            ("9:", None, None),
+            "--rows 9:: selects none of the 3 rows of 0.txt, 1.txt; select more of them",
+        ),
         (
             (None, "0:1e-9", 7),
-            "--split 0.0:1e-09 --limit 7: selects none of the 3 rows of 0.txt, 1.txt; select more of them",
+            (
+                "--split 0.0:1e-09 --limit 7: selects none of the 3 rows of 0.txt, 1.txt; select"
+                " more of them"
+            ),
         ),
     ],
 )

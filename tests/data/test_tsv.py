@@ -1,4 +1,6 @@
-"""DIME-FM's TSV as a raw source: caption forms, line indices that do not fit, line lists, awkward bytes."""
+"""DIME-FM's TSV as a raw source: caption forms, line indices that do not fit, line lists, awkward
+bytes.
+"""
 
 import base64
 import json
@@ -12,7 +14,8 @@ from dimefm.data import open_rows
 from dimefm.data.formats.tsv import captions, read_offsets
 from dimefm.errors import BadRow, DataError
 
-GOLDEN_DEVIATION = {  # the release draws one of 81 prompts; a cached feature must belong to one fixed sentence
+# the release draws one of 81 prompts; a cached feature must belong to one fixed sentence
+GOLDEN_DEVIATION = {
     "gcc_txt_003": ("a photo of a sunflower.",),
     "gcc_txt_004": ("a photo of a tabby cat.",),
 }
@@ -60,7 +63,17 @@ def test_a_value_means_these_captions(value, expected):
 
 
 @pytest.mark.parametrize(
-    "value", ["[]", "{}", '{"captions": []}', '{"captions": [1]}', '{"caption": null}', '{"tags": []}', "[[]]", '{"a": 1}']
+    "value",
+    [
+        "[]",
+        "{}",
+        '{"captions": []}',
+        '{"captions": [1]}',
+        '{"caption": null}',
+        '{"tags": []}',
+        "[[]]",
+        '{"a": 1}',
+    ],
 )
 def test_a_value_without_a_caption_is_a_bad_row(value):
     with pytest.raises(BadRow):
@@ -73,7 +86,9 @@ NAMES = st.sampled_from(["captions", "caption", "tags", "class_name", "text", "t
 
 @given(
     st.recursive(
-        SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3), max_leaves=6
+        SCALARS,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
+        max_leaves=6,
     )
 )
 def test_any_json_is_captions_or_a_bad_row(value):
@@ -133,7 +148,14 @@ def test_an_index_that_cannot_fit_is_refused_on_opening(tmp_path, index, row):
 
 @pytest.mark.parametrize(
     ("index", "row"),
-    [("0\n8\n", 1), ("0\n24\n", 0), ("0\n7\n24\n", 0), ("0\n10\n24\n", 0), ("0\n8\n25\n", 1), ("0\n8\n23\n", 1)],
+    [
+        ("0\n8\n", 1),
+        ("0\n24\n", 0),
+        ("0\n7\n24\n", 0),
+        ("0\n10\n24\n", 0),
+        ("0\n8\n25\n", 1),
+        ("0\n8\n23\n", 1),
+    ],
     ids=["last-missing", "middle-missing", "one-early", "two-late", "last-late", "last-early"],
 )
 def test_an_index_of_another_file_is_found_at_the_row_and_shifts_nothing(tmp_path, index, row):
@@ -161,7 +183,9 @@ def test_only_the_rows_of_the_linelist_count_and_keys_agree_with_rows(tmp_path):
     assert [row.texts for row in rows] == [("zero",), ("two",)]
 
 
-@pytest.mark.parametrize("content", ["2\n0\n", "0\n0\n", "0\n3\n", "-1\n", "one\n", "99999999999999999999999"])
+@pytest.mark.parametrize(
+    "content", ["2\n0\n", "0\n0\n", "0\n3\n", "-1\n", "one\n", "99999999999999999999999"]
+)
 def test_a_linelist_that_does_not_fit_is_refused(tmp_path, content):
     path = write(tmp_path, LINES)
     path.with_suffix(".linelist").write_text(content)
@@ -216,10 +240,21 @@ def test_pairs_are_not_in_a_dime_fm_tsv(tmp_path):
         open_rows([write(tmp_path, LINES, "0\n8\n24\n")], "pair", input_format="tsv")
 
 
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n")), min_size=1, max_size=20))
+@given(
+    st.lists(
+        st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n")),
+        min_size=1,
+        max_size=20,
+    )
+)
 def test_scanning_finds_every_line(tmp_path_factory, sentences):
     path = tmp_path_factory.mktemp("tsv") / "x.tsv"
-    path.write_bytes(b"".join(b"k\t" + json.dumps({"caption": s}, ensure_ascii=False).encode() + b"\n" for s in sentences))
+    path.write_bytes(
+        b"".join(
+            b"k\t" + json.dumps({"caption": s}, ensure_ascii=False).encode() + b"\n"
+            for s in sentences
+        )
+    )
     offsets = read_offsets(path)
     assert len(offsets) == len(sentences) + 1 and (np.diff(offsets) > 0).all()
     assert texts(path) == [s.replace("[unused0]", "person") for s in sentences]
@@ -230,6 +265,12 @@ def test_lines_may_end_as_on_windows(tmp_path, picture):
     image = base64.b64encode(picture(1))
     (tmp_path / "image.tsv").write_bytes(b"a\t" + image + b"\r\nb\t" + image + b"\t7\r\n")
     rows = open_rows([tmp_path / "image.tsv"], "image")
-    assert [(row.key, row.image, row.label) for row in rows] == [("a", picture(1), None), ("b", picture(1), 7)]
+    assert [(row.key, row.image, row.label) for row in rows] == [
+        ("a", picture(1), None),
+        ("b", picture(1), 7),
+    ]
     (tmp_path / "table.tsv").write_bytes(b"id\tcaption\r\n1\ta cat\r\n2\ta dog\r\n")
-    assert [row.texts for row in open_rows([tmp_path / "table.tsv"], "text")] == [("a cat",), ("a dog",)]
+    assert [row.texts for row in open_rows([tmp_path / "table.tsv"], "text")] == [
+        ("a cat",),
+        ("a dog",),
+    ]

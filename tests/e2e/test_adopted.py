@@ -1,4 +1,6 @@
-"""Features that another program left as .npy files: adopted, proven against their teacher, and trained on."""
+"""Features that another program left as .npy files: adopted, proven against their teacher, and
+trained on.
+"""
 
 import json
 
@@ -12,7 +14,9 @@ TEACHER = "ResNet-mini-64/random:0"
 
 
 def dimefm(*words):
-    """Run the command line in this process; return its output, and fail with it when it did not end well."""
+    """Run the command line in this process; return its output, and fail with it when it did not end
+    well.
+    """
     result = CliRunner().invoke(main, [str(word) for word in words])
     assert result.exit_code == 0, f"{' '.join(map(str, words))}\n{result.output}"
     return result.output
@@ -25,7 +29,15 @@ def test_adopted_features_are_verified_and_trained_on(tmp_path, picture):
     (tmp_path / "sentences.txt").write_text("".join(f"picture number {i}\n" for i in range(20)))
     raw = {"image": tmp_path / "photos", "text": tmp_path / "sentences.txt"}
     dimefm(
-        "extract-features", "--teacher", TEACHER, "--images", raw["image"], "--texts", raw["text"], "--out", tmp_path / "own"
+        "extract-features",
+        "--teacher",
+        TEACHER,
+        "--images",
+        raw["image"],
+        "--texts",
+        raw["text"],
+        "--out",
+        tmp_path / "own",
     )
     for kind, source in raw.items():
         rows = FeatureCache(tmp_path / f"own/{kind}s")[:].astype(np.float32)
@@ -45,11 +57,45 @@ def test_adopted_features_are_verified_and_trained_on(tmp_path, picture):
             out,
         )
         assert "not unit length" in said
-        said = dimefm("cache", "verify", out, "--sha256", "--against-teacher", 8, f"--{kind}s", source)
-        assert "8 rows encoded again: cosine at least 1.0000" in said or "cosine at least 0.9999" in said
-    caches = ("--image-cache", tmp_path / "adopted/images", "--text-cache", tmp_path / "adopted/texts")
-    small = ("--student", "ResNet-mini-32", "--batch-size", 8, "--steps", 2, "--log-every", 1, "--device", "cpu")
-    dimefm("train", "--images", raw["image"], *caches, *small, "--view", "center", "--out", tmp_path / "run")
+        said = dimefm(
+            "cache", "verify", out, "--sha256", "--against-teacher", 8, f"--{kind}s", source
+        )
+        assert (
+            "8 rows encoded again: cosine at least 1.0000" in said
+            or "cosine at least 0.9999" in said
+        )
+    caches = (
+        "--image-cache",
+        tmp_path / "adopted/images",
+        "--text-cache",
+        tmp_path / "adopted/texts",
+    )
+    small = (
+        "--student",
+        "ResNet-mini-32",
+        "--batch-size",
+        8,
+        "--steps",
+        2,
+        "--log-every",
+        1,
+        "--device",
+        "cpu",
+    )
+    dimefm(
+        "train",
+        "--images",
+        raw["image"],
+        *caches,
+        *small,
+        "--view",
+        "center",
+        "--out",
+        tmp_path / "run",
+    )
     record = json.loads((tmp_path / "run/run.json").read_text())
-    assert record["teacher"]["weights_sha256"] == FeatureCache(tmp_path / "own/images").manifest.encoder.weights_sha256
+    assert (
+        record["teacher"]["weights_sha256"]
+        == FeatureCache(tmp_path / "own/images").manifest.encoder.weights_sha256
+    )
     assert record["rows"] == 24

@@ -1,4 +1,6 @@
-"""A student that learns by tokens alone is scored by tokens: from pairs to a score, against open_clip and plain numpy."""
+"""A student that learns by tokens alone is scored by tokens: from pairs to a score, against
+open_clip and plain numpy.
+"""
 
 import json
 import shutil
@@ -29,17 +31,28 @@ BROKEN = "test/green/1.png"
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Return a folder with a run that learnt by tokens alone (``filip``), one by rows (``clip``), and a dataset."""
+    """Return a folder with a run that learnt by tokens alone (``filip``), one by rows (``clip``),
+    and a dataset.
+    """
     root = tmp_path_factory.mktemp("filip")
     world = World(root)
-    pairs = {"images": [str(world.pairs([f"picture {n}" for n in range(12)]))], "steps": 3, "save_every": 100}
-    for name, more in (("filip", {"losses": FILIP, "ema": 0.9, "mask_words": 0.15, "masked": "contrast"}), ("clip", {})):
+    pairs = {
+        "images": [str(world.pairs([f"picture {n}" for n in range(12)]))],
+        "steps": 3,
+        "save_every": 100,
+    }
+    for name, more in (
+        ("filip", {"losses": FILIP, "ema": 0.9, "mask_words": 0.15, "masked": "contrast"}),
+        ("clip", {}),
+    ):
         train(world.clip_recipe(**pairs, **more), root / name, echo=lambda line: None)
     draw, sets = np.random.default_rng(0), root / "sets/shades"
     for name in CLASSES:
         (sets / "test" / name).mkdir(parents=True)
         for n in range(4):
-            Image.fromarray(draw.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(sets / f"test/{name}/{n}.png")
+            Image.fromarray(draw.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(
+                sets / f"test/{name}/{n}.png"
+            )
     (sets / BROKEN).write_bytes(b"no image")
     (sets / "classnames.txt").write_text("\n".join(CLASSES))
     (sets / "templates.txt").write_text("\n".join(TEMPLATES))
@@ -47,7 +60,18 @@ def place(tmp_path_factory):
 
 
 def evaluate(place, out, *more, model="filip"):
-    words = ["--model", place / model, "--root", place / "sets", "--datasets", "shades", "--out", out, "--device", "cpu"]
+    words = [
+        "--model",
+        place / model,
+        "--root",
+        place / "sets",
+        "--datasets",
+        "shades",
+        "--out",
+        out,
+        "--device",
+        "cpu",
+    ]
     return CliRunner().invoke(main, ["eval", "elevater", *map(str, [*words, *more])])
 
 
@@ -70,19 +94,29 @@ def by_hand(run, pictures):
     """Return scores [n, C] of images as open_clip alone, the file of maps and numpy give them."""
     model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{run}")
     model.eval()
-    maps = {name: weights.numpy().astype(float) for name, weights in load_file(run / "token_maps.safetensors").items()}
+    maps = {
+        name: weights.numpy().astype(float)
+        for name, weights in load_file(run / "token_maps.safetensors").items()
+    }
 
     def mapped(states, side):
-        found = states.numpy().astype(float) @ maps[f"{side}_mapping.weight"].T + maps[f"{side}_mapping.bias"]
+        found = (
+            states.numpy().astype(float) @ maps[f"{side}_mapping.weight"].T
+            + maps[f"{side}_mapping.bias"]
+        )
         return found / np.linalg.norm(found, axis=-1, keepdims=True)
 
     pixels = torch.stack([transform(Image.open(path).convert("RGB")) for path in pictures])
     patches = mapped(model.visual.transformer(model.visual._embeds(pixels))[:, 1:], "image")
     scores = np.zeros((len(pictures), len(CLASSES)))
     for number, name in enumerate(CLASSES):
-        tokens = open_clip.get_tokenizer(f"local-dir:{run}")([template.format(name) for template in TEMPLATES])
+        tokens = open_clip.get_tokenizer(f"local-dir:{run}")(
+            [template.format(name) for template in TEMPLATES]
+        )
         mean = mapped(intermediate.text(model, tokens).states, "text").mean(axis=0)
-        scores[:, number] = np.einsum("npe,le->npl", patches, mean / np.linalg.norm(mean)).max(axis=2).mean(axis=1)
+        scores[:, number] = (
+            np.einsum("npe,le->npl", patches, mean / np.linalg.norm(mean)).max(axis=2).mean(axis=1)
+        )
     return scores
 
 
@@ -93,18 +127,29 @@ def softmax(scores):
 
 @pytest.fixture
 def opened(place):
-    """Return (encoder, its maps, the dataset's benchmark, its test rows, paths of those that can be read, their numbers)."""
+    """Return (encoder, its maps, the dataset's benchmark, its test rows, paths of those that can be
+    read, their numbers).
+    """
     encoder = load_encoder(str(place / "filip"), "cpu")
     (dataset,), _ = find(place / "sets", ["shades"])
     rows, _, _ = dataset.rows("test")
     paths = [dataset.folder / "test" / key for key in rows.shards[0].keys()]
     good = [number for number, path in enumerate(paths) if path != dataset.folder / BROKEN]
-    return encoder, filip.load(str(place / "filip"), encoder), dataset.benchmark, rows, [paths[n] for n in good], good
+    return (
+        encoder,
+        filip.load(str(place / "filip"), encoder),
+        dataset.benchmark,
+        rows,
+        [paths[n] for n in good],
+        good,
+    )
 
 
 def test_scores_by_tokens_are_those_of_open_clip_and_numpy(place, opened):
     *what, rows, paths, good = opened
-    found, numbers = probabilities(*what, rows, Settings(batch_size=5, decoder="pil", progress=False))
+    found, numbers = probabilities(
+        *what, rows, Settings(batch_size=5, decoder="pil", progress=False)
+    )
     assert numbers.tolist() == good
     expected = softmax(by_hand(place / "filip", paths))
     np.testing.assert_allclose(found, expected, atol=1e-6)
@@ -114,7 +159,10 @@ def test_scores_by_tokens_are_those_of_open_clip_and_numpy(place, opened):
 def test_rows_are_counted_through_all_shards(opened):
     *what, rows, _, good = opened
     settings = Settings(batch_size=5, progress=False)
-    once, twice = probabilities(*what, rows, settings), probabilities(*what, Rows(rows.shards * 2), settings)
+    once, twice = (
+        probabilities(*what, rows, settings),
+        probabilities(*what, Rows(rows.shards * 2), settings),
+    )
     np.testing.assert_allclose(twice[0], np.concatenate([once[0], once[0]]), atol=1e-6)
     assert twice[1].tolist() == good + [len(rows) + number for number in good]
 
@@ -122,8 +170,12 @@ def test_rows_are_counted_through_all_shards(opened):
 def test_scores_that_are_not_finite_are_no_scores(opened):
     encoder, maps, benchmark, rows, *_ = opened
     torch.nn.init.constant_(maps.image.bias, torch.nan)
-    with pytest.raises(DataError, match=r"none of the 12 rows could be used; .* row \d+: its scores are not finite"):
-        probabilities(encoder, maps, benchmark, Rows(rows.shards), Settings(batch_size=1, progress=False))
+    with pytest.raises(
+        DataError, match=r"none of the 12 rows could be used; .* row \d+: its scores are not finite"
+    ):
+        probabilities(
+            encoder, maps, benchmark, Rows(rows.shards), Settings(batch_size=1, progress=False)
+        )
 
 
 def test_the_command_scores_by_tokens_and_keeps_nothing(place, tmp_path, opened):
@@ -133,7 +185,11 @@ def test_the_command_scores_by_tokens_and_keeps_nothing(place, tmp_path, opened)
     (score,) = found["scores"]
     assert score["value"] == (by_hand(place / "filip", paths).argmax(axis=1) == labels).mean()
     assert (score["images"], score["unreadable"]) == (11, 1)
-    assert found["by"] == "tokens" and "FILIP zero-shot" in found["protocol"] and "padding counted" in found["protocol"]
+    assert (
+        found["by"] == "tokens"
+        and "FILIP zero-shot" in found["protocol"]
+        and "padding counted" in found["protocol"]
+    )
     assert "by tokens" in said and "FILIP zero-shot" in (tmp_path / "report.md").read_text()
     assert not (tmp_path / "features").exists()
 
@@ -165,7 +221,9 @@ def test_a_run_keeps_the_maps_of_its_averaged_weights_and_others_none(place):
 def test_runs_are_compared_with_scores_by_tokens_on_a_line_of_their_own(place):
     scored(place, place / "filip/scores", "--by", "tokens")
     scored(place, place / "clip/scores", model="clip")
-    result = CliRunner().invoke(main, ["runs", "compare", str(place / "filip"), str(place / "clip")])
+    result = CliRunner().invoke(
+        main, ["runs", "compare", str(place / "filip"), str(place / "clip")]
+    )
     assert [line.split("  ")[0] for line in result.stdout.splitlines() if "shades" in line] == [
         "scores: shades, by tokens",
         "scores: shades",
@@ -183,9 +241,21 @@ def test_a_run_that_learnt_by_rows_is_refused(place, tmp_path):
     [
         ("token_maps.safetensors", b"no maps", "token_maps.safetensors: the weights do not load"),
         ("token_maps.safetensors", None, "token_maps.safetensors: the weights do not load"),
-        ("run.json", b'{"kind": "clip", "token_maps": {"width": 12}}', "'token_maps' cannot be read (KeyError('padding'))"),
-        ("run.json", b'{"kind": "clip", "token_maps": {"width": 0, "padding": "counted"}}', "'token_maps' cannot be read"),
-        ("run.json", b'{"kind": "clip", "token_maps": {"width": 9, "padding": "counted"}}', "the weights do not load"),
+        (
+            "run.json",
+            b'{"kind": "clip", "token_maps": {"width": 12}}',
+            "'token_maps' cannot be read (KeyError('padding'))",
+        ),
+        (
+            "run.json",
+            b'{"kind": "clip", "token_maps": {"width": 0, "padding": "counted"}}',
+            "'token_maps' cannot be read",
+        ),
+        (
+            "run.json",
+            b'{"kind": "clip", "token_maps": {"width": 9, "padding": "counted"}}',
+            "the weights do not load",
+        ),
     ],
 )
 def test_damaged_maps_are_refused(place, tmp_path, name, content, message):

@@ -1,4 +1,6 @@
-"""The teacher in ``tests/data/teacher`` is what docs/RESULTS.md says: a small CLIP that scores CIFAR-10 zero-shot."""
+"""The teacher in ``tests/data/teacher`` is what docs/RESULTS.md says: a small CLIP that scores
+CIFAR-10 zero-shot.
+"""
 
 from pathlib import Path
 
@@ -31,6 +33,9 @@ def test_it_scores_on_images_it_has_not_seen(shared_data):
     found = [rows[i] for i in range(ROWS)]
     pixels = torch.stack([encoder.preprocess(decode(row.image)) for row in found])
     images = torch.cat([encoder.encode_image(part) for part in pixels.split(250)]).numpy()
-    embeddings = [encoder.encode_text(encoder.tokenize(sentences)[0]).numpy() for sentences in prompts(for_folder(folder))]
+    embeddings = [
+        encoder.encode_text(encoder.tokenize(sentences)[0]).numpy()
+        for sentences in prompts(for_folder(folder))
+    ]
     scores = probabilities(images, class_weights(embeddings))
     assert accuracy(scores, np.array([row.label for row in found])) >= 0.65

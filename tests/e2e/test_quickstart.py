@@ -1,4 +1,6 @@
-"""The quickstart is the main job end to end; a twentieth of it runs once for the whole suite (fixture ``quickstarted``)."""
+"""The quickstart is the main job end to end; a twentieth of it runs once for the whole suite
+(fixture ``quickstarted``).
+"""
 
 import json
 

@@ -1,4 +1,6 @@
-"""Small data sets in every layout, whose class order is shuffled, so that only matching by name can be right."""
+"""Small data sets in every layout, whose class order is shuffled, so that only matching by name can
+be right.
+"""
 
 import io
 import json
@@ -19,7 +21,9 @@ USUAL = ["truck", "cat", "airplane", "ship", "bird", "deer", "dog", "frog", "hor
 def image(value, kind="png"):
     """Return an encoded image whose gray level tells which row it is."""
     file = io.BytesIO()
-    Image.new("RGB", (8, 8), (value, value, value)).save(file, "JPEG" if kind == "jpg" else kind.upper())
+    Image.new("RGB", (8, 8), (value, value, value)).save(
+        file, "JPEG" if kind == "jpg" else kind.upper()
+    )
     return file.getvalue()
 
 
@@ -45,7 +49,9 @@ def parquet(path, columns, names=None, column="label"):
     table = pa.table(columns)
     if names is not None:
         feature = {"names": names, "_type": "ClassLabel"}
-        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": {column: feature}}})})
+        table = table.replace_schema_metadata(
+            {"huggingface": json.dumps({"info": {"features": {column: feature}}})}
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path)
 
@@ -57,6 +63,8 @@ def only(root, **options):
 
 
 def truth(rows, labels, expected):
-    """Check that the image with gray level 10 * i has class name ``expected[i]``, whatever order the rows come in."""
+    """Check that the image with gray level 10 * i has class name ``expected[i]``, whatever order
+    the rows come in.
+    """
     found = {level(row) // 10: CIFAR[label] for row, label in zip(rows, labels, strict=True)}
     assert found == dict(enumerate(expected))

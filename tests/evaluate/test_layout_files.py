@@ -1,4 +1,6 @@
-"""Class folders, Parquet and tars: real small images get their labels by name, or by number where there is no name."""
+"""Class folders, Parquet and tars: real small images get their labels by name, or by number where
+there is no name.
+"""
 
 import io
 
@@ -7,7 +9,18 @@ import pytest
 
 from dimefm.errors import DataError
 from dimefm.evaluate.datasets.layouts import find
-from tests.evaluate.datasets import CIFAR, SHUFFLED, USUAL, image, level, only, parquet, tar, truth, write
+from tests.evaluate.datasets import (
+    CIFAR,
+    SHUFFLED,
+    USUAL,
+    image,
+    level,
+    only,
+    parquet,
+    tar,
+    truth,
+    write,
+)
 
 
 @pytest.mark.parametrize("inside", ["test/", ""])
@@ -26,7 +39,9 @@ def test_number_folders_sort_as_numbers(tmp_path):
     for i in (0, 1, 2, 10, 42):
         write(tmp_path / f"gtsrb/test/{i}/x.png", image(i))
     rows, labels, _ = only(tmp_path).rows()
-    assert {level(row): int(label) for row, label in zip(rows, labels, strict=True)} == {i: i for i in (0, 1, 2, 10, 42)}
+    assert {level(row): int(label) for row, label in zip(rows, labels, strict=True)} == {
+        i: i for i in (0, 1, 2, 10, 42)
+    }
     assert "by number" in only(tmp_path).note
 
 
@@ -34,13 +49,19 @@ def test_number_folders_may_count_from_one(tmp_path):
     for i in (1, 2, 102):
         write(tmp_path / f"flowers/test/{i}/x.png", image(i))
     rows, labels, _ = only(tmp_path).rows()
-    assert {level(row): int(label) for row, label in zip(rows, labels, strict=True)} == {1: 0, 2: 1, 102: 101}
+    assert {level(row): int(label) for row, label in zip(rows, labels, strict=True)} == {
+        1: 0,
+        2: 1,
+        102: 101,
+    }
 
 
 def test_unknown_class_folders_are_named(tmp_path):
     write(tmp_path / "cifar10/test/cat/x.png", image(0))
     write(tmp_path / "cifar10/test/zebra/x.png", image(0))
-    with pytest.raises(DataError, match="1 class names are not among the 10 known: 'zebra'.*classnames.txt"):
+    with pytest.raises(
+        DataError, match="1 class names are not among the 10 known: 'zebra'.*classnames.txt"
+    ):
         find(tmp_path)
 
 
@@ -64,7 +85,9 @@ def test_class_folders_without_splits_are_no_training_set(tmp_path):
         only(tmp_path).rows("train")
 
 
-@pytest.mark.parametrize("place", ["test.parquet", "test-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"])
+@pytest.mark.parametrize(
+    "place", ["test.parquet", "test-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"]
+)
 def test_hugging_face_parquet_maps_by_its_names(tmp_path, place):
     images = [{"bytes": image(10 * i), "path": f"{i}.png"} for i in range(10)]
     parquet(tmp_path / "cifar10" / place, {"image": images, "label": list(range(10))}, SHUFFLED)
@@ -75,12 +98,17 @@ def test_hugging_face_parquet_maps_by_its_names(tmp_path, place):
 
 
 def test_parquet_numbers_are_lines_of_classnames(tmp_path):
-    parquet(tmp_path / "cifar10/test.parquet", {"key": ["a", "b"], "image": [image(0), image(10)], "label": [1, 0]})
+    parquet(
+        tmp_path / "cifar10/test.parquet",
+        {"key": ["a", "b"], "image": [image(0), image(10)], "label": [1, 0]},
+    )
     assert "by number in the card's order" in only(tmp_path).note
     assert only(tmp_path).rows()[2] == list(CIFAR)
     write(tmp_path / "cifar10/classnames.txt", "\n".join(SHUFFLED) + "\n")
     rows, labels, names = only(tmp_path).rows()
-    assert names == SHUFFLED and labels.tolist() == [1, 0] and [row.key for row in rows] == ["a", "b"]
+    assert (
+        names == SHUFFLED and labels.tolist() == [1, 0] and [row.key for row in rows] == ["a", "b"]
+    )
     assert "by number" not in only(tmp_path).note
 
 
@@ -129,7 +157,10 @@ def test_tar_labels_may_be_names(tmp_path, place):
 
 def test_tars_stand_in_the_order_of_their_numbers(tmp_path):
     for i in (0, 2, 10):
-        tar(tmp_path / f"cifar10/test/{i}.tar", {f"k{i}.png": image(i), f"k{i}.cls": str(i % 10).encode()})
+        tar(
+            tmp_path / f"cifar10/test/{i}.tar",
+            {f"k{i}.png": image(i), f"k{i}.cls": str(i % 10).encode()},
+        )
     rows, labels, _ = only(tmp_path).rows()
     assert [row.key for row in rows] == ["k0", "k2", "k10"] and labels.tolist() == [0, 2, 0]
 

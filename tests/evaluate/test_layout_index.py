@@ -50,7 +50,11 @@ def test_iris_label_names_that_the_card_words_otherwise_stand_by_their_number(tm
 
 def test_multi_label_iris(tmp_path):
     folder = tmp_path / "voc2007_20211007"
-    vision_datasets(folder, load("voc-2007-classification").classes, ["images.zip@in/0.png 0,19", "images.zip@in/1.png 4"])
+    vision_datasets(
+        folder,
+        load("voc-2007-classification").classes,
+        ["images.zip@in/0.png 0,19", "images.zip@in/1.png 4"],
+    )
     _, labels, _ = only(tmp_path).rows()
     assert [np.flatnonzero(row).tolist() for row in labels] == [[0, 19], [4]]
 
@@ -60,7 +64,9 @@ def test_coco_index(tmp_path):
     vision_datasets(folder, SHUFFLED)
     (folder / "test_images.txt").unlink()
     index = {
-        "images": [{"id": 7 + i, "file_name": f"in/{i}.png", "zip_file": "images.zip"} for i in range(3)],
+        "images": [
+            {"id": 7 + i, "file_name": f"in/{i}.png", "zip_file": "images.zip"} for i in range(3)
+        ],
         "annotations": [{"image_id": 7 + i, "category_id": 9 - i} for i in range(3)],
         "categories": [{"id": i, "name": name} for i, name in enumerate(SHUFFLED)],
     }

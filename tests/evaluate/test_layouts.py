@@ -41,7 +41,10 @@ def test_a_folder_of_ones_own_needs_class_names(tmp_path):
     write(tmp_path / "holiday/classnames.txt", "mountains\nsea-side\n")
     dataset = only(tmp_path, names=["holiday"])
     assert dataset.rows()[1].tolist() == [1]
-    assert dataset.benchmark.metric == "accuracy" and dataset.note == "no card: 2 classes, 1 test images"
+    assert (
+        dataset.benchmark.metric == "accuracy"
+        and dataset.note == "no card: 2 classes, 1 test images"
+    )
     assert prompts(dataset.benchmark) == [["a photo of a mountains."], ["a photo of a sea-side."]]
     write(tmp_path / "holiday/zeroshot_classification_templates.txt", "my {c}, again\nour {}")
     assert prompts(for_folder(tmp_path / "holiday"))[0] == ["my mountains, again", "our mountains"]
@@ -51,7 +54,8 @@ def test_a_folder_of_ones_own_needs_class_names(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [(b"a\n\nb", "line 2: blank"), (b"", "line 1: blank"), (b"\xff\xfe", "not UTF-8")]
+    ("text", "words"),
+    [(b"a\n\nb", "line 2: blank"), (b"", "line 1: blank"), (b"\xff\xfe", "not UTF-8")],
 )
 def test_bad_class_files_are_refused(tmp_path, text, words):
     write(tmp_path / "holiday/classnames.txt", text)
@@ -80,12 +84,16 @@ def test_a_missing_split_says_what_was_looked_for(tmp_path):
     write(tmp_path / "cifar10/train/cat/x.png", image(0))
     dataset = only(tmp_path)
     assert dataset.note == "no test split" and len(dataset.rows("train")[0]) == 1
-    with pytest.raises(DataError, match="no test split.*looked for test/<class>/<image>; splits found: train"):
+    with pytest.raises(
+        DataError, match="no test split.*looked for test/<class>/<image>; splits found: train"
+    ):
         dataset.rows()
     with pytest.raises(DataError, match="did you mean 'test'"):
         dataset.rows("tset")
     (tmp_path / "mnist").mkdir()
-    with pytest.raises(DataError, match="no dataset in a known layout; looked for vision-datasets.*found nothing"):
+    with pytest.raises(
+        DataError, match="no dataset in a known layout; looked for vision-datasets.*found nothing"
+    ):
         find(tmp_path)
 
 
@@ -93,14 +101,18 @@ def test_links_out_of_the_root_are_refused(tmp_path):
     parquet(tmp_path / "elsewhere/test.parquet", {"image": [image(0)], "label": [0]})
     (tmp_path / "root/cifar10").mkdir(parents=True)
     (tmp_path / "root/cifar10/test.parquet").symlink_to(tmp_path / "elsewhere/test.parquet")
-    with pytest.raises(DataError, match=f"leads outside {tmp_path / 'root'}; put the files themselves there"):
+    with pytest.raises(
+        DataError, match=f"leads outside {tmp_path / 'root'}; put the files themselves there"
+    ):
         find(tmp_path / "root")
 
 
 def test_the_layout_can_be_chosen(tmp_path):
     write(tmp_path / "cifar10/test/cat/x.png", image(0))
     parquet(tmp_path / "cifar10/test.parquet", {"image": [image(0)] * 2, "label": [0, 1]})
-    sizes = {name: len(only(tmp_path, layout=name).rows()[0]) for name in ("parquet", "imagefolder")}
+    sizes = {
+        name: len(only(tmp_path, layout=name).rows()[0]) for name in ("parquet", "imagefolder")
+    }
     assert sizes == {"parquet": 2, "imagefolder": 1}
     assert only(tmp_path).layout == "parquet" and set(sizes) < set(LAYOUTS)
 
@@ -127,4 +139,8 @@ def test_the_real_data():
         ("webdataset", 400),
     ]
     rows, labels, names = own[1].rows()
-    assert {int(row.key.split("_")[0]) for row, label in zip(rows, labels, strict=True) if names[label] == "eight"} == {8}
+    assert {
+        int(row.key.split("_")[0])
+        for row, label in zip(rows, labels, strict=True)
+        if names[label] == "eight"
+    } == {8}

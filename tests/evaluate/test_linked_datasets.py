@@ -31,7 +31,10 @@ def folders(place: Path) -> None:
 
 def table(place: Path) -> None:
     place.mkdir(parents=True)
-    pq.write_table(pa.table({"image": [image(number) for number in range(10)], "label": CIFAR}), place / "test.parquet")
+    pq.write_table(
+        pa.table({"image": [image(number) for number in range(10)], "label": CIFAR}),
+        place / "test.parquet",
+    )
 
 
 def index(place: Path) -> None:
@@ -40,7 +43,9 @@ def index(place: Path) -> None:
     with zipfile.ZipFile(place / "test.zip", "w") as file:
         for number in range(10):
             file.writestr(f"{number}.png", image(number))
-    (place / "test.txt").write_text("".join(f"test.zip@{number}.png {number}\n" for number in range(10)))
+    (place / "test.txt").write_text(
+        "".join(f"test.zip@{number}.png {number}\n" for number in range(10))
+    )
 
 
 @pytest.mark.parametrize("layout", [folders, table, index])
@@ -49,10 +54,11 @@ def test_a_link_to_a_dataset_is_the_dataset(tmp_path, layout, inner):
     layout(tmp_path / "big/set")
     (tmp_path / f"datasets/{inner}").mkdir(parents=True)
     (tmp_path / f"datasets/{inner}cifar-10").symlink_to(tmp_path / "big/set")
-    ((dataset,), _) = find(tmp_path / "datasets")
+    (dataset,), _ = find(tmp_path / "datasets")
     rows, labels, names = dataset.rows()
     found = {
-        names[label]: Image.open(io.BytesIO(row.image)).getpixel((4, 4))[0] for row, label in zip(rows, labels, strict=True)
+        names[label]: Image.open(io.BytesIO(row.image)).getpixel((4, 4))[0]
+        for row, label in zip(rows, labels, strict=True)
     }
     assert found == {name: number for number, name in enumerate(CIFAR)}
 
@@ -73,7 +79,11 @@ def test_a_link_inside_a_dataset_that_leads_out_is_refused(tmp_path, linked, whi
         (tmp_path / "datasets/cifar-10").symlink_to(place)
     (place / which).parent.mkdir(parents=True)
     (place / which).symlink_to(tmp_path / "elsewhere" / which)
-    says = "is a link to a folder, which is not followed" if which == "test/cat" else "is a link that leads outside"
+    says = (
+        "is a link to a folder, which is not followed"
+        if which == "test/cat"
+        else "is a link that leads outside"
+    )
     with pytest.raises(DataError, match=says):
         find(tmp_path / "datasets")
 
@@ -92,7 +102,7 @@ def test_a_linked_image_and_a_path_in_an_index_that_lead_out_are_refused(tmp_pat
     folders(places[0])
     (places[0] / "test/cat/x.png").unlink()
     (places[0] / "test/cat/x.png").symlink_to(tmp_path / "secret.png")
-    ((dataset,), _) = find(root, ["cifar-10"])
+    (dataset,), _ = find(root, ["cifar-10"])
     rows, labels, names = dataset.rows()
     with pytest.raises(BadRow, match="is a link that leads outside"):
         rows[[names[label] for label in labels].index("cat")]

@@ -1,7 +1,8 @@
-"""Metrics against ELEVATER's own values, against scikit-learn and plain twins, and their invariants.
+"""Metrics against ELEVATER's own values, against scikit-learn and plain twins, and their
+invariants.
 
-``golden/elevater_golden.npz`` was made by the toolkit's functions on fixed inputs; its zero-shot images are the first
-24 of the 40 in the shared original, to keep the file small.
+``golden/elevater_golden.npz`` was made by the toolkit's functions on fixed inputs; its zero-shot
+images are the first 24 of the 40 in the shared original, to keep the file small.
 """
 
 from pathlib import Path
@@ -45,7 +46,9 @@ def marks(seed, n=30, classes=3):
     ],
 )
 def test_equals_the_toolkit(metric, scores, labels, expected):
-    assert metric(GOLDEN[scores], GOLDEN[labels]) == pytest.approx(float(GOLDEN[expected]), abs=1e-12)
+    assert metric(GOLDEN[scores], GOLDEN[labels]) == pytest.approx(
+        float(GOLDEN[expected]), abs=1e-12
+    )
 
 
 def eleven_points(scores, targets):
@@ -53,7 +56,10 @@ def eleven_points(scores, targets):
     values = []
     for c in range(scores.shape[1]):
         precision, recall, _ = sklearn.metrics.precision_recall_curve(targets[:, c], scores[:, c])
-        values += [max(p for p, r in zip(precision, recall, strict=True) if r >= t) for t in np.linspace(1, 0, 11)]
+        values += [
+            max(p for p, r in zip(precision, recall, strict=True) if r >= t)
+            for t in np.linspace(1, 0, 11)
+        ]
     return sum(values) / len(values)
 
 
@@ -63,7 +69,9 @@ def test_equals_scikit_learn(seed):
     scores, labels = case(seed)
     guess = scores.argmax(axis=1)
     assert accuracy(scores, labels) == pytest.approx(sklearn.metrics.accuracy_score(labels, guess))
-    assert mean_per_class(scores, labels) == pytest.approx(sklearn.metrics.balanced_accuracy_score(labels, guess))
+    assert mean_per_class(scores, labels) == pytest.approx(
+        sklearn.metrics.balanced_accuracy_score(labels, guess)
+    )
     two, sides = scores[:, :2], labels % 2
     assert roc_auc(two, sides) == pytest.approx(sklearn.metrics.roc_auc_score(sides, two[:, 1]))
     assert map_11_point(*marks(seed)) == pytest.approx(eleven_points(*marks(seed)))
@@ -87,7 +95,9 @@ def test_a_class_without_positives_scores_one_eleventh():
     targets[:, 1] = 0
     kept = [0, 2]
     whole = map_11_point(scores, targets)
-    assert whole == pytest.approx((2 * map_11_point(scores[:, kept], targets[:, kept]) + 1 / 11) / 3)
+    assert whole == pytest.approx(
+        (2 * map_11_point(scores[:, kept], targets[:, kept]) + 1 / 11) / 3
+    )
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -106,7 +116,10 @@ def test_order_of_rows_and_monotone_scores_change_nothing(name, seed):
 def test_perfect_scores_reach_one(name):
     labels = np.array([0, 1, 1, 0])
     perfect = np.eye(2)[labels]
-    assert METRICS[name](perfect, np.eye(2, dtype=int)[labels] if name == "map_11_point" else labels) == 1.0
+    assert (
+        METRICS[name](perfect, np.eye(2, dtype=int)[labels] if name == "map_11_point" else labels)
+        == 1.0
+    )
 
 
 @pytest.mark.parametrize("name", METRICS)

@@ -1,4 +1,6 @@
-"""Retrieval against a slow plain twin, its rules on ties and pairs, and real features with known recalls."""
+"""Retrieval against a slow plain twin, its rules on ties and pairs, and real features with known
+recalls.
+"""
 
 import json
 
@@ -33,17 +35,28 @@ def slow_ranks(queries, groups, candidates, candidate_groups):
     found = []
     for query, group in zip(queries.astype(np.float64), groups, strict=True):
         cosines = [
-            float(query @ c) / max(np.linalg.norm(query) * np.linalg.norm(c), 1e-300) for c in candidates.astype(np.float64)
+            float(query @ c) / max(np.linalg.norm(query) * np.linalg.norm(c), 1e-300)
+            for c in candidates.astype(np.float64)
         ]
-        best = max(cosine for cosine, there in zip(cosines, candidate_groups, strict=True) if there == group)
-        wrong = [cosine for cosine, there in zip(cosines, candidate_groups, strict=True) if there != group]
+        best = max(
+            cosine
+            for cosine, there in zip(cosines, candidate_groups, strict=True)
+            if there == group
+        )
+        wrong = [
+            cosine
+            for cosine, there in zip(cosines, candidate_groups, strict=True)
+            if there != group
+        ]
         found.append(sum(cosine >= best - 1e-6 for cosine in wrong))
     return found
 
 
 @st.composite
 def searches(draw):
-    """Small whole numbers as coordinates, so that ties are many and exact; every query has a right candidate."""
+    """Small whole numbers as coordinates, so that ties are many and exact; every query has a right
+    candidate.
+    """
     dim, q, n = draw(st.integers(1, 4)), draw(st.integers(1, 12)), draw(st.integers(1, 12))
     rng = np.random.default_rng(draw(st.integers(0, 10_000)))
     candidate_groups = rng.integers(0, draw(st.integers(1, 6)), n)
@@ -69,8 +82,12 @@ def test_ranks_of_random_rows_do_not_depend_on_the_block_or_the_order(seed, bloc
     found = ranks(queries, groups, candidates, candidate_groups)
     assert found.tolist() == slow_ranks(queries, groups, candidates, candidate_groups)
     order = rng.permutation(30)
-    np.testing.assert_array_equal(ranks(queries, groups, candidates[order], candidate_groups[order], block), found)
-    np.testing.assert_array_equal(ranks(3 * queries, groups, candidates / 7, candidate_groups, block), found)
+    np.testing.assert_array_equal(
+        ranks(queries, groups, candidates[order], candidate_groups[order], block), found
+    )
+    np.testing.assert_array_equal(
+        ranks(3 * queries, groups, candidates / 7, candidate_groups, block), found
+    )
 
 
 def test_ties_never_help():
@@ -91,8 +108,12 @@ def test_a_tie_in_another_block_counts_as_one_in_the_same(monkeypatch):
 
 def test_of_several_right_candidates_the_best_counts_and_the_others_do_not_stand_before_it():
     candidates = np.array([[1, 0], [0.9, 0.1], [0.5, 0.5], [0, 1]])
-    assert ranks(np.array([[1, 0]]), np.array([7]), candidates, np.array([7, 7, 1, 7])).tolist() == [0]
-    assert ranks(np.array([[0.4, 0.6]]), np.array([7]), candidates, np.array([7, 7, 1, 7])).tolist() == [1]
+    assert ranks(
+        np.array([[1, 0]]), np.array([7]), candidates, np.array([7, 7, 1, 7])
+    ).tolist() == [0]
+    assert ranks(
+        np.array([[0.4, 0.6]]), np.array([7]), candidates, np.array([7, 7, 1, 7])
+    ).tolist() == [1]
 
 
 def test_a_query_without_a_right_candidate_is_refused():
@@ -101,17 +122,24 @@ def test_a_query_without_a_right_candidate_is_refused():
 
 
 def test_texts_belong_to_images_by_key_or_by_key_and_number():
-    images, texts = pair(["a.jpg", "b#2", "c", "c"], ["a.jpg#0", "a.jpg", "a.jpg#11", "b#2", "b#2#0", "b", "c#x", "c", "#1"])
+    images, texts = pair(
+        ["a.jpg", "b#2", "c", "c"],
+        ["a.jpg#0", "a.jpg", "a.jpg#11", "b#2", "b#2#0", "b", "c#x", "c", "#1"],
+    )
     assert images.tolist() == [0, 1, 2, 2]
     assert texts.tolist() == [0, 0, 0, 1, 1, -1, -1, 2, -1]
 
 
 @pytest.fixture
 def photos(tmp_path):
-    """Four photos, of which one has no text, and six texts, of which two have no photo; they lie in several shards."""
+    """Four photos, of which one has no text, and six texts, of which two have no photo; they lie in
+    several shards.
+    """
     images = cache(tmp_path / "images", "image", list("abcd"), np.eye(4), shards=2)
     rows = [[5, 1, 0, 0], [0, 1, 0, 0], [1, 0, 3, 2], [0, 0, 1, 0], [1, 1, 1, 1], [1, 0, 0, 0]]
-    texts = cache(tmp_path / "texts", "text", ["a#0", "a#1", "c#0", "c#1", "z#0", "y"], rows, shards=4)
+    texts = cache(
+        tmp_path / "texts", "text", ["a#0", "a#1", "c#0", "c#1", "z#0", "y"], rows, shards=4
+    )
     return images, texts
 
 
@@ -119,8 +147,18 @@ def photos(tmp_path):
 def test_both_directions_and_what_is_left_out(photos, block):
     result = retrieval(*photos, block=block)
     text_to_image, image_to_text = result["scores"]
-    assert text_to_image == {"direction": "text to image", "recall": (0.75, 1.0, 1.0), "queries": 4, "candidates": 4}
-    assert image_to_text == {"direction": "image to text", "recall": (1.0, 1.0, 1.0), "queries": 2, "candidates": 4}
+    assert text_to_image == {
+        "direction": "text to image",
+        "recall": (0.75, 1.0, 1.0),
+        "queries": 4,
+        "candidates": 4,
+    }
+    assert image_to_text == {
+        "direction": "image to text",
+        "recall": (1.0, 1.0, 1.0),
+        "queries": 2,
+        "candidates": 4,
+    }
     assert result["texts"]["without_image"] == 2 and result["images"]["without_text"] == 2
     assert json.loads(json.dumps(result))["model"] == "CLIP"
     for text in (terminal(result), markdown(result)):
@@ -146,8 +184,14 @@ def test_unknown_weights_are_spoken_of(tmp_path):
 @pytest.mark.parametrize(
     ("card", "message"),
     [
-        (EncoderCard("CLIP", "cd" * 32, 4, 100.0), "different encoders .weights_sha256: 'ab.*against 'cd"),
-        (EncoderCard("CLIP", "ab" * 32, 4, 10.0), "different encoders .logit_scale: 100.0 against 10.0"),
+        (
+            EncoderCard("CLIP", "cd" * 32, 4, 100.0),
+            "different encoders .weights_sha256: 'ab.*against 'cd",
+        ),
+        (
+            EncoderCard("CLIP", "ab" * 32, 4, 10.0),
+            "different encoders .logit_scale: 100.0 against 10.0",
+        ),
         (EncoderCard("CLIP", "ab" * 32, 3, 100.0), "different encoders .dim: 4 against 3"),
         (EncoderCard("CLIP", None, 4, 100.0), "different encoders .weights_sha256"),
     ],
@@ -159,18 +203,26 @@ def test_caches_of_two_encoders_are_refused(tmp_path, photos, card, message):
 
 
 def test_the_same_encoder_under_another_name_is_taken(tmp_path, photos):
-    texts = cache(tmp_path / "other", "text", ["a"], np.eye(4)[:1], EncoderCard("else", "ab" * 32, 4, 100.0))
+    texts = cache(
+        tmp_path / "other", "text", ["a"], np.eye(4)[:1], EncoderCard("else", "ab" * 32, 4, 100.0)
+    )
     assert retrieval(photos[0], texts)["scores"][0]["recall"][0] == 1
 
 
 def test_swapped_caches_views_and_keys_that_never_meet_are_refused(tmp_path, photos):
     images, texts = photos
-    with pytest.raises(CacheError, match="images: holds image features, expected text features; swap the two"):
+    with pytest.raises(
+        CacheError, match="images: holds image features, expected text features; swap the two"
+    ):
         retrieval(images, images)
-    with pytest.raises(CacheError, match="texts: holds text features, expected image features; swap the two"):
+    with pytest.raises(
+        CacheError, match="texts: holds text features, expected image features; swap the two"
+    ):
         retrieval(texts, images)
     views = cache(tmp_path / "views", "image", list("aabb"), np.eye(4), views={"count": 2})
-    with pytest.raises(CacheError, match="holds 2 random crops of each image, expected the centre view"):
+    with pytest.raises(
+        CacheError, match="holds 2 random crops of each image, expected the centre view"
+    ):
         retrieval(views, texts)
     strangers = cache(tmp_path / "strangers", "image", ["p", "q"], np.eye(4)[:2])
     with pytest.raises(DataError, match=r"no text has the key of an image \('a#0' against 'p'"):
@@ -179,16 +231,37 @@ def test_swapped_caches_views_and_keys_that_never_meet_are_refused(tmp_path, pho
 
 
 def test_real_captions_find_their_photos_as_often_as_known(tmp_path, shared_data):
-    """Captions of one repository search photos of another; the figures are those of the data's own description."""
+    """Captions of one repository search photos of another; the figures are those of the data's own
+    description.
+    """
     folder = shared_data / "features/flickr8k_clip_vitb32"
     card = EncoderCard("ViT-B-32/openai", None, 512, 100.0)
     names = (folder / "image_keys.txt").read_text(encoding="utf-8").splitlines()
-    images = cache(tmp_path / "images", "image", names, np.load(folder / "image_features.npy", allow_pickle=False), card)
-    paired = [line.split("\t")[0] for line in (folder / "paired.tsv").read_text(encoding="utf-8").splitlines()]
-    texts = cache(tmp_path / "texts", "text", paired, np.load(folder / "paired_text_features.npy", allow_pickle=False), card)
+    images = cache(
+        tmp_path / "images",
+        "image",
+        names,
+        np.load(folder / "image_features.npy", allow_pickle=False),
+        card,
+    )
+    paired = [
+        line.split("\t")[0]
+        for line in (folder / "paired.tsv").read_text(encoding="utf-8").splitlines()
+    ]
+    texts = cache(
+        tmp_path / "texts",
+        "text",
+        paired,
+        np.load(folder / "paired_text_features.npy", allow_pickle=False),
+        card,
+    )
     result = retrieval(images, texts, block=500)
     score = result["scores"][0]
-    assert (score["queries"], score["candidates"], result["texts"]["without_image"]) == (45, 1213, 380)
+    assert (score["queries"], score["candidates"], result["texts"]["without_image"]) == (
+        45,
+        1213,
+        380,
+    )
     assert [round(100 * recall) for recall in score["recall"]] == [62, 87, 91]
 
 

@@ -14,7 +14,9 @@ GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "elevater_golden.npz")
 def test_equals_the_toolkit():
     weights = class_weights(GOLDEN["zs_prompt_embeddings"])
     np.testing.assert_allclose(weights.T, GOLDEN["zs_weights"], rtol=0, atol=1e-7)
-    np.testing.assert_allclose(probabilities(GOLDEN["zs_images"], weights), GOLDEN["zs_probs"], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(
+        probabilities(GOLDEN["zs_images"], weights), GOLDEN["zs_probs"], rtol=1e-5, atol=1e-7
+    )
 
 
 def test_float32_is_near_and_half_is_raised():
@@ -37,7 +39,9 @@ def test_lengths_of_embeddings_and_order_of_prompts_do_not_matter():
     rng = np.random.default_rng(1)
     prompts, images = rng.normal(size=(3, 4, 5)), rng.normal(size=(6, 5))
     weights = class_weights(prompts)
-    np.testing.assert_allclose(class_weights(prompts[:, ::-1] * rng.uniform(1, 9, (3, 4, 1))), weights)
+    np.testing.assert_allclose(
+        class_weights(prompts[:, ::-1] * rng.uniform(1, 9, (3, 4, 1))), weights
+    )
     np.testing.assert_allclose(probabilities(7 * images, weights), probabilities(images, weights))
     np.testing.assert_allclose(np.linalg.norm(weights, axis=1), 1)
 
@@ -45,7 +49,10 @@ def test_lengths_of_embeddings_and_order_of_prompts_do_not_matter():
 def test_scale_sharpens_and_extremes_stay_finite():
     weights = np.eye(3)
     images = np.array([[1.0, 0.9, 0.0]])
-    soft, sharp = probabilities(images, weights, scale=1.0), probabilities(images, weights, scale=1e6)
+    soft, sharp = (
+        probabilities(images, weights, scale=1.0),
+        probabilities(images, weights, scale=1e6),
+    )
     assert soft.max() < 0.5 and sharp.max() == 1.0
     np.testing.assert_allclose(sharp.sum(axis=1), 1)
 
@@ -53,7 +60,10 @@ def test_scale_sharpens_and_extremes_stay_finite():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: class_weights([np.ones((2, 3)), np.zeros((1, 3))]), "class 1, prompt 0 has length 0"),
+        (
+            lambda: class_weights([np.ones((2, 3)), np.zeros((1, 3))]),
+            "class 1, prompt 0 has length 0",
+        ),
         (lambda: class_weights([np.ones((2, 3)), np.ones((0, 3))]), "class 1: expected prompts"),
         (lambda: class_weights([np.array([[1.0, 0], [-1.0, 0]])]), "mean 0 has length 0"),
         (lambda: class_weights([]), "no classes"),

@@ -1,4 +1,6 @@
-"""Photos, sentences and captions to extract from, and what must hold of every cache made of them."""
+"""Photos, sentences and captions to extract from, and what must hold of every cache made of
+them.
+"""
 
 import dataclasses
 import json
@@ -11,7 +13,9 @@ from dimefm.extract.extract import Settings, extract
 
 QUIET = Settings(progress=False, batch_size=4)
 SENTENCES = [
-    f"a photo of {n} {thing}" for n in ("one", "two", "three") for thing in ("cats", "red boats", "dogs in the snow")
+    f"a photo of {n} {thing}"
+    for n in ("one", "two", "three")
+    for thing in ("cats", "red boats", "dogs in the snow")
 ]
 
 
@@ -29,7 +33,11 @@ def keys_of(cache):
 
 def quarantine(out):
     path = out / "quarantine.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    return (
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if path.exists()
+        else []
+    )
 
 
 def assert_adds_up(cache, out):

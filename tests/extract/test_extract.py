@@ -1,4 +1,6 @@
-"""The verb extract: the cache holds what the encoder says of every row, in order, and says who made it and how."""
+"""The verb extract: the cache holds what the encoder says of every row, in order, and says who made
+it and how.
+"""
 
 import dataclasses
 import gzip
@@ -20,17 +22,23 @@ FORMATS = plugins.names("caches")
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("format_", FORMATS)
-def test_the_cache_holds_what_the_encoder_says_of_each_image(tiny_teacher, photos, tmp_path, format_, dtype):
+def test_the_cache_holds_what_the_encoder_says_of_each_image(
+    tiny_teacher, photos, tmp_path, format_, dtype
+):
     settings = {"format": format_, "dtype": dtype, "decoder": "pil"}
     _, cache = run(tiny_teacher, [photos], "image", tmp_path / "out", **settings)
     rows = open_rows([photos], "image")
     assert keys_of(cache) == [row.key for row in rows]
     for row, stored in zip(rows, cache[:], strict=True):
-        alone = tiny_teacher.encode_image(tiny_teacher.preprocess(decode(row.image))[None])[0].numpy()
+        alone = tiny_teacher.encode_image(tiny_teacher.preprocess(decode(row.image))[None])[
+            0
+        ].numpy()
         np.testing.assert_allclose(stored, alone, atol=1e-3 if dtype == "float16" else 1e-5)
     assert cache[:].dtype == dtype and cache.manifest.normalized
     np.testing.assert_allclose(np.linalg.norm(cache[:].astype(np.float32), axis=1), 1, atol=2e-3)
-    assert np.abs(cache[:][0].astype(np.float32) - cache[:][1]).max() > 1e-2  # images differ, and so do their rows
+    assert (
+        np.abs(cache[:][0].astype(np.float32) - cache[:][1]).max() > 1e-2
+    )  # images differ, and so do their rows
 
 
 def test_the_cache_holds_what_the_encoder_says_of_each_sentence(tiny_teacher, shards, tmp_path):
@@ -42,7 +50,9 @@ def test_the_cache_holds_what_the_encoder_says_of_each_sentence(tiny_teacher, sh
 
 
 def test_the_manifest_says_who_made_it_and_how(tiny_teacher, shards, tmp_path):
-    _, cache = run(tiny_teacher, [shards], "text", tmp_path / "out", captions="all", long_texts="truncate")
+    _, cache = run(
+        tiny_teacher, [shards], "text", tmp_path / "out", captions="all", long_texts="truncate"
+    )
     manifest = cache.manifest
     assert manifest.encoder == tiny_teacher.card and "random:0" in manifest.encoder.name
     assert manifest.how == {"precision": "fp32", "captions": "all", "long_texts": "truncate"}
@@ -81,7 +91,10 @@ def test_the_first_caption_counts_unless_all_are_asked_for(tiny_teacher, caption
     assert len(np.unique(every[:], axis=0)) == 6
     assert_adds_up(every, tmp_path / "all")
     assert [(entry["row"], entry["reason"]) for entry in quarantine(tmp_path / "all")] == [
-        (4, "has no sentence (found an empty list) (source row 2, sentence 0, both counted from 0)"),
+        (
+            4,
+            "has no sentence (found an empty list) (source row 2, sentence 0, both counted from 0)",
+        ),
         (6, "sentence is empty (source row 3, sentence 1, both counted from 0)"),
     ]
 
@@ -91,7 +104,9 @@ def test_the_golden_captions_are_all_extracted(tiny_teacher, golden_tsv, tmp_pat
     _, cache = run(tiny_teacher, [golden_tsv / "text.list"], "text", tmp_path, rows=rows)
     expected = json.loads((golden_tsv / "expected.json").read_text(encoding="utf-8"))
     assert keys_of(cache) == [entry["key"] for entry in expected["text"]]
-    assert [info.source for info in cache.manifest.shards] == (golden_tsv / "text.list").read_text().split()
+    assert [info.source for info in cache.manifest.shards] == (
+        golden_tsv / "text.list"
+    ).read_text().split()
 
 
 def test_several_sources_become_shards_one_to_one_in_order(tiny_teacher, shards, tmp_path):
@@ -108,7 +123,11 @@ def test_several_sources_become_shards_one_to_one_in_order(tiny_teacher, shards,
 def test_the_report_tells_rows_bytes_and_seconds(tiny_teacher, photos, tmp_path):
     report, _ = run(tiny_teacher, [photos], "image", tmp_path / "out")
     text = report.describe()
-    assert "10 rows in = 10 rows out + 0 quarantined" in text and "bytes/row" in text and "rows/s" in text
+    assert (
+        "10 rows in = 10 rows out + 0 quarantined" in text
+        and "bytes/row" in text
+        and "rows/s" in text
+    )
     assert all(f"{stage} " in text for stage in ("read", "decode", "encode", "write"))
     assert all(report.seconds[stage] > 0 for stage in ("read", "decode", "encode", "write"))
     assert list(itertools.chain.from_iterable(info.bad for info in report.manifest.shards)) == []

@@ -1,4 +1,6 @@
-"""Equal sentences of a shard are encoded once, wherever they stand; the cache has a row of each, whoever made it."""
+"""Equal sentences of a shard are encoded once, wherever they stand; the cache has a row of each,
+whoever made it.
+"""
 
 import dataclasses
 import threading
@@ -25,7 +27,9 @@ LONG = " ".join(["word"] * 40)
 
 
 class Counted:
-    """An encoder that keeps every row of tokens it encodes; vectors of ``broken`` sentences are no numbers."""
+    """An encoder that keeps every row of tokens it encodes; vectors of ``broken`` sentences are no
+    numbers.
+    """
 
     def __init__(self, encoder, broken=()):
         self.encoder, self.seen, self.lock = encoder, [], threading.Lock()
@@ -67,9 +71,13 @@ def run(encoder, folder, out, settings=QUIET, **how):
 @pytest.mark.parametrize("format_", plugins.names("caches"))
 def test_repeats_that_lie_far_apart_are_encoded_once_a_shard(tiny_teacher, tmp_path, format_):
     written(tmp_path / "raw/a.txt", SENTENCES)
-    written(tmp_path / "raw/b.txt", [*BASE[:3], "  " + BASE[0].upper()])  # another shard; first = last
+    written(
+        tmp_path / "raw/b.txt", [*BASE[:3], "  " + BASE[0].upper()]
+    )  # another shard; first = last
     encoder = Counted(tiny_teacher)
-    cache = run(encoder, tmp_path / "raw", tmp_path / "out", dataclasses.replace(QUIET, format=format_))
+    cache = run(
+        encoder, tmp_path / "raw", tmp_path / "out", dataclasses.replace(QUIET, format=format_)
+    )
     assert len(encoder.seen) == len(BASE) + 3
     rows, alone = cache[:], tiny_teacher.encode_text(tiny_teacher.tokenize(BASE)[0]).numpy()
     np.testing.assert_allclose(rows[: len(BASE)], alone, atol=1e-3)
@@ -82,16 +90,27 @@ def test_repeats_that_lie_far_apart_are_encoded_once_a_shard(tiny_teacher, tmp_p
 def test_a_shard_without_repeats_reads_as_with_them_taken_out(tiny_teacher, tmp_path):
     written(tmp_path / "once/a.txt", BASE)
     written(tmp_path / "again/a.txt", BASE + BASE)
-    once, again = (run(tiny_teacher, tmp_path / name, tmp_path / "out" / name) for name in ("once", "again"))
+    once, again = (
+        run(tiny_teacher, tmp_path / name, tmp_path / "out" / name) for name in ("once", "again")
+    )
     np.testing.assert_array_equal(again[: len(BASE)], again[len(BASE) :])
     np.testing.assert_allclose(again[: len(BASE)], once[:], atol=1e-3)
 
 
 @pytest.fixture
 def raw(tmp_path):
-    """Return a folder of shards: repeats near and far, bad rows among them, one sentence, only bad ones, none."""
+    """Return a folder of shards: repeats near and far, bad rows among them, one sentence, only bad
+    ones, none.
+    """
     odd = [sentence if n % 11 else ("", LONG)[n % 2] for n, sentence in enumerate(SENTENCES)]
-    shards = {"a": odd, "b": ["a cat"] * 150, "c": ["", LONG] * 70, "d": [], "e": odd[::-1], "f": ["a cat", "a dog"]}
+    shards = {
+        "a": odd,
+        "b": ["a cat"] * 150,
+        "c": ["", LONG] * 70,
+        "d": [],
+        "e": odd[::-1],
+        "f": ["a cat", "a dog"],
+    }
     for name, sentences in shards.items():
         written(tmp_path / f"raw/{name}.txt", sentences)
     return tmp_path / "raw"
@@ -108,7 +127,14 @@ def test_bytes_do_not_depend_on_lanes_workers_parts_teachers_and_interruptions(
     run(tiny_teacher, raw, tmp_path / "one", dataclasses.replace(settings, workers=1))
     rows = open_rows(sorted(raw.glob("*.txt")), "text")
     for part in (1, 0):
-        extract(tiny_teacher, rows, "text", tmp_path / "parts", settings, share=Share(part=part, parts=2))
+        extract(
+            tiny_teacher,
+            rows,
+            "text",
+            tmp_path / "parts",
+            settings,
+            share=Share(part=part, parts=2),
+        )
     caches = [(tiny_teacher, tmp_path / "first"), (tiny_teacher, tmp_path / "second")]
     extract_several(caches, rows, "text", settings)
     whole = digests(tmp_path / "lanes")
@@ -116,7 +142,9 @@ def test_bytes_do_not_depend_on_lanes_workers_parts_teachers_and_interruptions(
         assert digests(tmp_path / name) == whole, name
 
 
-def test_an_interrupted_shard_is_made_again_with_the_same_bytes(tiny_teacher, raw, tmp_path, digests):
+def test_an_interrupted_shard_is_made_again_with_the_same_bytes(
+    tiny_teacher, raw, tmp_path, digests
+):
     class Cut(Counted):
         def encode_text(self, tokens):
             if len(self.seen) > 250:
@@ -130,10 +158,19 @@ def test_an_interrupted_shard_is_made_again_with_the_same_bytes(tiny_teacher, ra
     assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
 
 
-def test_shards_that_are_added_have_the_bytes_that_they_have_from_the_start(tiny_teacher, raw, tmp_path, digests):
+def test_shards_that_are_added_have_the_bytes_that_they_have_from_the_start(
+    tiny_teacher, raw, tmp_path, digests
+):
     run(tiny_teacher, raw, tmp_path / "whole")
     for part, mode in (("[a-c].txt", "create"), ("*.txt", "append")):
-        extract(tiny_teacher, open_rows(sorted(raw.glob(part)), "text"), "text", tmp_path / "grown", QUIET, mode=mode)
+        extract(
+            tiny_teacher,
+            open_rows(sorted(raw.glob(part)), "text"),
+            "text",
+            tmp_path / "grown",
+            QUIET,
+            mode=mode,
+        )
     assert digests(tmp_path / "grown") == digests(tmp_path / "whole")
 
 
@@ -146,7 +183,11 @@ def test_every_repeat_of_a_bad_sentence_is_quarantined(tiny_teacher, tmp_path):
     expected = sorted(n + 200 * turn for n in bad for turn in range(3))
     assert cache.manifest.shards[0].bad == tuple(expected)
     reasons = {bad.row: bad.reason for _, bad in quarantined(cache.store, cache.manifest)}
-    for number, words in ((5, "has 42 tokens"), (7, "is empty"), (9, "is not finite or has no length")):
+    for number, words in (
+        (5, "has 42 tokens"),
+        (7, "is empty"),
+        (9, "is not finite or has no length"),
+    ):
         assert all(words in reasons[number + 200 * turn] for turn in range(3))
     assert len(encoder.seen) == 198 and len(cache) == 3 * 197
     np.testing.assert_array_equal(cache[:], np.tile(cache[:197], (3, 1)))
@@ -162,7 +203,9 @@ def test_quarantined_repeats_are_recovered(tiny_teacher, tmp_path):
     np.testing.assert_allclose(cache[:], whole[:], atol=1e-3)
 
 
-def test_what_is_past_the_memory_for_sentences_is_encoded_again(tiny_teacher, tmp_path, monkeypatch):
+def test_what_is_past_the_memory_for_sentences_is_encoded_again(
+    tiny_teacher, tmp_path, monkeypatch
+):
     written(tmp_path / "raw/a.txt", SENTENCES)
     whole = run(tiny_teacher, tmp_path / "raw", tmp_path / "whole")
     monkeypatch.setattr(sentences_of, "REMEMBERED", 50)
@@ -185,7 +228,9 @@ def test_an_error_in_a_lane_ends_the_run_without_encoding_what_waits(tiny_teache
     assert len(encoder.seen) < len(BASE) / 2
 
 
-@pytest.mark.parametrize("order", [[0, 1, 2, 0, 3, 4, 1, 5, 5, 0], [0] * 8, [0, 1, 2], [0, 1, 1, 0, 2]])
+@pytest.mark.parametrize(
+    "order", [[0, 1, 2, 0, 3, 4, 1, 5, 5, 0], [0] * 8, [0, 1, 2], [0, 1, 1, 0, 2]]
+)
 def test_a_spool_gives_each_key_its_row(tmp_path, order):
     vectors = np.arange(3 * (max(order) + 1), dtype=np.float32).reshape(-1, 3)
     writer = CacheWriter(tmp_path, header("float32"), [("a", len(order))])
@@ -193,7 +238,11 @@ def test_a_spool_gives_each_key_its_row(tmp_path, order):
         with writer.spool("a") as spool:
             for start in range(0, len(order), size):
                 part = np.array(order[start : start + size])
-                spool.add([str(i) for i in part], vectors[spool.count : max(spool.count, part.max() + 1)], part)
+                spool.add(
+                    [str(i) for i in part],
+                    vectors[spool.count : max(spool.count, part.max() + 1)],
+                    part,
+                )
             rows = spool.rows()
             assert rows.shape == (len(order), 3) and spool.path.stat().st_size == vectors.nbytes
             for start in range(len(order) + 1):
@@ -203,7 +252,9 @@ def test_a_spool_gives_each_key_its_row(tmp_path, order):
 
 
 def header(dtype, **fields):
-    return Manifest("text", "hdf5", dtype, 3, False, EncoderCard("test", None, 3, 100.0), {}, {}, **fields)
+    return Manifest(
+        "text", "hdf5", dtype, 3, False, EncoderCard("test", None, 3, 100.0), {}, {}, **fields
+    )
 
 
 def test_a_row_that_cannot_be_stored_is_numbered_by_its_first_key(tmp_path):

@@ -1,4 +1,6 @@
-"""Extraction into a folder that holds a cache already: finished, gone on with to the same bytes, or refused."""
+"""Extraction into a folder that holds a cache already: finished, gone on with to the same bytes, or
+refused.
+"""
 
 import dataclasses
 
@@ -18,11 +20,17 @@ FORMATS = plugins.names("caches")
 
 
 @pytest.mark.parametrize("format_", FORMATS)
-def test_the_same_command_twice_says_finished_and_changes_nothing(tiny_teacher, shards, tmp_path, format_, digests):
+def test_the_same_command_twice_says_finished_and_changes_nothing(
+    tiny_teacher, shards, tmp_path, format_, digests
+):
     run(tiny_teacher, [shards], "text", tmp_path / "out", format=format_)
     before = digests(tmp_path / "out")
     again = extract(
-        tiny_teacher, open_rows([shards], "text"), "text", tmp_path / "out", dataclasses.replace(QUIET, format=format_)
+        tiny_teacher,
+        open_rows([shards], "text"),
+        "text",
+        tmp_path / "out",
+        dataclasses.replace(QUIET, format=format_),
     )
     assert again.already_finished and again.rows_done == 0
     assert "finished already, 16 rows; nothing to do" in again.describe()
@@ -30,7 +38,9 @@ def test_the_same_command_twice_says_finished_and_changes_nothing(tiny_teacher, 
 
 
 class Cut:
-    """An encoder that is interrupted when it has encoded ``batches`` batches; with ``one_lane`` the first ones."""
+    """An encoder that is interrupted when it has encoded ``batches`` batches; with ``one_lane`` the
+    first ones.
+    """
 
     def __init__(self, encoder, batches):
         self.encoder, self.left = encoder, batches
@@ -53,7 +63,9 @@ def test_an_interrupted_extraction_goes_on_and_ends_with_the_same_bytes(
     run(tiny_teacher, [shards], "text", tmp_path / "whole", format=format_)
     with pytest.raises(KeyboardInterrupt):
         run(Cut(tiny_teacher, batches), [shards], "text", tmp_path / "cut", format=format_)
-    finished = sum(1 for end in (3, 4, 4) if batches >= end)  # shard 0 takes three batches, shard 1 one, shard 2 none
+    finished = sum(
+        1 for end in (3, 4, 4) if batches >= end
+    )  # shard 0 takes three batches, shard 1 one, shard 2 none
     with pytest.raises(CacheError, match="unfinished cache"):
         FeatureCache(tmp_path / "cut")
     report, _ = run(tiny_teacher, [shards], "text", tmp_path / "cut", format=format_)
@@ -86,7 +98,9 @@ def test_other_settings_in_the_same_folder_are_refused_and_named(
     assert named in str(caught.value) and "give another --out" in str(caught.value)
 
 
-def test_another_teacher_precision_or_source_in_the_same_folder_is_refused_and_named(tiny_teacher, shards, tmp_path):
+def test_another_teacher_precision_or_source_in_the_same_folder_is_refused_and_named(
+    tiny_teacher, shards, tmp_path
+):
     run(tiny_teacher, [shards], "text", tmp_path / "out")
     other = load_encoder("ResNet-mini-64/random:1", "cpu")
     with pytest.raises(CacheError, match="encoder.weights_sha256"):
@@ -101,20 +115,31 @@ def test_another_teacher_precision_or_source_in_the_same_folder_is_refused_and_n
         run(tiny_teacher, [shards], "text", tmp_path / "out")
 
 
-def test_a_source_that_changed_under_the_same_keys_is_not_taken_for_finished(tiny_teacher, tmp_path):
+def test_a_source_that_changed_under_the_same_keys_is_not_taken_for_finished(
+    tiny_teacher, tmp_path
+):
     sentences = tmp_path / "sentences.txt"
     sentences.write_text("a red cat\na blue dog\n")
     run(tiny_teacher, [sentences], "text", tmp_path / "out")
     sentences.write_text("a blue dog\na red cat\n")
-    with pytest.raises(CacheError, match="already holds a cache made otherwise .content of source sentences.txt: digest"):
+    with pytest.raises(
+        CacheError,
+        match="already holds a cache made otherwise .content of source sentences.txt: digest",
+    ):
         run(tiny_teacher, [sentences], "text", tmp_path / "out")
 
 
 def test_who_goes_on_takes_the_precision_of_the_plan(tiny_teacher, shards, tmp_path, monkeypatch):
     settings, rows = dataclasses.replace(QUIET, auto_precision=True), open_rows([shards], "text")
     for part, precision in enumerate(("bf16", "fp32")):  # the second machine would choose otherwise
-        monkeypatch.setattr(base, "chosen", lambda device, compiled, precision=precision: (precision, "a test says so"))
-        extract(tiny_teacher, rows, "text", tmp_path / "out", settings, share=Share(part=part, parts=2))
+        monkeypatch.setattr(
+            base,
+            "chosen",
+            lambda device, compiled, precision=precision: (precision, "a test says so"),
+        )
+        extract(
+            tiny_teacher, rows, "text", tmp_path / "out", settings, share=Share(part=part, parts=2)
+        )
     rounded = dataclasses.replace(tiny_teacher, precision="bf16")
     _, whole = run(rounded, [shards], "text", tmp_path / "whole")
     assert FeatureCache(tmp_path / "out").manifest.fingerprint == whole.manifest.fingerprint

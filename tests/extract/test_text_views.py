@@ -1,4 +1,6 @@
-"""Text views in a cache: each row is the teacher's feature of the sentence that the policy draws, however it was made."""
+"""Text views in a cache: each row is the teacher's feature of the sentence that the policy draws,
+however it was made.
+"""
 
 import dataclasses
 import json
@@ -63,7 +65,9 @@ def run(encoder, source, out, policy, **how):
 
 
 def drawn(policy):
-    """Return (shard, row number, key, sentence) of every view that the cache should have: not empty, 32 tokens at most."""
+    """Return (shard, row number, key, sentence) of every view that the cache should have: not
+    empty, 32 tokens at most.
+    """
     found = []
     for name, rows in (("a", ROWS), ("b", ROWS[:3])):
         for number, texts in enumerate(rows):
@@ -74,14 +78,23 @@ def drawn(policy):
     return found
 
 
-@pytest.mark.parametrize("policy", [CAPTIONS, EDA, TextPolicy.parse(1, ()), dataclasses.replace(EDA, clean=False)])
+@pytest.mark.parametrize(
+    "policy", [CAPTIONS, EDA, TextPolicy.parse(1, ()), dataclasses.replace(EDA, clean=False)]
+)
 def test_cached_rows_are_features_of_the_drawn_sentences(tiny_teacher, source, tmp_path, policy):
     cache = run(tiny_teacher, source, tmp_path / "out", policy)
     wanted = drawn(policy)
-    assert [key for info in cache.manifest.shards for key in cache.read(info)[0]] == [key for _, _, key, _ in wanted]
-    features = tiny_teacher.encode_text(tiny_teacher.tokenize([text for *_, text in wanted])[0]).numpy()
+    assert [key for info in cache.manifest.shards for key in cache.read(info)[0]] == [
+        key for _, _, key, _ in wanted
+    ]
+    features = tiny_teacher.encode_text(
+        tiny_teacher.tokenize([text for *_, text in wanted])[0]
+    ).numpy()
     np.testing.assert_allclose(cache[:], features, atol=1e-3)
-    assert [info.source_rows for info in cache.manifest.shards] == [8 * policy.count, 3 * policy.count]
+    assert [info.source_rows for info in cache.manifest.shards] == [
+        8 * policy.count,
+        3 * policy.count,
+    ]
     for info, name in zip(cache.manifest.shards, "ab", strict=True):
         there = {number for shard, number, *_ in wanted if shard == name}
         assert set(info.bad) == set(range(info.source_rows)) - there
@@ -99,7 +112,11 @@ def test_the_manifest_states_the_policy_and_nothing_without_one(tiny_teacher, so
     assert cache.manifest.views == 3
     assert "text_views={count=3, augment=eda" in cache.manifest.describe()
     plain = run(tiny_teacher, source, tmp_path / "plain", None)
-    assert plain.manifest.how == {"precision": "fp32", "captions": "first", "long_texts": "quarantine"}
+    assert plain.manifest.how == {
+        "precision": "fp32",
+        "captions": "first",
+        "long_texts": "quarantine",
+    }
     assert plain.manifest.views == 1
 
 
@@ -112,11 +129,15 @@ def test_usable_rows_find_their_views(tiny_teacher, source, tmp_path, policy):
     for view in range(policy.count):
         raw, (cached,) = aligned.locate(np.arange(len(aligned)), view)
         assert [keys[row] for row in cached] == [f"{rows[number].key}#{view}" for number in raw]
-    whole = [0, 1, 4, 6] if policy is EDA else [0, 1, 6]  # where no view is missing; of captions, row 2 lacks the second
+    whole = (
+        [0, 1, 4, 6] if policy is EDA else [0, 1, 6]
+    )  # where no view is missing; of captions, row 2 lacks the second
     assert [number for number in raw.tolist() if number in (0, 1, 4, 6)] == whole
 
 
-def test_interrupted_it_goes_on_to_the_same_bytes(tiny_teacher, source, tmp_path, digests, monkeypatch):
+def test_interrupted_it_goes_on_to_the_same_bytes(
+    tiny_teacher, source, tmp_path, digests, monkeypatch
+):
     run(tiny_teacher, source, tmp_path / "whole", EDA)
     real, seen = Texts.prepare, []
 
@@ -143,10 +164,14 @@ def test_append_adds_shards_and_a_mended_row_gets_its_views(tiny_teacher, source
     run(tiny_teacher, source, tmp_path / "out", CAPTIONS)
     late.rename(source / "b.tsv")
     cache = run(tiny_teacher, source, tmp_path / "out", CAPTIONS, mode="append")
-    np.testing.assert_array_equal(cache[:], run(tiny_teacher, source, tmp_path / "at_once", CAPTIONS)[:])
+    np.testing.assert_array_equal(
+        cache[:], run(tiny_teacher, source, tmp_path / "at_once", CAPTIONS)[:]
+    )
     with pytest.raises(CacheError, match="text_views"):
         run(tiny_teacher, source, tmp_path / "out", None, mode="append")
-    (source / "a.tsv").write_text((source / "a.tsv").read_text("utf-8").replace('{"nothing": 1}', "a mended dog"), "utf-8")
+    (source / "a.tsv").write_text(
+        (source / "a.tsv").read_text("utf-8").replace('{"nothing": 1}', "a mended dog"), "utf-8"
+    )
     mended = run(tiny_teacher, source, tmp_path / "out", CAPTIONS, mode="retry")
     assert {"broken#0", "broken#1"} <= set(mended.read(mended.manifest.shards[0])[0])
 
@@ -156,11 +181,15 @@ def test_several_teachers_have_the_sentences_that_each_has_alone(tiny_teacher, s
     caches = [(tiny_teacher, tmp_path / "a"), (other, tmp_path / "b")]
     extract_several(caches, shards(source), "text", quiet(EDA))
     for encoder, out in caches:
-        np.testing.assert_array_equal(FeatureCache(out)[:], run(encoder, source, tmp_path / f"{out}_alone", EDA)[:])
+        np.testing.assert_array_equal(
+            FeatureCache(out)[:], run(encoder, source, tmp_path / f"{out}_alone", EDA)[:]
+        )
 
 
 def test_every_sentence_and_views_exclude_each_other(tiny_teacher):
-    with pytest.raises(RecipeError, match="captions 'all' makes a row of every sentence, .* leave one out"):
+    with pytest.raises(
+        RecipeError, match="captions 'all' makes a row of every sentence, .* leave one out"
+    ):
         Texts(tiny_teacher, quiet(EDA, captions="all"))
 
 
@@ -171,7 +200,12 @@ def test_captions_that_no_view_shows_are_counted(tiny_teacher, source, tmp_path)
     ]
     unused = [report.unused_captions for report in reports]
     assert unused[0] == unused[1] > unused[2] > unused[3] == 0
-    remedies = ("--captions all encodes them", "variants are of the first", "a larger --text-views takes more", "")
+    remedies = (
+        "--captions all encodes them",
+        "variants are of the first",
+        "a larger --text-views takes more",
+        "",
+    )
     for report, remedy in zip(reports, remedies, strict=True):
         assert ("further captions" in report.describe()) == bool(remedy)
         assert remedy in report.describe()
@@ -196,9 +230,17 @@ def test_it_is_verified_against_the_teacher_converted_and_compared(tiny_teacher,
 def test_retrieval_refuses_variants(tiny_teacher, source, tmp_path, picture):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/a.png").write_bytes(picture(1))
-    extract(tiny_teacher, open_rows([tmp_path / "photos"], "image"), "image", tmp_path / "images", quiet(None))
+    extract(
+        tiny_teacher,
+        open_rows([tmp_path / "photos"], "image"),
+        "image",
+        tmp_path / "images",
+        quiet(None),
+    )
     texts = run(tiny_teacher, source, tmp_path / "texts", CAPTIONS)
-    with pytest.raises(CacheError, match="holds 2 views of each row's sentences, .* --captions all"):
+    with pytest.raises(
+        CacheError, match="holds 2 views of each row's sentences, .* --captions all"
+    ):
         check_same_encoder(FeatureCache(tmp_path / "images"), texts)
 
 
@@ -206,9 +248,19 @@ def test_the_command_line(source, tmp_path):
     def call(*options):
         return CliRunner().invoke(
             main,
-            ["extract-features", "--teacher", "ResNet-mini-64/random:0", "--device", "cpu", "--out", str(tmp_path / "cache"),
-             "--texts", str(source), *options],
-        )  # fmt: skip
+            [
+                "extract-features",
+                "--teacher",
+                "ResNet-mini-64/random:0",
+                "--device",
+                "cpu",
+                "--out",
+                str(tmp_path / "cache"),
+                "--texts",
+                str(source),
+                *options,
+            ],
+        )
 
     refused = call("--text-views", "2", "--captions", "all")
     assert refused.exit_code == 2

@@ -1,4 +1,6 @@
-"""Caches of tokens: what extraction stores is what the towers give, item by item, and nobody takes them for rows."""
+"""Caches of tokens: what extraction stores is what the towers give, item by item, and nobody takes
+them for rows.
+"""
 
 import base64
 import json
@@ -31,7 +33,15 @@ from dimefm.train.inputs.sources import open_sources
 
 COUNT = 5  # more than the teacher has patches, or the shortest sentence words
 TOKENS = TokenPolicy(COUNT)
-SENTENCES = ["a red square", "a dog", "two dogs on a lawn, seen from above", "a red square", " ", "!", "a cat on a mat"]
+SENTENCES = [
+    "a red square",
+    "a dog",
+    "two dogs on a lawn, seen from above",
+    "a red square",
+    " ",
+    "!",
+    "a cat on a mat",
+]
 
 
 def settings(**given):
@@ -40,7 +50,9 @@ def settings(**given):
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory, picture):
-    """Return a folder of two folders of pictures, one file of them broken, and two files of sentences, one of them empty."""
+    """Return a folder of two folders of pictures, one file of them broken, and two files of
+    sentences, one of them empty.
+    """
     root = tmp_path_factory.mktemp("sources")
     for part in ("a", "b"):
         (root / "images" / part).mkdir(parents=True)
@@ -53,7 +65,9 @@ def sources(tmp_path_factory, picture):
 
 
 def images_of(root):
-    return open_rows([str(root / "images" / "a"), str(root / "images" / "b")], "image", dataroot=str(root))
+    return open_rows(
+        [str(root / "images" / "a"), str(root / "images" / "b")], "image", dataroot=str(root)
+    )
 
 
 def texts_of(root):
@@ -80,7 +94,9 @@ def test_the_manifest_says_what_the_rows_are(caches):
     assert [info.source_rows for info in images.manifest.shards] == [5 * COUNT] * 2
     assert images.manifest.shards[0].bad == tuple(range(2 * COUNT, 3 * COUNT))  # the broken picture
     keys, _ = images.read(images.manifest.shards[0])
-    assert keys[: COUNT + 1] == [f"{keys[0].removesuffix('#0')}#{t}" for t in range(COUNT)] + [keys[COUNT]]
+    assert keys[: COUNT + 1] == [f"{keys[0].removesuffix('#0')}#{t}" for t in range(COUNT)] + [
+        keys[COUNT]
+    ]
     assert keys[COUNT].endswith("#0")
 
 
@@ -91,11 +107,15 @@ def test_stored_tokens_of_images_are_those_of_the_tower(caches, sources, tiny_te
         good = [i for i in range(5) if (shard.name[-1], i) != ("a", 2)]
         pixels = torch.stack([read.whole(read.open(shard[i].image)) for i in good])
         pixels = read.finish(pixels, tiny_teacher.device)
-        found = np.stack([cache[int(start) + i] for i in range(len(good) * COUNT)]).reshape(len(good), COUNT, -1)
+        found = np.stack([cache[int(start) + i] for i in range(len(good) * COUNT)]).reshape(
+            len(good), COUNT, -1
+        )
         with torch.inference_mode():
             model = tiny_teacher.image_model
             patches = intermediate.image(model, pixels).patches
-            places = F.normalize(model.visual.head(patches), dim=-1)  # of this tower the head is a projection
+            places = F.normalize(
+                model.visual.head(patches), dim=-1
+            )  # of this tower the head is a projection
             cosines = (places @ F.normalize(model.encode_image(pixels), dim=-1)[..., None])[..., 0]
             order = cosines.argsort(dim=1, descending=True)[:, [0, 1, 2, 3, 3]]
         expected = torch.take_along_dim(places, order[..., None], 1)
@@ -111,9 +131,14 @@ def test_stored_tokens_of_sentences_are_those_of_the_tower(caches, sources, tiny
         ids, lengths = tiny_teacher.tokenize(sentences)
         found = tokens[int(start) + COUNT * np.arange(len(sentences))].astype(np.float32)
         with torch.inference_mode():
-            states = intermediate.text(tiny_teacher.text_model, ids).states @ tiny_teacher.text_model.text_projection
+            states = (
+                intermediate.text(tiny_teacher.text_model, ids).states
+                @ tiny_teacher.text_model.text_projection
+            )
         for item, length, of_all in zip(found, lengths, F.normalize(states, dim=-1), strict=True):
-            cosines = of_all[:length] @ of_all[length - 1]  # the end of the text is where this tower pools
+            cosines = (
+                of_all[:length] @ of_all[length - 1]
+            )  # the end of the text is where this tower pools
             order = cosines.argsort(descending=True)[:COUNT]
             expected = of_all[torch.cat([order, order[-1:].expand(COUNT - len(order))])]
             np.testing.assert_allclose(item, expected.numpy(), atol=2e-3)
@@ -125,7 +150,9 @@ def test_the_most_similar_come_first_and_the_last_is_repeated():
     expected = F.normalize(tokens[0], dim=-1)
     assert torch.equal(found[0], expected[[3, 1, 2, 0]])
     assert torch.equal(found[1], expected[[1, 0, 0, 0]])
-    assert torch.equal(chosen(tokens, torch.tensor([[5.0, 0.0]] * 2), 6)[0, 3:], expected[[0, 0, 0]])
+    assert torch.equal(
+        chosen(tokens, torch.tensor([[5.0, 0.0]] * 2), 6)[0, 3:], expected[[0, 0, 0]]
+    )
 
 
 def test_an_item_with_a_token_without_length_is_unusable_as_a_whole():
@@ -139,7 +166,9 @@ class Interrupt(Exception):
     pass
 
 
-def test_an_interrupted_extraction_goes_on_to_the_same_bytes(caches, sources, tiny_teacher, tmp_path, monkeypatch):
+def test_an_interrupted_extraction_goes_on_to_the_same_bytes(
+    caches, sources, tiny_teacher, tmp_path, monkeypatch
+):
     write, calls = CacheWriter.write, []
 
     def second_fails(self, *args):
@@ -181,10 +210,15 @@ def test_a_mended_picture_is_taken_up_later(sources, tiny_teacher, picture, tmp_
 
 def test_tokens_of_pairs_stand_beside_rows_of_the_same_items(tiny_teacher, picture, tmp_path):
     """The first of five pictures is broken."""
-    lines = [f"k{i}\t{base64.b64encode(picture(i) if i else b'no picture').decode()}" for i in range(5)]
+    lines = [
+        f"k{i}\t{base64.b64encode(picture(i) if i else b'no picture').decode()}" for i in range(5)
+    ]
     (tmp_path / "images.tsv").write_text("\n".join(lines) + "\n")
     (tmp_path / "texts.txt").write_text("\n".join(f"sentence {i}" for i in range(5)) + "\n")
-    images, texts = open_rows([str(tmp_path / "images.tsv")], "image"), open_rows([str(tmp_path / "texts.txt")], "text")
+    images, texts = (
+        open_rows([str(tmp_path / "images.tsv")], "image"),
+        open_rows([str(tmp_path / "texts.txt")], "text"),
+    )
     caches = {}
     for kind, rows in (("image", images), ("text", texts)):
         for name, given in (("rows", Settings(progress=False)), ("tokens", settings())):
@@ -200,12 +234,21 @@ def test_tokens_of_pairs_stand_beside_rows_of_the_same_items(tiny_teacher, pictu
     )
     for view in (0, 2):  # whatever view of an item is asked for, its tokens are the same
         raw, columns = found.locate(np.array([3, 1]), view)
-        assert [raw.tolist(), *(column.tolist() for column in columns[:2])] == [[4, 2], [3, 1], [4, 2]]
-        assert [column.tolist() for column in columns[2:]] == [[3 * COUNT, COUNT], [4 * COUNT, 2 * COUNT]]
+        assert [raw.tolist(), *(column.tolist() for column in columns[:2])] == [
+            [4, 2],
+            [3, 1],
+            [4, 2],
+        ]
+        assert [column.tolist() for column in columns[2:]] == [
+            [3 * COUNT, COUNT],
+            [4 * COUNT, 2 * COUNT],
+        ]
     rows, stored = caches["text", "rows"][0], TokenRows(caches["text", "tokens"][0])
     vectors, chosen_ = rows[columns[1]].astype(np.float32), stored[columns[3]].astype(np.float32)
     cosines = np.einsum("nd,nkd->nk", vectors, chosen_)
-    np.testing.assert_allclose(cosines[:, 0], 1, atol=2e-3)  # the end of a text is its own most similar word
+    np.testing.assert_allclose(
+        cosines[:, 0], 1, atol=2e-3
+    )  # the end of a text is its own most similar word
     assert (np.diff(cosines, axis=1) <= 2e-3).all()
 
 
@@ -220,7 +263,9 @@ def test_tokens_of_other_sentences_are_refused(caches, tiny_teacher, tmp_path):
     (tmp_path / "two.txt").write_text("another sentence\n" * len(SENTENCES))
     rows = texts_of(tmp_path)
     extract(tiny_teacher, rows, "text", tmp_path / "out", Settings(progress=False))
-    with pytest.raises(CacheError, match=r"one\.txt: its content has digest .*text-tokens were made from"):
+    with pytest.raises(
+        CacheError, match=r"one\.txt: its content has digest .*text-tokens were made from"
+    ):
         align_pairs(rows, rows, [], [FeatureCache(tmp_path / "out")], text_tokens=[caches[3]])
 
 
@@ -247,8 +292,13 @@ def test_tokens_are_refused_where_rows_are_expected(caches, sources):
         ) as error:
             call()
         line_of(error)
-    for call in (lambda: align_pairs(*raw, [images], [], image_tokens=[images]), lambda: TokenRows(texts)):
-        with pytest.raises(CacheError, match="holds one row of each (image|text), expected tokens; extract them") as error:
+    for call in (
+        lambda: align_pairs(*raw, [images], [], image_tokens=[images]),
+        lambda: TokenRows(texts),
+    ):
+        with pytest.raises(
+            CacheError, match="holds one row of each (image|text), expected tokens; extract them"
+        ) as error:
             call()
         line_of(error)
 
@@ -265,7 +315,9 @@ def test_training_refuses_tokens_for_rows(caches, sources, tmp_path):
 
 def test_tokens_of_another_version_are_refused(caches):
     how = {"tokens": {**caches[1].manifest.how["tokens"], "version": 2}}
-    with pytest.raises(CacheError, match="version 2; this dimefm has 'pooled', version 1: extract them again"):
+    with pytest.raises(
+        CacheError, match="version 2; this dimefm has 'pooled', version 1: extract them again"
+    ):
         TokenPolicy.of(how)
 
 
@@ -291,7 +343,14 @@ def run(*arguments):
 
 
 def test_the_command_makes_them(sources, tmp_path):
-    common = ("--teacher", "ResNet-mini-64/random:0", "--texts", sources / "one.txt", "--tokens", 16)
+    common = (
+        "--teacher",
+        "ResNet-mini-64/random:0",
+        "--texts",
+        sources / "one.txt",
+        "--tokens",
+        16,
+    )
     result = run(*common, "--out", tmp_path, "--dtype", "int8")
     assert result.exit_code == 0, result.output
     manifest = json.loads((tmp_path / "texts" / "manifest.json").read_text())
@@ -304,12 +363,30 @@ def test_the_command_makes_them(sources, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "name"), [(("--views", 2), "--views"), (("--text-views", 2), "--text-views"), (("--compile",), "--compile")]
+    ("flags", "name"),
+    [
+        (("--views", 2), "--views"),
+        (("--text-views", 2), "--text-views"),
+        (("--compile",), "--compile"),
+    ],
 )
 def test_what_excludes_tokens_is_said_in_one_line(flags, name, sources, tmp_path):
-    result = run("--teacher", "no/such", "--texts", sources / "one.txt", "--tokens", 2, "--out", tmp_path, *flags)
+    result = run(
+        "--teacher",
+        "no/such",
+        "--texts",
+        sources / "one.txt",
+        "--tokens",
+        2,
+        "--out",
+        tmp_path,
+        *flags,
+    )
     assert result.exit_code != 0
-    assert f"--tokens and {name} exclude each other; leave one of them out" in result.output + result.stderr
+    assert (
+        f"--tokens and {name} exclude each other; leave one of them out"
+        in result.output + result.stderr
+    )
 
 
 def test_the_library_refuses_them_too(sources, tiny_teacher, tmp_path):
@@ -324,7 +401,10 @@ def test_one_cache_does_not_go_on_as_the_other(caches, sources, tiny_teacher):
 
 FAMILIES = [
     *("RN-mini-32", "ConvNeXt-mini-64"),
-    *(pytest.param(name, marks=pytest.mark.slow) for name in ("MobileNetV3-S", "Swin-T", "ViT-T-16")),
+    *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ("MobileNetV3-S", "Swin-T", "ViT-T-16")
+    ),
 ]
 
 
@@ -360,25 +440,42 @@ def test_how_patches_reach_the_joint_space():
 
 
 def test_a_map_of_one_place_through_the_head_is_the_row_itself():
-    """The head of a timm tower with one place left gives the tower's own row: the token is that row."""
+    """The head of a timm tower with one place left gives the tower's own row: the token is that
+    row.
+    """
     encoder = load_encoder("ResNet-mini-32/random:0", "cpu")
     pixels = torch.randn(3, 3, 32, 32)
-    torch.testing.assert_close(image_tokens(encoder, pixels, 1)[:, 0], encoder.encode_image(pixels), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        image_tokens(encoder, pixels, 1)[:, 0], encoder.encode_image(pixels), rtol=0, atol=1e-5
+    )
 
 
 def test_a_tower_whose_patches_lead_nowhere_is_refused():
-    vision = {"image_size": 16, "patch_size": 8, "layers": 1, "width": 32, "head_width": 16, "attentional_pool": True}
+    vision = {
+        "image_size": 16,
+        "patch_size": 8,
+        "layers": 1,
+        "width": 32,
+        "head_width": 16,
+        "attentional_pool": True,
+    }
     text = {"context_length": 8, "vocab_size": 300, "width": 32, "heads": 2, "layers": 1}
-    model = open_clip.from_config({"embed_dim": 24, "vision_cfg": vision | {"attn_pooler_heads": 2}, "text_cfg": text})
+    model = open_clip.from_config(
+        {"embed_dim": 24, "vision_cfg": vision | {"attn_pooler_heads": 2}, "text_cfg": text}
+    )
     encoder = load_encoder("RN-mini-32/random:0", "cpu")
     encoder.image_model = model
     encoder.card.preprocess["size"] = 16
-    with pytest.raises(ModelError, match="its patches have no projection of their own; name another teacher"):
+    with pytest.raises(
+        ModelError, match="its patches have no projection of their own; name another teacher"
+    ):
         check(encoder, "image")
 
 
 def test_short_and_long_sentences_together_give_what_each_gives_alone(tiny_teacher):
     ids, _ = tiny_teacher.tokenize(["a dog", "two dogs on a lawn, seen from above", "!"])
-    together = encode_sentences(tiny_teacher, ids, 2, lambda part: text_tokens(tiny_teacher, part, 16))
+    together = encode_sentences(
+        tiny_teacher, ids, 2, lambda part: text_tokens(tiny_teacher, part, 16)
+    )
     alone = torch.cat([text_tokens(tiny_teacher, row[None], 16) for row in ids])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)

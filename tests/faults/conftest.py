@@ -1,4 +1,6 @@
-"""A warm process that runs commands in forked children, and caches to damage with what reading them in a child gives."""
+"""A warm process that runs commands in forked children, and caches to damage with what reading them
+in a child gives.
+"""
 
 import json
 import os
@@ -13,20 +15,23 @@ from tests.faults import forging
 RUNNER = """
 import json, os, resource, runpy, signal, sys, threading, warnings
 import torch
-torch.set_num_threads(1)  # a forked child would wait for ever for OpenMP threads that only its parent has
+# a forked child would wait for ever for OpenMP threads that only its parent has
+torch.set_num_threads(1)
 import dimefm.extract.extract, dimefm.extract.estimate, dimefm.models.encoder, dimefm.data
-import dimefm.cli.extract_features, dimefm.cli.cache.convert, dimefm.cache.convert, dimefm.cache.compare
+import dimefm.cli.extract_features, dimefm.cli.cache.convert
+import dimefm.cache.convert, dimefm.cache.compare
 from dimefm import plugins
 for name in plugins.names("caches"):
     plugins.module("caches", name)
 warnings.simplefilter("ignore")
 ENCODER = dimefm.models.encoder.load_encoder("ResNet-mini-64/random:0", "cpu")
 dimefm.models.encoder.load_encoder = lambda *_: ENCODER
-WATCHED = [os.path.join("dimefm", *place) for place in (("cache", ""), ("storage", ""), ("extract", "extract.py"), ("extract", "pipeline.py"))]
+PLACES = [("cache", ""), ("storage", ""), ("extract", "extract.py"), ("extract", "pipeline.py")]
+WATCHED = [os.path.join("dimefm", *place) for place in PLACES]
 
 
 def watch(kill_at):
-    # Count the lines of the cache, the storage and extract that run, and die at the one of number kill_at.
+    # Count the lines of the cache, the storage and extract that run; die at number kill_at.
     def line(frame, event, argument):
         if event == "line":
             lines[0] += 1
@@ -85,19 +90,33 @@ for text in sys.stdin:
 
 
 class Warm:
-    """Runs ``dimefm ARGUMENTS``, each in a child forked from a process that has imported everything and has the teacher."""
+    """Runs ``dimefm ARGUMENTS``, each in a child forked from a process that has imported everything
+    and has the teacher.
+    """
 
     def __init__(self, folder):
         self.log, self.lines = folder / "log.txt", 0
         single = {**os.environ, "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", RUNNER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=single
+            [sys.executable, "-c", RUNNER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=single,
         )
 
     def __call__(self, *arguments, kill_at=None, largest_file=0, program=""):
-        """Return (exit code, output); ``kill_at`` kills at that line of the cache code, 0 only counts them in ``lines``."""
-        given = {"arguments": [str(each) for each in arguments], "program": program, "log": str(self.log)}
-        self.process.stdin.write(json.dumps({**given, "kill_at": kill_at, "largest_file": largest_file}) + "\n")
+        """Return (exit code, output); ``kill_at`` kills at that line of the cache code, 0 only
+        counts them in ``lines``.
+        """
+        given = {
+            "arguments": [str(each) for each in arguments],
+            "program": program,
+            "log": str(self.log),
+        }
+        self.process.stdin.write(
+            json.dumps({**given, "kill_at": kill_at, "largest_file": largest_file}) + "\n"
+        )
         self.process.stdin.flush()
         code, self.lines = json.loads(self.process.stdout.readline())
         return code, self.log.read_text()
@@ -142,7 +161,9 @@ def format_(request):
 
 @pytest.fixture
 def made(tmp_path):
-    """Return ``made(format_, name="cache", **options)``: the folder of a new cache of two shards."""
+    """Return ``made(format_, name="cache", **options)``: the folder of a new cache of two
+    shards.
+    """
 
     def make(format_, name="cache", **options):
         forging.make(tmp_path / name, format_, **options)
@@ -167,4 +188,6 @@ def files(root, number):
 
 def refused(found, *operations):
     """Fail unless every one of these operations, or else all, ended with a CacheError."""
-    assert [name for name in operations or found if not found[name].startswith("CacheError: ")] == [], found
+    assert [
+        name for name in operations or found if not found[name].startswith("CacheError: ")
+    ] == [], found

@@ -1,7 +1,9 @@
-"""Feeds mutated shards and manifests to the readers: ``fuzzing.py TARGET FORMAT FIRST COUNT FOLDER``.
+"""Feeds mutated shards and manifests to the readers: ``fuzzing.py TARGET FORMAT FIRST COUNT
+FOLDER``.
 
-The seed is written to FOLDER/seed before each input, so that a crash of the process names its input. Ends with one JSON
-object: how many inputs were refused and how many read, the peak memory, and every seed that raised what it should not.
+The seed is written to FOLDER/seed before each input, so that a crash of the process names its
+input. Ends with one JSON object: how many inputs were refused and how many read, the peak memory,
+and every seed that raised what it should not.
 """
 
 import json
@@ -19,9 +21,29 @@ from dimefm.cache.compare import compare
 from dimefm.errors import CacheError
 
 NUMBERS = [
-    value.to_bytes(size, "little") for size in (1, 2, 4, 8) for value in (0, 1, (1 << 8 * size) - 1, 1 << (8 * size - 1))
+    value.to_bytes(size, "little")
+    for size in (1, 2, 4, 8)
+    for value in (0, 1, (1 << 8 * size) - 1, 1 << (8 * size - 1))
 ]
-VALUES = [None, True, 0, -1, 2**31, 2**63, 10**40, 1.5, 1e308, "", "x", "\0", [], {}, [[]], float("nan"), float("inf")]
+VALUES = [
+    None,
+    True,
+    0,
+    -1,
+    2**31,
+    2**63,
+    10**40,
+    1.5,
+    1e308,
+    "",
+    "x",
+    "\0",
+    [],
+    {},
+    [[]],
+    float("nan"),
+    float("inf"),
+]
 
 
 def mutated(raw, draw):
@@ -29,7 +51,10 @@ def mutated(raw, draw):
     raw = bytearray(raw)
     busy = [i for i, byte in enumerate(raw) if byte] or [0]
     for _ in range(draw.choice((1, 1, 2, 4, 16))):
-        place, length = draw.choice(busy) if draw.random() < 0.7 else draw.randrange(len(raw) or 1), draw.randrange(1, 24)
+        place, length = (
+            (draw.choice(busy) if draw.random() < 0.7 else draw.randrange(len(raw) or 1)),
+            draw.randrange(1, 24),
+        )
         place = min(place, max(0, len(raw) - 1))
         kind = draw.randrange(7)
         if kind == 0 and raw:
@@ -74,7 +99,11 @@ def tables(root, whole, draw):
     """Mutate the int8 code and its effect, signed anew."""
     fields = json.loads((whole / "manifest.json").read_bytes())
     for _ in range(draw.choice((1, 1, 2, 3))):
-        change(fields, draw, ["code", draw.choice(("scale", "offset"))] if draw.random() < 0.7 else ["effect"])
+        change(
+            fields,
+            draw,
+            ["code", draw.choice(("scale", "offset"))] if draw.random() < 0.7 else ["effect"],
+        )
     (root / "manifest.json").write_text(forging.sealed(forging.signed(fields)))
 
 
@@ -96,14 +125,18 @@ def change(fields, draw, way=()):
         elif kind == 1 and isinstance(place, list):
             place.append(place[step])
         elif kind == 2 and type(place[step]) in (int, float):
-            place[step] = draw.choice((place[step] + 1, -place[step], place[step] * 10**6, 1e-300 * place[step]))
+            place[step] = draw.choice(
+                (place[step] + 1, -place[step], place[step] * 10**6, 1e-300 * place[step])
+            )
         else:
             place[step] = draw.choice(VALUES)
         return
 
 
 def use(root, flat):
-    """Use a cache in every way; return whether anything was refused. Whatever is not a CacheError comes out."""
+    """Use a cache in every way; return whether anything was refused. Whatever is not a CacheError
+    comes out.
+    """
     shutil.rmtree(flat, ignore_errors=True)
     done = 0
     for work in (
@@ -140,7 +173,11 @@ def main(target, format_, first, count, folder):
         except Exception as error:
             wrong[seed] = f"{type(error).__name__}: {error!s:.200}"
     peak = forging.peak()
-    print(json.dumps({"refused": refused, "read": count - refused - len(wrong), "peak": peak, "wrong": wrong}))
+    print(
+        json.dumps(
+            {"refused": refused, "read": count - refused - len(wrong), "peak": peak, "wrong": wrong}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""A source that is not what it was when the extraction began: nothing of that shard is kept, and the rest is."""
+"""A source that is not what it was when the extraction began: nothing of that shard is kept, and
+the rest is.
+"""
 
 import shutil
 
@@ -21,7 +23,9 @@ def source(tmp_path, picture):
         (tmp_path / f"raw/{name}").mkdir(parents=True)
         for n in range(5):
             (tmp_path / f"raw/{name}/{n}.png").write_bytes(picture(n))
-        (tmp_path / f"raw/{name}.txt").write_text("".join(f"sentence {n} of {name}\n" for n in range(70)))
+        (tmp_path / f"raw/{name}.txt").write_text(
+            "".join(f"sentence {n} of {name}\n" for n in range(70))
+        )
     return tmp_path / "raw"
 
 
@@ -63,16 +67,26 @@ def test_a_file_that_changes_while_it_is_read_is_refused_and_read_again_later(
     with monkeypatch.context() as patch:
         while_it_is_read(patch, Texts, lambda: change(source / "b.txt"))
         with pytest.raises(DataError, match=message):
-            extract(tiny_teacher, open_rows([str(source / "*.txt")], "text"), "text", tmp_path / "out", SETTINGS)
+            extract(
+                tiny_teacher,
+                open_rows([str(source / "*.txt")], "text"),
+                "text",
+                tmp_path / "out",
+                SETTINGS,
+            )
     assert not (tmp_path / "out/manifest.json").exists()
     assert [path.name for path in (tmp_path / "out").glob("*.h5")] == ["a.feat.h5"]
     shutil.copy(kept, source / "b.txt")
-    report = extract(tiny_teacher, open_rows([str(source / "*.txt")], "text"), "text", tmp_path / "out", SETTINGS)
+    report = extract(
+        tiny_teacher, open_rows([str(source / "*.txt")], "text"), "text", tmp_path / "out", SETTINGS
+    )
     assert report.resumed == 1
     assert len(FeatureCache(tmp_path / "out")) == 140
 
 
-def test_a_photo_that_vanishes_while_its_folder_is_read_is_not_quarantined(source, tmp_path, tiny_teacher, monkeypatch):
+def test_a_photo_that_vanishes_while_its_folder_is_read_is_not_quarantined(
+    source, tmp_path, tiny_teacher, monkeypatch
+):
     folders = [str(source / name) for name in ("a", "b")]
     while_it_is_read(monkeypatch, Images, (source / "b/4.png").unlink)
     with pytest.raises(DataError, match=r"b: (changed|went away) while it was read"):

@@ -1,7 +1,8 @@
-"""A disk that is full or read-only: one line and exit code 1, finished shards are kept, and after making room the same
-command ends with the bytes of an undisturbed run.
+"""A disk that is full or read-only: one line and exit code 1, finished shards are kept, and after
+making room the same command ends with the bytes of an undisturbed run.
 
-Full means a tmpfs of a few pages where mounting is allowed, and everywhere a limit on the size of a file.
+Full means a tmpfs of a few pages where mounting is allowed, and everywhere a limit on the size of a
+file.
 """
 
 import os
@@ -18,7 +19,11 @@ FORMATS = plugins.names("caches")
 COPIED = [name for name in FORMATS if name != "hdf5"]  # rows are read from a flat copy
 TEACHER = ("--teacher", "ResNet-mini-64/random:0", "--device", "cpu", "--batch-size", "16")
 SHARDS, ROWS = 6, 30
-FILE_LIMIT = {"hdf5": 20_000, "parquet": 15_000, "tsv": 30_000}  # bytes: above the small shards, below the large last one
+FILE_LIMIT = {
+    "hdf5": 20_000,
+    "parquet": 15_000,
+    "tsv": 30_000,
+}  # bytes: above the small shards, below the large last one
 
 
 @pytest.fixture(scope="module")
@@ -86,17 +91,26 @@ def extract(raw, out, format_, *flags):
 
 def stamps(root):
     """Return shard file -> (inode, time of change)."""
-    return {path.relative_to(root): (path.stat().st_ino, path.stat().st_mtime_ns) for path in root.glob("*.feat.*")}
+    return {
+        path.relative_to(root): (path.stat().st_ino, path.stat().st_mtime_ns)
+        for path in root.glob("*.feat.*")
+    }
 
 
 def finished(root):
     """Return the stamps of the files of shards on record."""
     records = {path.name.split(".feat.")[0] for path in root.glob(".partial/*.feat.*.json")}
-    return {path: stamp for path, stamp in stamps(root).items() if path.name.split(".feat.")[0] in records}
+    return {
+        path: stamp
+        for path, stamp in stamps(root).items()
+        if path.name.split(".feat.")[0] in records
+    }
 
 
 def assert_stopped(error, root, why):
-    """It ended with one line that says where and why, and kept some finished shards, but made no cache."""
+    """It ended with one line that says where and why, and kept some finished shards, but made no
+    cache.
+    """
     assert str(root) in error and why in error
     kept = finished(root)
     assert kept
@@ -107,13 +121,17 @@ def assert_stopped(error, root, why):
 
 
 @pytest.mark.parametrize("format_", FORMATS)
-def test_an_extraction_that_fills_the_disk_goes_on_when_there_is_room(warm, raw, disk, undisturbed, digests, format_):
+def test_an_extraction_that_fills_the_disk_goes_on_when_there_is_room(
+    warm, raw, disk, undisturbed, digests, format_
+):
     whole = digests(undisturbed(format_))
     pages = disk(60)
     out, before = pages.folder / "cache", {}
     for kilobytes in (60, 90):
         pages.change(f"size={kilobytes}k")
-        kept = assert_stopped(warm.refused(*extract(raw, out, format_)), out / "texts", "No space left on device")
+        kept = assert_stopped(
+            warm.refused(*extract(raw, out, format_)), out / "texts", "No space left on device"
+        )
         assert before.items() <= kept.items()
         before = kept
     pages.change("size=10m")
@@ -124,7 +142,9 @@ def test_an_extraction_that_fills_the_disk_goes_on_when_there_is_room(warm, raw,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("format_", FORMATS)
-def test_a_disk_of_any_size_ends_in_one_line_or_a_whole_cache(warm, raw, disk, undisturbed, digests, format_):
+def test_a_disk_of_any_size_ends_in_one_line_or_a_whole_cache(
+    warm, raw, disk, undisturbed, digests, format_
+):
     whole, pages, ended = digests(undisturbed(format_)), disk(4), set()
     for kilobytes in range(4, 400, 8):
         pages.change(f"size={kilobytes}k")
@@ -143,7 +163,9 @@ def test_a_disk_of_any_size_ends_in_one_line_or_a_whole_cache(warm, raw, disk, u
 
 
 @pytest.mark.parametrize("format_", FORMATS)
-def test_a_file_that_may_not_grow_stops_an_extraction_that_goes_on_later(warm, raw, tmp_path, undisturbed, digests, format_):
+def test_a_file_that_may_not_grow_stops_an_extraction_that_goes_on_later(
+    warm, raw, tmp_path, undisturbed, digests, format_
+):
     out = tmp_path / "cache"
     error = warm.refused(*extract(raw, out, format_), largest_file=FILE_LIMIT[format_])
     kept = assert_stopped(error, out / "texts", "File too large")
@@ -154,13 +176,17 @@ def test_a_file_that_may_not_grow_stops_an_extraction_that_goes_on_later(warm, r
 
 
 @pytest.mark.parametrize("format_", FORMATS)
-def test_a_conversion_that_fills_the_disk_goes_on_when_there_is_room(warm, disk, undisturbed, tmp_path, digests, format_):
+def test_a_conversion_that_fills_the_disk_goes_on_when_there_is_room(
+    warm, disk, undisturbed, tmp_path, digests, format_
+):
     old = undisturbed("hdf5" if format_ != "hdf5" else "parquet") / "texts"
     command = ("cache", "convert", old)
     warm.done(*command, tmp_path / "whole", "--format", format_)
     pages = disk(80)
     out = pages.folder / "new"
-    kept = assert_stopped(warm.refused(*command, out, "--format", format_), out, "No space left on device")
+    kept = assert_stopped(
+        warm.refused(*command, out, "--format", format_), out, "No space left on device"
+    )
     pages.change("size=10m")
     warm.done(*command, out, "--format", format_)
     assert kept.items() <= stamps(out).items()
@@ -168,8 +194,14 @@ def test_a_conversion_that_fills_the_disk_goes_on_when_there_is_room(warm, disk,
 
 
 @pytest.mark.parametrize("format_", FORMATS)
-def test_a_file_that_may_not_grow_stops_a_conversion_that_goes_on_later(warm, undisturbed, tmp_path, digests, format_):
-    command = ("cache", "convert", undisturbed("hdf5" if format_ != "hdf5" else "parquet") / "texts")
+def test_a_file_that_may_not_grow_stops_a_conversion_that_goes_on_later(
+    warm, undisturbed, tmp_path, digests, format_
+):
+    command = (
+        "cache",
+        "convert",
+        undisturbed("hdf5" if format_ != "hdf5" else "parquet") / "texts",
+    )
     warm.done(*command, tmp_path / "whole", "--format", format_)
     out = tmp_path / "new"
     error = warm.refused(*command, out, "--format", format_, largest_file=FILE_LIMIT[format_])
@@ -180,13 +212,17 @@ def test_a_file_that_may_not_grow_stops_a_conversion_that_goes_on_later(warm, un
 
 
 @pytest.mark.parametrize("format_", COPIED)
-def test_a_flat_copy_that_fills_the_disk_is_one_line_and_is_made_later(warm, disk, undisturbed, digests, format_):
+def test_a_flat_copy_that_fills_the_disk_is_one_line_and_is_made_later(
+    warm, disk, undisturbed, digests, format_
+):
     old = undisturbed(format_) / "texts"
     whole = digests(old)
     pages = disk(24)
     compare = ("cache", "diff", old, old, "--scratch", pages.folder / "scratch")
     error = warm.refused(*compare)
-    assert "flat copy" in error and "No space left on device" in error and str(pages.folder) in error
+    assert (
+        "flat copy" in error and "No space left on device" in error and str(pages.folder) in error
+    )
     assert not list(pages.folder.rglob("*.part"))
     pages.change("size=10m")
     assert "cosine at least 1.000000" in warm.done(*compare)
@@ -194,7 +230,9 @@ def test_a_flat_copy_that_fills_the_disk_is_one_line_and_is_made_later(warm, dis
 
 
 @pytest.mark.parametrize("format_", COPIED)
-def test_a_flat_copy_that_may_not_grow_is_one_line_and_is_made_later(warm, undisturbed, tmp_path, format_):
+def test_a_flat_copy_that_may_not_grow_is_one_line_and_is_made_later(
+    warm, undisturbed, tmp_path, format_
+):
     old = undisturbed(format_) / "texts"
     compare = ("cache", "diff", old, old, "--scratch", tmp_path / "scratch")
     error = warm.refused(*compare, largest_file=20_000)
@@ -214,7 +252,9 @@ def test_a_read_only_disk_is_one_line_for_every_command_that_writes(warm, raw, d
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_folder_is_one_line_for_every_command_that_writes(warm, raw, undisturbed, tmp_path):
+def test_a_read_only_folder_is_one_line_for_every_command_that_writes(
+    warm, raw, undisturbed, tmp_path
+):
     for format_ in COPIED:
         shutil.copytree(undisturbed(format_), tmp_path / "old" / format_)
     folders = [tmp_path / "old", *(path for path in (tmp_path / "old").rglob("*") if path.is_dir())]
@@ -222,7 +262,9 @@ def test_a_read_only_folder_is_one_line_for_every_command_that_writes(warm, raw,
     for folder in (*folders, tmp_path / "locked"):
         folder.chmod(0o555)
     try:
-        assert_refused_as_read_only(warm, raw, undisturbed, tmp_path / "old", tmp_path / "locked/new", "Permission denied")
+        assert_refused_as_read_only(
+            warm, raw, undisturbed, tmp_path / "old", tmp_path / "locked/new", "Permission denied"
+        )
     finally:
         for folder in (*folders, tmp_path / "locked"):
             folder.chmod(0o755)

@@ -1,6 +1,8 @@
-"""Mutated shards and manifests: a CacheError or rows, and never a crash, a hang, another exception or unbounded memory.
+"""Mutated shards and manifests: a CacheError or rows, and never a crash, a hang, another exception
+or unbounded memory.
 
-Each worker process reads forged caches of one target and format; the seeds of what went wrong are in the message.
+Each worker process reads forged caches of one target and format; the seeds of what went wrong are
+in the message.
 """
 
 import json
@@ -18,15 +20,20 @@ WORKER = Path(__file__).with_name("fuzzing.py")
 
 
 def fuzz(folder, target, format_, first, count):
-    """Run one worker; fail when it crashed, when an input raised what it should not, or when all went one way."""
+    """Run one worker; fail when it crashed, when an input raised what it should not, or when all
+    went one way.
+    """
     done = subprocess.run(
-        [sys.executable, str(WORKER), target, format_, str(first), str(count), str(folder)], capture_output=True, text=True
+        [sys.executable, str(WORKER), target, format_, str(first), str(count), str(folder)],
+        capture_output=True,
+        text=True,
     )
     seed = (folder / "seed").read_text() if (folder / "seed").exists() else "the start"
     assert done.returncode == 0, f"ended with {done.returncode} at {seed}: {done.stderr[-800:]}"
     found = json.loads(done.stdout)
     assert not found["wrong"], (
-        f"{len(found['wrong'])} of {count} inputs ({target} {format_}): {dict(list(found['wrong'].items())[:8])}"
+        f"{len(found['wrong'])} of {count} inputs ({target} {format_}):"
+        f" {dict(list(found['wrong'].items())[:8])}"
     )
     assert found["refused"] > count // 10
     assert found["peak"] < 600, f"{found['peak']} MiB"

@@ -1,4 +1,6 @@
-"""HDF5 shards as an attacker lays them out: links, storage outside the file, datasets of another form or of absurd size."""
+"""HDF5 shards as an attacker lays them out: links, storage outside the file, datasets of another
+form or of absurd size.
+"""
 
 import h5py
 import numpy as np
@@ -12,7 +14,9 @@ from tests.faults.conftest import READS, refused
 
 
 def rebuilt(root, reader, build, **changes):
-    """Replace shard 0 by what ``build(file, rows, keys)`` writes, forge the manifest, and return what reading gives."""
+    """Replace shard 0 by what ``build(file, rows, keys)`` writes, forge the manifest, and return
+    what reading gives.
+    """
     cache = FeatureCache(root)
     info = cache.manifest.shards[0]
     keys, rows = cache.read(info)
@@ -77,7 +81,9 @@ def test_hdf5_storage_outside_the_shard_is_refused(made, reader, dataset, how):
             if name != dataset:
                 file[name] = values
             elif how == "external":
-                file.create_dataset(name, values.shape, values.dtype, external=[(secret, 2048, values.nbytes)])
+                file.create_dataset(
+                    name, values.shape, values.dtype, external=[(secret, 2048, values.nbytes)]
+                )
             else:
                 layout = h5py.VirtualLayout(values.shape, values.dtype)
                 layout[:] = h5py.VirtualSource(secret, name, values.shape)
@@ -102,7 +108,9 @@ def changed(name, change):
 VLEN = h5py.string_dtype("utf-8")
 SHAPES = {
     "rows chunked": changed("row", lambda rows: {"data": rows, "chunks": (2, 4)}),
-    "rows compressed": changed("row", lambda rows: {"data": rows, "chunks": (6, 4), "compression": "gzip"}),
+    "rows compressed": changed(
+        "row", lambda rows: {"data": rows, "chunks": (6, 4), "compression": "gzip"}
+    ),
     "rows float32": changed("row", lambda rows: rows.astype("f4")),
     "rows integers": changed("row", lambda rows: rows.astype("i2")),
     "rows big-endian": changed("row", lambda rows: rows.astype(">f2")),
@@ -110,16 +118,24 @@ SHAPES = {
     "rows of strings": changed("row", lambda rows: rows.astype("S4")),
     "rows of records": changed("row", lambda rows: np.zeros(rows.shape, [("a", "f2")])),
     "rows of arrays": changed("row", lambda rows: {"shape": (6,), "dtype": np.dtype(("f2", (4,)))}),
-    "rows of references": changed("row", lambda rows: {"shape": rows.shape, "dtype": h5py.ref_dtype}),
+    "rows of references": changed(
+        "row", lambda rows: {"shape": rows.shape, "dtype": h5py.ref_dtype}
+    ),
     "rows of another dim": changed("row", lambda rows: rows[:, :3]),
     "rows too few": changed("row", lambda rows: rows[:5]),
     "rows too many": changed("row", lambda rows: np.concatenate([rows, rows])),
     "rows flat": changed("row", lambda rows: rows.reshape(-1)),
     "rows scalar": changed("row", lambda rows: np.float16(1)),
-    "rows absurd": changed("row", lambda rows: {"shape": (2**40, 4), "dtype": "f2", "chunks": (1, 4)}),
+    "rows absurd": changed(
+        "row", lambda rows: {"shape": (2**40, 4), "dtype": "f2", "chunks": (1, 4)}
+    ),
     "rows null": changed("row", lambda rows: h5py.Empty("f2")),
-    "rows with an unlimited dim": changed("row", lambda rows: {"data": rows, "maxshape": (None, 4)}),
-    "keys of variable length": changed("key", lambda keys: {"data": keys.astype(object), "dtype": VLEN}),
+    "rows with an unlimited dim": changed(
+        "row", lambda rows: {"data": rows, "maxshape": (None, 4)}
+    ),
+    "keys of variable length": changed(
+        "key", lambda keys: {"data": keys.astype(object), "dtype": VLEN}
+    ),
     "keys as numbers": changed("key", lambda keys: np.arange(6)),
     "keys in two dims": changed("key", lambda keys: keys.reshape(2, 3)),
     "keys too few": changed("key", lambda keys: keys[:5]),
@@ -127,7 +143,8 @@ SHAPES = {
     "keys null": changed("key", lambda keys: h5py.Empty("S4")),
     "keys beyond 64 KiB": changed("key", lambda keys: keys.astype("S100000")),
     "keys in huge chunks": changed(
-        "key", lambda keys: {"data": keys, "chunks": (2**20,), "maxshape": (None,), "compression": "gzip"}
+        "key",
+        lambda keys: {"data": keys, "chunks": (2**20,), "maxshape": (None,), "compression": "gzip"},
     ),
 }
 
@@ -137,7 +154,9 @@ def test_hdf5_datasets_of_another_form_are_refused(made, reader, name):
     refused(rebuilt(made("hdf5"), reader, SHAPES[name]), *READS)
 
 
-def test_hdf5_keys_that_unpack_to_a_thousandfold_are_refused_or_read_in_bounded_memory(made, reader):
+def test_hdf5_keys_that_unpack_to_a_thousandfold_are_refused_or_read_in_bounded_memory(
+    made, reader
+):
     """65,535 bytes a key, 16,384 keys: a file of a megabyte, a gigabyte of zeros."""
     root, rows = made("hdf5", counts=(6, 1)), BLOCK
 

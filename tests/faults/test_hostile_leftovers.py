@@ -22,7 +22,9 @@ LISTED = [
 
 
 @pytest.mark.parametrize("line", LISTED, ids=[ascii(line)[:20] for line in LISTED])
-def test_a_damaged_quarantine_is_one_cache_error_that_names_the_line_and_hides_no_row(made, reader, line):
+def test_a_damaged_quarantine_is_one_cache_error_that_names_the_line_and_hides_no_row(
+    made, reader, line
+):
     root = made("hdf5")
     path = root / "quarantine.jsonl"
     path.write_bytes(path.read_bytes() + line.encode("utf-8", "surrogateescape") + b"\n")
@@ -74,10 +76,14 @@ RECORDS = ["", "{", "[]", "{}", "null", "5", "\udcff", "[" * 9999, '{"file": "..
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=[ascii(record)[:20] for record in RECORDS])
-def test_a_damaged_record_of_an_interrupted_run_makes_its_shard_be_written_again(made, tmp_path, record):
+def test_a_damaged_record_of_an_interrupted_run_makes_its_shard_be_written_again(
+    made, tmp_path, record
+):
     header = Manifest.of({**Manifest.read(made("hdf5")).header(), "shards": ()})
     sources = [("0.tar", 1), ("1.tar", 1)]
-    CacheWriter(tmp_path / "new", header, sources).write("0.tar", ["k"], np.ones((1, 4), np.float32))
+    CacheWriter(tmp_path / "new", header, sources).write(
+        "0.tar", ["k"], np.ones((1, 4), np.float32)
+    )
     (path,) = (tmp_path / "new/.partial").glob("0.feat*.json")
     path.write_bytes(record.encode("utf-8", "surrogateescape"))
     assert "0.tar" not in CacheWriter(tmp_path / "new", header, sources)

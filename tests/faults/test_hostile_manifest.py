@@ -1,4 +1,6 @@
-"""Manifests that are edited or forged: a CacheError or the right rows, no other exception, no memory for what they claim."""
+"""Manifests that are edited or forged: a CacheError or the right rows, no other exception, no
+memory for what they claim.
+"""
 
 import json
 import math
@@ -49,7 +51,13 @@ def leaves(value, path=()):
     """Yield the path of every value inside."""
     if path:
         yield path
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for name, each in inner:
         yield from leaves(each, (*path, name))
 
@@ -79,7 +87,9 @@ def paths(root):
 
 
 def edits(root, field, step=1):
-    """Yield (path, value, fields of the manifest with it) for all inside one field; every ``step``-th value."""
+    """Yield (path, value, fields of the manifest with it) for all inside one field; every
+    ``step``-th value.
+    """
     text = (root / "manifest.json").read_text()
     for number, path in enumerate(paths(root)):
         for value in VALUES[number % step :: step] if path[0] == field else []:
@@ -110,7 +120,9 @@ def test_an_edited_manifest_is_refused_by_name_or_harmless(made, field):
 
 
 def misread(root, reader, manifests):
-    """Return edit -> what is wrong with how the manifest is read that it makes, of all (edit, fields), sealed here."""
+    """Return edit -> what is wrong with how the manifest is read that it makes, of all (edit,
+    fields), sealed here.
+    """
     wrong = {}
     for edit, fields in manifests:
         (root / "manifest.json").write_text(forging.sealed(fields))
@@ -192,7 +204,9 @@ def test_rows_that_reach_beyond_the_file_are_refused(made, reader, format_, from
 
 def test_an_offset_that_points_at_other_bytes_is_found_by_verify(made, reader):
     root = made("hdf5")
-    forging.forge(root, lambda fields: fields["shards"][0].update(offset=fields["shards"][0]["offset"] - 8))
+    forging.forge(
+        root, lambda fields: fields["shards"][0].update(offset=fields["shards"][0]["offset"] - 8)
+    )
     found = reader(root)
     refused(found, "verify all")
     assert "are not those of the shard" in found["verify all"]

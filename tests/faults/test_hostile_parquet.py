@@ -1,4 +1,6 @@
-"""Parquet shards with columns of another form, with nulls, or with row groups that fill the memory."""
+"""Parquet shards with columns of another form, with nulls, or with row groups that fill the
+memory.
+"""
 
 import numpy as np
 import pyarrow as pa
@@ -13,16 +15,21 @@ from tests.faults.conftest import refused, shard
 
 
 def column(rows, dim=4, kind=None):
-    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(rows).reshape(-1), kind), dim)
+    return pa.FixedSizeListArray.from_arrays(
+        pa.array(np.ascontiguousarray(rows).reshape(-1), kind), dim
+    )
 
 
 def with_nulls(rows):
-    return pa.array([None if i == 2 else row.tolist() for i, row in enumerate(rows)], pa.list_(pa.float16(), 4))
+    return pa.array(
+        [None if i == 2 else row.tolist() for i, row in enumerate(rows)], pa.list_(pa.float16(), 4)
+    )
 
 
 def with_null_numbers(rows):
     return pa.array(
-        [[None, *row.tolist()[1:]] if i == 2 else row.tolist() for i, row in enumerate(rows)], pa.list_(pa.float16(), 4)
+        [[None, *row.tolist()[1:]] if i == 2 else row.tolist() for i, row in enumerate(rows)],
+        pa.list_(pa.float16(), 4),
     )
 
 
@@ -31,20 +38,38 @@ TABLES = {
     "rows of float64": lambda rows, keys: {"key": keys, "row": column(rows.astype("f8"))},
     "rows of int8": lambda rows, keys: {"key": keys, "row": column(rows.astype("i1"))},
     "rows of another dim": lambda rows, keys: {"key": keys, "row": column(rows[:, :2], 2)},
-    "rows of any length": lambda rows, keys: {"key": keys, "row": pa.array(rows.tolist(), pa.list_(pa.float16()))},
+    "rows of any length": lambda rows, keys: {
+        "key": keys,
+        "row": pa.array(rows.tolist(), pa.list_(pa.float16())),
+    },
     "rows as numbers": lambda rows, keys: {"key": keys, "row": pa.array(rows[:, 0])},
-    "rows as bytes": lambda rows, keys: {"key": keys, "row": pa.array([row.tobytes() for row in rows])},
+    "rows as bytes": lambda rows, keys: {
+        "key": keys,
+        "row": pa.array([row.tobytes() for row in rows]),
+    },
     "rows missing": lambda rows, keys: {"key": keys},
     "rows null": lambda rows, keys: {"key": keys, "row": with_nulls(rows)},
     "numbers null": lambda rows, keys: {"key": keys, "row": with_null_numbers(rows)},
     "rows too few": lambda rows, keys: {"key": keys[:5], "row": column(rows[:5])},
-    "rows too many": lambda rows, keys: {"key": [*keys, "x"], "row": column(np.concatenate([rows, rows[:1]]))},
+    "rows too many": lambda rows, keys: {
+        "key": [*keys, "x"],
+        "row": column(np.concatenate([rows, rows[:1]])),
+    },
     "keys missing": lambda rows, keys: {"row": column(rows)},
     "keys null": lambda rows, keys: {"key": [None, *keys[1:]], "row": column(rows)},
-    "keys all null": lambda rows, keys: {"key": pa.array([None] * 6, pa.string()), "row": column(rows)},
+    "keys all null": lambda rows, keys: {
+        "key": pa.array([None] * 6, pa.string()),
+        "row": column(rows),
+    },
     "keys of numbers": lambda rows, keys: {"key": list(range(6)), "row": column(rows)},
-    "keys of bytes": lambda rows, keys: {"key": [key.encode() for key in keys], "row": column(rows)},
-    "keys in a dictionary": lambda rows, keys: {"key": pa.array(keys).dictionary_encode(), "row": column(rows)},
+    "keys of bytes": lambda rows, keys: {
+        "key": [key.encode() for key in keys],
+        "row": column(rows),
+    },
+    "keys in a dictionary": lambda rows, keys: {
+        "key": pa.array(keys).dictionary_encode(),
+        "row": column(rows),
+    },
 }
 
 
@@ -65,7 +90,12 @@ def test_a_parquet_row_group_beyond_the_largest_that_is_written_is_refused(made,
     digest = sha256_keys(["k"] * rows)
     for group in (rows, BLOCK):
         pq.write_table(table, shard(root), row_group_size=group)
-        forging.forge(root, lambda fields: fields["shards"][0].update(rows=rows, source_rows=rows + 1, keys_sha256=digest))
+        forging.forge(
+            root,
+            lambda fields: fields["shards"][0].update(
+                rows=rows, source_rows=rows + 1, keys_sha256=digest
+            ),
+        )
         found = reader(root)
         if group > BLOCK:
             refused(found, "read", "rows", "some", "verify all")

@@ -1,4 +1,5 @@
-"""Shards of any format that are cut, exchanged, renamed or lead outside: whoever reads one gets a CacheError that names it.
+"""Shards of any format that are cut, exchanged, renamed or lead outside: whoever reads one gets a
+CacheError that names it.
 
 "Forged" means that the attacker made every digest fit again.
 """

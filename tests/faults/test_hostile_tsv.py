@@ -13,7 +13,11 @@ def indexed(root, lines):
     """Replace the index of shard 0."""
     index = next(file for file in files(root, 0) if file.suffix == ".lineidx")
     starts = [int(line) for line in index.read_text().split()]
-    index.write_bytes(b"".join(b"%b\n" % (line if isinstance(line, bytes) else b"%d" % line) for line in lines(starts)))
+    index.write_bytes(
+        b"".join(
+            b"%b\n" % (line if isinstance(line, bytes) else b"%d" % line) for line in lines(starts)
+        )
+    )
 
 
 INDICES = {

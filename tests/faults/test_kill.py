@@ -1,7 +1,8 @@
-"""kill -9, a full disk and a read-only folder: the next run goes on, and ends with the bytes of an undisturbed run.
+"""kill -9, a full disk and a read-only folder: the next run goes on, and ends with the bytes of an
+undisturbed run.
 
-A runner process imports torch and loads the teacher once and forks a child for every command; each child is the real
-``python -m dimefm``.
+A runner process imports torch and loads the teacher once and forks a child for every command; each
+child is the real ``python -m dimefm``.
 """
 
 import json
@@ -20,7 +21,8 @@ from dimefm.errors import CacheError
 RUNNER = """
 import json, os, resource, runpy, sys, warnings
 import torch
-torch.set_num_threads(1)  # a forked child would wait for ever for OpenMP threads that only its parent has
+# a forked child would wait for ever for OpenMP threads that only its parent has
+torch.set_num_threads(1)
 import dimefm.extract.extract, dimefm.models.encoder, dimefm.data, dimefm.cli.extract_features
 from dimefm import plugins
 for name in plugins.names("caches"):
@@ -67,7 +69,11 @@ class Runner:
 
     def start(self, arguments, limit=0):
         """Start ``dimefm ARGUMENTS``; return the process id."""
-        job = {"arguments": [str(argument) for argument in arguments], "limit": limit, "log": str(self.log)}
+        job = {
+            "arguments": [str(argument) for argument in arguments],
+            "limit": limit,
+            "log": str(self.log),
+        }
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
         return int(self.process.stdout.readline())
@@ -104,7 +110,18 @@ def texts(tmp_path_factory):
 
 def arguments(texts, out, format_="hdf5"):
     teacher = ["--teacher", "ResNet-mini-64/random:0", "--device", "cpu"]
-    return ["extract-features", *teacher, "--texts", texts, "--out", out, "--format", format_, "--batch-size", "8"]
+    return [
+        "extract-features",
+        *teacher,
+        "--texts",
+        texts,
+        "--out",
+        out,
+        "--format",
+        format_,
+        "--batch-size",
+        "8",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -128,10 +145,16 @@ def finished(out):
 
 
 def kill_at(runner, command, out, shards, delay):
-    """Start ``command``, kill it ``delay`` seconds after ``shards`` are finished; return the exit code."""
+    """Start ``command``, kill it ``delay`` seconds after ``shards`` are finished; return the exit
+    code.
+    """
     child = runner.start(command)
     deadline = time.monotonic() + 600
-    while finished(out) < shards and not (out / "texts/manifest.json").exists() and time.monotonic() < deadline:
+    while (
+        finished(out) < shards
+        and not (out / "texts/manifest.json").exists()
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.0005)
     time.sleep(delay)
     os.kill(child, signal.SIGKILL)
@@ -145,7 +168,10 @@ def test_killed_again_and_again_it_ends_with_the_bytes_of_an_undisturbed_run(
     whole, draw, out = undisturbed(format_), random.Random(format_), tmp_path / "cache"
     killed = 0
     for shards in sorted(draw.sample(range(SHARDS - 6), 5)):
-        killed += kill_at(dimefm, arguments(texts, out, format_), out, shards, draw.uniform(0, 0.01)) == -signal.SIGKILL
+        killed += (
+            kill_at(dimefm, arguments(texts, out, format_), out, shards, draw.uniform(0, 0.01))
+            == -signal.SIGKILL
+        )
         with pytest.raises(CacheError, match="unfinished"):
             FeatureCache(out / "texts")
     assert killed == 5
@@ -158,7 +184,9 @@ def test_killed_again_and_again_it_ends_with_the_bytes_of_an_undisturbed_run(
     assert digests(out) == whole
 
 
-def test_killed_before_the_first_shard_it_starts_anew(dimefm, texts, tmp_path, undisturbed, digests):
+def test_killed_before_the_first_shard_it_starts_anew(
+    dimefm, texts, tmp_path, undisturbed, digests
+):
     out = tmp_path / "cache"
     child = dimefm.start(arguments(texts, out))
     while not (out / "texts/.partial").is_dir():
@@ -169,21 +197,33 @@ def test_killed_before_the_first_shard_it_starts_anew(dimefm, texts, tmp_path, u
     assert digests(out) == undisturbed("hdf5")
 
 
-def test_interrupted_by_the_keyboard_it_says_how_to_go_on(dimefm, texts, tmp_path, undisturbed, digests):
+def test_interrupted_by_the_keyboard_it_says_how_to_go_on(
+    dimefm, texts, tmp_path, undisturbed, digests
+):
     out = tmp_path / "cache"
     child = dimefm.start(arguments(texts, out))
     while finished(out) < 5:
         time.sleep(0.0005)
     os.kill(child, signal.SIGINT)
     code, output = dimefm.end()
-    assert code == 130 and "the same command goes on from there" in output and "Traceback" not in output
+    assert (
+        code == 130
+        and "the same command goes on from there" in output
+        and "Traceback" not in output
+    )
     assert dimefm(arguments(texts, out))[0] == 0
     assert digests(out) == undisturbed("hdf5")
 
 
-@pytest.mark.parametrize(("format_", "limit"), [("hdf5", 300), ("hdf5", 4600), ("parquet", 4600), ("tsv", 4600)])
-def test_a_full_disk_is_one_line_and_the_next_run_goes_on(dimefm, texts, tmp_path, undisturbed, digests, format_, limit):
-    """No file may grow beyond ``limit`` bytes: the plan (300), or the shards (about 5,900 to 17,000) cannot be written."""
+@pytest.mark.parametrize(
+    ("format_", "limit"), [("hdf5", 300), ("hdf5", 4600), ("parquet", 4600), ("tsv", 4600)]
+)
+def test_a_full_disk_is_one_line_and_the_next_run_goes_on(
+    dimefm, texts, tmp_path, undisturbed, digests, format_, limit
+):
+    """No file may grow beyond ``limit`` bytes: the plan (300), or the shards (about 5,900 to
+    17,000) cannot be written.
+    """
     out = tmp_path / "cache"
     code, output = dimefm(arguments(texts, out, format_), limit=limit)
     assert code == 1, output

@@ -1,5 +1,6 @@
-"""kill -9 at any line of the cache code: nothing that was finished is lost or done again, and the next run ends with the
-bytes of an undisturbed one. A finished cache that is appended to or retried stays whole at every moment.
+"""kill -9 at any line of the cache code: nothing that was finished is lost or done again, and the
+next run ends with the bytes of an undisturbed one. A finished cache that is appended to or retried
+stays whole at every moment.
 
 The moments are drawn by line, not by time: the same seed dies at the same line on every machine.
 """
@@ -19,7 +20,16 @@ from dimefm.errors import CacheError
 FORMATS = plugins.names("caches")
 SHARDS, ROWS = 8, 7
 MODES = ("create-text", "create-image", "append", "retry", "retry-changed")
-TEACHER = ("--teacher", "ResNet-mini-64/random:0", "--device", "cpu", "--workers", "1", "--batch-size", "4")
+TEACHER = (
+    "--teacher",
+    "ResNet-mini-64/random:0",
+    "--device",
+    "cpu",
+    "--workers",
+    "1",
+    "--batch-size",
+    "4",
+)
 
 
 def extract(kind, sources, root, out, format_, *flags):
@@ -40,7 +50,9 @@ def extract(kind, sources, root, out, format_, *flags):
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory, picture):
-    """Return a folder of texts/, changed/ (the same with its bad sentences mended), photos/ and mended/ (likewise)."""
+    """Return a folder of texts/, changed/ (the same with its bad sentences mended), photos/ and
+    mended/ (likewise).
+    """
     top = tmp_path_factory.mktemp("raw")
     for i in range(SHARDS):
         sentences = [f"photo {j} of shard {i}" for j in range(ROWS)]
@@ -70,7 +82,11 @@ class Scene:
         first = "photos" if kind == "image" else "texts"
         shutil.copytree(raw / first, data)
         every = sorted(path.name for path in data.iterdir())
-        flags = {"append": ["--append"], "retry": ["--retry-bad"], "retry-changed": ["--retry-bad"]}.get(mode, [])
+        flags = {
+            "append": ["--append"],
+            "retry": ["--retry-bad"],
+            "retry-changed": ["--retry-bad"],
+        }.get(mode, [])
         if flags:
             begun = every[:3] if mode == "append" else every
             warm.done(*extract(kind, begun, data, self.before, format_))
@@ -99,7 +115,15 @@ class Conversion(Scene):
     def __init__(self, warm, cache, top, format_, dtype, digests):
         self.warm, self.digests, self.finished, self.inner = warm, digests, False, "texts"
         more = ["--dtype", dtype] if dtype else []
-        self.arguments = lambda out: ("cache", "convert", cache, out / "texts", "--format", format_, *more)
+        self.arguments = lambda out: (
+            "cache",
+            "convert",
+            cache,
+            out / "texts",
+            "--format",
+            format_,
+            *more,
+        )
         self._undisturbed(top)
 
 
@@ -112,7 +136,9 @@ def read(root, scratch):
 
 
 def finished(root):
-    """Return shard file -> (inode, time of change) of the shards that are in the manifest or on record."""
+    """Return shard file -> (inode, time of change) of the shards that are in the manifest or on
+    record.
+    """
     files = {json.loads(path.read_text())["file"] for path in root.glob(".partial/*.feat.*.json")}
     if (root / "manifest.json").exists():
         files |= {info.file for info in FeatureCache(root).manifest.shards}
@@ -125,7 +151,9 @@ def stamp(path):
 
 
 def assert_survives(scene, out, seed, moments, top):
-    """Kill the command at ``moments`` lines, each from a fresh start, some twice; the resumed one ends as if undisturbed."""
+    """Kill the command at ``moments`` lines, each from a fresh start, some twice; the resumed one
+    ends as if undisturbed.
+    """
     draw = random.Random(seed)
     for moment in range(moments):
         scene.fresh(out)
@@ -133,7 +161,9 @@ def assert_survives(scene, out, seed, moments, top):
         untouched = finished(root)
         for again in range(1 + moment % 2):
             part = (moment + draw.random()) / moments if not again else draw.random()
-            code, output = scene.warm(*scene.arguments(out), kill_at=max(1, int(part * scene.lines)))
+            code, output = scene.warm(
+                *scene.arguments(out), kill_at=max(1, int(part * scene.lines))
+            )
             if code == 0 and again:  # the second run had fewer lines left
                 break
             assert code == -signal.SIGKILL, output
@@ -145,22 +175,34 @@ def assert_survives(scene, out, seed, moments, top):
         scene.warm.done(*scene.arguments(out))
         assert scene.digests(out) == scene.whole, f"moment {moment} of seed {seed}"
         assert_untouched(root, untouched)
-        assert not [path for path in out.rglob("*") if path.name == ".partial" or path.suffix == ".part"]
+        assert not [
+            path for path in out.rglob("*") if path.name == ".partial" or path.suffix == ".part"
+        ]
 
 
 def assert_untouched(root, before):
-    """No finished shard was written again; one that a retry replaces is removed and not written to."""
-    assert {file: stamp(root / file) for file in before if (root / file).exists()}.items() <= before.items()
+    """No finished shard was written again; one that a retry replaces is removed and not written
+    to.
+    """
+    assert {
+        file: stamp(root / file) for file in before if (root / file).exists()
+    }.items() <= before.items()
 
 
 def committed(root):
     """Return the shard files that are there under their own names."""
     suffixes = tuple(plugins.module("caches", name).SUFFIXES[-1] for name in FORMATS)
-    return {path.relative_to(root).as_posix() for path in root.rglob("*.feat.*") if path.name.endswith(suffixes)}
+    return {
+        path.relative_to(root).as_posix()
+        for path in root.rglob("*.feat.*")
+        if path.name.endswith(suffixes)
+    }
 
 
 def assert_holds(scene, root, scratch):
-    """A cache is unfinished, or whole with the rows of before or after; it never was anything else."""
+    """A cache is unfinished, or whole with the rows of before or after; it never was anything
+    else.
+    """
     if not scene.finished and not (root / "manifest.json").exists():
         with pytest.raises(CacheError, match="no manifest.json"):
             FeatureCache(root)
@@ -173,15 +215,21 @@ def survive(scene, tmp_path, seed, moments):
     assert_survives(scene, tmp_path / "out", seed, moments, tmp_path)
 
 
-@pytest.mark.parametrize(("format_", "mode"), [(FORMATS[i % len(FORMATS)], mode) for i, mode in enumerate(MODES)])
-def test_killed_anywhere_it_goes_on_and_ends_as_if_undisturbed(warm, raw, tmp_path, digests, format_, mode):
+@pytest.mark.parametrize(
+    ("format_", "mode"), [(FORMATS[i % len(FORMATS)], mode) for i, mode in enumerate(MODES)]
+)
+def test_killed_anywhere_it_goes_on_and_ends_as_if_undisturbed(
+    warm, raw, tmp_path, digests, format_, mode
+):
     survive(Scene(warm, raw, tmp_path, mode, format_, digests), tmp_path, mode, 3)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("format_", FORMATS)
 @pytest.mark.parametrize("mode", MODES)
-def test_killed_at_fifty_places_it_goes_on_and_ends_as_if_undisturbed(warm, raw, tmp_path, digests, format_, mode):
+def test_killed_at_fifty_places_it_goes_on_and_ends_as_if_undisturbed(
+    warm, raw, tmp_path, digests, format_, mode
+):
     survive(Scene(warm, raw, tmp_path, mode, format_, digests), tmp_path, f"{mode} {format_}", 50)
 
 
@@ -190,16 +238,27 @@ def conversion(warm, raw, tmp_path, digests, from_, to, dtype):
     return Conversion(warm, tmp_path / "old/texts", tmp_path, to, dtype, digests)
 
 
-def test_a_conversion_killed_anywhere_goes_on_and_ends_as_if_undisturbed(warm, raw, tmp_path, digests):
-    survive(conversion(warm, raw, tmp_path, digests, "hdf5", "parquet", "int8"), tmp_path, "convert", 3)
+def test_a_conversion_killed_anywhere_goes_on_and_ends_as_if_undisturbed(
+    warm, raw, tmp_path, digests
+):
+    survive(
+        conversion(warm, raw, tmp_path, digests, "hdf5", "parquet", "int8"), tmp_path, "convert", 3
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [None, "int8"])
 @pytest.mark.parametrize("to", FORMATS)
-def test_a_conversion_killed_at_fifty_places_ends_as_if_undisturbed(warm, raw, tmp_path, digests, to, dtype):
+def test_a_conversion_killed_at_fifty_places_ends_as_if_undisturbed(
+    warm, raw, tmp_path, digests, to, dtype
+):
     from_ = FORMATS[(FORMATS.index(to) + 1) % len(FORMATS)]
-    survive(conversion(warm, raw, tmp_path, digests, from_, to, dtype), tmp_path, f"convert {to} {dtype}", 50)
+    survive(
+        conversion(warm, raw, tmp_path, digests, from_, to, dtype),
+        tmp_path,
+        f"convert {to} {dtype}",
+        50,
+    )
 
 
 def test_appended_shards_are_those_of_a_cache_made_at_once(warm, raw, tmp_path, digests):
@@ -217,7 +276,9 @@ FeatureCache({root!r})[:]
 
 
 @pytest.mark.parametrize("format_", FORMATS)
-def test_killed_while_it_copies_for_random_access_the_next_reader_reads_the_same(warm, raw, tmp_path, digests, format_):
+def test_killed_while_it_copies_for_random_access_the_next_reader_reads_the_same(
+    warm, raw, tmp_path, digests, format_
+):
     warm.done(*extract("text", ["."], raw / "texts", tmp_path / "old", format_))
     root, draw = tmp_path / "old/texts", random.Random(format_)
     program = FLAT.format(root=str(root))
@@ -225,7 +286,9 @@ def test_killed_while_it_copies_for_random_access_the_next_reader_reads_the_same
     lines, whole, rows = warm.lines, digests(root), FeatureCache(root)[:]
     for moment in range(4):
         shutil.rmtree(root / ".flat", ignore_errors=True)
-        code, output = warm(program=program, kill_at=max(1, int((moment + draw.random()) / 4 * lines)))
+        code, output = warm(
+            program=program, kill_at=max(1, int((moment + draw.random()) / 4 * lines))
+        )
         assert code == -signal.SIGKILL, output
         np.testing.assert_array_equal(FeatureCache(root)[:], rows)
         assert FeatureCache(root).verify(sha256=True) == SHARDS
@@ -233,7 +296,9 @@ def test_killed_while_it_copies_for_random_access_the_next_reader_reads_the_same
 
 
 @pytest.mark.parametrize("format_", FORMATS)
-def test_a_reader_removes_the_unfinished_copies_of_killed_ones(warm, raw, tmp_path, digests, format_):
+def test_a_reader_removes_the_unfinished_copies_of_killed_ones(
+    warm, raw, tmp_path, digests, format_
+):
     warm.done(*extract("text", ["."], raw / "texts", tmp_path / "old", format_))
     root, program = tmp_path / "old/texts", FLAT.format(root=str(tmp_path / "old/texts"))
     warm.done(program=program, kill_at=0)

@@ -1,4 +1,6 @@
-"""More shards than a process may hold open: the limit is raised where the system lets it, else one clear line says so."""
+"""More shards than a process may hold open: the limit is raised where the system lets it, else one
+clear line says so.
+"""
 
 import io
 import resource
@@ -62,4 +64,7 @@ def test_more_shards_than_the_soft_limit_are_all_read(tmp_path, write):
 def test_more_shards_than_the_system_allows_are_one_line(tmp_path):
     for i in range(SHARDS):
         text(tmp_path / f"{i:03d}")
-    assert read(tmp_path, hard=200) == "150 shards need 428 open files, this system allows 200; raise it with ulimit -n"
+    assert (
+        read(tmp_path, hard=200)
+        == "150 shards need 428 open files, this system allows 200; raise it with ulimit -n"
+    )

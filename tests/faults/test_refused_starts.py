@@ -56,12 +56,29 @@ def entries(folder: Path) -> set[str]:
     ("flags", "says"),
     [
         (("--image-cache", "nowhere", "--text-cache", "nowhere"), "no manifest.json"),
-        (("--image-cache", "c/images", "--text-cache", "c/texts", "--batch-size", 400), "fewer than a batch of 400"),
-        (("--image-cache", "c/images", "--text-cache", "c/texts", "--batch-size", 2, "--student", "ViT-B-99"), "ViT-B-99"),
+        (
+            ("--image-cache", "c/images", "--text-cache", "c/texts", "--batch-size", 400),
+            "fewer than a batch of 400",
+        ),
+        (
+            (
+                "--image-cache",
+                "c/images",
+                "--text-cache",
+                "c/texts",
+                "--batch-size",
+                2,
+                "--student",
+                "ViT-B-99",
+            ),
+            "ViT-B-99",
+        ),
     ],
 )
 def test_a_refused_training_leaves_no_folder(place, flags, says):
-    assert not extracted("--teacher", ONE, "--images", "photos", "--texts", "texts.txt", "--out", "c")
+    assert not extracted(
+        "--teacher", ONE, "--images", "photos", "--texts", "texts.txt", "--out", "c"
+    )
     before = entries(place)
     assert says in trained("--images", "photos", *flags, "--out", "runs/new/first")
     assert entries(place) == before
@@ -73,19 +90,25 @@ def test_a_refused_training_leaves_no_folder(place, flags, says):
 @pytest.mark.parametrize("mode", ["--append", "--retry-bad"])
 def test_a_cache_that_is_not_there_is_not_begun_by_a_refused_mode(place, mode):
     before = entries(place)
-    assert "holds no finished cache" in extracted("--teacher", ONE, "--images", "photos", "--out", "new", mode)
+    assert "holds no finished cache" in extracted(
+        "--teacher", ONE, "--images", "photos", "--out", "new", mode
+    )
     assert entries(place) == before
 
 
 def test_of_several_teachers_one_that_is_refused_leaves_no_plan_of_the_others(place):
-    assert not extracted("--teacher", OTHER, "--images", "photos", "--out", "c", "--dtype", "float32")
+    assert not extracted(
+        "--teacher", OTHER, "--images", "photos", "--out", "c", "--dtype", "float32"
+    )
     (place / "both").mkdir()
     (place / "c").rename(place / "both/ResNet-mini-64_random_1")
     before = entries(place)
     several = ("--teacher", ONE, OTHER, "--images", "photos", "--out", "both")
     assert "holds a cache made otherwise (dtype" in extracted(*several)
     assert entries(place) == before
-    assert not extracted(*several, "--dtype", "float32")  # what the refused call would have made otherwise
+    assert not extracted(
+        *several, "--dtype", "float32"
+    )  # what the refused call would have made otherwise
 
 
 def test_sources_without_a_usable_row_leave_nothing(place):
@@ -93,14 +116,19 @@ def test_sources_without_a_usable_row_leave_nothing(place):
     (place / "broken/a.png").write_bytes(b"no image")
     before = entries(place)
     none = "none of the 1 rows could be used"
-    for flags, says in (((), none), (("--format", "tsv"), none), (("--dtype", "int8"), "no row could be encoded to fit")):
+    for flags, says in (
+        ((), none),
+        (("--format", "tsv"), none),
+        (("--dtype", "int8"), "no row could be encoded to fit"),
+    ):
         assert says in extracted("--teacher", ONE, "--images", "broken", "--out", "c", *flags)
         assert entries(place) == before
 
 
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize(
-    ("error", "records", "left"), [(CacheError, (), False), (CacheError, ("a.json",), True), (KeyboardInterrupt, (), True)]
+    ("error", "records", "left"),
+    [(CacheError, (), False), (CacheError, ("a.json",), True), (KeyboardInterrupt, (), True)],
 )
 def test_an_error_before_the_first_shard_leaves_nothing_and_an_interrupt_or_a_shard_the_plan(
     place, shared, error, records, left
@@ -114,14 +142,22 @@ def test_an_error_before_the_first_shard_leaves_nothing_and_an_interrupt_or_a_sh
 
 
 def test_one_that_fails_beside_others_leaves_them_what_they_share(place):
-    other = subprocess.Popen([sys.executable, "-c", HOLD, "new"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, "new"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
         assert other.stdout.readline() == "here\n"
         with pytest.raises(CacheError), presence("new", shared=True):
             (place / "new/.partial/plan.json").write_text("{}")
             raise CacheError("refused")
         assert (place / "new/.partial/plan.json").exists()
-        with pytest.raises(CacheError, match="another process is writing there"), presence("new", shared=False):
+        with (
+            pytest.raises(CacheError, match="another process is writing there"),
+            presence("new", shared=False),
+        ):
             pass
     finally:
         other.communicate()

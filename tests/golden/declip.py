@@ -1,4 +1,6 @@
-"""What the tests of DeCLIP's losses share: the golden values, how they are compared, and modules with golden weights."""
+"""What the tests of DeCLIP's losses share: the golden values, how they are compared, and modules
+with golden weights.
+"""
 
 from pathlib import Path
 
@@ -20,10 +22,15 @@ GIVEN = frozenset({"pairs", "views", "hidden", "words", "masked", "patches"})
 
 def close(found, wanted, tolerance=1e-5):
     """Compare with errors relative to the largest value wanted."""
-    found = found.detach().double().numpy() if isinstance(found, torch.Tensor) else np.asarray(found)
+    found = (
+        found.detach().double().numpy() if isinstance(found, torch.Tensor) else np.asarray(found)
+    )
     assert found.size == np.size(wanted)
     np.testing.assert_allclose(
-        found.reshape(np.shape(wanted)), wanted, rtol=0, atol=tolerance * max(np.abs(wanted).max(), 1e-6)
+        found.reshape(np.shape(wanted)),
+        wanted,
+        rtol=0,
+        atol=tolerance * max(np.abs(wanted).max(), 1e-6),
     )
 
 

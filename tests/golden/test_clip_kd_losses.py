@@ -1,10 +1,11 @@
 """CLIP-KD's losses and open_clip's distillation equal the released code in value and gradient.
 
-``clip_kd_losses.npz`` is a cut of the released code's golden vectors (7 cases, float64): values, gradients of scalars, and
-gradients of matrices, of the larger cases every so many columns with the norm of the whole; and ``ddp``, a batch on two
-processes. Gradients are with respect to the student's un-normalised rows, its scale and the learnt parts. ``gd_fixed`` is
-the released function at 1 / scale, and the release can run ``afd`` at equal widths only. The same released code in float32
-is within the tolerances of float32 here.
+``clip_kd_losses.npz`` is a cut of the released code's golden vectors (7 cases, float64): values,
+gradients of scalars, and gradients of matrices, of the larger cases every so many columns with the
+norm of the whole; and ``ddp``, a batch on two processes. Gradients are with respect to the
+student's un-normalised rows, its scale and the learnt parts. ``gd_fixed`` is the released function
+at 1 / scale, and the release can run ``afd`` at equal widths only. The same released code in
+float32 is within the tolerances of float32 here.
 """
 
 import itertools
@@ -23,7 +24,12 @@ WHOLE = Path(__file__).parents[3] / "shared" / "golden" / "clip_kd_losses.npz"
 META = json.loads(str(GOLDEN["meta_json"]))
 CASES = META["cases"]
 GIVEN = frozenset({"teacher", "pairs"})
-MIX = (("clip.contrastive", 1.0), ("clip_kd.crd", 1.0), ("clip_kd.icl", 1.0), ("clip_kd.fd", 2000.0))
+MIX = (
+    ("clip.contrastive", 1.0),
+    ("clip_kd.crd", 1.0),
+    ("clip_kd.icl", 1.0),
+    ("clip_kd.fd", 2000.0),
+)
 LOSSES = {
     "task": [Weighted("clip.contrastive", 1.0)],
     "crd": [Weighted("clip_kd.crd", 1.0)],
@@ -56,49 +62,77 @@ def ours(name):
 
 
 def prepared(golden, case, name, dtype):
-    """Return (leaves by the release's names, student, teacher, objective, learnt parts) of one golden quantity."""
-    rows = {k: torch.tensor(golden[f"{case}/in/{k}"], dtype=dtype) for k in ("img", "txt", "t_img", "t_txt", "s_scale")}
+    """Return (leaves by the release's names, student, teacher, objective, learnt parts) of one
+    golden quantity.
+    """
+    rows = {
+        k: torch.tensor(golden[f"{case}/in/{k}"], dtype=dtype)
+        for k in ("img", "txt", "t_img", "t_txt", "s_scale")
+    }
     leaves = {k: rows[k].requires_grad_() for k in ("img", "txt", "s_scale")}
     objective = Objective(LOSSES[name], GIVEN)
     found = objective.learnt([Widths(rows["img"].shape[1], rows["t_img"].shape[1])], seed=0)
     parts = found[0].to(dtype) if len(found) else None
     if parts is not None:
-        weights = {ours(k.split("/w/")[1]): golden[k] for k in golden.files if k.startswith(f"{case}/w/")}
-        parts.load_state_dict({key: torch.tensor(weights[key], dtype=dtype) for key in parts.state_dict()})
+        weights = {
+            ours(k.split("/w/")[1]): golden[k] for k in golden.files if k.startswith(f"{case}/w/")
+        }
+        parts.load_state_dict(
+            {key: torch.tensor(weights[key], dtype=dtype) for key in parts.state_dict()}
+        )
     teacher = Features.of(rows["t_img"], rows["t_txt"], float(golden[f"{case}/in/t_scale"]))
     return leaves, Features.of(*leaves.values()), teacher, objective, parts
 
 
 def run(golden, case, name, dtype):
-    """Return (value, {leaf: gradient}) of one golden quantity by our code; leaves have the release's names."""
+    """Return (value, {leaf: gradient}) of one golden quantity by our code; leaves have the
+    release's names.
+    """
     leaves, student, teacher, objective, parts = prepared(golden, case, name, dtype)
     total = objective(student, teacher, parts)["total"]
     total.backward()
     learnt = {} if parts is None else dict(parts.named_parameters())
-    theirs = {ours(k): k for k in (*PARTS, *(f"{m}.{p}" for m in PARTS for p in ("weight", "bias"))) if ours(k) in learnt}
+    theirs = {
+        ours(k): k
+        for k in (*PARTS, *(f"{m}.{p}" for m in PARTS for p in ("weight", "bias")))
+        if ours(k) in learnt
+    }
     leaves |= {theirs[key]: parameter for key, parameter in learnt.items()}
-    return total.item(), {key: np.zeros(x.shape) if x.grad is None else x.grad.double().numpy() for key, x in leaves.items()}
+    return total.item(), {
+        key: np.zeros(x.shape) if x.grad is None else x.grad.double().numpy()
+        for key, x in leaves.items()
+    }
 
 
 def compare(found, wanted, dtype):
     largest = np.abs(wanted).max()
-    rtol, atol = (1e-9, 1e-12 * max(1, largest)) if dtype == "float64" else (2e-4, 2e-6 * max(1, largest))
+    rtol, atol = (
+        (1e-9, 1e-12 * max(1, largest)) if dtype == "float64" else (2e-4, 2e-6 * max(1, largest))
+    )
     np.testing.assert_allclose(found, wanted, rtol=rtol, atol=atol)
 
 
 def compare_cut(whole, golden, key, dtype, step):
-    """Compare an array with a golden one that has every ``step``th column, and the norm of the whole beside it."""
+    """Compare an array with a golden one that has every ``step``th column, and the norm of the
+    whole beside it.
+    """
     compare(whole[:, ::step] if whole.ndim == 2 else whole, golden[key], dtype)
     if whole.ndim == 2 and step > 1:
         compare(np.linalg.norm(whole), golden[f"{key}/norm"], dtype)
 
 
 def check(golden, case, name, dtype, step=1):
-    """Compare a value and all its gradients; the gradients that the release has are those that we have."""
+    """Compare a value and all its gradients; the gradients that the release has are those that we
+    have.
+    """
     stem = f"{case}/f64/{name}"
     value, gradients = run(golden, case, name, DTYPES[dtype])
     compare(value, golden[stem], dtype)
-    wanted = {k.split("/g_")[1] for k in golden.files if k.startswith(f"{stem}/g_") and not k.endswith("/norm")}
+    wanted = {
+        k.split("/g_")[1]
+        for k in golden.files
+        if k.startswith(f"{stem}/g_") and not k.endswith("/norm")
+    }
     assert wanted <= set(gradients)
     assert all(not gradients[key].any() for key in set(gradients) - wanted)
     for key in wanted:
@@ -131,7 +165,9 @@ def test_equals_the_released_code_in_chunks(monkeypatch, case, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_that_gd_compares_equal_the_released_ones(case, dtype):
-    """Of InfoNCE by queries ("p") and keys ("k"), at 1 / scale as released, of the teacher and of the student."""
+    """Of InfoNCE by queries ("p") and keys ("k"), at 1 / scale as released, of the teacher and of
+    the student.
+    """
     _, student, teacher, _, parts = prepared(GOLDEN, case, "gd", DTYPES[dtype])
     given = {"t": (teacher.image, teacher.text, teacher), "s": (*near(student, **parts), student)}
     for side, (image, text, features) in given.items():
@@ -139,13 +175,17 @@ def test_gradients_that_gd_compares_equal_the_released_ones(case, dtype):
             slopes = clip_kd._slopes(rows, others, 1 / features.logit_scale)
             for name, found in zip((f"p_{p}", f"k_{k}"), slopes, strict=True):
                 stem = f"{case}/f64/get_grad/{side}_{name}"
-                compare_cut(found.detach().double().numpy(), GOLDEN, stem, dtype, META["steps"].get(case, 1))
+                compare_cut(
+                    found.detach().double().numpy(), GOLDEN, stem, dtype, META["steps"].get(case, 1)
+                )
 
 
 def test_a_batch_on_two_processes_equals_the_released_code():
-    """With --gather-with-grad ("gwg1") each of two ranks has the gradient of its rows twice; the average of both is ours.
+    """With --gather-with-grad ("gwg1") each of two ranks has the gradient of its rows twice; the
+    average of both is ours.
 
-    Without it each rank has the gradient of its own rows, once, and of scales and maps: averaged, half of ours by the rows.
+    Without it each rank has the gradient of its own rows, once, and of scales and maps: averaged,
+    half of ours by the rows.
     """
     golden = {key: GOLDEN[key] for key in GOLDEN.files if key.startswith("ddp/")}
     scales = {"ddp/in/s_scale": np.array(1 / 0.07), "ddp/in/t_scale": np.array(100.0)}
@@ -155,13 +195,18 @@ def test_a_batch_on_two_processes_equals_the_released_code():
         compare(gradients[key], golden[f"ddp/single/g_{key}"], "float64")
         for gathered in (0, 1):
             ranks = [golden[f"ddp/gwg{gathered}/rank{rank}/g_{key}"] for rank in (0, 1)]
-            whole = np.concatenate(ranks) / (1 + gathered) if key in ("img", "txt") else sum(ranks) / 2
+            whole = (
+                np.concatenate(ranks) / (1 + gathered) if key in ("img", "txt") else sum(ranks) / 2
+            )
             compare(gradients[key], whole, "float64")
     for gathered, rank in itertools.product((0, 1), (0, 1)):
         compare(value, golden[f"ddp/gwg{gathered}/rank{rank}/clipkd"], "float64")
 
 
-@pytest.mark.skipif(not WHOLE.exists(), reason="the whole golden file (../shared/golden) is not beside this checkout")
+@pytest.mark.skipif(
+    not WHOLE.exists(),
+    reason="the whole golden file (../shared/golden) is not beside this checkout",
+)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_released_code_in_every_column(case, dtype):

@@ -1,7 +1,9 @@
-"""Masked students equal CLIP-KD's released ``random_masking`` and ``mask_forward``, which its training then throws away.
+"""Masked students equal CLIP-KD's released ``random_masking`` and ``mask_forward``, which its
+training then throws away.
 
-``clip_kd_masking.npz`` is a cut of the released code's golden vectors: a transformer of 16 patches, its images, the noise
-that decides, and for shares of 0, 0.5 and 0.75 the tokens that are kept, in their order, and the rows, float64.
+``clip_kd_masking.npz`` is a cut of the released code's golden vectors: a transformer of 16 patches,
+its images, the noise that decides, and for shares of 0, 0.5 and 0.75 the tokens that are kept, in
+their order, and the rows, float64.
 """
 
 from pathlib import Path
@@ -22,8 +24,12 @@ SHARES = (0.0, 0.5, 0.75)
 def tower(monkeypatch):
     """Return the released transformer in training mode, drawing the stored noise."""
     visual = VisionTransformer(32, 8, 16, layers=2, heads=2, mlp_ratio=4.0, output_dim=12).double()
-    visual.load_state_dict({k[2:]: torch.tensor(GOLDEN[k]) for k in GOLDEN.files if k.startswith("w/")})
-    monkeypatch.setattr(patch_dropout.torch, "rand", lambda *shape: torch.tensor(GOLDEN["noise"]).view(shape))
+    visual.load_state_dict(
+        {k[2:]: torch.tensor(GOLDEN[k]) for k in GOLDEN.files if k.startswith("w/")}
+    )
+    monkeypatch.setattr(
+        patch_dropout.torch, "rand", lambda *shape: torch.tensor(GOLDEN["noise"]).view(shape)
+    )
     return ImageTower(visual).train()
 
 
@@ -39,7 +45,9 @@ def test_the_patches_that_are_kept_are_the_released_ones(share):
 @pytest.mark.parametrize("share", SHARES)
 def test_tokens_and_rows_are_the_released_ones(tower, share):
     seen = []
-    tower.visual.ln_pre.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][:, 1:]))
+    tower.visual.ln_pre.register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[0][:, 1:])
+    )
     patch_dropout.hide(tower, share)
     found = tower.encode_image(torch.tensor(GOLDEN["x"]))
     tokens = torch.tensor(GOLDEN[f"r{share}/tokens_kept"])

@@ -1,8 +1,8 @@
 """Zero-shot classification with eighty prompts equals DeCLIP's released code.
 
-``declip_evaluation.npz`` has eight classes' prompts, the rows of these and of 24 images, the scores, their top-1 and top-5.
-The release takes cosines for logits, where ELEVATER, by whose protocol this package scores, takes a hundred times as much:
-the order of the classes is the same.
+``declip_evaluation.npz`` has eight classes' prompts, the rows of these and of 24 images, the
+scores, their top-1 and top-5. The release takes cosines for logits, where ELEVATER, by whose
+protocol this package scores, takes a hundred times as much: the order of the classes is the same.
 """
 
 from pathlib import Path
@@ -37,5 +37,7 @@ def test_prompts_equal_the_released_ones(tmp_path):
     sentences = GOLDEN["eval/texts"].tolist()
     names = [sentence.removeprefix(first).removesuffix(second) for sentence in sentences[::80]]
     (tmp_path / "classnames.txt").write_text("\n".join(names))
-    (tmp_path / "templates.txt").write_text("\n".join(template("{}") for template in OPENAI_IMAGENET_TEMPLATES))
+    (tmp_path / "templates.txt").write_text(
+        "\n".join(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
+    )
     assert sum(prompts(for_folder(tmp_path)), []) == sentences

@@ -1,7 +1,8 @@
-"""DeCLIP's, SLIP's and FILIP's single losses, heads, ring and masking equal DeCLIP's released code in value and gradient.
+"""DeCLIP's, SLIP's and FILIP's single losses, heads, ring and masking equal DeCLIP's released code
+in value and gradient.
 
-``declip_losses.npz`` is a cut of the released code's golden vectors. Losses were computed in float64, heads and ring in
-float32; test_declip_steps.py has whole training steps.
+``declip_losses.npz`` is a cut of the released code's golden vectors. Losses were computed in
+float64, heads and ring in float32; test_declip_steps.py has whole training steps.
 """
 
 import numpy as np
@@ -15,7 +16,18 @@ from dimefm.losses._heads import predictor, projector, simclr_head
 from dimefm.losses._modules import Scale
 from dimefm.losses._primitives import logits, views_apart
 from dimefm.train.inputs.word_masking import Draws, Masking
-from tests.golden.declip import DTYPES, GIVEN, GOLDEN, LAYERS, close, leaf, load, precise, ring, scores
+from tests.golden.declip import (
+    DTYPES,
+    GIVEN,
+    GOLDEN,
+    LAYERS,
+    close,
+    leaf,
+    load,
+    precise,
+    ring,
+    scores,
+)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -48,13 +60,17 @@ class Given(nn.Module):
 def test_simsiam_equals_the_released_code(dtype):
     p1, z1, p2, z2 = (leaf(f"simsiam/{name}", dtype) for name in ("p1", "z1", "p2", "z2"))
     rows = torch.stack([z1, z2], 1)
-    value = resolve("declip.simsiam", {})(Features.of(rows, rows, 1.0), projector=Given(z1, z2), predictor=Given(p1, p2))
+    value = resolve("declip.simsiam", {})(
+        Features.of(rows, rows, 1.0), projector=Given(z1, z2), predictor=Given(p1, p2)
+    )
     value.backward()
     close(value, GOLDEN["simsiam/loss"], precise(dtype))
     close(p1.grad, GOLDEN["simsiam/gp1"], precise(dtype))
     close(p2.grad, GOLDEN["simsiam/gp2"], precise(dtype))
     assert z1.grad is None
-    half = resolve("declip.simsiam", {})(Features.of(rows, rows, 1.0), projector=Given(z2, z2), predictor=Given(p1, p1))
+    half = resolve("declip.simsiam", {})(
+        Features.of(rows, rows, 1.0), projector=Given(z2, z2), predictor=Given(p1, p1)
+    )
     close(-half, GOLDEN["simsiam/D_p1z2"], precise(dtype))
 
 
@@ -104,14 +120,19 @@ def head_weights(name, layers):
 def test_the_simclr_head_equals_the_released_one(dtype):
     head = simclr_head(Widths(16, 16, hidden=16), 24, 8)
     load(head, head_weights("slip", LAYERS["predictor_sim"]))
-    close(head.to(DTYPES[dtype])(torch.tensor(GOLDEN["heads/slip_x"], dtype=DTYPES[dtype])), GOLDEN["heads/slip_out"])
+    close(
+        head.to(DTYPES[dtype])(torch.tensor(GOLDEN["heads/slip_x"], dtype=DTYPES[dtype])),
+        GOLDEN["heads/slip_out"],
+    )
 
 
 @pytest.mark.parametrize("chunk", [_late_interaction.CHUNK, 1])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("tokens", [1, 4, 16, None])
 def test_filip_equals_the_released_code(monkeypatch, tokens, dtype, chunk):
-    """As it is since e47a5ff, with the number of chosen tokens as an option, and as it was before: with all."""
+    """As it is since e47a5ff, with the number of chosen tokens as an option, and as it was before:
+    with all.
+    """
     monkeypatch.setattr(_late_interaction, "CHUNK", chunk)
     stem = "filip_all" if tokens is None else f"filip_k{tokens}"
     image, text = leaf(f"{stem}/img", dtype), leaf(f"{stem}/txt", dtype)
@@ -133,12 +154,15 @@ def test_filip_equals_the_released_code(monkeypatch, tokens, dtype, chunk):
 
 @pytest.mark.parametrize("stem", ["bank_k1", "bank_k3"])
 def test_the_ring_equals_the_released_one(stem):
-    """Seven batches, among them a short one, through a ring of 32 rows; the first is looked up only.
+    """Seven batches, among them a short one, through a ring of 32 rows; the first is looked up
+    only.
 
     In ``bank_k3`` the release finds three neighbours, of which the first is ours.
     """
     found = ring(GOLDEN[f"{stem}/init"], "float32")
-    for call, (update, size) in enumerate(zip(GOLDEN[f"{stem}/update"], GOLDEN[f"{stem}/sizes"], strict=True)):
+    for call, (update, size) in enumerate(
+        zip(GOLDEN[f"{stem}/update"], GOLDEN[f"{stem}/sizes"], strict=True)
+    ):
         rows = torch.tensor(GOLDEN[f"{stem}/queries"][call][:size])
         close(found.nearest(rows), GOLDEN[f"{stem}/nn_{call}"][:, 0], 1e-6)
         if update:
@@ -147,9 +171,13 @@ def test_the_ring_equals_the_released_one(stem):
         assert found.place == GOLDEN[f"{stem}/ptr_{call}"][0]
 
 
-@pytest.mark.parametrize(("stem", "wrap"), [("bank_k1", "released"), ("bank_k3", "released"), ("bank_cuda", "whole")])
+@pytest.mark.parametrize(
+    ("stem", "wrap"), [("bank_k1", "released"), ("bank_k3", "released"), ("bank_cuda", "whole")]
+)
 def test_the_ring_ends_as_the_released_ones(stem, wrap):
-    """Twelve rows at place 27 of 32: the release drops seven of them; its version for CUDA, unused, goes on at the start."""
+    """Twelve rows at place 27 of 32: the release drops seven of them; its version for CUDA, unused,
+    goes on at the start.
+    """
     found = ring(GOLDEN["bank_cuda/init" if stem == "bank_cuda" else f"{stem}/bank_6"], "float32")
     found.place.fill_(27)
     found.push(torch.tensor(GOLDEN[f"{stem}/wrap_in"]), wrap)
@@ -158,12 +186,18 @@ def test_the_ring_ends_as_the_released_ones(stem, wrap):
 
 
 def test_masking_equals_the_released_one():
-    """With the draws of the release: its 40 sentences of ids below 97, begun by 97, ended by 98, with mask 99."""
-    tokens, masked, replaced = (GOLDEN[f"mlm_mask/{name}"] for name in ("tok", "masked", "replaced"))
+    """With the draws of the release: its 40 sentences of ids below 97, begun by 97, ended by 98,
+    with mask 99.
+    """
+    tokens, masked, replaced = (
+        GOLDEN[f"mlm_mask/{name}"] for name in ("tok", "masked", "replaced")
+    )
     draws = Draws(masked, replaced, GOLDEN["mlm_mask/randomed"], GOLDEN["mlm_mask/words"])
     shown, labels = draws.apply(tokens, 99)
     assert np.array_equal(shown, GOLDEN["mlm_mask/inp"])
     assert np.array_equal(labels, GOLDEN["mlm_mask/lab"])
-    ours = Masking(1.0, mask=99, begin=97, end=98, vocabulary=100, words="any").draw(tokens, range(len(tokens)))
+    ours = Masking(1.0, mask=99, begin=97, end=98, vocabulary=100, words="any").draw(
+        tokens, range(len(tokens))
+    )
     assert not (masked & ~ours.hidden).any()
     assert ours.words.max() < 100

@@ -1,9 +1,11 @@
-"""VL and its directions, P-VL, UDIST and their totals equal DIME-FM's released code in value and gradient.
+"""VL and its directions, P-VL, UDIST and their totals equal DIME-FM's released code in value and
+gradient.
 
-``dimefm_losses.npz`` is a cut of the released code's golden vectors (10 cases): values, sizes of gradients, and the
-gradients in every 16th column, all float64; of two cases the similarities too. The inputs are drawn again from each case's
-seed, as the golden file's own maker drew them; their sums are stored so that a generator that draws otherwise is told apart
-from a wrong loss. Gradients are with respect to the student's un-normalised rows, through ``Features.of``.
+``dimefm_losses.npz`` is a cut of the released code's golden vectors (10 cases): values, sizes of
+gradients, and the gradients in every 16th column, all float64; of two cases the similarities too.
+The inputs are drawn again from each case's seed, as the golden file's own maker drew them; their
+sums are stored so that a generator that draws otherwise is told apart from a wrong loss. Gradients
+are with respect to the student's un-normalised rows, through ``Features.of``.
 """
 
 import json
@@ -29,7 +31,9 @@ def _unit(rows):
 
 
 def draw(case):
-    """Return (student [B, D], teacher images [B, D], teacher sentences [N, D]) of a case, float64."""
+    """Return (student [B, D], teacher images [B, D], teacher sentences [N, D]) of a case,
+    float64.
+    """
     b, n, d, kind = case["B"], case["N"], case["D"], case["kind"]
     rng = np.random.default_rng(case["seed"])
     if kind == "gauss":
@@ -43,7 +47,11 @@ def draw(case):
     text = length * (np.sqrt(0.6) * centre + np.sqrt(0.4) * own)
     if kind == "same":
         return image.copy(), image, text
-    return rng.uniform(0.5, 2, (b, 1)) * image + noise * _unit(rng.standard_normal((b, d))), image, text
+    return (
+        rng.uniform(0.5, 2, (b, 1)) * image + noise * _unit(rng.standard_normal((b, d))),
+        image,
+        text,
+    )
 
 
 def objective(case, name):
@@ -53,7 +61,9 @@ def objective(case, name):
     elif name != "total":
         weights = {name: 1.0}
     terms = [
-        Weighted(f"dime.{term}", weight, {"temperature": case[f"t_{term}"]}) for term, weight in weights.items() if weight
+        Weighted(f"dime.{term}", weight, {"temperature": case[f"t_{term}"]})
+        for term, weight in weights.items()
+        if weight
     ]
     return Objective(terms)
 
@@ -66,11 +76,15 @@ def one_way(case, name, *sides):
 
 def run(case, name, dtype, rows=None):
     """Return (value, gradient [B, D]) of one golden quantity by our code."""
-    student, image, text = (torch.tensor(a, dtype=dtype) for a in (rows or draw(case)))
+    student, image, text = (torch.tensor(a, dtype=dtype) for a in rows or draw(case))
     student.requires_grad_()
     teacher = Features.of(image, text, float(case["logit_scale"]))
     sides = teacher.beside(student), teacher
-    total = one_way(case, name, *sides) if name in ("i2t", "t2i") else objective(case, name)(*sides)["total"]
+    total = (
+        one_way(case, name, *sides)
+        if name in ("i2t", "t2i")
+        else objective(case, name)(*sides)["total"]
+    )
     total.backward()
     return total.detach().double().numpy(), student.grad.double().numpy()
 
@@ -97,8 +111,12 @@ def test_equals_the_released_code(case, name, dtype):
     prefix = f"c{case['case']:02d}__{name}__"
     value, gradient = run(case, name, DTYPES[dtype])
     size, largest = GOLDEN[prefix + "size"]
-    compare(dtype, value, gradient[:, ::STEP], GOLDEN[prefix + "loss"], GOLDEN[prefix + "grad"], largest)
-    np.testing.assert_allclose(np.linalg.norm(gradient), size, rtol=1e-9 if dtype == "float64" else 1e-3, atol=2e-5)
+    compare(
+        dtype, value, gradient[:, ::STEP], GOLDEN[prefix + "loss"], GOLDEN[prefix + "grad"], largest
+    )
+    np.testing.assert_allclose(
+        np.linalg.norm(gradient), size, rtol=1e-9 if dtype == "float64" else 1e-3, atol=2e-5
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -110,22 +128,43 @@ def test_equals_the_released_code_in_chunks(monkeypatch, case, dtype):
         value, gradient = run(case, name, DTYPES[dtype])
         prefix = f"c{case['case']:02d}__{name}__"
         _, largest = GOLDEN[prefix + "size"]
-        compare(dtype, value, gradient[:, ::STEP], GOLDEN[prefix + "loss"], GOLDEN[prefix + "grad"], largest)
+        compare(
+            dtype,
+            value,
+            gradient[:, ::STEP],
+            GOLDEN[prefix + "loss"],
+            GOLDEN[prefix + "grad"],
+            largest,
+        )
 
 
-@pytest.mark.skipif(not WHOLE.exists(), reason="the whole golden file (../shared/golden) is not beside this checkout")
+@pytest.mark.skipif(
+    not WHOLE.exists(),
+    reason="the whole golden file (../shared/golden) is not beside this checkout",
+)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"case{case['case']}")
 def test_equals_the_released_code_in_every_column(case, dtype):
     with np.load(WHOLE, allow_pickle=False) as whole:
         stem = f"c{case['case']:02d}__"
-        rows = [whole[f"{stem}{dtype}__{what}"] for what in ("student", "teacher_image", "teacher_text")]
+        rows = [
+            whole[f"{stem}{dtype}__{what}"] for what in ("student", "teacher_image", "teacher_text")
+        ]
         for ours, theirs in zip(draw(case), rows, strict=True):
-            np.testing.assert_allclose(ours.astype(dtype), theirs, rtol=1e-6 if dtype == "float32" else 1e-12, atol=1e-13)
+            np.testing.assert_allclose(
+                ours.astype(dtype), theirs, rtol=1e-6 if dtype == "float32" else 1e-12, atol=1e-13
+            )
         for name in TERMS:
             value, gradient = run(case, name, DTYPES[dtype], rows)
             golden = whole[f"{stem}float64__grad_{name}"]
-            compare(dtype, value, gradient, whole[f"{stem}float64__loss_{name}"], golden, abs(golden).max())
+            compare(
+                dtype,
+                value,
+                gradient,
+                whole[f"{stem}float64__loss_{name}"],
+                golden,
+                abs(golden).max(),
+            )
 
 
 @pytest.mark.parametrize("number", [0, 2])
@@ -136,10 +175,14 @@ def test_similarities_equal_the_released_ones(number):
         found = logits(given.image, given.text, given.logit_scale)
         for way, similarity in (("i2t", found), ("t2i", found.T)):
             golden = GOLDEN[f"c{number:02d}__logits_{side}_{way}"]
-            np.testing.assert_allclose(similarity.block(slice(None)).numpy(), golden, rtol=1e-9, atol=1e-12)
+            np.testing.assert_allclose(
+                similarity.block(slice(None)).numpy(), golden, rtol=1e-9, atol=1e-12
+            )
 
 
-@pytest.mark.parametrize(("case", "names"), [(4, ("t2i", "pvl", "udist")), (6, TERMS), (8, ("i2t",))])
+@pytest.mark.parametrize(
+    ("case", "names"), [(4, ("t2i", "pvl", "udist")), (6, TERMS), (8, ("i2t",))]
+)
 def test_degenerate_cases_are_exactly_zero(case, names):
     for name in names:
         value, gradient = run(CASES[case], name, torch.float64)

@@ -1,4 +1,6 @@
-"""Each array of the golden files is compared by a test, or ``golden.toml`` says why not; the copies are cuts of them."""
+"""Each array of the golden files is compared by a test, or ``golden.toml`` says why not; the copies
+are cuts of them.
+"""
 
 import ast
 import functools
@@ -24,7 +26,9 @@ COPIES = {  # of which file, and what their names leave out; dimefm_losses.npz h
     "filip_evaluation": ("declip", ""),
     "tinyclip_affinity": ("tinyclip", ""),
 }
-present = pytest.mark.skipif(not WHOLE.is_dir(), reason="the golden files (../shared/golden) are not beside this checkout")
+present = pytest.mark.skipif(
+    not WHOLE.is_dir(), reason="the golden files (../shared/golden) are not beside this checkout"
+)
 
 
 def golden(name):
@@ -53,7 +57,9 @@ def test_every_value_is_compared_or_left_out_for_a_reason(name):
     compared = matched(TABLES[name].get("compared", {}), keys)
     assert keys == set().union(*compared.values()), "neither compared nor left out"
     assert sum(map(len, compared.values())) == len(keys), "two tests for one array"
-    assert [pattern for pattern, found in (left_out | compared).items() if not found] == [], "matches nothing"
+    assert [pattern for pattern, found in (left_out | compared).items() if not found] == [], (
+        "matches nothing"
+    )
 
 
 @present
@@ -71,7 +77,9 @@ def test_the_tests_that_are_named_exist(name):
 @present
 @pytest.mark.parametrize("name", COPIES)
 def test_a_copy_is_a_cut_of_the_golden_file(name):
-    """Of the larger matrices it may have the first rows, or every so many columns and the norm of the whole beside them."""
+    """Of the larger matrices it may have the first rows, or every so many columns and the norm of
+    the whole beside them.
+    """
     of, prefix = COPIES[name]
     with np.load(HERE / f"{name}.npz", allow_pickle=False) as copy, golden(of) as whole:
         for key in copy.files:
@@ -89,4 +97,6 @@ def test_a_copy_is_a_cut_of_the_golden_file(name):
 def test_what_two_processes_share_is_the_same_in_both():
     with golden("declip") as file:
         shared = [key for key in file.files if re.fullmatch(r"rank1of2/\w+/(param|pgrad)\..*", key)]
-        assert shared and all(np.array_equal(file[key], file[key.replace("rank1", "rank0")]) for key in shared)
+        assert shared and all(
+            np.array_equal(file[key], file[key.replace("rank1", "rank0")]) for key in shared
+        )

@@ -1,7 +1,8 @@
 """FILIP's zero-shot scores by tokens equal those of DeCLIP's released code.
 
-``filip_evaluation.npz`` is a cut of the released code's golden vectors: 24 images of 20 patches and 8 classes of 80 prompts
-with 18 words, all of 8 dimensions and float32; scores in float64, top-1 and top-5 in percent.
+``filip_evaluation.npz`` is a cut of the released code's golden vectors: 24 images of 20 patches and
+8 classes of 80 prompts with 18 words, all of 8 dimensions and float32; scores in float64, top-1 and
+top-5 in percent.
 """
 
 from pathlib import Path
@@ -20,7 +21,10 @@ PROMPTS = 80
 
 
 def found(dtype):
-    images, words = (Tokens.of(torch.tensor(GOLDEN[f"eval_filip/{side}_dense"], dtype=dtype)) for side in ("img", "text"))
+    images, words = (
+        Tokens.of(torch.tensor(GOLDEN[f"eval_filip/{side}_dense"], dtype=dtype))
+        for side in ("img", "text")
+    )
     return softmax(late(images, class_tokens(words, PROMPTS)).double().numpy())
 
 
@@ -33,6 +37,10 @@ def test_scores_equal_the_released_code(monkeypatch, dtype, chunk):
 
 def test_top_1_and_top_5_equal_the_released_code():
     labels, scores = GOLDEN["eval/labels"], found(torch.float32)
-    assert 100 * METRICS["accuracy"](scores, labels) == pytest.approx(float(GOLDEN["eval_filip/top1"]), abs=1e-4)
+    assert 100 * METRICS["accuracy"](scores, labels) == pytest.approx(
+        float(GOLDEN["eval_filip/top1"]), abs=1e-4
+    )
     best = (-scores).argsort(axis=1)[:, :5] == labels[:, None]
-    assert 100 * best.any(axis=1).mean() == pytest.approx(float(GOLDEN["eval_filip/top5"]), abs=1e-4)
+    assert 100 * best.any(axis=1).mean() == pytest.approx(
+        float(GOLDEN["eval_filip/top5"]), abs=1e-4
+    )

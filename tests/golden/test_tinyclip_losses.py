@@ -1,9 +1,10 @@
-"""TinyCLIP's affinity loss equals the released code in value and gradient, on pairs and on unpaired rows.
+"""TinyCLIP's affinity loss equals the released code in value and gradient, on pairs and on unpaired
+rows.
 
-``tinyclip_affinity.npz`` is a cut of the released code's golden vectors: student rows of 16 and teacher rows of 24
-dimensions, three pairs of scales, float64. Gradients are with respect to the student's rows, un-normalised and unit, and the
-logarithm of its scale. The release's ``alpha`` and ``weight`` are weights of two terms here. ``aff2rank`` is case a on two
-processes of four rows each.
+``tinyclip_affinity.npz`` is a cut of the released code's golden vectors: student rows of 16 and
+teacher rows of 24 dimensions, three pairs of scales, float64. Gradients are with respect to the
+student's rows, un-normalised and unit, and the logarithm of its scale. The release's ``alpha`` and
+``weight`` are weights of two terms here. ``aff2rank`` is case a on two processes of four rows each.
 """
 
 import dataclasses
@@ -23,9 +24,13 @@ CASES = "abc"
 
 
 def sides(stem, student_scale, teacher_scale, dtype):
-    """Return (student, teacher, leaves) of a golden input; the leaves are image rows, text rows and the log of the scale."""
+    """Return (student, teacher, leaves) of a golden input; the leaves are image rows, text rows and
+    the log of the scale.
+    """
     arrays = GOLDEN[f"{stem}/raw_si"], GOLDEN[f"{stem}/raw_st"], np.log(student_scale)
-    leaves = image, text, log = [torch.tensor(array, dtype=dtype).requires_grad_() for array in arrays]
+    leaves = image, text, log = [
+        torch.tensor(array, dtype=dtype).requires_grad_() for array in arrays
+    ]
     rows = (torch.tensor(GOLDEN[f"{stem}/raw_{side}"], dtype=dtype) for side in ("ti", "tt"))
     return Features.of(image, text, log.exp()), Features.of(*rows, float(teacher_scale)), leaves
 
@@ -40,7 +45,9 @@ def close(found, wanted, dtype):
 @pytest.mark.parametrize("case", CASES)
 def test_affinity_equals_the_released_code(case, dtype):
     stem = f"aff/f64_{case}"
-    student, teacher, leaves = sides("aff", GOLDEN[f"{stem}/student_scale"], GOLDEN[f"{stem}/teacher_scale"], DTYPES[dtype])
+    student, teacher, leaves = sides(
+        "aff", GOLDEN[f"{stem}/student_scale"], GOLDEN[f"{stem}/teacher_scale"], DTYPES[dtype]
+    )
     value = Objective([Weighted("tinyclip.affinity", 1.0)])(student, teacher)["total"]
     value.backward()
     close(value.item(), GOLDEN[f"{stem}/loss_avg"], dtype)
@@ -57,7 +64,9 @@ def similarities(*sides):
 @pytest.mark.parametrize("case", CASES)
 def test_each_direction_and_the_gradients_of_unit_rows_equal_the_released_code(case, dtype):
     stem = f"aff/f64_{case}"
-    student, teacher, _ = sides("aff", GOLDEN[f"{stem}/student_scale"], GOLDEN[f"{stem}/teacher_scale"], DTYPES[dtype])
+    student, teacher, _ = sides(
+        "aff", GOLDEN[f"{stem}/student_scale"], GOLDEN[f"{stem}/teacher_scale"], DTYPES[dtype]
+    )
     rows = [rows.detach().requires_grad_() for rows in (student.image, student.text)]
     s, t = similarities(dataclasses.replace(student, image=rows[0], text=rows[1]), teacher)
     ways = [soft_cross_entropy(s, t, 1.0), soft_cross_entropy(s.T, t.T, 1.0)]
@@ -73,40 +82,61 @@ def test_each_direction_and_the_gradients_of_unit_rows_equal_the_released_code(c
 def test_the_teachers_shares_and_their_entropy_equal_the_released_code(case, dtype):
     """The release's cross-entropy is the divergence, which other papers take, plus this entropy."""
     stem = f"aff/f64_{case}"
-    student, teacher, _ = sides("aff", GOLDEN[f"{stem}/student_scale"], GOLDEN[f"{stem}/teacher_scale"], DTYPES[dtype])
+    student, teacher, _ = sides(
+        "aff", GOLDEN[f"{stem}/student_scale"], GOLDEN[f"{stem}/teacher_scale"], DTYPES[dtype]
+    )
     s, t = similarities(student, teacher)
     for number, (ours, theirs, name) in enumerate(((s, t, "i2t"), (s.T, t.T, "t2i"))):
         entropy = soft_cross_entropy(ours, theirs, 1.0) - relation_kl(ours, theirs, 1.0)
         largest = GOLDEN[f"{stem}/loss_{name}"]  # of the two that differ by it
         atol = 1e-12 if dtype == "float64" else 2e-6 * max(1, largest)
-        np.testing.assert_allclose(entropy.item(), GOLDEN[f"{stem}/teacher_entropy"][number], rtol=1e-9, atol=atol)
-        close(theirs.block(slice(None)).softmax(1).numpy(), GOLDEN[f"{stem}/teacher_prob_{name}"], dtype)
+        np.testing.assert_allclose(
+            entropy.item(), GOLDEN[f"{stem}/teacher_entropy"][number], rtol=1e-9, atol=atol
+        )
+        close(
+            theirs.block(slice(None)).softmax(1).numpy(),
+            GOLDEN[f"{stem}/teacher_prob_{name}"],
+            dtype,
+        )
 
 
 def check_two_ranks(value, leaves, kind, gathered):
-    """Compare with two ranks: the value is the mean of theirs, and each has the gradient of its rows twice."""
+    """Compare with two ranks: the value is the mean of theirs, and each has the gradient of its
+    rows twice.
+    """
     value.backward()
     ranks = [f"aff2rank/rank{rank}/gwg{gathered}" for rank in (0, 1)]
     close(value.item(), np.mean([GOLDEN[f"{rank}/{kind}"] for rank in ranks]), "float64")
     for leaf, name in zip(leaves, ("gi", "gt"), strict=False):
-        whole = np.concatenate([GOLDEN[f"{rank}/{'h' if kind == 'hard' else ''}{name}"] for rank in ranks])
+        whole = np.concatenate(
+            [GOLDEN[f"{rank}/{'h' if kind == 'hard' else ''}{name}"] for rank in ranks]
+        )
         close(leaf.grad.numpy(), whole / 2, "float64")
 
 
-@pytest.mark.parametrize(("kind", "term"), [("soft", "tinyclip.affinity"), ("hard", "clip.contrastive")])
+@pytest.mark.parametrize(
+    ("kind", "term"), [("soft", "tinyclip.affinity"), ("hard", "clip.contrastive")]
+)
 def test_a_batch_on_two_processes_equals_the_released_code_with_gradients_gathered(kind, term):
     student, teacher, leaves = sides("aff", 1 / 0.07, 50.0, torch.float64)
-    check_two_ranks(Objective([Weighted(term, 1.0)], GIVEN)(student, teacher)["total"], leaves, kind, 1)
+    check_two_ranks(
+        Objective([Weighted(term, 1.0)], GIVEN)(student, teacher)["total"], leaves, kind, 1
+    )
 
 
 @pytest.mark.parametrize("kind", ["soft", "hard"])
 def test_without_gradients_gathered_the_release_has_another_loss(kind):
-    """Its value is the same, but the rows that a rank compares its own with are constants. No term of ours is like that."""
+    """Its value is the same, but the rows that a rank compares its own with are constants. No term
+    of ours is like that.
+    """
     student, teacher, leaves = sides("aff", 1 / 0.07, 50.0, torch.float64)
     asked = (student.image, student.text.detach()), (student.text, student.image.detach())
     if kind == "soft":
         (t,) = similarities(teacher)
-        ways = [soft_cross_entropy(logits(*rows, 1 / 0.07), way, 1.0) for rows, way in zip(asked, (t, t.T), strict=True)]
+        ways = [
+            soft_cross_entropy(logits(*rows, 1 / 0.07), way, 1.0)
+            for rows, way in zip(asked, (t, t.T), strict=True)
+        ]
     else:
         ways = [contrast(*rows, 1 / 0.07) for rows in asked]
     check_two_ranks(sum(ways) / 2, leaves, kind, 0)
@@ -130,9 +160,13 @@ def test_affinity_of_unpaired_rows_equals_the_released_code(dtype):
 @pytest.mark.parametrize(("alpha", "weight"), [(1.0, 1.0), (0.5, 1.0), (0.25, 2.0), (0.0, 1.0)])
 def test_alpha_is_a_matter_of_weights(case, alpha, weight):
     stem = f"aff/f64_{case}"
-    student, teacher, _ = sides("aff", GOLDEN[f"{stem}/student_scale"], GOLDEN[f"{stem}/teacher_scale"], torch.float64)
+    student, teacher, _ = sides(
+        "aff", GOLDEN[f"{stem}/student_scale"], GOLDEN[f"{stem}/teacher_scale"], torch.float64
+    )
     shares = {"tinyclip.affinity": alpha * weight, "clip.contrastive": (1 - alpha) * weight}
-    values = Objective([Weighted(name, share) for name, share in shares.items() if share], GIVEN)(student, teacher)
+    values = Objective([Weighted(name, share) for name, share in shares.items() if share], GIVEN)(
+        student, teacher
+    )
     close(values["total"].item(), GOLDEN[f"{stem}/total_alpha{alpha}_w{weight}"], "float64")
     if "clip.contrastive" in values:
         close(values["clip.contrastive"].item(), GOLDEN[f"{stem}/hard_loss"], "float64")

@@ -1,4 +1,6 @@
-"""The documentation is true: every command is described, every link leads somewhere, the README's session runs."""
+"""The documentation is true: every command is described, every link leads somewhere, the README's
+session runs.
+"""
 
 import dataclasses
 import re
@@ -15,7 +17,9 @@ from dimefm.cache.int8 import Fit
 from dimefm.cli import main
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
+    (ROOT / "docs").glob("*.md")
+)
 
 
 def commands(group: click.Group, prefix: str = "dimefm"):
@@ -43,7 +47,9 @@ def test_every_command_and_option_has_help(name):
     assert isinstance(command, click.Group) or "Example:" in command.help
     for option in command.params:
         if isinstance(option, click.Option):
-            assert option.help or isinstance(option.type, click.Choice) or option.metavar, option.name
+            assert option.help or isinstance(option.type, click.Choice) or option.metavar, (
+                option.name
+            )
 
 
 def readme_options() -> list[tuple[str, str]]:
@@ -52,7 +58,14 @@ def readme_options() -> list[tuple[str, str]]:
     for page in PAGES:
         for line in page.read_text(encoding="utf-8").replace("\\\n", " ").splitlines():
             line = line.strip().removeprefix("$ ")
-            name = next((name for name in sorted(COMMANDS, key=len, reverse=True) if line.startswith(name + " ")), None)
+            name = next(
+                (
+                    name
+                    for name in sorted(COMMANDS, key=len, reverse=True)
+                    if line.startswith(name + " ")
+                ),
+                None,
+            )
             if name:
                 found += [(name, option) for option in re.findall(r"(?<= )--[a-z0-9-]+", line)]
     return sorted(set(found))
@@ -60,7 +73,11 @@ def readme_options() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("name", "option"), readme_options())
 def test_documented_options_exist(name, option):
-    assert option in {flag for parameter in COMMANDS[name].params for flag in (*parameter.opts, *parameter.secondary_opts)}
+    assert option in {
+        flag
+        for parameter in COMMANDS[name].params
+        for flag in (*parameter.opts, *parameter.secondary_opts)
+    }
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -73,14 +90,22 @@ def test_links_lead_somewhere(page):
 def test_the_reader_on_the_format_page_reads_what_ours_reads(dtype, tmp_path):
     text = (ROOT / "docs/cache-format.md").read_text(encoding="utf-8")
     names: dict = {}
-    exec(compile(re.search(r"```python\n(.*?)```", text, re.S)[1], "cache-format.md", "exec"), names)
+    exec(
+        compile(re.search(r"```python\n(.*?)```", text, re.S)[1], "cache-format.md", "exec"), names
+    )
     rows = np.random.default_rng(0).standard_normal((9, 5)).astype(np.float32)
     fit = Fit(9)
     fit.add(rows)
-    header = Manifest("image", "hdf5", "float32", 5, False, EncoderCard("any", None, 5, 1.0), {}, {})
+    header = Manifest(
+        "image", "hdf5", "float32", 5, False, EncoderCard("any", None, 5, 1.0), {}, {}
+    )
     if dtype == "int8":
-        header = dataclasses.replace(header, code=fit.code().fields(), effect=fit.effect(fit.code(), 1.0))
-    writer = CacheWriter(tmp_path, dataclasses.replace(header, dtype=dtype), [("a", 4), ("b", 0), ("c", 5)])
+        header = dataclasses.replace(
+            header, code=fit.code().fields(), effect=fit.effect(fit.code(), 1.0)
+        )
+    writer = CacheWriter(
+        tmp_path, dataclasses.replace(header, dtype=dtype), [("a", 4), ("b", 0), ("c", 5)]
+    )
     for name, part in (("a", rows[:4]), ("b", rows[:0]), ("c", rows[4:])):
         writer.write(name, [f"{name}{i}" for i in range(len(part))], part)
     writer.seal()
@@ -93,7 +118,11 @@ def test_the_session_of_the_readme_runs(quickstarted, tmp_path, monkeypatch):
     (tmp_path / "quickstart").symlink_to(quickstarted)
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    session = [line[2:] for block in re.findall(r"```console\n(.*?)```", text, re.S) for line in block.splitlines()]
+    session = [
+        line[2:]
+        for block in re.findall(r"```console\n(.*?)```", text, re.S)
+        for line in block.splitlines()
+    ]
     assert len(session) > 4
     for line in session:
         result = CliRunner().invoke(main, shlex.split(line)[1:])

@@ -1,4 +1,6 @@
-"""Imports point one way, without exceptions: from the command line down to the errors, and no two modules in a circle."""
+"""Imports point one way, without exceptions: from the command line down to the errors, and no two
+modules in a circle.
+"""
 
 import ast
 import subprocess
@@ -119,7 +121,8 @@ def test_nobody_imports_the_command_line():
     guilty = [
         path
         for path in MODULES
-        if part_of(path) not in ("cli", "__main__") and any("dimefm.cli" in n for n in imported(path))
+        if part_of(path) not in ("cli", "__main__")
+        and any("dimefm.cli" in n for n in imported(path))
     ]
     assert not guilty
 
@@ -139,7 +142,9 @@ def test_nobody_imports_the_command_line():
 def test_numbers_without_torch(part):
     target = PACKAGE / part
     for path in sorted(target.rglob("*.py")) if target.is_dir() else [target]:
-        assert not {name for name in imported(path) if name.split(".")[0] in ("torch", "open_clip", "timm")}, path
+        assert not {
+            name for name in imported(path) if name.split(".")[0] in ("torch", "open_clip", "timm")
+        }, path
 
 
 def test_losses_import_torch_only():
@@ -149,7 +154,8 @@ def test_losses_import_torch_only():
 
 
 @pytest.mark.parametrize(
-    "statement", ["import dimefm", "import dimefm.cli; dimefm.cli.main(['--help'], standalone_mode=False)"]
+    "statement",
+    ["import dimefm", "import dimefm.cli; dimefm.cli.main(['--help'], standalone_mode=False)"],
 )
 def test_starting_is_light(statement):
     heavy = "{'torch', 'pyarrow', 'open_clip', 'h5py'} & set(sys.modules)"

@@ -1,4 +1,6 @@
-"""The study: its cells can be run, in order of seeds; stopped it goes on, and its table is made of its results alone."""
+"""The study: its cells can be run, in order of seeds; stopped it goes on, and its table is made of
+its results alone.
+"""
 
 import dataclasses
 import json
@@ -27,7 +29,16 @@ ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT))
 
 from benchmarks import _study_report  # noqa: E402
-from benchmarks._study_cells import FOLDER, Cell, Group, Plan, caches_of, chosen, commands, read  # noqa: E402
+from benchmarks._study_cells import (  # noqa: E402
+    FOLDER,
+    Cell,
+    Group,
+    Plan,
+    caches_of,
+    chosen,
+    commands,
+    read,
+)
 from benchmarks._study_report import differences, mean_and_std, percent, report, table  # noqa: E402
 from benchmarks._study_run import RESULTS, Runs, prepare, results, todo  # noqa: E402
 
@@ -73,7 +84,8 @@ def test_one_seed_has_no_deviation_and_none_no_mean():
 
 def test_differences_are_taken_seed_by_seed():
     ours, base = (
-        {seed: {"mean": mean} for seed, mean in each.items()} for each in ({0: 0.5, 2: 0.9}, {0: 0.4, 1: 0.1, 2: 0.7})
+        {seed: {"mean": mean} for seed, mean in each.items()}
+        for each in ({0: 0.5, 2: 0.9}, {0: 0.4, 1: 0.1, 2: 0.7})
     )
     assert differences(ours, base) == pytest.approx([0.1, 0.2])
     assert statistics.fmean(differences(ours, base)) != pytest.approx(0.7 - 0.4)
@@ -88,7 +100,9 @@ def test_all_cells_run_with_the_first_seed_before_any_runs_with_the_second(tmp_p
 
 def test_what_has_a_result_with_these_settings_is_left_out(tmp_path):
     ours, cells = plan(tmp_path), chosen(STUDY, ["clip", "dime"])
-    append(tmp_path, result("clip", 0, 0.4, ours), result("dime", 0, 0.4, plan(tmp_path, scale=0.5)))
+    append(
+        tmp_path, result("clip", 0, 0.4, ours), result("dime", 0, 0.4, plan(tmp_path, scale=0.5))
+    )
     assert [(cell.name, seed) for cell, seed in todo(ours, cells, (0,))] == [("dime", 0)]
     with (tmp_path / RESULTS).open("a") as file:
         file.write(json.dumps(result("dime", 0, 0.4, ours))[:50])  # the machine went down
@@ -100,7 +114,10 @@ def test_a_cell_is_a_recipe_with_losses_that_its_data_allow(name, monkeypatch):
     monkeypatch.chdir(FOLDER)
     cell = STUDY.cells[name]
     recipe = read_recipe(FOLDER / cell.recipe, **cell.changes)
-    assert Objective([Weighted.of(loss, settings) for loss, settings in recipe.losses.items()], given=given(recipe))
+    assert Objective(
+        [Weighted.of(loss, settings) for loss, settings in recipe.losses.items()],
+        given=given(recipe),
+    )
     assert sum(name in group.cells for group in STUDY.groups) >= 1
 
 
@@ -141,15 +158,23 @@ def toy(tmp_path):
     }
     group = Group("g", "Title", "About.", "zero-shot", ("a", "b", "c"), {"c": "b"})
     ours = plan(tmp_path, study=dataclasses.replace(STUDY, cells=cells, groups=(group,)))
-    append(tmp_path, *(result("a", seed, mean, ours) for seed, mean in enumerate((0.40, 0.42, 0.44))))
-    append(tmp_path, *(result("b", seed, mean, ours) for seed, mean in ((2, 0.50), (0, 0.48))), result("c", 2, 0.45, ours))
+    append(
+        tmp_path, *(result("a", seed, mean, ours) for seed, mean in enumerate((0.40, 0.42, 0.44)))
+    )
+    append(
+        tmp_path,
+        *(result("b", seed, mean, ours) for seed, mean in ((2, 0.50), (0, 0.48))),
+        result("c", 2, 0.45, ours),
+    )
     return ours
 
 
 def test_the_table_has_means_deviations_and_differences(tmp_path):
     lines = table(toy(tmp_path)).splitlines()
     assert "| **the a one** | 3 | 42.0 ± 2.0 |  | 21.0 ± 1.0 |  | 1 |  |" in lines
-    assert "| **the b one** | 2 | 49.0 ± 1.4 | +7.0 ± 1.4 | 24.5 ± 0.7 | +3.5 ± 0.7 | 1 |  |" in lines
+    assert (
+        "| **the b one** | 2 | 49.0 ± 1.4 | +7.0 ± 1.4 | 24.5 ± 0.7 | +3.5 ± 0.7 | 1 |  |" in lines
+    )
     assert "| the c one | 1 | 45.0 | -5.0 | 22.5 | -2.5 | 1 |  |" in lines
     assert lines[-1] == "6 of 9 runs at scale 0.016."
 
@@ -208,21 +233,46 @@ def test_a_study_that_was_interrupted_goes_on_and_has_one_table(shared_data, tmp
     Runs(ours, again, said.append)(todo(ours, cells, (0,)), 1)
     assert again.trained == 1 and "resumed after step 2" in again.said[0]
     assert [found["cell"] for found in results(ours.out)] == ["dime-vl", "fd"]
-    assert all(0 < found["mean"] < 1 and found["scores"] == {"sign_digits": found["mean"]} for found in results(ours.out))
+    assert all(
+        0 < found["mean"] < 1 and found["scores"] == {"sign_digits": found["mean"]}
+        for found in results(ours.out)
+    )
     assert todo(ours, cells, (0,)) == []
     text, plot = report(ours), (ours.out / "study.png").read_bytes()
     assert plot.startswith(b"\x89PNG")
     (ours.out / "study.md").unlink()
     (ours.out / "study.png").unlink()
-    assert report(ours) == text == (ours.out / "study.md").read_text() and (ours.out / "study.png").read_bytes() == plot
+    assert (
+        report(ours) == text == (ours.out / "study.md").read_text()
+        and (ours.out / "study.png").read_bytes() == plot
+    )
     assert re.search(r"\| CLIP-KD FD, 2000 \| 1 \| [\d.]+ \| [+-][\d.]+ \| - \| - \| 1 \|", text)
     assert "| plain CLIP, no teacher | 0 | - | - | - | - | - |" in text
 
 
 @pytest.mark.slow
 def test_a_study_that_was_killed_goes_on(shared_data, tmp_path):
-    command = [sys.executable, "-m", "benchmarks.study", "--out", tmp_path / "study", "--data", shared_data, "--cells"]
-    command += ["text-vl,view-center", "--seeds", "0", "--jobs", "2", "--scale", "0.02", "--share", "0.03"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.study",
+        "--out",
+        tmp_path / "study",
+        "--data",
+        shared_data,
+        "--cells",
+    ]
+    command += [
+        "text-vl,view-center",
+        "--seeds",
+        "0",
+        "--jobs",
+        "2",
+        "--scale",
+        "0.02",
+        "--share",
+        "0.03",
+    ]
     words = [str(word) for word in command]
     process = subprocess.Popen(words, cwd=ROOT, start_new_session=True)
     deadline = time.monotonic() + 600
@@ -232,7 +282,10 @@ def test_a_study_that_was_killed_goes_on(shared_data, tmp_path):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     subprocess.run(words, cwd=ROOT, check=True, timeout=600)
-    assert sorted(found["cell"] for found in results(tmp_path / "study")) == ["text-vl", "view-center"]
+    assert sorted(found["cell"] for found in results(tmp_path / "study")) == [
+        "text-vl",
+        "view-center",
+    ]
     before = (tmp_path / "study/study.md").read_text()
     subprocess.run([*words, "--report-only"], cwd=ROOT, check=True, timeout=600)
     assert (tmp_path / "study/study.md").read_text() == before

@@ -1,4 +1,6 @@
-"""The chunked primitives equal their dense twins in value and gradient, and no op of theirs makes anything of B x N."""
+"""The chunked primitives equal their dense twins in value and gradient, and no op of theirs makes
+anything of B x N.
+"""
 
 import pytest
 import torch
@@ -16,15 +18,25 @@ SOFT = ("relation_kl", "soft_cross_entropy")
 
 
 def unit(seed, *shape, dtype=torch.float64):
-    """Return rows of unit length with a shared direction, so that similarities lie near each other as CLIP's do."""
+    """Return rows of unit length with a shared direction, so that similarities lie near each other
+    as CLIP's do.
+    """
     draw = torch.Generator().manual_seed(seed)
     shared = torch.randn(shape[-1], generator=draw, dtype=torch.float64)
-    return F.normalize(shared + torch.randn(*shape, generator=draw, dtype=torch.float64), dim=-1).to(dtype)
+    return F.normalize(
+        shared + torch.randn(*shape, generator=draw, dtype=torch.float64), dim=-1
+    ).to(dtype)
 
 
 def made(seed, q, k, d, dtype=torch.float64):
-    """Return the student's (queries, keys, scale), all of which learn, and the teacher's of another width, which do not."""
-    student = unit(seed, q, d, dtype=dtype), unit(seed + 1, k, d, dtype=dtype), torch.tensor(20.0, dtype=dtype)
+    """Return the student's (queries, keys, scale), all of which learn, and the teacher's of another
+    width, which do not.
+    """
+    student = (
+        unit(seed, q, d, dtype=dtype),
+        unit(seed + 1, k, d, dtype=dtype),
+        torch.tensor(20.0, dtype=dtype),
+    )
     return [x.requires_grad_() for x in student], [
         unit(seed + 2, q, d + 1, dtype=dtype),
         unit(seed + 3, k, d + 1, dtype=dtype),
@@ -56,11 +68,15 @@ def chunks_of(monkeypatch, most):
     temperature=st.floats(0.5, 9),
     both_ways=st.booleans(),
 )
-@example(seed=1, q=7, k=7, d=4, chunk=21, temperature=1.0, both_ways=True)  # chunks of 3, 3 and 1 rows
+@example(
+    seed=1, q=7, k=7, d=4, chunk=21, temperature=1.0, both_ways=True
+)  # chunks of 3, 3 and 1 rows
 @example(seed=2, q=5, k=11, d=4, chunk=10, temperature=1.0, both_ways=True)
 @example(seed=3, q=5, k=11, d=4, chunk=22, temperature=3.0, both_ways=False)
 @example(seed=4, q=9, k=1, d=4, chunk=4, temperature=3.0, both_ways=True)
-def test_value_and_gradients_equal_the_dense_twin_for_any_chunk(dense, name, seed, q, k, d, chunk, temperature, both_ways):
+def test_value_and_gradients_equal_the_dense_twin_for_any_chunk(
+    dense, name, seed, q, k, d, chunk, temperature, both_ways
+):
     student, teacher = made(seed, q, q if name == "contrast" else k, d)
     expected = value_of(dense, name, student, teacher, temperature, both_ways)
     with pytest.MonkeyPatch.context() as patch:
@@ -92,12 +108,17 @@ def test_in_float32_the_chunk_costs_no_precision(monkeypatch, dense, chunk):
     value = value_of(_primitives, "relation_kl", student, teacher, 1.0, True)
     expected = value_of(dense, "relation_kl", exact, sure, 1.0, True)
     torch.testing.assert_close(value.double(), expected, rtol=2e-6, atol=0)
-    for gradient, other in zip(torch.autograd.grad(value, student), torch.autograd.grad(expected, exact), strict=True):
+    for gradient, other in zip(
+        torch.autograd.grad(value, student), torch.autograd.grad(expected, exact), strict=True
+    ):
         assert (gradient - other).norm() <= 2e-6 * other.norm()
 
 
 @pytest.mark.parametrize("name", ["contrast", *SOFT])
-@pytest.mark.parametrize("wanted", [(True, False, False), (False, True, False), (False, False, True), (True, False, True)])
+@pytest.mark.parametrize(
+    "wanted",
+    [(True, False, False), (False, True, False), (False, False, True), (True, False, True)],
+)
 def test_only_what_learns_receives_a_gradient(dense, name, wanted):
     student, teacher = made(7, 6, 6, 4)
     for x, learns in zip(student, wanted, strict=True):
@@ -106,7 +127,8 @@ def test_only_what_learns_receives_a_gradient(dense, name, wanted):
         rows.requires_grad_()
     learning = [x for x in student if x.requires_grad]
     grads = [
-        torch.autograd.grad(value_of(module, name, student, teacher, 1.0, True), learning) for module in (_primitives, dense)
+        torch.autograd.grad(value_of(module, name, student, teacher, 1.0, True), learning)
+        for module in (_primitives, dense)
     ]
     torch.testing.assert_close(*grads)
     value_of(_primitives, name, student, teacher, 1.0, True).backward()
@@ -126,7 +148,9 @@ def test_rows_that_are_queries_and_keys_receive_both_gradients(monkeypatch, dens
     (rows, _, _), (teacher, _) = made(9, 7, 7, 5)
     chunks_of(monkeypatch, 15)
     value = relation_kl(logits(rows, rows, 20.0), logits(teacher, teacher, 20.0), 2.0)
-    expected = dense.relation_kl(dense.logits(rows, rows, 20.0), dense.logits(teacher, teacher, 20.0), 2.0)
+    expected = dense.relation_kl(
+        dense.logits(rows, rows, 20.0), dense.logits(teacher, teacher, 20.0), 2.0
+    )
     torch.testing.assert_close(*(torch.autograd.grad(x, rows) for x in (value, expected)))
 
 
@@ -162,7 +186,9 @@ def test_half_rows_are_computed_in_float32_and_receive_half_gradients(dtype):
     expected = value_of(_primitives, "relation_kl", single, [x.float() for x in teacher], 1.0, True)
     assert value.dtype == torch.float32
     torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
-    for half, full in zip(torch.autograd.grad(value, student), torch.autograd.grad(expected, single), strict=True):
+    for half, full in zip(
+        torch.autograd.grad(value, student), torch.autograd.grad(expected, single), strict=True
+    ):
         assert half.dtype == dtype
         torch.testing.assert_close(half, full.to(dtype))
 
@@ -175,7 +201,9 @@ def test_autocast_changes_nothing(dtype):
         value = value_of(_primitives, "relation_kl", student, teacher, 1.0, True)
         gradients = torch.autograd.grad(value, student)
     assert value.dtype == dtype
-    torch.testing.assert_close([value, *gradients], [plain, *torch.autograd.grad(plain, student)], rtol=0, atol=0)
+    torch.testing.assert_close(
+        [value, *gradients], [plain, *torch.autograd.grad(plain, student)], rtol=0, atol=0
+    )
 
 
 class Largest(TorchDispatchMode):
@@ -185,14 +213,20 @@ class Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         found = func(*args, **(kwargs or {}))
-        sizes = [x.untyped_storage().nbytes() // x.element_size() for x in tree_leaves(found) if isinstance(x, torch.Tensor)]
+        sizes = [
+            x.untyped_storage().nbytes() // x.element_size()
+            for x in tree_leaves(found)
+            if isinstance(x, torch.Tensor)
+        ]
         self.elements = max(self.elements, *sizes, 0)
         return found
 
 
 def run_terms(b, n, d):
     """Go forward and backward through every term at sizes [B, N, D]."""
-    student, image, text, caption = (unit(i, rows, d, dtype=torch.float32) for i, rows in enumerate((b, b, n, b)))
+    student, image, text, caption = (
+        unit(i, rows, d, dtype=torch.float32) for i, rows in enumerate((b, b, n, b))
+    )
     student.requires_grad_()
     teacher = Features(image, text, 100.0)
     for term in (dime.vl, dime.pvl, dime.udist):

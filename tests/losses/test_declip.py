@@ -1,4 +1,6 @@
-"""What DeCLIP's terms keep beyond the released values: options that mend, forms on cached features, and their rings."""
+"""What DeCLIP's terms keep beyond the released values: options that mend, forms on cached features,
+and their rings.
+"""
 
 import dataclasses
 import math
@@ -9,7 +11,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from dimefm.errors import RecipeError
-from dimefm.losses import Features, Objective, Weighted, Widths, Words, _chunked, _late_interaction, resolve
+from dimefm.losses import (
+    Features,
+    Objective,
+    Weighted,
+    Widths,
+    Words,
+    _chunked,
+    _late_interaction,
+    resolve,
+)
 from dimefm.losses._late_interaction import Tokens, late
 from dimefm.losses._modules import Scale
 from dimefm.losses._primitives import contrast, cross_entropy, views_apart
@@ -43,7 +54,10 @@ def ring(content):
 
 def image_to(neighbours, image, scale=10.0):
     """Return InfoNCE of each view against neighbours, by the book."""
-    losses = [F.cross_entropy(scale * F.normalize(view, dim=1) @ neighbours.T, torch.arange(B)) for view in image.unbind(1)]
+    losses = [
+        F.cross_entropy(scale * F.normalize(view, dim=1) @ neighbours.T, torch.arange(B))
+        for view in image.unbind(1)
+    ]
     return sum(losses) / len(losses)
 
 
@@ -61,12 +75,17 @@ def test_a_graph_and_a_ring_with_the_same_neighbours_are_one_loss(ways, repeated
     teacher = Features(side.image, text, 20.0, near=near)
     options = {"ways": ways, "repeated": repeated}
     graph = term("nns_graph")(side, teacher, image_projection=nn.Identity(), **options)
-    cached = term("nns_cached")(side, teacher, teacher_bank=ring(known.rows), image_projection=nn.Identity(), **options)
+    cached = term("nns_cached")(
+        side, teacher, teacher_bank=ring(known.rows), image_projection=nn.Identity(), **options
+    )
     own = term("nns")(side, None, bank=ring(known.rows), **options)
     torch.testing.assert_close(graph, cached, rtol=1e-12, atol=0)
     torch.testing.assert_close(graph, own, rtol=1e-12, atol=0)
     if repeated == "counted":
-        back = [F.cross_entropy(10 * near @ F.normalize(view, dim=1).T, torch.arange(B)) for view in side.views.unbind(1)]
+        back = [
+            F.cross_entropy(10 * near @ F.normalize(view, dim=1).T, torch.arange(B))
+            for view in side.views.unbind(1)
+        ]
         forth = image_to(near, side.views)
         torch.testing.assert_close(graph, forth if ways == "one" else (forth + sum(back) / 2) / 2)
 
@@ -106,10 +125,15 @@ def test_views_and_labels_do_not_depend_on_chunks(monkeypatch):
 def test_a_ring_is_filled_after_it_was_asked_the_last_caption_first():
     known, side = ring(rows(32, D, seed=9)), student()
     before = known.rows.clone()
-    wanted = [image_to(known.nearest(caption), side.views) for caption in F.normalize(side.captions, dim=-1).unbind(1)]
+    wanted = [
+        image_to(known.nearest(caption), side.views)
+        for caption in F.normalize(side.captions, dim=-1).unbind(1)
+    ]
     value = term("nns")(side, None, bank=known)
     torch.testing.assert_close(value, sum(wanted) / 2)
-    torch.testing.assert_close(known.rows[: 2 * B], F.normalize(side.captions.flip(1).transpose(0, 1).flatten(0, 1), dim=1))
+    torch.testing.assert_close(
+        known.rows[: 2 * B], F.normalize(side.captions.flip(1).transpose(0, 1).flatten(0, 1), dim=1)
+    )
     assert torch.equal(known.rows[2 * B :], before[2 * B :])
     assert known.place == 2 * B
 
@@ -137,7 +161,9 @@ def test_more_rows_than_a_ring_has_places(wrap, place):
     known, many = Bank(10, D).double(), F.normalize(rows(18, D), dim=1)
     known.push(many, wrap)
     assert known.place == place
-    torch.testing.assert_close(known.rows, many[:10] if wrap == "released" else torch.cat([many[10:], many[8:10]]))
+    torch.testing.assert_close(
+        known.rows, many[:10] if wrap == "released" else torch.cat([many[10:], many[8:10]])
+    )
 
 
 def test_a_ring_comes_back_from_a_checkpoint():
@@ -146,14 +172,19 @@ def test_a_ring_comes_back_from_a_checkpoint():
     objective(student(), None, first)
     again.load_state_dict(first.state_dict())
     side = student(captions=1)
-    torch.testing.assert_close(objective(side, None, again), objective(side, None, first), rtol=0, atol=0)
+    torch.testing.assert_close(
+        objective(side, None, again), objective(side, None, first), rtol=0, atol=0
+    )
     assert first["bank"].rows.shape == (16, D)
 
 
 def test_three_views_are_three_pairs_of_simsiam():
     side = student(views=3)
     parts = {"projector": nn.Linear(D, 4).double(), "predictor": nn.Linear(4, 4).double()}
-    pairs = [dataclasses.replace(side, views=side.views[:, list(pair)]) for pair in ((0, 1), (0, 2), (1, 2))]
+    pairs = [
+        dataclasses.replace(side, views=side.views[:, list(pair)])
+        for pair in ((0, 1), (0, 2), (1, 2))
+    ]
     wanted = sum(term("simsiam")(pair, None, **parts) for pair in pairs) / 3
     torch.testing.assert_close(term("simsiam")(side, None, **parts), wanted)
 
@@ -164,7 +195,9 @@ def test_simclr_compares_the_two_last_views():
     head = nn.Identity()
     value = term("simclr")(side, None, simclr_head=head)
     torch.testing.assert_close(value, term("simclr")(last, None, simclr_head=head), rtol=0, atol=0)
-    assert value != term("simclr")(dataclasses.replace(side, hidden=side.hidden[:, :2]), None, simclr_head=head)
+    assert value != term("simclr")(
+        dataclasses.replace(side, hidden=side.hidden[:, :2]), None, simclr_head=head
+    )
 
 
 def test_no_hidden_word_is_no_loss_and_no_nan():
@@ -178,18 +211,26 @@ def test_no_hidden_word_is_no_loss_and_no_nan():
 
 
 def filip(side, **options):
-    parts = {"image_mapping": nn.Identity(), "text_mapping": nn.Identity(), "dense_scale": Scale().double()}
+    parts = {
+        "image_mapping": nn.Identity(),
+        "text_mapping": nn.Identity(),
+        "dense_scale": Scale().double(),
+    }
     return term("filip")(side, None, **parts, **options)
 
 
 def test_padding_that_is_left_out_does_nothing():
     side = student()
     there = torch.arange(L) < side.words.lengths[:, None]
-    other = dataclasses.replace(side.words, states=side.words.states.where(there[..., None], rows(B, L, D, seed=8)))
+    other = dataclasses.replace(
+        side.words, states=side.words.states.where(there[..., None], rows(B, L, D, seed=8))
+    )
     changed = dataclasses.replace(side, words=other)
     for tokens in (3, 1000):
         options = {"padding": "left out", "tokens": tokens}
-        torch.testing.assert_close(filip(side, **options), filip(changed, **options), rtol=1e-12, atol=0)
+        torch.testing.assert_close(
+            filip(side, **options), filip(changed, **options), rtol=1e-12, atol=0
+        )
         assert filip(side, tokens=tokens) != filip(changed, tokens=tokens)
 
 
@@ -197,13 +238,19 @@ def test_padding_that_is_left_out_does_nothing():
 def test_chosen_tokens_from_a_cache_are_as_good_as_live_ones(padding):
     side = student()
     if padding == "counted":
-        side = dataclasses.replace(side, words=dataclasses.replace(side.words, lengths=torch.full((B,), L)))
+        side = dataclasses.replace(
+            side, words=dataclasses.replace(side.words, lengths=torch.full((B,), L))
+        )
     there = torch.arange(L) < side.words.lengths[:, None]
     image, text = Tokens.of(side.patches), Tokens.of(side.words.states, there)
     patches, words = image.most(text, 3), text.most(image, 3)
     cached = Words(words.rows, words.there.sum(1))
     teacher = Features(side.image, side.text, 20.0, patches=patches.rows, words=cached)
-    parts = {"patch_projection": nn.Identity(), "word_projection": nn.Identity(), "token_scale": Scale().double()}
+    parts = {
+        "patch_projection": nn.Identity(),
+        "word_projection": nn.Identity(),
+        "token_scale": Scale().double(),
+    }
     value = term("filip_tokens")(side, teacher, **parts, padding=padding)
     torch.testing.assert_close(value, filip(side, padding=padding, tokens=3), rtol=1e-12, atol=0)
 

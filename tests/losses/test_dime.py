@@ -12,10 +12,14 @@ TERMS = ("vl", "pvl", "udist")
 
 
 def rows(seed, b, n, d):
-    """Return (student, image, text) with a shared direction, so that similarities lie near each other as CLIP's do."""
+    """Return (student, image, text) with a shared direction, so that similarities lie near each
+    other as CLIP's do.
+    """
     rng = np.random.default_rng(seed)
     shared = rng.normal(size=d)
-    return tuple(rng.uniform(0.1, 9, (k, 1)) * (shared + rng.normal(size=(k, d))) for k in (b, b, n))
+    return tuple(
+        rng.uniform(0.1, 9, (k, 1)) * (shared + rng.normal(size=(k, d))) for k in (b, b, n)
+    )
 
 
 def ours(term, student, image, text, scale, temperature):

@@ -18,7 +18,9 @@ def benchmark_of_losses(monkeypatch):
 
 def test_both_forms_give_one_loss_and_one_gradient(benchmark_of_losses):
     draw = torch.Generator().manual_seed(0)
-    image, text, found = (torch.randn(rows, 5, generator=draw, dtype=torch.float64) for rows in (6, 9, 6))
+    image, text, found = (
+        torch.randn(rows, 5, generator=draw, dtype=torch.float64) for rows in (6, 9, 6)
+    )
     values = {}
     for name, form in benchmark_of_losses.FORMS.items():
         rows = found.clone().requires_grad_()

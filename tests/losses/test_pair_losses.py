@@ -1,4 +1,6 @@
-"""What CLIP-KD's, open_clip's and SigLIP's terms promise beyond golden values: their corrections, one tower, schedules."""
+"""What CLIP-KD's, open_clip's and SigLIP's terms promise beyond golden values: their corrections,
+one tower, schedules.
+"""
 
 import itertools
 
@@ -19,8 +21,12 @@ def rows(seed, *shape):
 
 @pytest.fixture
 def sides():
-    """Return (student, teacher) of 6 pairs of 8 dimensions; the student's leaves require gradients."""
-    student = Features.of(rows(1, 6, 8).requires_grad_(), rows(2, 6, 8).requires_grad_(), torch.tensor(9.0).double())
+    """Return (student, teacher) of 6 pairs of 8 dimensions; the student's leaves require
+    gradients.
+    """
+    student = Features.of(
+        rows(1, 6, 8).requires_grad_(), rows(2, 6, 8).requires_grad_(), torch.tensor(9.0).double()
+    )
     return student, Features.of(rows(3, 6, 8), rows(4, 6, 8), 30.0)
 
 
@@ -54,23 +60,38 @@ def test_the_exponential_scale_is_that_of_clip(sides, name):
 
 
 def test_a_student_of_one_tower_has_no_text_side(sides):
-    """Its text rows are the teacher's: FD is the distance of images, CRD half of DIME-FM's VL, ICL half has no gradient."""
+    """Its text rows are the teacher's: FD is the distance of images, CRD half of DIME-FM's VL, ICL
+    half has no gradient.
+    """
     _, teacher = sides
     image = rows(5, 6, 8).requires_grad_()
     student = teacher.beside(image)
-    torch.testing.assert_close(clip_kd.fd(student, teacher, **SAME), F.mse_loss(student.image, teacher.image))
+    torch.testing.assert_close(
+        clip_kd.fd(student, teacher, **SAME), F.mse_loss(student.image, teacher.image)
+    )
     torch.testing.assert_close(clip_kd.crd(student, teacher), dime.vl(student, teacher) / 2)
     part = Scale().double()
     clip_kd.icl(student, teacher, cross_scale=part, **SAME).backward()
-    half = F.cross_entropy(part.value.detach() * F.normalize(image, dim=1) @ teacher.text.T, torch.arange(6)) / 2
+    half = (
+        F.cross_entropy(
+            part.value.detach() * F.normalize(image, dim=1) @ teacher.text.T, torch.arange(6)
+        )
+        / 2
+    )
     torch.testing.assert_close(image.grad, torch.autograd.grad(half, image)[0])
 
 
 def test_projections_see_the_rows_before_they_are_made_unit(sides):
     """A bias makes the length of a row count, as in the release."""
     _, teacher = sides
-    parts = {"image_projection": torch.nn.Linear(8, 8).double(), "text_projection": torch.nn.Identity()}
-    found = [clip_kd.fd(Features.of(k * rows(1, 6, 8), rows(2, 6, 8), 9.0), teacher, **parts) for k in (1, 3)]
+    parts = {
+        "image_projection": torch.nn.Linear(8, 8).double(),
+        "text_projection": torch.nn.Identity(),
+    }
+    found = [
+        clip_kd.fd(Features.of(k * rows(1, 6, 8), rows(2, 6, 8), 9.0), teacher, **parts)
+        for k in (1, 3)
+    ]
     assert abs(found[0] - found[1]) > 1e-4
 
 
@@ -83,7 +104,9 @@ def test_the_sigmoid_loss_is_open_clips(sides, monkeypatch, chunk):
     ours = siglip.sigmoid(Features.of(*leaves))
     theirs = SigLipLoss()(*(F.normalize(x, dim=1) for x in leaves[:2]), *leaves[2:])
     torch.testing.assert_close(ours, theirs)
-    for a, b in zip(torch.autograd.grad(ours, leaves), torch.autograd.grad(theirs, leaves), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(ours, leaves), torch.autograd.grad(theirs, leaves), strict=True
+    ):
         torch.testing.assert_close(a, b)
 
 
@@ -93,9 +116,14 @@ def test_the_sigmoid_loss_wants_pairs():
 
 
 def test_terms_share_parts_and_each_teacher_has_its_own():
-    objective = Objective([Weighted("clip_kd.icl", 1.0), Weighted("clip_kd.fd", 2000.0)], frozenset({"teacher", "pairs"}))
+    objective = Objective(
+        [Weighted("clip_kd.icl", 1.0), Weighted("clip_kd.fd", 2000.0)],
+        frozenset({"teacher", "pairs"}),
+    )
     found = objective.learnt([Widths(8, 12), Widths(8, 8)], seed=0)
-    assert [sorted(parts) for parts in found] == [["cross_scale", "image_projection", "text_projection"]] * 2
+    assert [sorted(parts) for parts in found] == [
+        ["cross_scale", "image_projection", "text_projection"]
+    ] * 2
     assert tuple(found[0]["image_projection"].weight.shape) == (12, 8)
     assert not list(found[1]["image_projection"].parameters())
     assert fusion(Widths(8, 12)).in_features == 24
@@ -122,7 +150,7 @@ def test_weights_follow_their_schedule(sides):
     way = [cosine.at(x / 8) for x in range(9)]
     assert all(a < b for a, b in itertools.pairwise(way))
     assert Weighted("dime.vl", 3.0).at(0.7) == 3.0
-    values = Objective([Weighted.of("dime.vl", {"weight": 2, "schedule": "linear", "end": 1, "temperature": 2.0})])(
-        *sides, progress=0.5
-    )
+    values = Objective(
+        [Weighted.of("dime.vl", {"weight": 2, "schedule": "linear", "end": 1, "temperature": 2.0})]
+    )(*sides, progress=0.5)
     torch.testing.assert_close(values["total"], 1.5 * dime.vl(*sides, temperature=2.0))

@@ -27,7 +27,9 @@ def refused(spec, **options):
 
 
 def same(ours, theirs):
-    """Tell whether two encoders give the same rows for images and sentences, and say so about themselves."""
+    """Tell whether two encoders give the same rows for images and sentences, and say so about
+    themselves.
+    """
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8))
     pixels = [encoder.preprocess(image)[None] for encoder in (ours, theirs)]
     rows = [encoder.encode_image(p) for encoder, p in zip((ours, theirs), pixels, strict=True)]
@@ -40,7 +42,10 @@ def files(tmp_path_factory, tiny_teacher):
     """Return a folder with the weights of SPEC as .pt, .safetensors and an open_clip folder."""
     root, state = tmp_path_factory.mktemp("files"), tiny_teacher.image_model.state_dict()
     torch.save(state, root / "weights.pt")
-    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}, root / "trained.pt")
+    torch.save(
+        {"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}},
+        root / "trained.pt",
+    )
     save_file(state, root / "weights.safetensors")
     folder = root / "folder"
     folder.mkdir()

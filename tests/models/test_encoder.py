@@ -1,4 +1,6 @@
-"""What an encoder does and says of itself: unit rows, token counts, its card, its device and precision."""
+"""What an encoder does and says of itself: unit rows, token counts, its card, its device and
+precision.
+"""
 
 import pytest
 import torch
@@ -18,7 +20,9 @@ def test_the_card_says_what_the_encoder_is(tiny_teacher):
     assert tiny_teacher.image_parameters + tiny_teacher.text_parameters == sum(
         p.numel() for p in tiny_teacher.image_model.parameters()
     )
-    assert tiny_teacher.image_parameters == sum(p.numel() for p in tiny_teacher.image_model.visual.parameters())
+    assert tiny_teacher.image_parameters == sum(
+        p.numel() for p in tiny_teacher.image_model.visual.parameters()
+    )
 
 
 def test_the_digest_is_of_names_types_shapes_and_values():

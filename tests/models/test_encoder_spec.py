@@ -1,4 +1,6 @@
-"""Everything that ``load_encoder`` understands gives the encoder that it names, and everything else one line of refusal."""
+"""Everything that ``load_encoder`` understands gives the encoder that it names, and everything else
+one line of refusal.
+"""
 
 import pickle
 import shutil
@@ -20,7 +22,9 @@ def test_an_architecture_and_a_file(tiny_teacher, files, name):
     assert found.card.name == f"{ARCH}/{files / name}"
 
 
-@pytest.mark.parametrize("name", ["folder", "folder/open_clip_model.safetensors", "folder/other.pt"])
+@pytest.mark.parametrize(
+    "name", ["folder", "folder/open_clip_model.safetensors", "folder/other.pt"]
+)
 def test_a_folder_and_a_file_beside_its_config(tiny_teacher, files, name):
     found = load_encoder(str(files / name), "cpu")
     assert same(found, tiny_teacher)
@@ -33,7 +37,9 @@ def test_a_relative_folder(tiny_teacher, files, monkeypatch):
     assert load_encoder(f"{ARCH}/weights.pt", "cpu").card.identity() == tiny_teacher.card.identity()
 
 
-def test_random_weights_are_a_function_of_the_seed_and_leave_the_global_generator_alone(tiny_teacher):
+def test_random_weights_are_a_function_of_the_seed_and_leave_the_global_generator_alone(
+    tiny_teacher,
+):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -44,11 +50,15 @@ def test_random_weights_are_a_function_of_the_seed_and_leave_the_global_generato
     assert again.card.name == SPEC
 
 
-@pytest.mark.parametrize(("tag", "activation"), [("openai", "quick_gelu"), ("laion2b_s34b_b79k", "standard")])
+@pytest.mark.parametrize(
+    ("tag", "activation"), [("openai", "quick_gelu"), ("laion2b_s34b_b79k", "standard")]
+)
 def test_the_activation_is_the_one_that_a_tag_was_trained_with(tag, activation, monkeypatch):
     import open_clip as upstream
 
-    monkeypatch.setattr(upstream.factory, "download_pretrained", lambda *args, **options: "weights")  # no network
+    monkeypatch.setattr(
+        upstream.factory, "download_pretrained", lambda *args, **options: "weights"
+    )  # no network
     monkeypatch.setattr(upstream.factory, "load_checkpoint", lambda *args, **options: {})
     assert open_clip.activation_of(open_clip.create("ViT-B-32", tag)) == activation
 
@@ -58,7 +68,10 @@ def test_the_activation_is_the_one_that_a_tag_was_trained_with(tag, activation, 
     [
         (ARCH, f"an architecture without weights; say {ARCH}/TAG"),
         ("ViT-B-32", "ViT-B-32/random:SEED"),
-        ("ResNet-mini-46/random:0", "unknown architecture 'ResNet-mini-46': did you mean 'ResNet-mini-64'?"),
+        (
+            "ResNet-mini-46/random:0",
+            "unknown architecture 'ResNet-mini-46': did you mean 'ResNet-mini-64'?",
+        ),
         ("ResNet-mini-46", "unknown architecture"),
         ("ResNet-mini-46/none.pt", "unknown architecture"),
         (f"{ARCH}/no/such/file.pt", "'no/such/file.pt' is neither a tag"),
@@ -73,7 +86,9 @@ def test_specs_that_name_nothing_are_refused(spec, words):
 
 
 def test_folders_and_files_that_are_no_encoder_are_refused(files, tmp_path):
-    assert "neither the folder of a finished run (run.json) nor of open_clip" in refused(str(tmp_path))
+    assert "neither the folder of a finished run (run.json) nor of open_clip" in refused(
+        str(tmp_path)
+    )
     assert "does not say its architecture; write ARCH/" in refused(str(files / "weights.pt"))
     (tmp_path / "run.json").write_text("{")
     assert "cannot be read" in refused(str(tmp_path))

@@ -1,4 +1,6 @@
-"""The memory for words: open_clip's tokens to the last one, for sentences as they are and as nobody writes them."""
+"""The memory for words: open_clip's tokens to the last one, for sentences as they are and as nobody
+writes them.
+"""
 
 import concurrent.futures
 import json
@@ -103,9 +105,13 @@ def test_any_printable_ascii(sentence):
 
 
 def test_real_sentences(shared_data):
-    sentences = pq.read_table(shared_data / "sentences/multi30k_en.parquet")["text"].to_pylist()[:8000]
+    sentences = pq.read_table(shared_data / "sentences/multi30k_en.parquet")["text"].to_pylist()[
+        :8000
+    ]
     for path in sorted(shared_data.glob("captions/*/test.parquet")):
-        sentences += [text for texts in pq.read_table(path)["captions"].to_pylist() for text in texts]
+        sentences += [
+            text for texts in pq.read_table(path)["captions"].to_pylist() for text in texts
+        ]
     assert len(sentences) > 9000
     same("lower", sentences)
 
@@ -139,7 +145,9 @@ def test_open_clips_tokenizer_is_made_once_for_a_config_and_anew_for_a_changed_o
     config, found = open_clip.config_of("ResNet-mini-64"), []
     for length in (32, 32, 9):
         config["text_cfg"]["context_length"] = length
-        (tmp_path / open_clip.CONFIG).write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+        (tmp_path / open_clip.CONFIG).write_text(
+            json.dumps({"model_cfg": config, "preprocess_cfg": {}})
+        )
         found.append(open_clip.tokenizer_of(open_clip.folder_config(tmp_path)))
         assert open_clip.tokenizer_for(config) is found[-1]
     assert found[0] is found[1]

@@ -29,7 +29,9 @@ def prompts(padding):
 
 
 def in_loops(images, words, padding):
-    """Return scores [n, C] of unit patches [n, places, E] and unit words [C, P, L, E], one number at a time."""
+    """Return scores [n, C] of unit patches [n, places, E] and unit words [C, P, L, E], one number
+    at a time.
+    """
     scores = np.zeros((len(images), C))
     for number, label in itertools.product(range(len(images)), range(C)):
         means = []
@@ -55,10 +57,17 @@ def test_scores_by_tokens_are_those_of_plain_loops(padding):
 def test_tokens_of_a_class_have_length_1_and_do_not_depend_on_the_others(padding):
     words = prompts(padding)
     whole = class_tokens(words, P)
-    torch.testing.assert_close(whole.rows.flatten(1).norm(dim=1), torch.ones(C, dtype=torch.float64))
+    torch.testing.assert_close(
+        whole.rows.flatten(1).norm(dim=1), torch.ones(C, dtype=torch.float64)
+    )
     starts = [slice(0, P), slice(P, C * P)]
     there = words.there
-    cut = joined([class_tokens(Tokens(words.rows[s], None if there is None else there[s]), P) for s in starts])
+    cut = joined(
+        [
+            class_tokens(Tokens(words.rows[s], None if there is None else there[s]), P)
+            for s in starts
+        ]
+    )
     assert torch.equal(cut.rows, whole.rows)
     assert cut.there is whole.there is None or torch.equal(cut.there, whole.there)
 
@@ -70,7 +79,9 @@ def test_what_padding_holds_matters_only_where_it_counts():
         other = words.rows.clone()
         other[torch.arange(L) >= LENGTHS.flatten()[:, None]] *= -1
         images = Tokens.of(rows(3, 9, E))
-        pair = [late(images, class_tokens(Tokens(each, words.there), P)) for each in (words.rows, other)]
+        pair = [
+            late(images, class_tokens(Tokens(each, words.there), P)) for each in (words.rows, other)
+        ]
         changed[padding] = not torch.equal(*pair)
     assert changed == {"counted": True, "left out": False}
 
@@ -80,27 +91,44 @@ def test_what_padding_holds_matters_only_where_it_counts():
     [
         ({"clip.contrastive": {}}, None),
         ({"declip.filip": {"width": 3}}, {"width": 3, "padding": "counted"}),
-        ({"clip.contrastive": {}, "declip.filip": {"padding": "left out"}}, {"width": 256, "padding": "left out"}),
+        (
+            {"clip.contrastive": {}, "declip.filip": {"padding": "left out"}},
+            {"width": 256, "padding": "left out"},
+        ),
     ],
 )
 def test_maps_are_kept_where_a_loss_learns_both(tmp_path, losses, said):
     objective = Objective([Weighted(name, 1.0, options) for name, options in losses.items()], PAIRS)
-    learnt = objective.learnt([Widths(8, 8, patches=6, words=7), Widths(8, 5, patches=6, words=7)], seed=0)
+    learnt = objective.learnt(
+        [Widths(8, 8, patches=6, words=7), Widths(8, 5, patches=6, words=7)], seed=0
+    )
     assert filip.keep(learnt, objective, tmp_path) == said
-    assert [path.name for path in tmp_path.iterdir()] == ([] if said is None else [folder.TOKEN_MAPS])
+    assert [path.name for path in tmp_path.iterdir()] == (
+        [] if said is None else [folder.TOKEN_MAPS]
+    )
     if said:
-        kept = nn.ModuleDict({"image_mapping": nn.Linear(6, said["width"]), "text_mapping": nn.Linear(7, said["width"])})
+        kept = nn.ModuleDict(
+            {
+                "image_mapping": nn.Linear(6, said["width"]),
+                "text_mapping": nn.Linear(7, said["width"]),
+            }
+        )
         folder.load_weights(kept, tmp_path / folder.TOKEN_MAPS)
         assert torch.equal(kept["image_mapping"].weight, learnt[0]["image_mapping"].weight)
 
 
 def test_a_loss_on_cached_tokens_leaves_no_maps(tmp_path):
     given = PAIRS | {"teacher", "tokens"}
-    objective = Objective([Weighted("declip.filip_tokens", 1.0), Weighted("declip.filip_pooled", 1.0)], given)
+    objective = Objective(
+        [Weighted("declip.filip_tokens", 1.0), Weighted("declip.filip_pooled", 1.0)], given
+    )
     learnt = objective.learnt([Widths(8, 5, patches=6, words=7)], seed=0)
     assert filip.keep(learnt, objective, tmp_path) is None
 
 
 def test_an_encoder_that_is_no_run_is_refused(tiny_teacher):
-    with pytest.raises(ModelError, match=r"^ResNet-mini-64/random:0: keeps no maps of tokens.*leave --by tokens out"):
+    with pytest.raises(
+        ModelError,
+        match=r"^ResNet-mini-64/random:0: keeps no maps of tokens.*leave --by tokens out",
+    ):
         filip.load(tiny_teacher.card.name, tiny_teacher)

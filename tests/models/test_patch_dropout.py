@@ -1,4 +1,6 @@
-"""A part of each image is hidden from students of every family in training, and none in evaluation."""
+"""A part of each image is hidden from students of every family in training, and none in
+evaluation.
+"""
 
 import copy
 
@@ -60,10 +62,16 @@ def rows(model, pixels, seed):
 
 
 def steady(model):
-    """Leave nothing random or changing in training but what is hidden: no dropout, and statistics as they are."""
+    """Leave nothing random or changing in training but what is hidden: no dropout, and statistics
+    as they are.
+    """
     model.train()
     for module in model.modules():
-        if isinstance(module, nn.Dropout) or hasattr(module, "drop_prob") or isinstance(module, nn.BatchNorm2d):
+        if (
+            isinstance(module, nn.Dropout)
+            or hasattr(module, "drop_prob")
+            or isinstance(module, nn.BatchNorm2d)
+        ):
             module.eval()
     return model
 
@@ -76,20 +84,31 @@ FAMILIES = [
 
 @pytest.mark.parametrize("vision", FAMILIES)
 def test_a_student_of_any_family_is_masked_in_training_only(vision):
-    plain, pixels = tower({k: v for k, v in vision.items() if k != "patch_dropout"}), pixels_of(vision)
+    plain, pixels = (
+        tower({k: v for k, v in vision.items() if k != "patch_dropout"}),
+        pixels_of(vision),
+    )
     masked = tower(vision, SHARE)
     assert masked.state_dict().keys() == plain.state_dict().keys()
     masked.load_state_dict(plain.state_dict())
-    torch.testing.assert_close(rows(masked.eval(), pixels, 0), rows(plain.eval(), pixels, 1), rtol=0, atol=0)
+    torch.testing.assert_close(
+        rows(masked.eval(), pixels, 0), rows(plain.eval(), pixels, 1), rtol=0, atol=0
+    )
     steady(masked), steady(plain)
     torch.testing.assert_close(rows(plain, pixels, 0), rows(plain, pixels, 1), rtol=0, atol=0)
     found = rows(masked, pixels, 0)
-    assert not torch.isclose(found, rows(plain, pixels, 0), rtol=1e-3, atol=1e-5).all(1).any()  # in each image
-    assert not torch.isclose(found, rows(masked, pixels, 1), rtol=1e-3, atol=1e-5).all()  # anew each time
+    assert (
+        not torch.isclose(found, rows(plain, pixels, 0), rtol=1e-3, atol=1e-5).all(1).any()
+    )  # in each image
+    assert not torch.isclose(
+        found, rows(masked, pixels, 1), rtol=1e-3, atol=1e-5
+    ).all()  # anew each time
     assert torch.equal(found, rows(masked, pixels, 0))  # by the seed alone
     assert torch.equal(found, rows(copy.deepcopy(masked), pixels, 0))
     masked.extras = Extras(("patches", "hidden"))
-    assert torch.equal(found, rows(masked, pixels, 0))  # also of a student that tells more than its rows
+    assert torch.equal(
+        found, rows(masked, pixels, 0)
+    )  # also of a student that tells more than its rows
 
 
 @pytest.mark.parametrize("vision", TRANSFORMERS.values(), ids=TRANSFORMERS)
@@ -112,14 +131,20 @@ def test_the_share_of_pixels_is_as_asked(share, size):
     hidden = module.train()(seen) == 0
     assert hidden.float().mean((1, 2, 3)).tolist() == pytest.approx([share] * 3)
     side = size // patch_dropout.BLOCKS
-    blocks = hidden.view(3, 3, patch_dropout.BLOCKS, side, patch_dropout.BLOCKS, side).transpose(3, 4).flatten(4)
+    blocks = (
+        hidden.view(3, 3, patch_dropout.BLOCKS, side, patch_dropout.BLOCKS, side)
+        .transpose(3, 4)
+        .flatten(4)
+    )
     assert torch.equal(blocks.any(-1), blocks.all(-1))
     assert torch.equal(hidden[:, :1].expand_as(hidden), hidden)
     assert not torch.equal(hidden[0], hidden[1])
     assert module.eval()(seen) is seen
 
 
-@given(st.integers(1, 5), st.integers(1, 300), st.floats(0, 1, exclude_max=True), st.integers(0, 2**32))
+@given(
+    st.integers(1, 5), st.integers(1, 300), st.floats(0, 1, exclude_max=True), st.integers(0, 2**32)
+)
 def test_what_is_kept_are_different_places_with_the_lowest_noise(images, places, share, seed):
     noise = torch.rand(images, places, generator=torch.Generator().manual_seed(seed))
     found = patch_dropout.kept(noise, share)

@@ -1,4 +1,6 @@
-"""Decoders: "pil" is open_clip's transform to the bit, "turbo" is as good as it, and neither makes a picture of rubbish."""
+"""Decoders: "pil" is open_clip's transform to the bit, "turbo" is as good as it, and neither makes
+a picture of rubbish.
+"""
 
 import io
 import json
@@ -28,7 +30,7 @@ from dimefm.models.open_clip import default_preprocess
 from dimefm.models.preprocess import DECODERS, decoder
 
 CPU = torch.device("cpu")
-TEACHER = str(Path(__file__).parent / "teacher")
+TEACHER = str(Path(__file__).parents[1] / "data" / "teacher")
 PLAIN = default_preprocess(64)
 REAL = ("classification/caltech101/test", "classification/scene15/test", "captions/fsac/test")
 KINDS = {
@@ -105,7 +107,11 @@ def test_odd_images_are_read_or_refused_as_expected(shared_data, name):
         data = (shared_data / "odd_images" / entry["file"]).read_bytes()
         if entry["expect"] == "ok":
             assert read(data).shape == (3, 64, 64), entry
-            assert read.views(read.open(data), lambda w, h: [((0, 0, w, h), True)])[0].shape == (3, 64, 64), entry
+            assert read.views(read.open(data), lambda w, h: [((0, 0, w, h), True)])[0].shape == (
+                3,
+                64,
+                64,
+            ), entry
         else:
             with pytest.raises(BadRow):
                 read(data)
@@ -117,11 +123,17 @@ def test_pil_is_open_clips_transform_to_the_bit(shared_data, mode, size):
     preprocess = {**PLAIN, "resize_mode": mode, "size": size, "fill_color": 9}
     read, transform = decoder("pil", preprocess), theirs(preprocess)
     entries = json.loads((shared_data / "odd_images/expect.json").read_text())
-    odd = [(shared_data / "odd_images" / entry["file"]).read_bytes() for entry in entries if entry["expect"] == "ok"]
+    odd = [
+        (shared_data / "odd_images" / entry["file"]).read_bytes()
+        for entry in entries
+        if entry["expect"] == "ok"
+    ]
     for data in odd + [file for name in REAL for file in real(shared_data, name, 5)]:
         try:
             expected = transform(Image.open(io.BytesIO(data)))
-        except ValueError:  # the ribbon, when its longer side becomes 32 pixels and nothing is left of the shorter
+        except (
+            ValueError
+        ):  # the ribbon, when its longer side becomes 32 pixels and nothing is left of the shorter
             with pytest.raises(BadRow, match="height and width must be > 0"):
                 read(data)
             continue
@@ -131,7 +143,9 @@ def test_pil_is_open_clips_transform_to_the_bit(shared_data, mode, size):
 
 
 def test_pil_is_the_transform_that_open_clip_makes_with_the_model(shared_data):
-    _, _, transform = open_clip.create_model_and_transforms("RN50", image_resize_mode="squash", force_image_size=96)
+    _, _, transform = open_clip.create_model_and_transforms(
+        "RN50", image_resize_mode="squash", force_image_size=96
+    )
     read = decoder("pil", {**default_preprocess(96), "resize_mode": "squash"})
     for data in real(shared_data, REAL[0], 10):
         assert torch.equal(read(data), transform(Image.open(io.BytesIO(data))))
@@ -164,16 +178,54 @@ SIDES = st.one_of(st.integers(1, 12), st.integers(1, 700), st.sampled_from([64, 
     interpolation=st.sampled_from(["bicubic", "bilinear"]),
     fill=st.sampled_from([0, 114]),
 )
-@example(width=1, height=700, content="noise", size=64, mode="shortest", interpolation="bicubic", fill=0)
-@example(width=700, height=1, content="noise", size=[48, 80], mode="shortest", interpolation="bilinear", fill=0)
-@example(width=64, height=64, content="black and white", size=64, mode="longest", interpolation="bicubic", fill=0)
-@example(width=65, height=64, content="black and white", size=64, mode="shortest", interpolation="bicubic", fill=0)
-def test_every_size_is_resized_and_cropped_as_open_clip_does(width, height, content, size, mode, interpolation, fill):
+@example(
+    width=1, height=700, content="noise", size=64, mode="shortest", interpolation="bicubic", fill=0
+)
+@example(
+    width=700,
+    height=1,
+    content="noise",
+    size=[48, 80],
+    mode="shortest",
+    interpolation="bilinear",
+    fill=0,
+)
+@example(
+    width=64,
+    height=64,
+    content="black and white",
+    size=64,
+    mode="longest",
+    interpolation="bicubic",
+    fill=0,
+)
+@example(
+    width=65,
+    height=64,
+    content="black and white",
+    size=64,
+    mode="shortest",
+    interpolation="bicubic",
+    fill=0,
+)
+def test_every_size_is_resized_and_cropped_as_open_clip_does(
+    width, height, content, size, mode, interpolation, fill
+):
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    image = Image.fromarray((pixels > 127).astype(np.uint8) * 255 if content == "black and white" else pixels)
+    image = Image.fromarray(
+        (pixels > 127).astype(np.uint8) * 255 if content == "black and white" else pixels
+    )
     if content == "smooth":
-        image = image.resize((width // 9 + 1, height // 9 + 1)).resize((width, height), Image.Resampling.BICUBIC)
-    preprocess = {**PLAIN, "size": size, "resize_mode": mode, "interpolation": interpolation, "fill_color": fill}
+        image = image.resize((width // 9 + 1, height // 9 + 1)).resize(
+            (width, height), Image.Resampling.BICUBIC
+        )
+    preprocess = {
+        **PLAIN,
+        "size": size,
+        "resize_mode": mode,
+        "interpolation": interpolation,
+        "fill_color": fill,
+    }
     found = decoder("turbo", preprocess)(encoded(image, "BMP"))
     try:
         expected = levels(preprocess, image)
@@ -183,7 +235,12 @@ def test_every_size_is_resized_and_cropped_as_open_clip_does(width, height, cont
         same_pixels(found, expected)
 
 
-@given(kind=st.sampled_from(list(KINDS)), width=st.integers(1, 130), height=st.integers(1, 130), seed=st.integers(0, 9))
+@given(
+    kind=st.sampled_from(list(KINDS)),
+    width=st.integers(1, 130),
+    height=st.integers(1, 130),
+    seed=st.integers(0, 9),
+)
 def test_every_kind_of_jpeg_has_the_pixels_of_pil(kind, width, height, seed):
     data = jpeg(kind, (width, height), seed)
     found, expected = pixels_of(data), np.asarray(decode(data))
@@ -203,7 +260,10 @@ def test_without_libjpeg_turbo_pil_reads_the_same(monkeypatch):
     files = [jpeg(kind, (33, 21)) for kind in KINDS]
     before = [decoder("turbo", PLAIN)(data) for data in files]
     monkeypatch.setattr(images, "simplejpeg", None)
-    assert all(torch.equal(decoder("turbo", PLAIN)(data), pixels) for data, pixels in zip(files, before, strict=True))
+    assert all(
+        torch.equal(decoder("turbo", PLAIN)(data), pixels)
+        for data, pixels in zip(files, before, strict=True)
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -253,10 +313,15 @@ def test_views_are_those_of_the_policy_in_both_decoders():
             return [policy.draw(key, view, width, height) for view in range(4)]
 
         crops = [decode(data).crop(box) for box, _ in draw(90, 71)]
-        crops = [ImageOps.mirror(crop) if flip else crop for crop, (_, flip) in zip(crops, draw(90, 71), strict=True)]
+        crops = [
+            ImageOps.mirror(crop) if flip else crop
+            for crop, (_, flip) in zip(crops, draw(90, 71), strict=True)
+        ]
         pil, turbo = decoder("pil", PLAIN), decoder("turbo", PLAIN)
         exact = pil.views(pil.open(data), draw)
-        assert all(torch.equal(view, theirs(squash)(crop)) for view, crop in zip(exact, crops, strict=True))
+        assert all(
+            torch.equal(view, theirs(squash)(crop)) for view, crop in zip(exact, crops, strict=True)
+        )
         for view, crop in zip(turbo.views(turbo.open(data), draw), crops, strict=True):
             same_pixels(view, levels(squash, crop))
 
@@ -280,7 +345,9 @@ def test_the_device_normalises():
 
 
 @pytest.mark.parametrize("name", DECODERS)
-@pytest.mark.parametrize(("size", "reason"), [((10_000, PIXELS // 10_000 + 1), "large"), ((1, RATIO + 1), "narrow")])
+@pytest.mark.parametrize(
+    ("size", "reason"), [((10_000, PIXELS // 10_000 + 1), "large"), ((1, RATIO + 1), "narrow")]
+)
 def test_bombs_and_ribbons_are_refused_before_they_are_unpacked(name, size, reason):
     data = bytearray(jpeg("4:2:0", (16, 16)))
     place = data.index(b"\xff\xc0") + 5

@@ -1,4 +1,6 @@
-"""A bridge folded into a tower's last projection gives the rows that it gave beside it, for every family of towers."""
+"""A bridge folded into a tower's last projection gives the rows that it gave beside it, for every
+family of towers.
+"""
 
 import json
 
@@ -62,7 +64,9 @@ def text_tower(tmp_path, text, dim=None):
 
 
 def stirred(tower):
-    """Return the tower in float64 with noise on all weights: a fresh one has biases of 0, of which a test learns nothing."""
+    """Return the tower in float64 with noise on all weights: a fresh one has biases of 0, of which
+    a test learns nothing.
+    """
     noise = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in tower.parameters():
@@ -71,8 +75,8 @@ def stirred(tower):
 
 
 def same_rows(tower, spec, build, inputs):
-    """Check that a folded bridge gives the same rows in float64, that the tower is as it was, and that an ordinary tower of
-    the new dimension takes the weights."""
+    """Check that a folded bridge gives the same rows in float64, that the tower is as it was, and
+    that an ordinary tower of the new dimension takes the weights."""
     bridge = projection_of(tower.float(), spec, TEACHER, 0).double()
     before = weights_sha256(tower.double())
     encode = "encode_image" if inputs.is_floating_point() else "encode_text"
@@ -93,7 +97,9 @@ def same_rows(tower, spec, build, inputs):
 @pytest.mark.parametrize("vision", IMAGES.values(), ids=IMAGES)
 def test_an_image_tower_takes_it_in(tmp_path, vision):
     tower, spec = image_tower(tmp_path, vision)
-    pixels = torch.randn(3, 3, spec.image_size, spec.image_size, generator=torch.Generator().manual_seed(2)).double()
+    pixels = torch.randn(
+        3, 3, spec.image_size, spec.image_size, generator=torch.Generator().manual_seed(2)
+    ).double()
     same_rows(tower, spec, lambda spec: image_tower(tmp_path, vision, TEACHER)[0], pixels)
 
 
@@ -123,7 +129,9 @@ NOT = {
 @pytest.mark.parametrize(("vision", "dim", "words"), NOT.values(), ids=NOT)
 def test_a_tower_without_a_last_projection_is_refused(tmp_path, vision, dim, words):
     tower, spec = image_tower(tmp_path, vision, dim)
-    with pytest.raises(ModelError, match=f"student.json: cannot take in a bridge: .*{words}; leave --bridge out") as caught:
+    with pytest.raises(
+        ModelError, match=f"student.json: cannot take in a bridge: .*{words}; leave --bridge out"
+    ) as caught:
         projection_of(tower.float(), spec, TEACHER, 0)
     assert "\n" not in str(caught.value)
 
@@ -137,7 +145,10 @@ def test_a_tower_that_goes_on_behind_its_last_projection_is_refused(tmp_path):
 
 def test_a_text_tower_without_a_projection_is_refused(tmp_path):
     tower, spec = text_tower(tmp_path, {**TEXT, "proj_type": "none"}, TEXT["width"])
-    with pytest.raises(ModelError, match="student.json: cannot take in a bridge: its last layer is no linear projection"):
+    with pytest.raises(
+        ModelError,
+        match="student.json: cannot take in a bridge: its last layer is no linear projection",
+    ):
         projection_of(tower.float(), spec, TEACHER, 0)
 
 
@@ -160,10 +171,16 @@ def test_it_is_a_function_of_the_seed_and_leaves_random_numbers_alone():
 
 
 def bridged(tmp_path, kind):
-    """Return (student with a bridge and a head, spec, pixels, tokens) of an image or a text tower."""
+    """Return (student with a bridge and a head, spec, pixels, tokens) of an image or a text
+    tower.
+    """
     if kind == "image":
         tower, spec = image_tower(tmp_path, VIT)
-        preprocess, pixels, tokens = default_preprocess(16), torch.randint(256, (4, 16, 16, 3), dtype=torch.uint8), None
+        preprocess, pixels, tokens = (
+            default_preprocess(16),
+            torch.randint(256, (4, 16, 16, 3), dtype=torch.uint8),
+            None,
+        )
     else:
         tower, spec = text_tower(tmp_path, TEXT)
         preprocess, pixels, tokens = None, None, torch.randint(50, (4, CONTEXT))
@@ -175,19 +192,29 @@ def bridged(tmp_path, kind):
 @pytest.mark.parametrize("kind", ["image", "text"])
 def test_a_student_learns_all_of_it_and_is_finished_as_an_ordinary_tower(tmp_path, kind):
     ours, spec, pixels, tokens = bridged(tmp_path, kind)
-    unit = nn.functional.normalize(torch.randn(4, TEACHER)), nn.functional.normalize(torch.randn(4, 6))
+    unit = (
+        nn.functional.normalize(torch.randn(4, TEACHER)),
+        nn.functional.normalize(torch.randn(4, 6)),
+    )
     teachers = [Features.of(rows, rows, 10.0) for rows in unit]
     outputs = ours(pixels, tokens)
     assert [tuple(rows.shape) for rows in outputs.values()] == [(4, TEACHER), (4, 6)]
     found = ours.features(outputs, teachers)
     sum((f.image - t.image).square().sum() for f, t in zip(found, teachers, strict=True)).backward()
-    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in ours.parameters())
+    assert all(
+        parameter.grad is not None and parameter.grad.abs().sum() > 0
+        for parameter in ours.parameters()
+    )
     torch.optim.SGD(ours.parameters(), lr=0.1).step()
 
     model, config = ours.eval().finished(spec.config)
     assert config == {**spec.config, "embed_dim": TEACHER} and spec.config["embed_dim"] == OWN
     image = kind == "image"
-    rebuilt = ImageTower(open_clip.image_tower(config)) if image else TextTower(open_clip.text_tower(config))
+    rebuilt = (
+        ImageTower(open_clip.image_tower(config))
+        if image
+        else TextTower(open_clip.text_tower(config))
+    )
     rebuilt.load_state_dict(model.state_dict())
     plain = Student(rebuilt.eval(), default_preprocess(16) if image else None)
     with torch.no_grad():

@@ -14,13 +14,19 @@ from dimefm.models.encoder import load_encoder
 
 @pytest.mark.parametrize("seed", ["9" * 23, "-1", "x", "１"])
 def test_a_seed_that_torch_cannot_take_is_refused(seed):
-    with pytest.raises(ModelError, match="expected ResNet-mini-64/random:SEED with a whole number of at most 18 digits"):
+    with pytest.raises(
+        ModelError,
+        match="expected ResNet-mini-64/random:SEED with a whole number of at most 18 digits",
+    ):
         load_encoder(f"ResNet-mini-64/random:{seed}", "cpu")
 
 
 def test_a_tokenizer_without_its_package_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ModelError, match="tokenizer needs the package transformers, which is not.*pip install transformers"):
+    with pytest.raises(
+        ModelError,
+        match="tokenizer needs the package transformers, which is not.*pip install transformers",
+    ):
         open_clip.tokenizer_of("ViT-B-16-SigLIP")
 
 
@@ -54,11 +60,17 @@ class Harmless:
     """Something that is not a tensor."""
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
-@pytest.mark.parametrize("write", [write_object, write_script, lambda path: path.write_bytes(pickle.dumps(Harmless()))])
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning"
+)
+@pytest.mark.parametrize(
+    "write", [write_object, write_script, lambda path: path.write_bytes(pickle.dumps(Harmless()))]
+)
 def test_a_pt_file_with_objects_gets_our_own_advice(tmp_path, write):
     write(tmp_path / "x.pt")
-    with pytest.raises(ModelError, match="x.pt: cannot be loaded: the file is damaged, or holds other") as caught:
+    with pytest.raises(
+        ModelError, match="x.pt: cannot be loaded: the file is damaged, or holds other"
+    ) as caught:
         load_encoder(f"ResNet-mini-64/{tmp_path / 'x.pt'}", "cpu")
     assert "weights_only" not in str(caught.value) and "\n" not in str(caught.value)
 
@@ -88,7 +100,8 @@ def test_one_image_a_step_is_refused_only_where_it_cannot_be_normalised(size, ba
     spec = student.resolve("timm/test_resnet", size, 16)
     if (size, batch_size) == (32, 1):  # its last feature map has one place
         with pytest.raises(
-            ModelError, match="timm/test_resnet: cannot learn from 1 image a step .*--batch-size of 2 or more"
+            ModelError,
+            match="timm/test_resnet: cannot learn from 1 image a step .*--batch-size of 2 or more",
         ):
             student.build(spec, False, 0, batch_size)
     else:
@@ -96,14 +109,21 @@ def test_one_image_a_step_is_refused_only_where_it_cannot_be_normalised(size, ba
 
 
 def test_a_student_of_another_width_than_asked_is_refused(tmp_path):
-    config = {"embed_dim": 8, "vision_cfg": {"timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "none"}}
+    config = {
+        "embed_dim": 8,
+        "vision_cfg": {"timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "none"},
+    }
     (tmp_path / "s.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match=r"s\.json at 64 pixels: cannot encode an image: .*expected \[2, 8\]"):
+    with pytest.raises(
+        ModelError, match=r"s\.json at 64 pixels: cannot encode an image: .*expected \[2, 8\]"
+    ):
         student.build(student.resolve(str(tmp_path / "s.json"), 64, 8), False, 0)
 
 
 def test_an_unknown_timm_model_is_refused_for_both_towers(tmp_path):
     config = open_clip.config_of("ResNet-mini-32")
     config["vision_cfg"]["timm_model_name"] = "test_rsnet"
-    with pytest.raises(ModelError, match="unknown timm model 'test_rsnet': did you mean 'test_resnet'"):
+    with pytest.raises(
+        ModelError, match="unknown timm model 'test_rsnet': did you mean 'test_resnet'"
+    ):
         open_clip.from_config(config)

@@ -1,4 +1,6 @@
-"""Encoders from the folders of finished runs: both towers, or one that borrows the other from its teacher."""
+"""Encoders from the folders of finished runs: both towers, or one that borrows the other from its
+teacher.
+"""
 
 import json
 import shutil
@@ -30,20 +32,35 @@ def write_cache(root, kind, source, keys, card):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, files):
-    """Return a folder of runs: clip/ from pairs, tower/ and text/ distilled from the open_clip folder teacher/."""
+    """Return a folder of runs: clip/ from pairs, tower/ and text/ distilled from the open_clip
+    folder teacher/.
+    """
     root = tmp_path_factory.mktemp("runs")
     photos, pairs, words = root / "photos", root / "pairs.csv", root / "words.txt"
     photos.mkdir()
     for n in range(6):
         Image.new("RGB", (40, 30), (40 * n, 9, 200)).save(photos / f"{n}.png")
-    pairs.write_text("filepath,title\n" + "".join(f"photos/{n}.png,picture {n}\n" for n in range(6)))
+    pairs.write_text(
+        "filepath,title\n" + "".join(f"photos/{n}.png,picture {n}\n" for n in range(6))
+    )
     words.write_text("".join(f"some words about {n}\n" for n in range(5)))
     shutil.copytree(files / "folder", root / "teacher")
     card = load_encoder(str(root / "teacher"), "cpu").card
     write_cache(root, "image", "photos", [f"{n}.png" for n in range(6)], card)
-    write_cache(root, "text", "words.txt", [row.key for row in open_rows([str(words)], "text")], card)
-    caches = {"image_cache": str(root / "image"), "text_cache": str(root / "text"), "losses": {"dime.vl": {"weight": 1.0}}}
-    clip = {"student": ARCH, "images": [str(pairs)], "text": "student", "losses": {"clip.contrastive": {"weight": 1.0}}}
+    write_cache(
+        root, "text", "words.txt", [row.key for row in open_rows([str(words)], "text")], card
+    )
+    caches = {
+        "image_cache": str(root / "image"),
+        "text_cache": str(root / "text"),
+        "losses": {"dime.vl": {"weight": 1.0}},
+    }
+    clip = {
+        "student": ARCH,
+        "images": [str(pairs)],
+        "text": "student",
+        "losses": {"clip.contrastive": {"weight": 1.0}},
+    }
     tower = {"student": "ConvNeXt-mini-64", "images": [str(photos)], "view": "free", **caches}
     text = {"texts": [str(words)], "text": f"student:{ARCH}", **caches}
     for name, given in (("clip", clip), ("tower", tower), ("text", text)):
@@ -70,7 +87,11 @@ def test_a_run_folder_of_a_tower_takes_the_text_tower_of_its_teacher(trained, ti
     run = load_encoder(str(trained / "tower"), "cpu")
     tokens = tiny_teacher.tokenize(SENTENCES)[0]
     assert torch.equal(run.encode_text(tokens), tiny_teacher.encode_text(tokens))
-    assert run.card.dim == tiny_teacher.card.dim == run.encode_image(torch.randn(2, 3, 64, 64)).shape[1]
+    assert (
+        run.card.dim
+        == tiny_teacher.card.dim
+        == run.encode_image(torch.randn(2, 3, 64, 64)).shape[1]
+    )
     assert run.card.weights_sha256 != tiny_teacher.card.weights_sha256
     assert run.card.logit_scale == tiny_teacher.card.logit_scale
     record = json.loads((trained / "tower" / "run.json").read_text())
@@ -143,7 +164,9 @@ def test_a_run_finds_a_teacher_that_was_named_by_a_relative_path(trained, tmp_pa
     assert record["teacher_at"] == "../teacher"
     record["teacher"]["name"] = "some/where/else"
     (tmp_path / "tower" / "run.json").write_text(json.dumps(record))
-    assert same(load_encoder(str(tmp_path / "tower"), "cpu"), load_encoder(str(trained / "tower"), "cpu"))
+    assert same(
+        load_encoder(str(tmp_path / "tower"), "cpu"), load_encoder(str(trained / "tower"), "cpu")
+    )
 
 
 def test_a_tower_whose_weights_are_cut_short_is_refused(trained, tmp_path):

@@ -23,7 +23,9 @@ def tower(name, size=None, dim=16):
     model, _ = student.build(spec, False, 0)
     assert isinstance(model, ImageTower)
     with torch.inference_mode():
-        return spec.image_size, tuple(model.eval().encode_image(torch.randn(2, 3, spec.image_size, spec.image_size)).shape)
+        return spec.image_size, tuple(
+            model.eval().encode_image(torch.randn(2, 3, spec.image_size, spec.image_size)).shape
+        )
 
 
 @pytest.mark.parametrize("name", ["timm/test_resnet", "timm/test_vit", "timm/test_convnext"])
@@ -31,14 +33,20 @@ def test_any_timm_model_is_a_student(name):
     assert tower(name, 64) == (64, (2, 16))
 
 
-@pytest.mark.parametrize(("name", "size"), [("ResNet-mini-64", 50), ("ConvNeXt-mini-64", 70), ("timm/test_vit", 48)])
+@pytest.mark.parametrize(
+    ("name", "size"), [("ResNet-mini-64", 50), ("ConvNeXt-mini-64", 70), ("timm/test_vit", 48)]
+)
 def test_image_sizes_that_nobody_thought_of(name, size):
     assert tower(name, size) == (size, (2, 16))
 
 
 def json_student(folder, **vision):
     path = folder / "mine.json"
-    path.write_text(json.dumps({"embed_dim": 4, "vision_cfg": {"layers": 1, "width": 16, "head_width": 8, **vision}}))
+    path.write_text(
+        json.dumps(
+            {"embed_dim": 4, "vision_cfg": {"layers": 1, "width": 16, "head_width": 8, **vision}}
+        )
+    )
     return str(path)
 
 
@@ -62,7 +70,11 @@ def test_unknown_students_are_refused_in_one_line(name, words):
 
 
 def test_impossible_configs_are_refused_in_one_line(tmp_path):
-    for vision in ({"image_size": [32, 64], "patch_size": 8}, {"image_size": 32, "patch_size": "eight"}, {"tower": 9}):
+    for vision in (
+        {"image_size": [32, 64], "patch_size": 8},
+        {"image_size": 32, "patch_size": "eight"},
+        {"tower": 9},
+    ):
         with pytest.raises(ModelError) as error:
             tower(json_student(tmp_path, **vision))
         assert "\n" not in str(error.value)

@@ -1,4 +1,6 @@
-"""Sentences on the places that count: equal rows from cut tokens, batches by length, repeats recognised."""
+"""Sentences on the places that count: equal rows from cut tokens, batches by length, repeats
+recognised.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,7 +17,14 @@ from dimefm.models import open_clip, trimmed_text
 from dimefm.models.encoder import load_encoder
 from dimefm.models.inference import text_batches as sentences_of
 from dimefm.models.inference.precision import computing
-from dimefm.models.inference.text_batches import CPU_PLACES, InLanes, Met, digests, encode_sentences, plan
+from dimefm.models.inference.text_batches import (
+    CPU_PLACES,
+    InLanes,
+    Met,
+    digests,
+    encode_sentences,
+    plan,
+)
 
 EXACT = 1e-5
 SENTENCES = [
@@ -30,7 +39,15 @@ SENTENCES = [
 ]
 
 
-SIZES = ("width", "heads", "layers", "mlp_ratio", "vocab_size", "hf_tokenizer_name", "tokenizer_kwargs")
+SIZES = (
+    "width",
+    "heads",
+    "layers",
+    "mlp_ratio",
+    "vocab_size",
+    "hf_tokenizer_name",
+    "tokenizer_kwargs",
+)
 TOP = ("custom_text", "quick_gelu", "init_logit_bias")
 
 
@@ -45,12 +62,18 @@ def small(config: dict) -> dict:
     }
     if "multimodal_cfg" in config:
         found["multimodal_cfg"] = {"width": 64, "heads": 4, "layers": 1, "context_length": 76}
-        found["vision_cfg"] |= {"attentional_pool": True, "attn_pooler_heads": 4, "output_tokens": True}
+        found["vision_cfg"] |= {
+            "attentional_pool": True,
+            "attn_pooler_heads": 4,
+            "output_tokens": True,
+        }
     return found
 
 
 def families() -> dict[str, dict]:
-    """Return each way in which open_clip's architectures build a text tower of their own: name of the first -> config."""
+    """Return each way in which open_clip's architectures build a text tower of their own: name of
+    the first -> config.
+    """
     configs = {name: open_clip.config_of(name) for name in sorted(upstream.list_models())}
     found: dict[str, dict] = {}
     for name, config in configs.items():
@@ -72,7 +95,9 @@ def built(config: dict):
 
 
 def tokens_for(config: dict, n: int = 12) -> torch.Tensor:
-    """Return tokens [n, L] that end at random places, the first row at the last, and are padded with zeros."""
+    """Return tokens [n, L] that end at random places, the first row at the last, and are padded
+    with zeros.
+    """
     text = config["text_cfg"]
     length, random = text.get("context_length", 77), np.random.default_rng(1)
     end = text.get("eos_id", 2) if text.get("pool_type") == "eos" else 299
@@ -86,7 +111,9 @@ def tokens_for(config: dict, n: int = 12) -> torch.Tensor:
 def both(model, tower, tokens) -> tuple[torch.Tensor, torch.Tensor]:
     """Return unit rows from whole tokens, and from tokens cut for each row alone."""
     cut = [tower.encode_text(row[None, : int(tower.lengths(row[None]))]) for row in tokens]
-    return F.normalize(model.encode_text(tokens).float(), dim=-1), F.normalize(torch.cat(cut).float(), dim=-1)
+    return F.normalize(model.encode_text(tokens).float(), dim=-1), F.normalize(
+        torch.cat(cut).float(), dim=-1
+    )
 
 
 def allowed(config: dict) -> bool:
@@ -135,7 +162,13 @@ def test_the_families_hold_towers_of_both_kinds():
         {"proj_bias": True},
         {"proj_type": "none", "width": 24},
         {"ls_init_value": 0.1},
-        {"qk_norm": True, "scale_attn": True, "scale_fc": True, "scale_attn_inner": True, "scale_heads": True},
+        {
+            "qk_norm": True,
+            "scale_attn": True,
+            "scale_fc": True,
+            "scale_attn_inner": True,
+            "scale_heads": True,
+        },
         {"pool_type": "eos", "eos_id": 7},
         {"norm_kwargs": {"eps": 1e-3}},
     ],
@@ -150,7 +183,8 @@ def test_options_of_a_tower_that_is_trimmed(how, custom):
 
 
 @pytest.mark.parametrize(
-    "how", [{"pool_type": "last"}, {"pool_type": "first"}, {"embed_cls": True}, {"no_causal_mask": True}]
+    "how",
+    [{"pool_type": "last"}, {"pool_type": "first"}, {"embed_cls": True}, {"no_causal_mask": True}],
 )
 def test_towers_that_look_at_padding_are_encoded_whole(how):
     config = {**BASIC, "custom_text": True}
@@ -179,7 +213,9 @@ def test_a_tower_that_computes_something_else_is_found_out(monkeypatch):
     model = built(BASIC)
     honest = upstream.CLIP.encode_text
     monkeypatch.setattr(upstream.CLIP, "encode_text", lambda self, text: honest(self, text.flip(0)))
-    with pytest.warns(RuntimeWarning, match="encoded at full length.*rows of cut tokens differ by") as caught:
+    with pytest.warns(
+        RuntimeWarning, match="encoded at full length.*rows of cut tokens differ by"
+    ) as caught:
         assert trimmed_text.trimmed(model) is None
     assert "\n" not in str(caught[0].message)
 
@@ -208,7 +244,9 @@ def test_an_encoder_of_full_depth_gives_open_clips_rows(clip, quick):
 
 
 def test_real_captions_give_open_clips_rows(clip, shared_data):
-    sentences = pq.read_table(shared_data / "sentences/multi30k_en.parquet")["text"].to_pylist()[:64]
+    sentences = pq.read_table(shared_data / "sentences/multi30k_en.parquet")["text"].to_pylist()[
+        :64
+    ]
     found = encode_sentences(clip, clip.tokenize(sentences)[0], 16)
     assert float((found - reference(clip, sentences)).abs().max()) <= EXACT
 
@@ -290,7 +328,10 @@ def test_a_plan_holds_every_row_once_and_no_batch_is_too_large(lengths, batch_si
     assert [len(batch) for batch in plan(np.full(10, 7), 4, 10**6)] == [4, 4, 2]
 
 
-@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=50), st.integers(1, 20))
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=50),
+    st.integers(1, 20),
+)
 def test_sentences_met_before_are_recognised_in_any_portion(rows, size):
     tokens, met, encoded = torch.tensor(rows), Met(), []
     for start in range(0, len(rows), size):

@@ -1,4 +1,6 @@
-"""The quickstart's raw data: same bytes for a seed, splits that share nothing, true captions and labels."""
+"""The quickstart's raw data: same bytes for a seed, splits that share nothing, true captions and
+labels.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,10 @@ def made(tmp_path_factory) -> tuple[Path, data.Sizes]:
 def digests(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of every file below ``folder``."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
 
 
 def samples(path: Path) -> dict[str, dict[str, bytes]]:
@@ -55,14 +60,22 @@ def test_layout_and_counts(made):
     assert set(digests(folder)) == {
         *found,
         "sentences.txt",
-        *(f"eval/{name}/{file}.txt" for name in ("digits", "shapes") for file in ("classnames", "templates")),
+        *(
+            f"eval/{name}/{file}.txt"
+            for name in ("digits", "shapes")
+            for file in ("classnames", "templates")
+        ),
     }
     assert len(found["pairs.tar"]) == sizes.pairs
     assert len(found["images.tar"]) == sizes.images
-    assert len((folder / "sentences.txt").read_text().splitlines()) == sizes.sentences != sizes.images
+    assert (
+        len((folder / "sentences.txt").read_text().splitlines()) == sizes.sentences != sizes.images
+    )
     assert len(found["eval/digits/test.tar"]) == sizes.test_digits
     assert len(found["eval/shapes/test.tar"]) == sizes.test_shapes
-    assert {frozenset(sample) for sample in found["pairs.tar"].values()} == {frozenset({"png", "txt"})}
+    assert {frozenset(sample) for sample in found["pairs.tar"].values()} == {
+        frozenset({"png", "txt"})
+    }
     assert {frozenset(sample) for sample in found["images.tar"].values()} == {frozenset({"png"})}
 
 
@@ -77,7 +90,9 @@ def test_another_seed_other_bytes(made, tmp_path):
     data.write(tmp_path, seed=4, scale=SCALE)
     first, second = digests(folder), digests(tmp_path)
     assert {name for name in first if first[name] == second[name]} == {
-        f"eval/{name}/{file}.txt" for name in ("digits", "shapes") for file in ("classnames", "templates")
+        f"eval/{name}/{file}.txt"
+        for name in ("digits", "shapes")
+        for file in ("classnames", "templates")
     }
 
 
@@ -101,8 +116,16 @@ def test_every_image_decodes(made):
 
 def test_no_image_is_in_two_places(made):
     folder, sizes = made
-    hashes = [hashlib.sha256(s["png"]).digest() for shard in parts(folder).values() for s in shard.values()]
-    assert len(set(hashes)) == len(hashes) == sizes.pairs + sizes.images + sizes.test_digits + sizes.test_shapes
+    hashes = [
+        hashlib.sha256(s["png"]).digest()
+        for shard in parts(folder).values()
+        for s in shard.values()
+    ]
+    assert (
+        len(set(hashes))
+        == len(hashes)
+        == sizes.pairs + sizes.images + sizes.test_digits + sizes.test_shapes
+    )
 
 
 def test_no_scan_is_in_two_splits():
@@ -130,7 +153,9 @@ def test_captions_name_the_class():
     random = np.random.default_rng(0)
     for item in data._scenes(480, random):
         colour, shape = SCENES[item.label].split()
-        assert re.search(rf"\b{colour}\b", item.text) and re.search(rf"\b{shape}\b", item.text), item.text
+        assert re.search(rf"\b{colour}\b", item.text) and re.search(rf"\b{shape}\b", item.text), (
+            item.text
+        )
     scans = data._Scans(seed=0)
     for item in data._digits(scans, data.Mix(200, 0, slice(0, 50)), random):
         assert re.search(rf"\b{DIGITS[item.label]}\b", item.text), item.text

@@ -17,7 +17,9 @@ class Stop(Exception):
 
 @pytest.fixture
 def made(monkeypatch):
-    """Return the list of seeds for which data were made; a quickstart stops where the teacher would be trained."""
+    """Return the list of seeds for which data were made; a quickstart stops where the teacher would
+    be trained.
+    """
     seeds = []
 
     def write(folder, seed, scale):
@@ -41,7 +43,9 @@ def test_the_seed_is_written_first_and_another_one_is_refused(tmp_path, made):
     begin(tmp_path / "q", 3)
     record = json.loads((tmp_path / "q/quickstart.json").read_text())
     assert (record["seed"], record["data"]["sentences"]) == (3, 3)
-    with pytest.raises(RecipeError, match=r"q: was begun with --seed 3, not 4; give that seed, or another --out"):
+    with pytest.raises(
+        RecipeError, match=r"q: was begun with --seed 3, not 4; give that seed, or another --out"
+    ):
         quick.quickstart(tmp_path / "q", 4)
     begin(tmp_path / "q", 3)
     assert made == [3]
@@ -49,7 +53,10 @@ def test_the_seed_is_written_first_and_another_one_is_refused(tmp_path, made):
 
 def test_another_scale_is_refused(tmp_path, made):
     begin(tmp_path / "q", 0, 0.5)
-    with pytest.raises(RecipeError, match=r"q: was begun with --scale 0\.5, not 1\.0; give that scale, or another --out"):
+    with pytest.raises(
+        RecipeError,
+        match=r"q: was begun with --scale 0\.5, not 1\.0; give that scale, or another --out",
+    ):
         quick.quickstart(tmp_path / "q", 0)
 
 
@@ -77,7 +84,9 @@ def test_data_that_are_not_whole_are_made_again(tmp_path, made, monkeypatch):
 @pytest.mark.parametrize("name", ["data", "student"])
 def test_a_folder_of_unknown_seed_is_refused(tmp_path, made, name):
     (tmp_path / name).mkdir()
-    with pytest.raises(RecipeError, match=f"holds {name} but no quickstart.json, so its seed is unknown"):
+    with pytest.raises(
+        RecipeError, match=f"holds {name} but no quickstart.json, so its seed is unknown"
+    ):
         quick.quickstart(tmp_path)
 
 
@@ -93,7 +102,9 @@ def test_an_interrupted_quickstart_goes_on_where_it_was(tmp_path, monkeypatch):
     quick_train, step, told = quick._train, Run.step, []
 
     def short(recipe, out, echo):
-        return quick_train(dataclasses.replace(recipe, steps=4, batch_size=8, save_every=2, log_every=1), out, echo)
+        return quick_train(
+            dataclasses.replace(recipe, steps=4, batch_size=8, save_every=2, log_every=1), out, echo
+        )
 
     def interrupted(self, number, loading):
         if number == 3 and self.recipe.text == "teacher":
@@ -105,7 +116,10 @@ def test_an_interrupted_quickstart_goes_on_where_it_was(tmp_path, monkeypatch):
         patch.setattr(Run, "step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             quick.quickstart(tmp_path / "q", 2, told.append, 0.02)
-    kept = {name: (tmp_path / "q" / name).stat().st_mtime_ns for name in ("data/images.tar", "teacher/run.json")}
+    kept = {
+        name: (tmp_path / "q" / name).stat().st_mtime_ns
+        for name in ("data/images.tar", "teacher/run.json")
+    }
     told.clear()
     summary = quick.quickstart(tmp_path / "q", 2, told.append, 0.02)
     assert {name: (tmp_path / "q" / name).stat().st_mtime_ns for name in kept} == kept

@@ -1,4 +1,6 @@
-"""DIME-FM's three losses with numpy and loops over rows: slow, obvious, written from the paper's formulas."""
+"""DIME-FM's three losses with numpy and loops over rows: slow, obvious, written from the paper's
+formulas.
+"""
 
 import numpy as np
 
@@ -30,7 +32,9 @@ def scores(queries, keys, scale):
 
 
 def vl(student, image, text, scale=100.0, temperature=1.0):
-    """Student images against teacher sentences in both directions, each averaged over its own rows."""
+    """Student images against teacher sentences in both directions, each averaged over its own
+    rows.
+    """
     forward = kl(scores(image, text, scale), scores(student, text, scale), temperature)
     backward = kl(scores(text, image, scale), scores(text, student, scale), temperature)
     return forward + backward
@@ -42,5 +46,7 @@ def pvl(student, image, text, scale=100.0, temperature=3.0):
 
 
 def udist(student, image, text, scale=100.0, temperature=7.0):
-    """Similarities among student images against those among teacher images; the two directions are alike."""
+    """Similarities among student images against those among teacher images; the two directions are
+    alike.
+    """
     return 2 * kl(scores(image, image, scale), scores(student, student, scale), temperature)

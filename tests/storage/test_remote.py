@@ -1,4 +1,6 @@
-"""Local copies of remote files: fetched once, checked, whole or absent, and never outside the folder for them."""
+"""Local copies of remote files: fetched once, checked, whole or absent, and never outside the
+folder for them.
+"""
 
 import json
 import subprocess
@@ -82,21 +84,29 @@ def test_copies_lie_where_the_user_or_the_system_says(monkeypatch, tmp_path):
 
 
 def test_a_protocol_that_nobody_knows_is_answered_with_the_nearest():
-    with pytest.raises(DataError, match=r"^memori://x: unknown protocol 'memori': did you mean 'memory'\?$"):
+    with pytest.raises(
+        DataError, match=r"^memori://x: unknown protocol 'memori': did you mean 'memory'\?$"
+    ):
         filesystem("memori://x")
     with pytest.raises(DataError, match="is a chain of URLs; expected a single one"):
         filesystem("zip://a.txt::memory://b.zip")
 
 
 @pytest.mark.parametrize(
-    ("protocol", "remedy"), [("s3", r"dimefm\[s3\]"), ("gs", r"dimefm\[gs\]"), ("box", "that it names")]
+    ("protocol", "remedy"),
+    [("s3", r"dimefm\[s3\]"), ("gs", r"dimefm\[gs\]"), ("box", "that it names")],
 )
-def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch, protocol, remedy):
+def test_a_missing_package_is_named_with_the_command_that_installs_it(
+    monkeypatch, protocol, remedy
+):
     missing = {"class": "no_such_package_at_all.Store", "err": "Install boxfs to access it"}
     registry = sys.modules["fsspec.registry"]  # fsspec has a mapping of this name too
     monkeypatch.setitem(registry.known_implementations, protocol, missing)
     monkeypatch.delitem(registry._registry, protocol, raising=False)
-    with pytest.raises(DataError, match=rf"^{protocol}://a: the package for {protocol}:// is missing .*boxfs.*; .*{remedy}"):
+    with pytest.raises(
+        DataError,
+        match=rf"^{protocol}://a: the package for {protocol}:// is missing .*boxfs.*; .*{remedy}",
+    ):
         filesystem(f"{protocol}://a")
 
 
@@ -143,7 +153,10 @@ def test_a_copy_that_is_not_as_it_was_sealed_is_fetched_anew(downloads, tmp_path
 
 def test_a_store_that_does_not_know_sizes_is_believed(downloads, tmp_path):
     for _ in range(2):
-        assert fetch(URL, tmp_path, {"type": "file", "size": None, "etag": "x"}).read_bytes() == b"first"
+        assert (
+            fetch(URL, tmp_path, {"type": "file", "size": None, "etag": "x"}).read_bytes()
+            == b"first"
+        )
     assert len(downloads) == 1
 
 
@@ -155,11 +168,19 @@ def test_a_store_that_does_not_know_sizes_is_believed(downloads, tmp_path):
             ConnectionResetError("peer\nhung up"),
             r"^memory://bucket/deep/a.bin: cannot be read \(ConnectionResetError: peer\);",
         ),
-        (RuntimeError(""), r"\(RuntimeError: no reason given\); check the URL, the credentials and the network"),
-        (OSError(28, "No space left on device"), "deep/a.bin: cannot be written .No space left on device.; .*--scratch"),
+        (
+            RuntimeError(""),
+            r"\(RuntimeError: no reason given\); check the URL, the credentials and the network",
+        ),
+        (
+            OSError(28, "No space left on device"),
+            "deep/a.bin: cannot be written .No space left on device.; .*--scratch",
+        ),
     ],
 )
-def test_a_download_that_fails_leaves_nothing_that_is_used(downloads, memory, tmp_path, monkeypatch, error, reason):
+def test_a_download_that_fails_leaves_nothing_that_is_used(
+    downloads, memory, tmp_path, monkeypatch, error, reason
+):
     old = fetch(URL, tmp_path)
     memory.pipe("/bucket/deep/a.bin", b"newer")
     with monkeypatch.context() as patch:
@@ -171,7 +192,9 @@ def test_a_download_that_fails_leaves_nothing_that_is_used(downloads, memory, tm
 
 
 def test_what_is_missing_or_a_folder_is_no_file(downloads, tmp_path):
-    with pytest.raises(DataError, match=r"^memory://bucket/none: no such file or folder; check the URL$"):
+    with pytest.raises(
+        DataError, match=r"^memory://bucket/none: no such file or folder; check the URL$"
+    ):
         fetch("memory://bucket/none", tmp_path)
     with pytest.raises(DataError, match="bucket/deep: is a folder; expected a file"):
         fetch("memory://bucket/deep", tmp_path)
@@ -189,7 +212,8 @@ def test_no_copy_lies_outside_its_folder(memory, tmp_path, path):
 def test_a_folder_for_copies_that_cannot_be_written_is_named(downloads, tmp_path):
     (tmp_path / "memory").write_text("a file where a folder should be")
     with pytest.raises(
-        DataError, match=r"memory/bucket/deep/a.bin: cannot be written .*; name another folder with --scratch"
+        DataError,
+        match=r"memory/bucket/deep/a.bin: cannot be written .*; name another folder with --scratch",
     ):
         fetch(URL, tmp_path)
 
@@ -212,7 +236,10 @@ def test_processes_that_want_one_file_do_not_disturb_each_other(tmp_path):
     source.write_bytes(bytes(range(256)) * 20_000)
     ask = f"print(fetch('file://{source}', Path('{tmp_path}/near')))"
     code = f"from pathlib import Path; from dimefm.storage.remote import fetch; {ask}"
-    running = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    running = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
     copies = {process.communicate(timeout=600)[0].strip() for process in running}
     assert [process.returncode for process in running] == [0, 0, 0]
     (copy,) = copies

@@ -1,4 +1,6 @@
-"""A tiny world in which every row tells its own number: in the colour of its image and in the angle of its feature."""
+"""A tiny world in which every row tells its own number: in the colour of its image and in the angle
+of its feature.
+"""
 
 import base64
 import io
@@ -21,7 +23,12 @@ TINY = {
 }
 NOISY = {  # running statistics and random dropout: what a careless resume gets wrong
     "embed_dim": 8,
-    "vision_cfg": {"timm_model_name": "test_resnet", "timm_pool": "", "timm_drop": 0.5, "image_size": 32},
+    "vision_cfg": {
+        "timm_model_name": "test_resnet",
+        "timm_pool": "",
+        "timm_drop": 0.5,
+        "image_size": 32,
+    },
 }
 
 
@@ -33,7 +40,9 @@ def png(number, size=(24, 20)):
 
 
 class World:
-    """Two TSV shards of images, their features, features of sentences, and small students, in one folder."""
+    """Two TSV shards of images, their features, features of sentences, and small students, in one
+    folder.
+    """
 
     def __init__(self, root, shards=(10, 7)):
         self.root, self.shards = root, shards
@@ -56,12 +65,20 @@ class World:
             (self.root / name).write_text("".join(lines))
             start += rows
 
-    def cache(self, folder, kind, sources, quarantined=(), teacher="a", dim=DIM, scale=20.0, views=None):
-        """Write a cache whose row n, counted with its views and without holes, is the unit vector at an angle of
-        (n + 1) / 50."""
+    def cache(
+        self, folder, kind, sources, quarantined=(), teacher="a", dim=DIM, scale=20.0, views=None
+    ):
+        """Write a cache whose row n, counted with its views and without holes, is the unit vector
+        at an angle of (n + 1) / 50."""
         card = EncoderCard(f"teacher-{teacher}", teacher * 64, dim, scale)
         held = views and views.how()
-        how = {"decoder": "pil", "views": held} if kind == "image" else {"text_views": held} if held else {}
+        how = (
+            {"decoder": "pil", "views": held}
+            if kind == "image"
+            else {"text_views": held}
+            if held
+            else {}
+        )
         header = Manifest(kind, "hdf5", "float32", dim, True, card, how, {})
         per_image = 1 if views is None else views.count
         sources = [(name, rows * per_image) for name, rows in sources]
@@ -72,7 +89,11 @@ class World:
 
         for name, rows in sources:
             kept = [n for n in range(start, start + rows) if n not in quarantined]
-            bad = [Bad(n - start, key(n), "left out") for n in range(start, start + rows) if n in quarantined]
+            bad = [
+                Bad(n - start, key(n), "left out")
+                for n in range(start, start + rows)
+                if n in quarantined
+            ]
             angles = (np.array(kept) + 1) / 50
             vectors = np.zeros((len(kept), dim), dtype=np.float32)
             vectors[:, 0], vectors[:, 1] = np.cos(angles), np.sin(angles)
@@ -83,27 +104,33 @@ class World:
 
     def images(self, folder="images", **options):
         """Write a cache of the images; see :meth:`cache`."""
-        return self.cache(folder, "image", list(zip(self.names, self.shards, strict=True)), **options)
+        return self.cache(
+            folder, "image", list(zip(self.names, self.shards, strict=True)), **options
+        )
 
     def texts(self, folder="texts", **options):
         """Write a cache of the sentences; see :meth:`cache`."""
         return self.cache(folder, "text", [("sentences.txt", TEXTS)], **options)
 
     def second_teacher(self, images=(), texts=()):
-        """Write caches of another teacher, of 6 dimensions and another scale, that lacks these rows; return what a recipe
-        of both teachers says."""
+        """Write caches of another teacher, of 6 dimensions and another scale, that lacks these
+        rows; return what a recipe of both teachers says."""
         other = {"teacher": "b", "dim": 6, "scale": 35.0}
         self.images("images_b", quarantined=images, **other)
         self.texts("texts_b", quarantined=texts, **other)
         names = {"image_cache": ("images", "images_b"), "text_cache": ("texts", "texts_b")}
-        return {name: [str(self.root / folder) for folder in folders] for name, folders in names.items()}
+        return {
+            name: [str(self.root / folder) for folder in folders] for name, folders in names.items()
+        }
 
     def pairs(self, captions):
         """Write a table of images with one caption each; return its path."""
         for number in range(len(captions)):
             (self.root / f"{number}.png").write_bytes(png(number))
         path = self.root / "pairs.csv"
-        path.write_text("filepath,title\n" + "".join(f"{n}.png,{text}\n" for n, text in enumerate(captions)))
+        path.write_text(
+            "filepath,title\n" + "".join(f"{n}.png,{text}\n" for n, text in enumerate(captions))
+        )
         return path
 
     def recipe(self, **over):
@@ -126,49 +153,88 @@ class World:
 
     def clip_recipe(self, **over):
         """Return a recipe that trains both towers on pairs."""
-        both = {"text": "student", "losses": {"clip.contrastive": {"weight": 1.0}}, "image_cache": (), "text_cache": ()}
+        both = {
+            "text": "student",
+            "losses": {"clip.contrastive": {"weight": 1.0}},
+            "image_cache": (),
+            "text_cache": (),
+        }
         return self.recipe(**{**both, **over})
 
     def distilled_recipe(self, losses=None, count=12, quarantined=((), ()), views=None, **over):
-        """Return a recipe that trains both towers on ``count`` pairs against cached features of another dimension.
+        """Return a recipe that trains both towers on ``count`` pairs against cached features of
+        another dimension.
 
-        Image rows ``quarantined[0]`` and sentences ``quarantined[1]`` have no features. Sentence n says ``number n``.
+        Image rows ``quarantined[0]`` and sentences ``quarantined[1]`` have no features. Sentence n
+        says ``number n``.
         """
         for number in range(count):
             (self.root / f"{number}.png").write_bytes(png(number))
         table = self.root / "paired.csv"
-        table.write_text("key,filepath,title\n" + "".join(f"k{n},{n}.png,number {n}\n" for n in range(count)))
+        table.write_text(
+            "key,filepath,title\n" + "".join(f"k{n},{n}.png,number {n}\n" for n in range(count))
+        )
         source = [(table.name, count)]
         self.cache("paired_images", "image", source, quarantined[0], dim=6, views=views)
         self.cache("paired_texts", "text", source, quarantined[1], dim=6)
-        caches = {"image_cache": str(self.root / "paired_images"), "text_cache": str(self.root / "paired_texts")}
-        mix = {"clip.contrastive": 1.0, "clip_kd.crd": 1.0, "clip_kd.icl": 1.0, "clip_kd.fd": 2000.0}
+        caches = {
+            "image_cache": str(self.root / "paired_images"),
+            "text_cache": str(self.root / "paired_texts"),
+        }
+        mix = {
+            "clip.contrastive": 1.0,
+            "clip_kd.crd": 1.0,
+            "clip_kd.icl": 1.0,
+            "clip_kd.fd": 2000.0,
+        }
         losses = losses or {name: {"weight": weight} for name, weight in mix.items()}
-        return self.recipe(**{"images": [str(table)], "text": "student", "losses": losses, **caches, **over})
+        return self.recipe(
+            **{"images": [str(table)], "text": "student", "losses": losses, **caches, **over}
+        )
 
     def sentences(self, per_row=0):
-        """Write a table of the sentences ``row n``, or of ``per_row`` of each image with the keys of the images; return its
-        path."""
+        """Write a table of the sentences ``row n``, or of ``per_row`` of each image with the keys
+        of the images; return its path."""
         name, lines = "sentences.tsv", [f"k{n}\trow {n}\n" for n in range(TEXTS)]
         if per_row:
             name = "captions.tsv"
-            lines = [f"k{n}#{j}\trow {n} again {j}\n" for n in range(sum(self.shards)) for j in range(per_row)]
+            lines = [
+                f"k{n}#{j}\trow {n} again {j}\n"
+                for n in range(sum(self.shards))
+                for j in range(per_row)
+            ]
         (self.root / name).write_text("".join(lines))
         return self.root / name
 
     def text_recipe(self, per_row=0, **over):
-        """Return a recipe that trains the tiny text tower on its own features and any images, or with ``per_row`` on as many
-        sentences of each image."""
-        base = {"images": (), "texts": [str(self.sentences(per_row))], "text": f"student:{self.tiny}", "steps": 6}
+        """Return a recipe that trains the tiny text tower on its own features and any images, or
+        with ``per_row`` on as many sentences of each image."""
+        base = {
+            "images": (),
+            "texts": [str(self.sentences(per_row))],
+            "text": f"student:{self.tiny}",
+            "steps": 6,
+        }
         base["student"] = Recipe.student
         if per_row:
-            return self.recipe(**{**base, "text_cache": (), "losses": {"clip.contrastive": {"weight": 1.0}}, **over})
+            return self.recipe(
+                **{
+                    **base,
+                    "text_cache": (),
+                    "losses": {"clip.contrastive": {"weight": 1.0}},
+                    **over,
+                }
+            )
         self.cache("tsv", "text", [("sentences.tsv", TEXTS)])
-        return self.recipe(**{**base, "text_cache": str(self.root / "tsv"), "texts_per_step": 7, **over})
+        return self.recipe(
+            **{**base, "text_cache": str(self.root / "tsv"), "texts_per_step": 7, **over}
+        )
 
     @staticmethod
     def numbers_of_pixels(pixels):
-        """Return the row numbers that uint8 pixels [B, S, S, 3] tell, checking that each view is of one colour."""
+        """Return the row numbers that uint8 pixels [B, S, S, 3] tell, checking that each view is of
+        one colour.
+        """
         flat = np.asarray(pixels).reshape(len(pixels), -1, 3)
         assert (flat == flat[:, :1]).all()
         assert (flat[:, 0, 0].astype(int) + flat[:, 0, 1] == 255).all()

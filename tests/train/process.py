@@ -1,10 +1,11 @@
-"""One process of several that train together; run by test_world.py with torchrun's variables in the environment.
+"""One process of several that train together; run by test_world.py with torchrun's variables in the
+environment.
 
     python process.py FOLDER
 
-Each ``FOLDER/NAME.toml`` is a recipe. Process 0 leaves ``NAME.pt`` with the loss and the gradients of its first step in
-float64, every process ``NAME.RANK.sha256`` with the digest of its gradients; recipes whose name begins with "run" are
-trained to their end into ``NAME.run``.
+Each ``FOLDER/NAME.toml`` is a recipe. Process 0 leaves ``NAME.pt`` with the loss and the gradients
+of its first step in float64, every process ``NAME.RANK.sha256`` with the digest of its gradients;
+recipes whose name begins with "run" are trained to their end into ``NAME.run``.
 """
 
 import hashlib
@@ -29,8 +30,16 @@ def first_step(recipe, out, world):
     run.gradients = Gradients(run.student.double(), world)
     batches = [run.task.batches(number) for number in range(recipe.accum_freq)]
     losses, rows = run.backward(0, batches)
-    gradients = {name: parameter.grad for name, parameter in run.student.named_parameters() if parameter.requires_grad}
-    return {"rows": rows, "losses": {k: v.detach() for k, v in losses.items()}, "gradients": gradients}
+    gradients = {
+        name: parameter.grad
+        for name, parameter in run.student.named_parameters()
+        if parameter.requires_grad
+    }
+    return {
+        "rows": rows,
+        "losses": {k: v.detach() for k, v in losses.items()},
+        "gradients": gradients,
+    }
 
 
 def main(folder, world):

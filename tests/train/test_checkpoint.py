@@ -13,7 +13,9 @@ from dimefm.train.early_stopping import Watch
 
 @pytest.fixture
 def disk(tmp_path):
-    """Return a function that mounts a tmpfs of so many kilobytes, or changes its size; skip where that is not permitted."""
+    """Return a function that mounts a tmpfs of so many kilobytes, or changes its size; skip where
+    that is not permitted.
+    """
     folder = tmp_path / "disk"
 
     def of(kilobytes):
@@ -22,7 +24,9 @@ def disk(tmp_path):
         folder.mkdir(exist_ok=True)
         if shutil.which("mount") is None:
             pytest.skip("there is no mount command")
-        done = subprocess.run(["mount", "-o", options, *where, str(folder)], capture_output=True, text=True)
+        done = subprocess.run(
+            ["mount", "-o", options, *where, str(folder)], capture_output=True, text=True
+        )
         if done.returncode:
             pytest.skip(f"mounting is not permitted ({done.stderr.strip()})")
         return folder
@@ -74,14 +78,19 @@ def test_a_full_disk_leaves_the_best_weights_before(disk):
 def test_the_best_weights_are_replaced_whole_and_are_no_checkpoint(tmp_path):
     assert checkpoint.best(tmp_path) is None
     for text in ("one", "two"):
-        found = checkpoint.save_best(tmp_path, lambda folder, text=text: (folder / text).write_text(text))
+        found = checkpoint.save_best(
+            tmp_path, lambda folder, text=text: (folder / text).write_text(text)
+        )
     assert contents(found) == {"two": b"two"}
     (found / checkpoint.STATE).write_text("{}")
     assert checkpoint.checkpoints(tmp_path) == []
     model, optimizer = trained(0)
     for step in range(1, 5):
         checkpoint.save(tmp_path, step, model, optimizer, 1, {})
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["00000004", "best"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "00000004",
+        "best",
+    ]
 
 
 @pytest.mark.parametrize("present", [("best.old",), ("best.old", "best")])

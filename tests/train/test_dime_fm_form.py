@@ -1,4 +1,6 @@
-"""``--tsv-file-list``: DIME-FM's own four files, checked against each other before they train anything."""
+"""``--tsv-file-list``: DIME-FM's own four files, checked against each other before they train
+anything.
+"""
 
 import base64
 import shutil
@@ -21,7 +23,12 @@ def released(golden_tsv, tmp_path):
 
 
 def opened(released, lists=None, **more):
-    recipe = read(None, dataroot=str(released / "data"), tsv_file_list=list(lists or LISTS), **{"view": "free", **more})
+    recipe = read(
+        None,
+        dataroot=str(released / "data"),
+        tsv_file_list=list(lists or LISTS),
+        **{"view": "free", **more},
+    )
     return open_sources(recipe, released / "run")
 
 
@@ -29,7 +36,10 @@ def features(path, keys):
     """Write a feature TSV of one row per key."""
     path.parent.mkdir(parents=True, exist_ok=True)
     vectors = np.random.default_rng(0).normal(size=(len(keys), 768)).astype("<f4")
-    lines = [f"{key}\t{base64.b64encode(row.tobytes()).decode()}\n" for key, row in zip(keys, vectors, strict=True)]
+    lines = [
+        f"{key}\t{base64.b64encode(row.tobytes()).decode()}\n"
+        for key, row in zip(keys, vectors, strict=True)
+    ]
     path.write_text("".join(lines))
     path.with_suffix(".lineidx").unlink(missing_ok=True)
 
@@ -62,18 +72,28 @@ def test_another_number_of_text_files_is_refused(released):
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [(lambda keys: keys[:-1], "4 rows|5 rows"), (lambda keys: [*keys[:2], "other", *keys[3:]], "row 2: .*'other'")],
+    [
+        (lambda keys: keys[:-1], "4 rows|5 rows"),
+        (lambda keys: [*keys[:2], "other", *keys[3:]], "row 2: .*'other'"),
+    ],
 )
 def test_text_features_of_other_rows_are_refused_and_both_files_named(released, change, reason):
-    features(released / "data/GCC-3M/vit_l_14_post_proj/text_00.feat.tsv", change(keys_of(released, "text_00")))
-    with pytest.raises(CacheError, match=rf"text_00\.feat\.tsv does not hold .* of .*text_00\.tsv: .*({reason})"):
+    features(
+        released / "data/GCC-3M/vit_l_14_post_proj/text_00.feat.tsv",
+        change(keys_of(released, "text_00")),
+    )
+    with pytest.raises(
+        CacheError, match=rf"text_00\.feat\.tsv does not hold .* of .*text_00\.tsv: .*({reason})"
+    ):
         opened(released)
 
 
 def test_text_features_in_the_order_of_other_files_are_refused(released):
     lines = (released / "data/text_feat.list").read_text().split()
     (released / "data/text_feat.list").write_text("\n".join(reversed(lines)))
-    with pytest.raises(CacheError, match=r"text_01\.feat\.tsv does not hold the features of .*text_00\.tsv"):
+    with pytest.raises(
+        CacheError, match=r"text_01\.feat\.tsv does not hold the features of .*text_00\.tsv"
+    ):
         opened(released)
 
 
@@ -81,18 +101,28 @@ def test_of_three_entries_text_features_of_one_basename_in_two_folders_are_both_
     folder = released / "data/GCC-3M/vit_l_14_post_proj"
     for i in (0, 1):
         features(folder / f"{i}/text.tsv", [f"t{i}{n}" for n in range(3 + i)])
-    (released / "data/text_feat.list").write_text("".join(f"GCC-3M/vit_l_14_post_proj/{i}/text.tsv\n" for i in (0, 1)))
+    (released / "data/text_feat.list").write_text(
+        "".join(f"GCC-3M/vit_l_14_post_proj/{i}/text.tsv\n" for i in (0, 1))
+    )
     cache = opened(released, [*LISTS[:2], LISTS[3]]).text_caches[0]
     assert len(cache) == 7
-    assert [info.source for info in cache.manifest.shards] == [f"GCC-3M/vit_l_14_post_proj/{i}/text.tsv" for i in (0, 1)]
+    assert [info.source for info in cache.manifest.shards] == [
+        f"GCC-3M/vit_l_14_post_proj/{i}/text.tsv" for i in (0, 1)
+    ]
 
 
 @pytest.mark.parametrize(
     ("more", "flag"),
-    [({"images": ["x"]}, "--images"), ({"image_cache": "x"}, "--image-cache"), ({"text_cache": "x"}, "--text-cache")],
+    [
+        ({"images": ["x"]}, "--images"),
+        ({"image_cache": "x"}, "--image-cache"),
+        ({"text_cache": "x"}, "--text-cache"),
+    ],
 )
 def test_two_ways_to_name_the_sources_are_refused(released, more, flag):
-    with pytest.raises(RecipeError, match=f"--tsv-file-list names .*, and so does {flag}; leave one out"):
+    with pytest.raises(
+        RecipeError, match=f"--tsv-file-list names .*, and so does {flag}; leave one out"
+    ):
         opened(released, **more)
 
 

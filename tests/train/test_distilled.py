@@ -28,7 +28,11 @@ def test_image_sentence_and_both_features_are_of_one_pair(world):
     for number in range(4):
         batch = run.task.batches(number)
         images = world.numbers_of_pixels(batch.pixels)
-        assert world.numbers_of_features(batch.own[0]) == world.numbers_of_features(batch.other[0]) == images
+        assert (
+            world.numbers_of_features(batch.own[0])
+            == world.numbers_of_features(batch.other[0])
+            == images
+        )
         wanted = run.task.batches.sentences.tokenize([f"number {n}" for n in images])
         assert torch.equal(batch.tokens, wanted)
 
@@ -53,9 +57,11 @@ def test_a_row_that_cannot_be_read_takes_its_features_along(world):
     batch = run.task.batches(0)
     assert len(batch) == 5 and len(batch.bad) == 3 and len(batch.own[0]) == 8
     seen = []
-    run.objective = lambda ours, theirs, parts, progress: seen.append((ours, theirs)) or {"total": ours.image.sum()}
+    run.objective = lambda ours, theirs, parts, progress: (
+        seen.append((ours, theirs)) or {"total": ours.image.sum()}
+    )
     run.backward(0, [batch])
-    (ours, theirs) = seen[0]
+    ours, theirs = seen[0]
     kept = world.numbers_of_pixels(batch.pixels)
     assert world.numbers_of_features(theirs.image) == world.numbers_of_features(theirs.text) == kept
     assert ours.image.shape == ours.text.shape == (5, 8)
@@ -77,7 +83,11 @@ def test_learnt_parts_learn_are_kept_and_are_no_part_of_the_result(world):
     out = train(recipe, world.root / "run", echo=quiet)
     first, last = (load_file(folder / checkpoint.MODEL) for folder in checkpoint.checkpoints(out))
     learnt = [name for name in first if name.startswith("learnt.")]
-    assert {name.split(".")[2] for name in learnt} == {"image_projection", "text_projection", "cross_scale"}
+    assert {name.split(".")[2] for name in learnt} == {
+        "image_projection",
+        "text_projection",
+        "cross_scale",
+    }
     assert all(not torch.equal(first[name], last[name]) for name in learnt)
     assert not [name for name in load_file(out / "open_clip_model.safetensors") if "learnt" in name]
     assert load_encoder(str(out), "cpu").card.dim == 8
@@ -104,7 +114,10 @@ def test_a_resumed_run_is_the_run_bit_for_bit(world):
 
 
 def test_parts_are_drawn_from_the_seed(world):
-    states = [run_of(world, name, seed=seed).student.learnt.state_dict() for name, seed in (("a", 1), ("b", 1), ("c", 2))]
+    states = [
+        run_of(world, name, seed=seed).student.learnt.state_dict()
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    ]
     name = "0.image_projection.weight"
     assert torch.equal(states[0][name], states[1][name])
     assert not torch.equal(states[0][name], states[2][name])
@@ -122,7 +135,9 @@ def test_the_bias_of_a_siglip_learns(world):
     config = json.loads(world.tiny.read_text()) | {"custom_text": True, "init_logit_bias": -10.0}
     (world.root / "siglip.json").write_text(json.dumps(config))
     losses = {"siglip.sigmoid": {"weight": 1.0}, "open_clip.distill": {"weight": 1.0}}
-    recipe = world.distilled_recipe(losses, student=str(world.root / "siglip.json"), steps=2, lr=1e-2)
+    recipe = world.distilled_recipe(
+        losses, student=str(world.root / "siglip.json"), steps=2, lr=1e-2
+    )
     out = train(recipe, world.root / "run", echo=quiet)
     assert load_file(out / "open_clip_model.safetensors")["logit_bias"] != -10
 
@@ -131,12 +146,21 @@ def test_the_bias_of_a_siglip_learns(world):
     ("over", "words"),
     [
         ({"text_cache": ()}, "--text-cache is not given"),
-        ({"image_cache": (), "losses": {"clip.contrastive": {"weight": 1.0}}}, "--image-cache is not given"),
+        (
+            {"image_cache": (), "losses": {"clip.contrastive": {"weight": 1.0}}},
+            "--image-cache is not given",
+        ),
         ({"bridge": "linear"}, "--bridge leads one tower"),
         ({"texts_per_step": 5}, "a pair has its own"),
         ({"captions": "label"}, "--captions label makes sentences that no --text-cache holds"),
-        ({"losses": {"siglip.sigmoid": {"weight": 1.0}}}, "needs bias, which this student does not have"),
-        ({"losses": {"dime.pvl": {"weight": 1.0}}}, "have 8 and 6 dimensions; leave it out, or give a --student of 6"),
+        (
+            {"losses": {"siglip.sigmoid": {"weight": 1.0}}},
+            "needs bias, which this student does not have",
+        ),
+        (
+            {"losses": {"dime.pvl": {"weight": 1.0}}},
+            "have 8 and 6 dimensions; leave it out, or give a --student of 6",
+        ),
         ({"image_cache": (), "text_cache": ()}, "needs teacher, which these sources do not have"),
     ],
 )
@@ -146,11 +170,17 @@ def test_recipes_that_cannot_be_are_refused(world, over, words):
 
 
 def test_a_split_divides_images_and_sentences_alike(world):
-    """A table without keys names images by file and sentences by line: a split by key would tear the pairs apart."""
+    """A table without keys names images by file and sentences by line: a split by key would tear
+    the pairs apart.
+    """
     recipe = world.distilled_recipe(split="0:0.7")
     table = world.root / "paired.csv"
-    table.write_text("".join(line.partition(",")[2] + "\n" for line in table.read_text().splitlines()))
-    with pytest.raises(RecipeError, match="--split 0:0.7 divides by key, and .*; name a --key-column"):
+    table.write_text(
+        "".join(line.partition(",")[2] + "\n" for line in table.read_text().splitlines())
+    )
+    with pytest.raises(
+        RecipeError, match="--split 0:0.7 divides by key, and .*; name a --key-column"
+    ):
         Run(recipe, world.root / "run", False, quiet)
 
 
@@ -165,14 +195,24 @@ def test_features_of_other_pairs_are_refused(world):
 
 def test_an_image_tower_learns_by_the_terms_that_need_no_pairs(world):
     """From two teachers of unpaired images and sentences; each has learnt parts of its own."""
-    names = ("clip_kd.crd", "clip_kd.cross_kd", "clip_kd.fd", "tinyclip.affinity", "open_clip.distill")
-    recipe = world.recipe(losses={name: {"weight": 1.0} for name in names}, lr=3e-3, **world.second_teacher())
+    names = (
+        "clip_kd.crd",
+        "clip_kd.cross_kd",
+        "clip_kd.fd",
+        "tinyclip.affinity",
+        "open_clip.distill",
+    )
+    recipe = world.recipe(
+        losses={name: {"weight": 1.0} for name in names}, lr=3e-3, **world.second_teacher()
+    )
     out = train(recipe, world.root / "run", echo=quiet)
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert all(lines[-1][name] < lines[0][name] for name in ("total", "clip_kd.fd"))
     assert "text_cosine" not in lines[-1]
     kept = load_file(checkpoint.checkpoints(out)[-1] / checkpoint.MODEL)
-    assert {name for name in kept if "learnt" in name} == {f"learnt.{n}.cross_scale.value" for n in (0, 1)}
+    assert {name for name in kept if "learnt" in name} == {
+        f"learnt.{n}.cross_scale.value" for n in (0, 1)
+    }
     with pytest.raises(RecipeError, match="'clip_kd.icl' needs pairs"):
         Run(world.recipe(losses={"clip_kd.icl": {"weight": 1.0}}), world.root / "icl", False, quiet)
 

@@ -1,4 +1,6 @@
-"""Any number of processes learn the same: the loss, the gradient and the batches are those of one process alone."""
+"""Any number of processes learn the same: the loss, the gradient and the batches are those of one
+process alone.
+"""
 
 import dataclasses
 import json
@@ -23,7 +25,10 @@ from dimefm.train.trainer import Run, train
 from tests.train.conftest import TINY
 
 SCRIPT = Path(__file__).with_name("process.py")
-MIX = {name: {"weight": 1.0} for name in ("clip.contrastive", "clip_kd.crd", "clip_kd.icl", "clip_kd.fd", "clip_kd.gd")}
+MIX = {
+    name: {"weight": 1.0}
+    for name in ("clip.contrastive", "clip_kd.crd", "clip_kd.icl", "clip_kd.fd", "clip_kd.gd")
+}
 DECLIP = {
     "clip.contrastive": {"weight": 0.4},
     "declip.simsiam": {"weight": 0.2, "width": 16},
@@ -32,9 +37,20 @@ DECLIP = {
     "declip.nns": {"weight": 0.2, "size": 64},
     "declip.filip": {"weight": 0.2, "width": 8, "tokens": 2},
 }
-DECLIP_SHOWN = {"views_per_step": 2, "captions_per_step": 2, "text_augment": "eda", "mask_words": 0.5}
-FURTHER = {name: {"weight": 1.0} for name in ("clip_kd.afd", "clip_kd.cross_kd", "tinyclip.affinity", "open_clip.distill")}
-FURTHER |= {"declip.nns_cached": {"weight": 1.0, "size": 64}, "declip.filip_pooled": {"weight": 1.0}}
+DECLIP_SHOWN = {
+    "views_per_step": 2,
+    "captions_per_step": 2,
+    "text_augment": "eda",
+    "mask_words": 0.5,
+}
+FURTHER = {
+    name: {"weight": 1.0}
+    for name in ("clip_kd.afd", "clip_kd.cross_kd", "tinyclip.affinity", "open_clip.distill")
+}
+FURTHER |= {
+    "declip.nns_cached": {"weight": 1.0, "size": 64},
+    "declip.filip_pooled": {"weight": 1.0},
+}
 QUIET = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
 
 
@@ -47,7 +63,12 @@ def start(size, *words):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    world = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_WORLD_SIZE": str(size)}
+    world = {
+        "WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "LOCAL_WORLD_SIZE": str(size),
+    }
     return [
         subprocess.Popen(
             [sys.executable, *words],
@@ -61,7 +82,9 @@ def start(size, *words):
 
 
 def recipes(world):
-    """Return recipes by name; those called "run" are trained, of the others the first step counts."""
+    """Return recipes by name; those called "run" are trained, of the others the first step
+    counts.
+    """
     pairs = world.clip_recipe(images=[str(world.pairs([f"number {n} of many" for n in range(12)]))])
     cases = {
         "image": world.recipe(),
@@ -72,10 +95,15 @@ def recipes(world):
         "declip": dataclasses.replace(pairs, losses=DECLIP, **DECLIP_SHOWN),
         "distilled": world.distilled_recipe({**MIX, **FURTHER}),
     }
-    (world.root / "siglip.json").write_text(json.dumps({**TINY, "custom_text": True, "init_logit_bias": -10.0}))
+    (world.root / "siglip.json").write_text(
+        json.dumps({**TINY, "custom_text": True, "init_logit_bias": -10.0})
+    )
     cases["pairs_of_siglip"] = dataclasses.replace(pairs, student=str(world.root / "siglip.json"))
     whole = {name: dataclasses.replace(case, batch_size=8) for name, case in cases.items()}
-    portions = {f"{name}_portions": dataclasses.replace(case, batch_size=4, accum_freq=2) for name, case in cases.items()}
+    portions = {
+        f"{name}_portions": dataclasses.replace(case, batch_size=4, accum_freq=2)
+        for name, case in cases.items()
+    }
     running = {
         "run": world.recipe(batch_size=7, save_every=3),
         "run_half": world.recipe(batch_size=7, steps=3, save_every=3),
@@ -85,7 +113,9 @@ def recipes(world):
 
 @pytest.fixture(scope="module", params=[2, 4])
 def together(request, tmp_path_factory, make_world):
-    """Return (world of files, folder, number of processes) after the processes have done all recipes."""
+    """Return (world of files, folder, number of processes) after the processes have done all
+    recipes.
+    """
     world = make_world(tmp_path_factory.mktemp("world"))
     world.write_images(broken={3, 4, 5, 6, 11})
     folder = world.root / "recipes"
@@ -120,9 +150,15 @@ def test_loss_and_gradient_are_those_of_one_process(together, name):
     losses, rows = alone.backward(0, [alone.task.batches(0)])
     found = torch.load(folder / f"{name}.pt", weights_only=True)
     assert found["rows"] == rows
-    loose = 100 if "declip" in name else 1  # batch normalisation of views of one colour, which hardly vary
+    loose = (
+        100 if "declip" in name else 1
+    )  # batch normalisation of views of one colour, which hardly vary
     torch.testing.assert_close(found["losses"], losses, rtol=loose * 1e-11, atol=0)
-    learnt = {key: parameter for key, parameter in alone.student.named_parameters() if parameter.requires_grad}
+    learnt = {
+        key: parameter
+        for key, parameter in alone.student.named_parameters()
+        if parameter.requires_grad
+    }
     gradients = {key: parameter.grad for key, parameter in learnt.items()}
     torch.testing.assert_close(found["gradients"], gradients, rtol=loose * 1e-8, atol=loose * 1e-13)
     assert max(gradient.abs().max() for gradient in gradients.values()) > 1e-4
@@ -136,13 +172,20 @@ def log_of(run):
 
 def test_a_run_of_several_processes_is_the_run_of_one(together):
     world, folder, size = together
-    ours, alone = folder / "run.run", train(read(folder / "run.toml"), folder / f"alone.{size}", echo=quiet)
+    ours, alone = (
+        folder / "run.run",
+        train(read(folder / "run.toml"), folder / f"alone.{size}", echo=quiet),
+    )
     for name in ("total", "grad_norm", "lr", "bad_rows"):
-        np.testing.assert_allclose([line[name] for line in log_of(ours)], [line[name] for line in log_of(alone)], rtol=1e-4)
+        np.testing.assert_allclose(
+            [line[name] for line in log_of(ours)], [line[name] for line in log_of(alone)], rtol=1e-4
+        )
     assert (ours / "bad_rows.jsonl").read_text() == (alone / "bad_rows.jsonl").read_text()
     assert log_of(ours)[-1]["bad_rows"] > 0
     weights, expected = (load_file(run / "image_tower.safetensors") for run in (ours, alone))
-    undetermined = "visual.transformer.resblocks.0.attn.in_proj_bias"  # keys' biases have no gradient but rounding errors
+    undetermined = (  # keys' biases have no gradient but rounding errors
+        "visual.transformer.resblocks.0.attn.in_proj_bias"
+    )
     for found in (weights, expected):
         del found[undetermined]
     torch.testing.assert_close(weights, expected, rtol=1e-3, atol=1e-5)
@@ -160,7 +203,9 @@ def test_a_run_goes_on_with_another_number_of_processes(together):
         (half / name).write_text((whole / name).read_text())
     train(read(folder / "run.toml"), half, resume=True, echo=quiet)
     np.testing.assert_allclose(
-        [line["total"] for line in log_of(half)], [line["total"] for line in log_of(whole)], rtol=1e-4
+        [line["total"] for line in log_of(half)],
+        [line["total"] for line in log_of(whole)],
+        rtol=1e-4,
     )
     assert (half / "bad_rows.jsonl").read_text() == (whole / "bad_rows.jsonl").read_text()
 
@@ -172,7 +217,8 @@ def test_more_processes_than_rows_of_a_batch_are_refused(world):
 
 def test_fewer_rows_than_a_batch_are_refused(world):
     with pytest.raises(
-        DataError, match=r"17 rows, fewer than a batch of 18 \(image_0.tsv, image_1.tsv\); lower --batch-size"
+        DataError,
+        match=r"17 rows, fewer than a batch of 18 \(image_0.tsv, image_1.tsv\); lower --batch-size",
     ):
         train(world.recipe(batch_size=18), world.root / "run", echo=quiet)
 
@@ -192,7 +238,10 @@ class Elsewhere(Alone):
 
 
 def test_processes_that_find_other_rows_or_checkpoints_are_refused(world):
-    with pytest.raises(DimefmError, match=r"process 0 found 17 rows and the run after step 0, process 1 18 rows and step 1"):
+    with pytest.raises(
+        DimefmError,
+        match=r"process 0 found 17 rows and the run after step 0, process 1 18 rows and step 1",
+    ):
         Run(world.recipe(), world.root / "run", False, quiet, Elsewhere(0, 2))
 
 
@@ -203,7 +252,10 @@ def test_processes_that_would_share_a_gpu_are_refused(monkeypatch):
         ("cuda", "3", "3 processes on a machine with 2 GPUs"),
         ("cuda:0", "2", "--device cuda:0: 2 "),
     ):
-        with pytest.raises(RecipeError, match=said), joined(torch.device(device), {**many, "LOCAL_WORLD_SIZE": here}):
+        with (
+            pytest.raises(RecipeError, match=said),
+            joined(torch.device(device), {**many, "LOCAL_WORLD_SIZE": here}),
+        ):
             pass
 
 
@@ -227,11 +279,21 @@ def test_rows_meet_in_the_order_of_their_places():
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_process_that_dies_ends_the_run_and_it_can_be_resumed(make_world, tmp_path, number):
-    """Killed, the others say in one line what happened; asked to stop, all stop after the same step with a checkpoint."""
+    """Killed, the others say in one line what happened; asked to stop, all stop after the same step
+    with a checkpoint.
+    """
     world = make_world(tmp_path)
     recipe = world.recipe(steps=4000, save_every=5, batch_size=8)
     (tmp_path / "recipe.toml").write_text(recipe.to_toml())
-    words = ("-m", "dimefm", "train", "--recipe", str(tmp_path / "recipe.toml"), "--out", str(tmp_path / "run"))
+    words = (
+        "-m",
+        "dimefm",
+        "train",
+        "--recipe",
+        str(tmp_path / "recipe.toml"),
+        "--out",
+        str(tmp_path / "run"),
+    )
     processes = start(2, *words)
     deadline = time.monotonic() + 600
     while not checkpoint.checkpoints(tmp_path / "run") and time.monotonic() < deadline:

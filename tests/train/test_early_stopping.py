@@ -1,4 +1,6 @@
-"""What is measured on the way: averaged weights, the best ones, an early end, and all of it after an interruption."""
+"""What is measured on the way: averaged weights, the best ones, an early end, and all of it after
+an interruption.
+"""
 
 import dataclasses
 import json
@@ -24,7 +26,9 @@ def quiet(line):
 
 def norm(recipe, teacher):
     """Return a score that is a plain function of the weights, between 0 and 1."""
-    return lambda model: {"size": float(torch.stack([p.detach().norm() for p in model.parameters()]).sum() % 1)}
+    return lambda model: {
+        "size": float(torch.stack([p.detach().norm() for p in model.parameters()]).sum() % 1)
+    }
 
 
 def rising_until(last):
@@ -45,7 +49,16 @@ def rising_until(last):
 
 def watched(world, **over):
     """Return a recipe with averaged weights that is measured every other step."""
-    return world.recipe(**{"eval_root": "anywhere", "eval_every": 2, "ema": 0.9, "save_every": 3, "steps": 7, **over})
+    return world.recipe(
+        **{
+            "eval_root": "anywhere",
+            "eval_every": 2,
+            "ema": 0.9,
+            "save_every": 3,
+            "steps": 7,
+            **over,
+        }
+    )
 
 
 def lines(out):
@@ -56,9 +69,16 @@ def lines(out):
 def outcome(out):
     """Return everything of a finished run that must not depend on when it was interrupted."""
     newest = checkpoint.checkpoints(out)[-1]
-    files = [out / "image_tower.safetensors", *(newest / name for name in (checkpoint.AVERAGE, checkpoint.STATE))]
+    files = [
+        out / "image_tower.safetensors",
+        *(newest / name for name in (checkpoint.AVERAGE, checkpoint.STATE)),
+    ]
     files += sorted((out / "checkpoints/best").iterdir())
-    return [path.read_bytes() for path in files], lines(out), json.loads((out / "run.json").read_text())
+    return (
+        [path.read_bytes() for path in files],
+        lines(out),
+        json.loads((out / "run.json").read_text()),
+    )
 
 
 def test_what_is_written_is_the_average_of_the_weights_after_each_step(world, monkeypatch):
@@ -66,7 +86,12 @@ def test_what_is_written_is_the_average_of_the_weights_after_each_step(world, mo
 
     def watching(self, number, loading):
         values = step(self, number, loading)
-        seen.append({name: tensor.detach().clone() for name, tensor in self.student.model.state_dict().items()})
+        seen.append(
+            {
+                name: tensor.detach().clone()
+                for name, tensor in self.student.model.state_dict().items()
+            }
+        )
         return values
 
     monkeypatch.setattr(Run, "step", watching)
@@ -78,12 +103,19 @@ def test_what_is_written_is_the_average_of_the_weights_after_each_step(world, mo
         expected = {name: d * expected[name] + (1 - d) * weights[name] for name in weights}
     for name, tensor in written.items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-6)
-    assert any(not torch.allclose(tensor, seen[-1][name], atol=1e-4) for name, tensor in written.items())
+    assert any(
+        not torch.allclose(tensor, seen[-1][name], atol=1e-4) for name, tensor in written.items()
+    )
     assert json.loads((out / "run.json").read_text())["ema"] == 0.4
 
 
-@pytest.mark.parametrize("killed_at", [pytest.param(3, marks=pytest.mark.slow), 5, pytest.param(6, marks=pytest.mark.slow)])
-def test_killed_in_the_middle_it_goes_on_with_its_average_and_its_best(world, monkeypatch, killed_at):
+@pytest.mark.parametrize(
+    "killed_at",
+    [pytest.param(3, marks=pytest.mark.slow), 5, pytest.param(6, marks=pytest.mark.slow)],
+)
+def test_killed_in_the_middle_it_goes_on_with_its_average_and_its_best(
+    world, monkeypatch, killed_at
+):
     recipe = watched(world, student=str(world.noisy))
     whole = train(recipe, world.root / "whole", echo=quiet, scorer=norm)
     step = Run.step
@@ -97,7 +129,9 @@ def test_killed_in_the_middle_it_goes_on_with_its_average_and_its_best(world, mo
         patch.setattr(Run, "step", dies)
         with pytest.raises(KeyboardInterrupt):
             train(recipe, world.root / "killed", echo=quiet, scorer=norm)
-    assert outcome(train(recipe, world.root / "killed", resume=True, echo=quiet, scorer=norm)) == outcome(whole)
+    assert outcome(
+        train(recipe, world.root / "killed", resume=True, echo=quiet, scorer=norm)
+    ) == outcome(whole)
     assert [line["step"] for line in lines(whole) if "eval/mean" in line] == [2, 4, 6, 7]
 
 
@@ -116,19 +150,35 @@ def test_patience_ends_the_run_as_a_finished_one_with_the_best_weights_noted(wor
     out = train(recipe, world.root / "run", echo=said.append, scorer=rising_until(2))
     record = json.loads((out / "run.json").read_text())
     assert record["steps"] == 10
-    assert record["best"] == {"at": "checkpoints/best", "step": 4, "mean": 0.01, "scores": {"hill": 0.02, "plain": 0.0}}
+    assert record["best"] == {
+        "at": "checkpoints/best",
+        "step": 4,
+        "mean": 0.01,
+        "scores": {"hill": 0.02, "plain": 0.0},
+    }
     assert [line["step"] for line in lines(out) if "eval/mean" in line] == [2, 4, 6, 8, 10]
     best = json.loads((out / "checkpoints/best/run.json").read_text())
     assert (best["steps"], best["best"]["step"], best["kind"]) == (4, 4, "image-tower")
     assert (out / "checkpoints/best/image_tower.safetensors").exists()
-    assert "stopped early, evaluations in a row that were no better: 3" in said[-1] and "10 steps" in said[-1]
+    assert (
+        "stopped early, evaluations in a row that were no better: 3" in said[-1]
+        and "10 steps" in said[-1]
+    )
     again = []
     train(recipe, out, resume=True, echo=again.append, scorer=rising_until(2))
-    assert again == [f"{out}: ended early, evaluations in a row that were no better: 3; a larger --patience goes on"]
+    assert again == [
+        f"{out}: ended early, evaluations in a row that were no better: 3; a larger --patience"
+        " goes on"
+    ]
 
 
 def test_an_ended_run_goes_on_with_more_patience_as_if_it_had_always_had_it(world):
-    out = train(watched(world, eval_every=1, steps=9, patience=2), world.root / "run", echo=quiet, scorer=rising_until(1))
+    out = train(
+        watched(world, eval_every=1, steps=9, patience=2),
+        world.root / "run",
+        echo=quiet,
+        scorer=rising_until(1),
+    )
     assert json.loads((out / "run.json").read_text())["steps"] == 3
     more = watched(world, eval_every=1, steps=9, patience=5)
     train(more, out, resume=True, echo=quiet, scorer=rising_until(1))
@@ -148,8 +198,16 @@ def test_an_ended_run_without_checkpoints_is_not_begun_anew_in_its_place(world):
     out = train(recipe, world.root / "run", echo=quiet, scorer=rising_until(1))
     shutil.rmtree(out / "checkpoints")
     before = {path: path.read_bytes() for path in out.iterdir()}
-    with pytest.raises(ModelError, match="ended run without checkpoints to go on from; choose another --out"):
-        train(dataclasses.replace(recipe, patience=5), out, resume=True, echo=quiet, scorer=rising_until(1))
+    with pytest.raises(
+        ModelError, match="ended run without checkpoints to go on from; choose another --out"
+    ):
+        train(
+            dataclasses.replace(recipe, patience=5),
+            out,
+            resume=True,
+            echo=quiet,
+            scorer=rising_until(1),
+        )
     assert {path: path.read_bytes() for path in out.iterdir()} == before
 
 
@@ -186,11 +244,19 @@ def test_a_recipe_that_is_to_be_measured_needs_what_measures(world):
 def test_a_run_that_is_still_going_is_compared_with_a_finished_one(world):
     out, half = train(world.recipe(steps=3), world.root / "whole", echo=quiet), world.root / "half"
     half.mkdir()
-    (half / "recipe.toml").write_text((out / "recipe.toml").read_text().replace("lr = 0.0008", "lr = 0.5"))
+    (half / "recipe.toml").write_text(
+        (out / "recipe.toml").read_text().replace("lr = 0.0008", "lr = 0.5")
+    )
     log = (out / "log.jsonl").read_text()
     (half / "log.jsonl").write_text(log[: log.index("\n") + 15])  # as a kill leaves it
-    result = CliRunner().invoke(main, ["runs", "compare", str(out), str(half), "--out", str(world.root / "two.png")])
+    result = CliRunner().invoke(
+        main, ["runs", "compare", str(out), str(half), "--out", str(world.root / "two.png")]
+    )
     assert result.exit_code == 0, result.output
     found = {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines() if line}
-    assert (found["state"], found["steps"], found["lr"]) == (["finished", "unfinished"], ["3", "1"], ["0.0008", "0.5"])
+    assert (found["state"], found["steps"], found["lr"]) == (
+        ["finished", "unfinished"],
+        ["3", "1"],
+        ["0.0008", "0.5"],
+    )
     assert (world.root / "two.png").stat().st_size > 5000

@@ -1,4 +1,6 @@
-"""Averaged weights: what they are, that they go on bit for bit, and what a checkpoint keeps of them."""
+"""Averaged weights: what they are, that they go on bit for bit, and what a checkpoint keeps of
+them.
+"""
 
 import copy
 
@@ -31,7 +33,10 @@ def stir(model, seed):
 
 
 @settings(max_examples=25)
-@given(decay=st.floats(0, 0.9999), values=st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=30))
+@given(
+    decay=st.floats(0, 0.9999),
+    values=st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=30),
+)
 def test_it_is_the_recursion_that_it_says(decay, values):
     model = nn.Linear(1, 1, bias=False)
     ema, expected = Ema(model, decay), None
@@ -58,7 +63,9 @@ def test_buffers_are_the_models_and_it_stays_in_evaluation_mode_without_gradient
         stir(model, seed)
         ema.update(model)
     ours, theirs = dict(ema.module.named_buffers()), dict(model.named_buffers())
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert ours.keys() == theirs.keys() and all(
+        torch.equal(ours[name], theirs[name]) for name in ours
+    )
     assert not torch.equal(ema.module[0].weight, model[0].weight)
     assert not ema.module.training and model.training
     assert not any(parameter.requires_grad for parameter in ema.parameters())
@@ -88,13 +95,18 @@ def test_a_restored_average_goes_on_bit_for_bit(tmp_path):
     folder = checkpoint.save(tmp_path, 3, model, optimizer, 2, {}, ema)
     again = net(seed=9)
     restored = Ema(again, 0.99)
-    assert checkpoint.load(folder, again, torch.optim.AdamW(again.parameters()), restored) == (3, {})
+    assert checkpoint.load(folder, again, torch.optim.AdamW(again.parameters()), restored) == (
+        3,
+        {},
+    )
     for seed in range(3, 6):
         for one, average in ((model, ema), (again, restored)):
             stir(one, seed)
             average.update(one)
     ours, theirs = ema.state_dict(), restored.state_dict()
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert ours.keys() == theirs.keys() and all(
+        torch.equal(ours[name], theirs[name]) for name in ours
+    )
     assert int(ours["n_averaged"]) == 6
 
 
@@ -109,7 +121,10 @@ def test_a_checkpoint_without_the_average_that_is_asked_for_is_refused(tmp_path)
 
 def test_it_averages_weights_as_they_lie_in_memory():
     model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
-    ema, plain = Ema(model, 0.5), Ema(copy.deepcopy(model).to(memory_format=torch.contiguous_format), 0.5)
+    ema, plain = (
+        Ema(model, 0.5),
+        Ema(copy.deepcopy(model).to(memory_format=torch.contiguous_format), 0.5),
+    )
     for n in range(3):
         with torch.no_grad():
             model.weight.add_(torch.arange(model.weight.numel()).view_as(model.weight) * (n + 1.0))

@@ -1,4 +1,6 @@
-"""Several views and captions of a pair in a step, hidden words, neighbours: what is shown belongs to what a teacher saw."""
+"""Several views and captions of a pair in a step, hidden words, neighbours: what is shown belongs
+to what a teacher saw.
+"""
 
 import dataclasses
 import itertools
@@ -40,8 +42,16 @@ def quiet(line):
 
 def declip_recipe(world, **over):
     captions = [f"number {n} of the photographs of a dog" for n in range(12)]
-    shown = {"views_per_step": 2, "captions_per_step": 2, "text_augment": "eda", "mask_words": 0.5, "batch_size": 6}
-    return world.clip_recipe(images=[str(world.pairs(captions))], **{"losses": DECLIP, **shown, **over})
+    shown = {
+        "views_per_step": 2,
+        "captions_per_step": 2,
+        "text_augment": "eda",
+        "mask_words": 0.5,
+        "batch_size": 6,
+    }
+    return world.clip_recipe(
+        images=[str(world.pairs(captions))], **{"losses": DECLIP, **shown, **over}
+    )
 
 
 def run_of(recipe, world, name="run"):
@@ -50,7 +60,12 @@ def run_of(recipe, world, name="run"):
 
 def test_each_epoch_shows_the_next_cached_views_beside_the_rows_of_the_same_crops(world):
     world.images("views", views=VIEWS)
-    run = run_of(world.recipe(image_cache=str(world.root / "views"), views_per_step=2, batch_size=17, **CROPS), world)
+    run = run_of(
+        world.recipe(
+            image_cache=str(world.root / "views"), views_per_step=2, batch_size=17, **CROPS
+        ),
+        world,
+    )
     for epoch in range(3):
         batch = run.task.batches(epoch)
         assert batch.pixels.shape == (17, 2, 16, 16, 3)
@@ -61,17 +76,23 @@ def test_each_epoch_shows_the_next_cached_views_beside_the_rows_of_the_same_crop
             assert world.numbers_of_features(batch.own[0][:, place]) == shown
             row = run.sources.raw[images[3]]
             number = (2 * epoch + place) % 4
-            np.testing.assert_array_equal(batch.pixels[3, place], run.task.batches.view(row.image, row.key, number, 0))
+            np.testing.assert_array_equal(
+                batch.pixels[3, place], run.task.batches.view(row.image, row.key, number, 0)
+            )
 
 
 def test_free_views_of_a_step_differ_and_the_first_is_that_of_a_step_with_one(world):
     one = run_of(world.recipe(crop_scale=(0.1, 0.4)), world, "one").task.batches
-    three = run_of(world.recipe(crop_scale=(0.1, 0.4), views_per_step=3), world, "three").task.batches
+    three = run_of(
+        world.recipe(crop_scale=(0.1, 0.4), views_per_step=3), world, "three"
+    ).task.batches
     cuts = []
     for batches in (one, three):
         cuts.append([])
         cut = batches.view.cut
-        batches.view.cut = lambda *words, cut=cut, into=cuts[-1]: into.append(cut(*words)) or into[-1]
+        batches.view.cut = lambda *words, cut=cut, into=cuts[-1]: (
+            into.append(cut(*words)) or into[-1]
+        )
         batches(0)
     assert [cut.box for cut in cuts[1][::3]] == [cut.box for cut in cuts[0]]
     assert len({cut.box for cut in cuts[1]}) > len(cuts[0])
@@ -90,7 +111,9 @@ def test_captions_of_a_text_cache_are_replayed_beside_their_rows(world):
         tokens = torch.stack([run.task.batches.sentences.tokenize(each) for each in wanted])
         assert torch.equal(batch.tokens, tokens)
         for place, view in enumerate(views):
-            assert world.numbers_of_features(batch.other[0][:, place]) == [3 * n + view for n in numbers]
+            assert world.numbers_of_features(batch.other[0][:, place]) == [
+                3 * n + view for n in numbers
+            ]
 
 
 def test_the_loss_of_a_grid_is_the_mean_over_its_views_and_captions(world):
@@ -124,14 +147,21 @@ def test_several_teachers_views_and_captions_make_one_mean(world):
         caches["image_cache"].append(str(world.root / f"images {name}"))
         caches["text_cache"].append(str(world.root / f"texts {name}"))
     shown = {"views_per_step": 2, "captions_per_step": 2, "batch_size": 8}
-    run = run_of(dataclasses.replace(recipe, **shown, **{name: tuple(found) for name, found in caches.items()}), world)
+    run = run_of(
+        dataclasses.replace(
+            recipe, **shown, **{name: tuple(found) for name, found in caches.items()}
+        ),
+        world,
+    )
     batch = run.task.batches(0)
     found, _ = run.backward(0, [batch])
     outputs = run.student(batch.pixels, batch.tokens)
     values = []
     for own, other, scale in zip(batch.own, batch.other, (20.0, 35.0), strict=True):
         for view, caption in itertools.product(range(2), repeat=2):
-            ours = Features.of(outputs["image"][:, view], outputs["text"][:, caption], outputs["scale"])
+            ours = Features.of(
+                outputs["image"][:, view], outputs["text"][:, caption], outputs["scale"]
+            )
             values.append(clip_kd.crd(ours, Features.of(own[:, view], other[:, caption], scale)))
     assert len({round(float(value.detach()), 6) for value in values}) > 2
     torch.testing.assert_close(found["clip_kd.crd"], torch.stack(values).mean())
@@ -140,14 +170,20 @@ def test_several_teachers_views_and_captions_make_one_mean(world):
 @pytest.mark.parametrize("masked", ["apart", "contrast"])
 def test_hidden_words_are_told_of_the_first_caption(world, masked):
     run = run_of(declip_recipe(world, masked=masked), world)
-    plain = run_of(declip_recipe(world, mask_words=0.0, losses={"clip.contrastive": {"weight": 1.0}}), world, "plain")
+    plain = run_of(
+        declip_recipe(world, mask_words=0.0, losses={"clip.contrastive": {"weight": 1.0}}),
+        world,
+        "plain",
+    )
     batch, clean = run.task.batches(1), plain.task.batches(1).tokens
     hidden = batch.hidden >= 0
     assert 0.2 < hidden.float().mean() * batch.hidden.numel() / (clean[:, 0] > 0).sum() < 0.7
     assert torch.equal(batch.hidden[hidden], clean[:, 0][hidden])
     shown = batch.tokens[:, -1 if masked == "apart" else 0]
     assert torch.equal(shown[~hidden], clean[:, 0][~hidden]) and not torch.equal(shown, clean[:, 0])
-    others = (batch.tokens[:, :2], clean) if masked == "apart" else (batch.tokens[:, 1:], clean[:, 1:])
+    others = (
+        (batch.tokens[:, :2], clean) if masked == "apart" else (batch.tokens[:, 1:], clean[:, 1:])
+    )
     assert torch.equal(*others)
     outputs = run.student(batch.pixels, batch.tokens, batch.hidden)
     assert outputs["text"].shape == (6, 2, 8) and outputs["words"].shape == (6, 16, 16)
@@ -156,11 +192,15 @@ def test_hidden_words_are_told_of_the_first_caption(world, masked):
 
 
 def test_neighbours_are_drawn_from_the_graph_of_the_text_cache(world):
-    recipe = world.distilled_recipe({"declip.nns_graph": {"weight": 1.0}}, quarantined=((), (3,)), batch_size=8)
+    recipe = world.distilled_recipe(
+        {"declip.nns_graph": {"weight": 1.0}}, quarantined=((), (3,)), batch_size=8
+    )
 
     cache = FeatureCache(world.root / "paired_texts")
     graph = build(cache, world.root / "graph", Rule(k=3))
-    recipe = dataclasses.replace(recipe, neighbours=(str(world.root / "graph"),), neighbours_among=2)
+    recipe = dataclasses.replace(
+        recipe, neighbours=(str(world.root / "graph"),), neighbours_among=2
+    )
     run = run_of(recipe, world)
     seen = set()
     for number in range(8):
@@ -180,7 +220,13 @@ def test_cached_tokens_are_those_of_the_pairs_of_a_step(world, tiny_teacher):
     for kind in ("image", "text"):
         rows = open_rows([table], kind, dataroot=str(root))
         extract(tiny_teacher, rows, kind, root / f"rows-{kind}", Settings(progress=False))
-        extract(tiny_teacher, rows, kind, root / f"tokens-{kind}", Settings(progress=False, tokens=TokenPolicy(3)))
+        extract(
+            tiny_teacher,
+            rows,
+            kind,
+            root / f"tokens-{kind}",
+            Settings(progress=False, tokens=TokenPolicy(3)),
+        )
     recipe = world.clip_recipe(
         images=["pairs.csv"],
         dataroot=str(root),
@@ -192,15 +238,31 @@ def test_cached_tokens_are_those_of_the_pairs_of_a_step(world, tiny_teacher):
     batch = run.task.batches(1)
     cache = FeatureCache(root / "tokens-image")
     for place, number in enumerate(world.numbers_of_pixels(batch.pixels)):
-        np.testing.assert_array_equal(batch.beside["patches"][0][place], cache[np.arange(3 * number, 3 * number + 3)])
+        np.testing.assert_array_equal(
+            batch.beside["patches"][0][place], cache[np.arange(3 * number, 3 * number + 3)]
+        )
     assert batch.beside["words"][0].shape == (5, 3, cache.dim)
     losses, _ = run.backward(0, [batch])
     assert torch.isfinite(losses["total"]) and losses["declip.filip_tokens"] > 0
-    with pytest.raises(CacheError, match="tokens-image: holds 3 tokens of each image, expected its one row"):
-        run_of(dataclasses.replace(recipe, image_cache=(str(root / "tokens-image"),)), world, "tokens as rows")
-    with pytest.raises(CacheError, match="rows-image: holds one row of each image, expected tokens"):
-        run_of(dataclasses.replace(recipe, image_tokens=(str(root / "rows-image"),)), world, "rows as tokens")
-    with pytest.raises(RecipeError, match="needs tokens, .*name token caches with image_tokens and text_tokens"):
+    with pytest.raises(
+        CacheError, match="tokens-image: holds 3 tokens of each image, expected its one row"
+    ):
+        run_of(
+            dataclasses.replace(recipe, image_cache=(str(root / "tokens-image"),)),
+            world,
+            "tokens as rows",
+        )
+    with pytest.raises(
+        CacheError, match="rows-image: holds one row of each image, expected tokens"
+    ):
+        run_of(
+            dataclasses.replace(recipe, image_tokens=(str(root / "rows-image"),)),
+            world,
+            "rows as tokens",
+        )
+    with pytest.raises(
+        RecipeError, match="needs tokens, .*name token caches with image_tokens and text_tokens"
+    ):
         run_of(dataclasses.replace(recipe, text_tokens=()), world, "one kind")
 
 
@@ -221,16 +283,26 @@ def test_declip_goes_on_where_it_was_to_the_bit(world):
     ("over", "why"),
     [
         ({"captions_per_step": 1}, "text_augment is for captions_per_step of 2 or more"),
-        ({"views_per_step": 1}, r"loss 'declip.simsiam' needs views, .*; leave it out, or set views_per_step = 2"),
+        (
+            {"views_per_step": 1},
+            r"loss 'declip.simsiam' needs views, .*; leave it out, or set views_per_step = 2",
+        ),
         ({"mask_words": 0.0}, "loss 'declip.mlm' needs masked, .*set mask_words"),
         (
-            {"mask_words": 0.0, "masked": "contrast", "losses": {"clip.contrastive": {"weight": 1.0}}},
+            {
+                "mask_words": 0.0,
+                "masked": "contrast",
+                "losses": {"clip.contrastive": {"weight": 1.0}},
+            },
             "masked is for mask_words",
         ),
         ({"view": "center"}, "views_per_step is for random views, not for the centre"),
         ({"neighbours": ("somewhere",)}, "neighbours is for pairs with a --text-cache"),
         ({"losses": {"declip.nns_graph": {"weight": 1.0}}}, "needs neighbours and teacher"),
-        ({"losses": {"clip.contrastive": {"weight": 1.0}}}, "mask_words is for losses that need 'masked', and none"),
+        (
+            {"losses": {"clip.contrastive": {"weight": 1.0}}},
+            "mask_words is for losses that need 'masked', and none",
+        ),
     ],
 )
 def test_what_the_data_lack_is_refused_before_the_first_step(world, over, why):
@@ -256,9 +328,14 @@ def test_tokens_without_the_end_of_a_sentence_are_refused_before_the_first_step(
 
 
 def test_captions_are_varied_by_the_seed_of_the_run(world):
-    found = [run_of(declip_recipe(world, seed=seed), world, str(seed)).task.batches.sentences for seed in (0, 1)]
+    found = [
+        run_of(declip_recipe(world, seed=seed), world, str(seed)).task.batches.sentences
+        for seed in (0, 1)
+    ]
     row = found[0].sources.raw[0]
-    first, again, other = ([each.of(0, row, 0, epoch)[1] for epoch in range(8)] for each in (*found[:1], *found))
+    first, again, other = (
+        [each.of(0, row, 0, epoch)[1] for epoch in range(8)] for each in (*found[:1], *found)
+    )
     assert first == again != other
 
 
@@ -269,7 +346,10 @@ def test_words_are_counted_as_their_tower_reads_them(world, pool, lengths):
     (world.root / "words.json").write_text(json.dumps(config))
     student = run_of(declip_recipe(world, student=str(world.root / "words.json")), world).student
     tokens = torch.zeros(2, 3, 16, dtype=torch.long)
-    tokens[0, :, :3], tokens[1, :, :2] = torch.tensor([49406, 320, 49407]), torch.tensor([49406, 49407])
+    tokens[0, :, :3], tokens[1, :, :2] = (
+        torch.tensor([49406, 320, 49407]),
+        torch.tensor([49406, 49407]),
+    )
     assert student.captions(tokens)["lengths"].tolist() == lengths
 
 
@@ -289,6 +369,10 @@ def test_a_run_does_not_go_on_with_another_graph(world):
 def test_more_views_or_captions_than_a_cache_holds_are_refused(world):
     world.images("views", views=VIEWS)
     with pytest.raises(RecipeError, match="views_per_step = 5, but .*views holds 4 of each image"):
-        run_of(world.recipe(image_cache=str(world.root / "views"), views_per_step=5, **CROPS), world)
-    with pytest.raises(RecipeError, match="captions_per_step = 2, but .*paired_texts holds 1 of each row"):
+        run_of(
+            world.recipe(image_cache=str(world.root / "views"), views_per_step=5, **CROPS), world
+        )
+    with pytest.raises(
+        RecipeError, match="captions_per_step = 2, but .*paired_texts holds 1 of each row"
+    ):
         run_of(world.distilled_recipe(captions_per_step=2), world)

@@ -1,4 +1,6 @@
-"""A run with ``image_mask`` hides a part of each image while it learns, and leaves nothing of that behind."""
+"""A run with ``image_mask`` hides a part of each image while it learns, and leaves nothing of that
+behind.
+"""
 
 import json
 
@@ -24,7 +26,9 @@ def test_a_run_learns_from_masked_images_and_writes_the_same_model(world, studen
     whole, masked = (load_file(folder / "image_tower.safetensors") for folder in folders.values())
     assert whole.keys() == masked.keys()
     assert not all(torch.equal(whole[key], masked[key]) for key in whole)
-    configs = [json.loads((folder / "run.json").read_text())["model_cfg"] for folder in folders.values()]
+    configs = [
+        json.loads((folder / "run.json").read_text())["model_cfg"] for folder in folders.values()
+    ]
     assert configs[0] == configs[1]
 
 
@@ -34,8 +38,15 @@ def test_portions_of_a_step_are_masked_alike_both_times(world):
     module = run.task.model.visual.patch_dropout
     assert isinstance(module, Tokens)
     kept = []
-    module.register_forward_hook(lambda _, inputs, tokens: kept.append(tokens[:, 1:].detach().clone()))
-    pixels = torch.arange(5 * 16 * 16 * 3, dtype=torch.int64).view(5, 16, 16, 3).remainder(256).to(torch.uint8)
+    module.register_forward_hook(
+        lambda _, inputs, tokens: kept.append(tokens[:, 1:].detach().clone())
+    )
+    pixels = (
+        torch.arange(5 * 16 * 16 * 3, dtype=torch.int64)
+        .view(5, 16, 16, 3)
+        .remainder(256)
+        .to(torch.uint8)
+    )
     for seed in (3, 3, 4):
         torch.manual_seed(seed)
         run.student.train()(pixels, None)
@@ -44,5 +55,7 @@ def test_portions_of_a_step_are_masked_alike_both_times(world):
 
 
 def test_a_text_tower_has_no_images_to_mask(world):
-    with pytest.raises(RecipeError, match="image_mask is for a student of images and would do nothing here"):
+    with pytest.raises(
+        RecipeError, match="image_mask is for a student of images and would do nothing here"
+    ):
         Run(world.text_recipe(image_mask=0.5), world.root / "run", False, quiet)

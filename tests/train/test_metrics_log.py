@@ -1,4 +1,6 @@
-"""The record of a run: which figures a line has, what they mean, and boards that are not installed."""
+"""The record of a run: which figures a line has, what they mean, and boards that are not
+installed.
+"""
 
 import importlib.util
 import json
@@ -18,14 +20,23 @@ from dimefm.train.metrics_log import BAD_ROWS, LOG, Log, closing, forget_after, 
 
 
 def values(rows=4, waited=0.0, bad=(), total=1.5):
-    return {"lr": 0.1, "rows": rows, "waited": waited, "bad": list(bad), "total": total, "dime.vl": 0.5}
+    return {
+        "lr": 0.1,
+        "rows": rows,
+        "waited": waited,
+        "bad": list(bad),
+        "total": total,
+        "dime.vl": 0.5,
+    }
 
 
 def read(out):
     return [json.loads(line) for line in (out / LOG).read_text().splitlines()]
 
 
-def test_rates_are_of_the_steps_since_the_last_line_and_evaluations_are_not_in_them(tmp_path, monkeypatch):
+def test_rates_are_of_the_steps_since_the_last_line_and_evaluations_are_not_in_them(
+    tmp_path, monkeypatch
+):
     now = [0.0]
     monkeypatch.setattr(logs.time, "perf_counter", lambda: now[0])
 
@@ -48,7 +59,11 @@ def test_rates_are_of_the_steps_since_the_last_line_and_evaluations_are_not_in_t
     assert first["data_s"] == first["compute_s"] > 0
     assert evaluation == {"step": 2, "eval/a": 0.5, "eval/mean": 0.5, "eval_seconds": 100.0}
     assert (second["rows_per_s"], second["data_share"]) == (4.0, 0.25)
-    assert {"lr", "dime.vl", "total", "bad_rows"} <= second.keys() and not {"rows", "waited", "bad"} & second.keys()
+    assert {"lr", "dime.vl", "total", "bad_rows"} <= second.keys() and not {
+        "rows",
+        "waited",
+        "bad",
+    } & second.keys()
     assert said.split("\n") == [
         "3 steps, 18 rows in 4.0 s: 4 rows/s, 38% of the time waiting for data",
         "final loss 1.5000",
@@ -67,7 +82,10 @@ def test_the_closing_lines_tell_of_a_resumed_run_its_bad_rows_and_its_best(tmp_p
         said = closing(log, tmp_path, watch)
     assert "6 steps (1 of them in this call), 4 rows" in said
     assert f"1 unreadable rows left out ({BAD_ROWS})" in said
-    assert f"best mean score 50.00 % after step 6: {tmp_path / 'checkpoints/best'}; stopped early" in said
+    assert (
+        f"best mean score 50.00 % after step 6: {tmp_path / 'checkpoints/best'}; stopped early"
+        in said
+    )
     assert "evaluations in a row that were no better: 1" in said
 
 
@@ -85,11 +103,16 @@ def test_gauges_are_the_mean_cosine_of_own_rows_and_the_scale(seed, scale):
     draw = torch.Generator().manual_seed(seed)
 
     def features():
-        return Features.of(torch.randn(5, 4, generator=draw), torch.randn(3, 4, generator=draw), scale)
+        return Features.of(
+            torch.randn(5, 4, generator=draw), torch.randn(3, 4, generator=draw), scale
+        )
 
     ours, theirs = [features(), features()], [features(), features()]
     found = gauges(ours, theirs)
-    both = [torch.cosine_similarity(our.image, their.image).mean() for our, their in zip(ours, theirs, strict=True)]
+    both = [
+        torch.cosine_similarity(our.image, their.image).mean()
+        for our, their in zip(ours, theirs, strict=True)
+    ]
     assert found["cosine"].item() == pytest.approx(torch.stack(both).mean().item(), abs=1e-6)
     assert found["logit_scale"].item() == pytest.approx(scale, rel=1e-6)
     assert gauges(ours, ours)["cosine"].item() == pytest.approx(1.0, abs=1e-6)
@@ -106,7 +129,10 @@ def test_gauges_carry_no_gradient():
 def test_a_board_that_is_not_installed_is_refused_with_how_to_get_it(tmp_path, name):
     if importlib.util.find_spec(name) is not None:
         pytest.skip(f"{name} is installed")
-    with pytest.raises(RecipeError, match=rf"--report-to {name}: {name} is not installed; pip install 'dimefm\[log\]'"):
+    with pytest.raises(
+        RecipeError,
+        match=rf"--report-to {name}: {name} is not installed; pip install 'dimefm\[log\]'",
+    ):
         with Log(tmp_path, Recipe(report_to=name)):
             pass
 
@@ -133,5 +159,7 @@ def test_wandb_offline_needs_no_network(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("text", ["tensorbord", "tensorboard;wandb", "wandb,csv"])
 def test_a_board_that_is_not_known_is_refused(text):
-    with pytest.raises(RecipeError, match="'report_to' names '.*'; expected 'tensorboard', 'wandb' or both"):
+    with pytest.raises(
+        RecipeError, match="'report_to' names '.*'; expected 'tensorboard', 'wandb' or both"
+    ):
         check(Recipe(report_to=text))

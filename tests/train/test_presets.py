@@ -1,6 +1,7 @@
 """Every recipe runs in its small form.
 
-Recipes with equal losses, which differ in their student and in numbers, share one default test; the others are marked slow.
+Recipes with equal losses, which differ in their student and in numbers, share one default test; the
+others are marked slow.
 """
 
 import json
@@ -14,15 +15,23 @@ from dimefm.train.trainer import train
 
 ROOT = Path(__file__).parents[2]
 RECIPES = {path: read(path) for path in sorted((ROOT / "pipelines").glob("*.toml"))}
-PRESETS = {path: recipe for path, recipe in RECIPES.items() if recipe.text == "student" and recipe.captions == "text"}
+PRESETS = {
+    path: recipe
+    for path, recipe in RECIPES.items()
+    if recipe.text == "student" and recipe.captions == "text"
+}
 
 
 def presets():
-    """Return all recipes of two towers, marked slow where an earlier one learns by the same losses."""
+    """Return all recipes of two towers, marked slow where an earlier one learns by the same
+    losses.
+    """
     seen, found = [], []
     for path, recipe in PRESETS.items():
         kind = (recipe.losses, bool(recipe.image_cache), recipe.image_mask)
-        found.append(pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if kind in seen else []))
+        found.append(
+            pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if kind in seen else [])
+        )
         seen.append(kind)
     return found
 
@@ -54,8 +63,12 @@ def header(path):
 
 def test_the_page_lists_the_recipes_of_published_rows_with_their_student_and_figure():
     page = (ROOT / "docs/losses.md").read_text(encoding="utf-8")
-    listed = re.findall(r"(?m)^\| `([a-z0-9_]+)\.toml` \| ([^ ,|]+)[^|]*\|[^|]*\| ([0-9.]+)[^|]*\|$", page)
-    assert {name for name, _, _ in listed} == {path.stem for path in RECIPES if "IN-1K zero-shot" in header(path)}
+    listed = re.findall(
+        r"(?m)^\| `([a-z0-9_]+)\.toml` \| ([^ ,|]+)[^|]*\|[^|]*\| ([0-9.]+)[^|]*\|$", page
+    )
+    assert {name for name, _, _ in listed} == {
+        path.stem for path in RECIPES if "IN-1K zero-shot" in header(path)
+    }
     for name, student, figure in listed:
         path = ROOT / "pipelines" / f"{name}.toml"
         assert RECIPES[path].student == student
@@ -75,7 +88,9 @@ def test_a_preset_runs_in_its_small_form(place, path):
 
 
 @pytest.mark.parametrize(
-    "path", [path for path, recipe in RECIPES.items() if recipe.text == "teacher"], ids=lambda p: p.stem
+    "path",
+    [path for path, recipe in RECIPES.items() if recipe.text == "teacher"],
+    ids=lambda p: p.stem,
 )
 def test_a_preset_of_an_image_tower_runs_in_its_small_form(place, path):
     world, _ = place
@@ -101,7 +116,9 @@ def test_the_preset_of_a_text_tower_runs_in_its_small_form(place):
 def test_a_clip_from_scratch_runs_in_its_small_form(place):
     world, sources = place
     path = ROOT / "pipelines" / "clip_from_scratch.toml"
-    recipe = read(path, small=True, device="cpu", captions="text", images=sources["images"], batch_size=6)
+    recipe = read(
+        path, small=True, device="cpu", captions="text", images=sources["images"], batch_size=6
+    )
     out = train(recipe, world.root / path.stem, echo=lambda line: None)
     assert json.loads((out / "run.json").read_text())["kind"] == "clip"
     assert len((out / "log.jsonl").read_text().splitlines()) >= 1

@@ -37,14 +37,20 @@ def test_its_run_holds_an_ordinary_tower_with_the_rows_of_both(world, kind, ema)
     assert record["model_cfg"]["embed_dim"] == 8
     batch = run.task.batches(0)
     config = record["model_cfg"]
-    tower = TextTower(open_clip.text_tower(config)) if kind == "text" else ImageTower(open_clip.image_tower(config))
+    tower = (
+        TextTower(open_clip.text_tower(config))
+        if kind == "text"
+        else ImageTower(open_clip.image_tower(config))
+    )
     folder.load_weights(tower, out / folder.KINDS[record["kind"]])
     assert record["parameters"] == sum(weights.numel() for weights in tower.parameters())
     plain = Student(tower, run.task.preprocess).eval()
     with torch.no_grad():
         counting = run.student if ema is None else run.ema.module
         expected = counting.eval()(batch.pixels, batch.tokens)["rows"]
-        torch.testing.assert_close(plain(batch.pixels, batch.tokens)["rows"], expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            plain(batch.pixels, batch.tokens)["rows"], expected, rtol=1e-5, atol=1e-6
+        )
     assert not torch.equal(bridges.draw(5, 8, 0).weight, run.student.bridge.weight)
 
 

@@ -57,14 +57,22 @@ def test_a_written_recipe_reads_back_as_itself(tmp_path_factory, recipe):
 
 @pytest.mark.parametrize("value", ["3", "[1]", "'yes'"])
 def test_a_small_that_is_no_table_is_refused(tmp_path, value):
-    with pytest.raises(RecipeError, match=r"recipe\.toml: 'small' is .*; expected a table, \[small\]"):
+    with pytest.raises(
+        RecipeError, match=r"recipe\.toml: 'small' is .*; expected a table, \[small\]"
+    ):
         read(written(tmp_path, f"small = {value}"))
 
 
 def test_every_field_survives_writing(tmp_path):
     """No field is left out of the file: each differs from its default here."""
     other = {str: "x", int: 7, float: 0.125}
-    fixed = {"text": "student", "captions": "label", "view": "center", "precision": "bf16", "report_to": "tensorboard"}
+    fixed = {
+        "text": "student",
+        "captions": "label",
+        "view": "center",
+        "precision": "bf16",
+        "report_to": "tensorboard",
+    }
     fixed |= {
         "losses": {"dime.vl": {"weight": 1.0}},
         "images": ("a", "b"),
@@ -73,7 +81,12 @@ def test_every_field_survives_writing(tmp_path):
         "shuffle": "blocks",
         "tsv_file_list": ("a", "b", "c", "d"),
     }
-    fixed |= {"image_cache": ("a",), "text_cache": ("b", "c"), "bridge": "linear", "augment": "clip-kd"}
+    fixed |= {
+        "image_cache": ("a",),
+        "text_cache": ("b", "c"),
+        "bridge": "linear",
+        "augment": "clip-kd",
+    }
     fixed |= {"crop_scale": (0.5, 0.75), "crop_ratio": (0.5, 2.0), "eval_datasets": ("a", "b")}
     fixed |= {
         "masked": "contrast",
@@ -85,14 +98,18 @@ def test_every_field_survives_writing(tmp_path):
     }
     for name, field in FIELDS.items():
         if name not in fixed:
-            fixed[name] = next(value for kind, value in other.items() if str(field.type).startswith(kind.__name__))
+            fixed[name] = next(
+                value for kind, value in other.items() if str(field.type).startswith(kind.__name__)
+            )
     recipe = Recipe(**fixed)
     assert all(getattr(recipe, name) != getattr(Recipe(), name) for name in FIELDS)
     assert read(written(tmp_path, recipe.to_toml())) == recipe
 
 
 def test_flags_win_over_the_small_table_which_wins_over_the_file(tmp_path):
-    path = written(tmp_path, "lr = 1e-3\nsteps = 100\nbatch_size = 64\n[small]\nsteps = 3\nbatch_size = 4\n")
+    path = written(
+        tmp_path, "lr = 1e-3\nsteps = 100\nbatch_size = 64\n[small]\nsteps = 3\nbatch_size = 4\n"
+    )
     whole, small = read(path), read(path, small=True, batch_size=5, wd=None)
     assert (whole.lr, whole.steps, whole.batch_size) == (1e-3, 100, 64)
     assert (small.lr, small.steps, small.batch_size, small.wd) == (1e-3, 3, 5, Recipe().wd)
@@ -177,7 +194,9 @@ def test_each_pipeline_reads_and_its_header_is_a_command_that_parses(path):
     assert read(path, small=True) != recipe
     header = path.read_text(encoding="utf-8").split("\n\n")[0].splitlines()
     assert all(line.startswith("#") for line in header)
-    words = shlex.split(next(line for line in _commands(header) if line.startswith("dimefm train")), comments=False)
+    words = shlex.split(
+        next(line for line in _commands(header) if line.startswith("dimefm train")), comments=False
+    )
     assert words[:2] == ["dimefm", "train"]
     assert f"pipelines/{path.name}" in words
     words[words.index(f"pipelines/{path.name}")] = str(path)
@@ -197,8 +216,14 @@ def _commands(header):
     [
         ({"texts": ["a"]}, "say --text student:NAME"),
         ({"texts": ["a"], "text": "student"}, "say --text student:NAME"),
-        ({"word_dropout": 0.5}, r"word_dropout is for a text tower \(--text student:NAME\) and would do nothing here"),
-        ({"image_mask": 0.5, "text": "student:ViT-T-16"}, "image_mask is for a student of images and would do nothing"),
+        (
+            {"word_dropout": 0.5},
+            r"word_dropout is for a text tower \(--text student:NAME\) and would do nothing here",
+        ),
+        (
+            {"image_mask": 0.5, "text": "student:ViT-T-16"},
+            "image_mask is for a student of images and would do nothing",
+        ),
         ({"captions": "label"}, r"captions = 'label' is for pairs \(--text student\)"),
         ({"eval_every": 2}, "eval_every is for --eval-root"),
     ],

@@ -9,8 +9,25 @@ from dimefm.recipe import Recipe, read
 from dimefm.train.inputs.sources import check_form
 from dimefm.train.trainer import train
 
-IMAGES = {"student", "view", "augment", "crop_scale", "crop_ratio", "flip", "resize", "image_mask", "views_per_step"}
-PAIRS = {"captions", "captions_per_step", "text_augment", "mask_words", "masked", "neighbours_among"}
+IMAGES = {
+    "student",
+    "view",
+    "augment",
+    "crop_scale",
+    "crop_ratio",
+    "flip",
+    "resize",
+    "image_mask",
+    "views_per_step",
+}
+PAIRS = {
+    "captions",
+    "captions_per_step",
+    "text_augment",
+    "mask_words",
+    "masked",
+    "neighbours_among",
+}
 
 
 def shown(**over):
@@ -31,13 +48,18 @@ def test_each_kind_of_run_shows_what_it_looks_at():
 
 
 def test_what_is_set_is_shown_even_where_nothing_looks_at_it():
-    assert {"resize", "captions_per_step"} <= shown(text="student:ViT-T-16", resize=0, captions_per_step=2)
+    assert {"resize", "captions_per_step"} <= shown(
+        text="student:ViT-T-16", resize=0, captions_per_step=2
+    )
     assert "eval_every" in shown(eval_root="datasets") and "epochs" not in shown(steps=3)
 
 
 @pytest.mark.parametrize("over", [{"student": "ViT-T-16"}, {"image_size": 64}])
 def test_a_student_of_images_beside_a_text_tower_is_refused(over):
-    with pytest.raises(RecipeError, match=f"{next(iter(over))} is for a student of images and would do nothing here"):
+    with pytest.raises(
+        RecipeError,
+        match=f"{next(iter(over))} is for a student of images and would do nothing here",
+    ):
         check_form(read(None, text="student:ViT-T-16", **over))
 
 

@@ -35,7 +35,14 @@ def outcome(out):
     record = json.loads((out / "run.json").read_text())
     bad = (out / "bad_rows.jsonl").read_text() if (out / "bad_rows.jsonl").exists() else ""
     optimizer = (newest / "optimizer.safetensors").read_bytes()
-    return weights.read_bytes(), (newest / "model.safetensors").read_bytes(), optimizer, lines(out), record, bad
+    return (
+        weights.read_bytes(),
+        (newest / "model.safetensors").read_bytes(),
+        optimizer,
+        lines(out),
+        record,
+        bad,
+    )
 
 
 def runs_of(world, captions=tuple(f"number {n} of many" for n in range(9))):
@@ -43,8 +50,12 @@ def runs_of(world, captions=tuple(f"number {n} of many" for n in range(9))):
     return {
         "image tower": world.recipe(student=str(world.noisy), save_every=3),
         "clip from pairs": world.clip_recipe(images=[str(world.pairs(captions))], save_every=3),
-        "two teachers": world.recipe(student=str(world.noisy), save_every=3, **world.second_teacher()),
-        "accumulated": world.recipe(student=str(world.noisy), image_mask=0.5, save_every=3, accum_freq=2, log_every=2),
+        "two teachers": world.recipe(
+            student=str(world.noisy), save_every=3, **world.second_teacher()
+        ),
+        "accumulated": world.recipe(
+            student=str(world.noisy), image_mask=0.5, save_every=3, accum_freq=2, log_every=2
+        ),
         "text tower": world.text_recipe(save_every=3),
         "text tower from pairs": world.text_recipe(per_row=2, save_every=3),
     }
@@ -52,7 +63,14 @@ def runs_of(world, captions=tuple(f"number {n} of many" for n in range(9))):
 
 @pytest.fixture(
     scope="module",
-    params=["image tower", "two teachers", "clip from pairs", "accumulated", "text tower", "text tower from pairs"],
+    params=[
+        "image tower",
+        "two teachers",
+        "clip from pairs",
+        "accumulated",
+        "text tower",
+        "text tower from pairs",
+    ],
 )
 def done(make_world, tmp_path_factory, request):
     """Return (a recipe, the folder of its finished run that nothing disturbed)."""
@@ -94,7 +112,9 @@ def test_another_seed_is_another_run(done, tmp_path):
 
 
 @pytest.mark.parametrize("killed_at", [1, 3, 5])
-def test_killed_in_the_middle_it_goes_on_as_if_nothing_had_been(done, tmp_path, monkeypatch, killed_at):
+def test_killed_in_the_middle_it_goes_on_as_if_nothing_had_been(
+    done, tmp_path, monkeypatch, killed_at
+):
     (recipe, whole), step = done, Run.step
 
     def dies(self, number, loading):
@@ -148,7 +168,9 @@ def test_an_unfinished_run_is_not_overwritten_and_another_recipe_does_not_resume
     assert said == [f"{whole}: finished already; nothing to do"]
     with pytest.raises(ModelError, match="finished run already"):
         train(world.recipe(save_every=3, lr=0.01), whole, resume=True, echo=quiet)
-    assert train(world.recipe(save_every=2, workers=1), world.root / "half", resume=True, echo=quiet)
+    assert train(
+        world.recipe(save_every=2, workers=1), world.root / "half", resume=True, echo=quiet
+    )
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(world):
@@ -179,14 +201,21 @@ def test_only_the_newest_checkpoints_are_kept(world):
 
 
 def gradients(run, batches):
-    """Return the loss of the first step and its gradients, in float64, without touching the run's optimizer."""
+    """Return the loss of the first step and its gradients, in float64, without touching the run's
+    optimizer.
+    """
     run.student.double().zero_grad(set_to_none=True)
     losses, rows = run.backward(0, batches)
     assert rows == sum(map(len, batches))
-    return losses["total"], {name: parameter.grad for name, parameter in run.student.named_parameters()}
+    return losses["total"], {
+        name: parameter.grad for name, parameter in run.student.named_parameters()
+    }
 
 
-@pytest.mark.parametrize("what", ["image tower", "two teachers", "clip from pairs", "text tower", "text tower from pairs"])
+@pytest.mark.parametrize(
+    "what",
+    ["image tower", "two teachers", "clip from pairs", "text tower", "text tower from pairs"],
+)
 def test_a_batch_in_portions_has_the_loss_and_the_gradient_of_the_whole(world, what):
     captions = {"captions": [f"number {n} of many" for n in range(12)]}
     recipe = runs_of(world, **captions)[what]
@@ -194,7 +223,9 @@ def test_a_batch_in_portions_has_the_loss_and_the_gradient_of_the_whole(world, w
     if not recipe.text_student:
         recipe = dataclasses.replace(recipe, student=str(world.tiny))
     portions = dataclasses.replace(recipe, batch_size=2, accum_freq=3)
-    whole, parts = (Run(each, world.root / f"{each.accum_freq}", False, quiet) for each in (recipe, portions))
+    whole, parts = (
+        Run(each, world.root / f"{each.accum_freq}", False, quiet) for each in (recipe, portions)
+    )
     expected = gradients(whole, [whole.task.batches(0)])
     found = gradients(parts, [parts.task.batches(number) for number in range(3)])
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
@@ -203,23 +234,39 @@ def test_a_batch_in_portions_has_the_loss_and_the_gradient_of_the_whole(world, w
 
 def test_portions_update_running_statistics_once_each(world):
     """Everything is encoded twice, but normalisation counts each portion once."""
-    run = Run(world.recipe(student=str(world.noisy), batch_size=5, accum_freq=3), world.root / "run", False, quiet)
+    run = Run(
+        world.recipe(student=str(world.noisy), batch_size=5, accum_freq=3),
+        world.root / "run",
+        False,
+        quiet,
+    )
     run.backward(0, [run.task.batches(number) for number in range(3)])
-    counted = {int(value) for name, value in run.student.state_dict().items() if name.endswith("num_batches_tracked")}
+    counted = {
+        int(value)
+        for name, value in run.student.state_dict().items()
+        if name.endswith("num_batches_tracked")
+    }
     assert counted == {3}
 
 
 def test_a_portion_without_a_readable_row_leaves_running_statistics_alone(world):
     """Blank images stand in for it, and nothing is learnt from them."""
     recipe = world.recipe(student=str(world.noisy), batch_size=5)
-    one, two = (Run(dataclasses.replace(recipe, accum_freq=n), world.root / f"{n}", False, quiet) for n in (1, 2))
+    one, two = (
+        Run(dataclasses.replace(recipe, accum_freq=n), world.root / f"{n}", False, quiet)
+        for n in (1, 2)
+    )
     batch = one.task.batches(0)
-    none = dataclasses.replace(batch, pixels=batch.pixels[:0], places=batch.places[:0], bad=[{}] * 5)
+    none = dataclasses.replace(
+        batch, pixels=batch.pixels[:0], places=batch.places[:0], bad=[{}] * 5
+    )
     one.backward(0, [batch])
     two.backward(0, [batch, none])
     found, expected = two.student.state_dict(), one.student.state_dict()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
-    assert {int(value) for name, value in found.items() if name.endswith("num_batches_tracked")} == {1}
+    assert {
+        int(value) for name, value in found.items() if name.endswith("num_batches_tracked")
+    } == {1}
 
 
 def test_a_run_stopped_after_its_last_step_ends_without_a_further_one(world, monkeypatch):
@@ -252,30 +299,41 @@ def test_the_gradient_is_clipped_to_the_recipes_norm(world):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_checkpoint(world):
     recipe = world.recipe(lr=1e30, warmup=0.0, save_every=1)
-    with pytest.raises(DimefmError, match=r"step \d: the .* is (nan|inf); .*checkpoints/0000000\d; lower --lr") as error:
+    with pytest.raises(
+        DimefmError, match=r"step \d: the .* is (nan|inf); .*checkpoints/0000000\d; lower --lr"
+    ) as error:
         train(recipe, world.root / "run", echo=quiet)
     step = int(str(error.value).split()[1].rstrip(":"))
     newest = checkpoint.checkpoints(world.root / "run")[-1]
     assert int(newest.name) == step - 1
-    assert all(torch.isfinite(tensor).all() for tensor in load_file(newest / "model.safetensors").values())
+    assert all(
+        torch.isfinite(tensor).all() for tensor in load_file(newest / "model.safetensors").values()
+    )
     assert not (world.root / "run" / "run.json").exists()
 
 
 def test_a_loss_that_is_not_finite_at_once_says_that_there_is_no_checkpoint(world):
     recipe = world.recipe(logit_scale=1e38)
-    with pytest.raises(DimefmError, match="step 1: the (loss|gradient's norm) is (nan|inf); no checkpoint was written yet"):
+    with pytest.raises(
+        DimefmError,
+        match="step 1: the (loss|gradient's norm) is (nan|inf); no checkpoint was written yet",
+    ):
         train(recipe, world.root / "run", echo=quiet)
 
 
 def test_the_learned_scale_stays_within_clips_bounds(world):
-    recipe = world.clip_recipe(images=[str(world.pairs(["a", "b", "c", "d"]))], lr=1.0, warmup=0.0, steps=8, batch_size=4)
+    recipe = world.clip_recipe(
+        images=[str(world.pairs(["a", "b", "c", "d"]))], lr=1.0, warmup=0.0, steps=8, batch_size=4
+    )
     out = train(recipe, world.root / "run", echo=quiet)
     assert 0 <= load_file(out / "open_clip_model.safetensors")["logit_scale"].item() <= 4.6053
 
 
 def test_bf16_autocast_trains_and_keeps_float32_weights(world):
     out = train(world.recipe(precision="bf16", steps=2), world.root / "run", echo=quiet)
-    assert {tensor.dtype for tensor in load_file(out / "image_tower.safetensors").values()} == {torch.float32}
+    assert {tensor.dtype for tensor in load_file(out / "image_tower.safetensors").values()} == {
+        torch.float32
+    }
     ours, exact = lines(out), lines(train(world.recipe(steps=2), world.root / "exact", echo=quiet))
     assert ours[0]["total"] == pytest.approx(exact[0]["total"], rel=0.05)
     assert ours[0]["total"] != exact[0]["total"]
@@ -283,12 +341,16 @@ def test_bf16_autocast_trains_and_keeps_float32_weights(world):
 
 def test_the_loss_falls(world):
     recipe = world.recipe(steps=60, lr=3e-3, log_every=60, batch_size=17, view="center")
-    first = lines(train(world.recipe(steps=1, batch_size=17, view="center"), world.root / "one", echo=quiet))[0]["total"]
+    first = lines(
+        train(world.recipe(steps=1, batch_size=17, view="center"), world.root / "one", echo=quiet)
+    )[0]["total"]
     assert lines(train(recipe, world.root / "run", echo=quiet))[-1]["total"] < 0.8 * first
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(done, tmp_path, monkeypatch, number):
+def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(
+    done, tmp_path, monkeypatch, number
+):
     (recipe, whole), step = done, Run.step
 
     def interrupted(self, at, loading):
@@ -321,7 +383,9 @@ def test_pairs_that_have_changed_do_not_go_on(world):
     recipe = world.clip_recipe(images=[str(table)], save_every=3)
     back_to(train(recipe, world.root / "run", echo=quiet), world.root / "copy", 3)
     table.write_text(table.read_text().replace("number 4", "number 5"))
-    with pytest.raises(CacheError, match="the run learnt from pairs [0-9a-f]{12}, now there are pairs"):
+    with pytest.raises(
+        CacheError, match="the run learnt from pairs [0-9a-f]{12}, now there are pairs"
+    ):
         train(recipe, world.root / "copy", resume=True, echo=quiet)
 
 
@@ -343,6 +407,10 @@ def test_a_feature_that_was_damaged_later_is_named_with_shard_and_row(world):
 
 def test_a_warm_up_longer_than_the_run_is_shortened_and_said(world):
     said = []
-    run = train(world.recipe(steps=20, warmup=100.0, warmup_lr=0.0, lr=0.1), world.root / "run", echo=said.append)
+    run = train(
+        world.recipe(steps=20, warmup=100.0, warmup_lr=0.0, lr=0.1),
+        world.root / "run",
+        echo=said.append,
+    )
     assert "note: warm-up of 340 steps is longer than the run of 20; shortened to 2" in said
     assert max(line["lr"] for line in lines(run)) > 0.09

@@ -1,4 +1,6 @@
-"""Several teachers over the same rows: each row meets its own features, and the loss is the mean over teachers."""
+"""Several teachers over the same rows: each row meets its own features, and the loss is the mean
+over teachers.
+"""
 
 import dataclasses
 import json
@@ -67,13 +69,21 @@ def test_views_of_two_teachers_are_the_same_view(world):
 def test_the_loss_is_the_mean_of_the_two_single_ones(world):
     both = world.second_teacher()
     two, one = run(world, "two", **both), run(world, "one")
-    other = run(world, "other", image_cache=both["image_cache"][1:], text_cache=both["text_cache"][1:])
+    other = run(
+        world, "other", image_cache=both["image_cache"][1:], text_cache=both["text_cache"][1:]
+    )
     model, head = two.student.model, two.student.heads[0]
     other.student.model = torch.nn.Sequential(model)
     other.student.model.encode_image = lambda pixels: head(model.encode_image(pixels))
     for number in range(2):
-        found, single, second = (each.backward(number, [each.task.batches(number)])[0] for each in (two, one, other))
-        assert found.keys() == single.keys() == {"total", "dime.vl", "dime.pvl", "cosine", "logit_scale"}
+        found, single, second = (
+            each.backward(number, [each.task.batches(number)])[0] for each in (two, one, other)
+        )
+        assert (
+            found.keys()
+            == single.keys()
+            == {"total", "dime.vl", "dime.pvl", "cosine", "logit_scale"}
+        )
         for name, value in found.items():
             torch.testing.assert_close(value, (single[name] + second[name]) / 2)
         assert abs(single["total"] - second["total"]) > 1e-3
@@ -81,12 +91,18 @@ def test_the_loss_is_the_mean_of_the_two_single_ones(world):
 
 def test_each_teacher_has_its_own_logit_scale_unless_the_recipe_states_one(world):
     both = world.second_teacher()
-    for name, over, scales in (("own", {}, [20.0, 35.0]), ("stated", {"logit_scale": 50.0}, [50.0, 50.0])):
+    for name, over, scales in (
+        ("own", {}, [20.0, 35.0]),
+        ("stated", {"logit_scale": 50.0}, [50.0, 50.0]),
+    ):
         ours = run(world, name, **both, **over)
         teachers = [Features.of(torch.eye(dim), torch.eye(dim), 1.0) for dim in (8, 6)]
         found = ours.student.features(ours.student(torch.zeros(2, 16, 16, 3), None), teachers)
         assert [features.image.shape[1] for features in found] == [8, 6]
-        assert [teacher.logit_scale for teacher in ours._teachers([ours.task.batches(0)], torch.arange(5))] == scales
+        assert [
+            teacher.logit_scale
+            for teacher in ours._teachers([ours.task.batches(0)], torch.arange(5))
+        ] == scales
 
 
 def test_the_head_learns_is_kept_in_checkpoints_and_left_out_of_the_finished_tower(world):
@@ -101,10 +117,15 @@ def test_the_head_learns_is_kept_in_checkpoints_and_left_out_of_the_finished_tow
     assert not any("head" in name for name in load_file(out / "image_tower.safetensors"))
     record = json.loads((out / "run.json").read_text())
     assert record["teacher"]["name"] == "teacher-a"
-    assert [(teacher["name"], teacher["dim"]) for teacher in record["teachers"]] == [("teacher-a", 8), ("teacher-b", 6)]
+    assert [(teacher["name"], teacher["dim"]) for teacher in record["teachers"]] == [
+        ("teacher-a", 8),
+        ("teacher-b", 6),
+    ]
     for kind in ("image", "text"):
         roots = [world.root / f"{kind}s", world.root / f"{kind}s_b"]
-        assert record[f"{kind}_cache"] == [FeatureCache(root).manifest.fingerprint for root in roots]
+        assert record[f"{kind}_cache"] == [
+            FeatureCache(root).manifest.fingerprint for root in roots
+        ]
 
 
 def test_one_teacher_has_no_head_and_the_weights_of_a_run_of_its_own(world):
@@ -117,17 +138,28 @@ def test_one_teacher_has_no_head_and_the_weights_of_a_run_of_its_own(world):
 @pytest.mark.parametrize(
     ("over", "message"),
     [
-        ({"text_cache": ["texts"]}, "--image-cache names 2 caches and --text-cache 1; each teacher needs one of each"),
+        (
+            {"text_cache": ["texts"]},
+            "--image-cache names 2 caches and --text-cache 1; each teacher needs one of each",
+        ),
         (
             {"text_cache": ["texts_b", "texts"]},
-            "images and .*texts_b were made by different teachers .*dim: 8 against 6.*; name both kinds in the same order",
+            (
+                "images and .*texts_b were made by different teachers .*dim: 8 against 6.*; name"
+                " both kinds in the same order"
+            ),
         ),
-        ({"image_cache": ["images", "texts_b"]}, "texts_b: holds text features, image features are needed"),
+        (
+            {"image_cache": ["images", "texts_b"]},
+            "texts_b: holds text features, image features are needed",
+        ),
     ],
 )
 def test_caches_that_do_not_pair_up_are_refused(world, over, message):
     both = world.second_teacher()
-    over = {name: [str(world.root / folder) for folder in folders] for name, folders in over.items()}
+    over = {
+        name: [str(world.root / folder) for folder in folders] for name, folders in over.items()
+    }
     with pytest.raises((RecipeError, CacheError), match=message) as error:
         open_sources(world.recipe(**{**both, **over}), world.root)
     assert "\n" not in str(error.value)
@@ -144,7 +176,10 @@ def test_image_caches_of_other_views_are_refused(world, views, field):
         (world.root / folder).rename(world.root / f"plain_{folder}")
     world.images(views=ViewPolicy(2))
     world.images("images_b", views=views, teacher="b", dim=6, scale=35.0)
-    with pytest.raises(CacheError, match=f"images and .*images_b hold different views .*{field}.*extract one of them again"):
+    with pytest.raises(
+        CacheError,
+        match=f"images and .*images_b hold different views .*{field}.*extract one of them again",
+    ):
         open_sources(world.recipe(**both), world.root)
 
 
@@ -154,7 +189,9 @@ def rewrite(world, folder, shards, digest=None):
     (world.root / folder).rename(world.root / f"{folder}_before")
     digests = dict.fromkeys(shards, digest) if digest else {}
     counts = [(name, len(keys)) for name, keys in shards.items()]
-    writer = CacheWriter(world.root / folder, dataclasses.replace(manifest, shards=()), counts, digests)
+    writer = CacheWriter(
+        world.root / folder, dataclasses.replace(manifest, shards=()), counts, digests
+    )
     for name, keys in shards.items():
         bad = [Bad(row, "", "is bad") for row, key in enumerate(keys) if key is None]
         good = [key for key in keys if key is not None]
@@ -169,10 +206,22 @@ KEYS = [f"k{n}" for n in range(TEXTS)]
     ("shards", "message"),
     [
         ({"other.txt": KEYS}, "texts_b has a shard of source other.txt, .*texts has none"),
-        ({"sentences.txt": KEYS, "zz.txt": ["x"]}, "texts_b has a shard of source zz.txt, .*texts has none"),
-        ({"sentences.txt": KEYS[:-1]}, "shard sentences.txt has source_rows 9 in one, 8 in the other"),
-        ({"sentences.txt": KEYS[::-1]}, "shard sentences.txt has keys_sha256 .* in one, .* in the other"),
-        ({"sentences.txt": [None, *KEYS[:-1]]}, "row 1 of shard sentences.txt has key 'k1' in one, 'k0' in the other"),
+        (
+            {"sentences.txt": KEYS, "zz.txt": ["x"]},
+            "texts_b has a shard of source zz.txt, .*texts has none",
+        ),
+        (
+            {"sentences.txt": KEYS[:-1]},
+            "shard sentences.txt has source_rows 9 in one, 8 in the other",
+        ),
+        (
+            {"sentences.txt": KEYS[::-1]},
+            "shard sentences.txt has keys_sha256 .* in one, .* in the other",
+        ),
+        (
+            {"sentences.txt": [None, *KEYS[:-1]]},
+            "row 1 of shard sentences.txt has key 'k1' in one, 'k0' in the other",
+        ),
     ],
 )
 def test_text_caches_of_other_sentences_are_refused(world, shards, message):
@@ -188,7 +237,9 @@ def test_text_caches_of_another_content_are_refused_where_it_is_known(world):
     rewrite(world, "texts_b", {"sentences.txt": KEYS}, "b" * 64)
     assert len(open_sources(world.recipe(**both), world.root).text_rows) == TEXTS
     rewrite(world, "texts", {"sentences.txt": KEYS}, "a" * 64)
-    with pytest.raises(CacheError, match="shard sentences.txt has source_digest a+ in one, b+ in the other"):
+    with pytest.raises(
+        CacheError, match="shard sentences.txt has source_digest a+ in one, b+ in the other"
+    ):
         open_sources(world.recipe(**both), world.root)
 
 

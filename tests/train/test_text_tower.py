@@ -49,7 +49,9 @@ def test_the_features_of_a_sentence_are_its_own_and_images_are_drawn_by_themselv
     for number in range(9):
         batch = load(number)
         assert batch.pixels is None
-        assert [row for row, _ in numbers_of_tokens(batch.tokens)] == world.numbers_of_features(batch.own[0])
+        assert [row for row, _ in numbers_of_tokens(batch.tokens)] == world.numbers_of_features(
+            batch.own[0]
+        )
         assert (len(batch), len(batch.other[0])) == (5, 7)
         sentences += world.numbers_of_features(batch.own[0])
         images += world.numbers_of_features(batch.other[0])
@@ -62,7 +64,9 @@ def test_features_of_several_teachers_belong_to_the_same_sentence(world):
     world.images("images_b", teacher="b", dim=6)
     world.cache("tsv_b", "text", [("sentences.tsv", TEXTS)], quarantined=(2, 3), teacher="b", dim=6)
     names = {"image_cache": ("images", "images_b"), "text_cache": ("tsv", "tsv_b")}
-    both = {field: [str(world.root / folder) for folder in folders] for field, folders in names.items()}
+    both = {
+        field: [str(world.root / folder) for folder in folders] for field, folders in names.items()
+    }
     ours = run(world, world.text_recipe(**both))
     assert len(ours.sources) == TEXTS - 2
     for number in range(4):
@@ -87,16 +91,25 @@ def test_of_pairs_each_image_has_one_of_its_sentences_and_both_sides_are_the_ima
 def test_an_epoch_of_pairs_shows_each_image_with_a_sentence_once(world):
     recipe = world.text_recipe(per_row=2)
     lines = (world.root / "captions.tsv").read_text().splitlines()
-    write_text(world.root / "captions.tsv", "\n".join(line for line in lines if not line.startswith("k3#")) + "\n")
+    write_text(
+        world.root / "captions.tsv",
+        "\n".join(line for line in lines if not line.startswith("k3#")) + "\n",
+    )
     ours = run(world, recipe)
     assert len(ours.sources) == sum(world.shards) - 1
-    shown = [row for number in range(16) for row, _ in numbers_of_tokens(ours.task.batches(number).tokens)]
+    shown = [
+        row
+        for number in range(16)
+        for row, _ in numbers_of_tokens(ours.task.batches(number).tokens)
+    ]
     assert all(shown.count(row) == 5 for row in range(sum(world.shards)) if row != 3)
     assert 3 not in shown
 
 
 def test_a_row_with_several_sentences_of_its_own_shows_all_of_them(world):
-    rows = [{"key": f"k{n}", "captions": [f"row {n} again {j}" for j in range(3)]} for n in range(17)]
+    rows = [
+        {"key": f"k{n}", "captions": [f"row {n} again {j}" for j in range(3)]} for n in range(17)
+    ]
     path = world.root / "many.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     load = run(world, world.text_recipe(per_row=1, texts=[str(path)])).task.batches
@@ -106,13 +119,21 @@ def test_a_row_with_several_sentences_of_its_own_shows_all_of_them(world):
 
 @pytest.mark.parametrize("per_row", [0, 2])
 def test_batches_are_pure_functions_of_seed_and_number(world, per_row):
-    load, again = (run(world, world.text_recipe(per_row), name).task.batches for name in ("one", "two"))
+    load, again = (
+        run(world, world.text_recipe(per_row), name).task.batches for name in ("one", "two")
+    )
     other = run(world, world.text_recipe(per_row, seed=1), "other").task.batches
     first = [load(number) for number in range(4)]
     for number in (3, 0, 2, 1):
         batch = again(number)
         assert torch.equal(batch.tokens, first[number].tokens)
-        assert all(map(torch.equal, batch.own + (batch.other or ()), first[number].own + (first[number].other or ())))
+        assert all(
+            map(
+                torch.equal,
+                batch.own + (batch.other or ()),
+                first[number].own + (first[number].other or ()),
+            )
+        )
     assert not torch.equal(other(0).tokens, first[0].tokens)
 
 
@@ -131,12 +152,21 @@ def test_empty_sentences_are_left_out_with_their_features_and_listed(world, per_
 def test_a_batch_of_empty_sentences_alone_ends_the_run(world):
     recipe = world.text_recipe()
     write_text(world.root / "sentences.tsv", "".join(f"k{n}\t \n" for n in range(TEXTS)))
-    with pytest.raises(DataError, match="step 1: none of its 5 rows can be read; the first: .*sentence is empty"):
+    with pytest.raises(
+        DataError, match="step 1: none of its 5 rows can be read; the first: .*sentence is empty"
+    ):
         train(recipe, world.root / "run", echo=quiet)
 
 
 def test_trained_on_pairs_it_comes_near_the_image_of_a_sentence(world):
-    long = {"steps": 300, "batch_size": 17, "lr": 1e-2, "warmup": 1.0, "logit_scale": 300.0, "log_every": 50}
+    long = {
+        "steps": 300,
+        "batch_size": 17,
+        "lr": 1e-2,
+        "warmup": 1.0,
+        "logit_scale": 300.0,
+        "log_every": 50,
+    }
     out = train(world.text_recipe(per_row=2, **long), world.root / "run", echo=quiet)
     tower = load_tower(out)
     sentences = [f"row {n} again 0" for n in range(17)]
@@ -158,18 +188,29 @@ def test_a_finished_run_encodes_what_the_student_did(world, per_row):
     out = ours.finish()
     tower = load_tower(out)
     tokens = tower.tokenize(
-        ["row 3", "a sentence that is longer than the sixteen tokens which this small tower can ever read"]
+        [
+            "row 3",
+            (
+                "a sentence that is longer than the sixteen tokens which this small tower can ever"
+                " read"
+            ),
+        ]
     )[0]
     with torch.no_grad():
         expected = F.normalize(ours.student.eval().sentences(tokens), dim=-1)
     assert torch.equal(tower.encode_text(tokens), expected)
-    assert tower.card.borrows["image"] == FeatureCache(world.root / "images").manifest.encoder.identity()
+    assert (
+        tower.card.borrows["image"]
+        == FeatureCache(world.root / "images").manifest.encoder.identity()
+    )
     record = json.loads((out / "run.json").read_text())
     assert record["kind"] == "text-tower"
     assert record["rows"] == (sum(world.shards) if per_row else TEXTS)
     assert record["text_parameters"] == record["parameters"] == tower.text_parameters
     assert tower.card.context_length == 16
-    with pytest.raises(DimefmError, match=r"was distilled from 'teacher-a' and needs its other tower.*--text-model"):
+    with pytest.raises(
+        DimefmError, match=r"was distilled from 'teacher-a' and needs its other tower.*--text-model"
+    ):
         tower.encode_image(torch.zeros(1, 3, 16, 16))
 
 
@@ -180,7 +221,11 @@ def views_of(world):
 
 REFUSALS = {
     "no texts": (0, {"texts": ()}, "no sentences are given; name them with --texts"),
-    "images beside": (0, {"images": ("a",)}, "leave --images out, and train the image tower in a run of its own"),
+    "images beside": (
+        0,
+        {"images": ("a",)},
+        "leave --images out, and train the image tower in a run of its own",
+    ),
     "texts for an image tower": (
         0,
         {"text": "teacher"},
@@ -210,12 +255,17 @@ def test_what_does_not_fit_is_refused_before_the_first_step(world, case):
 def test_sentences_of_other_images_are_refused(world):
     recipe = world.text_recipe(per_row=1)
     write_text(world.root / "captions.tsv", "x0\tone\nx1\ttwo\n")
-    with pytest.raises(DimefmError, match=r"holds no image with the key of a sentence \('x0' in .* against 'k0'\)"):
+    with pytest.raises(
+        DimefmError, match=r"holds no image with the key of a sentence \('x0' in .* against 'k0'\)"
+    ):
         run(world, recipe)
 
 
 def test_crops_of_images_are_refused(world):
-    with pytest.raises(DimefmError, match="holds 2 random crops of each image; a text tower learns against the centre view"):
+    with pytest.raises(
+        DimefmError,
+        match="holds 2 random crops of each image; a text tower learns against the centre view",
+    ):
         run(world, world.text_recipe(per_row=1, **views_of(world)))
 
 
@@ -229,7 +279,12 @@ def test_two_teachers_need_text_caches(world):
 def test_a_tower_without_text_is_refused(world):
     path = world.root / "blind.json"
     path.write_text(
-        json.dumps({"embed_dim": 8, "vision_cfg": {"image_size": 16, "layers": 1, "width": 16, "patch_size": 8}})
+        json.dumps(
+            {
+                "embed_dim": 8,
+                "vision_cfg": {"image_size": 16, "layers": 1, "width": 16, "patch_size": 8},
+            }
+        )
     )
     with pytest.raises(DimefmError, match="has no text tower"):
         run(world, world.text_recipe(per_row=1, text=f"student:{path}"))
@@ -270,5 +325,8 @@ def test_words_are_left_out_anew_each_time(world):
 
 def test_images_of_a_teacher_that_nobody_knows_how_to_prepare_are_refused(world):
     tower = load_tower(train(world.text_recipe(per_row=1, steps=1), world.root / "run", echo=quiet))
-    with pytest.raises(DimefmError, match="how its teacher prepares images is not known, .* encode images with the teacher"):
+    with pytest.raises(
+        DimefmError,
+        match="how its teacher prepares images is not known, .* encode images with the teacher",
+    ):
         Images(tower, Settings())

@@ -2,14 +2,17 @@
 
 A format has these public names::
 
-    SUFFIXES: tuple[str, ...]      # endings of the files of a shard; the last is the shard itself, others are companions
+    # endings of the files of a shard; the last is the shard itself, others are companions
+    SUFFIXES: tuple[str, ...]
     DEFAULT_DTYPE: str
-    write(files, keys, rows) -> int | None       # files: suffix -> open binary file, written front to back
+    # files: suffix -> open binary file, written front to back
+    write(files, keys, rows) -> int | None
     blocks(path, shape, dtype) -> Iterator[(keys, rows)]     # at most BLOCK rows each, in order
 
-``rows`` [n, dim] may be a memory map and is read in blocks. ``write`` returns the byte at which the rows lie in the shard
-as one little-endian array, so that any row can be used where it lies, or None when they do not. ``blocks`` raises
-ValueError, naming the row where it can, for a file that does not hold ``shape`` rows of ``dtype``.
+``rows`` [n, dim] may be a memory map and is read in blocks. ``write`` returns the byte at which the
+rows lie in the shard as one little-endian array, so that any row can be used where it lies, or None
+when they do not. ``blocks`` raises ValueError, naming the row where it can, for a file that does
+not hold ``shape`` rows of ``dtype``.
 """
 
 BLOCK = 16_384  # rows

@@ -1,8 +1,8 @@
 """Taking up feature files that dimefm did not write, by giving them a manifest.
 
-Every row is read, checked and written into a sealed cache of ours; from there on nothing is special about it. What a file
-does not say (who made it, from what) the caller says, or it stays unknown. What can be measured is measured: whether rows
-have unit length, and which rows are unusable.
+Every row is read, checked and written into a sealed cache of ours; from there on nothing is special
+about it. What a file does not say (who made it, from what) the caller says, or it stays unknown.
+What can be measured is measured: whether rows have unit length, and which rows are unusable.
 """
 
 from __future__ import annotations
@@ -51,8 +51,9 @@ class RawShard(Protocol):
 
 @dataclass(frozen=True)
 class Piece:
-    """One source shard of the cache to be: its name, the rows ``(file, start, stop)`` that make it up, in order, and a
-    digest of what they belong to. The keys are those of ``raw``, if it is given, else the files' own.
+    """One source shard of the cache to be: its name, the rows ``(file, start, stop)`` that make it
+    up, in order, and a digest of what they belong to. The keys are those of ``raw``, if it is
+    given, else the files' own.
     """
 
     name: str
@@ -64,7 +65,9 @@ class Piece:
         return sum(stop - start for _, start, stop in self.spans)
 
     def read(self) -> tuple[list[str], np.ndarray]:
-        """Return (keys, rows [n, D] as the files have them); raise CacheError when files and raw rows differ in a key."""
+        """Return (keys, rows [n, D] as the files have them); raise CacheError when files and raw
+        rows differ in a key.
+        """
         found = [vectors.read(start, stop) for vectors, start, stop in self.spans]
         keys = [key for keys, _ in found for key in keys]
         rows = found[0][1] if len(found) == 1 else np.concatenate([rows for _, rows in found])
@@ -76,12 +79,15 @@ class Piece:
         return ours, rows
 
     def _compare(self, ours: list[str], theirs: list[str]) -> None:
-        """Raise CacheError unless keys are equal, or theirs lead to ours as a path to a file does."""
+        """Raise CacheError unless keys are equal, or theirs lead to ours as a path to a file
+        does.
+        """
         for row, (key, there) in enumerate(zip(ours, theirs, strict=True)):
             if key != there and not there.endswith("/" + key):
                 raise CacheError(
-                    f"{self.name}, row {row}: the raw row has key '{key}', its vector in {self.spans[0][0].path} has "
-                    f"'{there}'; these are other rows, or in another order: name those that were encoded"
+                    f"{self.name}, row {row}: the raw row has key '{key}', its vector in"
+                    f" {self.spans[0][0].path} has '{there}'; these are other rows, or in another"
+                    " order: name those that were encoded"
                 )
 
 
@@ -104,20 +110,27 @@ def pieces(vectors: Sequence[Vectors], names: Sequence[str]) -> list[Piece]:
 
 
 def pieces_of(vectors: Sequence[Vectors], raw: Sequence[RawShard]) -> list[Piece]:
-    """Return feature files as the shards ``raw`` of the images or sentences that their rows belong to, in order.
+    """Return feature files as the shards ``raw`` of the images or sentences that their rows belong
+    to, in order.
 
-    Where there are as many files as shards, each file has the rows of its shard; else all rows in order are cut where the
-    shards end. Raises CacheError when the counts do not agree.
+    Where there are as many files as shards, each file has the rows of its shard; else all rows in
+    order are cut where the shards end. Raises CacheError when the counts do not agree.
     """
     if len(vectors) == len(raw):
-        wrong = next(((v, shard) for v, shard in zip(vectors, raw, strict=True) if v.count != len(shard)), None)
+        wrong = next(
+            ((v, shard) for v, shard in zip(vectors, raw, strict=True) if v.count != len(shard)),
+            None,
+        )
         if wrong:
-            raise CacheError(f"{wrong[0].path}: {wrong[0].count} rows, but {wrong[1].name} has {len(wrong[1])}; {_ROWS}")
+            raise CacheError(
+                f"{wrong[0].path}: {wrong[0].count} rows, but {wrong[1].name} has {len(wrong[1])};"
+                f" {_ROWS}"
+            )
     total, wanted = sum(v.count for v in vectors), sum(len(shard) for shard in raw)
     if total != wanted:
         raise CacheError(
-            f"{vectors[0].path}: {total} rows in {len(vectors)} feature files, but the {len(raw)} raw shards have {wanted}; "
-            f"{_ROWS}"
+            f"{vectors[0].path}: {total} rows in {len(vectors)} feature files, but the {len(raw)}"
+            f" raw shards have {wanted}; {_ROWS}"
         )
     ends = list(itertools.accumulate((len(shard) for shard in raw), initial=0))
     return [
@@ -126,11 +139,15 @@ def pieces_of(vectors: Sequence[Vectors], raw: Sequence[RawShard]) -> list[Piece
     ]
 
 
-_ROWS = "expected one feature row for each raw row, in the same order: name the files that were encoded"
+_ROWS = (
+    "expected one feature row for each raw row, in the same order: name the files that were encoded"
+)
 
 
 def _spans(vectors: Sequence[Vectors], start: int, stop: int) -> Iterator[tuple[Vectors, int, int]]:
-    """Yield the rows start..stop, counted through all files, as rows of each file; at least one span, maybe empty."""
+    """Yield the rows start..stop, counted through all files, as rows of each file; at least one
+    span, maybe empty.
+    """
     first, empty = 0, True
     for each in vectors:
         a, b = max(start - first, 0), min(stop - first, each.count)
@@ -142,16 +159,18 @@ def _spans(vectors: Sequence[Vectors], start: int, stop: int) -> Iterator[tuple[
         yield vectors[0], 0, 0
 
 
-def header(vectors: Sequence[Vectors], kind: str, card: EncoderCard, format: str, dtype: str | None = None) -> Manifest:
+def header(
+    vectors: Sequence[Vectors], kind: str, card: EncoderCard, format: str, dtype: str | None = None
+) -> Manifest:
     """Return the manifest, without shards, of ``vectors`` as the output of ``card``.
 
-    ``dtype`` is the files' own unless given: float16 if all are, else float32; float32 in a format that wants it (tsv).
-    Raises CacheError when the encoder has another dimension.
+    ``dtype`` is the files' own unless given: float16 if all are, else float32; float32 in a format
+    that wants it (tsv). Raises CacheError when the encoder has another dimension.
     """
     if card.dim != vectors[0].dim:
         raise CacheError(
-            f"{vectors[0].path}: vectors of {vectors[0].dim} numbers, but the encoder {card.name} makes {card.dim}; name "
-            "the encoder that made them"
+            f"{vectors[0].path}: vectors of {vectors[0].dim} numbers, but the encoder {card.name}"
+            f" makes {card.dim}; name the encoder that made them"
         )
     if dtype is None:
         halves = all(v.dtype == "float16" for v in vectors)
@@ -166,8 +185,8 @@ def header(vectors: Sequence[Vectors], kind: str, card: EncoderCard, format: str
 
 @dataclass(frozen=True)
 class Adopted:
-    """What an adoption did: ``lengths`` are the shortest and the longest row if they were measured in this call,
-    ``already`` says that it was finished before."""
+    """What an adoption did: ``lengths`` are the shortest and the longest row if they were measured
+    in this call, ``already`` says that it was finished before."""
 
     manifest: Manifest
     out: str
@@ -180,14 +199,24 @@ class Adopted:
         if self.already:
             return f"{self.out}: finished already, {manifest.rows:,} rows; nothing to do"
         bad = sum(len(shard.bad) for shard in manifest.shards)
-        weights = f"weights {card.weights_sha256[:12]}" if card.weights_sha256 else "weights unknown"
-        unit = "unit length" if manifest.normalized else "not unit length (--normalize makes them so)"
-        measured = f"measured from {self.lengths[0]:.4f} to {self.lengths[1]:.4f}" if self.lengths else "as measured before"
+        weights = (
+            f"weights {card.weights_sha256[:12]}" if card.weights_sha256 else "weights unknown"
+        )
+        unit = (
+            "unit length" if manifest.normalized else "not unit length (--normalize makes them so)"
+        )
+        measured = (
+            f"measured from {self.lengths[0]:.4f} to {self.lengths[1]:.4f}"
+            if self.lengths
+            else "as measured before"
+        )
         lines = [
-            f"{self.out}: {manifest.rows + bad:,} rows in = {manifest.rows:,} rows out + {bad:,} quarantined"
-            + (f" (listed in {self.out}/{QUARANTINE})" if bad else ""),
-            f"  {manifest.how['adopted']} files, now {manifest.format} {manifest.dtype}[{manifest.dim}]; "
-            f"keys: {manifest.how['keys']}",
+            f"{self.out}: {manifest.rows + bad:,} rows in = {manifest.rows:,} rows out + {bad:,}"
+            " quarantined" + (f" (listed in {self.out}/{QUARANTINE})" if bad else ""),
+            (
+                f"  {manifest.how['adopted']} files, now {manifest.format}"
+                f" {manifest.dtype}[{manifest.dim}]; keys: {manifest.how['keys']}"
+            ),
             f"  lengths {measured}: {unit}",
             f"  encoder {card.name} ({weights}), logit scale {card.logit_scale:.4g}",
         ]
@@ -195,24 +224,35 @@ class Adopted:
 
 
 def adopt(
-    shards: Sequence[Piece], head: Manifest, out: str | Path, *, normalize: bool = False, quiet: bool = True
+    shards: Sequence[Piece],
+    head: Manifest,
+    out: str | Path,
+    *,
+    normalize: bool = False,
+    quiet: bool = True,
 ) -> Adopted:
-    """Write ``shards`` (of :func:`pieces` or :func:`pieces_of`) into the cache folder ``out``; go on with one begun.
+    """Write ``shards`` (of :func:`pieces` or :func:`pieces_of`) into the cache folder ``out``; go
+    on with one begun.
 
-    ``head`` is of :func:`header`; ``normalized`` is set when every row's length is within 1e-3 of 1, as measured before
-    anything is written. ``normalize`` divides each row by its length. Rows that, in the dtype to store, are not finite or
-    have no length are quarantined. Rows pass in blocks, so memory does not grow with a mapped file.
+    ``head`` is of :func:`header`; ``normalized`` is set when every row's length is within 1e-3 of
+    1, as measured before anything is written. ``normalize`` divides each row by its length. Rows
+    that, in the dtype to store, are not finite or have no length are quarantined. Rows pass in
+    blocks, so memory does not grow with a mapped file.
 
     Raises CacheError when not one row can be used, or ``out`` holds a cache made otherwise.
     """
     how = {**head.how, "normalize": True} if normalize else head.how
-    head = dataclasses.replace(head, how={**how, "keys": "raw rows"} if shards[0].raw is not None else how)
+    head = dataclasses.replace(
+        head, how={**how, "keys": "raw rows"} if shards[0].raw is not None else how
+    )
     begun, lengths = planned(out), None
     if begun is None:
         lengths = _measure(shards, head, normalize, quiet)
         unit = all(abs(length - 1) <= UNIT for length in lengths)
     with presence(out, shared=False):
-        writer = _writer(shards, dataclasses.replace(head, normalized=begun.normalized if begun else unit), out)
+        writer = _writer(
+            shards, dataclasses.replace(head, normalized=begun.normalized if begun else unit), out
+        )
         already = writer.finished is not None
         return Adopted(_write(shards, writer, normalize, quiet), str(out), lengths, already)
 
@@ -222,8 +262,12 @@ def _writer(shards: Sequence[Piece], head: Manifest, out: str | Path) -> CacheWr
     return CacheWriter(out, head, sources, {piece.name: piece.digest for piece in shards})
 
 
-def _measure(shards: Sequence[Piece], head: Manifest, normalize: bool, quiet: bool) -> tuple[float, float]:
-    """Return the least and greatest length of the usable rows; raise CacheError when there are none."""
+def _measure(
+    shards: Sequence[Piece], head: Manifest, normalize: bool, quiet: bool
+) -> tuple[float, float]:
+    """Return the least and greatest length of the usable rows; raise CacheError when there are
+    none.
+    """
     low, high, total = np.inf, 0.0, sum(len(piece) for piece in shards)
     with Progress(total, "measure", "row", quiet=quiet) as bar:
         for piece in shards:
@@ -234,8 +278,8 @@ def _measure(shards: Sequence[Piece], head: Manifest, normalize: bool, quiet: bo
                 bar.update(len(block))
     if high == 0:
         raise CacheError(
-            f"{shards[0].name}: none of the {total} rows can be used as {head.dtype}, all are zero or not finite; "
-            "look at what wrote them"
+            f"{shards[0].name}: none of the {total} rows can be used as {head.dtype}, all are zero"
+            " or not finite; look at what wrote them"
         )
     return float(low), float(high)
 
@@ -251,7 +295,9 @@ def _write(shards: Sequence[Piece], writer: CacheWriter, normalize: bool, quiet:
                     lengths = _lengths(block, dtype)
                     good = _usable(lengths)
                     poor = np.flatnonzero(~good).tolist()
-                    bad += [Bad(first + i, keys[first + i], _reason(lengths[i], dtype)) for i in poor]
+                    bad += [
+                        Bad(first + i, keys[first + i], _reason(lengths[i], dtype)) for i in poor
+                    ]
                     spool.add([keys[first + i] for i in np.flatnonzero(good)], block[good])
                     first += len(block)
                     bar.update(len(block))
@@ -260,7 +306,9 @@ def _write(shards: Sequence[Piece], writer: CacheWriter, normalize: bool, quiet:
 
 
 def _blocks(rows: np.ndarray, normalize: bool) -> Iterator[np.ndarray]:
-    """Yield rows in blocks as they are, or float32 of unit length; a row without length stays without."""
+    """Yield rows in blocks as they are, or float32 of unit length; a row without length stays
+    without.
+    """
     for start in range(0, len(rows), BLOCK):
         block = np.asarray(rows[start : start + BLOCK])
         if normalize:
@@ -271,7 +319,9 @@ def _blocks(rows: np.ndarray, normalize: bool) -> Iterator[np.ndarray]:
 
 
 def _lengths(block: np.ndarray, dtype: str) -> np.ndarray:
-    """Return the lengths [n] of rows once they are of ``dtype``; not finite where a number is not."""
+    """Return the lengths [n] of rows once they are of ``dtype``; not finite where a number is
+    not.
+    """
     with np.errstate(over="ignore"):
         return np.linalg.norm(block.astype(dtype).astype(np.float64), axis=1)
 
@@ -287,19 +337,24 @@ def _reason(length: float, dtype: str) -> str:
 def adopt_tsv(
     files: Sequence[Path], sources: Sequence[str], kind: str, out: Path, logit_scale: float = 100.0
 ) -> FeatureCache:
-    """Copy feature TSVs (``key <tab> base64 of float32``) into the cache ``out-DIGEST`` and return it.
+    """Copy feature TSVs (``key <tab> base64 of float32``) into the cache ``out-DIGEST`` and return
+    it.
 
-    DIGEST tells these files from others, so that features of another teacher are never taken for these.
-    ``sources[i]`` is the name of the raw shard that ``files[i]`` belongs to. Rows that are not finite or have no length
-    are quarantined; a row of another byte length than the first is an error, since it means another dtype or teacher.
-    ``logit_scale`` is 100 in the released code (Training/utils/misc.py:12). Lengths are not measured.
+    DIGEST tells these files from others, so that features of another teacher are never taken for
+    these. ``sources[i]`` is the name of the raw shard that ``files[i]`` belongs to. Rows that are
+    not finite or have no length are quarantined; a row of another byte length than the first is an
+    error, since it means another dtype or teacher. ``logit_scale`` is 100 in the released code
+    (Training/utils/misc.py:12). Lengths are not measured.
     """
     vectors = open_tsvs(files)
     card = EncoderCard(f"{UNKNOWN} (DIME-FM feature TSV)", None, vectors[0].dim, logit_scale)
     head = Manifest(kind, "hdf5", "float32", card.dim, False, card, {"adopted": "dime-fm tsv"}, {})
     digest = sha256_keys(each.digest() for each in vectors)
     root = out.with_name(f"{out.name}-{digest[:12]}")
-    shards = [Piece(name, ((each, 0, each.count),), "") for name, each in zip(sources, vectors, strict=True)]
+    shards = [
+        Piece(name, ((each, 0, each.count),), "")
+        for name, each in zip(sources, vectors, strict=True)
+    ]
     with presence(root, shared=False):
         _write(shards, _writer(shards, head, root), normalize=False, quiet=True)
     return FeatureCache(root)

@@ -22,40 +22,61 @@ KEYS_ARRAY = "keys"
 
 
 def open_npy(path: Path, key_file: Path | None = None, column: str | None = None) -> Vectors:
-    """Open one ``.npy`` file; ``key_file`` (and a column of it) has its keys, else they are row numbers.
+    """Open one ``.npy`` file; ``key_file`` (and a column of it) has its keys, else they are row
+    numbers.
 
-    Raises CacheError for a file that is cut short or pickled, no array [n, D] of floats, or another number of keys.
+    Raises CacheError for a file that is cut short or pickled, no array [n, D] of floats, or another
+    number of keys.
     """
     rows = map_npy(path)
     if key_file is not None:
         check_count(path, len(rows), len(read_keys(key_file, column)), key_file)
 
     def read(start: int, stop: int) -> tuple[list[str], np.ndarray]:
-        keys = row_numbers(start, stop) if key_file is None else read_keys(key_file, column)[start:stop]
+        keys = (
+            row_numbers(start, stop)
+            if key_file is None
+            else read_keys(key_file, column)[start:stop]
+        )
         return keys, map_npy(path)[start:stop]
 
     named_by = _named(key_file, column) if key_file else ROW_NUMBERS
-    return Vectors(path, "npy", len(rows), rows.shape[1], rows.dtype.name, read, named_by, (key_file,) if key_file else ())
+    return Vectors(
+        path,
+        "npy",
+        len(rows),
+        rows.shape[1],
+        rows.dtype.name,
+        read,
+        named_by,
+        (key_file,) if key_file else (),
+    )
 
 
 def map_npy(path: Path) -> np.ndarray:
-    """Return the vectors [n, D] of a ``.npy`` file as a memory map; raise CacheError when it holds none."""
+    """Return the vectors [n, D] of a ``.npy`` file as a memory map; raise CacheError when it holds
+    none.
+    """
     try:
         with path.open("rb") as file:
             np.lib.format.read_magic(file)
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
     except DAMAGE as error:
         raise CacheError(
-            f"{path}: not a whole .npy file of numbers ({first_line(error)}); fetch or write it again"
+            f"{path}: not a whole .npy file of numbers ({first_line(error)}); fetch or write it"
+            " again"
         ) from error
     return checked(path, rows)
 
 
-def open_npz(path: Path, array: str | None = None, key_file: Path | None = None, column: str | None = None) -> Vectors:
+def open_npz(
+    path: Path, array: str | None = None, key_file: Path | None = None, column: str | None = None
+) -> Vectors:
     """Open one ``.npz`` file; its vectors are ``array``, or the only array besides the keys.
 
-    Keys are those of ``key_file``, else the array ``column`` (default ``keys``, if it is there), else row numbers.
-    Raises CacheError as :func:`open_npy`, and when it cannot be told which array is meant.
+    Keys are those of ``key_file``, else the array ``column`` (default ``keys``, if it is there),
+    else row numbers. Raises CacheError as :func:`open_npy`, and when it cannot be told which array
+    is meant.
     """
     names = _names(path)
     key_array = None if key_file else column or (KEYS_ARRAY if KEYS_ARRAY in names else None)
@@ -69,13 +90,23 @@ def open_npz(path: Path, array: str | None = None, key_file: Path | None = None,
     def keys() -> list[str]:
         if key_file is not None:
             return read_keys(key_file, column)
-        return row_numbers(0, count) if key_array is None else _texts(f"{path}, array {key_array}", _load(path, key_array))
+        return (
+            row_numbers(0, count)
+            if key_array is None
+            else _texts(f"{path}, array {key_array}", _load(path, key_array))
+        )
 
     def read(start: int, stop: int) -> tuple[list[str], np.ndarray]:
         return keys()[start:stop], _load(path, chosen)[start:stop]
 
     check_count(path, count, len(keys()), key_file or path)
-    named_by = _named(key_file, column) if key_file else ROW_NUMBERS if key_array is None else f"array {key_array}"
+    named_by = (
+        _named(key_file, column)
+        if key_file
+        else ROW_NUMBERS
+        if key_array is None
+        else f"array {key_array}"
+    )
     beside = (key_file,) if key_file else ()
     return Vectors(path, "npz", count, dim, dtype, read, named_by, beside)
 
@@ -89,7 +120,9 @@ def _names(path: Path) -> list[str]:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
             return list(found.files)
     except (*DAMAGE, AttributeError, TypeError) as error:
-        raise CacheError(f"{path}: not a whole .npz file ({first_line(error)}); fetch or write it again") from error
+        raise CacheError(
+            f"{path}: not a whole .npz file ({first_line(error)}); fetch or write it again"
+        ) from error
 
 
 def _load(path: Path, name: str) -> np.ndarray:
@@ -97,12 +130,18 @@ def _load(path: Path, name: str) -> np.ndarray:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
             return found[name]
     except DAMAGE as error:
-        raise CacheError(f"{path}, array {name}: cannot be read ({first_line(error)}); write the file again") from error
+        raise CacheError(
+            f"{path}, array {name}: cannot be read ({first_line(error)}); write the file again"
+        ) from error
 
 
 def _only(path: Path, names: list[str]) -> str:
     if len(names) != 1:
-        held = f"{len(names)} arrays could be the vectors ({', '.join(names)})" if names else "there are no vectors"
+        held = (
+            f"{len(names)} arrays could be the vectors ({', '.join(names)})"
+            if names
+            else "there are no vectors"
+        )
         raise CacheError(f"{path}: {held}; say which with --array")
     return names[0]
 
@@ -110,8 +149,15 @@ def _only(path: Path, names: list[str]) -> str:
 def _texts(where: str, keys: np.ndarray) -> list[str]:
     """Return the keys of a one-dimensional array of text, bytes (UTF-8) or whole numbers."""
     if keys.ndim != 1 or keys.dtype.kind not in "USiu":
-        raise CacheError(f"{where}: {keys.dtype} of shape {list(keys.shape)}, expected text [rows]; give the keys by --keys")
+        raise CacheError(
+            f"{where}: {keys.dtype} of shape {list(keys.shape)}, expected text [rows]; give the"
+            " keys by --keys"
+        )
     try:
-        return [key.decode("utf-8") if isinstance(key, bytes) else str(key) for key in keys.tolist()]
+        return [
+            key.decode("utf-8") if isinstance(key, bytes) else str(key) for key in keys.tolist()
+        ]
     except UnicodeDecodeError as error:
-        raise CacheError(f"{where}: a key is not UTF-8 ({error}); give the keys by --keys") from error
+        raise CacheError(
+            f"{where}: a key is not UTF-8 ({error}); give the keys by --keys"
+        ) from error

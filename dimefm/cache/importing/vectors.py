@@ -15,15 +15,22 @@ from dimefm.storage.files import sampled_sha256, sha256_keys
 
 FLOATS = ("float16", "float32", "float64")
 ROW_NUMBERS = "row numbers"
-DAMAGE = (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile)  # what numpy raises on files that are damaged
+DAMAGE = (
+    ValueError,
+    OSError,
+    EOFError,
+    KeyError,
+    zipfile.BadZipFile,
+)  # what numpy raises on files that are damaged
 
 
 @dataclass(frozen=True)
 class Vectors:
     """One opened feature file: ``count`` rows of ``dtype[dim]``, read when they are asked for.
 
-    ``read(start, stop)`` returns (keys, rows [stop - start, dim]), a memory map if the file is ``mapped``. ``named_by`` says
-    where the keys come from, ``beside`` are the other files that they are read from.
+    ``read(start, stop)`` returns (keys, rows [stop - start, dim]), a memory map if the file is
+    ``mapped``. ``named_by`` says where the keys come from, ``beside`` are the other files that they
+    are read from.
     """
 
     path: Path
@@ -43,23 +50,40 @@ class Vectors:
     def digest(self) -> str:
         """Return a digest of the files' content that does not depend on where they lie."""
         own = sampled_sha256(self.path)
-        return sha256_keys([own, *(sampled_sha256(path) for path in self.beside)]) if self.beside else own
+        return (
+            sha256_keys([own, *(sampled_sha256(path) for path in self.beside)])
+            if self.beside
+            else own
+        )
 
 
 def checked(where: object, rows: np.ndarray) -> np.ndarray:
-    """Return ``rows`` if it is [n, D] of a floating-point type; raise CacheError, beginning with ``where``, if not."""
+    """Return ``rows`` if it is [n, D] of a floating-point type; raise CacheError, beginning with
+    ``where``, if not.
+    """
     if rows.ndim != 2 or not rows.shape[1]:
-        raise CacheError(f"{where}: an array of shape {list(rows.shape)}, expected [rows, dimensions]; reshape and save it")
+        raise CacheError(
+            f"{where}: an array of shape {list(rows.shape)}, expected [rows, dimensions]; reshape"
+            " and save it"
+        )
     if rows.dtype.name not in FLOATS:
-        raise CacheError(f"{where}: numbers are {rows.dtype}, expected {', '.join(FLOATS)}; save them as float32")
+        raise CacheError(
+            f"{where}: numbers are {rows.dtype}, expected {', '.join(FLOATS)}; save them as float32"
+        )
     return rows
 
 
 def check_count(path: Path, rows: int, keys: int, beside: Path) -> None:
     """Raise CacheError when the keys in ``beside`` are more or fewer than the rows of ``path``."""
     if keys != rows:
-        header = "; if its first line is a header, name a column of it with --key-column" if keys == rows + 1 else ""
-        raise CacheError(f"{path}: {rows} rows, but {beside} has {keys} keys; expected one key a row{header}")
+        header = (
+            "; if its first line is a header, name a column of it with --key-column"
+            if keys == rows + 1
+            else ""
+        )
+        raise CacheError(
+            f"{path}: {rows} rows, but {beside} has {keys} keys; expected one key a row{header}"
+        )
 
 
 def row_numbers(start: int, stop: int) -> list[str]:
@@ -73,21 +97,30 @@ def first_line(error: BaseException) -> str:
 
 
 def read_keys(path: Path, column: str | None = None) -> list[str]:
-    """Return the keys that a file holds: the lines of a ``.txt``, or a column of a ``.tsv`` or ``.csv``.
+    """Return the keys that a file holds: the lines of a ``.txt``, or a column of a ``.tsv`` or
+    ``.csv``.
 
-    With ``column`` the table's first line names its columns; without, every line counts and the first column is taken.
-    Raises CacheError when the file is not UTF-8, or lacks the column.
+    With ``column`` the table's first line names its columns; without, every line counts and the
+    first column is taken. Raises CacheError when the file is not UTF-8, or lacks the column.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             if path.suffix not in (".tsv", ".csv"):
                 return [line.rstrip("\r\n") for line in file]
             tabs = path.suffix == ".tsv"
-            table = csv.reader(file, delimiter="\t" if tabs else ",", quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL)
+            table = csv.reader(
+                file,
+                delimiter="\t" if tabs else ",",
+                quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
+            )
             head = next(table, []) if column else []
             if column and column not in head:
-                raise CacheError(f"{path}: there is no column {column}; its first line has {', '.join(head)}")
+                raise CacheError(
+                    f"{path}: there is no column {column}; its first line has {', '.join(head)}"
+                )
             place = head.index(column) if column else 0
             return [row[place] for row in table if row]
     except (OSError, UnicodeDecodeError, csv.Error, IndexError) as error:
-        raise CacheError(f"{path}: cannot be read as keys ({first_line(error)}); expected UTF-8, a row a line") from error
+        raise CacheError(
+            f"{path}: cannot be read as keys ({first_line(error)}); expected UTF-8, a row a line"
+        ) from error

@@ -25,10 +25,16 @@ def command():
 
 
 def caches(root: str) -> Iterator[str]:
-    """Yield the caches that ``root``, a folder or URL, means: itself, or its ``images`` and ``texts``."""
+    """Yield the caches that ``root``, a folder or URL, means: itself, or its ``images`` and
+    ``texts``.
+    """
     from dimefm.cache.manifest import FILE
     from dimefm.storage.stores import open_store
 
     store = open_store(root)
-    inner = [f"{root.rstrip('/')}/{name}" for name in ("images", "texts") if store.size(f"{name}/{FILE}") is not None]
+    inner = [
+        f"{root.rstrip('/')}/{name}"
+        for name in ("images", "texts")
+        if store.size(f"{name}/{FILE}") is not None
+    ]
     yield from inner if inner and store.size(FILE) is None else [root]

@@ -11,11 +11,21 @@ from dimefm.cli._options import scratch_option
 @click.command("convert", short_help="Write a cache in another format or dtype.")
 @click.argument("root")
 @click.argument("out")
-@click.option("--format", "format_", type=click.Choice(plugins.names("caches")), help="Of the new shards.  [as it is]")
-@click.option("--dtype", type=click.Choice(["float16", "float32", "int8"]), help="Of the new rows.  [as it is]")
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(plugins.names("caches")),
+    help="Of the new shards.  [as it is]",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float16", "float32", "int8"]),
+    help="Of the new rows.  [as it is]",
+)
 @scratch_option
 def command(root, out, format_, dtype, scratch):
-    """Write the cache at ROOT to OUT in another format, losslessly, or dtype; the fingerprint stays.
+    """Write the cache at ROOT to OUT in another format, losslessly, or dtype; the fingerprint
+    stays.
 
     \b
     Example:
@@ -30,8 +40,8 @@ def command(root, out, format_, dtype, scratch):
     made = convert(cache, out, format_, dtype, scratch)
     before, after = (sum(shard.bytes for shard in m.shards) for m in (cache.manifest, made))
     click.echo(
-        f"{out}: {made.rows:,} rows of {made.dtype}[{made.dim}] as {made.format}, {after:,} bytes (before: {before:,}); "
-        f"fingerprint {made.fingerprint[:12]} as before"
+        f"{out}: {made.rows:,} rows of {made.dtype}[{made.dim}] as {made.format}, {after:,} bytes"
+        f" (before: {before:,}); fingerprint {made.fingerprint[:12]} as before"
     )
     if made.effect and made.dtype == "int8":
         click.echo(f"  {describe_effect(made.effect)}")

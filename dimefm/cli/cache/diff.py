@@ -10,11 +10,18 @@ from dimefm.cli._options import scratch_option
 @click.command("diff", short_help="Say how two caches differ.")
 @click.argument("a")
 @click.argument("b")
-@click.option("--rows", default=4096, show_default=True, type=click.IntRange(1), help="Common rows to compare vectors of.")
+@click.option(
+    "--rows",
+    default=4096,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Common rows to compare vectors of.",
+)
 @scratch_option
 @click.pass_context
 def command(context, a, b, rows, scratch):
-    """Say how the caches A and B differ: fields, shards, quarantined rows, vectors. Exits with 1 when fingerprints differ.
+    """Say how the caches A and B differ: fields, shards, quarantined rows, vectors. Exits with 1
+    when fingerprints differ.
 
     Example: dimefm cache diff cache/images other/images
     """

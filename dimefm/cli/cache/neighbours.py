@@ -12,7 +12,13 @@ from dimefm.cli._options import scratch_option
 @click.command("neighbours", short_help="Find the nearest other rows of each row.")
 @click.argument("root")
 @click.option("--out", required=True, metavar="DIR", help="Folder or URL for the neighbours.")
-@click.option("--k", default=16, show_default=True, type=click.IntRange(1, 1024), help="Neighbours of each row.")
+@click.option(
+    "--k",
+    default=16,
+    show_default=True,
+    type=click.IntRange(1, 1024),
+    help="Neighbours of each row.",
+)
 @click.option(
     "--max-cosine",
     default=0.9999,
@@ -21,7 +27,11 @@ from dimefm.cli._options import scratch_option
     help="Leave out rows that are nearer: duplicates.",
 )
 @click.option(
-    "--min-cosine", default=-1.0, show_default=True, type=click.FloatRange(-1, 1), help="Leave out rows that are further."
+    "--min-cosine",
+    default=-1.0,
+    show_default=True,
+    type=click.FloatRange(-1, 1),
+    help="Leave out rows that are further.",
 )
 @click.option(
     "--index",
@@ -30,16 +40,24 @@ from dimefm.cli._options import scratch_option
     type=click.Choice(["auto", "exact", "ivf"]),
     help="Compare all rows, or those of near lists; auto: exact up to 250,000 rows.",
 )
-@click.option("--probes", default=64, show_default=True, type=click.IntRange(1), help="Lists of ivf that are searched.")
+@click.option(
+    "--probes",
+    default=64,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Lists of ivf that are searched.",
+)
 @click.option("--report", is_flag=True, help="Also print how many rows have a near-duplicate.")
 @scratch_option
 @click.pass_context
 def command(context, root, out, report, scratch, **rule):
-    """Find the nearest other rows of each row of the cache at ROOT, and write their numbers and cosines to DIR.
+    """Find the nearest other rows of each row of the cache at ROOT, and write their numbers and
+    cosines to DIR.
 
-    Rows of one key (its views, or its sentences KEY#0, KEY#1, ...) are no neighbours of each other. Where fewer than k are
-    left, the rest is -1. An ivf index measures its recall at 1 on rows that it was not trained on and records it. The
-    search uses as many threads as OMP_NUM_THREADS says; the index takes 4 bytes x rows x dimensions of memory.
+    Rows of one key (its views, or its sentences KEY#0, KEY#1, ...) are no neighbours of each other.
+    Where fewer than k are left, the rest is -1. An ivf index measures its recall at 1 on rows that
+    it was not trained on and records it. The search uses as many threads as OMP_NUM_THREADS says;
+    the index takes 4 bytes x rows x dimensions of memory.
 
     \b
     Example:

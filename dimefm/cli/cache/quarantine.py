@@ -11,7 +11,9 @@ from dimefm.cli.cache import caches
 
 @click.command("quarantine", short_help="List the rows that a cache left out, and why.")
 @click.argument("root")
-@click.option("--summary", is_flag=True, help="Count the rows of each source instead of listing them.")
+@click.option(
+    "--summary", is_flag=True, help="Count the rows of each source instead of listing them."
+)
 def command(root, summary):
     """List the rows that the cache at ROOT left out: source, row, key, reason, separated by tabs.
 
@@ -27,7 +29,9 @@ def command(root, summary):
         store = open_store(folder)
         manifest = Manifest.read(store)
         found = list(quarantined(store, manifest))
-        click.echo(f"{folder}: {len(found):,} of {manifest.rows + len(found):,} rows quarantined", err=True)
+        click.echo(
+            f"{folder}: {len(found):,} of {manifest.rows + len(found):,} rows quarantined", err=True
+        )
         if summary:
             for source, count in Counter(source for source, _ in found).most_common():
                 click.echo(f"{count}\t{source}")

@@ -8,21 +8,41 @@ from dimefm.cli._options import ManyValues, open_sources, selection_options, sou
 from dimefm.cli.cache import caches
 
 
-@click.command("verify", cls=ManyValues, short_help="Check its files, or compare it with its teacher.")
+@click.command(
+    "verify", cls=ManyValues, short_help="Check its files, or compare it with its teacher."
+)
 @click.argument("root")
-@click.option("--sha256", is_flag=True, help="Hash and read every shard instead of comparing sizes.")
-@click.option("--against-teacher", type=click.IntRange(1), metavar="N", help="Encode N random rows again and compare.")
-@click.option("--teacher", metavar="SPEC", help="The teacher that made the cache.  [as the manifest names it]")
-@click.option("--images", multiple=True, metavar="SRC...", help="The images that the cache was made from.")
-@click.option("--texts", multiple=True, metavar="SRC...", help="The sentences that the cache was made from.")
 @click.option(
-    "--min-cosine", default=0.999, show_default=True, type=click.FloatRange(-1, 1), help="Fail below this agreement."
+    "--sha256", is_flag=True, help="Hash and read every shard instead of comparing sizes."
+)
+@click.option(
+    "--against-teacher",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Encode N random rows again and compare.",
+)
+@click.option(
+    "--teacher", metavar="SPEC", help="The teacher that made the cache.  [as the manifest names it]"
+)
+@click.option(
+    "--images", multiple=True, metavar="SRC...", help="The images that the cache was made from."
+)
+@click.option(
+    "--texts", multiple=True, metavar="SRC...", help="The sentences that the cache was made from."
+)
+@click.option(
+    "--min-cosine",
+    default=0.999,
+    show_default=True,
+    type=click.FloatRange(-1, 1),
+    help="Fail below this agreement.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @source_options
 @selection_options
 def command(root, sha256, against_teacher, teacher, min_cosine, device, **flags):
-    """Check that the cache at ROOT, a folder or URL, is whole; and, if asked, that its teacher still says the same.
+    """Check that the cache at ROOT, a folder or URL, is whole; and, if asked, that its teacher
+    still says the same.
 
     \b
     Example:
@@ -45,8 +65,9 @@ def command(root, sha256, against_teacher, teacher, min_cosine, device, **flags)
             click.echo(f"  {agreement.describe()}")
             if agreement.min_cosine < min_cosine:
                 raise CacheError(
-                    f"{folder}: cosine {agreement.min_cosine:.6f} at {agreement.worst}, expected at least {min_cosine}; the "
-                    "cache does not hold what this teacher says: extract it again, or say --min-cosine"
+                    f"{folder}: cosine {agreement.min_cosine:.6f} at {agreement.worst}, expected at"
+                    f" least {min_cosine}; the cache does not hold what this teacher says: extract"
+                    " it again, or say --min-cosine"
                 )
 
 
@@ -57,7 +78,9 @@ def _agreement(cache, number, teacher, device, flags):
     kind = cache.manifest.kind
     found = flags[f"{kind}s"]
     if not found:
-        raise click.UsageError(f"--against-teacher needs the raw {kind}s of {cache.store}: name them with --{kind}s")
+        raise click.UsageError(
+            f"--against-teacher needs the raw {kind}s of {cache.store}: name them with --{kind}s"
+        )
     precision = cache.manifest.how.get("precision", "fp32")
     encoder = load_encoder(teacher or cache.manifest.encoder.name, device, precision)
     return against_teacher(cache, encoder, open_sources(found, kind, flags), number)

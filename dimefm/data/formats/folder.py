@@ -1,7 +1,8 @@
-"""A folder of image files, searched to any depth; the first folder level is the label when there is one.
+"""A folder of image files, searched to any depth; the first folder level is the label when there is
+one.
 
-Keys are paths relative to the folder. Files are sorted by path; every :data:`ROWS_PER_SHARD` files form one shard, so
-that a long extraction has units of work to resume at.
+Keys are paths relative to the folder. Files are sorted by path; every :data:`ROWS_PER_SHARD` files
+form one shard, so that a long extraction has units of work to resume at.
 """
 
 from __future__ import annotations
@@ -25,26 +26,36 @@ def claims(path: Path) -> bool:
 
 
 def open_shards(path: Path, name: str, kind: str, columns: Columns) -> list[Shard]:
-    """Open ``path`` as shards of at most ROWS_PER_SHARD images; raise DataError when it holds none."""
+    """Open ``path`` as shards of at most ROWS_PER_SHARD images; raise DataError when it holds
+    none.
+    """
     keys = sorted(_image_files(path))
     if not keys:
-        raise DataError(f"{path}: no image files ({' '.join(IMAGE_SUFFIXES)}) and no shards in this folder")
+        raise DataError(
+            f"{path}: no image files ({' '.join(IMAGE_SUFFIXES)}) and no shards in this folder"
+        )
     if len(keys) <= ROWS_PER_SHARD:
         return [FolderShard(path, name, keys)]
     starts = range(0, len(keys), ROWS_PER_SHARD)
-    return [FolderShard(path, f"{name}/{i:05d}", keys[s : s + ROWS_PER_SHARD]) for i, s in enumerate(starts)]
+    return [
+        FolderShard(path, f"{name}/{i:05d}", keys[s : s + ROWS_PER_SHARD])
+        for i, s in enumerate(starts)
+    ]
 
 
 def _image_files(root: Path):
     def stop(error: OSError):
-        raise DataError(f"{error.filename}: this folder cannot be read ({error.strerror}); change its permissions")
+        raise DataError(
+            f"{error.filename}: this folder cannot be read ({error.strerror}); change its"
+            " permissions"
+        )
 
     for folder, inner, files in os.walk(root, onerror=stop):
         links = [name for name in inner if os.path.islink(os.path.join(folder, name))]
         if links:
             raise DataError(
-                f"{os.path.join(folder, links[0])}: is a link to a folder, which is not followed; name the folder that it "
-                "leads to as a source of its own"
+                f"{os.path.join(folder, links[0])}: is a link to a folder, which is not followed;"
+                " name the folder that it leads to as a source of its own"
             )
         prefix = Path(folder).relative_to(root)
         for file in files:
@@ -73,10 +84,15 @@ class FolderShard(Shard):
         key = self._keys[index]
         try:
             image = inside(self.path, key).read_bytes()
-        except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself, before Python 3.13
+        except (
+            OSError,
+            RuntimeError,
+        ) as error:  # RuntimeError: a link to itself, before Python 3.13
             raise BadRow(f"cannot be read: {error}") from error
         except DataError as error:
-            raise BadRow(f"is a link that leads outside {self.path}; put the file itself there") from error
+            raise BadRow(
+                f"is a link that leads outside {self.path}; put the file itself there"
+            ) from error
         label = key.split("/")[0] if "/" in key else None
         return Row(readable(key), image=image, label=label if label is None else readable(label))
 

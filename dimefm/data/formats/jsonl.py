@@ -1,7 +1,8 @@
-"""JSON lines: one object a line, with a sentence (``text``, ``caption``, ...) and/or an image file (``filepath``, ...).
+"""JSON lines: one object a line, with a sentence (``text``, ``caption``, ...) and/or an image file
+(``filepath``, ...).
 
-A line that is a JSON string is a sentence. ``.jsonl.gz`` is read into memory. Image files are looked up under
-``--dataroot``, else beside the file, and may not leave that folder.
+A line that is a JSON string is a sentence. ``.jsonl.gz`` is read into memory. Image files are
+looked up under ``--dataroot``, else beside the file, and may not leave that folder.
 """
 
 from __future__ import annotations
@@ -74,7 +75,9 @@ class JsonlShard(Divisible):
 
     def labels(self) -> list:
         """Return the label of every row, or None."""
-        return [self._field(self._parse(index, strict=False), "label") for index in range(len(self))]
+        return [
+            self._field(self._parse(index, strict=False), "label") for index in range(len(self))
+        ]
 
     def __getitem__(self, index: int) -> Row:
         fields = self._parse(index)

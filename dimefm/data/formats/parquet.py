@@ -1,8 +1,10 @@
-"""Parquet: ``key, image, label`` or ``key, text``; images as encoded bytes or as Hugging Face's ``{bytes, path}``.
+"""Parquet: ``key, image, label`` or ``key, text``; images as encoded bytes or as Hugging Face's
+``{bytes, path}``.
 
-Only the columns that are wanted are read. Rows are served from whole row groups; those used last stay in memory, up to
-:data:`~dimefm.data.rows.BYTES_KEPT` of all files of a process together. Where files hold more, random rows would read a
-group again for almost each of them, so training takes a few groups at a time (``shuffle`` in recipes).
+Only the columns that are wanted are read. Rows are served from whole row groups; those used last
+stay in memory, up to :data:`~dimefm.data.rows.BYTES_KEPT` of all files of a process together. Where
+files hold more, random rows would read a group again for almost each of them, so training takes a
+few groups at a time (``shuffle`` in recipes).
 """
 
 from __future__ import annotations
@@ -37,27 +39,38 @@ def claims(path: Path) -> bool:
 
 
 def open_shards(path: Path, name: str, kind: str, columns: Columns) -> list[Shard]:
-    """Open one Parquet file; raise DataError when it is damaged or lacks the columns that ``kind`` needs."""
+    """Open one Parquet file; raise DataError when it is damaged or lacks the columns that ``kind``
+    needs.
+    """
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(
-            f"{path}: not a readable Parquet file ({str(error).splitlines()[0]}); fetch or write it again"
+            f"{path}: not a readable Parquet file ({str(error).splitlines()[0]}); fetch or write it"
+            " again"
         ) from error
-    return [ParquetShard(path, name, file, choose(path, file.schema_arrow.names, kind, columns), columns.root)]
+    return [
+        ParquetShard(
+            path, name, file, choose(path, file.schema_arrow.names, kind, columns), columns.root
+        )
+    ]
 
 
 class ParquetShard(Divisible):
     """One Parquet file."""
 
-    def __init__(self, path: Path, name: str, file: pq.ParquetFile, chosen: Chosen, root: Path | None):
+    def __init__(
+        self, path: Path, name: str, file: pq.ParquetFile, chosen: Chosen, root: Path | None
+    ):
         super().__init__(path, name)
         self._file = file
         self._chosen = chosen
         self._root = root or path.parent
         groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         self._starts = np.cumsum([0, *groups])
-        self._wanted = [name for name in (chosen.key, chosen.image, chosen.text, chosen.label) if name]
+        self._wanted = [
+            name for name in (chosen.key, chosen.image, chosen.text, chosen.label) if name
+        ]
         self._kept: dict[int, pa.Table] = {}
         self._lock = threading.Lock()
 
@@ -71,7 +84,9 @@ class ParquetShard(Divisible):
         return int(self._starts[-1])
 
     def cuts(self, most: int) -> list[int]:
-        """Return where parts begin: whole row groups, as many as make at most ``most`` rows, and one at least."""
+        """Return where parts begin: whole row groups, as many as make at most ``most`` rows, and
+        one at least.
+        """
         found = [0]
         for start, end in itertools.pairwise(int(start) for start in self._starts):
             if end - found[-1] > most and start > found[-1]:
@@ -83,10 +98,16 @@ class ParquetShard(Divisible):
 
     @functools.cached_property
     def _blocks(self) -> tuple[np.ndarray, np.ndarray]:
-        """First rows of the row groups, and the bytes of their wanted columns as the file has them, not compressed."""
+        """First rows of the row groups, and the bytes of their wanted columns as the file has them,
+        not compressed.
+        """
         metadata, used = self._file.metadata, np.diff(self._starts) > 0
         paths = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
-        columns = [i for i, path in enumerate(paths) if f"{path}.".startswith(tuple(f"{name}." for name in self._wanted))]
+        columns = [
+            i
+            for i, path in enumerate(paths)
+            if f"{path}.".startswith(tuple(f"{name}." for name in self._wanted))
+        ]
         groups = (metadata.row_group(number) for number in range(len(used)))
         sizes = [sum(group.column(i).total_uncompressed_size for i in columns) for group in groups]
         return self._starts[:-1][used], np.array(sizes, dtype=np.int64)[used]
@@ -94,7 +115,9 @@ class ParquetShard(Divisible):
     def keys_of(self, rows: range) -> list[str]:
         if self._chosen.key is None or not rows:
             return [str(index) for index in rows]
-        first, last = (int(np.searchsorted(self._starts, row, side="right")) - 1 for row in (rows[0], rows[-1]))
+        first, last = (
+            int(np.searchsorted(self._starts, row, side="right")) - 1 for row in (rows[0], rows[-1])
+        )
         with self._lock:
             column = self._read(range(first, last + 1), [self._chosen.key]).column(0)
         found = column.slice(rows.start - int(self._starts[first]), len(rows)).to_pylist()
@@ -113,7 +136,9 @@ class ParquetShard(Divisible):
         if self._chosen.label is None:
             return [None] * len(self)
         with self._lock:
-            return self._read(range(len(self._starts) - 1), [self._chosen.label]).column(0).to_pylist()
+            return (
+                self._read(range(len(self._starts) - 1), [self._chosen.label]).column(0).to_pylist()
+            )
 
     def label_names(self) -> list[str] | None:
         """Return the ClassLabel names that Hugging Face keeps in the Arrow metadata, or None."""
@@ -169,10 +194,14 @@ def _key(value: object, index: int) -> str:
 
 
 class _Memory:
-    """Which row groups of all files are in memory; when they are too many, those used longest ago are forgotten."""
+    """Which row groups of all files are in memory; when they are too many, those used longest ago
+    are forgotten.
+    """
 
     def __init__(self):
-        self._sizes: OrderedDict[tuple[weakref.ref[ParquetShard], int], int] = OrderedDict()  # bytes, the last used last
+        self._sizes: OrderedDict[tuple[weakref.ref[ParquetShard], int], int] = (
+            OrderedDict()
+        )  # bytes, the last used last
         self._total, self._lock = 0, threading.Lock()
 
     def use(self, shard: ParquetShard, number: int, size: int) -> None:

@@ -1,6 +1,8 @@
-"""A CSV or TSV table with a header: open_clip's ``filepath`` and ``title`` columns, or others by name.
+"""A CSV or TSV table with a header: open_clip's ``filepath`` and ``title`` columns, or others by
+name.
 
-Image files are looked up under ``--dataroot``, else beside the table, and may not leave that folder.
+Image files are looked up under ``--dataroot``, else beside the table, and may not leave that
+folder.
 """
 
 from __future__ import annotations
@@ -26,11 +28,18 @@ def claims(path: Path) -> bool:
         return False
     with path.open("r", encoding="utf-8", errors="replace") as file:
         head = file.readline().rstrip("\n").split("\t")
-    return any(name in USUAL[what] for name in head for what in ("image", "text") if name not in ("image", "jpg", "png"))
+    return any(
+        name in USUAL[what]
+        for name in head
+        for what in ("image", "text")
+        if name not in ("image", "jpg", "png")
+    )
 
 
 def open_shards(path: Path, name: str, kind: str, columns: Columns) -> list[Shard]:
-    """Open one table; raise DataError when it has no header with the columns that ``kind`` needs."""
+    """Open one table; raise DataError when it has no header with the columns that ``kind``
+    needs.
+    """
     rows = _read(path, _separator(path, columns))
     if not rows:
         raise DataError(f"{path}: the table is empty; its first line must name the columns")
@@ -38,9 +47,11 @@ def open_shards(path: Path, name: str, kind: str, columns: Columns) -> list[Shar
 
 
 def _separator(path: Path, columns: Columns) -> str:
-    """Return the separator asked for, else a tab for ``.tsv``, else a comma, or a tab where only that one makes sense.
+    """Return the separator asked for, else a tab for ``.tsv``, else a comma, or a tab where only
+    that one makes sense.
 
-    open_clip writes ``.csv`` files with tabs: such a header has tabs, and cut at commas no column of a known name.
+    open_clip writes ``.csv`` files with tabs: such a header has tabs, and cut at commas no column
+    of a known name.
     """
     asked = columns.separator
     if asked is not None:
@@ -67,9 +78,15 @@ def _read(path: Path, separator: str) -> list[list[str]]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: cannot be read as a table: {error}; save it as UTF-8") from error
     except csv.Error as error:
-        reason = f"a cell has more than {CELL:,} characters" if "field limit" in str(error) else str(error)
+        reason = (
+            f"a cell has more than {CELL:,} characters"
+            if "field limit" in str(error)
+            else str(error)
+        )
         where = f"{path}, line {lines.line_num}"
-        raise DataError(f"{where}: cannot be read as a table: {reason}; look for a quote that is left open") from error
+        raise DataError(
+            f"{where}: cannot be read as a table: {reason}; look for a quote that is left open"
+        ) from error
     finally:
         csv.field_size_limit(before)
 
@@ -77,7 +94,9 @@ def _read(path: Path, separator: str) -> list[list[str]]:
 class TableShard(Divisible):
     """One table, held in memory: file names and captions are small."""
 
-    def __init__(self, path: Path, name: str, rows: list[list[str]], chosen: Chosen, root: Path | None):
+    def __init__(
+        self, path: Path, name: str, rows: list[list[str]], chosen: Chosen, root: Path | None
+    ):
         super().__init__(path, name)
         self._header, self._rows = rows[0], [row for row in rows[1:] if row]
         self._chosen = chosen
@@ -95,15 +114,24 @@ class TableShard(Divisible):
         return [self._key(index) for index in rows]
 
     def _key(self, index: int) -> str:
-        return self._cell(index, self._chosen.key) or self._cell(index, self._chosen.image) or str(index)
+        return (
+            self._cell(index, self._chosen.key)
+            or self._cell(index, self._chosen.image)
+            or str(index)
+        )
 
     def _file(self, index: int) -> bytes:
-        return read_file(self._root, self._cell(index, self._chosen.image), f"{self.path}, row {index}")
+        return read_file(
+            self._root, self._cell(index, self._chosen.image), f"{self.path}, row {index}"
+        )
 
     def __getitem__(self, index: int) -> Row:
         chosen = self._chosen
         if len(self._rows[index]) != len(self._header):
-            raise BadRow(f"has {len(self._rows[index])} columns; expected {len(self._header)} as in the header")
+            raise BadRow(
+                f"has {len(self._rows[index])} columns; expected {len(self._header)} as in the"
+                " header"
+            )
         image = None if chosen.image is None else self._file(index)
         texts = () if chosen.text is None else sentences(self._cell(index, chosen.text))
         return Row(self._key(index), image, texts, self._label(index))

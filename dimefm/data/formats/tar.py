@@ -1,7 +1,9 @@
-"""Webdataset tar: members of one key stand together, ``KEY.jpg``, ``KEY.txt``, ``KEY.cls``, ``KEY.json``.
+"""Webdataset tar: members of one key stand together, ``KEY.jpg``, ``KEY.txt``, ``KEY.cls``,
+``KEY.json``.
 
-The member table is read once; rows are then read in any order at their byte offset. Compressed tars have no random
-access and are refused. A tar that ``dimefm pack`` made gives the rows of the shard that it stands for.
+The member table is read once; rows are then read in any order at their byte offset. Compressed tars
+have no random access and are refused. A tar that ``dimefm pack`` made gives the rows of the shard
+that it stands for.
 """
 
 from __future__ import annotations
@@ -27,14 +29,19 @@ def claims(path: Path) -> bool:
 
 
 def open_shards(path: Path, name: str, kind: str, columns: Columns) -> list[Shard]:
-    """Open one tar; raise DataError when it is damaged or holds no member of the kind that is wanted."""
+    """Open one tar; raise DataError when it is damaged or holds no member of the kind that is
+    wanted.
+    """
     shard = TarShard(path, name, kind, columns)
     if shard.index is not None:
         return [PackedShard(shard, shard.index)]
     wanted = shard.image_endings if kind != "text" else shard.text_endings
     if not any(ending in members for members in shard.members for ending in wanted):
         found = sorted({ending for members in shard.members for ending in members})
-        raise DataError(f"{path}: no member ends in {', '.join(wanted)}; endings found: {', '.join(found) or 'none'}")
+        raise DataError(
+            f"{path}: no member ends in {', '.join(wanted)}; endings found:"
+            f" {', '.join(found) or 'none'}"
+        )
     return [shard]
 
 
@@ -60,15 +67,25 @@ class TarShard(Shard):
                     if member.isfile():
                         self._add(member.name, member.offset_data, member.size)
                     if member.offset_data + member.size > size:
-                        raise tarfile.ReadError(f"member {member.name} reaches beyond the end of the file")
+                        raise tarfile.ReadError(
+                            f"member {member.name} reaches beyond the end of the file"
+                        )
                     if member.name == INDEX:
-                        self.index = Index.of(self._read(member.offset_data, member.size), self.path)
-                with self.path.open("rb") as file:  # tarfile ends in silence at a cut or damaged header
+                        self.index = Index.of(
+                            self._read(member.offset_data, member.size), self.path
+                        )
+                with self.path.open(
+                    "rb"
+                ) as file:  # tarfile ends in silence at a cut or damaged header
                     file.seek(tar.offset)
                     if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-                        raise tarfile.ReadError(f"no end mark at byte {tar.offset}: cut short or damaged there")
+                        raise tarfile.ReadError(
+                            f"no end mark at byte {tar.offset}: cut short or damaged there"
+                        )
         except tarfile.TarError as error:
-            raise DataError(f"{self.path}: not a whole, uncompressed tar ({error}); fetch or write it again") from error
+            raise DataError(
+                f"{self.path}: not a whole, uncompressed tar ({error}); fetch or write it again"
+            ) from error
 
     def _add(self, name: str, offset: int, size: int) -> None:
         folder, _, file = name.rpartition("/")
@@ -121,7 +138,10 @@ class TarShard(Shard):
             fields = json.loads(text)
         except (UnicodeDecodeError, ValueError) as error:
             raise BadRow(f"its text member cannot be read: {error}") from error
-        found = next((fields[name] for name in USUAL["text"] if isinstance(fields, dict) and name in fields), None)
+        found = next(
+            (fields[name] for name in USUAL["text"] if isinstance(fields, dict) and name in fields),
+            None,
+        )
         return () if found is None else sentences(found)
 
     def _label(self, members: dict) -> int | str | None:

@@ -1,4 +1,5 @@
-"""Plain text: one sentence a line, UTF-8; ``.txt.gz`` is read into memory, ``.txt`` is read at byte offsets.
+"""Plain text: one sentence a line, UTF-8; ``.txt.gz`` is read into memory, ``.txt`` is read at byte
+offsets.
 
 The key of a line is its number, counted from 0.
 """
@@ -30,15 +31,21 @@ def open_shards(path: Path, name: str, kind: str, columns: Columns) -> list[Shar
 
 
 class Lines:
-    """The lines of a text file as bytes without their newline, in any order; a last line without newline counts."""
+    """The lines of a text file as bytes without their newline, in any order; a last line without
+    newline counts.
+    """
 
     def __init__(self, path: Path):
         self.path = path
         if path.suffix == ".gz":
             try:
-                self._bytes: np.ndarray = np.frombuffer(gzip.decompress(path.read_bytes()), dtype=np.uint8)
+                self._bytes: np.ndarray = np.frombuffer(
+                    gzip.decompress(path.read_bytes()), dtype=np.uint8
+                )
             except (OSError, EOFError) as error:
-                raise DataError(f"{path}: not a whole gzip file ({error}); fetch or write it again") from error
+                raise DataError(
+                    f"{path}: not a whole gzip file ({error}); fetch or write it again"
+                ) from error
         elif os.path.getsize(path):
             self._bytes = np.memmap(path, dtype=np.uint8, mode="r")
         else:

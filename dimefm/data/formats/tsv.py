@@ -1,10 +1,13 @@
-"""DIME-FM's TSV: ``key <tab> value <newline>`` in UTF-8, with a ``.lineidx`` of decimal byte offsets beside it.
+"""DIME-FM's TSV: ``key <tab> value <newline>`` in UTF-8, with a ``.lineidx`` of decimal byte
+offsets beside it.
 
-Image values are base64 of an encoded image file; text values are captions in any form of :func:`captions`. An optional
-``.linelist`` names the row numbers to keep. Rows are cut at the offsets as bytes, so a carriage return inside a caption
-changes nothing; an index that does not fit its file is an error and never a shift.
+Image values are base64 of an encoded image file; text values are captions in any form of
+:func:`captions`. An optional ``.linelist`` names the row numbers to keep. Rows are cut at the
+offsets as bytes, so a carriage return inside a caption changes nothing; an index that does not fit
+its file is an error and never a shift.
 
-Source of the format: DIME-FM (ICCV 2023), released Training/datasets/tsv_file.py and tsv.py:231-282.
+Source of the format: DIME-FM (ICCV 2023), released Training/datasets/tsv_file.py and
+tsv.py:231-282.
 """
 
 from __future__ import annotations
@@ -25,28 +28,38 @@ KINDS = frozenset({"image", "text"})
 
 
 def claims(path: Path) -> bool:
-    """A ``.tsv`` is DIME-FM's when an index lies beside it or its first line has two columns and no table header."""
+    """A ``.tsv`` is DIME-FM's when an index lies beside it or its first line has two columns and no
+    table header.
+    """
     if index_path(path).exists():
         return True
     with path.open("rb") as file:
         head = file.readline(1 << 16).rstrip(b"\r\n").split(b"\t")
-    return len(head) == 2 and not any(name in (b"filepath", b"title", b"text", b"caption") for name in head)
+    return len(head) == 2 and not any(
+        name in (b"filepath", b"title", b"text", b"caption") for name in head
+    )
 
 
 def open_shards(path: Path, name: str, kind: str, columns: Columns) -> list[Shard]:
     """Open one TSV; raise DataError when its index does not fit it."""
     if kind == "pair":
-        raise DataError(f"{path}: a DIME-FM TSV holds images or captions, not pairs; use a table, tar or Parquet of pairs")
+        raise DataError(
+            f"{path}: a DIME-FM TSV holds images or captions, not pairs; use a table, tar or"
+            " Parquet of pairs"
+        )
     return [TsvShard(path, name, kind)]
 
 
 def index_path(path: Path) -> Path:
-    """Return the path of the line index: the last extension replaced (``a.feat.tsv`` has ``a.feat.lineidx``)."""
+    """Return the path of the line index: the last extension replaced (``a.feat.tsv`` has
+    ``a.feat.lineidx``).
+    """
     return path.with_suffix(".lineidx")
 
 
 def read_offsets(path: Path) -> np.ndarray:
-    """Return int64 byte offsets [rows + 1] of a TSV: from its index, or by scanning when there is none.
+    """Return int64 byte offsets [rows + 1] of a TSV: from its index, or by scanning when there is
+    none.
 
     Raises DataError when the index does not fit the file (wrong start, order, or end).
     """
@@ -57,7 +70,9 @@ def read_offsets(path: Path) -> np.ndarray:
     try:
         starts = np.array(index.read_text().split(), dtype=np.int64)
     except (ValueError, OverflowError) as error:
-        raise DataError(f"{index}: expected one decimal byte offset per line ({error}); write the index anew") from error
+        raise DataError(
+            f"{index}: expected one decimal byte offset per line ({error}); write the index anew"
+        ) from error
     ends = np.append(starts, size)
     if len(starts) and (starts[0] != 0 or (np.diff(ends) <= 0).any()):
         row = 0 if starts[0] else int(np.flatnonzero(np.diff(ends) <= 0)[0])
@@ -66,20 +81,27 @@ def read_offsets(path: Path) -> np.ndarray:
             "remove the index and it is rebuilt from the file"
         )
     if not len(starts) and size:
-        raise DataError(f"{index}: the index is empty but {path.name} has {size} bytes; remove the index to rebuild it")
+        raise DataError(
+            f"{index}: the index is empty but {path.name} has {size} bytes; remove the index to"
+            " rebuild it"
+        )
     return ends
 
 
 def _scan(path: Path, size: int) -> np.ndarray:
     if not size:
         return np.zeros(1, dtype=np.int64)
-    newlines = np.flatnonzero(np.memmap(path, dtype=np.uint8, mode="r") == ord("\n")).astype(np.int64) + 1
+    newlines = (
+        np.flatnonzero(np.memmap(path, dtype=np.uint8, mode="r") == ord("\n")).astype(np.int64) + 1
+    )
     ends = np.concatenate([[0], newlines])
     return ends if ends[-1] == size else np.append(ends, size)
 
 
 class LineFile:
-    """Random access to the lines of a file by byte offsets [rows + 1]; one open handle per process."""
+    """Random access to the lines of a file by byte offsets [rows + 1]; one open handle per
+    process.
+    """
 
     def __init__(self, path: Path, offsets: np.ndarray):
         self.path = path
@@ -97,8 +119,9 @@ class LineFile:
         cut_short = len(body) == len(raw) and row + 1 < len(self)
         if len(raw) < end - start or cut_short or b"\n" in body:
             raise DataError(
-                f"{self.path}, row {row}: bytes {start} to {end} are not one line, so {index_path(self.path).name} does "
-                "not fit the file; remove the index and it is rebuilt from the file"
+                f"{self.path}, row {row}: bytes {start} to {end} are not one line, so"
+                f" {index_path(self.path).name} does not fit the file; remove the index and it is"
+                " rebuilt from the file"
             )
         return body
 
@@ -132,9 +155,15 @@ class TsvShard(Shard):
         try:
             kept = np.array(path.read_text().split(), dtype=np.int64)
         except (ValueError, OverflowError) as error:
-            raise DataError(f"{path}: expected one row number per line ({error}); correct the list") from error
-        if len(kept) and (kept.min() < 0 or kept.max() >= len(self.lines) or (np.diff(kept) <= 0).any()):
-            raise DataError(f"{path}: expected ascending row numbers below {len(self.lines)}; correct the list")
+            raise DataError(
+                f"{path}: expected one row number per line ({error}); correct the list"
+            ) from error
+        if len(kept) and (
+            kept.min() < 0 or kept.max() >= len(self.lines) or (np.diff(kept) <= 0).any()
+        ):
+            raise DataError(
+                f"{path}: expected ascending row numbers below {len(self.lines)}; correct the list"
+            )
         return kept
 
     def __len__(self) -> int:
@@ -180,10 +209,11 @@ def captions(value: str) -> tuple[str, ...]:
     """Return the captions of one text value.
 
     Forms: ``{"captions": [..] | ".."}``, ``{"caption": [..] | ".."}``, ``{"tags": [name]}`` and
-    ``{"task": "classification", "class_name": name}`` (one plain prompt), a list (its first element, in any form), a JSON
-    string, and anything else, which is the sentence itself (``1984`` and ``null`` are sentences too). ``[unused0]`` reads
-    ``person``. Deviation: the release draws one of 81 prompts at random for a class name; a cached feature must belong to
-    one fixed sentence, so the prompt here is always "a photo of a NAME.".
+    ``{"task": "classification", "class_name": name}`` (one plain prompt), a list (its first
+    element, in any form), a JSON string, and anything else, which is the sentence itself (``1984``
+    and ``null`` are sentences too). ``[unused0]`` reads ``person``. Deviation: the release draws
+    one of 81 prompts at random for a class name; a cached feature must belong to one fixed
+    sentence, so the prompt here is always "a photo of a NAME.".
     """
     try:
         parsed = json.loads(value)
@@ -195,7 +225,9 @@ def captions(value: str) -> tuple[str, ...]:
 
 
 def _captions_of(parsed: object) -> list[str] | None:
-    """Return the captions of a parsed JSON value, or None when the text is to be taken as it stands."""
+    """Return the captions of a parsed JSON value, or None when the text is to be taken as it
+    stands.
+    """
     if isinstance(parsed, str):
         return [parsed]
     if isinstance(parsed, list):
@@ -208,11 +240,18 @@ def _captions_of(parsed: object) -> list[str] | None:
         if field in parsed:
             value = parsed[field]
             sentences = [value] if isinstance(value, str) else value
-            if not isinstance(sentences, list) or not sentences or not all(isinstance(s, str) for s in sentences):
+            if (
+                not isinstance(sentences, list)
+                or not sentences
+                or not all(isinstance(s, str) for s in sentences)
+            ):
                 raise BadRow(f"'{field}' holds no sentence")
             return sentences
     names = parsed.get("tags") or parsed.get("class_name")
     name = names[0] if isinstance(names, list) and names else names
     if isinstance(name, str):
         return [f"a photo of a {name.replace(',', '').replace('+', ' ')}."]
-    raise BadRow(f"is a JSON object without captions, caption, tags or class_name (found: {', '.join(parsed) or 'nothing'})")
+    raise BadRow(
+        "is a JSON object without captions, caption, tags or class_name (found:"
+        f" {', '.join(parsed) or 'nothing'})"
+    )

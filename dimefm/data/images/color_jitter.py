@@ -15,10 +15,12 @@ from dimefm.runtime.seeding import seed_of
 class Colour:
     """Random changes of colour; a view without any stays as it is.
 
-    With probability ``jitter`` brightness, contrast and saturation are multiplied by 1 - ``strength`` to 1 + ``strength``
-    and the hue is turned by up to ``hue`` of the circle, in random order; with ``gray`` the view turns gray; with ``blur``
-    it is blurred by a Gaussian of ``radius[0]`` to ``radius[1]`` pixels. The defaults are MoCo v2's (arXiv 2003.04297) as
-    DeCLIP has them (released imagenet_dataloader.py:14-150, MOCOV2); operations are torchvision's on PIL images.
+    With probability ``jitter`` brightness, contrast and saturation are multiplied by 1 -
+    ``strength`` to 1 + ``strength`` and the hue is turned by up to ``hue`` of the circle, in random
+    order; with ``gray`` the view turns gray; with ``blur`` it is blurred by a Gaussian of
+    ``radius[0]`` to ``radius[1]`` pixels. The defaults are MoCo v2's (arXiv 2003.04297) as DeCLIP
+    has them (released imagenet_dataloader.py:14-150, MOCOV2); operations are torchvision's on PIL
+    images.
     """
 
     jitter: float = 0.8
@@ -29,7 +31,9 @@ class Colour:
     radius: tuple[float, float] = (0.1, 2.0)
 
     def __call__(self, pixels: np.ndarray, seed: int) -> np.ndarray:
-        """Return uint8 pixels [H, W, 3] changed as ``seed`` selects; never the given array when they differ."""
+        """Return uint8 pixels [H, W, 3] changed as ``seed`` selects; never the given array when
+        they differ.
+        """
         draw = np.random.default_rng(seed_of(seed, "colour"))
         jitter, gray, blur = draw.random(3) < (self.jitter, self.gray, self.blur)
         if not (jitter or gray or blur):

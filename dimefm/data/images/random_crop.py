@@ -14,8 +14,9 @@ from dimefm.data.images.resize import Box
 class Augment:
     """Random resized crop and flip.
 
-    ``scale`` and ``ratio`` bound the area share and the aspect ratio of the crop; ``flip`` is the probability of a mirror
-    image. DIME-FM: scale 0.08-1, ratio 3/4-4/3, flip 0.5 (released Training/datasets/build.py:32-59).
+    ``scale`` and ``ratio`` bound the area share and the aspect ratio of the crop; ``flip`` is the
+    probability of a mirror image. DIME-FM: scale 0.08-1, ratio 3/4-4/3, flip 0.5 (released
+    Training/datasets/build.py:32-59).
     """
 
     scale: tuple[float, float] = (0.08, 1.0)
@@ -23,7 +24,9 @@ class Augment:
     flip: float = 0.5
 
     def draw(self, width: int, height: int, seed: int) -> tuple[Box, bool]:
-        """Return (crop box, whether it is mirrored) that ``seed`` selects in an image of ``width`` x ``height`` pixels."""
+        """Return (crop box, whether it is mirrored) that ``seed`` selects in an image of ``width``
+        x ``height`` pixels.
+        """
         generator = np.random.default_rng(seed)
         return self._box(width, height, generator), bool(generator.random() < self.flip)
 
@@ -35,7 +38,10 @@ class Augment:
             ratio = math.exp(draw.uniform(low, high))
             w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < w <= width and 0 < h <= height:
-                left, top = int(draw.integers(0, width - w + 1)), int(draw.integers(0, height - h + 1))
+                left, top = (
+                    int(draw.integers(0, width - w + 1)),
+                    int(draw.integers(0, height - h + 1)),
+                )
                 return left, top, left + w, top + h
         w = min(width, max(1, round(height * self.ratio[1])))
         h = min(height, max(1, round(width / self.ratio[0])))

@@ -1,4 +1,6 @@
-"""Resizing 8-bit pixels, antialiased, and where a box of an image lies in the same image at another size."""
+"""Resizing 8-bit pixels, antialiased, and where a box of an image lies in the same image at another
+size.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,11 @@ Size = tuple[int, int]  # width, height in pixels
 
 
 def resized(pixels: np.ndarray, size: Size, interpolation: str) -> np.ndarray:
-    """Return contiguous uint8 pixels [H, W, 3] in another size; ``interpolation`` is "bilinear" or "bicubic".
+    """Return contiguous uint8 pixels [H, W, 3] in another size; ``interpolation`` is "bilinear" or
+    "bicubic".
 
-    Within a grey level of PIL's resize with the same filter, two in under 1 of 1,000 values; torch does it in this thread.
+    Within a grey level of PIL's resize with the same filter, two in under 1 of 1,000 values; torch
+    does it in this thread.
     """
     planes = torch.from_numpy(pixels).permute(2, 0, 1)[None]
     found = F.interpolate(planes, size=size[::-1], mode=interpolation, antialias=True)
@@ -30,7 +34,9 @@ def cropped(pixels: np.ndarray, box: Box, size: Size, interpolation: str) -> np.
 
 
 def shorter_side(size: Size, side: int) -> Size:
-    """Return the size of an image whose shorter side becomes ``side`` pixels; the other is rounded, 1 pixel at least."""
+    """Return the size of an image whose shorter side becomes ``side`` pixels; the other is rounded,
+    1 pixel at least.
+    """
     factor = side / min(size)
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
@@ -38,7 +44,8 @@ def shorter_side(size: Size, side: int) -> Size:
 def scaled(box: Box, size: Size, to: Size) -> Box:
     """Return a box of an image of ``size`` in pixels of the same image in the size ``to``.
 
-    Edges are rounded to whole pixels, so each is at most half a pixel off; a pixel at least is left.
+    Edges are rounded to whole pixels, so each is at most half a pixel off; a pixel at least is
+    left.
     """
     (left, right), (top, bottom) = (_span(box[i], box[i + 2], size[i], to[i]) for i in (0, 1))
     return left, top, right, bottom

@@ -1,9 +1,9 @@
 """The verb ``pack``: images once to small upright JPEGs, so that training reads and decodes little.
 
-Every shard of the source becomes one webdataset tar, ``00000.tar``, ``00001.tar``, ... in the order of the source. A row is
-read by one read at its offset: at random that is as quick as files can be. TSV would add a third of base64 and has no place
-for sentences, Parquet would read a whole row group for a row. ``data/packed.py`` says how a packed shard stands for its
-source.
+Every shard of the source becomes one webdataset tar, ``00000.tar``, ``00001.tar``, ... in the order
+of the source. A row is read by one read at its offset: at random that is as quick as files can be.
+TSV would add a third of base64 and has no place for sentences, Parquet would read a whole row group
+for a row. ``data/packed.py`` says how a packed shard stands for its source.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ KEEP = 2  # times the packed size that a larger JPEG is decoded at, at least
 
 @dataclass(frozen=True)
 class Settings:
-    """``size`` of the shorter side in pixels, JPEG ``quality``, and ``workers``, threads (None: one for each core)."""
+    """``size`` of the shorter side in pixels, JPEG ``quality``, and ``workers``, threads (None: one
+    for each core).
+    """
 
     size: int = 256
     quality: int = 90
@@ -58,8 +60,8 @@ class Settings:
 
 @dataclass
 class Report:
-    """What was packed: ``rows`` of ``shards``, ``bad`` of them without a usable image, ``bytes`` of the tars, and how many
-    of the shards were there ``already``."""
+    """What was packed: ``rows`` of ``shards``, ``bad`` of them without a usable image, ``bytes`` of
+    the tars, and how many of the shards were there ``already``."""
 
     shards: int = 0
     rows: int = 0
@@ -75,22 +77,27 @@ class Report:
         known = f" ({self.already} of them there already)" if self.already else ""
         shards = "shard" if self.shards == 1 else "shards"
         return (
-            f"{images:,} images in {self.shards} {shards}{known}, {self.bytes / 1e6:,.1f} MB{each}, "
-            f"{len(self.bad):,} bad rows, {self.seconds:.1f} s"
+            f"{images:,} images in {self.shards} {shards}{known}, {self.bytes / 1e6:,.1f} MB{each},"
+            f" {len(self.bad):,} bad rows, {self.seconds:.1f} s"
         )
 
 
 def pack(rows: Rows, out: Path, settings: Settings | None = None) -> Report:
-    """Write every shard of ``rows`` to ``out``, a folder, and ``pack.json`` last; finished shards are kept as they are.
+    """Write every shard of ``rows`` to ``out``, a folder, and ``pack.json`` last; finished shards
+    are kept as they are.
 
-    Raises DataError when another process packs there, when a shard there was packed from something else or otherwise, when a
-    source changes meanwhile, and when not one row has an image.
+    Raises DataError when another process packs there, when a shard there was packed from something
+    else or otherwise, when a source changes meanwhile, and when not one row has an image.
     """
     settings, report, started = settings or Settings(), Report(), time.perf_counter()
     held = claim(out / LOCK)
     if held is None:
         raise DataError(f"{out}: another process packs there; wait until it has ended, or stop it")
-    with held, Progress(len(rows), "pack", "row", quiet=not settings.progress) as bar, _threads(settings) as pool:
+    with (
+        held,
+        Progress(len(rows), "pack", "row", quiet=not settings.progress) as bar,
+        _threads(settings) as pool,
+    ):
         shards = []
         for number, shard in enumerate(rows.shards):
             path = out / f"{number:05d}.tar"
@@ -103,9 +110,13 @@ def pack(rows: Rows, out: Path, settings: Settings | None = None) -> Report:
                 bar.update(len(shard))
             shards.append(_take(report, path, found))
         if report.rows == len(report.bad):
-            first = "".join(f"; the first, {bad['source']} row {bad['row']}: {bad['reason']}" for bad in report.bad[:1])
+            first = "".join(
+                f"; the first, {bad['source']} row {bad['row']}: {bad['reason']}"
+                for bad in report.bad[:1]
+            )
             raise DataError(
-                f"{out}: none of the {report.rows} rows has an image{first}; mend the source, choose another --out"
+                f"{out}: none of the {report.rows} rows has an image{first}; mend the source,"
+                " choose another --out"
             )
         write_text(out / MANIFEST, _manifest(settings, report, shards))
     report.seconds = time.perf_counter() - started
@@ -124,9 +135,11 @@ def _threads(settings: Settings) -> Iterator[ThreadPoolExecutor]:
 
 
 def small(data: bytes, settings: Settings) -> bytes:
-    """Return an image file as a JPEG with its shorter side at ``settings.size`` pixels or less, upright, in 8-bit RGB.
+    """Return an image file as a JPEG with its shorter side at ``settings.size`` pixels or less,
+    upright, in 8-bit RGB.
 
-    A colour JPEG that has all this and is not progressive stays as it is. Raises BadRow for a file that gives no image.
+    A colour JPEG that has all this and is not progressive stays as it is. Raises BadRow for a file
+    that gives no image.
     """
 
     def need(width: int, height: int) -> Size:
@@ -144,10 +157,14 @@ def small(data: bytes, settings: Settings) -> bytes:
     return jpeg_of(pixels, settings.quality, photo.size)
 
 
-Packed = tuple[int, Row | None, str]  # row number, the row with its small image, or why there is none
+Packed = tuple[
+    int, Row | None, str
+]  # row number, the row with its small image, or why there is none
 
 
-def _write(path: Path, shard: Shard, settings: Settings, pool: ThreadPoolExecutor, bar: Progress) -> None:
+def _write(
+    path: Path, shard: Shard, settings: Settings, pool: ThreadPoolExecutor, bar: Progress
+) -> None:
     """Write one packed shard to a temporary name, and give it its own when it is whole."""
     digests, keys = shard.digests(), shard.keys()
     labels: list = [None] * len(keys)
@@ -164,13 +181,20 @@ def _write(path: Path, shard: Shard, settings: Settings, pool: ThreadPoolExecuto
                 told = {"captions": row.texts or None, "label": row.label}
                 told = {name: value for name, value in told.items() if value is not None}
                 if told:
-                    _add(tar, f"{name_of(number)}.json", json.dumps({"key": row.key, **told}).encode())
+                    _add(
+                        tar,
+                        f"{name_of(number)}.json",
+                        json.dumps({"key": row.key, **told}).encode(),
+                    )
             bar.update(len(portion))
         known = labels if any(label is not None for label in labels) else None
         index = Index(shard.name, digests, settings.size, settings.quality, keys, known, bad)
         _add(tar, INDEX, index.to_json())
     if shard.digests() != digests:
-        raise DataError(f"{shard.path}: changed while it was packed; when it is at rest, run the same command again")
+        raise DataError(
+            f"{shard.path}: changed while it was packed; when it is at rest, run the same command"
+            " again"
+        )
     commit(part, path)
 
 
@@ -187,7 +211,11 @@ def _stream(shard: Shard, settings: Settings, pool: ThreadPoolExecutor) -> Itera
     try:
         while True:
             for start in itertools.islice(starts, 3 * settings.threads - len(ahead)):
-                ahead.append(pool.submit(_portion, shard, range(start, min(start + PORTION, len(shard))), settings))
+                ahead.append(
+                    pool.submit(
+                        _portion, shard, range(start, min(start + PORTION, len(shard))), settings
+                    )
+                )
             if not ahead:
                 return
             yield ahead.popleft().result()
@@ -218,17 +246,21 @@ def _index(path: Path) -> Index:
 
 
 def _finished(path: Path, shard: Shard, settings: Settings) -> Index | None:
-    """Return the index of a packed shard, None when there is none; raise DataError for one of something else."""
+    """Return the index of a packed shard, None when there is none; raise DataError for one of
+    something else.
+    """
     if not path.exists():
         return None
     found = _index(path)
     remedy = "choose another --out, or remove the file"
     if found.source != shard.name or found.digests != shard.digests():
-        raise DataError(f"{path}: was packed from {found.source}, not from {shard.name} as it is now; {remedy}")
+        raise DataError(
+            f"{path}: was packed from {found.source}, not from {shard.name} as it is now; {remedy}"
+        )
     if (found.size, found.quality) != (settings.size, settings.quality):
         raise DataError(
-            f"{path}: was packed with --size {found.size} --quality {found.quality}, not {settings.size} and "
-            f"{settings.quality}; {remedy}"
+            f"{path}: was packed with --size {found.size} --quality {found.quality}, not"
+            f" {settings.size} and {settings.quality}; {remedy}"
         )
     return found
 
@@ -236,13 +268,29 @@ def _finished(path: Path, shard: Shard, settings: Settings) -> Index | None:
 def _take(report: Report, path: Path, index: Index) -> dict:
     """Add a packed shard to the report; return what the manifest says of it."""
     size = path.stat().st_size
-    report.shards, report.rows, report.bytes = report.shards + 1, report.rows + len(index.keys), report.bytes + size
+    report.shards, report.rows, report.bytes = (
+        report.shards + 1,
+        report.rows + len(index.keys),
+        report.bytes + size,
+    )
     report.bad += [
-        {"source": index.source, "row": row, "key": index.keys[row], "reason": reason} for row, reason in index.bad.items()
+        {"source": index.source, "row": row, "key": index.keys[row], "reason": reason}
+        for row, reason in index.bad.items()
     ]
-    return {"file": path.name, "source": index.source, "rows": len(index.keys), "bad": len(index.bad), "bytes": size}
+    return {
+        "file": path.name,
+        "source": index.source,
+        "rows": len(index.keys),
+        "bad": len(index.bad),
+        "bytes": size,
+    }
 
 
 def _manifest(settings: Settings, report: Report, shards: list[dict]) -> str:
-    head = {"size": settings.size, "quality": settings.quality, "rows": report.rows, "bytes": report.bytes}
+    head = {
+        "size": settings.size,
+        "quality": settings.quality,
+        "rows": report.rows,
+        "bytes": report.bytes,
+    }
     return to_json({**head, "shards": shards, "bad": report.bad, "libraries": libraries()})

@@ -1,9 +1,10 @@
 """Packed shards: webdataset tars of small JPEGs that stand for a shard of a source, row by row.
 
-A packed shard has the name, the rows and the keys of the shard that it was made from, in the same order; a row that had no
-usable image is still there and says why. So features of the original match it, by the digest that it keeps of the original.
-Its members are ``NUMBER.jpg`` and, where a row has sentences or a label, ``NUMBER.json``; the last is :data:`INDEX`. Other
-readers of webdataset tars pass over that one.
+A packed shard has the name, the rows and the keys of the shard that it was made from, in the same
+order; a row that had no usable image is still there and says why. So features of the original match
+it, by the digest that it keeps of the original. Its members are ``NUMBER.jpg`` and, where a row has
+sentences or a label, ``NUMBER.json``; the last is :data:`INDEX`. Other readers of webdataset tars
+pass over that one.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ INDEX = ".dimefm-pack.json"
 class Index:
     """What a packed shard says of itself.
 
-    It stands for the shard ``source`` with its ``digests`` and all its ``keys``, ``labels`` (None: it has none) and ``bad``
-    rows with reasons; ``size`` is the most that a shorter side has, in pixels, ``quality`` that of the JPEGs.
+    It stands for the shard ``source`` with its ``digests`` and all its ``keys``, ``labels`` (None:
+    it has none) and ``bad`` rows with reasons; ``size`` is the most that a shorter side has, in
+    pixels, ``quality`` that of the JPEGs.
     """
 
     source: str
@@ -42,17 +44,23 @@ class Index:
 
     @staticmethod
     def of(raw: bytes, path: Path) -> Index:
-        """Return the index that :meth:`to_json` made; raise DataError naming the file when it is damaged."""
+        """Return the index that :meth:`to_json` made; raise DataError naming the file when it is
+        damaged.
+        """
         try:
             fields = json.loads(raw)
             bad = {int(row): str(reason) for row, reason in fields.pop("bad").items()}
             found = Index(bad=bad, digests=tuple(fields.pop("digests")), **fields)
-            whole = all(isinstance(key, str) for key in found.keys) and bad.keys() <= set(range(len(found.keys)))
+            whole = all(isinstance(key, str) for key in found.keys) and bad.keys() <= set(
+                range(len(found.keys))
+            )
             if whole and (found.labels is None or len(found.labels) == len(found.keys)):
                 return found
             raise ValueError("keys, labels and bad rows do not fit each other")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise DataError(f"{path}: its {INDEX} cannot be read ({error}); pack the source again") from error
+            raise DataError(
+                f"{path}: its {INDEX} cannot be read ({error}); pack the source again"
+            ) from error
 
 
 class Members(Protocol):
@@ -74,9 +82,14 @@ class PackedShard(Shard):
         super().__init__(members.path, index.source)
         self.index, self._members = index, members
         self._places = {int(name): place for place, name in enumerate(members.keys())}
-        missing = next((row for row in range(len(self)) if row not in self._places and row not in index.bad), None)
+        missing = next(
+            (row for row in range(len(self)) if row not in self._places and row not in index.bad),
+            None,
+        )
         if missing is not None:
-            raise DataError(f"{self.path}: its member {name_of(missing)} is not there; pack the source again")
+            raise DataError(
+                f"{self.path}: its member {name_of(missing)} is not there; pack the source again"
+            )
 
     def __len__(self) -> int:
         return len(self.index.keys)

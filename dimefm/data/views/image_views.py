@@ -1,4 +1,6 @@
-"""Views that a cache can promise and a student can replay: which crop and flip view v of an image is, for all time."""
+"""Views that a cache can promise and a student can replay: which crop and flip view v of an image
+is, for all time.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +17,20 @@ from dimefm.recipe import assignments, read
 from dimefm.runtime.seeding import seed_of
 
 VERSION = 1  # of the function that draws: Augment.draw, seeded as ViewPolicy.draw does
-RECIPE = {"scale": "crop_scale", "ratio": "crop_ratio", "flip": "flip"}  # a policy's field, and the recipe's for the same
+RECIPE = {
+    "scale": "crop_scale",
+    "ratio": "crop_ratio",
+    "flip": "flip",
+}  # a policy's field, and the recipe's for the same
 
 
 @dataclass(frozen=True)
 class ViewPolicy:
-    """``count`` random crops and flips of each image, drawn from ``seed``, the image's key, the view's number and its size.
+    """``count`` random crops and flips of each image, drawn from ``seed``, the image's key, the
+    view's number and its size.
 
-    ``scale`` and ``ratio`` bound the area share and the aspect ratio of a crop; ``flip`` is the probability of a mirror
-    image; ``version`` is that of the drawing function.
+    ``scale`` and ``ratio`` bound the area share and the aspect ratio of a crop; ``flip`` is the
+    probability of a mirror image; ``version`` is that of the drawing function.
     """
 
     count: int
@@ -35,13 +42,17 @@ class ViewPolicy:
 
     @staticmethod
     def parse(count: int | None, settings: Sequence[str]) -> ViewPolicy | None:
-        """Return the policy of ``--views COUNT --view-recipe KEY=VALUE...`` (TOML), None without a count.
+        """Return the policy of ``--views COUNT --view-recipe KEY=VALUE...`` (TOML), None without a
+        count.
 
         Raises RecipeError for settings without a count, an unknown key, and an impossible value.
         """
         if count is None:
             if settings:
-                raise RecipeError(f"--view-recipe {settings[0]}: describes augmented views; say how many with --views K")
+                raise RecipeError(
+                    f"--view-recipe {settings[0]}: describes augmented views; say how many with"
+                    " --views K"
+                )
             return None
         names = RECIPE | {"seed": "seed"}
         given = assignments("--view-recipe", settings, "scale=[0.5,1.0]", names)
@@ -62,26 +73,40 @@ class ViewPolicy:
             return None
         if fields.get("version") != VERSION:
             raise CacheError(
-                f"the views were drawn by version {fields.get('version')} of the drawing, this dimefm has {VERSION}; "
-                "train with the dimefm that extracted them, or extract the images again"
+                f"the views were drawn by version {fields.get('version')} of the drawing, this"
+                f" dimefm has {VERSION}; train with the dimefm that extracted them, or extract the"
+                " images again"
             )
-        values: dict = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+        values: dict = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
+        }
         return ViewPolicy(**values)
 
     def how(self) -> dict:
         """Return the policy as the manifest states it: plain JSON values."""
         fields = dataclasses.asdict(self)
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()
+        }
 
     def draw(self, key: str, view: int, width: int, height: int) -> tuple[Box, bool]:
-        """Return (crop box in pixels of the upright image, whether it is mirrored) of view 0 <= ``view`` < count.
+        """Return (crop box in pixels of the upright image, whether it is mirrored) of view 0 <=
+        ``view`` < count.
 
-        A pure function of the policy, the row's ``key``, ``view`` and the image's size, of a packed image that before it was
-        packed; not of what the crop is resized to.
+        A pure function of the policy, the row's ``key``, ``view`` and the image's size, of a packed
+        image that before it was packed; not of what the crop is resized to.
         """
-        return Augment(self.scale, self.ratio, self.flip).draw(width, height, seed_of(self.seed, view, key))
+        return Augment(self.scale, self.ratio, self.flip).draw(
+            width, height, seed_of(self.seed, view, key)
+        )
 
 
 def row_keys(keys: list[str], policy: ViewPolicy | TextPolicy | TokenPolicy | None) -> list[str]:
-    """Return the keys of what is cached of rows with these keys: ``KEY#VIEW``, row by row; KEY for one view."""
-    return keys if policy is None else [f"{key}#{view}" for key in keys for view in range(policy.count)]
+    """Return the keys of what is cached of rows with these keys: ``KEY#VIEW``, row by row; KEY for
+    one view.
+    """
+    return (
+        keys
+        if policy is None
+        else [f"{key}#{view}" for key in keys for view in range(policy.count)]
+    )

@@ -1,4 +1,6 @@
-"""Tables of synonyms: one line a word, ``word<TAB>synonym synonym ...``; an underscore in a synonym is a space."""
+"""Tables of synonyms: one line a word, ``word<TAB>synonym synonym ...``; an underscore in a synonym
+is a space.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +27,15 @@ class Synonyms:
             text = Path(path).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(
-                f"{path}: no table of synonyms ({error}); expected UTF-8 lines word<TAB>synonym synonym ..."
+                f"{path}: no table of synonyms ({error}); expected UTF-8 lines word<TAB>synonym"
+                " synonym ..."
             ) from error
         return Synonyms.of(text, str(path))
 
     @staticmethod
     def of(text: str, where: str) -> Synonyms:
-        """Return the table of a text, which stands at ``where``; raise DataError, naming the line, when it is none.
+        """Return the table of a text, which stands at ``where``; raise DataError, naming the line,
+        when it is none.
 
         Empty lines and lines that open with ``#`` are left out.
         """
@@ -41,10 +45,20 @@ class Synonyms:
                 continue
             head, _, rest = line.partition("\t")
             word, found = head.strip().lower(), tuple(rest.split())
-            if len(word.split()) != 1 or not found or not all(synonym.strip("_") for synonym in found):
-                raise DataError(f"{where}, line {number}: {line[:60]!r} is not word<TAB>synonym synonym ...; mend the table")
+            if (
+                len(word.split()) != 1
+                or not found
+                or not all(synonym.strip("_") for synonym in found)
+            ):
+                raise DataError(
+                    f"{where}, line {number}: {line[:60]!r} is not word<TAB>synonym synonym ...;"
+                    " mend the table"
+                )
             if word in words:
-                raise DataError(f"{where}, line {number}: {word!r} stands there a second time; put its synonyms in one line")
+                raise DataError(
+                    f"{where}, line {number}: {word!r} stands there a second time; put its synonyms"
+                    " in one line"
+                )
             words[word] = found
         if not words:
             raise DataError(f"{where}: holds no word; expected lines word<TAB>synonym synonym ...")

@@ -1,4 +1,6 @@
-"""From the class names that data carries to class numbers: by name, never by the luck of sorting."""
+"""From the class names that data carries to class numbers: by name, never by the luck of
+sorting.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ SHOWN = 5
 
 
 def normalise(name: str) -> str:
-    """Return ``name`` without case, blanks and punctuation: ``Polka-dotted`` and ``polka_dotted`` are one name."""
+    """Return ``name`` without case, blanks and punctuation: ``Polka-dotted`` and ``polka_dotted``
+    are one name.
+    """
     folded = unicodedata.normalize("NFKC", name).casefold()
     return "".join(letter for letter in folded if letter.isalnum()) or folded
 
@@ -29,11 +33,11 @@ def numbers(
 ) -> np.ndarray:
     """Return int64 [len(found)]: the class number of each name in ``found``.
 
-    Names match when they are equal after :func:`normalise` and ``aliases`` (alias -> usual name). Names that are all
-    decimal numbers and no class names are the class numbers themselves (counted from 1 when C is among them). With
-    ``positional`` (a list that states what label 0, 1, 2 ... means) unknown names stand for the class at their place
-    if the list is as long as ``classes`` and no known name stands elsewhere. Raises DataError that names the unknown
-    ones and the remedy.
+    Names match when they are equal after :func:`normalise` and ``aliases`` (alias -> usual name).
+    Names that are all decimal numbers and no class names are the class numbers themselves (counted
+    from 1 when C is among them). With ``positional`` (a list that states what label 0, 1, 2 ...
+    means) unknown names stand for the class at their place if the list is as long as ``classes``
+    and no known name stands elsewhere. Raises DataError that names the unknown ones and the remedy.
     """
     of_class: dict[str, int] = {}
     for number, key in enumerate(_canonical(classes, aliases)):
@@ -47,13 +51,16 @@ def numbers(
             return np.arange(len(classes), dtype=np.int64)
     if unknown:
         raise DataError(
-            f"{where}: {len(unknown)} class names are not among the {len(classes)} known: {_some(unknown)}; expected "
-            f"names like {_some(classes)}; rename them, or put a classnames.txt (one name per line) beside the data"
+            f"{where}: {len(unknown)} class names are not among the {len(classes)} known:"
+            f" {_some(unknown)}; expected names like {_some(classes)}; rename them, or put a"
+            " classnames.txt (one name per line) beside the data"
         )
     used = Counter(places)
     for name, place in zip(found, places, strict=True):
         if place < 0 or used[place] > 1:
-            raise DataError(f"{where}: '{name}' is not the only name of its class; give each class one name")
+            raise DataError(
+                f"{where}: '{name}' is not the only name of its class; give each class one name"
+            )
     return np.array(places, dtype=np.int64)
 
 
@@ -63,8 +70,9 @@ def within(labels: Sequence[int] | np.ndarray, n_classes: int, where: str) -> np
     bad = values[(values < 0) | (values >= n_classes)]
     if len(bad):
         raise DataError(
-            f"{where}: label {bad[0]} lies outside 0..{n_classes - 1}; labels count from 0, and -1 marks a split "
-            "published without labels; give a labelled split, or a classnames.txt with every class"
+            f"{where}: label {bad[0]} lies outside 0..{n_classes - 1}; labels count from 0, and -1"
+            " marks a split published without labels; give a labelled split, or a classnames.txt"
+            " with every class"
         )
     return values
 

@@ -1,8 +1,10 @@
-"""The engine that is a Ray cluster: parts of the shards are tasks, each on a GPU where there are any.
+"""The engine that is a Ray cluster: parts of the shards are tasks, each on a GPU where there are
+any.
 
-Parts whose node dies are tried again on another one, where the shards that they have finished are not redone. The nodes
-need the same files under the same names: a shared file system, or URLs. ``RAY_ADDRESS`` names the cluster; without it Ray
-uses the one that this machine is part of, or starts one on this machine alone.
+Parts whose node dies are tried again on another one, where the shards that they have finished are
+not redone. The nodes need the same files under the same names: a shared file system, or URLs.
+``RAY_ADDRESS`` names the cluster; without it Ray uses the one that this machine is part of, or
+starts one on this machine alone.
 """
 
 from __future__ import annotations
@@ -25,12 +27,18 @@ RETRIES = 16  # on other nodes, when one dies
 
 
 def run(extraction: Extraction, share: Share, echo: Callable[[str], None]) -> None:
-    """Do all of ``extraction`` on a Ray cluster; raise DimefmError when Ray is missing or a part fails."""
+    """Do all of ``extraction`` on a Ray cluster; raise DimefmError when Ray is missing or a part
+    fails.
+    """
     ray = _ray()
     if not share.whole or share.ranks > 1:
-        raise RecipeError("--engine ray deals out the shards by itself; leave --shard-range and torchrun out")
+        raise RecipeError(
+            "--engine ray deals out the shards by itself; leave --shard-range and torchrun out"
+        )
     if extraction.mode != "create":
-        raise RecipeError("--append and --retry-bad are the work of one process; leave --engine ray out")
+        raise RecipeError(
+            "--append and --retry-bad are the work of one process; leave --engine ray out"
+        )
     started_here = not ray.is_initialized()
     if started_here:
         ray.init(log_to_driver=False, logging_level="error")
@@ -47,21 +55,35 @@ def _ray() -> Any:
     try:
         import ray
     except ModuleNotFoundError as error:
-        raise DimefmError("--engine ray needs the package ray, which is not installed; pip install 'dimefm[ray]'") from error
+        raise DimefmError(
+            "--engine ray needs the package ray, which is not installed; pip install 'dimefm[ray]'"
+        ) from error
     return ray
 
 
-def _run(ray: Any, extraction: Extraction, share: Share, echo: Callable[[str], None]) -> dict[str, list[Report]]:
+def _run(
+    ray: Any, extraction: Extraction, share: Share, echo: Callable[[str], None]
+) -> dict[str, list[Report]]:
     """Run all parts as tasks and return the reports of each cache, by its place."""
     gpus = int(ray.cluster_resources().get("GPU", 0))
     slots = gpus or max(1, int(ray.cluster_resources().get("CPU", CPUS)) // CPUS)
     parts = PARTS_PER_SLOT * slots
-    echo(f"ray: {slots} {'GPUs' if gpus else 'pairs of CPUs'} on {len(ray.nodes())} nodes, {parts} parts")
+    echo(
+        f"ray: {slots} {'GPUs' if gpus else 'pairs of CPUs'} on {len(ray.nodes())} nodes, {parts}"
+        " parts"
+    )
     needs = {"num_gpus": 1} if gpus else {"num_cpus": CPUS}
     task = ray.remote(**needs, max_retries=RETRIES, scheduling_strategy="SPREAD")(_part)
-    quiet = dataclasses.replace(extraction, settings=dataclasses.replace(extraction.settings, progress=False))
-    waiting = [task.remote(quiet, dataclasses.replace(share, part=part, parts=parts)) for part in range(parts)]
-    reports: dict[str, list[Report]] = {place: [] for kind, _ in extraction.sources for place in extraction.places(kind)}
+    quiet = dataclasses.replace(
+        extraction, settings=dataclasses.replace(extraction.settings, progress=False)
+    )
+    waiting = [
+        task.remote(quiet, dataclasses.replace(share, part=part, parts=parts))
+        for part in range(parts)
+    ]
+    reports: dict[str, list[Report]] = {
+        place: [] for kind, _ in extraction.sources for place in extraction.places(kind)
+    }
     while waiting:
         done, waiting = ray.wait(waiting)
         try:
@@ -69,11 +91,13 @@ def _run(ray: Any, extraction: Extraction, share: Share, echo: Callable[[str], N
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, DimefmError):
                 raise error.cause from error
-            raise DimefmError(f"a part failed on the cluster: {error.cause!r}; mend that, then run again") from error
+            raise DimefmError(
+                f"a part failed on the cluster: {error.cause!r}; mend that, then run again"
+            ) from error
         except ray.exceptions.RayError as error:
             raise DimefmError(
-                f"a part was lost with its nodes {RETRIES} times ({type(error).__name__}); finished shards are kept: run "
-                "the same command again"
+                f"a part was lost with its nodes {RETRIES} times ({type(error).__name__}); finished"
+                " shards are kept: run the same command again"
             ) from error
         for place, report in zip(reports, found, strict=True):
             reports[place].append(report)
@@ -103,7 +127,9 @@ def _encoders(extraction: Extraction) -> list[Encoder]:
 def _together(place: str, scratch: str | None, reports: list[Report]) -> Report:
     """Return one report of the parts of the cache at ``place``."""
     store = open_store(place, scratch)
-    whole = Report(out=str(store), manifest=None if store.size(FILE) is None else Manifest.read(store))
+    whole = Report(
+        out=str(store), manifest=None if store.size(FILE) is None else Manifest.read(store)
+    )
     whole.missing, whole.lanes = min(report.missing for report in reports), reports[0].lanes
     for report in reports:
         whole.rows_done += report.rows_done

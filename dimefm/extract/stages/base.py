@@ -1,7 +1,8 @@
-"""The two stages of extraction, images and sentences: how a shard is counted, made ready in batches, and encoded.
+"""The two stages of extraction, images and sentences: how a shard is counted, made ready in
+batches, and encoded.
 
-How batches follow each other through threads stands in ``stream.py``. The threads write to nothing that they share: a
-batch carries its own seconds and counts, and whoever consumes it adds them up.
+How batches follow each other through threads stands in ``stream.py``. The threads write to nothing
+that they share: a batch carries its own seconds and counts, and whoever consumes it adds them up.
 """
 
 from __future__ import annotations
@@ -34,12 +35,13 @@ from dimefm.runtime.threads import ahead
 class Settings:
     """How to extract.
 
-    ``dtype`` None is the format's own. Images: ``decoder`` is one of data/decoders.py; ``views`` None encodes them through
-    the encoder's own preprocessing, else each gives that many rows, one for each view; ``auto_batch`` measures how many to
-    encode at once, in place of ``batch_size``; ``compile`` runs their tower compiled. Sentences: ``captions`` "first" keeps
-    one a source row, "all" makes a row of each; with ``text_views`` a source row gives that many, one for each view;
-    ``long_texts`` says what happens to those past the encoder's context.
-    ``auto_precision`` takes the precision of the cache that is there, else one for this machine, in place of the encoder's.
+    ``dtype`` None is the format's own. Images: ``decoder`` is one of data/decoders.py; ``views``
+    None encodes them through the encoder's own preprocessing, else each gives that many rows, one
+    for each view; ``auto_batch`` measures how many to encode at once, in place of ``batch_size``;
+    ``compile`` runs their tower compiled. Sentences: ``captions`` "first" keeps one a source row,
+    "all" makes a row of each; with ``text_views`` a source row gives that many, one for each view;
+    ``long_texts`` says what happens to those past the encoder's context. ``auto_precision`` takes
+    the precision of the cache that is there, else one for this machine, in place of the encoder's.
     With ``tokens`` each image and sentence gives that many, one a row, and no row of its own.
     """
 
@@ -61,11 +63,13 @@ class Settings:
 
 @dataclass
 class Batch:
-    """Rows ready to encode: their numbers and keys, the stacked inputs, and the rows that could not be made ready.
+    """Rows ready to encode: their numbers and keys, the stacked inputs, and the rows that could not
+    be made ready.
 
-    ``parts`` are inputs that are not stacked yet; ``read`` and ``decode`` are the seconds that this took; ``unused`` counts
-    captions that were left aside; ``last`` marks the end of a job. Rows with equal ``digests`` have equal inputs; once
-    repeats are left out of these, ``which`` says which of all inputs of the job so far each row has.
+    ``parts`` are inputs that are not stacked yet; ``read`` and ``decode`` are the seconds that this
+    took; ``unused`` counts captions that were left aside; ``last`` marks the end of a job. Rows
+    with equal ``digests`` have equal inputs; once repeats are left out of these, ``which`` says
+    which of all inputs of the job so far each row has.
     """
 
     numbers: list[int] = field(default_factory=list)
@@ -88,10 +92,11 @@ class Batch:
 
 
 class Stage(ABC):
-    """What differs between images and sentences: how many rows a shard has, and how a batch is made and encoded.
+    """What differs between images and sentences: how many rows a shard has, and how a batch is made
+    and encoded.
 
-    ``spread``: the lanes of a CPU share a batch, which was made ready elsewhere; else each does the whole of one.
-    ``together`` rows come of one input and are asked for together.
+    ``spread``: the lanes of a CPU share a batch, which was made ready elsewhere; else each does the
+    whole of one. ``together`` rows come of one input and are asked for together.
     """
 
     how: dict
@@ -103,7 +108,9 @@ class Stage(ABC):
         self._keys: tuple[str, list[str]] | None = None
 
     def settle(self, out: str | Path, before: Manifest | None) -> None:
-        """With ``auto_precision`` encode as the cache ``before`` at ``out`` says, else as is quick here, and say so."""
+        """With ``auto_precision`` encode as the cache ``before`` at ``out`` says, else as is quick
+        here, and say so.
+        """
         if not self.settings.auto_precision:
             return
         found = None if before is None else before.how.get("precision")
@@ -113,14 +120,18 @@ class Stage(ABC):
             precision, why = chosen(self.encoder.device, self.settings.compile)
         self.encoder = dataclasses.replace(self.encoder, precision=precision)
         if self.settings.progress:
-            print(f"note: {out}: --precision auto is {precision}, {why}", file=sys.stderr, flush=True)
+            print(
+                f"note: {out}: --precision auto is {precision}, {why}", file=sys.stderr, flush=True
+            )
 
     def count(self, shard: Shard) -> int:
         """Return how many rows the shard gives."""
         return len(shard)
 
     def key(self, shard: Shard, number: int) -> str:
-        """Return the key of a row that cannot be read; the keys of the present shard stay in memory."""
+        """Return the key of a row that cannot be read; the keys of the present shard stay in
+        memory.
+        """
         kept = self._keys
         if kept is None or kept[0] != shard.name:
             kept = self._keys = (shard.name, shard.keys())
@@ -129,16 +140,23 @@ class Stage(ABC):
     def portion(self) -> int:
         """Return how many rows are made ready together.
 
-        The same for all processes of one extraction, as the last bits of a feature may depend on what it is encoded with.
+        The same for all processes of one extraction, as the last bits of a feature may depend on
+        what it is encoded with.
         """
         return self.settings.batch_size
 
     @abstractmethod
     def prepare(self, shard: Shard, numbers: Sequence[int]) -> Batch:
-        """Read and decode the rows of ``numbers``, ascending; those that cannot be are in ``bad``."""
+        """Read and decode the rows of ``numbers``, ascending; those that cannot be are in
+        ``bad``.
+        """
 
-    def prepare_beside(self, others: Sequence[Stage], shard: Shard, numbers: Sequence[int]) -> list[Batch]:
-        """Return what ``prepare`` gives for this stage and each of ``others``, which have its settings and its kind."""
+    def prepare_beside(
+        self, others: Sequence[Stage], shard: Shard, numbers: Sequence[int]
+    ) -> list[Batch]:
+        """Return what ``prepare`` gives for this stage and each of ``others``, which have its
+        settings and its kind.
+        """
         return [stage.prepare(shard, numbers) for stage in (self, *others)]
 
     @abstractmethod
@@ -146,16 +164,28 @@ class Stage(ABC):
         """Return unit rows of the inputs of a batch."""
 
     def start(self, batch: Batch, lanes: Executor | None = None) -> None:
-        """Send the inputs of a batch, if there are any, through the encoder; ``pending`` has them from now on."""
+        """Send the inputs of a batch, if there are any, through the encoder; ``pending`` has them
+        from now on.
+        """
         if batch.inputs is not None:
-            batch.pending, batch.inputs = Pending(self.encode, batch.inputs, self.encoder.device), None
+            batch.pending, batch.inputs = (
+                Pending(self.encode, batch.inputs, self.encoder.device),
+                None,
+            )
 
     def batches(self, shard: Shard, numbers: Sequence[int]) -> Iterator[Batch]:
-        """Yield the rows of ``numbers``, ascending, in batches that threads prepare ahead; ``count`` the shard first."""
+        """Yield the rows of ``numbers``, ascending, in batches that threads prepare ahead;
+        ``count`` the shard first.
+        """
         workers = self.settings.workers
         with ThreadPoolExecutor(workers, "reader") as pool:
             parts = portions(numbers, self.portion())
-            yield from (batch for _, batch in ahead(pool, workers + 1, lambda part: self.prepare(shard, part), parts))
+            yield from (
+                batch
+                for _, batch in ahead(
+                    pool, workers + 1, lambda part: self.prepare(shard, part), parts
+                )
+            )
 
 
 def portions(numbers: Sequence[int], size: int) -> Iterator[Sequence[int]]:

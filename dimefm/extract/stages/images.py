@@ -22,12 +22,20 @@ from dimefm.models.preprocess import decoder
 
 
 class Images(Stage):
-    """Image files to pixels to rows; with a view policy of K views, view v of image i of a shard is row i * K + v."""
+    """Image files to pixels to rows; with a view policy of K views, view v of image i of a shard is
+    row i * K + v.
+    """
 
     def __init__(self, encoder: Encoder, settings: Settings):
         super().__init__(encoder, settings)
-        self.views, self.decoder = settings.views, decoder(settings.decoder, encoder.image_preprocess)
-        self.how = {"decoder": self.decoder.name, "views": None if self.views is None else self.views.how()}
+        self.views, self.decoder = (
+            settings.views,
+            decoder(settings.decoder, encoder.image_preprocess),
+        )
+        self.how = {
+            "decoder": self.decoder.name,
+            "views": None if self.views is None else self.views.how(),
+        }
         self._compiled, self._one_at_a_time = cast("Encoder | None", None), threading.Lock()
         if settings.compile:
             compiled.check(encoder.device)
@@ -36,7 +44,11 @@ class Images(Stage):
         self.per_image = 1 if self.views is None else self.views.count
 
     def portion(self) -> int:
-        return self.encoder.fitting_batch_size if self.settings.auto_batch else self.settings.batch_size
+        return (
+            self.encoder.fitting_batch_size
+            if self.settings.auto_batch
+            else self.settings.batch_size
+        )
 
     def count(self, shard: Shard) -> int:
         return len(shard) * self.per_image
@@ -44,8 +56,12 @@ class Images(Stage):
     def prepare(self, shard: Shard, numbers: Sequence[int]) -> Batch:
         return self.prepare_beside((), shard, numbers)[0]
 
-    def prepare_beside(self, others: Sequence[Stage], shard: Shard, numbers: Sequence[int]) -> list[Batch]:
-        """As every stage's, but each image is read and decoded once; the first batch has the seconds of that."""
+    def prepare_beside(
+        self, others: Sequence[Stage], shard: Shard, numbers: Sequence[int]
+    ) -> list[Batch]:
+        """As every stage's, but each image is read and decoded once; the first batch has the
+        seconds of that.
+        """
         stages = [self, *cast("Sequence[Images]", others)]
         batches = [Batch() for _ in stages]
         for image, of_image in itertools.groupby(numbers, lambda number: number // self.per_image):
@@ -85,10 +101,15 @@ class Images(Stage):
         policy = self.views
         if policy is None:
             return [self.decoder.whole(opened)]
-        return self.decoder.views(opened, lambda w, h: [policy.draw(key, view, w, h) for view in views])
+        return self.decoder.views(
+            opened, lambda w, h: [policy.draw(key, view, w, h) for view in views]
+        )
 
     def _bad(self, image: int, key: str, views: list[int], error: BadRow) -> list[Bad]:
-        return [Bad(image * self.per_image + view, self._row_key(key, view), str(error)) for view in views]
+        return [
+            Bad(image * self.per_image + view, self._row_key(key, view), str(error))
+            for view in views
+        ]
 
     def _row_key(self, key: str, view: int) -> str:
         return row_keys([key], self.views)[view]

@@ -19,28 +19,38 @@ from dimefm.models.inference.text_batches import WINDOW, InLanes, digests, encod
 
 
 class Texts(Stage):
-    """Sentences to tokens to rows; with ``captions`` "all", every sentence of a source row is a row, and with a policy of K
-    text views, view v of source row i of a shard is row i * K + v."""
+    """Sentences to tokens to rows; with ``captions`` "all", every sentence of a source row is a
+    row, and with a policy of K text views, view v of source row i of a shard is row i * K + v."""
 
     spread = True
 
     def __init__(self, encoder: Encoder, settings: Settings):
         super().__init__(encoder, settings)
-        for name, known in (("captions", ("first", "all")), ("long_texts", ("quarantine", "truncate"))):
+        for name, known in (
+            ("captions", ("first", "all")),
+            ("long_texts", ("quarantine", "truncate")),
+        ):
             if getattr(settings, name) not in known:
-                raise RecipeError(f"{name} is '{getattr(settings, name)}'; expected one of {', '.join(known)}")
+                raise RecipeError(
+                    f"{name} is '{getattr(settings, name)}'; expected one of {', '.join(known)}"
+                )
         self.how = {"captions": settings.captions, "long_texts": settings.long_texts}
         self.every, self.policy = settings.captions == "all", settings.text_views
         if self.policy is not None:
             if self.every:
-                raise RecipeError("captions 'all' makes a row of every sentence, text_views of every row; leave one out")
+                raise RecipeError(
+                    "captions 'all' makes a row of every sentence, text_views of every row; leave"
+                    " one out"
+                )
             self.how["text_views"] = self.policy.how()
         self._items: dict[str, list[tuple[int, int]]] = {}
 
     def count(self, shard: Shard) -> int:
         if not self.every:
             return len(shard) * self.per_row
-        self._items[shard.name] = [(row, j) for row in range(len(shard)) for j in range(_captions(shard, row))]
+        self._items[shard.name] = [
+            (row, j) for row in range(len(shard)) for j in range(_captions(shard, row))
+        ]
         return len(self._items[shard.name])
 
     def portion(self) -> int:
@@ -52,11 +62,15 @@ class Texts(Stage):
         return 1 if self.policy is None else self.policy.count
 
     def _place(self, shard: Shard, number: int) -> tuple[int, int]:
-        """Return the number of the source row, and that of the caption or view in it, of sentence ``number`` of a shard."""
+        """Return the number of the source row, and that of the caption or view in it, of sentence
+        ``number`` of a shard.
+        """
         return self._items[shard.name][number] if self.every else divmod(number, self.per_row)
 
     def _bad(self, shard: Shard, number: int, key: str, reason: str) -> Bad:
-        """Quarantine sentence ``number``; where sentences are rows, the reason says which source row it stands in."""
+        """Quarantine sentence ``number``; where sentences are rows, the reason says which source
+        row it stands in.
+        """
         if self.every:
             row, place = self._place(shard, number)
             reason = f"{reason} (source row {row}, sentence {place}, both counted from 0)"
@@ -74,8 +88,12 @@ class Texts(Stage):
         batch.decode = time.perf_counter() - read
         return batch
 
-    def _read(self, shard: Shard, row_number: int, numbers: list[int], batch: Batch, sentences: list[str]) -> None:
-        """Put the sentences ``numbers`` of one source row into ``sentences``, and what belongs to them into ``batch``."""
+    def _read(
+        self, shard: Shard, row_number: int, numbers: list[int], batch: Batch, sentences: list[str]
+    ) -> None:
+        """Put the sentences ``numbers`` of one source row into ``sentences``, and what belongs to
+        them into ``batch``.
+        """
         row = None
         for number in numbers:
             place = self._place(shard, number)[1]
@@ -84,7 +102,11 @@ class Texts(Stage):
                 sentences.append(self._sentence(row, place))
             except BadRow as error:
                 key = self.key(shard, row_number)
-                batch.bad.append(self._bad(shard, number, key if self.every else self._row_key(key, place), str(error)))
+                batch.bad.append(
+                    self._bad(
+                        shard, number, key if self.every else self._row_key(key, place), str(error)
+                    )
+                )
                 continue
             batch.unused += self._unused(row, place)
             batch.numbers.append(number)
@@ -105,15 +127,24 @@ class Texts(Stage):
         if self.every or place:
             return 0
         policy = self.policy
-        used = 1 if policy is None else len({policy.place(view, len(row.texts)) for view in range(policy.count)})
+        used = (
+            1
+            if policy is None
+            else len({policy.place(view, len(row.texts)) for view in range(policy.count)})
+        )
         return len(row.texts) - used
 
     def _tokenize(self, shard: Shard, batch: Batch, sentences: list[str]) -> None:
         tokens, lengths = self.encoder.tokenize(sentences)
         limit = tokens.shape[1]
-        keep = [i for i, n in enumerate(lengths) if n <= limit or self.settings.long_texts == "truncate"]
+        keep = [
+            i for i, n in enumerate(lengths) if n <= limit or self.settings.long_texts == "truncate"
+        ]
         for i in sorted(set(range(len(lengths))) - set(keep)):
-            reason = f"sentence has {lengths[i]} tokens, the encoder reads {limit} (--long-texts truncate cuts it)"
+            reason = (
+                f"sentence has {lengths[i]} tokens, the encoder reads {limit} (--long-texts"
+                " truncate cuts it)"
+            )
             batch.bad.append(self._bad(shard, batch.numbers[i], batch.keys[i], reason))
         batch.numbers = [batch.numbers[i] for i in keep]
         batch.keys = [batch.keys[i] for i in keep]
@@ -142,7 +173,9 @@ def _sentence(texts: tuple[str, ...], place: int) -> str:
 
 
 def _captions(shard: Shard, row: int) -> int:
-    """Return how many sentences a row has; an unreadable row counts as one, so that it is quarantined once."""
+    """Return how many sentences a row has; an unreadable row counts as one, so that it is
+    quarantined once.
+    """
     try:
         return max(1, len(shard[row].texts))
     except BadRow:

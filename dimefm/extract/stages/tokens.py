@@ -1,4 +1,6 @@
-"""The stage that caches tokens: what the stage of images or sentences makes ready, with several rows for each item."""
+"""The stage that caches tokens: what the stage of images or sentences makes ready, with several
+rows for each item.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,13 @@ from dimefm.models.inference.text_batches import encode_sentences
 
 
 class Tokens(Stage):
-    """Items to tokens: token t of item i of a shard is row i * count + t. Items are encoded whole: a batch has all tokens of
-    each of its items, also of one of which a single row was asked for."""
+    """Items to tokens: token t of item i of a shard is row i * count + t. Items are encoded whole:
+    a batch has all tokens of each of its items, also of one of which a single row was asked for."""
 
     def __init__(self, inner: Images | Texts, policy: TokenPolicy):
-        """Raises RecipeError for settings that do not go with tokens, ModelError when the encoder gives none."""
+        """Raises RecipeError for settings that do not go with tokens, ModelError when the encoder
+        gives none.
+        """
         super().__init__(inner.encoder, inner.settings)
         self.inner, self.policy, self.together = inner, policy, policy.count
         self.how = {**inner.how, "tokens": policy.how()}
@@ -46,7 +50,9 @@ class Tokens(Stage):
     def prepare(self, shard: Shard, numbers: Sequence[int]) -> Batch:
         return self.prepare_beside((), shard, numbers)[0]
 
-    def prepare_beside(self, others: Sequence[Stage], shard: Shard, numbers: Sequence[int]) -> list[Batch]:
+    def prepare_beside(
+        self, others: Sequence[Stage], shard: Shard, numbers: Sequence[int]
+    ) -> list[Batch]:
         items = list(dict.fromkeys(number // self.policy.count for number in numbers))
         inner = [stage.inner for stage in cast("Sequence[Tokens]", others)]
         return [self._spread(batch) for batch in self.inner.prepare_beside(inner, shard, items)]
@@ -57,7 +63,9 @@ class Tokens(Stage):
         batch.keys = [f"{key}#{token}" for key in batch.keys for token in range(count)]
         batch.numbers = [item * count + token for item in batch.numbers for token in range(count)]
         batch.bad = [
-            Bad(bad.row * count + token, f"{bad.key}#{token}", bad.reason) for bad in batch.bad for token in range(count)
+            Bad(bad.row * count + token, f"{bad.key}#{token}", bad.reason)
+            for bad in batch.bad
+            for token in range(count)
         ]
         batch.digests = []  # rows that come again are told by item, and have several rows here
         return batch
@@ -66,16 +74,23 @@ class Tokens(Stage):
         """Return unit rows [n * count, D] of the inputs of n items, item by item."""
         encoder, count = self.encoder, self.policy.count
         if isinstance(self.inner, Images):
-            found = patch_tokens.image_tokens(encoder, self.inner.decoder.finish(inputs, encoder.device), count)
+            found = patch_tokens.image_tokens(
+                encoder, self.inner.decoder.finish(inputs, encoder.device), count
+            )
         else:
             found = encode_sentences(
-                encoder, inputs, self.settings.batch_size, lambda part: patch_tokens.text_tokens(encoder, part, count)
+                encoder,
+                inputs,
+                self.settings.batch_size,
+                lambda part: patch_tokens.text_tokens(encoder, part, count),
             )
         return found.flatten(0, 1)
 
 
 def check_settings(views: object, text_views: object, compiled: bool) -> None:
-    """Raise RecipeError for settings of an extraction that do not go with tokens; each is falsy where it is not set."""
+    """Raise RecipeError for settings of an extraction that do not go with tokens; each is falsy
+    where it is not set.
+    """
     for name, given in (("--views", views), ("--text-views", text_views), ("--compile", compiled)):
         if given:
             raise RecipeError(f"--tokens and {name} exclude each other; leave one of them out")

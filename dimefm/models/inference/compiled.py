@@ -1,8 +1,9 @@
-"""Image towers through torch's compiler (inductor), with their weights frozen and packed for batches of one shape.
+"""Image towers through torch's compiler (inductor), with their weights frozen and packed for
+batches of one shape.
 
-Each further shape would be compiled anew, a quarter of a minute for a ViT-B-32, so short batches are filled up
-(``batching.Pieces``). That is also why text towers are not compiled: sentences run at the length of the longest of their
-batch, and each length is another shape.
+Each further shape would be compiled anew, a quarter of a minute for a ViT-B-32, so short batches
+are filled up (``batching.Pieces``). That is also why text towers are not compiled: sentences run at
+the length of the longest of their batch, and each length is another shape.
 """
 
 from __future__ import annotations
@@ -19,11 +20,15 @@ from dimefm.models.inference.micro_batches import is_out_of_memory
 from dimefm.models.open_clip import reason_of
 
 CPU_ROWS = 32
-"""Rows of a compiled batch on a CPU at most: more are not faster there, and a short batch is filled up to so many."""
+"""Rows of a compiled batch on a CPU at most: more are not faster there, and a short batch is filled
+up to so many.
+"""
 
 
 class Compiled(nn.Module):
-    """The image tower of a model, compiled as a whole when it runs first, and anew for each shape of batch."""
+    """The image tower of a model, compiled as a whole when it runs first, and anew for each shape
+    of batch.
+    """
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -37,7 +42,9 @@ class Compiled(nn.Module):
         return self.model.visual
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """Return rows [B, D], not normalised, of pixels [B, 3, S, S]; raise ModelError when they cannot be compiled."""
+        """Return rows [B, D], not normalised, of pixels [B, 3, S, S]; raise ModelError when they
+        cannot be compiled.
+        """
         if pixels.shape in self._compiled:
             return self._encode(pixels)
         with self._one_at_a_time, _frozen():
@@ -47,7 +54,9 @@ class Compiled(nn.Module):
 
 
 def check(device: torch.device) -> None:
-    """Raise ModelError when the compiler does not work on this machine, e.g. without C++; it has to compile a trifle."""
+    """Raise ModelError when the compiler does not work on this machine, e.g. without C++; it has to
+    compile a trifle.
+    """
     with _frozen(), torch.no_grad():
         torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
 
@@ -55,7 +64,9 @@ def check(device: torch.device) -> None:
 @contextmanager
 def _frozen() -> Iterator[None]:
     """Compile what runs first here for weights that never change."""
-    from torch._inductor import config  # the compiler; to import it takes seconds that most runs need not spend
+    from torch._inductor import (
+        config,
+    )  # the compiler; to import it takes seconds that most runs need not spend
 
     try:
         with config.patch(freezing=True):
@@ -63,5 +74,9 @@ def _frozen() -> Iterator[None]:
     except Exception as error:  # the compiler raises whatever the tools that it starts raise
         if is_out_of_memory(error):
             raise
-        complaint = Exception(str(error).split("\n\nSet TORCH")[0])  # what follows is for people who debug torch
-        raise ModelError(f"--compile: the image tower cannot be compiled ({reason_of(complaint)}); leave it out") from error
+        complaint = Exception(
+            str(error).split("\n\nSet TORCH")[0]
+        )  # what follows is for people who debug torch
+        raise ModelError(
+            f"--compile: the image tower cannot be compiled ({reason_of(complaint)}); leave it out"
+        ) from error

@@ -1,4 +1,6 @@
-"""Batches in flight: on a GPU the next one is started before the rows of the last are fetched, so that neither waits."""
+"""Batches in flight: on a GPU the next one is started before the rows of the last are fetched, so
+that neither waits.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from torch import Tensor
 class Pending:
     """One batch of inputs on its way through ``encode``, which returns rows [B, D] on ``device``.
 
-    On a CPU it is done at once. On a GPU the work and the copy of its rows to pinned memory are only queued.
+    On a CPU it is done at once. On a GPU the work and the copy of its rows to pinned memory are
+    only queued.
     """
 
     pieces = 1
@@ -25,12 +28,16 @@ class Pending:
             self._rows = encode(inputs)
             self._seconds = time.perf_counter() - started
             return
-        self._began, self._ended, self._there = (torch.cuda.Event(enable_timing=True) for _ in range(3))
+        self._began, self._ended, self._there = (
+            torch.cuda.Event(enable_timing=True) for _ in range(3)
+        )
         self._inputs = inputs  # pinned memory that a copy may still read
         self._began.record()
         rows = encode(inputs)
         self._ended.record()
-        self._rows = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True).copy_(rows, non_blocking=True)
+        self._rows = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True).copy_(
+            rows, non_blocking=True
+        )
         self._there.record()
 
     def fetch(self) -> tuple[np.ndarray, float]:

@@ -1,7 +1,7 @@
 """Many sentences at once: each distinct one is encoded once, together with others of its length.
 
-Which sentences share a batch depends on the tokens that are given and the kind of device alone: sentences that are encoded
-together again give the same rows to the last bit.
+Which sentences share a batch depends on the tokens that are given and the kind of device alone:
+sentences that are encoded together again give the same rows to the last bit.
 """
 
 from __future__ import annotations
@@ -18,13 +18,19 @@ from dimefm.models.encoder import Encoder
 from dimefm.models.inference.in_flight import Pending
 
 WINDOW = 32
-"""How many batches of sentences to bring together, so that those of similar length find each other."""
+"""How many batches of sentences to bring together, so that those of similar length find each
+other.
+"""
 
 CPU_PLACES = 2048
-"""Places in a batch on a CPU, where more of them are slower: activations outgrow what the allocator keeps and reuses."""
+"""Places in a batch on a CPU, where more of them are slower: activations outgrow what the allocator
+keeps and reuses.
+"""
 
 REMEMBERED = 1 << 20
-"""Distinct sentences of a shard that are recognised when they come again, 200 bytes each; later ones are encoded anew."""
+"""Distinct sentences of a shard that are recognised when they come again, 200 bytes each; later
+ones are encoded anew.
+"""
 
 
 def digests(tokens: Tensor) -> list[bytes]:
@@ -40,9 +46,11 @@ class Met:
         self._count = 0
 
     def meet(self, digests: Sequence[bytes]) -> tuple[list[int], np.ndarray]:
-        """Take up the next N sentences; return (the places in them of M new ones, which sentence [N] each of the N is).
+        """Take up the next N sentences; return (the places in them of M new ones, which sentence
+        [N] each of the N is).
 
-        New ones are counted from 0 through the whole stream, so that the N are numbers of new ones, of now or earlier.
+        New ones are counted from 0 through the whole stream, so that the N are numbers of new ones,
+        of now or earlier.
         """
         fresh, which = [], np.empty(len(digests), np.int64)
         for place, digest in enumerate(digests):
@@ -59,8 +67,8 @@ class Met:
 def plan(lengths: np.ndarray, batch_size: int, places: int) -> list[np.ndarray]:
     """Return batches of row numbers [n_i], longest rows first, rows of one length in their order.
 
-    ``lengths`` are the places [N] that each row needs. A batch is at most ``batch_size`` rows and, unless it is one row,
-    ``places`` places when all its rows are padded to its longest.
+    ``lengths`` are the places [N] that each row needs. A batch is at most ``batch_size`` rows and,
+    unless it is one row, ``places`` places when all its rows are padded to its longest.
     """
     order = np.argsort(-lengths, kind="stable")
     batches, start = [], 0
@@ -79,9 +87,13 @@ def _batches(encoder: Encoder, tokens: Tensor, batch_size: int) -> list[Tensor]:
 
 
 def encode_sentences(
-    encoder: Encoder, tokens: Tensor, batch_size: int, encode: Callable[[Tensor], Tensor] | None = None
+    encoder: Encoder,
+    tokens: Tensor,
+    batch_size: int,
+    encode: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Return float32 unit rows [N, D] of tokens [N, L] (on the CPU), in order; at most ``batch_size`` run together.
+    """Return float32 unit rows [N, D] of tokens [N, L] (on the CPU), in order; at most
+    ``batch_size`` run together.
 
     ``encode`` in place of ``encode_text`` may give each sentence something else, [N, ...].
     """
@@ -94,14 +106,21 @@ def encode_sentences(
 
 
 class InLanes:
-    """What :func:`encode_sentences` gives on a CPU, whose lanes take its batches one by one; ``pieces`` counts them."""
+    """What :func:`encode_sentences` gives on a CPU, whose lanes take its batches one by one;
+    ``pieces`` counts them.
+    """
 
     def __init__(self, encoder: Encoder, tokens: Tensor, batch_size: int, lanes: Executor):
         batches = _batches(encoder, tokens, batch_size)
         self._order, self.pieces = torch.cat(batches).argsort().numpy(), len(batches)
-        self._parts = [lanes.submit(Pending, encoder.encode_text, tokens[batch], encoder.device) for batch in batches]
+        self._parts = [
+            lanes.submit(Pending, encoder.encode_text, tokens[batch], encoder.device)
+            for batch in batches
+        ]
 
     def fetch(self) -> tuple[np.ndarray, float]:
         """Return (rows [N, D], seconds that lanes were busy with them, added up)."""
         done = [part.result().fetch() for part in self._parts]
-        return np.concatenate([rows for rows, _ in done])[self._order], sum(seconds for _, seconds in done)
+        return np.concatenate([rows for rows, _ in done])[self._order], sum(
+            seconds for _, seconds in done
+        )

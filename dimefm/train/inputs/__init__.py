@@ -1,1 +1,3 @@
-"""What a training step reads: images, sentences and cached teacher features, in the order of the seed."""
+"""What a training step reads: images, sentences and cached teacher features, in the order of the
+seed.
+"""

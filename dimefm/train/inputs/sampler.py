@@ -1,7 +1,8 @@
 """Which row is used when: pure functions of (seed, position), without an index of rows in memory.
 
-An :class:`Order` is an endless sequence of rows. :class:`Shuffled` deals all rows, :class:`Blocks` those of a few blocks at
-a time, for what is slow at random rows, and :class:`Mixed` several orders in fixed shares.
+An :class:`Order` is an endless sequence of rows. :class:`Shuffled` deals all rows, :class:`Blocks`
+those of a few blocks at a time, for what is slow at random rows, and :class:`Mixed` several orders
+in fixed shares.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ class Spans:
 
     @staticmethod
     def of(firsts: np.ndarray, sizes: np.ndarray) -> Spans:
-        """Return runs by their first rows and numbers of rows, int64 [runs] each; those without a row are left out."""
+        """Return runs by their first rows and numbers of rows, int64 [runs] each; those without a
+        row are left out.
+        """
         firsts, sizes = (np.asarray(values, dtype=np.int64) for values in (firsts, sizes))
         return Spans(firsts[sizes > 0], np.append(0, np.cumsum(sizes[sizes > 0])))
 
@@ -37,7 +40,11 @@ class Spans:
 
     def rows(self, places: np.ndarray) -> np.ndarray:
         """Return the rows at places, int64 of the same shape."""
-        run = np.searchsorted(self.ends, places, side="right") - 1 if len(self.firsts) > 1 else np.intp(0)
+        run = (
+            np.searchsorted(self.ends, places, side="right") - 1
+            if len(self.firsts) > 1
+            else np.intp(0)
+        )
         return places + (self.firsts[run] - self.ends[run])
 
     def taken(self, runs: np.ndarray) -> Spans:
@@ -46,7 +53,9 @@ class Spans:
 
 
 class Order(ABC):
-    """An endless sequence of rows: which row stands at each position, a pure function of the position."""
+    """An endless sequence of rows: which row stands at each position, a pure function of the
+    position.
+    """
 
     @abstractmethod
     def __len__(self) -> int:
@@ -54,16 +63,19 @@ class Order(ABC):
 
     @abstractmethod
     def take(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return (rows, epochs), int64 [count] each, of the positions ``first`` to ``first + count - 1``, all at least 0.
+        """Return (rows, epochs), int64 [count] each, of the positions ``first`` to ``first + count
+        - 1``, all at least 0.
 
         The epoch says how many times the row was dealt before.
         """
 
 
 class Shuffled(Order):
-    """All rows (0..n-1, or those of spans) without replacement, epoch by epoch, in an order of its own each.
+    """All rows (0..n-1, or those of spans) without replacement, epoch by epoch, in an order of its
+    own each.
 
-    Nothing is left out at the end of an epoch. ``what`` separates independent orders of one seed ("images", "texts").
+    Nothing is left out at the end of an epoch. ``what`` separates independent orders of one seed
+    ("images", "texts").
     """
 
     def __init__(self, rows: int | Spans, seed: int, what: str):
@@ -77,17 +89,19 @@ class Shuffled(Order):
     def take(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         rows, epochs = _empty(count)
         for epoch, places, here in _passes(first, count, len(self)):
-            rows[here] = self._spans.rows(permute(places, len(self), seed_of(self._seed, self._what, epoch)))
+            rows[here] = self._spans.rows(
+                permute(places, len(self), seed_of(self._seed, self._what, epoch))
+            )
             epochs[here] = epoch
         return rows, epochs
 
 
 class Blocks(Order):
-    """All rows of ``blocks`` without replacement, epoch by epoch: the blocks are permuted, then the rows of each ``window``
-    blocks that come to stand together.
+    """All rows of ``blocks`` without replacement, epoch by epoch: the blocks are permuted, then the
+    rows of each ``window`` blocks that come to stand together.
 
-    So the rows of ``window`` blocks are in use at a time (of twice as many at the passage to the next). Memory is the table
-    of blocks: 48 bytes a block, whatever the number of rows.
+    So the rows of ``window`` blocks are in use at a time (of twice as many at the passage to the
+    next). Memory is the table of blocks: 48 bytes a block, whatever the number of rows.
     """
 
     def __init__(self, blocks: Spans, window: int, seed: int, what: str):
@@ -108,7 +122,9 @@ class Blocks(Order):
     def _deal(self, epoch: int) -> Spans:
         """Return the blocks in the order of an epoch."""
         count = len(self._blocks.firsts)
-        return self._blocks.taken(permute(np.arange(count), count, seed_of(self._seed, self._what, "blocks", epoch)))
+        return self._blocks.taken(
+            permute(np.arange(count), count, seed_of(self._seed, self._what, "blocks", epoch))
+        )
 
     def _rows(self, epoch: int, places: np.ndarray) -> np.ndarray:
         """Return the rows at consecutive places of an epoch."""
@@ -120,18 +136,21 @@ class Blocks(Order):
             start, stop = edges[window : window + 2].tolist()
             inside = places[done : done + stop - int(places[done])]
             key = seed_of(self._seed, self._what, "window", epoch, window)
-            found[done : done + len(inside)] = dealt.rows(start + permute(inside - start, stop - start, key))
+            found[done : done + len(inside)] = dealt.rows(
+                start + permute(inside - start, stop - start, key)
+            )
             done += len(inside)
         return found
 
 
 class Mixed(Order):
-    """Several orders in fixed shares: the positions are cut into patterns of equal length, over each of which order i has
-    exactly ``quotas[i]`` positions, in a new random arrangement; each order is gone through from its own beginning.
+    """Several orders in fixed shares: the positions are cut into patterns of equal length, over
+    each of which order i has exactly ``quotas[i]`` positions, in a new random arrangement; each
+    order is gone through from its own beginning.
 
-    The shares are any positive numbers; :func:`quotas_of` rounds them. An epoch is as many rows as all orders have together:
-    in it order i is gone through ``share[i] / sum(share) * len(self) / len(order[i])`` times. The epoch of a row is that of
-    its own order.
+    The shares are any positive numbers; :func:`quotas_of` rounds them. An epoch is as many rows as
+    all orders have together: in it order i is gone through ``share[i] / sum(share) * len(self) /
+    len(order[i])`` times. The epoch of a row is that of its own order.
     """
 
     def __init__(self, orders: Sequence[Order], shares: Sequence[float], seed: int, what: str):
@@ -151,7 +170,9 @@ class Mixed(Order):
         for number, places, here in _passes(first, count, length):
             chosen[here] = self._arranged(number)[places]
         number, before = divmod(first, length)
-        begun = number * self.quotas + np.bincount(self._arranged(number)[:before], minlength=len(self._orders))
+        begun = number * self.quotas + np.bincount(
+            self._arranged(number)[:before], minlength=len(self._orders)
+        )
         for i, order in enumerate(self._orders):
             here = np.flatnonzero(chosen == i)
             rows[here], epochs[here] = order.take(int(begun[i]), len(here))
@@ -160,14 +181,17 @@ class Mixed(Order):
     def _arrange(self, number: int) -> np.ndarray:
         """Return which order each position of a pattern belongs to."""
         length = len(self._pattern)
-        return self._pattern[permute(np.arange(length), length, seed_of(self._seed, self._what, "mix", number))]
+        return self._pattern[
+            permute(np.arange(length), length, seed_of(self._seed, self._what, "mix", number))
+        ]
 
 
 def quotas_of(shares: Sequence[float]) -> np.ndarray:
-    """Return how many positions of a pattern each of the ``shares`` (positive) has, int64; a very small one may have none.
+    """Return how many positions of a pattern each of the ``shares`` (positive) has, int64; a very
+    small one may have none.
 
-    By largest remainder: no quota is further than 1 from share * length. The pattern is the shortest of PATTERNS that gives
-    each share at least LEAST positions, else the longest.
+    By largest remainder: no quota is further than 1 from share * length. The pattern is the
+    shortest of PATTERNS that gives each share at least LEAST positions, else the longest.
     """
     wanted = np.asarray(shares, dtype=np.float64)
     if not len(wanted) or not (np.isfinite(wanted) & (wanted > 0)).all():
@@ -181,7 +205,9 @@ def quotas_of(shares: Sequence[float]) -> np.ndarray:
 
 
 def _passes(first: int, count: int, length: int) -> Iterator[tuple[int, np.ndarray, slice]]:
-    """Yield (number, places in it, where these stand in the result) for each stretch of ``length`` that positions touch."""
+    """Yield (number, places in it, where these stand in the result) for each stretch of ``length``
+    that positions touch.
+    """
     for number in range(first // length, -(-(first + count) // length)):
         start, stop = max(first, number * length), min(first + count, (number + 1) * length)
         places = np.arange(start - number * length, stop - number * length, dtype=np.int64)

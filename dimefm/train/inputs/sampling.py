@@ -1,7 +1,9 @@
-"""Which rows a run uses when: the orders that a recipe's ``mix``, ``shuffle`` and lists with weights ask for.
+"""Which rows a run uses when: the orders that a recipe's ``mix``, ``shuffle`` and lists with
+weights ask for.
 
-What is dealt are usable row numbers, those that :class:`~dimefm.data.alignment.Aligned` locates. Caches are quick at random rows
-(HDF5 and flat copies are mapped or read row by row), so only raw sources decide whether rows are dealt in blocks.
+What is dealt are usable row numbers, those that :class:`~dimefm.data.alignment.Aligned` locates.
+Caches are quick at random rows (HDF5 and flat copies are mapped or read row by row), so only raw
+sources decide whether rows are dealt in blocks.
 """
 
 from __future__ import annotations
@@ -20,21 +22,23 @@ from dimefm.train.inputs.sampler import Blocks, Mixed, Order, Shuffled, Spans, q
 from dimefm.train.inputs.sources import Sources, TextSources
 
 ROWS_PER_BLOCK, BLOCKS = 1000, 64  # of a window, where shards have no blocks of their own
-WINDOWS = 4  # that fit into the memory for blocks: those of one window and of the next are in use, and sizes differ
+# that fit into the memory for blocks: those of one window and of the next are in use, and sizes
+# differ
+WINDOWS = 4
 LEAST = 2  # blocks of a window, whatever they weigh
 
 
 def own_order(sources: Sources, recipe: Recipe) -> Order:
-    """Return the order of the usable rows that the student encodes: images, of a text tower sentences (paired by key:
-    images, numbered as in ``sources.pairs``).
+    """Return the order of the usable rows that the student encodes: images, of a text tower
+    sentences (paired by key: images, numbered as in ``sources.pairs``).
 
-    Without ``mix`` and weights every row comes once an epoch. With weights a row comes so many times as often as one of
-    weight 1. With ``mix`` entry i of the sources has the share ``mix[i] / sum(mix)`` of the positions, within which the
-    weights of its shards count. Rows of one entry and one weight are dealt without replacement; an epoch is as many rows as
-    there are.
+    Without ``mix`` and weights every row comes once an epoch. With weights a row comes so many
+    times as often as one of weight 1. With ``mix`` entry i of the sources has the share ``mix[i] /
+    sum(mix)`` of the positions, within which the weights of its shards count. Rows of one entry and
+    one weight are dealt without replacement; an epoch is as many rows as there are.
 
-    Raises RecipeError when the mix does not fit the sources, DataError when a source has no usable rows or too small a
-    share.
+    Raises RecipeError when the mix does not fit the sources, DataError when a source has no usable
+    rows or too small a share.
     """
     if isinstance(sources, TextSources) and sources.pairs is not None:
         _refuse_of_pairs(sources, recipe)
@@ -52,18 +56,31 @@ def own_order(sources: Sources, recipe: Recipe) -> Order:
         if in_blocks:
             shards = [sources.raw.shards[shard] for shard in found.shards]
             blocks = _blocks(sources.raw, aligned, starts, found.shards)
-            orders.append(Blocks(blocks, _window(shards, len(blocks.firsts), len(lists)), recipe.seed, name))
+            orders.append(
+                Blocks(blocks, _window(shards, len(blocks.firsts), len(lists)), recipe.seed, name)
+            )
         else:
-            orders.append(Shuffled(Spans.of(starts[found.shards], np.diff(starts)[found.shards]), recipe.seed, name))
-    return orders[0] if len(orders) == 1 else Mixed(orders, [found.share for found in lists], recipe.seed, what)
+            orders.append(
+                Shuffled(
+                    Spans.of(starts[found.shards], np.diff(starts)[found.shards]), recipe.seed, name
+                )
+            )
+    return (
+        orders[0]
+        if len(orders) == 1
+        else Mixed(orders, [found.share for found in lists], recipe.seed, what)
+    )
 
 
 def other_order(sources: Sources, recipe: Recipe) -> Order | None:
-    """Return the order of the cached rows of the other kind, dealt by themselves and so unpaired; None where there is none.
+    """Return the order of the cached rows of the other kind, dealt by themselves and so unpaired;
+    None where there is none.
 
     These are sentences (of a text tower, images) and come from caches alone: each once an epoch.
     """
-    rows, what = (sources.image_rows, "images") if recipe.text_student else (sources.text_rows, "texts")
+    rows, what = (
+        (sources.image_rows, "images") if recipe.text_student else (sources.text_rows, "texts")
+    )
     return None if rows is None else Shuffled(len(rows), recipe.seed, what)
 
 
@@ -77,7 +94,9 @@ class _List:
 
 
 def _lists(raw: Rows, starts: np.ndarray, recipe: Recipe) -> list[_List]:
-    """Return the shards of each entry of the mix and each weight that have usable rows, in the order of the entries."""
+    """Return the shards of each entry of the mix and each weight that have usable rows, in the
+    order of the entries.
+    """
     rows = np.diff(starts)
     entries = np.array([shard.entry if recipe.mix else 0 for shard in raw.shards], dtype=np.int64)
     weights = np.array([shard.weight for shard in raw.shards])
@@ -88,7 +107,11 @@ def _lists(raw: Rows, starts: np.ndarray, recipe: Recipe) -> list[_List]:
         share = recipe.mix[entry] / (rows * weights)[here].sum() if recipe.mix else 1.0
         for weight in np.unique(weights[here & (rows > 0)]).tolist():
             shards = np.flatnonzero(here & (weights == weight))
-            found.append(_List(shards, share * weight * float(rows[shards].sum()), raw.shards[shards[0]].name))
+            found.append(
+                _List(
+                    shards, share * weight * float(rows[shards].sum()), raw.shards[shards[0]].name
+                )
+            )
     if len(found) > 1:
         _refuse_small(found)
     return found
@@ -100,24 +123,32 @@ def _bytes(shards: Sequence[Shard]) -> int:
 
 
 def _window(shards: Sequence[Shard], blocks: int, lists: int) -> int:
-    """Return how many of the ``blocks`` of a list are dealt at a time, when as many ``lists`` share the memory."""
+    """Return how many of the ``blocks`` of a list are dealt at a time, when as many ``lists`` share
+    the memory.
+    """
     size = _bytes(shards)
     return max(LEAST, BYTES_KEPT * blocks // (WINDOWS * lists * size)) if size else BLOCKS
 
 
 def _in_blocks(raw: Rows, recipe: Recipe) -> bool:
-    """Say whether rows are dealt in blocks; "auto": when the shards' own blocks do not all stay in memory."""
+    """Say whether rows are dealt in blocks; "auto": when the shards' own blocks do not all stay in
+    memory.
+    """
     if recipe.shuffle == "auto":
         return _bytes(raw.shards) > BYTES_KEPT
     return recipe.shuffle == "blocks"
 
 
-def _blocks(raw: Rows, aligned: Aligned | None, starts: np.ndarray, shards: Sequence[int] | np.ndarray) -> Spans:
+def _blocks(
+    raw: Rows, aligned: Aligned | None, starts: np.ndarray, shards: Sequence[int] | np.ndarray
+) -> Spans:
     """Return the blocks of some shards as runs of usable rows."""
     firsts, sizes = [], []
     for number in map(int, shards):
         edges = np.append(_edges(raw.shards[number]), len(raw.shards[number]))
-        found = starts[number] + edges - (0 if aligned is None else _unusable(aligned, number, edges))
+        found = (
+            starts[number] + edges - (0 if aligned is None else _unusable(aligned, number, edges))
+        )
         firsts.append(found[:-1])
         sizes.append(np.diff(found))
     return Spans.of(np.concatenate(firsts), np.concatenate(sizes))
@@ -136,21 +167,29 @@ def _unusable(aligned: Aligned, shard: int, rows: np.ndarray) -> np.ndarray:
 
 
 def _refuse_mix(recipe: Recipe, rows: np.ndarray) -> None:
-    """Raise when the mix is not of one number for each source, or a source has none of the usable ``rows`` [sources]."""
+    """Raise when the mix is not of one number for each source, or a source has none of the usable
+    ``rows`` [sources].
+    """
     if not recipe.mix:
         return
     field = "texts" if recipe.text_student else "images"
     named = getattr(recipe, field)
     if not named:
-        raise RecipeError(f"mix gives shares to the sources of --{field}, and none is named; leave it out")
+        raise RecipeError(
+            f"mix gives shares to the sources of --{field}, and none is named; leave it out"
+        )
     if len(named) != len(recipe.mix):
         raise RecipeError(
-            f"mix has {len(recipe.mix)} shares, --{field} names {len(named)} sources ({_some(named)}); give one share for "
-            "each, and name files that belong together in a .list or as a 'pattern' in quotes"
+            f"mix has {len(recipe.mix)} shares, --{field} names {len(named)} sources"
+            f" ({_some(named)}); give one share for each, and name files that belong together in a"
+            " .list or as a 'pattern' in quotes"
         )
     empty = next((name for name, count in zip(named, rows, strict=True) if not count), None)
     if empty is not None:
-        raise DataError(f"--{field} {empty}: holds no usable rows to mix; leave it and its share out, or select more rows")
+        raise DataError(
+            f"--{field} {empty}: holds no usable rows to mix; leave it and its share out, or select"
+            " more rows"
+        )
 
 
 def _refuse_small(lists: list[_List]) -> None:
@@ -159,18 +198,27 @@ def _refuse_small(lists: list[_List]) -> None:
     if not quotas.all():
         small, total = lists[int(quotas.argmin())], sum(found.share for found in lists)
         raise DataError(
-            f"{small.name}: its share of the mix is {small.share / total:.1e}, less than a row of {quotas.sum():,}; raise "
-            "its weight, or leave it out"
+            f"{small.name}: its share of the mix is {small.share / total:.1e}, less than a row of"
+            f" {quotas.sum():,}; raise its weight, or leave it out"
         )
 
 
 def _refuse_of_pairs(sources: Sources, recipe: Recipe) -> None:
-    """Raise RecipeError for what orders of images paired by key cannot do: they follow the cache, not the sentences."""
+    """Raise RecipeError for what orders of images paired by key cannot do: they follow the cache,
+    not the sentences.
+    """
     weighed = any(shard.weight != sources.raw.shards[0].weight for shard in sources.raw.shards)
-    asked = {"mix": recipe.mix, "shuffle = 'blocks'": recipe.shuffle == "blocks", "weights in lists": weighed}
+    asked = {
+        "mix": recipe.mix,
+        "shuffle = 'blocks'": recipe.shuffle == "blocks",
+        "weights in lists": weighed,
+    }
     wrong = next(itertools.compress(asked, asked.values()), None)
     if wrong:
-        raise RecipeError(f"{wrong}: sentences without --text-cache are dealt by the images of their keys; leave it out")
+        raise RecipeError(
+            f"{wrong}: sentences without --text-cache are dealt by the images of their keys; leave"
+            " it out"
+        )
 
 
 def _some(names: Sequence[str]) -> str:

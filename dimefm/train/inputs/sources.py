@@ -1,4 +1,6 @@
-"""What a run learns from: raw images or sentences and cached features, opened and checked against each other."""
+"""What a run learns from: raw images or sentences and cached features, opened and checked against
+each other.
+"""
 
 from __future__ import annotations
 
@@ -36,12 +38,14 @@ from dimefm.train.inputs.view_checks import image_views, refuse_other_sentences,
 class Sources:
     """Opened sources of a run: cache i of images and cache i of sentences are of teacher i.
 
-    ``raw`` are the images that the student encodes. ``image_rows`` are those with features in all image caches,
-    ``text_rows`` the sentences in all text caches, and ``views`` says what the image caches hold (None: the centre view).
-    When a CLIP is trained from pairs there are no ``text_rows``: ``image_rows`` are the pairs with features in all caches,
-    those of images and then those of sentences, or None without caches. Of these, ``text_policy`` says what the text caches
-    hold (None: one sentence a row), ``neighbours`` has a graph for each of them, and ``tokens`` those of images and those of
-    sentences for each teacher, where the recipe names them; their columns come last.
+    ``raw`` are the images that the student encodes. ``image_rows`` are those with features in all
+    image caches, ``text_rows`` the sentences in all text caches, and ``views`` says what the image
+    caches hold (None: the centre view). When a CLIP is trained from pairs there are no
+    ``text_rows``: ``image_rows`` are the pairs with features in all caches, those of images and
+    then those of sentences, or None without caches. Of these, ``text_policy`` says what the text
+    caches hold (None: one sentence a row), ``neighbours`` has a graph for each of them, and
+    ``tokens`` those of images and those of sentences for each teacher, where the recipe names them;
+    their columns come last.
     """
 
     raw: Rows
@@ -63,14 +67,18 @@ class Sources:
         return tuple(cache.manifest.encoder for cache in self.image_caches)
 
     def further_fingerprints(self) -> dict[str, list[str]]:
-        """Return the fingerprints of graphs and of caches of tokens, by their keys in a recipe; of none an empty list."""
+        """Return the fingerprints of graphs and of caches of tokens, by their keys in a recipe; of
+        none an empty list.
+        """
         tokens = zip(("image_tokens", "text_tokens"), self.tokens, strict=False)
         found = {name: [rows.cache.manifest.fingerprint for rows in each] for name, each in tokens}
         return {"neighbours": [graph.fingerprint for graph in self.neighbours], **found}
 
-    def locate(self, usable: np.ndarray, view: np.ndarray | int = 0) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Return (raw rows, the rows of ``view`` in each image cache, of pairs then those in each text cache) of usable row
-        numbers."""
+    def locate(
+        self, usable: np.ndarray, view: np.ndarray | int = 0
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Return (raw rows, the rows of ``view`` in each image cache, of pairs then those in each
+        text cache) of usable row numbers."""
         return (usable, []) if self.image_rows is None else self.image_rows.locate(usable, view)
 
 
@@ -78,8 +86,9 @@ class Sources:
 class TextSources(Sources):
     """Opened sources of a text tower: ``raw`` are sentences.
 
-    With text caches, ``text_rows`` are the sentences with features in all of them and ``image_rows`` any images. Without,
-    ``pairs`` are images of the one image cache with the sentences of their keys.
+    With text caches, ``text_rows`` are the sentences with features in all of them and
+    ``image_rows`` any images. Without, ``pairs`` are images of the one image cache with the
+    sentences of their keys.
     """
 
     pairs: Pairs | None = None
@@ -92,28 +101,77 @@ def check_form(recipe: Recipe) -> None:
     """Raise RecipeError for settings that what the recipe trains would not look at."""
     if recipe.texts and not recipe.text_student:
         raise RecipeError(
-            "raw sentences are for training a text tower; say --text student:NAME, or leave --texts out: an image tower "
-            "learns from the features in --text-cache, and --text student from pairs in --images"
+            "raw sentences are for training a text tower; say --text student:NAME, or leave --texts"
+            " out: an image tower learns from the features in --text-cache, and --text student from"
+            " pairs in --images"
         )
     pairs, several = recipe.text == "student", recipe.captions_per_step > 1
     for name, does_nothing, what in (
-        ("word_dropout", recipe.word_dropout and not recipe.text_student, "for a text tower (--text student:NAME)"),
-        ("student", recipe.student != Recipe.student and recipe.text_student, "for a student of images"),
+        (
+            "word_dropout",
+            recipe.word_dropout and not recipe.text_student,
+            "for a text tower (--text student:NAME)",
+        ),
+        (
+            "student",
+            recipe.student != Recipe.student and recipe.text_student,
+            "for a student of images",
+        ),
         ("image_size", recipe.image_size and recipe.text_student, "for a student of images"),
         ("image_mask", recipe.image_mask and recipe.text_student, "for a student of images"),
-        ("captions = 'label'", recipe.captions == "label" and not pairs, "for pairs (--text student)"),
-        ("eval_every", recipe.eval_every != Recipe.eval_every and recipe.eval_root is None, "for --eval-root"),
-        ("views_per_step", recipe.views_per_step > 1 and recipe.text_student, "for a student of images"),
-        ("views_per_step", recipe.views_per_step > 1 and recipe.view == "center", "for random views, not for the centre,"),
+        (
+            "captions = 'label'",
+            recipe.captions == "label" and not pairs,
+            "for pairs (--text student)",
+        ),
+        (
+            "eval_every",
+            recipe.eval_every != Recipe.eval_every and recipe.eval_root is None,
+            "for --eval-root",
+        ),
+        (
+            "views_per_step",
+            recipe.views_per_step > 1 and recipe.text_student,
+            "for a student of images",
+        ),
+        (
+            "views_per_step",
+            recipe.views_per_step > 1 and recipe.view == "center",
+            "for random views, not for the centre,",
+        ),
         ("captions_per_step", several and not pairs, "for pairs (--text student)"),
-        ("text_augment", recipe.text_augment != "none" and not several, "for captions_per_step of 2 or more"),
-        ("text_augment", recipe.text_augment != "none" and recipe.text_cache, "for pairs without a --text-cache"),
+        (
+            "text_augment",
+            recipe.text_augment != "none" and not several,
+            "for captions_per_step of 2 or more",
+        ),
+        (
+            "text_augment",
+            recipe.text_augment != "none" and recipe.text_cache,
+            "for pairs without a --text-cache",
+        ),
         ("mask_words", recipe.mask_words and not pairs, "for pairs (--text student)"),
         ("masked", recipe.masked != "apart" and not recipe.mask_words, "for mask_words"),
-        ("neighbours", recipe.neighbours and not (pairs and recipe.text_cache), "for pairs with a --text-cache"),
-        ("neighbours_among", recipe.neighbours_among > 1 and not recipe.neighbours, "for neighbours"),
-        ("image_tokens", recipe.image_tokens and not (pairs and recipe.image_cache), "for pairs with caches"),
-        ("text_tokens", recipe.text_tokens and not (pairs and recipe.text_cache), "for pairs with caches"),
+        (
+            "neighbours",
+            recipe.neighbours and not (pairs and recipe.text_cache),
+            "for pairs with a --text-cache",
+        ),
+        (
+            "neighbours_among",
+            recipe.neighbours_among > 1 and not recipe.neighbours,
+            "for neighbours",
+        ),
+        (
+            "image_tokens",
+            recipe.image_tokens and not (pairs and recipe.image_cache),
+            "for pairs with caches",
+        ),
+        (
+            "text_tokens",
+            recipe.text_tokens and not (pairs and recipe.text_cache),
+            "for pairs with caches",
+        ),
     ):
         if does_nothing:
             raise RecipeError(f"{name} is {what} and would do nothing here; leave it out")
@@ -122,39 +180,50 @@ def check_form(recipe: Recipe) -> None:
 def open_sources(recipe: Recipe, out: Path) -> Sources:
     """Open everything that ``recipe`` names; adopted TSV features go into ``out``.
 
-    Raises RecipeError when something is not named, CacheError when features do not belong to the images or to each
-    other or lack the recipe's views, DataError when a source cannot be read.
+    Raises RecipeError when something is not named, CacheError when features do not belong to the
+    images or to each other or lack the recipe's views, DataError when a source cannot be read.
     """
     if recipe.text_student:
         return _text_sources(recipe)
     if recipe.tsv_file_list:
         return _dime_fm_form(recipe, out)
     if not recipe.images:
-        raise RecipeError("no images are given; name them with --images (or 'images' in the recipe)")
-    images = _rows(recipe, recipe.images, "pair" if recipe.text == "student" else "image", recipe.input_format)
+        raise RecipeError(
+            "no images are given; name them with --images (or 'images' in the recipe)"
+        )
+    images = _rows(
+        recipe, recipe.images, "pair" if recipe.text == "student" else "image", recipe.input_format
+    )
     if recipe.text == "student":
         return _pair_sources(recipe, images)
     return _image_sources(recipe, images, open_caches(recipe, "image"), open_caches(recipe, "text"))
 
 
 def _pair_sources(recipe: Recipe, pairs: Rows) -> Sources:
-    """Open what both towers learn from: raw pairs and, with teachers, their features of the same pairs."""
+    """Open what both towers learn from: raw pairs and, with teachers, their features of the same
+    pairs.
+    """
     if recipe.captions == "label":
         _refuse_selection(
-            recipe, "--captions label reads the labels of whole files; leave the selection out, or say --captions text"
+            recipe,
+            "--captions label reads the labels of whole files; leave the selection out, or say"
+            " --captions text",
         )
     if recipe.texts_per_step is not None:
-        raise RecipeError("texts_per_step is for unpaired sentences; a pair has its own sentence: leave it out")
+        raise RecipeError(
+            "texts_per_step is for unpaired sentences; a pair has its own sentence: leave it out"
+        )
     if not (recipe.image_cache or recipe.text_cache):
         return Sources(pairs)
     if recipe.captions == "label":
         raise RecipeError(
-            "--captions label makes sentences that no --text-cache holds; leave the caches out, or say --captions text"
+            "--captions label makes sentences that no --text-cache holds; leave the caches out, or"
+            " say --captions text"
         )
     if recipe.bridge != "none":
         raise RecipeError(
-            "--bridge leads one tower into a teacher's space; two towers keep their own, and losses that need it have maps: "
-            "leave it out"
+            "--bridge leads one tower into a teacher's space; two towers keep their own, and losses"
+            " that need it have maps: leave it out"
         )
     image_caches, text_caches = open_caches(recipe, "image"), open_caches(recipe, "text")
     refuse_strangers(image_caches, text_caches)
@@ -162,7 +231,10 @@ def _pair_sources(recipe: Recipe, pairs: Rows) -> Sources:
     texts = _rows(recipe, recipe.images, "text", recipe.input_format)
     if recipe.split is not None:
         _refuse_other_keys(pairs, texts, f"--split {recipe.split} divides by key")
-    image_tokens, text_tokens = open_tokens(recipe, "image", image_caches), open_tokens(recipe, "text", text_caches)
+    image_tokens, text_tokens = (
+        open_tokens(recipe, "image", image_caches),
+        open_tokens(recipe, "text", text_caches),
+    )
     tokens = {"image_tokens": image_tokens, "text_tokens": text_tokens}
     rows = align_pairs(pairs, texts, image_caches, text_caches, **tokens)
     refuse_none_in_common((rows, [*image_caches, *text_caches, *image_tokens, *text_tokens]))
@@ -173,8 +245,8 @@ def _pair_sources(recipe: Recipe, pairs: Rows) -> Sources:
     if image_tokens and (views or policy):
         flag = "views" if views else "text-views"
         raise CacheError(
-            f"{image_tokens[0].store}: holds tokens of whole images and first sentences, the caches of rows several views "
-            f"of them; extract the rows without --{flag}"
+            f"{image_tokens[0].store}: holds tokens of whole images and first sentences, the caches"
+            f" of rows several views of them; extract the rows without --{flag}"
         )
     return Sources(
         pairs,
@@ -189,12 +261,14 @@ def _pair_sources(recipe: Recipe, pairs: Rows) -> Sources:
 
 
 def _refuse_other_keys(pairs: Rows, texts: Rows, why: str) -> None:
-    """Raise RecipeError, saying ``why`` keys count, when one source gives its images other keys than its sentences."""
+    """Raise RecipeError, saying ``why`` keys count, when one source gives its images other keys
+    than its sentences.
+    """
     for ours, theirs in zip(pairs.shards, texts.shards, strict=True):
         if ours.keys() != theirs.keys():
             raise RecipeError(
-                f"{why}, and {ours.path} gives its images other keys than its sentences; name a --key-column, also for the "
-                "extraction"
+                f"{why}, and {ours.path} gives its images other keys than its sentences; name a"
+                " --key-column, also for the extraction"
             )
 
 
@@ -212,23 +286,32 @@ def _image_sources(
 
 def _text_sources(recipe: Recipe) -> TextSources:
     """Open what a text tower learns from; see :class:`TextSources`."""
-    beside = [f"--{name.replace('_', '-')}" for name in ("images", "tsv_file_list") if getattr(recipe, name)]
+    beside = [
+        f"--{name.replace('_', '-')}"
+        for name in ("images", "tsv_file_list")
+        if getattr(recipe, name)
+    ]
     if beside:
         raise RecipeError(
-            f"--text {recipe.text} trains a text tower from --texts and caches; leave {' and '.join(beside)} out, and "
-            "train the image tower in a run of its own; dimefm eval elevater takes both (--model IMAGE_RUN --text-model "
-            "TEXT_RUN)"
+            f"--text {recipe.text} trains a text tower from --texts and caches; leave"
+            f" {' and '.join(beside)} out, and train the image tower in a run of its own; dimefm"
+            " eval elevater takes both (--model IMAGE_RUN --text-model TEXT_RUN)"
         )
     if not recipe.texts:
-        raise RecipeError("no sentences are given; name them with --texts (or 'texts' in the recipe)")
-    texts, image_caches = _rows(recipe, recipe.texts, "text", recipe.input_format), open_caches(recipe, "image")
+        raise RecipeError(
+            "no sentences are given; name them with --texts (or 'texts' in the recipe)"
+        )
+    texts, image_caches = (
+        _rows(recipe, recipe.texts, "text", recipe.input_format),
+        open_caches(recipe, "image"),
+    )
     text_caches = open_caches(recipe, "text") if recipe.text_cache else []
     refuse_strangers(image_caches, text_caches)
     for cache in image_caches:
         if cache.manifest.how.get("views") is not None:
             raise CacheError(
-                f"{cache.store}: holds {cache.manifest.views} random crops of each image; a text tower learns against the "
-                "centre view: extract the images without --views"
+                f"{cache.store}: holds {cache.manifest.views} random crops of each image; a text"
+                " tower learns against the centre view: extract the images without --views"
             )
     if not text_caches:
         return TextSources(texts, tuple(image_caches), pairs=_pairs(recipe, texts, image_caches))
@@ -236,28 +319,31 @@ def _text_sources(recipe: Recipe) -> TextSources:
     policy = text_views(recipe, text_caches)
     image_rows, text_rows = align_caches(*image_caches), align(texts, *text_caches)
     refuse_none_in_common((image_rows, image_caches), (text_rows, text_caches))
-    return TextSources(texts, tuple(image_caches), tuple(text_caches), image_rows, text_rows, text_policy=policy)
+    return TextSources(
+        texts, tuple(image_caches), tuple(text_caches), image_rows, text_rows, text_policy=policy
+    )
 
 
 def _pairs(recipe: Recipe, texts: Rows, caches: list[FeatureCache]) -> Pairs:
     """Return the images of the one cache that have sentences; raise CacheError when none has."""
     if len(caches) > 1:
         raise RecipeError(
-            f"--image-cache names {len(caches)} caches and --text-cache none; with several teachers a sentence needs the "
-            "features of each: name a --text-cache for each"
+            f"--image-cache names {len(caches)} caches and --text-cache none; with several teachers"
+            " a sentence needs the features of each: name a --text-cache for each"
         )
     if recipe.texts_per_step is not None:
         raise RecipeError(
-            "texts_per_step is for a --text-cache; without one a step sees --batch-size images, each with a sentence of its "
-            "key"
+            "texts_per_step is for a --text-cache; without one a step sees --batch-size images,"
+            " each with a sentence of its key"
         )
     keys = [key for shard in texts.shards for key in shard.keys()]
     pairs = Pairs.of(caches[0], keys)
     if len(keys) and not len(pairs):
         image = next(keys_of(caches[0]))
         raise CacheError(
-            f"{caches[0].store}: holds no image with the key of a sentence ({keys[0]!r} in {texts.shards[0].path} against "
-            f"{image!r}); expected equal keys, or KEY#NUMBER for several sentences of an image; or give --text-cache"
+            f"{caches[0].store}: holds no image with the key of a sentence ({keys[0]!r} in"
+            f" {texts.shards[0].path} against {image!r}); expected equal keys, or KEY#NUMBER for"
+            " several sentences of an image; or give --text-cache"
         )
     return pairs
 
@@ -273,7 +359,9 @@ def _rows(recipe: Recipe, sources: Sequence[str], kind: str, input_format: str |
     )
     where = {"dataroot": recipe.dataroot, "scratch": recipe.scratch}
     selection = _selection(recipe)
-    return select(open_rows(sources, kind, input_format=input_format, columns=columns, **where), selection)
+    return select(
+        open_rows(sources, kind, input_format=input_format, columns=columns, **where), selection
+    )
 
 
 def _selection(recipe: Recipe) -> Selection:
@@ -292,7 +380,9 @@ def _files(recipe: Recipe, features: str) -> list[Path]:
 
 
 def _dime_fm_form(recipe: Recipe, out: Path) -> Sources:
-    """Open DIME-FM's own files: image, image-feature, text and text-feature TSVs or lists, in this order."""
+    """Open DIME-FM's own files: image, image-feature, text and text-feature TSVs or lists, in this
+    order.
+    """
     _refuse_two_forms(recipe)
     images = _rows(recipe, recipe.tsv_file_list[:1], "image", "tsv")
     image_cache = _adopted(images, recipe.tsv_file_list[1], "image", recipe, out)
@@ -311,19 +401,24 @@ def _dime_fm_form(recipe: Recipe, out: Path) -> Sources:
 def _refuse_two_forms(recipe: Recipe) -> None:
     if len(recipe.tsv_file_list) not in (3, 4):
         raise RecipeError(
-            f"--tsv-file-list has {len(recipe.tsv_file_list)} entries; expected image, image_feat, text, text_feat in this "
-            "order (text only checks text_feat and may be left out)"
+            f"--tsv-file-list has {len(recipe.tsv_file_list)} entries; expected image, image_feat,"
+            " text, text_feat in this order (text only checks text_feat and may be left out)"
         )
     both = [name for name in ("images", "image_cache", "text_cache") if getattr(recipe, name)]
     if both:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in both)
-        raise RecipeError(f"--tsv-file-list names images and features already, and so does {flags}; leave one out")
+        raise RecipeError(
+            f"--tsv-file-list names images and features already, and so does {flags}; leave one out"
+        )
     if recipe.text == "student":
-        raise RecipeError("text = 'student' learns from raw pairs; --tsv-file-list holds none: name pairs with --images")
+        raise RecipeError(
+            "text = 'student' learns from raw pairs; --tsv-file-list holds none: name pairs with"
+            " --images"
+        )
     _refuse_selection(
         recipe,
-        "--tsv-file-list takes feature files up whole; leave the selection out, or extract the images with it and name "
-        "them with --images and --image-cache",
+        "--tsv-file-list takes feature files up whole; leave the selection out, or extract the"
+        " images with it and name them with --images and --image-cache",
     )
 
 
@@ -332,16 +427,22 @@ def _adopted(raw: Rows, features: str, kind: str, recipe: Recipe, out: Path) -> 
     files = _files(recipe, features)
     if len(files) != len(raw.shards):
         raise CacheError(
-            f"{features}: {len(files)} feature files for {len(raw.shards)} {kind} files; each {kind} file needs its own, "
-            "in the same order"
+            f"{features}: {len(files)} feature files for {len(raw.shards)} {kind} files; each"
+            f" {kind} file needs its own, in the same order"
         )
-    return adopt_tsv(files, [shard.name for shard in raw.shards], kind, out / "adopted" / f"{kind}s")
+    return adopt_tsv(
+        files, [shard.name for shard in raw.shards], kind, out / "adopted" / f"{kind}s"
+    )
 
 
 def _belong(raw: Rows, files: list[Path], cache: FeatureCache) -> None:
-    """Raise CacheError, naming both files, when features are not those of their raw file by count and keys."""
+    """Raise CacheError, naming both files, when features are not those of their raw file by count
+    and keys.
+    """
     for shard, file in zip(raw.shards, files, strict=True):
         try:
             align(Rows([shard]), cache)
         except CacheError as error:
-            raise CacheError(f"{file} does not hold the features of {shard.path}: {error}") from error
+            raise CacheError(
+                f"{file} does not hold the features of {shard.path}: {error}"
+            ) from error

@@ -20,7 +20,8 @@ def open_caches(recipe: Recipe, kind: str) -> list[FeatureCache]:
     roots = getattr(recipe, f"{kind}_cache")
     if not roots:
         raise RecipeError(
-            f"--{kind}-cache is not given; the student learns from cached teacher features: make them with extract-features"
+            f"--{kind}-cache is not given; the student learns from cached teacher features: make"
+            " them with extract-features"
         )
     caches = [_open_cache(root, kind, recipe.scratch) for root in roots]
     expect_rows(caches)
@@ -31,17 +32,22 @@ def _open_cache(root: str, kind: str, scratch: str | None) -> FeatureCache:
     """Open one cache; the folder around ``images/`` and ``texts/`` gets a hint."""
     inner = Path(root) / f"{kind}s"
     if not (Path(root) / MANIFEST).exists() and (inner / MANIFEST).exists():
-        raise CacheError(f"--{kind}-cache {root}: no {MANIFEST}, so no cache; did you mean {inner}?")
+        raise CacheError(
+            f"--{kind}-cache {root}: no {MANIFEST}, so no cache; did you mean {inner}?"
+        )
     return FeatureCache(root, scratch)
 
 
 def open_tokens(recipe: Recipe, kind: str, rows: Sequence[FeatureCache]) -> list[FeatureCache]:
-    """Open the recipe's caches of tokens of ``kind``; raise unless each is of the teacher of its cache of ``rows``."""
+    """Open the recipe's caches of tokens of ``kind``; raise unless each is of the teacher of its
+    cache of ``rows``.
+    """
     roots = getattr(recipe, f"{kind}_tokens")
     caches = [_open_cache(root, kind, recipe.scratch) for root in roots]
     if caches and len(caches) != len(rows):
         raise RecipeError(
-            f"{kind}_tokens names {len(caches)} caches and --{kind}-cache {len(rows)}; each needs its own, in the same order"
+            f"{kind}_tokens names {len(caches)} caches and --{kind}-cache {len(rows)}; each needs"
+            " its own, in the same order"
         )
     expect_tokens(caches)
     _refuse_other_kind(caches, kind)
@@ -50,28 +56,33 @@ def open_tokens(recipe: Recipe, kind: str, rows: Sequence[FeatureCache]) -> list
 
 
 def open_neighbours(recipe: Recipe, caches: Sequence[FeatureCache]) -> tuple[Neighbours, ...]:
-    """Open the graph of each text cache, where the recipe names them; raise unless each is of its cache."""
+    """Open the graph of each text cache, where the recipe names them; raise unless each is of its
+    cache.
+    """
     if recipe.neighbours and len(recipe.neighbours) != len(caches):
         raise RecipeError(
-            f"neighbours names {len(recipe.neighbours)} graphs and --text-cache {len(caches)} caches; each cache needs its "
-            "own, in the same order"
+            f"neighbours names {len(recipe.neighbours)} graphs and --text-cache {len(caches)}"
+            " caches; each cache needs its own, in the same order"
         )
     graphs = tuple(Neighbours(folder, recipe.scratch) for folder in recipe.neighbours)
     for graph, cache in zip(graphs, caches, strict=False):
         graph.check(cache)
         if recipe.neighbours_among > graph.k:
             raise RecipeError(
-                f"neighbours_among = {recipe.neighbours_among}, but the graph has {graph.k} of each row; lower it"
+                f"neighbours_among = {recipe.neighbours_among}, but the graph has {graph.k} of each"
+                " row; lower it"
             )
     return graphs
 
 
 def refuse_strangers(image_caches: list[FeatureCache], text_caches: list[FeatureCache]) -> None:
-    """Raise unless all caches hold rows of their kind, and cache i of images and cache i of sentences are of one teacher."""
+    """Raise unless all caches hold rows of their kind, and cache i of images and cache i of
+    sentences are of one teacher.
+    """
     if text_caches and len(image_caches) != len(text_caches):
         raise RecipeError(
-            f"--image-cache names {len(image_caches)} caches and --text-cache {len(text_caches)}; each teacher needs one of "
-            "each, in the same order"
+            f"--image-cache names {len(image_caches)} caches and --text-cache {len(text_caches)};"
+            " each teacher needs one of each, in the same order"
         )
     _refuse_other_kind(image_caches, "image")
     _refuse_other_kind(text_caches, "text")
@@ -83,12 +94,17 @@ def _refuse_other_teachers(ours: Sequence[FeatureCache], theirs: Sequence[Featur
     for one, other in zip(ours, theirs, strict=False):
         different = strangers(one.manifest.encoder, other.manifest.encoder)
         if different:
-            elsewhere = any(not strangers(one.manifest.encoder, each.manifest.encoder) for each in theirs)
+            elsewhere = any(
+                not strangers(one.manifest.encoder, each.manifest.encoder) for each in theirs
+            )
             remedy = (
-                "name both kinds in the same order" if elsewhere else "extract one of them again with the other's teacher"
+                "name both kinds in the same order"
+                if elsewhere
+                else "extract one of them again with the other's teacher"
             )
             raise CacheError(
-                f"{one.store} and {other.store} were made by different teachers ({'; '.join(different)}); {remedy}"
+                f"{one.store} and {other.store} were made by different teachers"
+                f" ({'; '.join(different)}); {remedy}"
             )
 
 
@@ -97,10 +113,14 @@ def _refuse_other_kind(caches: Sequence[FeatureCache], kind: str) -> None:
     for cache in caches:
         if cache.manifest.kind != kind:
             raise CacheError(
-                f"{cache.store}: holds {cache.manifest.kind} features, {kind} features are needed; swap the folders"
+                f"{cache.store}: holds {cache.manifest.kind} features, {kind} features are needed;"
+                " swap the folders"
             )
         if not len(cache):
-            raise CacheError(f"{cache.store}: holds no rows; every row was quarantined, see quarantine.jsonl there")
+            raise CacheError(
+                f"{cache.store}: holds no rows; every row was quarantined, see quarantine.jsonl"
+                " there"
+            )
 
 
 def refuse_none_in_common(*sides: tuple[Aligned, list[FeatureCache]]) -> None:
@@ -108,13 +128,19 @@ def refuse_none_in_common(*sides: tuple[Aligned, list[FeatureCache]]) -> None:
     for rows, caches in sides:
         if len(caches) > 1 and not len(rows):
             names = " and ".join(str(cache.store) for cache in caches)
-            raise CacheError(f"{names} have no good row in common; see quarantine.jsonl in each, and choose other teachers")
+            raise CacheError(
+                f"{names} have no good row in common; see quarantine.jsonl in each, and choose"
+                " other teachers"
+            )
 
 
 def refuse_further_captions(caches: Sequence[FeatureCache], why: str) -> None:
-    """Raise CacheError, saying ``why``, when a text cache holds more than the first sentence of each row."""
+    """Raise CacheError, saying ``why``, when a text cache holds more than the first sentence of
+    each row.
+    """
     for cache in caches:
         if cache.manifest.how.get("captions") == "all":
             raise CacheError(
-                f"{cache.store}: holds every sentence of each row; {why}: extract them again with --captions first"
+                f"{cache.store}: holds every sentence of each row; {why}: extract them again with"
+                " --captions first"
             )

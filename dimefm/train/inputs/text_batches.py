@@ -18,9 +18,10 @@ from dimefm.train.inputs.sources import TextSources
 class TextBatches:
     """Loads micro-batch ``number`` of sentences with cached features.
 
-    With text caches the ``own`` rows of a batch are those of its sentences, of several views of each the next each epoch,
-    and images are drawn by themselves. Without, a batch is of ``batch_size`` images, each with one of its sentences, and
-    both sides of the batch are the images' rows. Sentences are those of ``places`` (None: all).
+    With text caches the ``own`` rows of a batch are those of its sentences, of several views of
+    each the next each epoch, and images are drawn by themselves. Without, a batch is of
+    ``batch_size`` images, each with one of its sentences, and both sides of the batch are the
+    images' rows. Sentences are those of ``places`` (None: all).
     """
 
     def __init__(
@@ -35,14 +36,21 @@ class TextBatches:
         self.places = range(recipe.batch_size) if places is None else places
 
     def __call__(self, number: int) -> Batch:
-        """Return the batch; rows without a sentence are left out and listed. Sentences of more tokens than the tower reads
-        are cut."""
+        """Return the batch; rows without a sentence are left out and listed. Sentences of more
+        tokens than the tower reads are cut."""
         raw, views, caches, cached = self._rows(number)
         sentences, kept, bad = [], [], []
         for place in self.places:
-            row, seed = int(raw[place]), seed_of(self.recipe.seed, "caption", number * self.recipe.batch_size + place)
+            row, seed = (
+                int(raw[place]),
+                seed_of(self.recipe.seed, "caption", number * self.recipe.batch_size + place),
+            )
             try:
-                sentences.append(thinned(self._sentence(row, int(views[place]), seed), self.recipe.word_dropout, seed))
+                sentences.append(
+                    thinned(
+                        self._sentence(row, int(views[place]), seed), self.recipe.word_dropout, seed
+                    )
+                )
             except BadRow as error:
                 bad.append(complaint(self.sources.raw, row, error))
                 continue
@@ -52,7 +60,9 @@ class TextBatches:
         return Batch(None, tokens, places, features_of(caches, cached), other, bad)
 
     def _rows(self, number: int) -> tuple[np.ndarray, np.ndarray, tuple, list[np.ndarray]]:
-        """Return (raw rows of sentences, their views, caches, the rows there that the sentences shall be like)."""
+        """Return (raw rows of sentences, their views, caches, the rows there that the sentences
+        shall be like).
+        """
         sources, first = self.sources, number * self.recipe.batch_size
         dealt, epochs = self.own.take(first, self.recipe.batch_size)
         policy = sources.text_policy
@@ -60,15 +70,24 @@ class TextBatches:
         if sources.pairs is None:
             raw, cached = sources.text_rows.locate(dealt, views)
             return raw, views, sources.text_caches, cached
-        seeds = [seed_of(self.recipe.seed, "sentence", first + place) for place in range(len(dealt))]
-        return sources.pairs.draw(dealt, seeds), views, sources.image_caches, [sources.pairs.images[dealt]]
+        seeds = [
+            seed_of(self.recipe.seed, "sentence", first + place) for place in range(len(dealt))
+        ]
+        return (
+            sources.pairs.draw(dealt, seeds),
+            views,
+            sources.image_caches,
+            [sources.pairs.images[dealt]],
+        )
 
     def _images(self, number: int) -> tuple[Tensor, ...]:
-        return drawn(self.sources.image_caches, self.sources.image_rows, self.other, number, self.recipe)
+        return drawn(
+            self.sources.image_caches, self.sources.image_rows, self.other, number, self.recipe
+        )
 
     def _sentence(self, number: int, view: int, seed: int) -> str:
-        """Return the sentence of a raw row: the one whose features a text cache holds, its first or of several views this
-        one; or of a pair any of them."""
+        """Return the sentence of a raw row: the one whose features a text cache holds, its first or
+        of several views this one; or of a pair any of them."""
         row, policy = self.sources.raw[number], self.sources.text_policy
         if policy is not None:
             return policy.draw(row.key, view, row.texts)
@@ -80,7 +99,8 @@ class TextBatches:
 
 
 def thinned(sentence: str, share: float, seed: int) -> str:
-    """Return a sentence without each of its words with probability ``share``; one word at least stays.
+    """Return a sentence without each of its words with probability ``share``; one word at least
+    stays.
 
     Source: random deletion, one of the four operations of EDA (Wei and Zou, 2019).
     """
@@ -88,4 +108,8 @@ def thinned(sentence: str, share: float, seed: int) -> str:
         return sentence
     words = sentence.split()
     draws = np.random.default_rng(seed).random(len(words))
-    return " ".join(word for word, draw in zip(words, draws, strict=True) if draw >= share or draw == draws.max())
+    return " ".join(
+        word
+        for word, draw in zip(words, draws, strict=True)
+        if draw >= share or draw == draws.max()
+    )

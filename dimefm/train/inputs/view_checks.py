@@ -1,4 +1,6 @@
-"""What views of images and of sentences the caches of a run hold, checked against each other and against the recipe."""
+"""What views of images and of sentences the caches of a run hold, checked against each other and
+against the recipe.
+"""
 
 from __future__ import annotations
 
@@ -14,27 +16,33 @@ from dimefm.recipe import Recipe
 
 
 def image_views(recipe: Recipe, caches: Sequence[FeatureCache]) -> ViewPolicy | None:
-    """Return the views that all image caches hold; raise when they differ, or are not what the recipe shows the student."""
+    """Return the views that all image caches hold; raise when they differ, or are not what the
+    recipe shows the student.
+    """
     first = caches[0]
     for other in caches[1:]:
-        different = differences({"views": first.manifest.how.get("views")}, {"views": other.manifest.how.get("views")})
+        different = differences(
+            {"views": first.manifest.how.get("views")}, {"views": other.manifest.how.get("views")}
+        )
         if different:
             raise CacheError(
-                f"{first.store} and {other.store} hold different views ({'; '.join(different)}); extract one of them again "
-                "with the other's --views and --view-recipe"
+                f"{first.store} and {other.store} hold different views ({'; '.join(different)});"
+                " extract one of them again with the other's --views and --view-recipe"
             )
     policy = ViewPolicy.of(first.manifest.how)
     if recipe.view == "center" and policy is not None:
         raise RecipeError(
-            f"view = 'center', but {first.store} holds {policy.count} random crops of each image and not its centre; say "
-            "--view cached to replay them, or extract the images without --views"
+            f"view = 'center', but {first.store} holds {policy.count} random crops of each image"
+            " and not its centre; say --view cached to replay them, or extract the images without"
+            " --views"
         )
     if recipe.view == "cached":
         _refuse_other_views(recipe, policy, first)
         if policy is not None and recipe.views_per_step > policy.count:
             raise RecipeError(
-                f"views_per_step = {recipe.views_per_step}, but {first.store} holds {policy.count} of each image; lower it, "
-                f"or extract the images with --views {recipe.views_per_step}"
+                f"views_per_step = {recipe.views_per_step}, but {first.store} holds {policy.count}"
+                " of each image; lower it, or extract the images with --views"
+                f" {recipe.views_per_step}"
             )
     return policy
 
@@ -42,25 +50,30 @@ def image_views(recipe: Recipe, caches: Sequence[FeatureCache]) -> ViewPolicy | 
 def refuse_other_sentences(caches: Sequence[FeatureCache]) -> None:
     """Raise CacheError when text caches of the same rows hold other views of their sentences."""
     for first, other in itertools.pairwise(caches):
-        ours, theirs = ({"text views": cache.manifest.how.get("text_views")} for cache in (first, other))
+        ours, theirs = (
+            {"text views": cache.manifest.how.get("text_views")} for cache in (first, other)
+        )
         different = differences(ours, theirs)
         if different:
             raise CacheError(
-                f"{first.store} and {other.store} hold different sentences ({'; '.join(different)}); extract one of them "
-                "again with the other's --text-views and --text-recipe"
+                f"{first.store} and {other.store} hold different sentences"
+                f" ({'; '.join(different)}); extract one of them again with the other's"
+                " --text-views and --text-recipe"
             )
 
 
 def text_views(recipe: Recipe, caches: Sequence[FeatureCache]) -> TextPolicy | None:
-    """Return the sentences that all text caches hold; raise when they differ, or a step cannot show as many as it should."""
+    """Return the sentences that all text caches hold; raise when they differ, or a step cannot show
+    as many as it should.
+    """
     first = caches[0]
     refuse_other_sentences(caches)
     policy, count = TextPolicy.of(first.manifest.how, first.store), recipe.captions_per_step
     held = 1 if policy is None else policy.count
     if count > held:
         raise RecipeError(
-            f"captions_per_step = {count}, but {first.store} holds {held} of each row; lower it, or extract the sentences "
-            f"with --text-views {count}"
+            f"captions_per_step = {count}, but {first.store} holds {held} of each row; lower it, or"
+            f" extract the sentences with --text-views {count}"
         )
     return policy
 
@@ -71,17 +84,21 @@ def _refuse_other_views(recipe: Recipe, policy: ViewPolicy | None, cache: Featur
     if policy is None:
         crops = ", ".join(f"{name} {value}" for name, value in asked.items())
         raise RecipeError(
-            f"the recipe asks for random crops ({crops}), but {cache.store} holds the centre view of each image; say --view "
-            "free to show the student crops that the teacher did not see, as DIME-FM does, or --view center to show it the "
-            "centre view; or extract the images with --views"
+            f"the recipe asks for random crops ({crops}), but {cache.store} holds the centre view"
+            " of each image; say --view free to show the student crops that the teacher did not"
+            " see, as DIME-FM does, or --view center to show it the centre view; or extract the"
+            " images with --views"
         )
     held = {name: getattr(policy, key) for key, name in RECIPE.items()}
     different = [
-        f"{name}: {asked[name]} in the recipe, {held[name]} in the cache" for name in held if asked[name] != held[name]
+        f"{name}: {asked[name]} in the recipe, {held[name]} in the cache"
+        for name in held
+        if asked[name] != held[name]
     ]
     if different:
         raise RecipeError(
-            f"{cache.store} does not hold the recipe's views ({'; '.join(different)}); set the recipe to the cache's (--set "
-            "KEY=VALUE), say --view free to show the student crops that the teacher did not see, as DIME-FM does, or "
-            "extract the images with --views and another --view-recipe"
+            f"{cache.store} does not hold the recipe's views ({'; '.join(different)}); set the"
+            " recipe to the cache's (--set KEY=VALUE), say --view free to show the student crops"
+            " that the teacher did not see, as DIME-FM does, or extract the images with --views"
+            " and another --view-recipe"
         )

@@ -26,7 +26,9 @@ def take_up(paths, out, kind="image", raw=None, format="hdf5", dtype=None, norma
     """Adopt ``paths`` under their own names, or under those of the raw shards."""
     opened = open_vectors(paths, kind, **how)
     head = header(opened, kind, EncoderCard("t", None, opened[0].dim, 100.0), format, dtype)
-    shards = pieces(opened, [v.path.name for v in opened]) if raw is None else pieces_of(opened, raw)
+    shards = (
+        pieces(opened, [v.path.name for v in opened]) if raw is None else pieces_of(opened, raw)
+    )
     return adopt.adopt(shards, head, out, normalize=normalize)
 
 
@@ -43,7 +45,9 @@ def cut(path, keep=0.6):
     return path
 
 
-def clip_retrieval(folder, counts=(3, 2, 4), kinds=("image", "text"), columns=("image_path", "caption"), pad=0):
+def clip_retrieval(
+    folder, counts=(3, 2, 4), kinds=("image", "text"), columns=("image_path", "caption"), pad=0
+):
     """Write what clip-retrieval's NumpyWriter writes; return all vectors by kind, and all paths."""
     found = {kind: [] for kind in kinds}
     paths = []
@@ -53,10 +57,17 @@ def clip_retrieval(folder, counts=(3, 2, 4), kinds=("image", "text"), columns=("
         for seed, kind in enumerate(kinds):
             rows = vectors(count, dtype="float16", seed=10 * number + seed)
             begin = {"image": "img_emb", "text": "text_emb"}[kind]
-            found[kind].append(np.load(saved(folder / begin / f"{begin}_{number:0{pad}d}.npy", rows)))
+            found[kind].append(
+                np.load(saved(folder / begin / f"{begin}_{number:0{pad}d}.npy", rows))
+            )
         here = [f"/data/{number}/{i}.jpg" for i in range(count)]
         paths += here
         (folder / "metadata").mkdir(exist_ok=True)
-        table = pa.table({name: here if name == "image_path" else [f"c{i}" for i in range(count)] for name in columns})
+        table = pa.table(
+            {
+                name: here if name == "image_path" else [f"c{i}" for i in range(count)]
+                for name in columns
+            }
+        )
         pq.write_table(table, folder / "metadata" / f"metadata_{number:0{pad}d}.parquet")
     return {kind: np.concatenate(parts) for kind, parts in found.items()}, paths

@@ -1,4 +1,6 @@
-"""DIME-FM's own feature TSVs: the golden example reads back exactly, its bad rows are found, ours are read their way."""
+"""DIME-FM's own feature TSVs: the golden example reads back exactly, its bad rows are found, ours
+are read their way.
+"""
 
 import base64
 import json
@@ -35,10 +37,16 @@ def golden(request, golden_tsv, tmp_path_factory):
 
 def test_golden_features_read_back_to_what_the_original_loader_saw(golden, expected):
     kind, _, cache = golden
-    assert (cache.dim, cache.manifest.dtype, len(cache)) == (expected["dim"], "float32", len(expected[kind]))
+    assert (cache.dim, cache.manifest.dtype, len(cache)) == (
+        expected["dim"],
+        "float32",
+        len(expected[kind]),
+    )
     keys = [key for info in cache.manifest.shards for key in cache.read(info)[0]]
     assert keys == [entry["key"] for entry in expected[kind]]
-    np.testing.assert_allclose(cache[:].astype(np.float64).sum(1), [e["feat_sum"] for e in expected[kind]], atol=1e-9)
+    np.testing.assert_allclose(
+        cache[:].astype(np.float64).sum(1), [e["feat_sum"] for e in expected[kind]], atol=1e-9
+    )
     if kind == "image":
         assert cache[:][:, :3].tolist() == [entry["feat_first3"] for entry in expected[kind]]
 
@@ -61,12 +69,16 @@ def test_golden_images_have_the_recorded_size_and_mean_colour(golden_tsv, expect
     for row, entry in zip(rows, expected["image"], strict=True):
         image = decode(row.image)
         assert (row.key, list(image.size)) == (entry["key"], entry["size"])
-        np.testing.assert_allclose(np.asarray(image).reshape(-1, 3).mean(0), entry["mean_rgb"], atol=0.01)
+        np.testing.assert_allclose(
+            np.asarray(image).reshape(-1, 3).mean(0), entry["mean_rgb"], atol=0.01
+        )
 
 
 def test_the_mismatched_key_of_the_bad_example_is_found(golden_tsv, tmp_path):
     rows = open_rows([golden_tsv / "bad/image_00.tsv"], "image", dataroot=golden_tsv)
-    cache = adopt_tsv([golden_tsv / "bad/image_00.feat.tsv"], ["bad/image_00.tsv"], "image", tmp_path)
+    cache = adopt_tsv(
+        [golden_tsv / "bad/image_00.feat.tsv"], ["bad/image_00.tsv"], "image", tmp_path
+    )
     with pytest.raises(CacheError, match="bad/image_00.tsv, row 0: .*'gcc_img_000'.*'WRONG_KEY'"):
         align(rows, cache)
 
@@ -79,7 +91,10 @@ def test_the_undecodable_image_of_the_bad_example_is_a_bad_row_and_no_grey_squar
 
 
 def feature_tsv(path, rows, keys=None):
-    lines = [f"{(keys or {}).get(i, f'k{i}')}\t{base64.b64encode(row.tobytes()).decode()}\n" for i, row in enumerate(rows)]
+    lines = [
+        f"{(keys or {}).get(i, f'k{i}')}\t{base64.b64encode(row.tobytes()).decode()}\n"
+        for i, row in enumerate(rows)
+    ]
     path.write_text("".join(lines))
     return path
 
@@ -96,7 +111,8 @@ def vectors(n, dim, dtype="float32", length=None):
 def test_float16_features_are_refused_and_not_read_as_nonsense(tmp_path, length, dim):
     path = feature_tsv(tmp_path / "a.feat.tsv", vectors(5, dim, "float16", length))
     with pytest.raises(
-        CacheError, match=rf"a\.feat\.tsv: as float32\[{dim // 2}\].*as float16\[{dim}\].*write the file anew"
+        CacheError,
+        match=rf"a\.feat\.tsv: as float32\[{dim // 2}\].*as float16\[{dim}\].*write the file anew",
     ):
         adopt_tsv([path], ["a.tsv"], "image", tmp_path / "out")
     with pytest.raises(CacheError):
@@ -107,7 +123,9 @@ def test_float16_features_are_refused_and_not_read_as_nonsense(tmp_path, length,
 @pytest.mark.parametrize("length", [0.01, 1.0, 10.0, 300.0])
 def test_float32_features_are_taken_as_they_are_even_when_rounded(tmp_path, source, length):
     rows = vectors(5, 768, source, length).astype(np.float32)
-    cache = adopt_tsv([feature_tsv(tmp_path / "a.feat.tsv", rows)], ["a.tsv"], "image", tmp_path / "out")
+    cache = adopt_tsv(
+        [feature_tsv(tmp_path / "a.feat.tsv", rows)], ["a.tsv"], "image", tmp_path / "out"
+    )
     np.testing.assert_array_equal(cache[:], rows)
 
 
@@ -121,10 +139,14 @@ def test_lines_may_end_as_on_windows(tmp_path):
 def test_a_row_that_is_not_finite_or_has_no_length_is_quarantined(tmp_path):
     rows = vectors(5, 8)
     rows[1, 3], rows[2, 0], rows[4] = np.nan, np.inf, 0
-    cache = adopt_tsv([feature_tsv(tmp_path / "a.feat.tsv", rows)], ["a.tsv"], "text", tmp_path / "out")
+    cache = adopt_tsv(
+        [feature_tsv(tmp_path / "a.feat.tsv", rows)], ["a.tsv"], "text", tmp_path / "out"
+    )
     np.testing.assert_array_equal(cache[:], rows[[0, 3]])
     assert cache.manifest.shards[0].bad == (1, 2, 4)
-    listed = [json.loads(line) for line in (cache.root / "quarantine.jsonl").read_text().splitlines()]
+    listed = [
+        json.loads(line) for line in (cache.root / "quarantine.jsonl").read_text().splitlines()
+    ]
     assert [(entry["row"], entry["key"]) for entry in listed] == [(1, "k1"), (2, "k2"), (4, "k4")]
     assert "not finite" in listed[0]["reason"]
 
@@ -137,7 +159,10 @@ def test_a_row_that_is_not_finite_or_has_no_length_is_quarantined(tmp_path):
         ([""], "row 0: 0 bytes"),
         (["k0\tQUJD\n"], "row 0: 3 bytes, expected a multiple of 4"),
         (["k0\tQUJDRA==\n", "k1\n"], "row 1: 0 bytes, expected 4 for"),
-        (["k0\tQUJDRA==\n", "k1\tQUJDREVGR0g=\n"], "row 1: 8 bytes, expected 4 for float32.1.; every row must be"),
+        (
+            ["k0\tQUJDRA==\n", "k1\tQUJDREVGR0g=\n"],
+            "row 1: 8 bytes, expected 4 for float32.1.; every row must be",
+        ),
         (["k0\tQUJDRA==\n", "k1\t!\n"], "row 1: not base64"),
     ],
 )
@@ -149,7 +174,9 @@ def test_a_file_that_is_no_feature_tsv_is_refused_at_its_row(tmp_path, lines, re
 
 def test_a_second_file_of_another_dimension_is_refused(tmp_path):
     files = [feature_tsv(tmp_path / f"{dim}.feat.tsv", vectors(2, dim)) for dim in (8, 6)]
-    with pytest.raises(CacheError, match=r"6\.feat\.tsv, row 0: 24 bytes, expected 32 for float32\[8\]"):
+    with pytest.raises(
+        CacheError, match=r"6\.feat\.tsv, row 0: 24 bytes, expected 32 for float32\[8\]"
+    ):
         adopt_tsv(files, ["8.tsv", "6.tsv"], "image", tmp_path / "out")
 
 
@@ -168,7 +195,8 @@ def test_an_interrupted_adoption_goes_on_and_a_finished_one_is_left_alone(tmp_pa
 
 
 class DimeReader:
-    """DIME-FM's loader in few words: seek to the offset that the index states, split at tabs, base64, float32.
+    """DIME-FM's loader in few words: seek to the offset that the index states, split at tabs,
+    base64, float32.
 
     After Training/datasets/tsv_file.py:41-72,112-123 and tsv.py of the release.
     """
@@ -191,7 +219,11 @@ class DimeReader:
 def test_our_tsv_shards_are_read_by_dime_fms_loader(tmp_path):
     keys, rows = [f"photo {i} ü.jpg" for i in range(9)], vectors(9, 768)
     card = EncoderCard("t", "00", 768, 100.0)
-    writer = CacheWriter(tmp_path, Manifest("image", "tsv", "float32", 768, True, card, {}, {}), [("image_00.tsv", 9)])
+    writer = CacheWriter(
+        tmp_path,
+        Manifest("image", "tsv", "float32", 768, True, card, {}, {}),
+        [("image_00.tsv", 9)],
+    )
     writer.write("image_00.tsv", keys, rows)
     info = writer.seal().shards[0]
     assert info.file == "image_00.feat.tsv"

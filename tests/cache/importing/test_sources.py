@@ -1,4 +1,6 @@
-"""Feature files of others: what each form holds is taken up exactly, under its own keys or those of the raw rows."""
+"""Feature files of others: what each form holds is taken up exactly, under its own keys or those of
+the raw rows.
+"""
 
 import json
 
@@ -23,7 +25,9 @@ def test_an_array_is_taken_up_as_it_is(tmp_path, dtype, format):
     result = take_up([saved(tmp_path / "a.npy", rows)], out, format=format)
     keys, found = stored(out)
     assert keys == ["0", "1", "2", "3", "4"]
-    expected = "float16" if (dtype, format) in (("float16", "hdf5"), ("float16", "parquet")) else "float32"
+    expected = (
+        "float16" if (dtype, format) in (("float16", "hdf5"), ("float16", "parquet")) else "float32"
+    )
     assert result.manifest.dtype == expected
     np.testing.assert_array_equal(found, rows.astype(expected))
     info = result.manifest.shards[0]
@@ -33,14 +37,19 @@ def test_an_array_is_taken_up_as_it_is(tmp_path, dtype, format):
 
 def test_an_array_in_columns_order_and_one_without_rows_are_taken_up(tmp_path):
     rows = vectors()
-    paths = [saved(tmp_path / "a.npy", np.asfortranarray(rows)), saved(tmp_path / "b.npy", rows[:0])]
+    paths = [
+        saved(tmp_path / "a.npy", np.asfortranarray(rows)),
+        saved(tmp_path / "b.npy", rows[:0]),
+    ]
     take_up(paths, tmp_path / "out")
     np.testing.assert_array_equal(stored(tmp_path / "out")[1], rows)
 
 
 @given(
     rows=arrays.arrays(
-        np.float32, st.tuples(st.integers(1, 40), st.integers(1, 4)), elements=st.floats(width=32, allow_nan=True)
+        np.float32,
+        st.tuples(st.integers(1, 40), st.integers(1, 4)),
+        elements=st.floats(width=32, allow_nan=True),
     ),
     normalize=st.booleans(),
     block=st.integers(1, 9),
@@ -69,16 +78,28 @@ def test_unusable_rows_are_listed_with_their_keys_and_reasons(tmp_path):
     rows = vectors()
     rows[1, 3], rows[2, 0], rows[4] = np.nan, 1e6, 0
     (tmp_path / "keys.txt").write_text("\n".join(KEYS), encoding="utf-8")
-    result = take_up([saved(tmp_path / "a.npy", rows)], tmp_path / "out", dtype="float16", keys=[tmp_path / "keys.txt"])
-    listed = [json.loads(line) for line in (tmp_path / "out/quarantine.jsonl").read_text(encoding="utf-8").splitlines()]
+    result = take_up(
+        [saved(tmp_path / "a.npy", rows)],
+        tmp_path / "out",
+        dtype="float16",
+        keys=[tmp_path / "keys.txt"],
+    )
+    listed = [
+        json.loads(line)
+        for line in (tmp_path / "out/quarantine.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert [(entry["row"], entry["key"]) for entry in listed] == [(i, KEYS[i]) for i in (1, 2, 4)]
     assert [entry["reason"] for entry in listed] == [
-        "feature is not finite as float16", "feature is not finite as float16", "feature has no length as float16",
-    ]  # fmt: skip
+        "feature is not finite as float16",
+        "feature is not finite as float16",
+        "feature has no length as float16",
+    ]
     assert "5 rows in = 2 rows out + 3 quarantined" in result.describe()
 
 
-@pytest.mark.parametrize(("length", "unit"), [(1.0, True), (1.0009, True), (1.002, False), (0.99, False), (10.0, False)])
+@pytest.mark.parametrize(
+    ("length", "unit"), [(1.0, True), (1.0009, True), (1.002, False), (0.99, False), (10.0, False)]
+)
 def test_unit_length_is_measured(tmp_path, length, unit):
     rows = vectors(dtype="float64")
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
@@ -114,9 +135,14 @@ def test_the_same_key_may_stand_several_times(tmp_path):
     assert stored(tmp_path / "out")[0] == list("aabbb")
 
 
-@pytest.mark.parametrize("keys", [np.array(KEYS), np.array([k.encode() for k in KEYS]), np.arange(5), None])
+@pytest.mark.parametrize(
+    "keys", [np.array(KEYS), np.array([k.encode() for k in KEYS]), np.arange(5), None]
+)
 def test_named_arrays_are_taken_with_their_keys(tmp_path, keys):
-    rows, expected = vectors(dtype="float16"), KEYS if keys is None or keys.dtype.kind in "US" else list("01234")
+    rows, expected = (
+        vectors(dtype="float16"),
+        (KEYS if keys is None or keys.dtype.kind in "US" else list("01234")),
+    )
     if keys is None:
         np.savez_compressed(tmp_path / "a.npz", text=rows, image=rows + 1, names=np.array(KEYS))
         take_up([tmp_path / "a.npz"], tmp_path / "out", array="text", key_column="names")
@@ -169,7 +195,9 @@ def test_a_long_mapped_file_is_cut_into_shards(tmp_path, monkeypatch):
     assert shards[1].source_digest == sha256_keys([whole, "2-4"])
 
 
-def test_a_finished_adoption_is_left_alone_and_an_interrupted_one_goes_on(tmp_path, digests, monkeypatch):
+def test_a_finished_adoption_is_left_alone_and_an_interrupted_one_goes_on(
+    tmp_path, digests, monkeypatch
+):
     paths = [saved(tmp_path / f"{i}.npy", vectors(seed=i)) for i in range(3)]
     write, written = adopt.CacheWriter.write, []
 
@@ -229,7 +257,9 @@ def test_rows_take_the_names_keys_and_digests_of_raw_shards(tmp_path, cuts):
     paths = [saved(tmp_path / "a.npy", rows[:3]), saved(tmp_path / "b.npy", rows[3:])]
     paths = paths if cuts != [4, 1] else [saved(tmp_path / "c.npy", rows)]
     ends = np.cumsum([0, *cuts])
-    raw = [Raw(f"s{i}.tar", KEYS[a:b]) for i, (a, b) in enumerate(zip(ends, ends[1:], strict=False))]
+    raw = [
+        Raw(f"s{i}.tar", KEYS[a:b]) for i, (a, b) in enumerate(zip(ends, ends[1:], strict=False))
+    ]
     manifest = take_up(paths, tmp_path / "out", raw=raw).manifest
     keys, found = stored(tmp_path / "out")
     assert keys == KEYS and manifest.how["keys"] == "raw rows"
@@ -241,7 +271,9 @@ def test_rows_take_the_names_keys_and_digests_of_raw_shards(tmp_path, cuts):
 
 def test_counts_must_agree_with_the_raw_shards_one_by_one(tmp_path):
     paths = [saved(tmp_path / "a.npy", vectors(3)), saved(tmp_path / "b.npy", vectors(2))]
-    with pytest.raises(CacheError, match=r"a\.npy: 3 rows, but s0 has 2; expected one feature row for each raw row"):
+    with pytest.raises(
+        CacheError, match=r"a\.npy: 3 rows, but s0 has 2; expected one feature row for each raw row"
+    ):
         take_up(paths, tmp_path / "out", raw=[Raw("s0", KEYS[:2]), Raw("s1", KEYS[2:])])
     with pytest.raises(CacheError, match=r"5 rows in 2 feature files, but the 1 raw shards have 4"):
         take_up(paths, tmp_path / "out", raw=[Raw("s0", KEYS[:4])])
@@ -250,8 +282,13 @@ def test_counts_must_agree_with_the_raw_shards_one_by_one(tmp_path):
 def test_keys_of_the_files_must_be_those_of_the_raw_rows(tmp_path):
     _, paths = clip_retrieval(tmp_path / "emb", [3, 2])
     short = [path.removeprefix("/data/") for path in paths]
-    assert take_up([tmp_path / "emb"], tmp_path / "out", raw=[Raw("photos", short)]).manifest.rows == 5
-    with pytest.raises(CacheError, match=r"photos, row 0: the raw row has key '1/1\.jpg', its vector in .*/0/0\.jpg'"):
+    assert (
+        take_up([tmp_path / "emb"], tmp_path / "out", raw=[Raw("photos", short)]).manifest.rows == 5
+    )
+    with pytest.raises(
+        CacheError,
+        match=r"photos, row 0: the raw row has key '1/1\.jpg', its vector in .*/0/0\.jpg'",
+    ):
         take_up([tmp_path / "emb"], tmp_path / "other", raw=[Raw("photos", short[::-1])])
 
 
@@ -268,7 +305,10 @@ def test_real_class_vectors_are_not_called_unit_length_and_find_dogs(tmp_path, s
     classes, rows = stored(tmp_path / "coco80")
     dog = rows[classes.index("dog")].astype(np.float32)
     keys, images = stored(tmp_path / "images")
-    captions = [line.split("\t") for line in (photos / "captions.tsv").read_text(encoding="utf-8").splitlines()]
+    captions = [
+        line.split("\t")
+        for line in (photos / "captions.tsv").read_text(encoding="utf-8").splitlines()
+    ]
     dogs = {name for name, caption in captions if "dog" in caption.lower()}
     has = np.array([key in dogs for key in keys])
     scores = images @ (dog / np.linalg.norm(dog))

@@ -1,4 +1,6 @@
-"""Caches of every format that is there, in every stored dtype: rows and keys that are known, and how they were coded."""
+"""Caches of every format that is there, in every stored dtype: rows and keys that are known, and
+how they were coded.
+"""
 
 import subprocess
 import sys
@@ -11,7 +13,15 @@ from dimefm.cache import CacheWriter, EncoderCard, FeatureCache, Manifest
 from dimefm.cache.int8 import Fit
 
 FORMATS = plugins.names("caches")
-CARD = EncoderCard("test/card", "ab" * 32, 4, 100.0, preprocess={"size": [8, 8]}, tokenizer="words", context_length=9)
+CARD = EncoderCard(
+    "test/card",
+    "ab" * 32,
+    4,
+    100.0,
+    preprocess={"size": [8, 8]},
+    tokenizer="words",
+    context_length=9,
+)
 KEYS = ["plain", "with space", "café/naïve 你好.jpg", "\U0001f600", "", "plain", "quote\"'\\"]
 
 
@@ -26,7 +36,13 @@ def dtype(request):
 
 
 def header(format_="hdf5", dtype="float16", dim=4, **fields):
-    given = {"kind": "image", "normalized": True, "encoder": CARD, "how": {"decoder": "pil"}, "libraries": {"numpy": "2"}}
+    given = {
+        "kind": "image",
+        "normalized": True,
+        "encoder": CARD,
+        "how": {"decoder": "pil"},
+        "libraries": {"numpy": "2"},
+    }
     return Manifest(format=format_, dtype=dtype, dim=dim, **{**given, **fields})
 
 
@@ -39,7 +55,9 @@ def keys_of(n, start=0):
 
 
 def make(root, counts, format_="hdf5", dtype="float16", dim=4, seed=0):
-    """Write a cache of shards with ``counts`` rows; return (cache, its rows in the stored dtype, its keys)."""
+    """Write a cache of shards with ``counts`` rows; return (cache, its rows in the stored dtype,
+    its keys).
+    """
     sources = [(f"part/{i:03d}.tar", n) for i, n in enumerate(counts)]
     writer = CacheWriter(root, header(format_, dtype, dim), sources)
     rows, keys = vectors(sum(counts), dim, seed), keys_of(sum(counts))
@@ -58,6 +76,11 @@ def fitted(rows, margin=0.5):
 
 
 def run_program(program, *arguments):
-    done = subprocess.run([sys.executable, "-c", program, *map(str, arguments)], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.strip()

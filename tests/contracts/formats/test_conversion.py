@@ -15,11 +15,18 @@ from tests.contracts.formats.conftest import CARD, FORMATS, fitted, header, keys
 
 
 def with_bad(root, format_, dtype="float16"):
-    """Write a cache of three shards, with bad first, adjacent and last rows and a shard of bad rows only."""
+    """Write a cache of three shards, with bad first, adjacent and last rows and a shard of bad rows
+    only.
+    """
     code = {"code": fitted(vectors(20, 4)).fields()} if dtype == "int8" else {}
     bads = {"a.tar": [0, 3, 4, 9], "b/c.tar": [0, 1, 2], "d.tar": []}
     counts = {"a.tar": 10, "b/c.tar": 3, "d.tar": 5}
-    writer = CacheWriter(root, header(format_, dtype, **code), list(counts.items()), {name: "ef" * 32 for name in counts})
+    writer = CacheWriter(
+        root,
+        header(format_, dtype, **code),
+        list(counts.items()),
+        {name: "ef" * 32 for name in counts},
+    )
     for name, n in counts.items():
         bad = [Bad(row, f"bad é {row}", f"torn at {row}") for row in bads[name]]
         good = n - len(bad)
@@ -35,7 +42,9 @@ def content(cache):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "int8"])
-@pytest.mark.parametrize(("from_", "to"), [*itertools.permutations(FORMATS, 2), *((name, name) for name in FORMATS)])
+@pytest.mark.parametrize(
+    ("from_", "to"), [*itertools.permutations(FORMATS, 2), *((name, name) for name in FORMATS)]
+)
 def test_a_conversion_loses_nothing(tmp_path, from_, to, dtype, digests):
     old = with_bad(tmp_path / "old", from_, dtype)
     made = convert(old, tmp_path / "new", to)
@@ -51,7 +60,9 @@ def test_a_conversion_loses_nothing(tmp_path, from_, to, dtype, digests):
     assert digests(tmp_path / "back") == digests(tmp_path / "old")
 
 
-def test_an_interrupted_conversion_goes_on_at_the_next_shard(tmp_path, format_, monkeypatch, digests):
+def test_an_interrupted_conversion_goes_on_at_the_next_shard(
+    tmp_path, format_, monkeypatch, digests
+):
     old = with_bad(tmp_path / "old", "hdf5")
     convert(old, tmp_path / "whole", format_)
     write, written = CacheWriter.write, []

@@ -1,4 +1,6 @@
-"""Files of a cache that are cut, changed or gone are found in every format, by the reader or by ``verify``."""
+"""Files of a cache that are cut, changed or gone are found in every format, by the reader or by
+``verify``.
+"""
 
 import numpy as np
 import pytest
@@ -77,7 +79,11 @@ def test_a_missing_or_changed_companion_is_found_by_verify(tmp_path, format_):
 def test_edited_manifest_is_refused(tmp_path, format_):
     make(tmp_path, (5,), format_)
     path = tmp_path / "manifest.json"
-    path.write_text(path.read_text().replace('"rows": 5', '"rows": 4').replace('"source_rows": 5', '"source_rows": 4'))
+    path.write_text(
+        path.read_text()
+        .replace('"rows": 5', '"rows": 4')
+        .replace('"source_rows": 5', '"source_rows": 4')
+    )
     with pytest.raises(CacheError, match="edited"):
         FeatureCache(tmp_path)
 

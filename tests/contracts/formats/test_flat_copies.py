@@ -1,4 +1,6 @@
-"""Formats whose rows do not lie flat in the file are copied once for random access: sealed, and made anew when lost."""
+"""Formats whose rows do not lie flat in the file are copied once for random access: sealed, and
+made anew when lost.
+"""
 
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +25,9 @@ def test_a_flat_copy_is_sealed_and_an_altered_one_is_found(tmp_path, format_):
     for path in copies:
         whole = path.read_bytes()
         path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
-        with pytest.raises(CacheError, match=r"\.flat: not as its seal says; remove .* it is made anew"):
+        with pytest.raises(
+            CacheError, match=r"\.flat: not as its seal says; remove .* it is made anew"
+        ):
             FeatureCache(tmp_path).verify(sha256=True)
         path.write_bytes(whole[:-1])
         with pytest.raises(CacheError, match=r"bytes, expected .*; remove .* it is made anew"):
@@ -64,9 +68,13 @@ def test_flat_copies_go_to_the_scratch_folder_that_is_named(tmp_path, format_, d
     cache, rows, _ = make(tmp_path / "cache", (5, 3), format_)
     before = digests(tmp_path / "cache")
     for _ in range(2):
-        np.testing.assert_array_equal(FeatureCache(tmp_path / "cache", tmp_path / "scratch")[:], rows)
+        np.testing.assert_array_equal(
+            FeatureCache(tmp_path / "cache", tmp_path / "scratch")[:], rows
+        )
     assert digests(tmp_path / "cache") == before
-    assert len(flat_files(tmp_path / "scratch")) == (0 if cache.manifest.shards[0].offset is not None else 4)
+    assert len(flat_files(tmp_path / "scratch")) == (
+        0 if cache.manifest.shards[0].offset is not None else 4
+    )
 
 
 def test_two_caches_may_share_a_scratch_folder(tmp_path, format_):
@@ -95,7 +103,9 @@ def test_processes_that_want_the_same_copy_make_it_once(tmp_path, format_, monke
 
 def test_a_shard_of_any_name_is_copied(tmp_path, format_):
     rows = np.eye(3, 4, dtype=np.float32)
-    header = Manifest("text", format_, "float32", 4, False, EncoderCard("any", None, 4, 1.0), {}, {})
+    header = Manifest(
+        "text", format_, "float32", 4, False, EncoderCard("any", None, 4, 1.0), {}, {}
+    )
     writer = CacheWriter(tmp_path, header, [("sätze/ä 1.txt", 3)])
     writer.write("sätze/ä 1.txt", ["a", "b", "c"], rows)
     writer.seal()

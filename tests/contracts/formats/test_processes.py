@@ -1,4 +1,6 @@
-"""Threads and processes that use one cache at once, forked or spawned, read the same rows in every format."""
+"""Threads and processes that use one cache at once, forked or spawned, read the same rows in every
+format.
+"""
 
 import subprocess
 import sys
@@ -22,9 +24,15 @@ def test_threads_that_use_a_new_cache_at_once_all_read_it_whole(tmp_path, format
 
 def test_processes_that_open_a_cache_at_once_all_read_it_whole(tmp_path, format_):
     cache, rows, _ = make(tmp_path, tuple([300] * 8), format_, dim=64)
-    program = "import sys; from dimefm.cache import FeatureCache; print(FeatureCache(sys.argv[1])[:].astype('f8').sum())"
+    program = (
+        "import sys; from dimefm.cache import FeatureCache;"
+        " print(FeatureCache(sys.argv[1])[:].astype('f8').sum())"
+    )
     readers = [
-        subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True) for _ in range(3)
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(3)
     ]
     found = [float(reader.communicate()[0]) for reader in readers]
     assert found == [pytest.approx(rows.astype(np.float64).sum())] * 3
@@ -86,5 +94,7 @@ if __name__ == "__main__":
 def test_spawned_workers_read_the_same_rows(tmp_path, format_):
     make(tmp_path / "cache", (50, 3), format_)
     (tmp_path / "spawn.py").write_text(SPAWN)
-    done = subprocess.run([sys.executable, tmp_path / "spawn.py", tmp_path / "cache"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "spawn.py", tmp_path / "cache"], capture_output=True, text=True
+    )
     assert done.stdout.strip() == "True", done.stderr[-2000:]

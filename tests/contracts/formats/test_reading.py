@@ -1,4 +1,6 @@
-"""Every shard format gives back what was written, in any order; a new file in ``cache/formats/`` is tested too."""
+"""Every shard format gives back what was written, in any order; a new file in ``cache/formats/`` is
+tested too.
+"""
 
 import pickle
 from pathlib import Path
@@ -18,7 +20,15 @@ from tests.contracts.formats.conftest import header, keys_of, make, vectors
 
 @pytest.mark.parametrize(
     ("counts", "dim"),
-    [((5,), 4), ((1,), 4), ((3, 0, 2), 4), ((0,), 4), ((4, 1), 1), (tuple([2] * 30), 3), ((700,), 16)],
+    [
+        ((5,), 4),
+        ((1,), 4),
+        ((3, 0, 2), 4),
+        ((0,), 4),
+        ((4, 1), 1),
+        (tuple([2] * 30), 3),
+        ((700,), 16),
+    ],
     ids=["one", "one-row", "empty-between", "empty", "dim-1", "many-shards", "longer"],
 )
 def test_reads_back_what_was_written(tmp_path, format_, dtype, counts, dim):
@@ -67,13 +77,17 @@ def test_pickled_cache_reads_the_same_rows(tmp_path, format_):
 FINITE = st.floats(-60000, 60000, width=16)
 SHARDS = st.integers(1, 5).flatmap(
     lambda dim: st.lists(
-        st.integers(0, 6).flatmap(lambda n: hnp.arrays(np.float16, (n, dim), elements=FINITE)), min_size=1, max_size=4
+        st.integers(0, 6).flatmap(lambda n: hnp.arrays(np.float16, (n, dim), elements=FINITE)),
+        min_size=1,
+        max_size=4,
     )
 )
 KEY = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\t\n\0"), max_size=12)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(shards=SHARDS, data=st.data())
 def test_any_content_makes_the_round_trip(tmp_path_factory, format_, dtype, shards, data):
     root: Path = tmp_path_factory.mktemp("cache")
@@ -85,7 +99,9 @@ def test_any_content_makes_the_round_trip(tmp_path_factory, format_, dtype, shar
     writer.seal()
     cache, expected = FeatureCache(root), np.concatenate(shards).astype(dtype)
     assert [cache.read(info)[0] for info in cache.manifest.shards] == keys
-    wanted = data.draw(st.lists(st.integers(0, len(expected) - 1), max_size=12)) if len(expected) else []
+    wanted = (
+        data.draw(st.lists(st.integers(0, len(expected) - 1), max_size=12)) if len(expected) else []
+    )
     np.testing.assert_array_equal(cache[wanted], expected[wanted])
     assert cache.verify(sha256=True) == len(shards)
 
@@ -101,7 +117,9 @@ def test_row_counts_around_a_block_are_kept(tmp_path, format_, dim):
     for info, start in zip(cache.manifest.shards, cache.starts, strict=False):
         blocks = list(cache.blocks(info))
         assert all(0 < len(part) == len(found) <= BLOCK for part, found in blocks)
-        np.testing.assert_array_equal(np.concatenate([rows[:0], *(found for _, found in blocks)]), rows[start:][: info.rows])
+        np.testing.assert_array_equal(
+            np.concatenate([rows[:0], *(found for _, found in blocks)]), rows[start:][: info.rows]
+        )
         assert [key for part, _ in blocks for key in part] == keys[start : start + info.rows]
     assert cache.verify(sha256=True) == len(BORDERS)
 

@@ -1,4 +1,6 @@
-"""Caches too large to be mapped, of more shards than may be open, or of long keys: the same rows, in bounded memory."""
+"""Caches too large to be mapped, of more shards than may be open, or of long keys: the same rows,
+in bounded memory.
+"""
 
 import pickle
 import weakref
@@ -13,7 +15,9 @@ from tests.contracts.formats.conftest import header, make, run_program
 def test_a_cache_too_large_to_be_mapped_gives_the_same_rows(tmp_path, format_, monkeypatch):
     cache, rows, _ = make(tmp_path, (700, 0, 300), format_, dim=64)
     mapped, read = [], reader.mmap.mmap
-    monkeypatch.setattr(reader.mmap, "mmap", lambda *given, **named: mapped.append(given) or read(*given, **named))
+    monkeypatch.setattr(
+        reader.mmap, "mmap", lambda *given, **named: mapped.append(given) or read(*given, **named)
+    )
     monkeypatch.setattr(reader, "RESIDENT", rows.nbytes - 1)
     large = FeatureCache(tmp_path)
     draw = np.random.default_rng(0)
@@ -43,7 +47,9 @@ def test_more_shards_than_may_be_open_at_once_are_read(tmp_path, format_, monkey
     np.testing.assert_array_equal(kept, rows[:2])
 
 
-def test_one_gather_over_a_large_cache_opens_no_more_shards_than_may_be_open(tmp_path, format_, monkeypatch):
+def test_one_gather_over_a_large_cache_opens_no_more_shards_than_may_be_open(
+    tmp_path, format_, monkeypatch
+):
     monkeypatch.setattr(reader, "RESIDENT", 0)
     monkeypatch.setattr(reader, "FILES", 3)
     made, rows, _ = make(tmp_path, tuple([2] * 24), format_)
@@ -71,7 +77,8 @@ def peak():
         with open("/proc/self/status") as file:  # of this program alone, not of what started it
             return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) // 1024
     except FileNotFoundError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform != "darwin" else 1 << 20)
+        unit = 1024 if sys.platform != "darwin" else 1 << 20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
 """
 OPEN = f"""
 import sys
@@ -87,8 +94,17 @@ print(peak() - before)
 
 def test_a_cache_of_a_hundred_million_rows_opens_in_a_hundred_megabytes(tmp_path, format_):
     info = make(tmp_path, (3,), format_)[0].manifest.shards[0]
-    fields = {**info.__dict__, "source_rows": 10_003, "rows": 10_000, "bad": (7, 8, 5000), "bytes": 5_000_000}
-    shards = [type(info)(**{**fields, "file": f"p/{i:05d}.feat.x", "source": f"p/{i:05d}.tar"}) for i in range(10_000)]
+    fields = {
+        **info.__dict__,
+        "source_rows": 10_003,
+        "rows": 10_000,
+        "bad": (7, 8, 5000),
+        "bytes": 5_000_000,
+    }
+    shards = [
+        type(info)(**{**fields, "file": f"p/{i:05d}.feat.x", "source": f"p/{i:05d}.tar"})
+        for i in range(10_000)
+    ]
     (tmp_path / "manifest.json").write_text(header(format_, shards=tuple(shards)).to_json())
     assert int(run_program(OPEN, tmp_path)) < 100
 
@@ -100,7 +116,8 @@ from dimefm.cache import CacheWriter, EncoderCard, FeatureCache, Manifest
 {PEAK}
 card = EncoderCard("test/card", None, 1, 100.0)
 n = 20_000
-writer = CacheWriter(sys.argv[1], Manifest("text", sys.argv[2], "float16", 1, False, card, {{}}, {{}}), [("a.txt", n)])
+manifest = Manifest("text", sys.argv[2], "float16", 1, False, card, {{}}, {{}})
+writer = CacheWriter(sys.argv[1], manifest, [("a.txt", n)])
 keys = ["k" * 20_000, *map(str, range(n - 1))]
 writer.write("a.txt", keys, np.ones((n, 1), np.float16))
 writer.seal()

@@ -1,4 +1,6 @@
-"""The writer of every format: a plan is kept, work is taken up where it stopped, and every row is stored or listed."""
+"""The writer of every format: a plan is kept, work is taken up where it stopped, and every row is
+stored or listed.
+"""
 
 import json
 
@@ -17,12 +19,22 @@ from tests.contracts.formats.conftest import CARD, FORMATS, header, keys_of, mak
         ("dtype", "float32", "dtype: 'float32' against 'float16'"),
         ("kind", "text", "kind: 'text' against 'image'"),
         ("how", {"decoder": "another"}, "how.decoder: 'another' against 'pil'"),
-        ("encoder", EncoderCard(**{**CARD.__dict__, "weights_sha256": "cd" * 32}), "encoder.weights_sha256: 'cdcd"),
-        ("encoder", EncoderCard(**{**CARD.__dict__, "logit_scale": 50.0}), "encoder.logit_scale: 50.0 against 100.0"),
+        (
+            "encoder",
+            EncoderCard(**{**CARD.__dict__, "weights_sha256": "cd" * 32}),
+            "encoder.weights_sha256: 'cdcd",
+        ),
+        (
+            "encoder",
+            EncoderCard(**{**CARD.__dict__, "logit_scale": 50.0}),
+            "encoder.logit_scale: 50.0 against 100.0",
+        ),
     ],
 )
 @pytest.mark.parametrize("sealed", [True, False], ids=["finished", "unfinished"])
-def test_another_plan_is_refused_and_the_field_named(tmp_path, field, value, named, sealed, digests):
+def test_another_plan_is_refused_and_the_field_named(
+    tmp_path, field, value, named, sealed, digests
+):
     writer = CacheWriter(tmp_path, header(), [("a.tar", 2)])
     if sealed:
         writer.write("a.tar", ["x", "y"], vectors(2, 4))
@@ -51,7 +63,10 @@ def test_newer_libraries_may_take_up_the_work(tmp_path):
 
 def test_interrupted_write_leaves_no_cache_and_the_next_run_goes_on(tmp_path, format_, digests):
     counts = [("a.tar", 3), ("b.tar", 0), ("c.tar", 4)]
-    keys, rows = {name: keys_of(n) for name, n in counts}, {name: vectors(n, 4, n) for name, n in counts}
+    keys, rows = (
+        {name: keys_of(n) for name, n in counts},
+        {name: vectors(n, 4, n) for name, n in counts},
+    )
 
     def run(root, stop_before=None):
         writer = CacheWriter(root, header(format_), counts)
@@ -67,7 +82,9 @@ def test_interrupted_write_leaves_no_cache_and_the_next_run_goes_on(tmp_path, fo
 
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "a", stop_before="c.tar")
-    with pytest.raises(CacheError, match="unfinished cache; run the same extract-features command again"):
+    with pytest.raises(
+        CacheError, match="unfinished cache; run the same extract-features command again"
+    ):
         FeatureCache(tmp_path / "a")
     assert run(tmp_path / "a") == ["c.tar"]
     assert run(tmp_path / "b") == ["a.tar", "b.tar", "c.tar"]
@@ -99,7 +116,13 @@ def test_a_finished_cache_that_lost_a_shard_is_not_called_finished(tmp_path, for
 
 @pytest.mark.parametrize(
     ("keys", "bad"),
-    [(["a", "b"], []), (["a", "b", "c", "d"], []), (["a", "b"], [1, 1]), (["a", "b"], [3]), (["a", "b", "c"], [0])],
+    [
+        (["a", "b"], []),
+        (["a", "b", "c", "d"], []),
+        (["a", "b"], [1, 1]),
+        (["a", "b"], [3]),
+        (["a", "b", "c"], [0]),
+    ],
     ids=["lost", "invented", "twice", "outside", "one-too-many"],
 )
 def test_rows_that_do_not_add_up_are_refused(tmp_path, keys, bad):
@@ -128,7 +151,9 @@ def test_quarantined_rows_are_listed_with_source_row_key_and_reason(tmp_path, fo
 def test_values_that_the_dtype_cannot_hold_are_refused(tmp_path, format_, value):
     rows = vectors(3, 4)
     rows[1, 2] = value
-    with pytest.raises(CacheError, match=r"a\.tar, stored row 1: the vector is not finite as float16"):
+    with pytest.raises(
+        CacheError, match=r"a\.tar, stored row 1: the vector is not finite as float16"
+    ):
         CacheWriter(tmp_path, header(format_), [("a.tar", 3)]).write("a.tar", ["x", "y", "z"], rows)
 
 
@@ -139,7 +164,11 @@ def test_a_place_that_cannot_be_written_is_a_cache_error(tmp_path):
 
 
 def test_fingerprint_does_not_depend_on_format_or_place_but_on_keys_encoder_and_settings(tmp_path):
-    made = [make(tmp_path / f"{f}-{d}", (3, 2), f, d)[0] for f in FORMATS for d in ("float16", "float32")]
+    made = [
+        make(tmp_path / f"{f}-{d}", (3, 2), f, d)[0]
+        for f in FORMATS
+        for d in ("float16", "float32")
+    ]
     prints = {cache.manifest.fingerprint for cache in made}
     assert len(prints) == 1
     cache, _, _ = make(tmp_path / "more", (3, 3))

@@ -1,4 +1,6 @@
-"""Random crops: a pure function of (width, height, seed); the box stays inside and has the asked share and ratio."""
+"""Random crops: a pure function of (width, height, seed); the box stays inside and has the asked
+share and ratio.
+"""
 
 import numpy as np
 import pytest
@@ -24,7 +26,9 @@ def test_the_same_seed_gives_the_same_crop_and_another_seed_another():
     seed=st.integers(0, 2**63 - 1),
 )
 def test_the_box_lies_inside_and_is_not_empty(width, height, low, ratio, seed):
-    left, top, right, bottom = Augment(scale=(low, 1.0), ratio=ratio)._box(width, height, np.random.default_rng(seed))
+    left, top, right, bottom = Augment(scale=(low, 1.0), ratio=ratio)._box(
+        width, height, np.random.default_rng(seed)
+    )
     assert 0 <= left < right <= width and 0 <= top < bottom <= height
 
 

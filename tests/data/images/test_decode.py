@@ -1,4 +1,6 @@
-"""Decoding: every usual kind of image comes out upright in 8-bit RGB; anything else is a bad row, whatever PIL thinks."""
+"""Decoding: every usual kind of image comes out upright in 8-bit RGB; anything else is a bad row,
+whatever PIL thinks.
+"""
 
 import io
 import json
@@ -74,7 +76,9 @@ def test_every_mode_becomes_rgb_of_the_same_brightness(mode):
 
 def test_palette_with_transparency_keeps_its_colours():
     image = Image.fromarray(COLOURS).quantize(16)
-    assert np.array_equal(np.asarray(decode(encoded(image, transparency=3))), np.asarray(image.convert("RGB")))
+    assert np.array_equal(
+        np.asarray(decode(encoded(image, transparency=3))), np.asarray(image.convert("RGB"))
+    )
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -108,7 +112,10 @@ def test_an_animation_gives_its_first_frame():
     ("data", "reason"),
     [
         (b"", "empty"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "not an image: 43 bytes that begin with b'version http"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "not an image: 43 bytes that begin with b'version http",
+        ),
         (b"<!DOCTYPE html>", "not an image"),
         (b"\x89PNG\r\n\x1a\n", "image"),
         (b"\xff\xd8\xff\xe0", "image"),
@@ -133,10 +140,17 @@ def bomb(width, height):
     """Return a PNG that states a size and holds almost no data."""
 
     def chunk(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0"))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize(("width", "height"), [(10_000, 10_000), (30_000, 30_000), (PIXELS + 1, 1)])

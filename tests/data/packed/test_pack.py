@@ -1,4 +1,6 @@
-"""Packing: small upright images that stand for their source row by row, so that features of the source stay theirs."""
+"""Packing: small upright images that stand for their source row by row, so that features of the
+source stay theirs.
+"""
 
 import base64
 import io
@@ -50,12 +52,19 @@ def photo(number, format="PNG", **options):
 
 
 def files(count=14):
-    """Return image files by key; those numbered in BAD are damaged. Keys hold what names of tar members cannot."""
-    return {f"a.b/ü {n}.x" if n % 3 else f"{n}": photo(n)[:40] if n in BAD else photo(n) for n in range(count)}
+    """Return image files by key; those numbered in BAD are damaged. Keys hold what names of tar
+    members cannot.
+    """
+    return {
+        f"a.b/ü {n}.x" if n % 3 else f"{n}": photo(n)[:40] if n in BAD else photo(n)
+        for n in range(count)
+    }
 
 
 def write(kind, root):
-    """Write ``files()`` as a source of a kind, in two shards where one file is a shard; return it."""
+    """Write ``files()`` as a source of a kind, in two shards where one file is a shard; return
+    it.
+    """
     found = list(files().items())
     if kind == "folder":
         for number, (_, data) in enumerate(found):
@@ -68,10 +77,19 @@ def write(kind, root):
         path = root / kind / f"part{shard}.{kind}"
         if kind == "parquet":
             keys, images = zip(*rows, strict=True)
-            labels, captions = [n % 4 for n in range(len(rows))], [[f"one {n}", f" two\t{n}"] for n in range(len(rows))]
-            pq.write_table(pa.table({"key": keys, "image": images, "captions": captions, "label": labels}), path)
+            labels, captions = (
+                [n % 4 for n in range(len(rows))],
+                [[f"one {n}", f" two\t{n}"] for n in range(len(rows))],
+            )
+            pq.write_table(
+                pa.table({"key": keys, "image": images, "captions": captions, "label": labels}),
+                path,
+            )
         elif kind == "tsv":
-            lines = [f"{key}\t{base64.b64encode(data).decode()}\t{n}\n".encode() for n, (key, data) in enumerate(rows)]
+            lines = [
+                f"{key}\t{base64.b64encode(data).decode()}\t{n}\n".encode()
+                for n, (key, data) in enumerate(rows)
+            ]
             path.write_bytes(b"".join(lines))
             starts = itertools.accumulate(map(len, lines[:-1]), initial=0)
             path.with_suffix(".lineidx").write_text("".join(f"{start}\n" for start in starts))
@@ -106,7 +124,10 @@ def packed(source, out, **options):
 
 def test_a_packed_source_has_the_rows_of_the_source(source, tmp_path):
     kind = "image" if source.name == "tsv" else "pair"
-    rows, (small_rows, report) = open_rows([source], kind), packed(source, tmp_path / "packed", kind="pair")
+    rows, (small_rows, report) = (
+        open_rows([source], kind),
+        packed(source, tmp_path / "packed", kind="pair"),
+    )
     assert [shard.name for shard in small_rows.shards] == [shard.name for shard in rows.shards]
     assert [shard.keys() for shard in small_rows.shards] == [shard.keys() for shard in rows.shards]
     assert (report.rows, len(report.bad), report.shards) == (14, 2, len(rows.shards))
@@ -119,15 +140,25 @@ def test_a_packed_source_has_the_rows_of_the_source(source, tmp_path):
         ours, theirs = rows[number], small_rows[number]
         assert (theirs.key, theirs.texts, theirs.label) == (ours.key, ours.texts, ours.label)
         image, original = Image.open(io.BytesIO(theirs.image)), decode(ours.image)
-        assert (image.format, image.mode) == ("JPEG", "RGB") and original_size(image) == original.size
+        assert (image.format, image.mode) == ("JPEG", "RGB") and original_size(
+            image
+        ) == original.size
         assert min(image.size) == min(32, *original.size)
         assert np.abs(pixels(small_rows, number) - colour).max() < 6
 
 
 @pytest.mark.parametrize("views", [None, ViewPolicy(3)])
-def test_features_of_the_source_are_those_of_the_packed_images(source, views, tmp_path, tiny_teacher):
+def test_features_of_the_source_are_those_of_the_packed_images(
+    source, views, tmp_path, tiny_teacher
+):
     rows = open_rows([source])
-    extract(tiny_teacher, rows, "image", tmp_path / "cache", Extraction(progress=False, views=views, batch_size=8))
+    extract(
+        tiny_teacher,
+        rows,
+        "image",
+        tmp_path / "cache",
+        Extraction(progress=False, views=views, batch_size=8),
+    )
     cache, (small_rows, _) = FeatureCache(tmp_path / "cache"), packed(source, tmp_path / "packed")
     per_image = 1 if views is None else views.count
     whole, found = align(rows, cache), align(small_rows, cache)
@@ -137,12 +168,18 @@ def test_features_of_the_source_are_those_of_the_packed_images(source, views, tm
         raw, (cached,) = found.locate(np.arange(12), view)
         assert raw.tolist() == whole.locate(np.arange(12), view)[0].tolist()
         for row, at in zip(raw.tolist(), cached.tolist(), strict=True):
-            assert keys[at] == (small_rows[row].key if views is None else f"{small_rows[row].key}#{view}")
+            assert keys[at] == (
+                small_rows[row].key if views is None else f"{small_rows[row].key}#{view}"
+            )
 
 
 @pytest.mark.parametrize("source", ["folder", "parquet"], indirect=True)
-@pytest.mark.parametrize("selection", [Selection(split=(0.2, 0.8)), Selection(rows=(3, 12)), Selection(limit=7)])
-def test_a_part_of_the_packed_rows_matches_features_of_that_part(source, selection, tmp_path, tiny_teacher):
+@pytest.mark.parametrize(
+    "selection", [Selection(split=(0.2, 0.8)), Selection(rows=(3, 12)), Selection(limit=7)]
+)
+def test_a_part_of_the_packed_rows_matches_features_of_that_part(
+    source, selection, tmp_path, tiny_teacher
+):
     rows = select(open_rows([source]), selection)
     extract(tiny_teacher, rows, "image", tmp_path / "cache", Extraction(progress=False))
     cache = FeatureCache(tmp_path / "cache")
@@ -160,7 +197,9 @@ def test_a_part_of_the_packed_rows_matches_features_of_that_part(source, selecti
 
 def test_a_row_that_only_the_pack_lacks_is_left_out_with_its_reason(tmp_path, tiny_teacher):
     source = write("tsv", tmp_path)
-    extract(tiny_teacher, open_rows([source]), "image", tmp_path / "cache", Extraction(progress=False))
+    extract(
+        tiny_teacher, open_rows([source]), "image", tmp_path / "cache", Extraction(progress=False)
+    )
     small_rows, _ = packed(source, tmp_path / "packed")
     whole = (source / "part0.tsv").read_text()
     (source / "part0.tsv").write_text(whole.replace(whole.split("\t")[1][:8], "AAAAAAAA", 1))
@@ -186,7 +225,9 @@ def test_features_of_packed_images_are_not_those_of_the_source(tmp_path, tiny_te
 
 def test_packed_again_it_still_stands_for_the_first_source(tmp_path, tiny_teacher):
     source = write("folder", tmp_path)
-    extract(tiny_teacher, open_rows([source]), "image", tmp_path / "cache", Extraction(progress=False))
+    extract(
+        tiny_teacher, open_rows([source]), "image", tmp_path / "cache", Extraction(progress=False)
+    )
     once, _ = packed(source, tmp_path / "once")
     pack(once, tmp_path / "twice", Settings(size=16, progress=False))
     twice = open_rows([tmp_path / "twice"])
@@ -235,33 +276,48 @@ def test_finished_shards_are_kept_and_others_made_anew(tmp_path, digests):
 def test_what_was_packed_otherwise_or_from_something_else_is_refused(tmp_path):
     rows = open_rows([write("parquet", tmp_path)], "pair")
     pack(rows, tmp_path / "packed", QUIET)
-    for settings in (Settings(size=24, progress=False), Settings(size=32, quality=50, progress=False)):
+    for settings in (
+        Settings(size=24, progress=False),
+        Settings(size=32, quality=50, progress=False),
+    ):
         with pytest.raises(
-            DataError, match="was packed with --size 32 --quality 90, not .*; choose another --out, or remove"
+            DataError,
+            match="was packed with --size 32 --quality 90, not .*; choose another --out, or remove",
         ):
             pack(rows, tmp_path / "packed", settings)
     other = open_rows([write("tsv", tmp_path)])
-    with pytest.raises(DataError, match="00000.tar: was packed from part0.parquet, not from part0.tsv as it is now"):
+    with pytest.raises(
+        DataError, match="00000.tar: was packed from part0.parquet, not from part0.tsv as it is now"
+    ):
         pack(other, tmp_path / "packed", QUIET)
 
 
 def test_two_processes_do_not_pack_into_one_folder(tmp_path):
     rows = open_rows([write("tsv", tmp_path)])
-    with claim(tmp_path / "packed" / LOCK), pytest.raises(DataError, match="another process packs there"):
+    with (
+        claim(tmp_path / "packed" / LOCK),
+        pytest.raises(DataError, match="another process packs there"),
+    ):
         pack(rows, tmp_path / "packed", QUIET)
 
 
 def test_a_source_without_one_image_is_refused(tmp_path):
     (tmp_path / "x.tsv").write_text("a\tAAAA\nb\tAAAA\n")
     with pytest.raises(
-        DataError, match="none of the 2 rows has an image; the first, x.tsv row 0: .*not an image.*; mend the source"
+        DataError,
+        match=(
+            "none of the 2 rows has an image; the first, x.tsv row 0: .*not an image.*; mend the"
+            " source"
+        ),
     ):
         pack(open_rows([tmp_path / "x.tsv"]), tmp_path / "packed", QUIET)
     assert not (tmp_path / "packed/pack.json").exists()
 
 
 def rewritten(path, change):
-    """Write a packed shard anew with its index changed, or without the members that ``change`` begins."""
+    """Write a packed shard anew with its index changed, or without the members that ``change``
+    begins.
+    """
     with tarfile.open(path) as tar:
         members = [(member, tar.extractfile(member).read()) for member in tar]
     with tarfile.open(path, "w") as tar:
@@ -279,7 +335,10 @@ def rewritten(path, change):
         (lambda body: body[:50], "its .dimefm-pack.json cannot be read"),
         (lambda body: b"[]", "its .dimefm-pack.json cannot be read"),
         (lambda body: body.replace(b'"bad": {', b'"bad": {"99": "x", '), "do not fit each other"),
-        (lambda body: json.dumps({**json.loads(body), "keys": ["a"]}).encode(), "do not fit each other"),
+        (
+            lambda body: json.dumps({**json.loads(body), "keys": ["a"]}).encode(),
+            "do not fit each other",
+        ),
         ("00000003.", "its member 00000003 is not there; pack the source again"),
     ],
 )
@@ -296,12 +355,23 @@ def test_the_command_packs_what_it_says_and_lists_bad_rows(source, tmp_path):
     command = ["pack", str(source), "--out", str(out), "--size", "32", "--workers", "1"]
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 0, result.output
-    assert "12 images in" in result.output and "2 bad rows" in result.output and "bad row: " in result.output
+    assert (
+        "12 images in" in result.output
+        and "2 bad rows" in result.output
+        and "bad row: " in result.output
+    )
     listed = json.loads((out / "pack.json").read_text())
-    assert (listed["rows"], len(listed["bad"]), listed["size"], listed["quality"]) == (14, 2, 32, 90)
+    assert (listed["rows"], len(listed["bad"]), listed["size"], listed["quality"]) == (
+        14,
+        2,
+        32,
+        90,
+    )
     rows = open_rows([source])
     keys = [key for shard in rows.shards for key in shard.keys()]
-    assert {bad["key"] for bad in listed["bad"]} == {keys[row] for row in range(14) if pixels(rows, row) is None}
+    assert {bad["key"] for bad in listed["bad"]} == {
+        keys[row] for row in range(14) if pixels(rows, row) is None
+    }
     again = CliRunner().invoke(main, command)
     assert again.exit_code == 0 and "there already" in again.output
 
@@ -310,12 +380,16 @@ def test_tsvs_beside_sources_with_sentences_are_refused(tmp_path):
     sources = [str(write(kind, tmp_path)) for kind in ("tsv", "parquet")]
     result = CliRunner().invoke(main, ["pack", *sources, "--out", str(tmp_path / "packed")])
     assert result.exit_code == 1
-    assert "not pairs" in result.output and "pack them apart from the other sources" in result.output
+    assert (
+        "not pairs" in result.output and "pack them apart from the other sources" in result.output
+    )
 
 
 def test_packed_images_are_not_for_evaluation(tmp_path):
     packed(write("tar", tmp_path), tmp_path / "data/test")
-    with pytest.raises(DataError, match="was packed for training; evaluate on the images that it was packed from"):
+    with pytest.raises(
+        DataError, match="was packed for training; evaluate on the images that it was packed from"
+    ):
         plain_layouts.read_tar(tmp_path / "data", [tmp_path / "data/test/00000.tar"], load("mnist"))
 
 
@@ -324,7 +398,17 @@ def test_a_killed_packing_goes_on_and_ends_in_the_same_bytes(tmp_path, digests):
     source = write("parquet", tmp_path)
     for number in range(2, 40):
         (source / f"part{number}.parquet").write_bytes((source / "part0.parquet").read_bytes())
-    command = [sys.executable, "-m", "dimefm", "pack", str(source), "--out", str(tmp_path / "killed"), "--size", "32"]
+    command = [
+        sys.executable,
+        "-m",
+        "dimefm",
+        "pack",
+        str(source),
+        "--out",
+        str(tmp_path / "killed"),
+        "--size",
+        "32",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and not (tmp_path / "killed/00003.tar").exists():
         time.sleep(0.002)

@@ -1,4 +1,6 @@
-"""View policies: what they say, what they refuse, and that a draw depends on seed, key, view and size alone."""
+"""View policies: what they say, what they refuse, and that a draw depends on seed, key, view and
+size alone.
+"""
 
 import dataclasses
 import json
@@ -20,12 +22,19 @@ def test_the_defaults_are_those_of_a_recipe():
     policy = ViewPolicy.parse(4, ())
     assert policy == ViewPolicy(4)
     assert policy.how() == {
-        "count": 4, "seed": 0, "scale": [0.08, 1.0], "ratio": [0.75, 1.3333333333333333], "flip": 0.5, "version": 1,
-    }  # fmt: skip
+        "count": 4,
+        "seed": 0,
+        "scale": [0.08, 1.0],
+        "ratio": [0.75, 1.3333333333333333],
+        "flip": 0.5,
+        "version": 1,
+    }
 
 
 def test_settings_are_read_as_toml():
-    assert ViewPolicy.parse(3, ("scale=[0.2, 0.9]", "ratio=[0.5,2]", "flip=0.25", "seed=5")) == POLICY
+    assert (
+        ViewPolicy.parse(3, ("scale=[0.2, 0.9]", "ratio=[0.5,2]", "flip=0.25", "seed=5")) == POLICY
+    )
     assert ViewPolicy.parse(None, ()) is None
 
 
@@ -59,11 +68,19 @@ def test_a_manifest_gives_the_policy_back():
 
 
 def test_views_of_another_drawing_function_are_refused():
-    with pytest.raises(CacheError, match="drawn by version 2 of the drawing, this dimefm has 1; .*extract the images again"):
+    with pytest.raises(
+        CacheError,
+        match="drawn by version 2 of the drawing, this dimefm has 1; .*extract the images again",
+    ):
         ViewPolicy.of({"views": {**POLICY.how(), "version": 2}})
 
 
-@given(key=st.text(max_size=8), view=st.integers(0, 9), width=st.integers(1, 400), height=st.integers(1, 400))
+@given(
+    key=st.text(max_size=8),
+    view=st.integers(0, 9),
+    width=st.integers(1, 400),
+    height=st.integers(1, 400),
+)
 def test_a_draw_is_a_pure_function_and_its_box_lies_inside(key, view, width, height):
     box, flip = POLICY.draw(key, view, width, height)
     assert (box, flip) == ViewPolicy.of({"views": POLICY.how()}).draw(key, view, width, height)
@@ -84,7 +101,9 @@ def test_seed_key_view_and_size_each_matter():
 
 
 def test_the_number_of_views_does_not_matter_so_that_more_can_be_drawn_later():
-    assert dataclasses.replace(POLICY, count=9).draw("a", 2, 300, 200) == POLICY.draw("a", 2, 300, 200)
+    assert dataclasses.replace(POLICY, count=9).draw("a", 2, 300, 200) == POLICY.draw(
+        "a", 2, 300, 200
+    )
 
 
 DRAWN = [
@@ -101,7 +120,12 @@ DRAWN = [
 
 def test_draws_are_those_of_version_1():
     """A change here makes every cache of views unusable: raise VERSION with it."""
-    draws = [ViewPolicy(2, seed).draw(key, view, 500, 375) for seed in (0, 7) for key in ("x.jpg", "é") for view in (0, 1)]
+    draws = [
+        ViewPolicy(2, seed).draw(key, view, 500, 375)
+        for seed in (0, 7)
+        for key in ("x.jpg", "é")
+        for view in (0, 1)
+    ]
     assert draws == DRAWN
 
 

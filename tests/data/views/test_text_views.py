@@ -1,4 +1,6 @@
-"""Text views: what a policy says and refuses, and that a draw depends on the policy, key, view and sentences alone."""
+"""Text views: what a policy says and refuses, and that a draw depends on the policy, key, view and
+sentences alone.
+"""
 
 import collections
 import dataclasses
@@ -17,7 +19,9 @@ EDA = ("augment='eda'",)
 POLICY = TextPolicy.parse(5, (*EDA, "seed=3", "deletion=0.3"))
 SENTENCE = "A small dog, and a cat run on the beach"
 sentences = st.text(max_size=30).filter(str.strip) | st.lists(
-    st.sampled_from([*SENTENCE.split(), "Dog", "(dog)", "bus.", "\u00e9t\u00e9", "\U0001f600"]), min_size=1, max_size=9
+    st.sampled_from([*SENTENCE.split(), "Dog", "(dog)", "bus.", "\u00e9t\u00e9", "\U0001f600"]),
+    min_size=1,
+    max_size=9,
 ).map(" ".join)
 
 
@@ -29,23 +33,36 @@ def read(path, text):
 def test_captions_are_shown_in_turn_and_as_they_are():
     policy = TextPolicy.parse(5, ())
     assert [policy.draw("k", view, ("one  dog", "two", "three")) for view in range(5)] == [
-        "one  dog", "two", "three", "one  dog", "two",
-    ]  # fmt: skip
+        "one  dog",
+        "two",
+        "three",
+        "one  dog",
+        "two",
+    ]
     assert policy.how() == {"count": 5, "augment": "none", "version": 1}
 
 
 def test_view_0_is_the_clean_first_caption_and_others_are_made_of_it():
     texts = (SENTENCE, "nothing of this one")
     assert POLICY.draw("k", 0, texts) == SENTENCE
-    assert not any({"nothing", "of", "this", "one"} & set(POLICY.draw("k", view, texts).split()) for view in range(5))
+    assert not any(
+        {"nothing", "of", "this", "one"} & set(POLICY.draw("k", view, texts).split())
+        for view in range(5)
+    )
     unclean = dataclasses.replace(POLICY, clean=False)
     assert any(unclean.draw(str(n), 0, texts) != SENTENCE for n in range(9))
 
 
 def test_the_policy_states_all_that_decides():
     assert POLICY.how() == {
-        "count": 5, "augment": "eda", "seed": 3, "deletion": 0.3, "clean": True, "synonyms": built_in().sha256, "version": 1,
-    }  # fmt: skip
+        "count": 5,
+        "augment": "eda",
+        "seed": 3,
+        "deletion": 0.3,
+        "clean": True,
+        "synonyms": built_in().sha256,
+        "version": 1,
+    }
     again = TextPolicy.of(json.loads(json.dumps({"text_views": POLICY.how()})))
     assert again == POLICY
     assert again.table == POLICY.table
@@ -59,7 +76,10 @@ def test_the_policy_states_all_that_decides():
         (("augmant='eda'",), "--text-recipe augmant: unknown key: did you mean 'augment'?"),
         (("count=3",), "--text-recipe count: unknown key"),
         (("eda",), "--text-recipe eda: expected KEY=VALUE as in TOML, e.g. augment='eda'"),
-        (("augment='backtranslation'",), "'augment' is 'backtranslation'; expected one of 'none', 'eda'"),
+        (
+            ("augment='backtranslation'",),
+            "'augment' is 'backtranslation'; expected one of 'none', 'eda'",
+        ),
         (("seed=3",), "--text-recipe seed: is of augment='eda' and would do nothing here"),
         ((*EDA, "deletion=1.5"), "'deletion' is 1.5; expected 0 <= deletion <= 1"),
         ((*EDA, "deletion=nan"), "'deletion' is nan; expected 0 <= deletion <= 1"),
@@ -106,22 +126,30 @@ def test_a_draw_is_pure_not_empty_and_of_the_words_of_its_sentence(sentence, vie
 
 
 def test_each_operation_comes_as_often():
-    """Each of four words is deleted, so that a deletion shows; a swap of two different words and a synonym always do."""
+    """Each of four words is deleted, so that a deletion shows; a swap of two different words and a
+    synonym always do.
+    """
     policy = TextPolicy.parse(2, (*EDA, "deletion=1.0"))
     words = "dog under seven things".split()
     found = [policy.draw(str(n), 1, (" ".join(words),)).split() for n in range(3000)]
     kinds = collections.Counter(
-        "deletion" if len(each) == 1 else "swap" if set(each) == set(words) else "synonym" for each in found
+        "deletion" if len(each) == 1 else "swap" if set(each) == set(words) else "synonym"
+        for each in found
     )
     assert min(kinds.values()) > 900
     assert collections.Counter(each[0] for each in found if len(each) == 1).keys() == set(words)
-    swaps = collections.Counter(tuple(each) for each in found if len(each) == 4 and set(each) == set(words))
+    swaps = collections.Counter(
+        tuple(each) for each in found if len(each) == 4 and set(each) == set(words)
+    )
     assert len(swaps) == 6
     assert min(swaps.values()) > 120
 
 
 def test_without_a_known_word_another_operation_is_done():
-    found = {TextPolicy.parse(2, (*EDA, "deletion=1.0")).draw(str(n), 1, ("xyzzy frob",)) for n in range(40)}
+    found = {
+        TextPolicy.parse(2, (*EDA, "deletion=1.0")).draw(str(n), 1, ("xyzzy frob",))
+        for n in range(40)
+    }
     assert found == {"frob xyzzy", "xyzzy", "frob"}
 
 
@@ -137,19 +165,28 @@ DRAWN = [
 
 def test_seed_key_and_view_each_matter():
     policies = (POLICY, dataclasses.replace(POLICY, seed=4))
-    found = [tuple(p.draw(f"{k}{n}", v, (SENTENCE,)) for n in range(8)) for p in policies for k in "ab" for v in (1, 2)]
+    found = [
+        tuple(p.draw(f"{k}{n}", v, (SENTENCE,)) for n in range(8))
+        for p in policies
+        for k in "ab"
+        for v in (1, 2)
+    ]
     assert len(set(found)) == len(found)
 
 
 def test_the_number_of_views_does_not_matter_so_that_more_can_be_drawn_later():
-    assert dataclasses.replace(POLICY, count=9).draw("a", 2, (SENTENCE,)) == POLICY.draw("a", 2, (SENTENCE,))
+    assert dataclasses.replace(POLICY, count=9).draw("a", 2, (SENTENCE,)) == POLICY.draw(
+        "a", 2, (SENTENCE,)
+    )
 
 
 def test_draws_are_those_of_version_1():
     """A change here makes every cache of text views unusable: raise VERSION with it."""
     assert built_in().sha256 == "c4dffc26d9f063b0db12f63840d2abf390094da4609d819ec6768e5802d4764c"
     policy = TextPolicy.parse(3, EDA)
-    assert [policy.draw(key, view, (SENTENCE,)) for key in ("x.jpg", "\u00e9", "7") for view in (1, 2)] == DRAWN
+    assert [
+        policy.draw(key, view, (SENTENCE,)) for key in ("x.jpg", "\u00e9", "7") for view in (1, 2)
+    ] == DRAWN
 
 
 @pytest.mark.parametrize("texts", [(), ("",), (" \t ", "a dog")])
@@ -178,9 +215,13 @@ def test_a_table_of_ones_own_travels_with_the_cache(tmp_path):
         [TextPolicy.of(how, store).draw(str(n), 1, ("the dog sits",)) for n in range(12)]
     policy.keep(store)
     path.unlink()
-    assert [TextPolicy.of(how, store).draw(str(n), 1, ("the dog sits",)) for n in range(12)] == drawn
+    assert [
+        TextPolicy.of(how, store).draw(str(n), 1, ("the dog sits",)) for n in range(12)
+    ] == drawn
     store.write("synonyms.tsv", "dog\thound\n")
-    with pytest.raises(CacheError, match=r"cache.synonyms.tsv: has SHA-256 .* the text views were drawn with"):
+    with pytest.raises(
+        CacheError, match=r"cache.synonyms.tsv: has SHA-256 .* the text views were drawn with"
+    ):
         TextPolicy.of(how, store)
 
 

@@ -1,4 +1,6 @@
-"""Real processes at one extraction: many small shards, what one undisturbed process makes of them, and digests."""
+"""Real processes at one extraction: many small shards, what one undisturbed process makes of them,
+and digests.
+"""
 
 import hashlib
 import os
@@ -10,24 +12,63 @@ import pytest
 
 SHARDS, ROWS = 200, 12
 TEACHER = "ResNet-mini-64/random:0"
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "RAY_USAGE_STATS_ENABLED": "0"}
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "passive",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
 
 
 def command(raw, out, *flags, launcher=(sys.executable,)):
     """Return the words that extract the sentences in ``raw`` into ``out``."""
-    sources = ("--teacher", TEACHER, "--device", "cpu", "--texts", f"{raw}/*.txt", "--dataroot", raw)
-    return [*map(str, (*launcher, "-m", "dimefm", "extract-features", *sources, "--workers", 1, "--out", out, *flags))]
+    sources = (
+        "--teacher",
+        TEACHER,
+        "--device",
+        "cpu",
+        "--texts",
+        f"{raw}/*.txt",
+        "--dataroot",
+        raw,
+    )
+    return [
+        *map(
+            str,
+            (
+                *launcher,
+                "-m",
+                "dimefm",
+                "extract-features",
+                *sources,
+                "--workers",
+                1,
+                "--out",
+                out,
+                *flags,
+            ),
+        )
+    ]
 
 
 def torchrun(ranks):
     """Return what starts so many ranks on this machine."""
-    return (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks)
+    return (
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        ranks,
+    )
 
 
 def start(words, **environment):
     """Start a command in a process group of its own, with more environment variables."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(words, **pipes, env={**ENVIRONMENT, **environment}, start_new_session=True)
+    return subprocess.Popen(
+        words, **pipes, env={**ENVIRONMENT, **environment}, start_new_session=True
+    )
 
 
 def ended(process):
@@ -64,7 +105,10 @@ def raw(tmp_path_factory):
     """Return a folder of text files, one shard each, with an empty sentence here and there."""
     top = tmp_path_factory.mktemp("raw")
     for i in range(SHARDS):
-        lines = ["" if (i + j) % 31 == 0 else f"sentence {j} of shard {i} " + "and more " * (j % 5) for j in range(ROWS)]
+        lines = [
+            "" if (i + j) % 31 == 0 else f"sentence {j} of shard {i} " + "and more " * (j % 5)
+            for j in range(ROWS)
+        ]
         (top / f"{i:03d}.txt").write_text("\n".join(lines) + "\n")
     return top
 

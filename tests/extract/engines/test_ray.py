@@ -1,4 +1,6 @@
-"""--engine ray on a real cluster of several nodes on this machine, one of which is killed in the middle."""
+"""--engine ray on a real cluster of several nodes on this machine, one of which is killed in the
+middle.
+"""
 
 import pytest
 
@@ -11,7 +13,9 @@ cluster_utils = pytest.importorskip("ray.cluster_utils", reason="the package ray
 @pytest.fixture
 def cluster():
     """Return a cluster of a head without CPUs for tasks and two nodes of two each."""
-    found = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    found = cluster_utils.Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+    )
     yield found
     found.shutdown()
 
@@ -19,7 +23,9 @@ def cluster():
 def test_a_cluster_makes_the_same_cache(raw, undisturbed, tmp_path, cluster):
     for _ in range(2):
         cluster.add_node(num_cpus=2)
-    code, output, errors = ended(start(command(raw, tmp_path, "--engine", "ray"), RAY_ADDRESS=cluster.address))
+    code, output, errors = ended(
+        start(command(raw, tmp_path, "--engine", "ray"), RAY_ADDRESS=cluster.address)
+    )
     assert code == 0, errors
     assert "ray: 2 pairs of CPUs on 3 nodes, 16 parts" in output
     assert "2,400 rows in = 2,327 rows out + 73 quarantined" in output
@@ -50,7 +56,9 @@ def test_a_mistake_of_the_user_is_one_line(raw, tmp_path, cluster):
     cluster.add_node(num_cpus=2)
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts/manifest.json").write_text("{}")
-    code, _, errors = ended(start(command(raw, tmp_path, "--engine", "ray"), RAY_ADDRESS=cluster.address))
+    code, _, errors = ended(
+        start(command(raw, tmp_path, "--engine", "ray"), RAY_ADDRESS=cluster.address)
+    )
     assert code == 1
     assert errors.strip().splitlines()[-1].startswith("Error: ")
     assert "manifest.json" in errors.strip().splitlines()[-1]

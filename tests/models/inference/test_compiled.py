@@ -1,4 +1,6 @@
-"""Compiled image towers give the rows of the eager ones, whatever the size of a batch, and say clearly when they cannot."""
+"""Compiled image towers give the rows of the eager ones, whatever the size of a batch, and say
+clearly when they cannot.
+"""
 
 import json
 
@@ -40,7 +42,9 @@ def vit(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["a ViT that is loaded late", "ResNet-mini-32/random:0"])
 def encoder(request, vit, working):
-    """Return an encoder for tests that compile it for four images and no other number, so that it is compiled once."""
+    """Return an encoder for tests that compile it for four images and no other number, so that it
+    is compiled once.
+    """
     if request.param.startswith("ResNet"):
         return load_encoder(request.param, "cpu")
     late = load_encoder(vit, "cpu")
@@ -67,14 +71,20 @@ def test_rows_are_those_of_the_eager_tower_and_short_batches_compile_nothing(enc
         for n in (1, 3, 4, 8):
             assert torch.equal(compiled.encode_image(inputs[:n]), rows[:n])
         assert torch.equal(compiled.encode_image(inputs[8:]), rows[8:])
-        assert torch.equal(encoder.compiled(4).encode_image(inputs), rows)  # the compiled tower is kept
+        assert torch.equal(
+            encoder.compiled(4).encode_image(inputs), rows
+        )  # the compiled tower is kept
     assert torch.equal(encoder.encode_image(inputs), eager)  # the encoder itself stays eager
     assert compiled.image_parameters == encoder.image_parameters
 
 
 def test_what_fills_a_batch_does_not_matter(compiled):
     alone = compiled.encode_image(pixels(1))
-    for filling in (torch.zeros(3, 3, 32, 32), torch.full((3, 3, 32, 32), 1e3), torch.full((3, 3, 32, 32), float("nan"))):
+    for filling in (
+        torch.zeros(3, 3, 32, 32),
+        torch.full((3, 3, 32, 32), 1e3),
+        torch.full((3, 3, 32, 32), float("nan")),
+    ):
         assert torch.equal(compiled.encode_image(torch.cat([pixels(1), filling]))[:1], alone)
 
 
@@ -83,13 +93,18 @@ def test_another_precision(vit, working):
     compiled, inputs = eager.compiled(4), pixels(4)
     rows = compiled.encode_image(inputs)
     assert (rows * eager.encode_image(inputs)).sum(1).min() > 0.999
-    with torch.compiler.set_stance("fail_on_recompile"):  # also beside code that multiplies in another precision
+    with torch.compiler.set_stance(
+        "fail_on_recompile"
+    ):  # also beside code that multiplies in another precision
         assert torch.equal(compiled.encode_image(inputs), rows)
 
 
 def test_a_batch_on_a_cpu_is_bounded(vit):
     encoder = load_encoder(vit, "cpu")
-    assert (encoder.compiled(256).image_pieces.most, encoder.compiled(5).image_pieces.most) == (compiler.CPU_ROWS, 5)
+    assert (encoder.compiled(256).image_pieces.most, encoder.compiled(5).image_pieces.most) == (
+        compiler.CPU_ROWS,
+        5,
+    )
 
 
 def test_less_memory_compiles_for_fewer_rows(vit, working, monkeypatch, capfd):
@@ -104,7 +119,9 @@ def test_less_memory_compiles_for_fewer_rows(vit, working, monkeypatch, capfd):
     monkeypatch.setattr(compiler.Compiled, "encode_image", short_of_memory)
     rows = compiled.encode_image(pixels(5))
     assert (rows * encoder.encode_image(pixels(5))).sum(1).min() > 0.999999
-    assert capfd.readouterr().err == "note: out of memory with 4 rows at once; going on with fewer\n"
+    assert (
+        capfd.readouterr().err == "note: out of memory with 4 rows at once; going on with fewer\n"
+    )
 
 
 def test_a_tower_that_cannot_be_compiled_is_refused(vit, working):
@@ -113,5 +130,7 @@ def test_a_tower_that_cannot_be_compiled_is_refused(vit, working):
     with pytest.raises(ModelError) as error:
         encoder.compiled(2).encode_image(pixels(2))
     line = str(error.value)
-    assert line.startswith("--compile: the image tower cannot be compiled (") and line.endswith("; leave it out")
+    assert line.startswith("--compile: the image tower cannot be compiled (") and line.endswith(
+        "; leave it out"
+    )
     assert "\n" not in line

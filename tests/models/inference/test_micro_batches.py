@@ -1,4 +1,6 @@
-"""Batches that do not fit into memory are halved, and a batch size that is worth while is found by itself."""
+"""Batches that do not fit into memory are halved, and a batch size that is worth while is found by
+itself.
+"""
 
 import pytest
 import torch
@@ -7,13 +9,20 @@ from torch import nn
 from dimefm.errors import ModelError
 from dimefm.models.encoder import load_encoder
 from dimefm.models.inference import micro_batches
-from dimefm.models.inference.micro_batches import LARGEST, SMALLEST, Pieces, filled_up, fitting_batch_size, is_out_of_memory
+from dimefm.models.inference.micro_batches import (
+    LARGEST,
+    SMALLEST,
+    Pieces,
+    filled_up,
+    fitting_batch_size,
+    is_out_of_memory,
+)
 
 ERRORS = {
     "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
     "cpu": RuntimeError(
-        "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
-        "1099511627776 bytes. Error code 12 (Cannot allocate memory)"
+        "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory:"
+        " you tried to allocate 1099511627776 bytes. Error code 12 (Cannot allocate memory)"
     ),
     "python": MemoryError(),
 }
@@ -56,10 +65,14 @@ def test_a_batch_is_halved_until_it_fits_and_stays_so(tiny_teacher, capfd, error
     encoder, inputs = narrow(5, error), pixels(21)
     rows = encoder.encode_image(inputs)
     assert encoder.image_model.asked == [21, 10, 5, 5, 5, 5, 1]
-    torch.testing.assert_close(rows, load_encoder("RN-mini-32/random:0", "cpu").encode_image(inputs), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        rows, load_encoder("RN-mini-32/random:0", "cpu").encode_image(inputs), atol=1e-6, rtol=0
+    )
     encoder.encode_image(inputs)
     assert encoder.image_model.asked[7:] == [5, 5, 5, 5, 1]
-    assert capfd.readouterr().err == "note: out of memory with 21 rows at once; going on with fewer\n"
+    assert (
+        capfd.readouterr().err == "note: out of memory with 21 rows at once; going on with fewer\n"
+    )
 
 
 def test_sentences_are_halved_too(capfd):
@@ -72,7 +85,10 @@ def test_sentences_are_halved_too(capfd):
 
 
 def test_a_single_row_that_does_not_fit_ends_it():
-    with pytest.raises(ModelError, match=r"^out of memory for a single row \(.*can't allocate memory.*\); free memory.*$"):
+    with pytest.raises(
+        ModelError,
+        match=r"^out of memory for a single row \(.*can't allocate memory.*\); free memory.*$",
+    ):
         narrow(0).encode_image(pixels(4))
 
 
@@ -127,7 +143,11 @@ class Clock:
         ("cpu", {"fixed": 0.001, "each": 0.001}, 32),  # 3 % of the best at 256
         ("cpu", {"fixed": 1e-3, "each": 1e-9}, LARGEST["cpu"]),
         ("cuda", {"fixed": 1e-3, "each": 1e-9}, LARGEST["cuda"]),
-        ("cuda", {"fixed": 1e-3, "each": 1e-9, "most": 300}, 128),  # a step before the last that fits
+        (
+            "cuda",
+            {"fixed": 1e-3, "each": 1e-9, "most": 300},
+            128,
+        ),  # a step before the last that fits
         ("cuda", {"fixed": 1e-3, "each": 1e-9, "most": 16}, SMALLEST),
         ("cuda", {"fixed": 1e-3, "each": 1e-9, "most": 0}, SMALLEST),
         ("cpu", {"fixed": 0.0, "each": 1.0}, SMALLEST),  # of one row alone

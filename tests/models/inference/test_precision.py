@@ -1,4 +1,6 @@
-"""How float32 matrices are multiplied: rounded while a fast tower computes, and as the process has it at all other times."""
+"""How float32 matrices are multiplied: rounded while a fast tower computes, and as the process has
+it at all other times.
+"""
 
 import dataclasses
 import json
@@ -23,7 +25,13 @@ VIT = {
     "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1},
 }
 now, flash = torch.get_float32_matmul_precision, torch.backends.cuda.flash_sdp_enabled
-CAPTIONS = ["a dog", "two dogs on a lawn, seen from above", "", "a man rides a red bicycle over a bridge", "a dog on a bed"]
+CAPTIONS = [
+    "a dog",
+    "two dogs on a lawn, seen from above",
+    "",
+    "a man rides a red bicycle over a bridge",
+    "a dog on a bed",
+]
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +54,12 @@ def before(request):
     torch.set_float32_matmul_precision(found)
 
 
-@pytest.mark.parametrize(("precision", "inside"), [("fp32", None), ("bf16", None), (FAST, "medium")])
-def test_the_setting_holds_inside_and_is_the_old_one_behind_also_after_an_error(before, precision, inside):
+@pytest.mark.parametrize(
+    ("precision", "inside"), [("fp32", None), ("bf16", None), (FAST, "medium")]
+)
+def test_the_setting_holds_inside_and_is_the_old_one_behind_also_after_an_error(
+    before, precision, inside
+):
     with pytest.raises(ValueError, match="broken"), computing(precision, CPU):
         assert now() == (inside or before) and flash() == (inside is None)
         raise ValueError("broken")
@@ -93,7 +105,10 @@ def test_threads_that_want_another_setting_take_turns(before, first, second):
 def test_both_towers_compute_in_it(vit):
     seen, model, tokens = [], vit.image_model, vit.tokenize(["a cat"])[0]
     vit.encode_text(tokens)  # the first call tries the tower in fp32 as well
-    hooks = [part.register_forward_hook(lambda *_: seen.append(now())) for part in (model.visual, model.transformer)]
+    hooks = [
+        part.register_forward_hook(lambda *_: seen.append(now()))
+        for part in (model.visual, model.transformer)
+    ]
     vit.encode_image(torch.zeros(1, 3, 64, 64))
     vit.encode_text(tokens)
     for hook in hooks:
@@ -107,11 +122,15 @@ def test_a_layer_for_sentences_multiplies_by_its_weights_at_once_and_all_heads_a
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         vit.encode_text(tokens)
     counts = {event.key: event.count for event in profile.key_averages()}
-    assert counts["aten::bmm"] == 2  # queries by keys and shares by values, no projection by copies of its weights
+    assert (
+        counts["aten::bmm"] == 2
+    )  # queries by keys and shares by values, no projection by copies of its weights
     assert not any("flash" in name for name in counts)
 
 
-@pytest.mark.parametrize("change", [{"precision": "fp32"}, {"_trimmed": None}], ids=["in fp32", "at full length"])
+@pytest.mark.parametrize(
+    "change", [{"precision": "fp32"}, {"_trimmed": None}], ids=["in fp32", "at full length"]
+)
 def test_rows_of_sentences_are_near_those_that_are_computed_in_another_way(vit, change):
     tokens, other = vit.tokenize(CAPTIONS)[0], dataclasses.replace(vit)
     vars(other).update(change)
@@ -129,7 +148,10 @@ def test_rows_of_sentences_do_not_depend_on_threads(vit):
 
 
 def test_rows_of_real_images_are_near_those_of_fp32(vit, shared_data, tmp_path):
-    rows, settings = open_rows([shared_data / "odd_images"], "image"), Settings(dtype="float32", progress=False)
+    rows, settings = (
+        open_rows([shared_data / "odd_images"], "image"),
+        Settings(dtype="float32", progress=False),
+    )
     found = []
     for encoder in (vit, dataclasses.replace(vit, precision="fp32")):
         out = tmp_path / encoder.precision
@@ -139,7 +161,11 @@ def test_rows_of_real_images_are_near_those_of_fp32(vit, shared_data, tmp_path):
 
 
 def test_the_same_bytes_with_any_number_of_lanes(vit, shared_data, tmp_path):
-    rows, threads, found = open_rows([shared_data / "odd_images"], "image"), torch.get_num_threads(), []
+    rows, threads, found = (
+        open_rows([shared_data / "odd_images"], "image"),
+        torch.get_num_threads(),
+        [],
+    )
     for lanes in (1, 2, 3):
         torch.set_num_threads(lanes)
         settings = Settings(dtype="float32", batch_size=4, workers=lanes, progress=False)
@@ -166,5 +192,7 @@ def test_on_a_cpu_compiled_towers_do_not_round():
     device = torch.device("cpu")
     assert chosen(device, compiled=True)[0] == "fp32"
     check_compiled("fp32", device)
-    with pytest.raises(RecipeError, match="--compile with --precision fp32-fast: .*; leave --compile out"):
+    with pytest.raises(
+        RecipeError, match="--compile with --precision fp32-fast: .*; leave --compile out"
+    ):
         check_compiled("fp32-fast", device)

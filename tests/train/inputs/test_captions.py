@@ -1,4 +1,6 @@
-"""Captions from labels: training turns labels into class numbers as evaluation does, before step 0."""
+"""Captions from labels: training turns labels into class numbers as evaluation does, before step
+0.
+"""
 
 import io
 import json
@@ -38,7 +40,9 @@ def parquet(path, labels, names=None, column="label", **more):
     table = pa.table({"image": [b"png"] * len(labels), column: labels, **more})
     if names is not None:
         feature = {"names": names, "_type": "ClassLabel"}
-        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": {column: feature}}})})
+        table = table.replace_schema_metadata(
+            {"huggingface": json.dumps({"info": {"features": {column: feature}}})}
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path, row_group_size=2)
     return path
@@ -55,7 +59,9 @@ def test_class_folders_map_by_name_however_they_are_spelt(folder):
     assert captions(folder / "train") == ["the green star", "the red square", "the Blue-disc"]
 
 
-@pytest.mark.parametrize("place", ["train.parquet", "train-0.parquet", "data/train-0.parquet", "train/0.parquet"])
+@pytest.mark.parametrize(
+    "place", ["train.parquet", "train-0.parquet", "data/train-0.parquet", "train/0.parquet"]
+)
 def test_hugging_face_numbers_mean_the_names_that_the_file_states(folder, place):
     path = parquet(folder / place, [0, 1, 2, 0], ["green_star", "red_square", "blue_disc"])
     assert captions(path) == ["the green star", "the red square", "the Blue-disc", "the green star"]
@@ -72,7 +78,12 @@ def test_label_columns_are_found_under_the_names_that_evaluation_knows(folder, c
 
 def test_tar_table_and_json_lines_map_by_name_too(folder):
     with tarfile.open(folder / "x.tar", "w") as file:
-        for name, data in {"0.png": b"png", "0.cls": b"GREEN STAR", "1.png": b"png", "1.cls": b"red_square"}.items():
+        for name, data in {
+            "0.png": b"png",
+            "0.cls": b"GREEN STAR",
+            "1.png": b"png",
+            "1.cls": b"red_square",
+        }.items():
             entry = tarfile.TarInfo(name)
             entry.size = len(data)
             file.addfile(entry, io.BytesIO(data))
@@ -85,7 +96,9 @@ def test_tar_table_and_json_lines_map_by_name_too(folder):
 
 
 def test_the_shards_of_a_set_are_read_together(folder, monkeypatch):
-    """Folders 1..3 of three classes count from one, also when the first shard holds only 1 and 2."""
+    """Folders 1..3 of three classes count from one, also when the first shard holds only 1 and
+    2.
+    """
     from dimefm.data.formats import folder as folders
 
     monkeypatch.setattr(folders, "ROWS_PER_SHARD", 2)
@@ -122,14 +135,18 @@ def test_a_label_of_no_class_is_refused_before_the_first_step(folder, labels, na
 def test_class_folders_that_are_no_class_are_refused(folder):
     for name in ("red square", "moon"):
         write(folder / "train" / name / "x.png")
-    with pytest.raises(DataError, match="shapes/train: 1 class names are not among the 3 known: 'moon'"):
+    with pytest.raises(
+        DataError, match="shapes/train: 1 class names are not among the 3 known: 'moon'"
+    ):
         captions(folder / "train")
 
 
 def test_files_that_number_their_classes_differently_are_refused(folder):
     parquet(folder / "train-0.parquet", [0], ["red square", "blue disc", "green star"])
     parquet(folder / "train-1.parquet", [0], ["blue disc", "red square", "green star"])
-    with pytest.raises(DataError, match=r"train-1.parquet: its class names differ from those of .*train-0.parquet"):
+    with pytest.raises(
+        DataError, match=r"train-1.parquet: its class names differ from those of .*train-0.parquet"
+    ):
         captions(folder / "train-*.parquet")
 
 
@@ -149,7 +166,11 @@ def test_a_row_of_several_classes_draws_among_their_prompts(tmp_path):
     rows = open_rows([path], "pair")
     of = Captions(rows, "label")
     seen = {of(0, rows[0], seed) for seed in range(300)}
-    assert {"bird" in text for text in seen} == {"aeroplane" in text or "airplane" in text for text in seen} == {True, False}
+    assert (
+        {"bird" in text for text in seen}
+        == {"aeroplane" in text or "airplane" in text for text in seen}
+        == {True, False}
+    )
     assert of(1, rows[1], 0) is None
     assert "bicycle" in of(2, rows[2], 0)
 

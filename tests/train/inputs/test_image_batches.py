@@ -1,4 +1,6 @@
-"""Batches: pure functions of (seed, number), whose images, features and sentences belong together."""
+"""Batches: pure functions of (seed, number), whose images, features and sentences belong
+together.
+"""
 
 import base64
 import io
@@ -41,7 +43,10 @@ def sentences_of(tokens):
 
 
 def equal(ours, theirs):
-    ours, theirs = ((batch.pixels, *batch.own, *batch.other, batch.tokens, batch.bad) for batch in (ours, theirs))
+    ours, theirs = (
+        (batch.pixels, *batch.own, *batch.other, batch.tokens, batch.bad)
+        for batch in (ours, theirs)
+    )
     pairs = zip(ours, theirs, strict=True)
     return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
 
@@ -79,7 +84,9 @@ def test_rows_that_extraction_quarantined_are_left_out_on_both_sides(world, make
     gone = {0, 3, 4, 9, 10, 16}
     for folder in ("images",):
         (root / folder).rename(root / "whole")
-    holes.cache("images", "image", list(zip(holes.names, holes.shards, strict=True)), quarantined=gone)
+    holes.cache(
+        "images", "image", list(zip(holes.names, holes.shards, strict=True)), quarantined=gone
+    )
     load = batches(holes, holes.recipe(batch_size=ROWS - len(gone)))
     for number in range(2):
         batch = load(number)
@@ -91,15 +98,24 @@ def test_rows_that_extraction_quarantined_are_left_out_on_both_sides(world, make
 def test_rows_that_have_become_unreadable_are_left_out_and_recorded(world):
     world.write_images(broken={2, 12})
     batch = batches(world, world.recipe(batch_size=ROWS))(0)
-    assert world.numbers_of_pixels(batch.pixels) == world.numbers_of_features(batch.own[0][batch.places])
+    assert world.numbers_of_pixels(batch.pixels) == world.numbers_of_features(
+        batch.own[0][batch.places]
+    )
     assert set(world.numbers_of_pixels(batch.pixels)) == set(range(ROWS)) - {2, 12}
-    assert sorted((bad["source"], bad["row"]) for bad in batch.bad) == [("image_0.tsv", 2), ("image_1.tsv", 2)]
+    assert sorted((bad["source"], bad["row"]) for bad in batch.bad) == [
+        ("image_0.tsv", 2),
+        ("image_1.tsv", 2),
+    ]
     assert all("not an image" in bad["reason"] for bad in batch.bad)
 
 
 def test_a_run_lists_the_rows_that_it_left_out(world):
     world.write_images(broken={2})
-    out = train(world.recipe(batch_size=ROWS, steps=2, log_every=2), world.root / "run", echo=lambda line: None)
+    out = train(
+        world.recipe(batch_size=ROWS, steps=2, log_every=2),
+        world.root / "run",
+        echo=lambda line: None,
+    )
     listed = [json.loads(line) for line in (out / "bad_rows.jsonl").read_text().splitlines()]
     assert [(row["source"], row["row"]) for row in listed] == [("image_0.tsv", 2)] * 2
     assert json.loads((out / "log.jsonl").read_text())["bad_rows"] == 2
@@ -107,7 +123,9 @@ def test_a_run_lists_the_rows_that_it_left_out(world):
 
 def test_a_batch_without_one_readable_row_is_an_error(world):
     world.write_images(broken=set(range(ROWS)))
-    with pytest.raises(DataError, match="step 1: none of its 5 rows can be read; the first: .*not an image"):
+    with pytest.raises(
+        DataError, match="step 1: none of its 5 rows can be read; the first: .*not an image"
+    ):
         train(world.recipe(), world.root / "run", echo=lambda line: None)
 
 
@@ -117,13 +135,17 @@ def test_processes_share_the_places_of_a_batch_and_see_the_same_features(world, 
     recipe = world.recipe(batch_size=ROWS)
     whole = batches(world, recipe)(1)
     parts = [
-        Batches(open_sources(recipe, world.root), recipe, 16, None, World(rank, size).places(ROWS)) for rank in range(size)
+        Batches(open_sources(recipe, world.root), recipe, 16, None, World(rank, size).places(ROWS))
+        for rank in range(size)
     ]
     found = [part(1) for part in parts]
     assert np.array_equal(np.concatenate([batch.places for batch in found]), whole.places)
     assert torch.equal(torch.cat([batch.pixels for batch in found]), whole.pixels)
     assert [row for batch in found for row in batch.bad] == whole.bad
-    assert all(torch.equal(batch.own[0], whole.own[0]) and torch.equal(batch.other[0], whole.other[0]) for batch in found)
+    assert all(
+        torch.equal(batch.own[0], whole.own[0]) and torch.equal(batch.other[0], whole.other[0])
+        for batch in found
+    )
     assert max(len(batch) for batch in found) - min(len(batch) for batch in found) <= 2
 
 
@@ -150,7 +172,12 @@ def test_sentences_and_images_are_dealt_independently(world):
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
-@given(width=st.integers(1, 70), height=st.integers(1, 70), size=st.sampled_from([16, 32, 33]), seed=st.integers(0, 99))
+@given(
+    width=st.integers(1, 70),
+    height=st.integers(1, 70),
+    size=st.sampled_from([16, 32, 33]),
+    seed=st.integers(0, 99),
+)
 @example(width=35, height=32, size=32, seed=0)  # half a pixel on each side
 @example(width=32, height=39, size=32, seed=0)
 def test_the_centre_view_equals_the_preprocessing_of_evaluation(width, height, size, seed):
@@ -179,7 +206,9 @@ def test_the_centre_view_is_what_a_recipe_gets(world):
 
 
 def test_texts_per_step_of_pairs_are_refused(world):
-    recipe = world.clip_recipe(images=[str(world.pairs(["a", "b", "c", "d"]))], batch_size=4, texts_per_step=2)
+    recipe = world.clip_recipe(
+        images=[str(world.pairs(["a", "b", "c", "d"]))], batch_size=4, texts_per_step=2
+    )
     with pytest.raises(RecipeError, match="a pair has its own sentence: leave it out"):
         open_sources(recipe, world.root)
 
@@ -188,7 +217,9 @@ def test_pairs_keep_their_sentences(world):
     captions = [f"picture of number {n}" for n in range(8)]
     recipe = world.clip_recipe(images=[str(world.pairs(captions))], batch_size=8)
     batch = batches(world, recipe, words)(0)
-    assert sentences_of(batch.tokens) == [captions[n] for n in world.numbers_of_pixels(batch.pixels)]
+    assert sentences_of(batch.tokens) == [
+        captions[n] for n in world.numbers_of_pixels(batch.pixels)
+    ]
     assert batch.own == batch.other == ()
 
 
@@ -201,7 +232,9 @@ def test_a_pair_without_a_sentence_is_left_out_and_recorded(world):
 
 
 def labelled(world, labels):
-    """Write images with class numbers as Parquet beside class names and templates; return the file."""
+    """Write images with class numbers as Parquet beside class names and templates; return the
+    file.
+    """
     import io
 
     images = []
@@ -219,12 +252,16 @@ def labelled(world, labels):
 
 def test_labels_become_prompts_of_their_class(world):
     labels, names = [0, 1, 2, 2, 1, 0, 1], ["red square", "blue disc", "green star"]
-    recipe = world.clip_recipe(images=[str(labelled(world, labels))], captions="label", batch_size=len(labels))
+    recipe = world.clip_recipe(
+        images=[str(labelled(world, labels))], captions="label", batch_size=len(labels)
+    )
     load = batches(world, recipe, words)
     seen = set()
     for number in range(4):
         batch = load(number)
-        for sentence, row in zip(sentences_of(batch.tokens), world.numbers_of_pixels(batch.pixels), strict=True):
+        for sentence, row in zip(
+            sentences_of(batch.tokens), world.numbers_of_pixels(batch.pixels), strict=True
+        ):
             assert sentence in (f"a photo of a {names[labels[row]]}.", f"the {names[labels[row]]}.")
             seen.add(sentence)
     assert len(seen) == 6
@@ -232,7 +269,9 @@ def test_labels_become_prompts_of_their_class(world):
 
 def test_labels_are_not_used_unless_asked_for(world):
     recipe = world.clip_recipe(images=[str(labelled(world, [0, 1]))], captions="text", batch_size=2)
-    assert [bad["reason"] for bad in batches(world, recipe, words)(0).bad] == ["has no sentence to pair its image with"] * 2
+    assert [bad["reason"] for bad in batches(world, recipe, words)(0).bad] == [
+        "has no sentence to pair its image with"
+    ] * 2
 
 
 def test_a_value_that_is_not_base64_is_a_bad_row(world):

@@ -1,4 +1,6 @@
-"""Training from packed images and the features of the originals: the same rows, the same views, the same features."""
+"""Training from packed images and the features of the originals: the same rows, the same views, the
+same features.
+"""
 
 import base64
 import dataclasses
@@ -28,7 +30,10 @@ def test_batches_of_packed_images_are_those_of_the_originals(world, view, tmp_pa
     options = {"batch_size": 17, "view": view}
     loads = [
         Batches(open_sources(recipe, tmp_path), recipe, 16, None)
-        for recipe in (world.recipe(**options), world.recipe(**options, images=[str(tmp_path / "packed")]))
+        for recipe in (
+            world.recipe(**options),
+            world.recipe(**options, images=[str(tmp_path / "packed")]),
+        )
     ]
     for number in range(3):
         whole, found = (load(number) for load in loads)
@@ -48,27 +53,42 @@ def test_views_of_packed_images_are_the_same_parts_of_them(world, view, resize, 
     if view == "cached":
         world.root.joinpath("images").rename(world.root / "plain")
         world.images(views=ViewPolicy(2))
-    pack(open_rows([str(world.root / "image_*.tsv")]), tmp_path / "packed", dataclasses.replace(SMALL, size=48))
+    pack(
+        open_rows([str(world.root / "image_*.tsv")]),
+        tmp_path / "packed",
+        dataclasses.replace(SMALL, size=48),
+    )
     options = {"batch_size": 17, "view": view, "resize": resize}
     whole, found = (
         Batches(open_sources(recipe, tmp_path), recipe, 16, None)(1).pixels.numpy().astype(int)
-        for recipe in (world.recipe(**options), world.recipe(**options, images=[str(tmp_path / "packed")]))
+        for recipe in (
+            world.recipe(**options),
+            world.recipe(**options, images=[str(tmp_path / "packed")]),
+        )
     )
     assert np.abs(found - whole).max() <= 8 and np.abs(found - whole).mean() < 1.5
 
 
 def write_gradients(world):
-    """Write the image shards of a world anew: images of 120 x 90 pixels whose red and green tell x and y."""
+    """Write the image shards of a world anew: images of 120 x 90 pixels whose red and green tell x
+    and y.
+    """
     x, y = np.meshgrid(np.linspace(0, 255, 120), np.linspace(0, 255, 90))
     file = io.BytesIO()
     Image.fromarray(np.stack([x, y, 0 * x], -1).round().astype(np.uint8)).save(file, "PNG")
     image, start = base64.b64encode(file.getvalue()).decode(), 0
     for name, rows in zip(world.names, world.shards, strict=True):
-        (world.root / name).write_text("".join(f"k{number}\t{image}\n" for number in range(start, start + rows)))
+        (world.root / name).write_text(
+            "".join(f"k{number}\t{image}\n" for number in range(start, start + rows))
+        )
         start += rows
 
 
 def test_a_run_trains_from_packed_images(world, tmp_path):
     pack(open_rows([str(world.root / "image_*.tsv")]), tmp_path / "packed", SMALL)
-    out = train(world.recipe(images=[str(tmp_path / "packed")], steps=2), tmp_path / "run", echo=lambda line: None)
+    out = train(
+        world.recipe(images=[str(tmp_path / "packed")], steps=2),
+        tmp_path / "run",
+        echo=lambda line: None,
+    )
     assert (out / "run.json").exists()

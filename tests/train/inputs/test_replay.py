@@ -1,4 +1,6 @@
-"""Views that a cache promises: the student sees the crops and flips that the teacher saw, or the recipe is refused."""
+"""Views that a cache promises: the student sees the crops and flips that the teacher saw, or the
+recipe is refused.
+"""
 
 import base64
 import dataclasses
@@ -40,7 +42,8 @@ from types import SimpleNamespace
 from dimefm.data import open_rows
 from dimefm.data.views.image_views import ViewPolicy
 from dimefm.models import open_clip
-from dimefm.extract.stages.base import Images, Settings
+from dimefm.extract.stages.base import Settings
+from dimefm.extract.stages.images import Images
 
 drawn, draw = {}, ViewPolicy.draw
 def record(self, key, view, width, height):
@@ -49,7 +52,8 @@ def record(self, key, view, width, height):
 ViewPolicy.draw = record
 
 policy = ViewPolicy.of(json.loads(sys.argv[2]))
-encoder = SimpleNamespace(image_preprocess=open_clip.default_preprocess(8), device=torch.device("cpu"))
+preprocess = open_clip.default_preprocess(8)
+encoder = SimpleNamespace(image_preprocess=preprocess, device=torch.device("cpu"))
 stage = Images(encoder, Settings(batch_size=64, views=policy))
 for shard in open_rows([sys.argv[1]], "image").shards:
     for batch in stage.batches(shard, range(stage.count(shard))):
@@ -79,13 +83,17 @@ def write_cache(root, kind, name, keys, how):
     """Write a cache of unit vectors for rows of these keys."""
     header = Manifest(kind, "hdf5", "float32", 4, True, EncoderCard("t", "00", 4, 20.0), how, {})
     writer = CacheWriter(root, header, [(name, len(keys))])
-    writer.write(name, keys, np.tile(np.eye(4, dtype=np.float32), (-(-len(keys) // 4), 1))[: len(keys)])
+    writer.write(
+        name, keys, np.tile(np.eye(4, dtype=np.float32), (-(-len(keys) // 4), 1))[: len(keys)]
+    )
     writer.seal()
 
 
 @pytest.fixture
 def noisy(tmp_path):
-    """Return ``noisy(count)`` -> recipe options: images of noise, and caches that promise the views of ``MANY``."""
+    """Return ``noisy(count)`` -> recipe options: images of noise, and caches that promise the views
+    of ``MANY``.
+    """
 
     def make(count):
         write_images(tmp_path / "many.tsv", count)
@@ -98,12 +106,16 @@ def noisy(tmp_path):
     return make
 
 
-def test_ten_thousand_replays_in_another_process_and_resolution_without_one_mismatch(noisy, tmp_path, monkeypatch):
+def test_ten_thousand_replays_in_another_process_and_resolution_without_one_mismatch(
+    noisy, tmp_path, monkeypatch
+):
     options = noisy(500)
     recipe = read(None, batch_size=500, **options)
     load = Batches(open_sources(recipe, tmp_path), recipe, 24, None)
     command = [sys.executable, "-c", TEACHER, *recipe.images, json.dumps({"views": MANY.how()})]
-    teacher = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # draws while the student does
+    teacher = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True
+    )  # draws while the student does
     seen, draw = {}, ViewPolicy.draw
 
     def record(self, key, view, width, height):
@@ -148,7 +160,13 @@ def rows_of(sources, recipe, number):
 
 def test_an_epoch_shows_one_view_of_each_image_with_the_feature_of_that_view(world):
     policy = ViewPolicy(3)
-    gone = {5, 6, 30, 31, 32}  # two views of image 1 (which loses its third too), one of image 2, and image 10
+    gone = {
+        5,
+        6,
+        30,
+        31,
+        32,
+    }  # two views of image 1 (which loses its third too), one of image 2, and image 10
     world.root.joinpath("images").rename(world.root / "plain")
     world.images(views=policy, quarantined=gone)
     left = sorted(set(range(ROWS)) - {1, 2, 10})
@@ -172,15 +190,27 @@ def test_a_batch_that_crosses_an_epoch_changes_the_view_in_the_middle(world):
 
 
 def test_the_default_recipe_is_refused_over_the_centre_view(world):
-    recipe = read(None, **{name: getattr(world.recipe(), name) for name in ("images", "image_cache", "text_cache")})
+    recipe = read(
+        None,
+        **{name: getattr(world.recipe(), name) for name in ("images", "image_cache", "text_cache")},
+    )
     assert recipe.view == "cached"
     with pytest.raises(RecipeError) as error:
         open_sources(recipe, world.root)
     line = str(error.value)
-    assert "asks for random crops (crop_scale (0.08, 1.0), crop_ratio (0.75, 1.33" in line and "flip 0.5)" in line
+    assert (
+        "asks for random crops (crop_scale (0.08, 1.0), crop_ratio (0.75, 1.33" in line
+        and "flip 0.5)" in line
+    )
     assert "images holds the centre view of each image" in line
     assert all(
-        remedy in line for remedy in ("--view free", "as DIME-FM does", "--view center", "extract the images with --views")
+        remedy in line
+        for remedy in (
+            "--view free",
+            "as DIME-FM does",
+            "--view center",
+            "extract the images with --views",
+        )
     )
     assert "\n" not in line
 
@@ -188,12 +218,23 @@ def test_the_default_recipe_is_refused_over_the_centre_view(world):
 @pytest.mark.parametrize(
     ("over", "named"),
     [
-        ({"crop_scale": (0.5, 1.0)}, ["crop_scale: (0.5, 1.0) in the recipe, (0.08, 1.0) in the cache"]),
-        ({"crop_ratio": (1.0, 1.0)}, ["crop_ratio: (1.0, 1.0) in the recipe, (0.75, 1.3333333333333333) in the cache"]),
-        ({"flip": 0.0, "crop_scale": (0.2, 1.0)}, ["flip: 0.0 in the recipe, 0.5 in the cache", "crop_scale: (0.2, 1.0)"]),
+        (
+            {"crop_scale": (0.5, 1.0)},
+            ["crop_scale: (0.5, 1.0) in the recipe, (0.08, 1.0) in the cache"],
+        ),
+        (
+            {"crop_ratio": (1.0, 1.0)},
+            ["crop_ratio: (1.0, 1.0) in the recipe, (0.75, 1.3333333333333333) in the cache"],
+        ),
+        (
+            {"flip": 0.0, "crop_scale": (0.2, 1.0)},
+            ["flip: 0.0 in the recipe, 0.5 in the cache", "crop_scale: (0.2, 1.0)"],
+        ),
     ],
 )
-def test_a_recipe_of_other_crops_than_the_caches_is_refused_and_each_field_named(world, over, named):
+def test_a_recipe_of_other_crops_than_the_caches_is_refused_and_each_field_named(
+    world, over, named
+):
     world.root.joinpath("images").rename(world.root / "plain")
     world.images(views=ViewPolicy(2))
     with pytest.raises(RecipeError) as error:
@@ -202,7 +243,12 @@ def test_a_recipe_of_other_crops_than_the_caches_is_refused_and_each_field_named
     assert all(words in line for words in named)
     assert line.count(" in the recipe, ") == len(over)
     assert all(
-        remedy in line for remedy in ("set the recipe to the cache's", "--view free", "extract the images with --views")
+        remedy in line
+        for remedy in (
+            "set the recipe to the cache's",
+            "--view free",
+            "extract the images with --views",
+        )
     )
     assert len(open_sources(world.recipe(view="free", **over), world.root)) == ROWS
 
@@ -210,7 +256,10 @@ def test_a_recipe_of_other_crops_than_the_caches_is_refused_and_each_field_named
 def test_the_centre_view_is_refused_over_a_cache_of_crops(world):
     world.root.joinpath("images").rename(world.root / "plain")
     world.images(views=ViewPolicy(2))
-    with pytest.raises(RecipeError, match="holds 2 random crops of each image and not its centre; say --view cached"):
+    with pytest.raises(
+        RecipeError,
+        match="holds 2 random crops of each image and not its centre; say --view cached",
+    ):
         open_sources(world.recipe(view="center"), world.root)
 
 
@@ -219,7 +268,12 @@ def test_pairs_have_no_cache_and_need_no_flag(world):
     found = []
     for view in ("cached", "free"):
         recipe = world.clip_recipe(images=pairs, view=view, batch_size=3)
-        load = Batches(open_sources(recipe, world.root), recipe, 16, lambda sentences: torch.zeros(len(sentences), 1))
+        load = Batches(
+            open_sources(recipe, world.root),
+            recipe,
+            16,
+            lambda sentences: torch.zeros(len(sentences), 1),
+        )
         found.append(load(0).pixels)
     assert torch.equal(*found)
     assert Recipe().view == "cached"
@@ -227,16 +281,48 @@ def test_pairs_have_no_cache_and_need_no_flag(world):
 
 @pytest.fixture(scope="module")
 def extracted(tmp_path_factory):
-    """Images of noise, sentences, and a real encoder's features of two views of each, made by the command."""
+    """Images of noise, sentences, and a real encoder's features of two views of each, made by the
+    command.
+    """
     root = tmp_path_factory.mktemp("extracted")
     write_images(root / "many.tsv", 6)
     with (root / "many.tsv").open("a") as file:
         file.write(f"broken\t{base64.b64encode(b'no image').decode()}\n")
     (root / "words.txt").write_text("".join(f"sentence number {n}\n" for n in range(5)))
-    words = ["extract-features", "--teacher", "ResNet-mini-64/random:0", "--device", "cpu", "--dtype", "float32"]
-    words += ["--images", root / "many.tsv", "--texts", root / "words.txt", "--views", 2, "--view-recipe", "scale=[0.1,0.6]"]
+    words = [
+        "extract-features",
+        "--teacher",
+        "ResNet-mini-64/random:0",
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+    ]
+    words += [
+        "--images",
+        root / "many.tsv",
+        "--texts",
+        root / "words.txt",
+        "--views",
+        2,
+        "--view-recipe",
+        "scale=[0.1,0.6]",
+    ]
     result = CliRunner().invoke(
-        main, [str(word) for word in [*words, "seed=4", "--decoder", "turbo", "--batch-size", 3, "--out", root / "cache"]]
+        main,
+        [
+            str(word)
+            for word in [
+                *words,
+                "seed=4",
+                "--decoder",
+                "turbo",
+                "--batch-size",
+                3,
+                "--out",
+                root / "cache",
+            ]
+        ],
     )
     assert result.exit_code == 0, result.output
     return root
@@ -250,7 +336,10 @@ def test_the_cache_states_its_views_and_quarantines_all_views_of_an_image(extrac
     assert (info.source_rows, info.rows, info.bad) == (14, 12, (12, 13))
     keys, _ = cache.read(info)
     assert keys == [f"k{n}#{view}" for n in range(6) for view in (0, 1)]
-    listed = [json.loads(line) for line in (extracted / "cache/images/quarantine.jsonl").read_text().splitlines()]
+    listed = [
+        json.loads(line)
+        for line in (extracted / "cache/images/quarantine.jsonl").read_text().splitlines()
+    ]
     assert [(bad["row"], bad["key"]) for bad in listed] == [(12, "broken#0"), (13, "broken#1")]
     assert FeatureCache(extracted / "cache/texts").manifest.how.get("views") is None
 
@@ -258,21 +347,38 @@ def test_the_cache_states_its_views_and_quarantines_all_views_of_an_image(extrac
 def test_every_teacher_row_in_training_is_the_encoding_of_the_view_that_the_student_saw(
     extracted, tiny_teacher, world, monkeypatch
 ):
-    """The student has the teacher's size, so its pixels are encoded again by the teacher and compared."""
+    """The student has the teacher's size, so its pixels are encoded again by the teacher and
+    compared.
+    """
     student = json.loads(world.tiny.read_text())
     student["vision_cfg"]["image_size"] = 64
     world.tiny.write_text(json.dumps(student))
-    caches = {"image_cache": str(extracted / "cache/images"), "text_cache": str(extracted / "cache/texts")}
-    recipe = world.recipe(images=[str(extracted / "many.tsv")], view="cached", crop_scale=(0.1, 0.6), steps=5, **caches)
+    caches = {
+        "image_cache": str(extracted / "cache/images"),
+        "text_cache": str(extracted / "cache/texts"),
+    }
+    recipe = world.recipe(
+        images=[str(extracted / "many.tsv")],
+        view="cached",
+        crop_scale=(0.1, 0.6),
+        steps=5,
+        **caches,
+    )
     batches, backward = [], Run.backward
-    monkeypatch.setattr(Run, "backward", lambda self, step, found: batches.extend(found) or backward(self, step, found))
+    monkeypatch.setattr(
+        Run,
+        "backward",
+        lambda self, step, found: batches.extend(found) or backward(self, step, found),
+    )
     train(recipe, world.root / "run", echo=lambda line: None)
     card = tiny_teacher.card.preprocess
     stored = torch.from_numpy(FeatureCache(extracted / "cache/images")[:])
     used = []
     for batch in batches:
         pixels = batch.pixels.permute(0, 3, 1, 2).float().div(255)
-        pixels = (pixels - torch.tensor(card["mean"]).view(3, 1, 1)) / torch.tensor(card["std"]).view(3, 1, 1)
+        pixels = (pixels - torch.tensor(card["mean"]).view(3, 1, 1)) / torch.tensor(
+            card["std"]
+        ).view(3, 1, 1)
         again = tiny_teacher.encode_image(pixels)
         torch.testing.assert_close(again, batch.own[0], rtol=0, atol=1e-5)
         used += (again @ stored.T).argmax(1).tolist()
@@ -298,5 +404,9 @@ def test_other_views_do_not_go_on_with_a_half_finished_cache(extracted, tiny_tea
     policy = dataclasses.replace(ViewPolicy(2, seed=4, scale=(0.1, 0.6)), seed=5)
     with pytest.raises(CacheError, match=r"views\.seed: 5 against 4"):
         extract(
-            tiny_teacher, rows, "image", extracted / "cache/images", Settings(dtype="float32", progress=False, views=policy)
+            tiny_teacher,
+            rows,
+            "image",
+            extracted / "cache/images",
+            Settings(dtype="float32", progress=False, views=policy),
         )

@@ -22,7 +22,11 @@ def runs(sizes, gap=0):
 
 
 def rows_in(spans):
-    return [row for first, size in zip(spans.firsts, np.diff(spans.ends), strict=True) for row in range(first, first + size)]
+    return [
+        row
+        for first, size in zip(spans.firsts, np.diff(spans.ends), strict=True)
+        for row in range(first, first + size)
+    ]
 
 
 @st.composite
@@ -36,10 +40,16 @@ def orders(draw):
     if kind == "spans":
         return Shuffled(spans, seed, "images")
     blocks = Blocks(spans, draw(st.integers(1, 5)), seed, "images")
-    return blocks if kind == "blocks" else Mixed([blocks, Shuffled(50, seed, "b")], draw(SHARES)[:2], seed, "images")
+    return (
+        blocks
+        if kind == "blocks"
+        else Mixed([blocks, Shuffled(50, seed, "b")], draw(SHARES)[:2], seed, "images")
+    )
 
 
-@pytest.mark.parametrize("n", [*range(1, 70), 127, 128, 129, 255, 256, 257, 1000, 4095, 4096, 4097, 65_537])
+@pytest.mark.parametrize(
+    "n", [*range(1, 70), 127, 128, 129, 255, 256, 257, 1000, 4095, 4096, 4097, 65_537]
+)
 def test_permute_is_a_bijection(n):
     for key in (0, 1, 2**62):
         np.testing.assert_array_equal(np.sort(permute(np.arange(n), n, key)), np.arange(n))
@@ -55,8 +65,12 @@ def test_permute_stays_inside_and_apart_for_large_n(n, key, seed):
 
 def test_permute_depends_on_each_position_only_and_on_the_key():
     whole = permute(np.arange(1000), 1000, 7)
-    np.testing.assert_array_equal(permute(np.array([999, 3, 3, 500]), 1000, 7), whole[[999, 3, 3, 500]])
-    np.testing.assert_array_equal(permute(np.arange(1000).reshape(10, 100), 1000, 7), whole.reshape(10, 100))
+    np.testing.assert_array_equal(
+        permute(np.array([999, 3, 3, 500]), 1000, 7), whole[[999, 3, 3, 500]]
+    )
+    np.testing.assert_array_equal(
+        permute(np.arange(1000).reshape(10, 100), 1000, 7), whole.reshape(10, 100)
+    )
     assert (permute(np.arange(1000), 1000, 8) != whole).mean() > 0.95
 
 
@@ -100,10 +114,17 @@ def step_of(step, batch, n, seed):
     return Shuffled(n, seed, "images").take(step * batch, batch)[0]
 
 
-@given(step=st.integers(0, 10**9), batch=st.integers(1, 50), n=st.integers(1, 10**6), seed=st.integers(0, 2**31))
+@given(
+    step=st.integers(0, 10**9),
+    batch=st.integers(1, 50),
+    n=st.integers(1, 10**6),
+    seed=st.integers(0, 2**31),
+)
 def test_a_step_is_a_pure_function_of_its_number(step, batch, n, seed):
     found = step_of(step, batch, n, seed)
-    assert found.shape == (batch,) and found.dtype == np.int64 and found.min() >= 0 and found.max() < n
+    assert (
+        found.shape == (batch,) and found.dtype == np.int64 and found.min() >= 0 and found.max() < n
+    )
     np.testing.assert_array_equal(found, step_of(step, batch, n, seed))
     halves = [step_of(2 * step + i, batch, n, seed) for i in (0, 1)]
     np.testing.assert_array_equal(np.concatenate(halves), step_of(step, 2 * batch, n, seed))
@@ -159,7 +180,9 @@ def test_a_window_holds_the_rows_of_its_blocks_alone():
 
 
 def test_blocks_are_mixed_anew_in_each_epoch():
-    """2000 blocks of 50 rows, 40 at a time: batches are from all over, and rows of one block do not stay together."""
+    """2000 blocks of 50 rows, 40 at a time: batches are from all over, and rows of one block do not
+    stay together.
+    """
     order = Blocks(runs([50] * 2000), 40, 1, "images")
     first, second = order.take(0, 100_000)[0].reshape(2, -1)[0], order.take(100_000, 50_000)[0]
     for rows in (first, second):
@@ -169,15 +192,22 @@ def test_blocks_are_mixed_anew_in_each_epoch():
         assert np.mean(np.diff(rows) == 1) < 0.01
         counts = np.histogram(rows, bins=10, range=(0, 100_000))[0]
         assert (abs(counts - 5000) < 5 * np.sqrt(5000 * 50)).all()  # a block comes as a whole
-    together = {tuple(sorted(set(window))) for window in (first[:50_000].reshape(-1, 2000) // 50).tolist()}
-    again = {tuple(sorted(set(window))) for window in (second[:50_000].reshape(-1, 2000) // 50).tolist()}
+    together = {
+        tuple(sorted(set(window))) for window in (first[:50_000].reshape(-1, 2000) // 50).tolist()
+    }
+    again = {
+        tuple(sorted(set(window))) for window in (second[:50_000].reshape(-1, 2000) // 50).tolist()
+    }
     assert not together & again
 
 
 @settings(max_examples=20)
 @given(shares=SHARES, seed=SEEDS, start=st.integers(0, 50))
 def test_a_mix_has_its_proportions_in_each_pattern(shares, seed, start):
-    lists = [Shuffled(Spans.of([1000 * i], [600 + 30 * i]), seed, f"images/{i}") for i in range(len(shares))]
+    lists = [
+        Shuffled(Spans.of([1000 * i], [600 + 30 * i]), seed, f"images/{i}")
+        for i in range(len(shares))
+    ]
     order = Mixed(lists, shares, seed, "images")
     length = int(order.quotas.sum())
     assert length in PATTERNS
@@ -190,16 +220,23 @@ def test_a_mix_has_its_proportions_in_each_pattern(shares, seed, start):
 @settings(max_examples=20)
 @given(shares=SHARES, seed=SEEDS)
 def test_each_list_of_a_mix_is_dealt_in_its_own_order_from_its_beginning(shares, seed):
-    lists = [Shuffled(Spans.of([1000 * i], [600 + 30 * i]), seed, f"images/{i}") for i in range(len(shares))]
+    lists = [
+        Shuffled(Spans.of([1000 * i], [600 + 30 * i]), seed, f"images/{i}")
+        for i in range(len(shares))
+    ]
     rows, epochs = Mixed(lists, shares, seed, "images").take(0, 2500)
     for i, own in enumerate(lists):
         here = rows // 1000 == i
-        for found, expected in zip((rows[here], epochs[here]), own.take(0, int(here.sum())), strict=True):
+        for found, expected in zip(
+            (rows[here], epochs[here]), own.take(0, int(here.sum())), strict=True
+        ):
             np.testing.assert_array_equal(found, expected)
 
 
 def test_a_mix_is_arranged_anew_in_each_pattern_and_without_rhythm():
-    order = Mixed([Shuffled(100, 0, "a"), Shuffled(Spans.of([100], [100]), 0, "b")], [0.5, 0.5], 3, "images")
+    order = Mixed(
+        [Shuffled(100, 0, "a"), Shuffled(Spans.of([100], [100]), 0, "b")], [0.5, 0.5], 3, "images"
+    )
     patterns = order.take(0, 20_000)[0].reshape(20, 1000) < 100
     assert len({pattern.tobytes() for pattern in patterns}) == 20
     halves = patterns[:, :500].sum(1)  # hypergeometric, standard deviation 7.9
@@ -233,7 +270,11 @@ def test_shares_that_cannot_be_are_a_value_error(shares):
 
 def test_orders_of_nothing_are_a_value_error():
     nothing = Spans.of([3, 4], [0, 0])
-    for make in (lambda: Shuffled(0, 0, "a"), lambda: Shuffled(nothing, 0, "a"), lambda: Blocks(nothing, 2, 0, "a")):
+    for make in (
+        lambda: Shuffled(0, 0, "a"),
+        lambda: Shuffled(nothing, 0, "a"),
+        lambda: Blocks(nothing, 2, 0, "a"),
+    ):
         with pytest.raises(ValueError, match="no rows"):
             make()
     for shares in ([1, 1], [1e9, 1]):
@@ -245,8 +286,12 @@ def test_forty_million_rows_need_no_index():
     n, group = 40_000_000, 1000
     tracemalloc.start()
     try:
-        blocks = Blocks(Spans.of(np.arange(0, n, group), np.full(n // group, group)), 16, 0, "images")
-        halves = [Shuffled(Spans.of([start], [n // 2]), 0, f"images/{start}") for start in (0, n // 2)]
+        blocks = Blocks(
+            Spans.of(np.arange(0, n, group), np.full(n // group, group)), 16, 0, "images"
+        )
+        halves = [
+            Shuffled(Spans.of([start], [n // 2]), 0, f"images/{start}") for start in (0, n // 2)
+        ]
         for order in (Shuffled(n, 0, "images"), blocks, Mixed(halves, [0.7, 0.3], 0, "images")):
             for first in (0, n - 300, 9 * n + 17):
                 rows, _ = order.take(first, 640)

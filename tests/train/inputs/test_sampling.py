@@ -42,10 +42,14 @@ def both(world):
 
 
 def grouped(path, rows, group, first=0):
-    """Write a Parquet file of rows that tell their own number, a kilobyte each, in row groups of ``group``."""
+    """Write a Parquet file of rows that tell their own number, a kilobyte each, in row groups of
+    ``group``.
+    """
     numbers = range(first, first + rows)
     images = [str(n).encode() + KILOBYTE for n in numbers]
-    pq.write_table(pa.table({"key": [f"k{n}" for n in numbers], "image": images}), path, row_group_size=group)
+    pq.write_table(
+        pa.table({"key": [f"k{n}" for n in numbers], "image": images}), path, row_group_size=group
+    )
     return str(path)
 
 
@@ -85,7 +89,12 @@ def test_raw_pairs_deal_all_rows_and_nothing_beside_them(world):
 @pytest.mark.parametrize("holes", [set(), HOLES])
 def test_a_mix_gives_each_source_its_share_and_deals_all_of_its_usable_rows(world, shuffle, holes):
     world.images("mixed", quarantined=holes)
-    over = {"images": both(world), "image_cache": str(world.root / "mixed"), "mix": [3, 1], "shuffle": shuffle}
+    over = {
+        "images": both(world),
+        "image_cache": str(world.root / "mixed"),
+        "mix": [3, 1],
+        "shuffle": shuffle,
+    }
     sources, recipe = opened(world, **over)
     order = own_order(sources, recipe)
     assert len(order) == sum(ROWS) - len(holes)
@@ -133,8 +142,12 @@ def test_weights_count_within_the_share_of_their_source(world):
     np.testing.assert_allclose(counts, [0.4 * 10 / 13.5, 0.4 * 3.5 / 13.5, 0.6], atol=0.001)
 
 
-@pytest.mark.parametrize(("kilobytes", "kind", "window"), [(10_000, Shuffled, None), (250, Blocks, 5), (50, Blocks, 2)])
-def test_parquet_goes_in_blocks_where_its_groups_do_not_stay_in_memory(tmp_path, monkeypatch, kilobytes, kind, window):
+@pytest.mark.parametrize(
+    ("kilobytes", "kind", "window"), [(10_000, Shuffled, None), (250, Blocks, 5), (50, Blocks, 2)]
+)
+def test_parquet_goes_in_blocks_where_its_groups_do_not_stay_in_memory(
+    tmp_path, monkeypatch, kilobytes, kind, window
+):
     little_memory(monkeypatch, kilobytes)
     recipe = read(None, images=[grouped(tmp_path / "a.parquet", 300, 10)])
     order = own_order(Sources(open_rows(recipe.images, "image")), recipe)
@@ -142,9 +155,15 @@ def test_parquet_goes_in_blocks_where_its_groups_do_not_stay_in_memory(tmp_path,
     if window:
         rows = order.take(0, 300)[0]
         assert sorted(rows.tolist()) == list(range(300))
-        blocks = {len(set(rows[start : start + window * 10] // 10)) for start in range(0, 300, window * 10)}
+        blocks = {
+            len(set(rows[start : start + window * 10] // 10))
+            for start in range(0, 300, window * 10)
+        }
         assert blocks == {window}
-    assert type(own_order(Sources(open_rows(recipe.images, "image")), read(None, shuffle="rows"))) is Shuffled
+    assert (
+        type(own_order(Sources(open_rows(recipe.images, "image")), read(None, shuffle="rows")))
+        is Shuffled
+    )
 
 
 def test_blocks_read_each_row_group_about_once_an_epoch(tmp_path, monkeypatch):
@@ -152,7 +171,9 @@ def test_blocks_read_each_row_group_about_once_an_epoch(tmp_path, monkeypatch):
     found = [grouped(tmp_path / f"{i}.parquet", 100, 10, 100 * i) for i in range(3)]
     groups = []
     real = parquet.ParquetShard._read
-    monkeypatch.setattr(parquet.ParquetShard, "_read", lambda *of: groups.append(of[1]) or real(*of))
+    monkeypatch.setattr(
+        parquet.ParquetShard, "_read", lambda *of: groups.append(of[1]) or real(*of)
+    )
     seen = {}
     for shuffle in ("auto", "rows"):
         recipe = read(None, images=found, shuffle=shuffle)
@@ -211,10 +232,16 @@ def test_blocks_follow_row_groups_past_rows_without_features(world, monkeypatch)
     left, windows = groups, []
     while left:  # two groups of up to 3 rows at a time, the group without a usable row is none
         here = dict.fromkeys(left)
-        first = next(i for i in range(len(left) + 1) if i == len(left) or list(here).index(left[i]) > 1)
+        first = next(
+            i for i in range(len(left) + 1) if i == len(left) or list(here).index(left[i]) > 1
+        )
         windows.append(set(left[:first]))
         left = left[first:]
-    assert len(windows) == 5 and set.union(*windows) == set(range(1, 10)) and sum(map(len, windows)) == 9
+    assert (
+        len(windows) == 5
+        and set.union(*windows) == set(range(1, 10))
+        and sum(map(len, windows)) == 9
+    )
 
 
 def test_each_list_of_a_mix_in_blocks_has_its_part_of_the_memory(tmp_path, monkeypatch):
@@ -224,7 +251,9 @@ def test_each_list_of_a_mix_in_blocks_has_its_part_of_the_memory(tmp_path, monke
     order = own_order(Sources(open_rows(found, "image")), recipe)
     assert isinstance(order, Mixed)
     rows = order.take(0, 100)[0]
-    assert len({row // 10 for row in rows.tolist() if row < 300}) <= 10  # at most the windows of 5 of the first list
+    assert (
+        len({row // 10 for row in rows.tolist() if row < 300}) <= 10
+    )  # at most the windows of 5 of the first list
 
 
 def refused(world, error, **over):
@@ -238,12 +267,25 @@ def refused(world, error, **over):
 def test_a_mix_that_does_not_fit_the_sources_is_refused(world):
     pattern = str(world.root / "image_*.tsv")
     said = refused(world, RecipeError, images=[pattern], mix=[0.5, 0.5])
-    assert said.startswith(f"mix has 2 shares, --images names 1 sources ({pattern}); give one share for each")
-    assert "mix has 1 shares, --images names 2" in refused(world, RecipeError, images=both(world), mix=[1])
-    said = refused(world, DataError, images=both(world), mix=[0.5, 0.5], limit=10, image_cache=str(first_ten(world)))
+    assert said.startswith(
+        f"mix has 2 shares, --images names 1 sources ({pattern}); give one share for each"
+    )
+    assert "mix has 1 shares, --images names 2" in refused(
+        world, RecipeError, images=both(world), mix=[1]
+    )
+    said = refused(
+        world,
+        DataError,
+        images=both(world),
+        mix=[0.5, 0.5],
+        limit=10,
+        image_cache=str(first_ten(world)),
+    )
     assert said.startswith(f"--images {both(world)[1]}: holds no usable rows to mix;")
     said = refused(world, DataError, images=both(world), mix=[1, 1e-9])
-    assert said.startswith("image_1.tsv: its share of the mix is 1.0e-09, less than a row of 100,000;")
+    assert said.startswith(
+        "image_1.tsv: its share of the mix is 1.0e-09, less than a row of 100,000;"
+    )
 
 
 def first_ten(world):
@@ -253,23 +295,32 @@ def first_ten(world):
 
 @pytest.mark.parametrize("mix", [[1, 0], [1, -2.0], [float("nan")], [float("inf"), 1]])
 def test_shares_that_are_not_positive_are_refused(mix):
-    with pytest.raises(RecipeError, match=r"^'mix' is \[.*\]; expected positive numbers, one for each source$"):
+    with pytest.raises(
+        RecipeError, match=r"^'mix' is \[.*\]; expected positive numbers, one for each source$"
+    ):
         read(None, mix=mix)
-    with pytest.raises(RecipeError, match="'shuffle' is 'all'; expected one of 'auto', 'rows', 'blocks'"):
+    with pytest.raises(
+        RecipeError, match="'shuffle' is 'all'; expected one of 'auto', 'rows', 'blocks'"
+    ):
         read(None, shuffle="all")
 
 
 @pytest.mark.parametrize("asked", [{"mix": [1.0]}, {"shuffle": "blocks"}])
 def test_pairs_by_key_cannot_be_mixed(world, asked):
     recipe = world.text_recipe(per_row=2, **asked)
-    with pytest.raises(RecipeError, match="sentences without --text-cache are dealt by the images of their keys"):
+    with pytest.raises(
+        RecipeError, match="sentences without --text-cache are dealt by the images of their keys"
+    ):
         own_order(open_sources(recipe, world.root / "out"), recipe)
 
 
 @pytest.mark.parametrize("weight", ["0", "-1", "two", "nan", "inf", ""])
 def test_weights_in_lists_are_positive_numbers(world, weight):
     (world.root / "x.list").write_text(f"# of two\nimage_0.tsv weight={weight}\nimage_1.tsv\n")
-    with pytest.raises(DataError, match=rf"x\.list, line 2: weight '{weight}'; expected a positive number, e\.g\. image_0"):
+    with pytest.raises(
+        DataError,
+        match=rf"x\.list, line 2: weight '{weight}'; expected a positive number, e\.g\. image_0",
+    ):
         open_rows([world.root / "x.list"], "image")
 
 

@@ -1,4 +1,6 @@
-"""Several views of an image in a step are those that each would be alone, to the bit, from as few decodings as can be."""
+"""Several views of an image in a step are those that each would be alone, to the bit, from as few
+decodings as can be.
+"""
 
 import io
 
@@ -17,13 +19,25 @@ from dimefm.train.inputs import student_views
 from dimefm.train.inputs.student_views import Viewer
 
 POLICY = ViewPolicy(6, seed=5, scale=(0.02, 1.0), ratio=(0.5, 2.0), flip=0.5)
-RECIPES = ({"view": "free"}, {"view": "free", "resize": 0}, {"augment": "moco-v2"}, {"view": "center"}, {"view": "cached"})
+RECIPES = (
+    {"view": "free"},
+    {"view": "free", "resize": 0},
+    {"augment": "moco-v2"},
+    {"view": "center"},
+    {"view": "cached"},
+)
 
 
 def file_of(size, kind="jpeg", seed=0):
-    """Return an image file of coarse colours: a JPEG, one that lies on its side, a packed one, or a PNG."""
+    """Return an image file of coarse colours: a JPEG, one that lies on its side, a packed one, or a
+    PNG.
+    """
     noise = np.random.default_rng(seed).integers(0, 256, (9, 12, 3), dtype=np.uint8)
-    image, file, exif = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC), io.BytesIO(), Image.Exif()
+    image, file, exif = (
+        Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC),
+        io.BytesIO(),
+        Image.Exif(),
+    )
     if kind == "packed":
         return jpeg_of(np.asarray(image), 90, (2 * size[0], 2 * size[1]))
     exif[0x0112] = 6 if kind == "turned" else 1
@@ -51,7 +65,9 @@ def test_each_size_is_decoded_and_each_canvas_resized_once(recipe, monkeypatch):
     data, decoded, canvases = file_of((640, 480)), [], []
     decode, resize = images._turbo, student_views.resized
     monkeypatch.setattr(images, "_turbo", lambda data, at: decoded.append(at) or decode(data, at))
-    monkeypatch.setattr(student_views, "resized", lambda *args: canvases.append(args[1]) or resize(*args))
+    monkeypatch.setattr(
+        student_views, "resized", lambda *args: canvases.append(args[1]) or resize(*args)
+    )
     view = Viewer.of(read(None, **recipe), POLICY, 32)
     view.several(data, "k", [(number, number) for number in range(6)])
     assert len(decoded) == len(set(decoded)) <= 4
@@ -60,7 +76,11 @@ def test_each_size_is_decoded_and_each_canvas_resized_once(recipe, monkeypatch):
 
 def test_what_only_pil_reads_is_read_once(monkeypatch):
     data, read_by = file_of((300, 200), "png"), []
-    monkeypatch.setattr(images, "upright", lambda image, upright=images.upright: read_by.append(image) or upright(image))
+    monkeypatch.setattr(
+        images,
+        "upright",
+        lambda image, upright=images.upright: read_by.append(image) or upright(image),
+    )
     view = Viewer.of(read(None, view="free", resize=0), None, 16)
     view.several(data, "k", [(0, seed) for seed in range(6)])
     assert len(read_by) == 1
@@ -70,7 +90,13 @@ def test_needs_that_one_size_meets_share_their_pixels():
     data = file_of((640, 480))
     needs = [(640, 480), (321, 1), (300, 200), (320, 240), (10, 10)]
     found = photos_of(data, lambda width, height: needs)
-    assert [photo.pixels.shape[:2] for photo in found] == [(480, 640), (480, 640), (240, 320), (240, 320), (60, 80)]
+    assert [photo.pixels.shape[:2] for photo in found] == [
+        (480, 640),
+        (480, 640),
+        (240, 320),
+        (240, 320),
+        (60, 80),
+    ]
     assert found[0].pixels is found[1].pixels and found[2].pixels is found[3].pixels
     for photo, least in zip(found, needs, strict=True):
         alone = photo_of(data, lambda width, height, least=least: least)

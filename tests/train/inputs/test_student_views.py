@@ -1,4 +1,6 @@
-"""Views in training: those of the recipe, close to what PIL makes of the same crops, and the same part of a packed image."""
+"""Views in training: those of the recipe, close to what PIL makes of the same crops, and the same
+part of a packed image.
+"""
 
 import dataclasses
 import io
@@ -51,7 +53,9 @@ def by_pil(recipe, data, key, view, seed, size):
     """Return the same view by PIL and torchvision alone, from all pixels."""
     image = decode(data)
     if recipe.view == "center":
-        return np.asarray(Compose([Resize(size, InterpolationMode.BICUBIC), CenterCrop(size)])(image))
+        return np.asarray(
+            Compose([Resize(size, InterpolationMode.BICUBIC), CenterCrop(size)])(image)
+        )
     if recipe.view == "cached":
         (box, flip), how = POLICY.draw(key, view, *image.size), Image.Resampling.BICUBIC
     else:
@@ -59,7 +63,9 @@ def by_pil(recipe, data, key, view, seed, size):
             factor = recipe.resize / min(image.size)
             shape = tuple(max(1, round(side * factor)) for side in image.size)
             image = image.resize(shape, Image.Resampling.BICUBIC)
-        box, flip = Augment(recipe.crop_scale, recipe.crop_ratio, recipe.flip).draw(*image.size, seed)
+        box, flip = Augment(recipe.crop_scale, recipe.crop_ratio, recipe.flip).draw(
+            *image.size, seed
+        )
         how = Image.Resampling.BILINEAR
     found = image.crop(box).resize((size, size), how)
     return np.asarray(ImageOps.mirror(found) if flip else found)
@@ -84,9 +90,13 @@ def test_views_are_those_of_pil_within_a_few_grey_levels(name, size, format):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_of_a_large_jpeg_fewer_pixels_are_decoded_and_the_view_stays_close(shared_data, name, monkeypatch):
+def test_of_a_large_jpeg_fewer_pixels_are_decoded_and_the_view_stays_close(
+    shared_data, name, monkeypatch
+):
     recipe, decoded = read(None, **RECIPES[name]), []
-    photo = decode((shared_data / "odd_images/rgb.jpg").read_bytes()).resize((1600, 1200), Image.Resampling.BICUBIC)
+    photo = decode((shared_data / "odd_images/rgb.jpg").read_bytes()).resize(
+        (1600, 1200), Image.Resampling.BICUBIC
+    )
     data = file_of(photo)
     monkeypatch.setattr(
         "dimefm.train.inputs.student_views.photos_of",
@@ -94,7 +104,10 @@ def test_of_a_large_jpeg_fewer_pixels_are_decoded_and_the_view_stays_close(share
     )
     for seed in range(4):
         found = Viewer.of(recipe, POLICY, 64)(data, f"k{seed}", seed % 3, seed)
-        assert np.abs(found.astype(int) - by_pil(recipe, data, f"k{seed}", seed % 3, seed, 64)).mean() < 2
+        assert (
+            np.abs(found.astype(int) - by_pil(recipe, data, f"k{seed}", seed % 3, seed, 64)).mean()
+            < 2
+        )
     assert all(photo.size == (1600, 1200) for photo in decoded)
     assert min(photo.pixels.shape[0] for photo in decoded) <= 600
 
@@ -105,11 +118,15 @@ def test_a_view_at_the_teachers_size_has_the_teachers_pixels():
     for number in range(6):
         data = file_of(smooth((120, 90), number))
         (theirs,) = turbo.views(turbo.open(data), lambda w, h: [POLICY.draw("k", 1, w, h)])
-        np.testing.assert_array_equal(viewer(48, view="cached")(data, "k", 1, number), theirs.permute(1, 2, 0))
+        np.testing.assert_array_equal(
+            viewer(48, view="cached")(data, "k", 1, number), theirs.permute(1, 2, 0)
+        )
 
 
 def marked(size, packed, position):
-    """Return a JPEG of ``size`` and the same packed: gray that tells x and y, so that a view tells where it was cut."""
+    """Return a JPEG of ``size`` and the same packed: gray that tells x and y, so that a view tells
+    where it was cut.
+    """
     x, y = np.meshgrid(np.linspace(0, 255, size[0]), np.linspace(0, 255, size[1]))
     pixels = np.stack([x, y, np.full_like(x, position)], -1).round().astype(np.uint8)
     small = Image.fromarray(pixels).resize(packed, Image.Resampling.BICUBIC)
@@ -134,7 +151,12 @@ def test_a_teacher_sees_the_same_part_of_a_packed_image_too():
     for name in ("turbo", "pil"):
         read_by = decoder(name, default_preprocess(32))
         a, b = (
-            read_by.finish(read_by.views(read_by.open(data), lambda w, h: [POLICY.draw("k", 0, w, h)])[0][None], CPU)
+            read_by.finish(
+                read_by.views(read_by.open(data), lambda w, h: [POLICY.draw("k", 0, w, h)])[0][
+                    None
+                ],
+                CPU,
+            )
             for data in (whole, small)
         )
         assert (a - b).abs()[..., 2:-2, 2:-2].max() < 0.08
@@ -152,7 +174,12 @@ def boxes(draw):
     """Draw a size and a box that lies in it and is not empty."""
     size = draw(st.integers(1, 5000)), draw(st.integers(1, 5000))
     left, top = (draw(st.integers(0, length - 1)) for length in size)
-    return size, (left, top, draw(st.integers(left + 1, size[0])), draw(st.integers(top + 1, size[1])))
+    return size, (
+        left,
+        top,
+        draw(st.integers(left + 1, size[0])),
+        draw(st.integers(top + 1, size[1])),
+    )
 
 
 @settings(max_examples=60)
@@ -176,7 +203,9 @@ def test_augmentations_set_the_crops_that_the_recipe_does_not_say_itself(tmp_pat
     (tmp_path / "r.toml").write_text('augment = "moco-v2"\nresize = 128\n[small]\nflip = 0.0\n')
     from_file = read(tmp_path / "r.toml", small=True)
     assert (from_file.crop_scale, from_file.flip, from_file.resize) == ((0.2, 1.0), 0.0, 128)
-    assert read(tmp_path / "r.toml", augment="clip-kd") == clip_kd, "what is said last is said with all its crops"
+    assert read(tmp_path / "r.toml", augment="clip-kd") == clip_kd, (
+        "what is said last is said with all its crops"
+    )
     assert read(tmp_path / "r.toml", crop_scale=(0.5, 0.6)).resize == 128
     again = tmp_path / "saved.toml"
     again.write_text(from_file.to_toml())
@@ -189,7 +218,9 @@ def test_clip_kds_crops_are_bicubic_and_large_and_never_mirrored():
     for seed in range(10):
         cut = view.cut((100, 100), "k", 0, seed)
         left, top, right, bottom = cut.box
-        assert (right - left) * (bottom - top) >= 0.88 * 100 * 100 and not cut.flip and not cut.canvas
+        assert (
+            (right - left) * (bottom - top) >= 0.88 * 100 * 100 and not cut.flip and not cut.canvas
+        )
         expected = decode(data).crop(cut.box).resize((48, 48), Image.Resampling.BICUBIC)
         assert np.abs(view(data, "k", 0, seed).astype(int) - np.asarray(expected)).max() <= 2
 
@@ -223,7 +254,9 @@ def test_colours_come_as_often_as_moco_has_them():
 def test_colours_lie_on_top_of_cached_crops():
     data = file_of(smooth((100, 80)))
     crops = {"crop_scale": POLICY.scale, "crop_ratio": POLICY.ratio, "flip": POLICY.flip}
-    plain, coloured = (viewer(32, view="cached", augment=name, **crops) for name in ("dime-fm", "moco-v2"))
+    plain, coloured = (
+        viewer(32, view="cached", augment=name, **crops) for name in ("dime-fm", "moco-v2")
+    )
     views = [coloured(data, "k", 1, seed) for seed in range(30)]
     assert len({view.tobytes() for view in views}) > 20
     for seed, view in enumerate(views):
@@ -232,7 +265,11 @@ def test_colours_lie_on_top_of_cached_crops():
 
 @pytest.mark.parametrize("name", ["dime-fm", "clip-kd", "moco-v2"])
 def test_a_view_is_pure_in_its_arguments(name):
-    view, data, before = viewer(24, view="free", augment=name), file_of(smooth((60, 60))), np.random.get_state()[1].copy()
+    view, data, before = (
+        viewer(24, view="free", augment=name),
+        file_of(smooth((60, 60))),
+        np.random.get_state()[1].copy(),
+    )
     views = [view(data, "k", 0, seed) for seed in range(8)]
     for seed, found in enumerate(views):
         np.testing.assert_array_equal(view(data, "other", 1, seed), found)

@@ -44,13 +44,22 @@ def test_ends_and_padding_are_never_hidden(words):
 def test_random_words_are_ordinary_unless_as_published():
     tokens = sentences(400, 9)
     small = {"mask": 5, "begin": BEGIN, "end": END, "share": 1.0}
-    drawn = [Masking(**small, words=words).draw(tokens, range(400)).words for words in ("ordinary", "any")]
+    drawn = [
+        Masking(**small, words=words).draw(tokens, range(400)).words
+        for words in ("ordinary", "any")
+    ]
     assert not np.isin(drawn[0], [5, BEGIN, END]).any()
     assert drawn[0].max() < 49408
     few = Masking(mask=1, begin=3, end=4, vocabulary=5)
     chances = np.linspace(0, 1, 100, endpoint=False)
     assert set(few._words(chances)) == {0, 2}
-    assert set(Masking(mask=1, begin=3, end=4, vocabulary=5, words="any")._words(chances)) == {0, 1, 2, 3, 4}
+    assert set(Masking(mask=1, begin=3, end=4, vocabulary=5, words="any")._words(chances)) == {
+        0,
+        1,
+        2,
+        3,
+        4,
+    }
 
 
 def test_the_place_of_pooling_stays():
