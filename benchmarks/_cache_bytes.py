@@ -15,7 +15,7 @@ from benchmarks._cache_data import Real, header, real, write
 from benchmarks._timing import Line
 from dimefm.cache import FeatureCache
 from dimefm.cache.convert import convert
-from dimefm.cache.int8 import Fit
+from dimefm.cache.int8 import QuantizerFitter
 
 SCALE = 100.0
 FORMS = (
@@ -152,7 +152,7 @@ def _converted(rows: np.ndarray, root: Path) -> np.ndarray:
 
 
 def _margin(rows: np.ndarray) -> np.ndarray:
-    fit = Fit(len(rows))
+    fit = QuantizerFitter(len(rows))
     fit.add(rows)
     code = fit.code()
     return code.decode(code.encode(rows))

@@ -40,7 +40,7 @@ IMAGES = {
 SENTENCES = "sentences/multi30k_en.parquet"
 FEATURES, CLASSES = "features/flickr8k_clip_vitb32", "features/class_text_clip_vitb32"
 PHRASES = (100, 400, 1587)  # sentences with a real teacher's rows that text towers learn from
-LEARNT, HELD_OUT = (
+LOSS_MODULES, HELD_OUT = (
     "0:0.8",
     "0.8:1",
 )  # photos that text towers learn from and are scored on, by the hash of their key
@@ -138,7 +138,9 @@ def phrases(data: Path) -> tuple[list[str], np.ndarray]:
         for line in (data / FEATURES / "paired.tsv").read_text(encoding="utf-8").splitlines()
     ]
     kept = [
-        number for number, (photo, _) in enumerate(described) if within(photo, parse_split(LEARNT))
+        number
+        for number, (photo, _) in enumerate(described)
+        if within(photo, parse_split(LOSS_MODULES))
     ]
     texts += [described[number][1] for number in kept]
     rows.append(np.load(data / FEATURES / "paired_text_features.npy")[kept])
@@ -156,7 +158,7 @@ def _first(count: int, lines: list[str], rows: np.ndarray) -> tuple[list[str], n
 def photos(data: Path) -> tuple[list[str], np.ndarray]:
     """Return (names, rows float32 [n, 512]) of the photos that text towers learn from."""
     names = (data / FEATURES / "image_keys.txt").read_text(encoding="utf-8").splitlines()
-    kept = [number for number, name in enumerate(names) if within(name, parse_split(LEARNT))]
+    kept = [number for number, name in enumerate(names) if within(name, parse_split(LOSS_MODULES))]
     return [names[number] for number in kept], np.load(data / FEATURES / "image_features.npy")[kept]
 
 

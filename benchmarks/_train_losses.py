@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks._timing import Line, Work, interleaved
-from dimefm.losses import Features, Objective, Weighted
+from dimefm.losses import Features, LossConfig, Objective
 
 SIZES = (4096, 8192)
 MEMORY, SPEED = ("<=", 1 / 16), (">=", 1.0)
@@ -36,7 +36,7 @@ PAGES = {
 WARM = 512  # rows of a pass that is not measured, so that libraries have their buffers
 
 Loss = Callable[[Features, Features], Tensor]
-chunked = Objective([Weighted("dime.vl", 0.7), Weighted("dime.pvl", 0.3)])
+chunked = Objective([LossConfig("dime.vl", 0.7), LossConfig("dime.pvl", 0.3)])
 
 
 def whole(student: Features, teacher: Features) -> dict[str, Tensor]:

@@ -55,14 +55,14 @@ class Cached:
     batches: list[Batch]
 
     @staticmethod
-    def of(folder: Path, student: str, dim: int, batch: int, portions: int = 1) -> Cached:
+    def of(folder: Path, student: str, dim: int, batch: int, micro_batches: int = 1) -> Cached:
         """Set a run up in ``folder``, on made images and features."""
-        files = tsvs(folder / "data", batch * portions, dim)
+        files = tsvs(folder / "data", batch * micro_batches, dim)
         recipe = recipe_of(
-            files, student=student, batch_size=batch, accum_freq=portions, steps=1000
+            files, student=student, batch_size=batch, accum_freq=micro_batches, steps=1000
         )
         run = Run(recipe, folder / "run", False, lambda line: None)
-        return Cached(run, [run.task.batches(number) for number in range(portions)])
+        return Cached(run, [run.task.batches(number) for number in range(micro_batches)])
 
     def __call__(self, _: int = 0) -> None:
         """Do a step."""
@@ -234,14 +234,16 @@ def _live(live: Live, item: str, what: str, repeats: int) -> list[Line]:
 def accumulation(folder: Path, student: str, batch: int, repeats: int) -> list[Line]:
     """Return time and memory of a step in PORTIONS beside those of one large batch."""
     dim, counts = 512, {PORTIONS: "portions", 1: "whole"}
-    portions = {
+    micro_batches = {
         count: Cached.of(folder / name, student, dim, batch // count, count)
         for count, name in counts.items()
     }
-    seen = interleaved({str(count): Work(step, batch) for count, step in portions.items()}, repeats)
+    seen = interleaved(
+        {str(count): Work(step, batch) for count, step in micro_batches.items()}, repeats
+    )
     held = {
         count: memory(folder / f"memory {count}", student, batch // count, count)
-        for count in portions
+        for count in micro_batches
     }
     what = f"{student}, {batch} images in {PORTIONS} portions / at once"
     return [
@@ -262,9 +264,17 @@ def accumulation(folder: Path, student: str, batch: int, repeats: int) -> list[L
     ]
 
 
-def memory(folder: Path, student: str, batch: int, portions: int) -> float:
+def memory(folder: Path, student: str, batch: int, micro_batches: int) -> float:
     """Return the MiB of one step, in a process of its own."""
-    command = [sys.executable, "-m", __spec__.name, str(folder), student, str(batch), str(portions)]
+    command = [
+        sys.executable,
+        "-m",
+        __spec__.name,
+        str(folder),
+        student,
+        str(batch),
+        str(micro_batches),
+    ]
     where = Path(__file__).parents[1]
     done = subprocess.run(
         command, cwd=where, env=os.environ | PAGES, capture_output=True, text=True, check=False
@@ -276,9 +286,9 @@ def memory(folder: Path, student: str, batch: int, portions: int) -> float:
     return json.loads(done.stdout)["MiB"]
 
 
-def measured(folder: Path, student: str, batch: int, portions: int) -> dict[str, float]:
+def measured(folder: Path, student: str, batch: int, micro_batches: int) -> dict[str, float]:
     """Return the MiB of the second step, when weights and optimizer are there."""
-    step = Cached.of(folder, student, 512, batch, portions)
+    step = Cached.of(folder, student, 512, batch, micro_batches)
     step()
     step.run.optimizer.zero_grad(set_to_none=True)
     Path("/proc/self/clear_refs").write_text("5")  # the highest figure starts anew

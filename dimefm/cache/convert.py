@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from dimefm import plugins
-from dimefm.cache.int8 import Fit
+from dimefm.cache.int8 import QuantizerFitter
 from dimefm.cache.manifest import Manifest
-from dimefm.cache.plan import SYNONYMS, presence, text_of
+from dimefm.cache.plan import SYNONYMS, text_of, write_lock
 from dimefm.cache.quarantine import quarantined
 from dimefm.cache.reader import FeatureCache
 from dimefm.cache.writer import Bad, CacheWriter
@@ -42,7 +42,7 @@ def convert(
         old, format=format_, dtype=dtype, shards=(), code=old.code if dtype == "int8" else None
     )
     if dtype == "int8" and old.dtype != "int8":
-        fit = Fit(old.rows)
+        fit = QuantizerFitter(old.rows)
         for info in old.shards:
             for _, rows in cache.blocks(info):
                 fit.add(rows)
@@ -52,7 +52,7 @@ def convert(
         )
     sources = [(info.source, info.source_rows) for info in old.shards]
     digests = {info.source: info.source_digest for info in old.shards}
-    with presence(out, shared=False, scratch=scratch):
+    with write_lock(out, shared=False, scratch=scratch):
         made = _convert(cache, CacheWriter(out, header, sources, digests, scratch=scratch))
     if made.fingerprint != old.fingerprint:
         raise CacheError(

@@ -20,14 +20,14 @@ SAMPLE = 2048  # rows that the effect is measured on; the KL compares each with 
 
 
 @dataclass(frozen=True)
-class Code:
+class AffineQuantizer:
     """``scale`` and ``offset``, both float32 [D]."""
 
     scale: np.ndarray
     offset: np.ndarray
 
     @staticmethod
-    def of(fields: dict) -> Code:
+    def of(fields: dict) -> AffineQuantizer:
         """Return the code that a manifest holds; raise ValueError when it is none."""
         scale, offset = (np.array(fields[name], dtype=np.float32) for name in ("scale", "offset"))
         if (
@@ -38,7 +38,7 @@ class Code:
             raise ValueError(
                 "code: scale and offset must be equally long lists of finite numbers, scale above 0"
             )
-        return Code(scale, offset)
+        return AffineQuantizer(scale, offset)
 
     def fields(self) -> dict:
         """Return plain values for a manifest; short decimals that read back as the same float32."""
@@ -72,7 +72,7 @@ class Code:
         return rows
 
 
-class Fit:
+class QuantizerFitter:
     """A code fitted to rows that come in portions; evenly spaced ones are kept to measure what it
     costs.
     """
@@ -93,7 +93,7 @@ class Fit:
         self._kept.append(rows[-self._seen % self._every :: self._every].astype(np.float32))
         self._seen += len(rows)
 
-    def code(self, margin: float = MARGIN) -> Code:
+    def code(self, margin: float = MARGIN) -> AffineQuantizer:
         """Return the code whose range holds every row and ``margin`` more; raise CacheError when
         there was no row.
         """
@@ -103,11 +103,11 @@ class Fit:
                 " float16"
             )
         span = np.maximum((self._high - self._low) * (1 + margin), LEAST)
-        return Code(
+        return AffineQuantizer(
             (span / (2 * TOP)).astype(np.float32), ((self._low + self._high) / 2).astype(np.float32)
         )
 
-    def effect(self, code: Code, logit_scale: float) -> dict:
+    def effect(self, code: AffineQuantizer, logit_scale: float) -> dict:
         """Return what ``code`` costs on the rows kept, for a manifest."""
         rows = np.concatenate(self._kept)
         return effect(rows, code.decode(code.encode(rows)), logit_scale)

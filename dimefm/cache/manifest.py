@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dimefm.cache.int8 import Code
+from dimefm.cache.int8 import AffineQuantizer
 from dimefm.errors import CacheError
 from dimefm.storage.stores import Store, open_store, safe
 
@@ -57,7 +57,7 @@ class EncoderCard:
         return fields
 
 
-def strangers(images: EncoderCard, texts: EncoderCard) -> list[str]:
+def encoder_mismatch(images: EncoderCard, texts: EncoderCard) -> list[str]:
     """Return what keeps image features of one encoder and text features of another from being
     compared, as ``"field: a against b"``; nothing when they are one encoder, or one of them borrows
     the tower that made the other's.
@@ -298,7 +298,10 @@ class Manifest:
             raise ValueError(
                 f"dtype {manifest.dtype} with{'out' if manifest.code is None else ''} a code"
             )
-        if manifest.code is not None and len(Code.of(manifest.code).scale) != manifest.dim:
+        if (
+            manifest.code is not None
+            and len(AffineQuantizer.of(manifest.code).scale) != manifest.dim
+        ):
             raise ValueError(f"code: expected {manifest.dim} scales and offsets")
         return manifest
 

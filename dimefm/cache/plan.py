@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dimefm.cache.manifest import FILE, Manifest
 from dimefm.errors import CacheError
-from dimefm.storage.files import without_trace
+from dimefm.storage.files import remove_new_dirs_on_error
 from dimefm.storage.locks import Claim
 from dimefm.storage.stores import Store, open_store
 
@@ -25,7 +25,7 @@ PLAN = f"{PARTIAL}/plan.json"
 REPLACED = f"{PARTIAL}/replaced.json"
 
 
-def planned(root: str | Path, scratch: str | Path | None = None) -> Manifest | None:
+def read_plan(root: str | Path, scratch: str | Path | None = None) -> Manifest | None:
     """Return the manifest of the cache at ``root``, the header (no shards) of an unfinished one,
     None when there is none.
     """
@@ -37,7 +37,7 @@ def planned(root: str | Path, scratch: str | Path | None = None) -> Manifest | N
 
 
 @contextlib.contextmanager
-def presence(
+def write_lock(
     root: str | Path, *, shared: bool, scratch: str | Path | None = None
 ) -> Iterator[None]:
     """Claim the cache at ``root`` for writing, alone or together with others that write ``shared``,
@@ -51,13 +51,13 @@ def presence(
     if shared and store.size(FILE) is not None:
         yield
         return
-    with without_trace(store.root):
-        with planning(root, scratch):
+    with remove_new_dirs_on_error(store.root):
+        with plan_lock(root, scratch):
             found = _claimed(store, shared)
         try:
             yield
         except Exception:
-            with planning(root, scratch):
+            with plan_lock(root, scratch):
                 if found.last():
                     _forget_idle(store)
                 found.release()
@@ -92,7 +92,7 @@ def _forget_idle(store: Store) -> None:
         store.remove(PARTIAL)
 
 
-def planning(root: str | Path, scratch: str | Path | None = None) -> Claim:
+def plan_lock(root: str | Path, scratch: str | Path | None = None) -> Claim:
     """Claim the planning of a cache, once whoever holds that has released it."""
     try:
         return open_store(root, scratch).claim(f"{PARTIAL}/plan.lock", wait=True) or Claim()

@@ -16,7 +16,7 @@ import numpy as np
 
 from dimefm import plugins
 from dimefm.cache.flat import check_flat, flat_copy, flat_path
-from dimefm.cache.int8 import Code
+from dimefm.cache.int8 import AffineQuantizer
 from dimefm.cache.manifest import Manifest, ShardInfo
 from dimefm.errors import CacheError
 from dimefm.storage.files import KeyDigest, companions_sha256, sha256_file
@@ -30,13 +30,13 @@ DAMAGE = (
     TypeError,
     MemoryError,
 )  # what h5py, pyarrow and numpy raise
-RESIDENT = (
+MMAP_LIMIT = (
     1 << 30
 )  # bytes of rows up to which a cache is mapped; of a larger one every row is read by itself
 MAPS, FILES = 8192, 256  # shards that are mapped, or open, at once
 
 
-class Place:
+class ShardHandle:
     """The rows of one shard in a file, mapped (``rows`` [n, dim], ``raw`` their bytes) or read on
     demand.
     """
@@ -96,14 +96,14 @@ class FeatureCache:
         self.scratch = Path(scratch) if scratch else self.root / ".flat"
         counts = (shard.rows for shard in self.manifest.shards)
         self.starts = np.array(list(itertools.accumulate(counts, initial=0)), dtype=np.int64)
-        self.code = Code.of(self.manifest.code) if self.manifest.code else None
+        self.code = AffineQuantizer.of(self.manifest.code) if self.manifest.code else None
         self._little = np.dtype(self.manifest.dtype).newbyteorder("<")
         self._width = self.dim * self._little.itemsize
-        self._mapped = len(self) * self._width <= RESIDENT
+        self._mapped = len(self) * self._width <= MMAP_LIMIT
         self._fresh()
 
     def _fresh(self) -> None:
-        self._places: dict[int, Place] = {}
+        self._places: dict[int, ShardHandle] = {}
         self._lock, self._process = threading.Lock(), os.getpid()
 
     @functools.cached_property
@@ -196,7 +196,7 @@ class FeatureCache:
                 self._place(shard).read(int(wanted[i] - self.starts[shard]), found[i : i + 1])
         return found.astype(self.manifest.dtype, copy=False)
 
-    def _place(self, number: int) -> Place:
+    def _place(self, number: int) -> ShardHandle:
         """Return where the rows of shard ``number`` lie, opened when it is first used."""
         if self._process != os.getpid():
             self._fresh()
@@ -210,13 +210,13 @@ class FeatureCache:
                     place = self._places[number] = self._open(number)
         return place
 
-    def _open(self, number: int) -> Place:
+    def _open(self, number: int) -> ShardHandle:
         info = self.manifest.shards[number]
         path, offset = self.check_size(info), info.offset
         if offset is None and info.rows:
             path, offset = flat_copy(self, info), 0
         try:
-            return Place(path, offset or 0, (info.rows, self.dim), self._little, self._mapped)
+            return ShardHandle(path, offset or 0, (info.rows, self.dim), self._little, self._mapped)
         except (ValueError, OSError) as error:
             raise CacheError(f"{path}: damaged ({error}); remove it, or extract again") from error
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dimefm.cache.int8 import Code
+from dimefm.cache.int8 import AffineQuantizer
 from dimefm.cache.manifest import Manifest
 from dimefm.errors import CacheError
 
@@ -132,7 +132,11 @@ def stored(rows: np.ndarray, header: Manifest, source: str, first: int = 0) -> n
     """
     if header.code is not None:
         try:
-            return rows if rows.dtype == np.int8 else Code.of(header.code).encode(rows, first)
+            return (
+                rows
+                if rows.dtype == np.int8
+                else AffineQuantizer.of(header.code).encode(rows, first)
+            )
         except CacheError as error:
             raise CacheError(f"{source}, stored {error}") from error
     with np.errstate(over="ignore"):

@@ -20,7 +20,7 @@ from typing import Any
 
 from dimefm.data.folders import are_images, refuse_mixtures, shards_among
 from dimefm.errors import DataError
-from dimefm.storage.remote import copy_of, fetch, filesystem, forget, is_url, look, reported
+from dimefm.storage.remote import fetch, filesystem, forget, is_url, local_path, reported, stat
 
 AT_ONCE = 8  # files on their way
 COMPANIONS = {".tsv": (".lineidx", ".linelist")}  # of a shard, by its ending
@@ -64,7 +64,7 @@ def find(url: str, kind: str, input_format: str | None) -> list[Remote]:
 
     Raises DataError when there is nothing, or when it cannot be told what is meant.
     """
-    info = look(url)
+    info = stat(url)
     found = [Remote(url, info)] if info is not None else _matches(url) if has_magic(url) else []
     if not found:
         raise DataError(
@@ -148,12 +148,12 @@ def copies(found: list[Remote], kind: str, scratch: Path) -> list[Path]:
     """
     images = {each.url: _images(each.url) for each in found if each.is_folder}
     shards = [each for each in found if not each.is_folder]
-    beside = {name for shard in shards for name in _companions(shard.url)}
-    beside |= _class_files(found) if kind == "pair" else set()
+    companions = {name for shard in shards for name in _companions(shard.url)}
+    companions |= _class_files(found) if kind == "pair" else set()
     files = {file.url: file.info for file in [*shards, *itertools.chain(*images.values())]}
     with ThreadPoolExecutor(AT_ONCE) as pool:
         waiting: list[Future] = [
-            pool.submit(_fetch_if_there, url, scratch) for url in sorted(beside)
+            pool.submit(_fetch_if_there, url, scratch) for url in sorted(companions)
         ]
         waiting += [pool.submit(fetch, url, scratch, info) for url, info in files.items()]
         try:
@@ -162,8 +162,10 @@ def copies(found: list[Remote], kind: str, scratch: Path) -> list[Path]:
         finally:
             pool.shutdown(cancel_futures=True)
     for url, of_folder in images.items():
-        _drop_others(copy_of(url, scratch), {copy_of(file.url, scratch) for file in of_folder})
-    return [copy_of(each.url, scratch) for each in found]
+        _drop_others(
+            local_path(url, scratch), {local_path(file.url, scratch) for file in of_folder}
+        )
+    return [local_path(each.url, scratch) for each in found]
 
 
 def _images(folder: str) -> list[Remote]:
@@ -199,9 +201,9 @@ def _class_files(found: Iterable[Remote]) -> set[str]:
 
 def _fetch_if_there(url: str, scratch: Path) -> None:
     """Fetch a file that may be absent; then an earlier copy of it goes too."""
-    info = look(url)
+    info = stat(url)
     if info is None:
-        forget(copy_of(url, scratch))
+        forget(local_path(url, scratch))
     else:
         fetch(url, scratch, info)
 

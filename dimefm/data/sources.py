@@ -17,7 +17,7 @@ from dimefm.data.folders import are_images, readers, refuse_mixtures, shards_amo
 from dimefm.data.rows import Columns, Rows, Shard
 from dimefm.data.subshards import cut
 from dimefm.errors import DataError
-from dimefm.storage.remote import copy_of, fetch, is_url, look, scratch_folder
+from dimefm.storage.remote import fetch, is_url, local_path, scratch_folder, stat
 
 
 def open_rows(
@@ -70,7 +70,7 @@ def local_root(dataroot: str | Path | None, scratch: str | Path | None = None) -
     if dataroot is None:
         return None
     return (
-        copy_of(remote_sources.join(str(dataroot)), scratch_folder(scratch))
+        local_path(remote_sources.join(str(dataroot)), scratch_folder(scratch))
         if is_url(dataroot)
         else Path(dataroot)
     )
@@ -181,7 +181,7 @@ def _place(source: str, root: str | Path | None) -> str:
         return source
     if is_url(root):
         place = remote_sources.join(str(root), source)
-        return source if Path(source).exists() and look(place) is None else place
+        return source if Path(source).exists() and stat(place) is None else place
     path = Path(root) / source
     return source if Path(source).exists() and not path.exists() else str(path)
 
@@ -218,7 +218,7 @@ def _is_list(place: str) -> bool:
     """Say whether a data list is at a path or URL."""
     if not is_url(place):
         return place.endswith(".list") and Path(place).is_file()
-    info = look(place) if place.endswith(".list") else None
+    info = stat(place) if place.endswith(".list") else None
     return info is not None and info["type"] == "file"
 
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from dimefm.cache import FeatureCache
-from dimefm.cache.manifest import strangers
+from dimefm.cache.manifest import encoder_mismatch
 from dimefm.data.pairing import keys_of, pair
 from dimefm.data.selection import within
 from dimefm.data.views.patch_tokens import expect_rows
@@ -224,7 +224,7 @@ def check_same_encoder(images: FeatureCache, texts: FeatureCache) -> None:
             f"{texts.store}: holds {texts.manifest.views} views of each row's sentences, expected"
             " these as they are; extract without --text-views, all of a row's with --captions all"
         )
-    different = strangers(images.manifest.encoder, texts.manifest.encoder)
+    different = encoder_mismatch(images.manifest.encoder, texts.manifest.encoder)
     if different:
         raise CacheError(
             f"{images.store} and {texts.store} were made by different encoders"

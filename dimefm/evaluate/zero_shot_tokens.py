@@ -17,8 +17,8 @@ from dimefm.evaluate.benchmark import Benchmark, prompts
 from dimefm.evaluate.classifier import softmax
 from dimefm.extract.stages.base import Settings
 from dimefm.extract.stages.images import Images
-from dimefm.extract.stream import Job, encoded
-from dimefm.losses import Tokens
+from dimefm.extract.stream import ShardTask, encoded
+from dimefm.losses import TokenEmbeddings
 from dimefm.models.encoder import Encoder
 from dimefm.models.filip import TokenMaps, class_tokens, joined
 from dimefm.runtime.progress import Progress
@@ -52,7 +52,7 @@ def probabilities(
     classes = of_classes(encoder, maps, benchmark, settings.batch_size)
     stage = Scored(encoder, settings, lambda pixels: maps.scores(encoder, pixels, classes))
     jobs = {
-        Job(stage, shard, range(len(shard))): start
+        ShardTask(stage, shard, range(len(shard))): start
         for shard, start in zip(rows.shards, rows.starts, strict=False)
     }
     scores, numbers, bad = (
@@ -80,7 +80,9 @@ def probabilities(
     return softmax(np.concatenate(scores).astype(np.float64)), good
 
 
-def of_classes(encoder: Encoder, maps: TokenMaps, benchmark: Benchmark, batch_size: int) -> Tokens:
+def of_classes(
+    encoder: Encoder, maps: TokenMaps, benchmark: Benchmark, batch_size: int
+) -> TokenEmbeddings:
     """Return the tokens [C, L, E] of a benchmark's classes; at most ``batch_size`` prompts are
     encoded at once.
     """

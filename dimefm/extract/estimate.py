@@ -15,8 +15,8 @@ import numpy as np
 
 from dimefm import plugins
 from dimefm.cache import CacheWriter, Manifest
-from dimefm.cache.int8 import Fit
-from dimefm.cache.plan import planned
+from dimefm.cache.int8 import QuantizerFitter
+from dimefm.cache.plan import read_plan
 from dimefm.data import Rows
 from dimefm.errors import CacheError, DataError
 from dimefm.extract.extract import sample, stage_of
@@ -67,11 +67,11 @@ def estimate(encoder: Encoder, rows: Rows, kind: str, out: str, settings: Settin
     Raises DataError when there are no rows or none of the probe could be encoded.
     """
     stage = stage_of(kind, encoder, settings)
-    stage.settle(out, planned(out))
+    stage.resolve_precision(out, read_plan(out))
     counted = [(shard, stage.count(shard)) for shard in rows.shards]
     total = sum(n for _, n in counted)
     started, arrived, parts = time.perf_counter(), [], []
-    probe = BATCHES * (stage.portion() if kind == "image" else settings.batch_size)
+    probe = BATCHES * (stage.chunk_size() if kind == "image" else settings.batch_size)
     for found in sample(stage, counted, probe, probe):
         parts.append(found)
         arrived.append((time.perf_counter() - started, sum(map(len, parts))))
@@ -103,7 +103,7 @@ def _header(encoder: Encoder, kind: str, settings: Settings, rows: np.ndarray) -
     header = Manifest(kind, settings.format, dtype, encoder.card.dim, True, encoder.card, {}, {})
     if dtype != "int8":
         return header
-    fit = Fit(len(rows))
+    fit = QuantizerFitter(len(rows))
     fit.add(rows)
     return dataclasses.replace(header, code=fit.code().fields())
 

@@ -19,16 +19,16 @@ import numpy as np
 
 from dimefm import plugins
 from dimefm.cache import CacheWriter, Manifest
-from dimefm.cache.int8 import Fit
-from dimefm.cache.plan import planned, planning, presence
+from dimefm.cache.int8 import QuantizerFitter
+from dimefm.cache.plan import plan_lock, read_plan, write_lock
 from dimefm.data import Rows, Shard
 from dimefm.errors import CacheError, DataError, RecipeError
-from dimefm.extract.pipeline import Report, Work, run, usable_rows
+from dimefm.extract.pipeline import CacheJob, Report, run, usable_rows
 from dimefm.extract.sharding import ALL, Share
 from dimefm.extract.stages.base import Settings, Stage
 from dimefm.extract.stages.images import Images
 from dimefm.extract.stages.texts import Texts
-from dimefm.extract.stages.tokens import Tokens
+from dimefm.extract.stages.tokens import PatchTokenStage
 from dimefm.models.encoder import Encoder
 from dimefm.runtime.progress import Progress
 from dimefm.runtime.versions import libraries
@@ -99,7 +99,7 @@ def extract_several(
     with contextlib.ExitStack() as present:
         works = []
         for stage, (_, out) in zip(stages, caches, strict=True):
-            present.enter_context(presence(out, shared=mode == "create", scratch=scratch))
+            present.enter_context(write_lock(out, shared=mode == "create", scratch=scratch))
             works.append(_work(stage, kind, rows, out, mode, scratch))
         left = [work for work in works if not work.report.already_finished]
         if left:
@@ -107,7 +107,7 @@ def extract_several(
     return [work.report for work in works]
 
 
-def _fill(works: Sequence[Work], kind: str, shards: Sequence[Shard], wait: bool) -> None:
+def _fill(works: Sequence[CacheJob], kind: str, shards: Sequence[Shard], wait: bool) -> None:
     """Bring the caches as far as ``shards`` go, and finish those of which nothing is missing.
 
     With ``wait``, go on until the shards that other processes hold are there or free again.
@@ -135,13 +135,13 @@ def _fill(works: Sequence[Work], kind: str, shards: Sequence[Shard], wait: bool)
 
 def _work(
     stage: Stage, kind: str, rows: Rows, out: str | Path, mode: Mode, scratch: str | None
-) -> Work:
+) -> CacheJob:
     """Return the work on the cache at ``out``; its report says so when there is none left."""
     counted = {shard.name: stage.count(shard) for shard in rows.shards}
     writer = _open_writer(stage, kind, rows, counted, out, mode, scratch)
     report = Report(out=str(writer.store), resumed=len(writer.done) if mode == "create" else 0)
     report.manifest, report.already_finished = writer.finished, writer.finished is not None
-    return Work(stage, writer, report, scratch)
+    return CacheJob(stage, writer, report, scratch)
 
 
 def _open_writer(
@@ -156,9 +156,9 @@ def _open_writer(
     """Return the writer; processes that begin together do so one after another, so that all have
     one int8 code.
     """
-    with planning(out, scratch):
-        before = planned(out, scratch)
-        stage.settle(out, before)
+    with plan_lock(out, scratch):
+        before = read_plan(out, scratch)
+        stage.resolve_precision(out, before)
         header = _header(
             stage, kind, before, [(shard, counted[shard.name]) for shard in rows.shards]
         )
@@ -173,7 +173,7 @@ def _open_writer(
 def stage_of(kind: str, encoder: Encoder, settings: Settings) -> Stage:
     """Return what reads and encodes rows of ``kind``."""
     stage = (Images if kind == "image" else Texts)(encoder, settings)
-    return stage if settings.tokens is None else Tokens(stage, settings.tokens)
+    return stage if settings.tokens is None else PatchTokenStage(stage, settings.tokens)
 
 
 def _refuse_nothing(writer: CacheWriter) -> None:
@@ -208,7 +208,7 @@ def _header(
     if dtype == "int8" and before is not None and before.dtype == "int8":
         code, cost = before.code, before.effect
     elif dtype == "int8":
-        fit = Fit(min(sum(n for _, n in shards), SAMPLED[1]))
+        fit = QuantizerFitter(min(sum(n for _, n in shards), SAMPLED[1]))
         for found in sample(stage, shards, *SAMPLED):
             fit.add(found)
         code, cost = fit.code().fields(), fit.effect(fit.code(), card.logit_scale)
@@ -225,7 +225,7 @@ def sample(
 
     Rows that come of one input are all among them or none.
     """
-    total, several = sum(n for _, n in shards), stage.together
+    total, several = sum(n for _, n in shards), stage.rows_per_item
     inputs = max(1, min(total, max(least, min(total // 50, most))) // several)
     first = np.linspace(0, total // several - 1, inputs).astype(np.int64) * several
     wanted = (first[:, None] + np.arange(several)).reshape(-1)

@@ -1,8 +1,8 @@
 """The stream of an extraction: shards are claimed, their rows encoded, and a thread of its own
 writes what is done.
 
-One pass over the shards may fill the caches of several encoders: each has a :class:`Work`, and what
-all of them need of a row is done once.
+One pass over the shards may fill the caches of several encoders: each has a :class:`CacheJob`, and
+what all of them need of a row is done once.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from dimefm.cache.writer import Bad
 from dimefm.data import Shard
 from dimefm.errors import DataError, DimefmError
 from dimefm.extract.stages.base import Batch, Stage
-from dimefm.extract.stream import Job, encoded
+from dimefm.extract.stream import ShardTask, encoded
 from dimefm.runtime.progress import Progress
-from dimefm.runtime.threads import lanes_of
+from dimefm.runtime.threads import encode_thread_count
 from dimefm.storage.locks import Claim
 
 
@@ -47,7 +47,7 @@ class Report:
     )
     wall: float = 0.0
     streamed: float = 0.0  # seconds of ``wall`` in which the encoder could have been busy
-    lanes: int = 1  # batches that are encoded at the same time
+    encode_threads: int = 1  # batches that are encoded at the same time
     resumed: int = 0
     missing: int = 0  # shards that are other processes' work and not there yet
     tried: int = 0
@@ -85,7 +85,7 @@ class Report:
     @property
     def busy(self) -> float:
         """Share of the streaming time in which the encoder was at work."""
-        return min(1.0, self.seconds["encode"] / max(self.lanes * self.streamed, 1e-9))
+        return min(1.0, self.seconds["encode"] / max(self.encode_threads * self.streamed, 1e-9))
 
     def _of_unused(self) -> str:
         views = self.manifest.how.get("text_views") if self.manifest else None
@@ -107,7 +107,7 @@ class Report:
         ]
 
 
-class Work:
+class CacheJob:
     """One process's work on one cache: its shards are claimed, and what the stage made of their
     rows is handed on.
     """
@@ -115,15 +115,15 @@ class Work:
     def __init__(self, stage: Stage, writer: CacheWriter, report: Report, scratch: str | None):
         self.stage, self.writer, self.report, self.scratch = stage, writer, report, scratch
         self.counted = dict(writer.sources)
-        report.lanes = lanes_of(stage.encoder.device)
-        self.opened: set[_Open] = set()
+        report.encode_threads = encode_thread_count(stage.encoder.device)
+        self.opened: set[ShardInProgress] = set()
 
-    def open(self, shard: Shard) -> _Open | None:
+    def open(self, shard: Shard) -> ShardInProgress | None:
         """Claim a shard; None when it is finished or another process is at it."""
         claim = self.writer.claim(shard.name)
-        return None if claim is None else _Open(self, shard, claim)
+        return None if claim is None else ShardInProgress(self, shard, claim)
 
-    def hand_on(self, clerk: Clerk, shard: _Open, batch: Batch) -> int:
+    def hand_on(self, writer_thread: BackgroundWriter, shard: ShardInProgress, batch: Batch) -> int:
         """Hand a batch that the encoder has done to the thread that writes; return how many rows it
         had.
         """
@@ -131,9 +131,9 @@ class Work:
         if batch.pending is not None:
             vectors, busy = batch.pending.fetch()
             seconds["encode"] += busy
-        clerk.do(shard.add, batch, vectors)
+        writer_thread.submit(shard.add, batch, vectors)
         if batch.last:
-            clerk.do(shard.finish)
+            writer_thread.submit(shard.finish)
         seconds["read"] += batch.read
         seconds["decode"] += batch.decode
         self.report.unused_captions += batch.unused
@@ -147,7 +147,7 @@ class Work:
             shard.close()
 
 
-def run(works: Sequence[Work], shards: Sequence[Shard], bar: Progress) -> None:
+def run(works: Sequence[CacheJob], shards: Sequence[Shard], bar: Progress) -> None:
     """Encode and write those of ``shards`` that a cache does not have and that no other process is
     at, all in one pass.
 
@@ -155,12 +155,15 @@ def run(works: Sequence[Work], shards: Sequence[Shard], bar: Progress) -> None:
     """
     started, stage = time.perf_counter(), works[0].stage
     stream = encoded(
-        _groups(works, shards), stage.encoder.device, stage.settings.workers, stage.spread
+        _groups(works, shards),
+        stage.encoder.device,
+        stage.settings.workers,
+        stage.split_batch_across_threads,
     )
     try:
-        with Clerk() as clerk, contextlib.closing(stream):
+        with BackgroundWriter() as writer_thread, contextlib.closing(stream):
             for shard, batch in stream:
-                bar.update(shard.work.hand_on(clerk, shard, batch))
+                bar.update(shard.work.hand_on(writer_thread, shard, batch))
             for work in works:
                 work.report.streamed += time.perf_counter() - started
     finally:
@@ -168,12 +171,12 @@ def run(works: Sequence[Work], shards: Sequence[Shard], bar: Progress) -> None:
             work.close()
 
 
-def _groups(works: Sequence[Work], shards: Sequence[Shard]) -> Iterator[list[_Open]]:
+def _groups(works: Sequence[CacheJob], shards: Sequence[Shard]) -> Iterator[list[ShardInProgress]]:
     """Claim the shards for every cache that lacks them; those that lack the same rows of one go
     together.
     """
     for shard in shards:
-        groups: dict[Sequence[int], list[_Open]] = {}
+        groups: dict[Sequence[int], list[ShardInProgress]] = {}
         for work in works:
             opened = work.open(shard)
             if opened is not None:
@@ -181,14 +184,14 @@ def _groups(works: Sequence[Work], shards: Sequence[Shard]) -> Iterator[list[_Op
         yield from groups.values()
 
 
-class _Open(Job):
+class ShardInProgress(ShardTask):
     """A claimed shard on its way into the cache; where only its quarantined rows are tried again,
     ``old`` is what it was.
 
     ``add`` and ``finish`` run in the thread that writes.
     """
 
-    def __init__(self, work: Work, shard: Shard, claim: Claim):
+    def __init__(self, work: CacheJob, shard: Shard, claim: Claim):
         self.work, self.claim, self.bad = work, claim, list[Bad]()
         self.before = work.writer.replaced(shard.name)
         same = self.before is not None and self.before.source_digest == shard.digest()
@@ -290,17 +293,17 @@ class _Open(Job):
         )
 
 
-class Clerk:
+class BackgroundWriter:
     """A thread that does what it is given, in order, at most ``LAG`` things behind; use it as a
     context manager.
 
-    What went wrong there is raised by the next :meth:`do` or at the end, and what was given after
-    it is not done.
+    What went wrong there is raised by the next :meth:`submit` or at the end, and what was given
+    after it is not done.
     """
 
     LAG = 4
 
-    def __enter__(self) -> Clerk:
+    def __enter__(self) -> BackgroundWriter:
         self._pool, self._ahead, self._broken = (
             ThreadPoolExecutor(1, thread_name_prefix="writer"),
             deque[Future](),
@@ -308,7 +311,7 @@ class Clerk:
         )
         return self
 
-    def do(self, what: Callable, *arguments: object) -> None:
+    def submit(self, what: Callable, *arguments: object) -> None:
         """Give the thread something to do."""
         self._ahead.append(self._pool.submit(self._do, what, *arguments))
         while len(self._ahead) > self.LAG:

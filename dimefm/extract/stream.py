@@ -18,13 +18,13 @@ from typing import TypeVar
 import torch
 
 from dimefm.data import Shard
-from dimefm.extract.stages.base import Batch, Stage, portions
-from dimefm.models.inference.text_batches import Met
-from dimefm.runtime.threads import ahead, lanes, lanes_of
+from dimefm.extract.stages.base import Batch, Stage, chunked
+from dimefm.models.inference.text_batches import SeenSentences
+from dimefm.runtime.threads import encode_thread_count, encode_threads, prefetch_map
 
 
 @dataclass(eq=False)
-class Job:
+class ShardTask:
     """Rows of one shard, ascending, that a stage is to encode; ``met`` None: also those that were
     encoded before.
     """
@@ -32,38 +32,41 @@ class Job:
     stage: Stage
     shard: Shard
     numbers: Sequence[int]
-    met: Met | None = field(default_factory=Met)
+    met: SeenSentences | None = field(default_factory=SeenSentences)
 
-    def start(self, batch: Batch, lanes: ThreadPoolExecutor) -> None:
+    def start(self, batch: Batch, encode_threads: ThreadPoolExecutor) -> None:
         """Encode of the next batch what this job has not encoded yet."""
         if self.met is not None and batch.inputs is not None and batch.digests:
-            fresh, batch.which = self.met.meet(batch.digests)
+            fresh, batch.which = self.met.deduplicate(batch.digests)
             if len(fresh) < len(batch.inputs):
                 batch.inputs = batch.inputs[fresh] if fresh else None
-        self.stage.start(batch, lanes)
+        self.stage.start(batch, encode_threads)
         if batch.last:
             self.met = None
 
 
-J = TypeVar("J", bound=Job)
+J = TypeVar("J", bound=ShardTask)
 Group = Sequence[
     J
 ]  # jobs of one kind and device with the same settings, about the same rows of one shard
 
 
 def encoded(
-    groups: Iterable[Group[J]], device: torch.device, workers: int, spread: bool = False
+    groups: Iterable[Group[J]],
+    device: torch.device,
+    workers: int,
+    split_batch_across_threads: bool = False,
 ) -> Generator[tuple[J, Batch]]:
     """Yield the batches of one group of jobs after another, in flight through the encoders, each
     job's last one marked.
 
-    The jobs of a group share what ``prepare_beside`` shares. A batch never holds rows of two jobs,
+    The jobs of a group share what ``prepare_shared`` shares. A batch never holds rows of two jobs,
     so what is computed of a shard does not depend on its neighbours. The next group is asked for
-    when a thread has nothing else to do. ``spread`` is that of the stages.
+    when a thread has nothing else to do. ``split_batch_across_threads`` is that of the stages.
     """
-    most = 2 * lanes_of(device) if device.type == "cpu" else 1
-    with lanes(device) as pool:
-        if device.type == "cpu" and not spread:
+    most = 2 * encode_thread_count(device) if device.type == "cpu" else 1
+    with encode_threads(device) as pool:
+        if device.type == "cpu" and not split_batch_across_threads:
             yield from _stream(pool, most + 1, groups, whole=True)
             return
         behind: deque[tuple[J, Batch]] = deque()
@@ -76,7 +79,7 @@ def encoded(
             yield from behind
 
 
-def _pieces(batches: Iterable[tuple[Job, Batch]]) -> int:
+def _pieces(batches: Iterable[tuple[ShardTask, Batch]]) -> int:
     """Return of how many pieces of work all but the first of ``batches`` consist, one each at
     least.
     """
@@ -93,9 +96,9 @@ def _stream(
     tasks = (
         (group, part)
         for group in groups
-        for part in portions(group[0].numbers, group[0].stage.portion())
+        for part in chunked(group[0].numbers, group[0].stage.chunk_size())
     )
-    for (group, part), batches in ahead(pool, most, lambda task: _made(*task, whole), tasks):
+    for (group, part), batches in prefetch_map(pool, most, lambda task: _made(*task, whole), tasks):
         for job, batch in zip(group, batches, strict=True):
             batch.last = not len(part) or part[-1] == job.numbers[-1]
             yield job, batch
@@ -104,7 +107,7 @@ def _stream(
 def _made(group: Group[J], numbers: Sequence[int], whole: bool) -> list[Batch]:
     """Return the batch of each job of a group with the rows of ``numbers``."""
     first, *others = (job.stage for job in group)
-    batches = first.prepare_beside(others, group[0].shard, numbers)
+    batches = first.prepare_shared(others, group[0].shard, numbers)
     for job, batch in zip(group, batches, strict=True):
         if whole:
             job.stage.start(batch)

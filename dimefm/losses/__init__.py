@@ -2,37 +2,37 @@
 one paper a file.
 
 A name is ``FILE.FUNCTION``, e.g. ``dime.pvl``; a file's ``__all__`` lists its terms. What of a loss
-learns is a part that it is given, see ``learns``. Legend: B images, N sentences, D dimensions.
-Similarities and softmax are computed in float32 (float64 stays float64).
+learns is a part that it is given, see ``uses_modules``. Legend: B images, N sentences, D
+dimensions. Similarities and softmax are computed in float32 (float64 stays float64).
 """
 
 from dimefm.losses._features import (
     Features,
     Term,
-    Words,
+    TextTokenStates,
     described,
     needs,
     options_of,
     resolve,
     terms,
 )
-from dimefm.losses._late_interaction import Padding, Tokens, late, present
-from dimefm.losses._modules import Widths, learns, near
-from dimefm.losses._objective import Objective, Weighted
+from dimefm.losses._late_interaction import Padding, TokenEmbeddings, late, present
+from dimefm.losses._modules import FeatureDims, project_to_teacher, uses_modules
+from dimefm.losses._objective import LossConfig, Objective
 
 __all__ = [
     "Features",
     "Objective",
     "Padding",
     "Term",
-    "Tokens",
-    "Weighted",
-    "Widths",
-    "Words",
+    "TokenEmbeddings",
+    "LossConfig",
+    "FeatureDims",
+    "TextTokenStates",
     "described",
     "late",
-    "learns",
-    "near",
+    "uses_modules",
+    "project_to_teacher",
     "needs",
     "options_of",
     "present",

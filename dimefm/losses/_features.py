@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import itertools
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -19,7 +20,7 @@ from dimefm.errors import RecipeError, did_you_mean
 
 
 @dataclass(frozen=True)
-class Words:
+class TextTokenStates:
     """What a text tower gives of the first caption of each pair, beside its row.
 
     ``states`` [B, L, W] are its last layer's, ``lengths`` int64 [B] how many of the L places are
@@ -31,9 +32,9 @@ class Words:
     lengths: Tensor
     labels: Tensor | None = None
 
-    def __getitem__(self, order: Tensor) -> Words:
+    def __getitem__(self, order: Tensor) -> TextTokenStates:
         """Return the same sentences in another order [B]."""
-        return Words(
+        return TextTokenStates(
             self.states[order],
             self.lengths[order],
             None if self.labels is None else self.labels[order],
@@ -58,8 +59,8 @@ class Features:
     them, before they were made unit rows, are ``views`` [B, V, D] and ``captions`` [B, C, D]. Where
     terms ask for it there are, of a student, ``hidden`` [B, V, W], the views before the last
     projection, ``patches`` [B, P, W] of the first view, ``words`` of the first caption, and of a
-    teacher ``near`` [B, D], unit rows of a neighbour of each sentence, and cached tokens of its own
-    dimension D in ``patches`` and ``words``.
+    teacher ``neighbor_text`` [B, D], unit rows of a neighbour of each sentence, and cached
+    tokens of its own dimension D in ``patches`` and ``words``.
     """
 
     image: Tensor
@@ -71,8 +72,8 @@ class Features:
     captions: Tensor | None = None
     hidden: Tensor | None = None
     patches: Tensor | None = None
-    words: Words | None = None
-    near: Tensor | None = None
+    words: TextTokenStates | None = None
+    neighbor_text: Tensor | None = None
 
     @staticmethod
     def of(
@@ -96,7 +97,7 @@ class Features:
         raw = image[:, 0] if image.ndim == 3 else image, text[:, 0] if text.ndim == 3 else text
         return Features(_unit(raw[0]), _unit(raw[1]), logit_scale, logit_bias, raw, **grid, **more)
 
-    def beside(self, image: Tensor, **more: Any) -> Features:
+    def with_image(self, image: Tensor, **more: Any) -> Features:
         """Return these sentences, scale and bias beside other image rows [B, D] or [B, V, D], of
         any length and dtype.
         """
@@ -141,7 +142,7 @@ def _unit(rows: Tensor) -> Tensor:
 
 
 # A function (student, teacher, *, parts, options) -> scalar Tensor that carries ``needs`` and
-# ``learns``.
+# ``uses_modules``.
 Term = Any
 
 
@@ -161,7 +162,7 @@ def needs(*what: str, whole: bool = False) -> Callable[[Term], Term]:
 
     def mark(term: Term) -> Term:
         term.needs, term.whole = frozenset(what), whole
-        term.learns = getattr(term, "learns", {})
+        term.uses_modules = getattr(term, "uses_modules", {})
         return term
 
     return mark
@@ -214,7 +215,7 @@ def resolve(name: str, options: dict) -> Term:
 def options_of(term: Term) -> dict[str, Any]:
     """Return the options of a term with their defaults; its learnt parts are none of them."""
     named = (p for p in inspect.signature(term).parameters.values() if p.kind is p.KEYWORD_ONLY)
-    return {p.name: p.default for p in named if p.name not in term.learns}
+    return {p.name: p.default for p in named if p.name not in term.uses_modules}
 
 
 def described(name: str, whole: bool = False) -> str:
@@ -227,10 +228,15 @@ def described(name: str, whole: bool = False) -> str:
         f"{option} = {_shown(value, kinds.get(option))}"
         for option, value in options_of(term).items()
     ]
-    fields = {"needs": sorted(term.needs), "options": options, "learnt": list(term.learns)}
-    lines = words.splitlines() if whole else [words.splitlines()[0]]
+    fields = {"needs": sorted(term.needs), "options": options, "modules": list(term.uses_modules)}
+    if whole:
+        lines = words.splitlines()
+    else:
+        paragraphs = [" ".join(paragraph.split()) for paragraph in words.split("\n\n")]
+        lines = paragraphs[:1]
     lines += [f"{field}: {', '.join(values)}" for field, values in fields.items() if values]
-    lines += [] if whole else [line for line in words.splitlines() if line.startswith("Source:")]
+    if not whole:
+        lines += [source for text in paragraphs[1:] for source in re.findall(r"Source: .*", text)]
     return "\n".join([name, *(f"  {line}".rstrip() for line in lines)])
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from dimefm.losses._modules import Widths
+from dimefm.losses._modules import FeatureDims
 
 
 def _perceptron(*widths: int, last_norm: bool = False) -> nn.Sequential:
@@ -27,53 +27,53 @@ def _norm(width: int) -> nn.Module:
     return nn.BatchNorm1d(width, track_running_stats=False)
 
 
-def projector(widths: Widths, width: int) -> nn.Module:
+def projector(widths: FeatureDims, width: int) -> nn.Module:
     """SimSiam's projection of the student's rows [B, D] to [B, width]: three linear maps, each with
     batch normalisation.
     """
     return _perceptron(widths.student, width, width, width, last_norm=True)
 
 
-def predictor(widths: Widths, width: int) -> nn.Module:
+def predictor(widths: FeatureDims, width: int) -> nn.Module:
     """SimSiam's prediction [B, width] → [B, width] of one view's projection from another's, by way
     of half the width.
     """
     return _perceptron(width, width // 2, width)
 
 
-def simclr_head(widths: Widths, width: int, dim: int) -> nn.Module:
+def simclr_head(widths: FeatureDims, width: int, dim: int) -> nn.Module:
     """SLIP's projection of features before the last projection [B, W] to [B, dim]: three linear
     maps.
     """
     return _perceptron(_known(widths.hidden), width, width, dim)
 
 
-def word_head(widths: Widths) -> nn.Module:
+def word_head(widths: FeatureDims) -> nn.Module:
     """A linear map with bias from states of words [M, W] to logits of the vocabulary."""
     return nn.Linear(_known(widths.words), _known(widths.vocabulary))
 
 
-def image_mapping(widths: Widths, width: int) -> nn.Module:
+def image_mapping(widths: FeatureDims, width: int) -> nn.Module:
     """A linear map with bias of patches [B, P, W] to [B, P, width]."""
     return nn.Linear(_known(widths.patches), width)
 
 
-def text_mapping(widths: Widths, width: int) -> nn.Module:
+def text_mapping(widths: FeatureDims, width: int) -> nn.Module:
     """A linear map with bias of states of words [B, L, W] to [B, L, width]."""
     return nn.Linear(_known(widths.words), width)
 
 
-def patch_projection(widths: Widths) -> nn.Module:
+def patch_projection(widths: FeatureDims) -> nn.Module:
     """A linear map with bias of patches [B, P, W] to the teacher's dimension."""
     return nn.Linear(_known(widths.patches), widths.teacher)
 
 
-def word_projection(widths: Widths) -> nn.Module:
+def word_projection(widths: FeatureDims) -> nn.Module:
     """A linear map with bias of states of words [B, L, W] to the teacher's dimension."""
     return nn.Linear(_known(widths.words), widths.teacher)
 
 
 def _known(width: int | None) -> int:
     if width is None:
-        raise ValueError("a head on features whose width is not known; expected it in Widths")
+        raise ValueError("a head on features whose width is not known; expected it in FeatureDims")
     return width

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from dimefm.losses._features import Words, full
+from dimefm.losses._features import TextTokenStates, full
 
 CHUNK = 2**24  # similarities of tokens at a time
 
@@ -18,7 +18,7 @@ Padding = Literal["counted", "left out"]
 
 
 @dataclass(frozen=True)
-class Tokens:
+class TokenEmbeddings:
     """Unit tokens [B, n, E] of items; where ``there`` [B, n] is False a token does not count. None:
     all do.
     """
@@ -27,11 +27,11 @@ class Tokens:
     there: Tensor | None = None
 
     @staticmethod
-    def of(rows: Tensor, there: Tensor | None = None) -> Tokens:
+    def of(rows: Tensor, there: Tensor | None = None) -> TokenEmbeddings:
         """Return tokens from rows of any length."""
-        return Tokens(F.normalize(full(rows), dim=-1), there)
+        return TokenEmbeddings(F.normalize(full(rows), dim=-1), there)
 
-    def most(self, others: Tokens, count: int) -> Tokens:
+    def most(self, others: TokenEmbeddings, count: int) -> TokenEmbeddings:
         """Return of each item the ``count`` tokens, or all, with the largest sum of similarities to
         those of its partner.
 
@@ -43,17 +43,19 @@ class Tokens:
             score = score if self.there is None else score.masked_fill(~self.there, -torch.inf)
             best = score.topk(min(count, score.shape[1]), dim=1).indices
         rows = self.rows.gather(1, best[..., None].expand(-1, -1, self.rows.shape[2]))
-        return Tokens(rows, None if self.there is None else self.there.gather(1, best))
+        return TokenEmbeddings(rows, None if self.there is None else self.there.gather(1, best))
 
 
-def present(words: Words, padding: Padding) -> Tensor | None:
+def present(words: TextTokenStates, padding: Padding) -> Tensor | None:
     """Return which places of sentences are words [B, L], or None where padding counts as words."""
     if padding == "counted":
         return None
     return torch.arange(words.states.shape[1], device=words.states.device) < words.lengths[:, None]
 
 
-def late(queries: Tokens, keys: Tokens, *, pool: Literal["mean", "max"] = "mean") -> Tensor:
+def late(
+    queries: TokenEmbeddings, keys: TokenEmbeddings, *, pool: Literal["mean", "max"] = "mean"
+) -> Tensor:
     """Return [B, N]: over the tokens of item i the mean (or largest) of their largest cosine to a
     token of item j.
 
@@ -79,7 +81,7 @@ def late(queries: Tokens, keys: Tokens, *, pool: Literal["mean", "max"] = "mean"
     )
 
 
-def _late(queries: Tensor, there: Tensor, keys: Tokens, pool: str) -> Tensor:
+def _late(queries: Tensor, there: Tensor, keys: TokenEmbeddings, pool: str) -> Tensor:
     """Return late similarities [C, N] of tokens [C, n, E] that are ``there`` [C, n]."""
     found = torch.einsum("cne,jke->cnjk", queries, keys.rows)
     if keys.there is not None:

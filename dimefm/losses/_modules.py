@@ -1,7 +1,7 @@
 """Learnt parts of losses: what a term needs that learns with the student and is no part of it.
 
-A term stays a pure function: ``@learns(name=factory)`` declares the parts that it takes as keyword
-arguments. One part of a name serves all terms of an objective, for each teacher one.
+A term stays a pure function: ``@uses_modules(name=factory)`` declares the parts that it takes as
+keyword arguments. One part of a name serves all terms of an objective, for each teacher one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LARGEST = 100.0  # factor on cosines, CLIP section 2.5
 
 
 @dataclass(frozen=True)
-class Widths:
+class FeatureDims:
     """The dimensions of the rows of student and teacher, and of what else terms may ask of a
     student.
 
@@ -43,19 +43,19 @@ class Widths:
 Factory = Callable[..., nn.Module]
 
 
-def learns(**parts: Factory) -> Callable[[Term], Term]:
+def uses_modules(**parts: Factory) -> Callable[[Term], Term]:
     """State the learnt parts of a term: the names of its keyword arguments and what makes each."""
 
     def mark(term: Term) -> Term:
-        term.learns = parts
+        term.uses_modules = parts
         return term
 
     return mark
 
 
-def learnt(
+def loss_modules(
     terms: Sequence[Term],
-    widths: Sequence[Widths],
+    widths: Sequence[FeatureDims],
     seed: int,
     options: Sequence[Mapping[str, Any]] = (),
 ) -> nn.ModuleList:
@@ -68,7 +68,7 @@ def learnt(
     factories: dict[str, Factory] = {}
     made: dict[str, tuple] = {}
     for term, given in zip(terms, options or [{}] * len(terms), strict=True):
-        for name, factory in term.learns.items():
+        for name, factory in term.uses_modules.items():
             named = list(inspect.signature(factory).parameters)[1:]
             chosen = {option: {**options_of(term), **given}[option] for option in named}
             if made.setdefault(name, (factory, chosen)) != (factory, chosen):
@@ -83,7 +83,7 @@ def learnt(
         )
 
 
-def projection(widths: Widths) -> nn.Module:
+def projection(widths: FeatureDims) -> nn.Module:
     """A linear map with bias from the student's dimension to the teacher's; nothing where they are
     equal.
     """
@@ -91,12 +91,12 @@ def projection(widths: Widths) -> nn.Module:
     return nn.Identity() if equal else nn.Linear(widths.student, widths.teacher)
 
 
-def fusion(widths: Widths) -> nn.Module:
+def fusion(widths: FeatureDims) -> nn.Module:
     """A linear map with bias from two rows of the teacher's dimension to one of the student's."""
     return nn.Linear(2 * widths.teacher, widths.student)
 
 
-def near(
+def project_to_teacher(
     student: Features, image_projection: nn.Module, text_projection: nn.Module
 ) -> tuple[Tensor, Tensor]:
     """Return the student's unit rows, images [B, E] and sentences [N, E], in the teacher's
@@ -108,7 +108,7 @@ def near(
     return F.normalize(image_projection(image), dim=-1), F.normalize(text_projection(text), dim=-1)
 
 
-def scale(widths: Widths) -> nn.Module:
+def scale(widths: FeatureDims) -> nn.Module:
     """A factor on cosines."""
     return Scale()
 

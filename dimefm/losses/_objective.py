@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dimefm.errors import RecipeError, did_you_mean
 from dimefm.losses._features import Features, resolve
-from dimefm.losses._modules import Widths, learnt
+from dimefm.losses._modules import FeatureDims, loss_modules
 
 SCHEDULES = ("constant", "linear", "cosine")
 REMEDIES = {
@@ -29,7 +29,7 @@ REMEDIES = {
 
 
 @dataclass(frozen=True)
-class Weighted:
+class LossConfig:
     """One term of a recipe: its name, weight and options.
 
     With a ``schedule`` "linear" or "cosine" (half a wave) the weight goes from ``weight`` at the
@@ -43,7 +43,7 @@ class Weighted:
     end: float | None = None
 
     @classmethod
-    def of(cls, name: str, settings: Mapping) -> Weighted:
+    def of(cls, name: str, settings: Mapping) -> LossConfig:
         """Return the term ``name`` with the settings of a recipe: weight, schedule, end, and its
         own options.
         """
@@ -101,7 +101,7 @@ class Objective:
     (a switch that silently does nothing), and a term that needs what they lack.
     """
 
-    def __init__(self, terms: Sequence[Weighted], given: frozenset[str] = frozenset({"teacher"})):
+    def __init__(self, terms: Sequence[LossConfig], given: frozenset[str] = frozenset({"teacher"})):
         if not terms:
             raise RecipeError(
                 "no loss is given; name at least one under [losses] of a recipe (dimefm losses"
@@ -124,9 +124,9 @@ class Objective:
         """Everything that the terms need, see :func:`~dimefm.losses.needs`."""
         return frozenset().union(*(function.needs for _, function in self.terms))
 
-    def learnt(self, widths: Sequence[Widths], seed: int) -> nn.ModuleList:
+    def loss_modules(self, widths: Sequence[FeatureDims], seed: int) -> nn.ModuleList:
         """Return the learnt parts of the terms by name, for each teacher those of its ``widths``;
-        see :func:`learnt`.
+        see :func:`loss_modules`.
 
         Without learnt parts the list is empty. Raises RecipeError when a term needs equal widths
         and they differ.
@@ -139,7 +139,7 @@ class Objective:
                     f" have {other.student} and {other.teacher} dimensions; leave it out, or give a"
                     f" --student of {other.teacher}"
                 )
-        return learnt(
+        return loss_modules(
             [function for _, function in self.terms],
             widths,
             seed,
@@ -163,7 +163,7 @@ class Objective:
         ours = student.cells()
         theirs = [None] * len(ours) if teacher is None else teacher.cells()
         for term, function in self.terms:
-            own = {name: parts[name] for name in function.learns} if parts is not None else {}
+            own = {name: parts[name] for name in function.uses_modules} if parts is not None else {}
             pairs = [(student, teacher)] if function.whole else list(zip(ours, theirs, strict=True))
             values[term.name] = sum(function(*pair, **own, **term.options) for pair in pairs) / len(
                 pairs

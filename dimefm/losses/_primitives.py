@@ -20,7 +20,7 @@ def logits(queries: Tensor, keys: Tensor, scale: Tensor | float) -> Similarity:
     return Similarity(queries, keys, scale)
 
 
-def relation_kl(
+def similarity_kl(
     student: Similarity, teacher: Similarity, temperature: float, *, both_ways: bool = False
 ) -> Tensor:
     """Return mean over rows of KL(softmax(teacher / t) || softmax(student / t)) for similarities
@@ -39,35 +39,35 @@ def soft_cross_entropy(
     """Return mean over rows of the cross-entropy of softmax(student / t) under softmax(teacher / t)
     for [Q, K].
 
-    It is :func:`relation_kl` plus the teacher's entropy, so it has the same gradients.
+    It is :func:`similarity_kl` plus the teacher's entropy, so it has the same gradients.
     """
     return Fused(_cross_entropy, temperature, both_ways)(student, teacher)
 
 
-def contrast(
+def info_nce(
     queries: Tensor,
     keys: Tensor,
     scale: Tensor | float,
     *,
     both_ways: bool = False,
-    twins: Tensor | None = None,
+    duplicate_ids: Tensor | None = None,
 ) -> Tensor:
     """Return InfoNCE of unit rows [B, D] against [B, D], row i the positive of row i, in one
     direction.
 
-    ``both_ways`` adds the other direction. Rows j of the number ``twins`` [B] that row i has are no
-    negatives of it. Raises ValueError when there are not as many keys as queries.
+    ``both_ways`` adds the other direction. Rows j of the number ``duplicate_ids`` [B] that row i
+    has are no negatives of it. Raises ValueError when there are not as many keys as queries.
     """
     if len(queries) != len(keys):
         raise ValueError(f"contrast of {len(queries)} queries and {len(keys)} keys; expected pairs")
-    if twins is None:
+    if duplicate_ids is None:
         return Fused(_positive, both_ways=both_ways)(logits(queries, keys, scale))
-    one_way = Fused(functools.partial(_positive_but_twins, twins), softmax=False)
+    one_way = Fused(functools.partial(_positive_but_twins, duplicate_ids), softmax=False)
     found = logits(queries, keys, scale)
     return one_way(found) + one_way(found.T) if both_ways else one_way(found)
 
 
-def views_apart(rows: Tensor, scale: Tensor | float) -> Tensor:
+def nt_xent(rows: Tensor, scale: Tensor | float) -> Tensor:
     """Return NT-Xent of unit rows [2 B, D]: each row finds row i + B (or i - B) among all others
     but itself; the mean.
     """
@@ -85,7 +85,7 @@ def cross_entropy(queries: Tensor, keys: Tensor, bias: Tensor, labels: Tensor) -
     return Fused(functools.partial(_labelled, labels))(found)
 
 
-def sigmoid_pairs(
+def sigmoid_loss(
     queries: Tensor, keys: Tensor, scale: Tensor | float, bias: Tensor | float
 ) -> Tensor:
     """Return the sigmoid loss of unit rows [B, D] against [B, D]: each similarity plus ``bias`` is
@@ -121,8 +121,8 @@ def _positive(first: int, found: Tensor) -> tuple[Tensor, Tensor]:
     return loss, slope
 
 
-def _positive_but_twins(twins: Tensor, first: int, found: Tensor) -> tuple[Tensor, Tensor]:
-    same = twins[first : first + len(found), None] == twins
+def _positive_but_twins(duplicate_ids: Tensor, first: int, found: Tensor) -> tuple[Tensor, Tensor]:
+    same = duplicate_ids[first : first + len(found), None] == duplicate_ids
     same.diagonal(first).fill_(False)
     return _positive(first, found.masked_fill_(same, -torch.inf).log_softmax(1))
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dimefm.losses._modules import Widths
+from dimefm.losses._modules import FeatureDims
 
 ROWS = 4096  # looked up at a time
 
@@ -54,11 +54,11 @@ class Bank(nn.Module):
         self.place.fill_((start + len(rows)) % size)
 
 
-def bank(widths: Widths, size: int) -> nn.Module:
+def bank(widths: FeatureDims, size: int) -> nn.Module:
     """A ring of the student's rows."""
     return Bank(size, widths.student)
 
 
-def teacher_bank(widths: Widths, size: int) -> nn.Module:
+def teacher_bank(widths: FeatureDims, size: int) -> nn.Module:
     """A ring of the teacher's rows."""
     return Bank(size, widths.teacher)

@@ -7,7 +7,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from dimefm.losses._features import Features, needs
-from dimefm.losses._primitives import contrast
+from dimefm.losses._primitives import info_nce
 
 __all__ = ["contrastive"]
 
@@ -20,4 +20,4 @@ def contrastive(student: Features, teacher: Features | None = None) -> Tensor:
     Source: CLIP, section 2.3 and figure 3; open_clip's ClipLoss gives the same value on one
     process.
     """
-    return contrast(student.image, student.text, student.logit_scale, both_ways=True) / 2
+    return info_nce(student.image, student.text, student.logit_scale, both_ways=True) / 2

@@ -25,8 +25,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dimefm.losses._features import Features, needs
-from dimefm.losses._modules import Scale, fusion, learns, near, projection, scale
-from dimefm.losses._primitives import contrast, logits, relation_kl
+from dimefm.losses._modules import (
+    Scale,
+    fusion,
+    project_to_teacher,
+    projection,
+    scale,
+    uses_modules,
+)
+from dimefm.losses._primitives import info_nce, logits, similarity_kl
 
 __all__ = ["afd", "crd", "cross_kd", "fd", "gd", "icl"]
 
@@ -43,11 +50,11 @@ def crd(student: Features, teacher: Features) -> Tensor:
     """
     s = logits(student.image, student.text, student.logit_scale)
     t = logits(teacher.image, teacher.text, teacher.logit_scale)
-    return relation_kl(s, t, 1.0, both_ways=True) / 2
+    return similarity_kl(s, t, 1.0, both_ways=True) / 2
 
 
 @needs("teacher")
-@learns(image_projection=projection, text_projection=projection)
+@uses_modules(image_projection=projection, text_projection=projection)
 def fd(
     student: Features, teacher: Features, *, image_projection: nn.Module, text_projection: nn.Module
 ) -> Tensor:
@@ -58,12 +65,12 @@ def fd(
     2000 means 3.9 |S - I|² at D = 512. No pairs needed. Source: CLIP-KD, released
     src/open_clip/loss.py:289-296.
     """
-    image, text = near(student, image_projection, text_projection)
+    image, text = project_to_teacher(student, image_projection, text_projection)
     return F.mse_loss(image, teacher.image) + F.mse_loss(text, teacher.text)
 
 
 @needs("teacher", "pairs")
-@learns(image_projection=projection, text_projection=projection, cross_scale=scale)
+@uses_modules(image_projection=projection, text_projection=projection, cross_scale=scale)
 def icl(
     student: Features,
     teacher: Features,
@@ -81,13 +88,13 @@ def icl(
     task's own scale is: the release forgot the exponential, and a softmax at 2.66 is almost flat
     over 1024 rows. Source: CLIP-KD, released src/open_clip/loss.py:244, 298-299, 312-315.
     """
-    image, text = near(student, image_projection, text_projection)
+    image, text = project_to_teacher(student, image_projection, text_projection)
     factor = cross_scale(scale)
-    return (contrast(image, teacher.text, factor) + contrast(text, teacher.image, factor)) / 2
+    return (info_nce(image, teacher.text, factor) + info_nce(text, teacher.image, factor)) / 2
 
 
 @needs("teacher")
-@learns(image_projection=projection, text_projection=projection, cross_scale=scale)
+@uses_modules(image_projection=projection, text_projection=projection, cross_scale=scale)
 def cross_kd(
     student: Features,
     teacher: Features,
@@ -103,15 +110,15 @@ def cross_kd(
     ``scale``. No pairs needed. Source: CLIP-KD, released src/open_clip/loss.py:320-321; neither the
     paper nor a released script uses it.
     """
-    image, text = near(student, image_projection, text_projection)
+    image, text = project_to_teacher(student, image_projection, text_projection)
     factor, t = cross_scale(scale), logits(teacher.image, teacher.text, teacher.logit_scale)
-    forth = relation_kl(logits(image, teacher.text, factor), t, 1.0)
-    back = relation_kl(logits(text, teacher.image, factor), t.T, 1.0)
+    forth = similarity_kl(logits(image, teacher.text, factor), t, 1.0)
+    back = similarity_kl(logits(text, teacher.image, factor), t.T, 1.0)
     return (forth + back) / 2
 
 
 @needs("teacher", "pairs")
-@learns(image_projection=projection, text_projection=projection)
+@uses_modules(image_projection=projection, text_projection=projection)
 def gd(
     student: Features,
     teacher: Features,
@@ -129,7 +136,7 @@ def gd(
     = "paper"`` mends that. The release's weight 1e8 belongs to "code". Source: CLIP-KD, released
     src/open_clip/loss.py:129-138, 326-337.
     """
-    image, text = near(student, image_projection, text_projection)
+    image, text = project_to_teacher(student, image_projection, text_projection)
     ours, theirs = student.logit_scale, teacher.logit_scale
     if temperature == "code":
         ours, theirs = 1 / ours, 1 / theirs
@@ -143,7 +150,7 @@ def gd(
 
 
 @needs("teacher", "pairs")
-@learns(
+@uses_modules(
     image_projection=projection,
     text_projection=projection,
     image_fusion=fusion,
@@ -170,10 +177,10 @@ def afd(
     runs both are one. The factor is another than that of ``icl``, see there for ``scale``. Source:
     CLIP-KD, released src/open_clip/loss.py:237-239, 245, 339-352.
     """
-    image, text = near(student, image_projection, text_projection)
+    image, text = project_to_teacher(student, image_projection, text_projection)
     image = F.normalize(image_fusion(torch.cat([image, teacher.image], dim=1)), dim=-1)
     text = F.normalize(text_fusion(torch.cat([text, teacher.text], dim=1)), dim=-1)
-    return contrast(image, text, fusion_scale(scale), both_ways=True) / 2
+    return info_nce(image, text, fusion_scale(scale), both_ways=True) / 2
 
 
 def _slopes(queries: Tensor, keys: Tensor, scale: Tensor | float) -> tuple[Tensor, Tensor]:

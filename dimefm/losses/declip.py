@@ -38,9 +38,9 @@ from dimefm.losses._heads import (
     word_head,
     word_projection,
 )
-from dimefm.losses._late_interaction import Padding, Tokens, late, present
-from dimefm.losses._modules import Scale, learns, projection, scale
-from dimefm.losses._primitives import contrast, cross_entropy, views_apart
+from dimefm.losses._late_interaction import Padding, TokenEmbeddings, late, present
+from dimefm.losses._modules import Scale, projection, scale, uses_modules
+from dimefm.losses._primitives import cross_entropy, info_nce, nt_xent
 from dimefm.losses._queue import Bank, Wrap, bank, teacher_bank
 
 __all__ = [
@@ -60,7 +60,7 @@ Repeated = Literal["counted", "left out"]
 
 
 @needs("views", whole=True)
-@learns(projector=projector, predictor=predictor)
+@uses_modules(projector=projector, predictor=predictor)
 def simsiam(
     student: Features,
     teacher: Features | None = None,
@@ -85,7 +85,7 @@ def simsiam(
 
 
 @needs("views", "hidden", whole=True)
-@learns(simclr_head=simclr_head)
+@uses_modules(simclr_head=simclr_head)
 def simclr(
     student: Features,
     teacher: Features | None = None,
@@ -104,11 +104,11 @@ def simclr(
     loss_functions/nt_xent.py:47-97.
     """
     rows = torch.cat([simclr_head(view) for view in full(student.hidden)[:, -2:].unbind(1)])
-    return views_apart(F.normalize(rows, dim=1), 1 / temperature)
+    return nt_xent(F.normalize(rows, dim=1), 1 / temperature)
 
 
 @needs("words", "masked", whole=True)
-@learns(word_head=word_head)
+@uses_modules(word_head=word_head)
 def mlm(student: Features, teacher: Features | None = None, *, word_head: nn.Linear) -> Tensor:
     """Masked language modelling: the text tower tells which words of the first caption were hidden
     from it.
@@ -128,7 +128,7 @@ def mlm(student: Features, teacher: Features | None = None, *, word_head: nn.Lin
 
 
 @needs("pairs", whole=True)
-@learns(bank=bank)
+@uses_modules(bank=bank)
 def nns(
     student: Features,
     teacher: Features | None = None,
@@ -156,7 +156,7 @@ def nns(
 
 
 @needs("teacher", "pairs", whole=True)
-@learns(teacher_bank=teacher_bank, image_projection=projection)
+@uses_modules(teacher_bank=teacher_bank, image_projection=projection)
 def nns_cached(
     student: Features,
     teacher: Features,
@@ -182,7 +182,7 @@ def nns_cached(
 
 
 @needs("teacher", "pairs", "neighbours", whole=True)
-@learns(image_projection=projection)
+@uses_modules(image_projection=projection)
 def nns_graph(
     student: Features,
     teacher: Features,
@@ -194,19 +194,23 @@ def nns_graph(
     """Nearest-neighbour supervision by a graph: ``nns`` with neighbours that were found in the
     whole cache beforehand.
 
-    ``near`` [B, E] of the teacher stands in for the rows looked up; where they are the same, so is
-    the loss. Options as of ``nns``, but the same neighbour twice is no negative by default. Source:
-    none released; DeCLIP's term (model/declip.py:281-300) on a graph of neighbours, as CLIP-PING
-    (arXiv 2412.03871).
+    ``project_to_teacher`` [B, E] of the teacher stands in for the rows looked up; where they are
+    the same, so is the loss. Options as of ``nns``, but the same neighbour twice is no negative by
+    default. Source: none released; DeCLIP's term (model/declip.py:281-300) on a graph of
+    neighbours, as CLIP-PING (arXiv 2412.03871).
     """
     views = F.normalize(image_projection(_views(student)), dim=-1)
     return _towards(
-        views, [F.normalize(full(teacher.near), dim=-1)], student.logit_scale, ways, repeated
+        views,
+        [F.normalize(full(teacher.neighbor_text), dim=-1)],
+        student.logit_scale,
+        ways,
+        repeated,
     )
 
 
 @needs("patches", "words", "pairs", whole=True)
-@learns(image_mapping=image_mapping, text_mapping=text_mapping, dense_scale=scale)
+@uses_modules(image_mapping=image_mapping, text_mapping=text_mapping, dense_scale=scale)
 def filip(
     student: Features,
     teacher: Features | None = None,
@@ -230,14 +234,14 @@ def filip(
     released with DeCLIP: model/filip.py:39-44, 71-106.
     """
     words = student.words
-    image = Tokens.of(image_mapping(full(student.patches)))
-    text = Tokens.of(text_mapping(full(words.states)), present(words, padding))
+    image = TokenEmbeddings.of(image_mapping(full(student.patches)))
+    text = TokenEmbeddings.of(text_mapping(full(words.states)), present(words, padding))
     found = late(image, text.most(image, tokens)), late(text, image.most(text, tokens))
     return _told_apart(found, dense_scale("exp"))
 
 
 @needs("teacher", "patches", whole=True)
-@learns(patch_projection=patch_projection)
+@uses_modules(patch_projection=patch_projection)
 def filip_pooled(
     student: Features, teacher: Features, *, patch_projection: nn.Module, temperature: float = 1.0
 ) -> Tensor:
@@ -250,15 +254,15 @@ def filip_pooled(
     Source: none released; FILIP's score (model/filip.py:71-106) with one token for a sentence,
     taught as ``clip_kd.crd``.
     """
-    image = Tokens.of(patch_projection(full(student.patches)))
+    image = TokenEmbeddings.of(patch_projection(full(student.patches)))
     factor = teacher.logit_scale / temperature
-    found = factor * late(image, Tokens(teacher.text[:, None]), pool="max")
+    found = factor * late(image, TokenEmbeddings(teacher.text[:, None]), pool="max")
     wanted = factor * teacher.image @ teacher.text.T
     return (_divergence(found, wanted) + _divergence(found.T, wanted.T)) / 2
 
 
 @needs("teacher", "patches", "words", "pairs", "tokens", whole=True)
-@learns(patch_projection=patch_projection, word_projection=word_projection, token_scale=scale)
+@uses_modules(patch_projection=patch_projection, word_projection=word_projection, token_scale=scale)
 def filip_tokens(
     student: Features,
     teacher: Features,
@@ -277,9 +281,12 @@ def filip_tokens(
     model/filip.py:71-106, whose other side is sixteen tokens too.
     """
     words, cached = student.words, teacher.words
-    image = Tokens.of(patch_projection(full(student.patches)))
-    text = Tokens.of(word_projection(full(words.states)), present(words, padding))
-    theirs = Tokens.of(teacher.patches), Tokens.of(cached.states, present(cached, "left out"))
+    image = TokenEmbeddings.of(patch_projection(full(student.patches)))
+    text = TokenEmbeddings.of(word_projection(full(words.states)), present(words, padding))
+    theirs = (
+        TokenEmbeddings.of(teacher.patches),
+        TokenEmbeddings.of(cached.states, present(cached, "left out")),
+    )
     return _told_apart((late(image, theirs[1]), late(text, theirs[0])), token_scale("exp"))
 
 
@@ -323,12 +330,15 @@ def _towards(
     """
     both = ways == "both"
     found = []
-    for near in neighbours:
-        twins = (
-            torch.unique(near, dim=0, return_inverse=True)[1] if repeated == "left out" else None
+    for neighbor in neighbours:
+        duplicate_ids = (
+            torch.unique(neighbor, dim=0, return_inverse=True)[1]
+            if repeated == "left out"
+            else None
         )
         found += [
-            contrast(view, near, scale, both_ways=both, twins=twins) for view in views.unbind(1)
+            info_nce(view, neighbor, scale, both_ways=both, duplicate_ids=duplicate_ids)
+            for view in views.unbind(1)
         ]
     return sum(found, start=views.new_zeros(())) / (len(found) * (2 if both else 1))
 

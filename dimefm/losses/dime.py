@@ -11,7 +11,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from dimefm.losses._features import Features, needs
-from dimefm.losses._primitives import logits, relation_kl
+from dimefm.losses._primitives import logits, similarity_kl
 
 __all__ = ["vl", "pvl", "udist"]
 
@@ -27,7 +27,7 @@ def vl(student: Features, teacher: Features, *, temperature: float = 1.0) -> Ten
     """
     s = logits(student.image, teacher.text, teacher.logit_scale)
     t = logits(teacher.image, teacher.text, teacher.logit_scale)
-    return relation_kl(s, t, temperature, both_ways=True)
+    return similarity_kl(s, t, temperature, both_ways=True)
 
 
 @needs("teacher", "width")
@@ -39,7 +39,7 @@ def pvl(student: Features, teacher: Features, *, temperature: float = 3.0) -> Te
     """
     s = logits(student.image, teacher.image, teacher.logit_scale)
     t = logits(teacher.image, teacher.image, teacher.logit_scale)
-    return 2 * relation_kl(s, t, temperature)
+    return 2 * similarity_kl(s, t, temperature)
 
 
 @needs("teacher", "width")
@@ -53,4 +53,4 @@ def udist(student: Features, teacher: Features, *, temperature: float = 7.0) -> 
     """
     s = logits(student.image, student.image, teacher.logit_scale)
     t = logits(teacher.image, teacher.image, teacher.logit_scale)
-    return 2 * relation_kl(s, t, temperature)
+    return 2 * similarity_kl(s, t, temperature)

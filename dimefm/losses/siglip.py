@@ -7,7 +7,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from dimefm.losses._features import Features, needs
-from dimefm.losses._primitives import sigmoid_pairs
+from dimefm.losses._primitives import sigmoid_loss
 
 __all__ = ["sigmoid"]
 
@@ -20,4 +20,4 @@ def sigmoid(student: Features, teacher: Features | None = None) -> Tensor:
     sentences, averaged over images. Source: SigLIP, section 3.2 and algorithm 1; open_clip's
     SigLipLoss gives the same value on one process.
     """
-    return sigmoid_pairs(student.image, student.text, student.logit_scale, student.logit_bias)
+    return sigmoid_loss(student.image, student.text, student.logit_scale, student.logit_bias)

@@ -155,7 +155,7 @@ class Encoder:
         return trimmed_text.trimmed(self.text_model)
 
     @functools.cached_property
-    def _words(self) -> fast_tokenizer.Words | None:
+    def _words(self) -> fast_tokenizer.CachedTokenizer | None:
         return fast_tokenizer.words_of(self.tokenizer)
 
     def tokenize(self, sentences: list[str]) -> tuple[Tensor, list[int]]:
@@ -428,8 +428,10 @@ def _teacher_of(
     folder: Path, record: dict, text_model: str | None, device: torch.device, precision: str
 ) -> Encoder:
     card = record["teacher"]
-    beside = folder / record["teacher_at"] if record.get("teacher_at") else None
-    spec = text_model or (str(beside.resolve()) if beside and beside.exists() else card["name"])
+    moved_along = folder / record["teacher_at"] if record.get("teacher_at") else None
+    spec = text_model or (
+        str(moved_along.resolve()) if moved_along and moved_along.exists() else card["name"]
+    )
     try:
         teacher = load_encoder(spec, str(device), precision)
     except ModelError as error:

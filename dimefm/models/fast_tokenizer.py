@@ -29,7 +29,7 @@ class _Fixed(dict):
         pass
 
 
-class Words:
+class CachedTokenizer:
     """Tokens of sentences by ``SimpleTokenizer``; threads may share one object."""
 
     def __init__(self, tokenizer: SimpleTokenizer):
@@ -83,7 +83,7 @@ class Words:
         return ids
 
 
-def words_of(tokenizer: Any) -> Words | None:
+def words_of(tokenizer: Any) -> CachedTokenizer | None:
     """Return a tokenizer's memory for words, or None where its tokens are not a matter of single
     words.
 
@@ -95,7 +95,7 @@ def words_of(tokenizer: Any) -> Words | None:
     return (
         None
         if any(len(special.split()) != 1 for special in _specials(tokenizer))
-        else Words(tokenizer)
+        else CachedTokenizer(tokenizer)
     )
 
 

@@ -21,7 +21,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dimefm.errors import ModelError
-from dimefm.losses import Objective, Padding, Tokens, Words, late, options_of, present
+from dimefm.losses import (
+    Objective,
+    Padding,
+    TextTokenStates,
+    TokenEmbeddings,
+    late,
+    options_of,
+    present,
+)
 from dimefm.models import intermediate
 from dimefm.models.encoder import Encoder
 from dimefm.models.inference.precision import computing
@@ -44,23 +52,26 @@ class TokenMaps:
     padding: Padding = "counted"
 
     @torch.inference_mode()
-    def scores(self, encoder: Encoder, pixels: Tensor, classes: Tokens) -> Tensor:
+    def scores(self, encoder: Encoder, pixels: Tensor, classes: TokenEmbeddings) -> Tensor:
         """Return float32 scores [B, C] of pixels [B, 3, S, S] for classes: the mean over an image's
         patches of the largest product with one of a class's tokens. Raises ModelError when there is
         no memory for one image.
         """
         return encoder.image_pieces.encode(
-            lambda part: late(Tokens(self._patches(encoder, part)), classes), pixels
+            lambda part: late(TokenEmbeddings(self._patches(encoder, part)), classes), pixels
         )
 
     @torch.inference_mode()
-    def words(self, encoder: Encoder, tokens: Tensor) -> Tokens:
+    def words(self, encoder: Encoder, tokens: Tensor) -> TokenEmbeddings:
         """Return unit tokens [N, L, E] of tokens [N, L] of sentences; raise ModelError when there
         is no memory for one.
         """
         rows = encoder.text_pieces.encode(functools.partial(self._words, encoder), tokens)
-        return Tokens(
-            rows, present(Words(rows, encoder.lengths_read(tokens).to(rows.device)), self.padding)
+        return TokenEmbeddings(
+            rows,
+            present(
+                TextTokenStates(rows, encoder.lengths_read(tokens).to(rows.device)), self.padding
+            ),
         )
 
     def _patches(self, encoder: Encoder, pixels: Tensor) -> Tensor:
@@ -79,7 +90,7 @@ class TokenMaps:
         return F.normalize(self.text(found.states.float()), dim=-1)
 
 
-def class_tokens(words: Tokens, prompts: int) -> Tokens:
+def class_tokens(words: TokenEmbeddings, prompts: int) -> TokenEmbeddings:
     """Return the tokens [C, L, E] of classes from unit tokens [C * prompts, L, E] of their prompts,
     class by class.
 
@@ -90,28 +101,28 @@ def class_tokens(words: Tokens, prompts: int) -> Tokens:
     there = None if words.there is None else words.there.unflatten(0, (-1, prompts))
     rows = words.rows.unflatten(0, (-1, prompts))
     mean = (rows if there is None else rows * there[..., None]).mean(1)
-    return Tokens(
+    return TokenEmbeddings(
         mean / mean.flatten(1).norm(dim=1)[:, None, None], None if there is None else there.any(1)
     )
 
 
-def joined(parts: Sequence[Tokens]) -> Tokens:
+def joined(parts: Sequence[TokenEmbeddings]) -> TokenEmbeddings:
     """Return the tokens of all parts, of the same places and dimensions, as one."""
     there = None if parts[0].there is None else torch.cat([part.there for part in parts])
-    return Tokens(torch.cat([part.rows for part in parts]), there)
+    return TokenEmbeddings(torch.cat([part.rows for part in parts]), there)
 
 
-def keep(learnt: nn.ModuleList, objective: Objective, folder: Path) -> dict | None:
-    """Write the maps among a student's ``learnt`` parts into its run folder; return what the run's
-    record says of them.
+def keep(loss_modules: nn.ModuleList, objective: Objective, folder: Path) -> dict | None:
+    """Write the maps among a student's ``loss_modules`` parts into its run folder; return what the
+    run's record says of them.
 
     None, and nothing is written, where no loss learns them. Of several teachers, each of which has
     maps of its own, the first one's are kept.
     """
-    having = [pair for pair in objective.terms if pair[1].learns.keys() >= set(MAPS)]
+    having = [pair for pair in objective.terms if pair[1].uses_modules.keys() >= set(MAPS)]
     if not having:
         return None
-    maps = nn.ModuleDict({name: learnt[0][name] for name in MAPS})
+    maps = nn.ModuleDict({name: loss_modules[0][name] for name in MAPS})
     runs.save_tensors(maps.state_dict(), folder / runs.TOKEN_MAPS)
     term, function = having[0]
     padding = {**options_of(function), **term.options}["padding"]

@@ -33,7 +33,7 @@ from dimefm.errors import ModelError
 from dimefm.models.towers import ImageTower, TextTower
 
 
-class Image(NamedTuple):
+class ImageOutputs(NamedTuple):
     """What an image tower gives of B images.
 
     ``rows`` [B, D] are the tower's, not normalised; ``hidden`` [B, W] is what its last projection
@@ -47,7 +47,7 @@ class Image(NamedTuple):
     patches: Tensor
 
 
-class Text(NamedTuple):
+class TextOutputs(NamedTuple):
     """What a text tower gives of B sentences: ``rows`` [B, D], not normalised, and ``states`` [B,
     L, W], the outputs of its last norm at all L places, padding included."""
 
@@ -55,7 +55,7 @@ class Text(NamedTuple):
     states: Tensor
 
 
-class Widths(NamedTuple):
+class FeatureDims(NamedTuple):
     """Widths of a model's hidden features, patches and states of words, and how many words it
     knows; None where there is no such tower."""
 
@@ -65,7 +65,7 @@ class Widths(NamedTuple):
     vocabulary: int | None
 
 
-def image(model: nn.Module, pixels: Tensor) -> Image:
+def image(model: nn.Module, pixels: Tensor) -> ImageOutputs:
     """Return what the image tower of ``model`` gives of prepared pixels [B, 3, S, S]; raise
     ModelError for others.
     """
@@ -87,7 +87,7 @@ def image(model: nn.Module, pixels: Tensor) -> Image:
     )
 
 
-def text(model: nn.Module, tokens: Tensor) -> Text:
+def text(model: nn.Module, tokens: Tensor) -> TextOutputs:
     """Return what the text tower of ``model`` gives of tokens [B, L], L at most its context length.
 
     Fewer places than the context give the same rows where
@@ -106,7 +106,7 @@ def text(model: nn.Module, tokens: Tensor) -> Text:
     x = parts.transformer(x, attn_mask=mask if mask is None else mask[..., :n, :n])
     states = parts.ln_final(x)
     pooled = text_global_pool(states, tokens, pool, eos_token_id=eos)
-    return Text(projected(parts.text_projection, pooled), states)
+    return TextOutputs(projected(parts.text_projection, pooled), states)
 
 
 def projected(projection: nn.Module | Tensor | None, features: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ def projected(projection: nn.Module | Tensor | None, features: Tensor) -> Tensor
 
 
 @torch.no_grad()
-def widths(model: nn.Module) -> Widths:
+def widths(model: nn.Module) -> FeatureDims:
     """Return what to build heads on ``model`` with; the model is left as it was.
 
     A blank image goes through its image tower. Raises ModelError for families that ``image`` and
@@ -132,10 +132,10 @@ def widths(model: nn.Module) -> Widths:
     if not isinstance(model, ImageTower):
         embedding = text_parts(model).token_embedding
         words, vocabulary = embedding.embedding_dim, embedding.num_embeddings
-    return Widths(hidden, patches, words, vocabulary)
+    return FeatureDims(hidden, patches, words, vocabulary)
 
 
-def _tried(model: nn.Module) -> Image:
+def _tried(model: nn.Module) -> ImageOutputs:
     """Return what the image tower gives of a blank image of its size; raise ModelError where its
     own rows are others.
     """
@@ -189,16 +189,16 @@ def _foreign(tower: nn.Module, what: str, remedy: str) -> ModelError:
     )
 
 
-def _vision_transformer(visual: VisionTransformer, pixels: Tensor) -> Image:
+def _vision_transformer(visual: VisionTransformer, pixels: Tensor) -> ImageOutputs:
     x = visual.transformer(visual._embeds(pixels))
     pooled, _ = visual._pool(x)
-    return Image(projected(visual.proj, pooled), pooled, x[:, 1:])
+    return ImageOutputs(projected(visual.proj, pooled), pooled, x[:, 1:])
 
 
-def _modified_resnet(visual: ModifiedResNet, pixels: Tensor) -> Image:
+def _modified_resnet(visual: ModifiedResNet, pixels: Tensor) -> ImageOutputs:
     x = visual.stem(pixels)
     x = visual.layer4(visual.layer3(visual.layer2(visual.layer1(x))))
-    return Image(*_attention_pool(visual.attnpool, x), _places(x))
+    return ImageOutputs(*_attention_pool(visual.attnpool, x), _places(x))
 
 
 def _attention_pool(pool: AttentionPool2d, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -227,7 +227,7 @@ def _attention_pool(pool: AttentionPool2d, x: Tensor) -> tuple[Tensor, Tensor]:
     return F.linear(x, pool.c_proj.weight, pool.c_proj.bias)[:batch], x[:batch]
 
 
-def _timm_model(visual: TimmModel, pixels: Tensor) -> Image:
+def _timm_model(visual: TimmModel, pixels: Tensor) -> ImageOutputs:
     trunk = visual.trunk
     x = trunk.forward_features(pixels)
     if not isinstance(x, Tensor) or x.ndim not in (3, 4):
@@ -240,7 +240,7 @@ def _timm_model(visual: TimmModel, pixels: Tensor) -> Image:
         rows = trunk.get_classifier()(hidden)
     last = getattr(trunk, "output_fmt", "NCHW") == "NHWC"
     patches = x[:, getattr(trunk, "num_prefix_tokens", 0) :] if x.ndim == 3 else _places(x, last)
-    return Image(rows, hidden if hidden.ndim == 2 else rows, patches)
+    return ImageOutputs(rows, hidden if hidden.ndim == 2 else rows, patches)
 
 
 def _places(x: Tensor, channels_last: bool = False) -> Tensor:

@@ -41,11 +41,11 @@ def hide(model: nn.Module, share: float) -> nn.Module:
     visual = model.visual
     trunk = visual.trunk if isinstance(visual, TimmModel) else None
     if isinstance(visual, VisionTransformer):
-        visual.patch_dropout = Tokens(share, 1)
+        visual.patch_dropout = PatchDropout(share, 1)
     elif isinstance(trunk, vision_transformer.VisionTransformer):
-        trunk.patch_drop = Tokens(share, trunk.num_prefix_tokens)
+        trunk.patch_drop = PatchDropout(share, trunk.num_prefix_tokens)
     elif isinstance(trunk, eva.Eva):
-        trunk.patch_drop = Tokens(share, trunk.num_prefix_tokens, told=True)
+        trunk.patch_drop = PatchDropout(share, trunk.num_prefix_tokens, told=True)
     else:
         return Blocks(share)
     return nn.Identity()
@@ -68,7 +68,7 @@ def drawn(images: int, places: int, share: float, device: torch.device) -> Tenso
     return kept(torch.rand(images, places).to(device), share)
 
 
-class Tokens(nn.Module):
+class PatchDropout(nn.Module):
     """Leaves out tokens of patches in training mode; ``prefix`` tokens in front of them (the class
     token) stay.
 

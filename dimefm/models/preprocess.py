@@ -31,7 +31,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from dimefm.data.images.decode import Photo, blamed, opened, original_size, photo_of, upright
+from dimefm.data.images.decode import Photo, as_bad_row, opened, original_size, photo_of, upright
 from dimefm.data.images.resize import Box, cropped, resized, scaled
 from dimefm.errors import RecipeError, did_you_mean
 from dimefm.models import open_clip
@@ -104,11 +104,11 @@ class Pil(Decoder[Image.Image]):
             return image
 
     def whole(self, image: Image.Image) -> Tensor:
-        with blamed():
+        with as_bad_row():
             return self._transform(image)
 
     def views(self, image: Image.Image, draw: Draw) -> list[Tensor]:
-        with blamed():
+        with as_bad_row():
             size, image = original_size(image), upright(image)
         crops = [(image.crop(scaled(box, size, image.size)), flip) for box, flip in draw(*size)]
         return [self._squash(ImageOps.mirror(crop) if flip else crop) for crop, flip in crops]

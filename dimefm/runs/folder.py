@@ -12,6 +12,7 @@ so.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -58,10 +59,18 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     commit(part, path)
 
 
-def load_weights(module: nn.Module, path: Path) -> None:
-    """Load a safetensors file into ``module``, strictly; raise ModelError when it does not fit."""
+def load_weights(
+    module: nn.Module, path: Path, renamed: Callable[[dict], dict] | None = None
+) -> None:
+    """Load a safetensors file into ``module``, strictly; raise ModelError when it does not fit.
+
+    ``renamed`` turns the names in the file into those of ``module``.
+    """
     try:
-        module.load_state_dict(load_file(path))
+        tensors = load_file(path)
+        if renamed is not None:
+            tensors = renamed(tensors)
+        module.load_state_dict(tensors)
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(

@@ -23,17 +23,17 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def lanes_of(device: torch.device) -> int:
+def encode_thread_count(device: torch.device) -> int:
     """Return how many batches are encoded at the same time on ``device``."""
     return min(torch.get_num_threads(), MOST) if device.type == "cpu" else 1
 
 
 @contextmanager
-def lanes(device: torch.device) -> Iterator[ThreadPoolExecutor]:
+def encode_threads(device: torch.device) -> Iterator[ThreadPoolExecutor]:
     """Yield a pool of one thread for each lane of a CPU, each with its part of torch's threads; the
     end drops what waits.
     """
-    threads, count = torch.get_num_threads(), lanes_of(device)
+    threads, count = torch.get_num_threads(), encode_thread_count(device)
     pool = ThreadPoolExecutor(count, "lane", torch.set_num_threads, (max(1, threads // count),))
     try:
         yield pool
@@ -42,7 +42,7 @@ def lanes(device: torch.device) -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(threads)  # or later threads of this process would begin with a lane's
 
 
-def ahead(
+def prefetch_map(
     pool: ThreadPoolExecutor, most: int, do: Callable[[T], R], tasks: Iterable[T]
 ) -> Iterator[tuple[T, R]]:
     """Yield (task, do(task)) in order; at most ``most`` are in the pool at a time, and no further

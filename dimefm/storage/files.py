@@ -97,7 +97,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def without_trace(folder: Path) -> Iterator[None]:
+def remove_new_dirs_on_error(folder: Path) -> Iterator[None]:
     """On an error, remove ``folder`` and those around it that were not there before, as far as they
     are empty.
     """

@@ -116,7 +116,7 @@ def scratch_folder(given: str | Path | None) -> Path:
     return Path(os.path.abspath(given if given is not None else Path(caches) / "dimefm"))
 
 
-def look(url: str) -> Mapping[str, Any] | None:
+def stat(url: str) -> Mapping[str, Any] | None:
     """Return what the store says of a file or folder (``type``, ``size``, ...), None when there is
     none.
 
@@ -130,7 +130,7 @@ def look(url: str) -> Mapping[str, Any] | None:
             return None
 
 
-def copy_of(url: str, scratch: Path) -> Path:
+def local_path(url: str, scratch: Path) -> Path:
     """Return where the local copy of ``url`` belongs, whether it is there or not.
 
     Raises DataError when the path has segments that a folder cannot hold as they are, or that lead
@@ -154,7 +154,7 @@ def fetch(url: str, scratch: Path, info: Mapping[str, Any] | None = None) -> Pat
     Processes that want the same file wait for one another. Raises DataError when the file is
     missing, cannot be read or cannot be kept.
     """
-    copy = copy_of(url, scratch)
+    copy = local_path(url, scratch)
     fs, path = filesystem(url)
     with reported(url):
         info = fs.info(path) if info is None else info

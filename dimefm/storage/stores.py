@@ -119,7 +119,7 @@ class RemoteStore(Store):
     """A folder at an fsspec URL; its shards are copied once to ``scratch`` for reading."""
 
     def __init__(self, url: str, scratch: Path):
-        super().__init__(remote.copy_of(url, scratch))
+        super().__init__(remote.local_path(url, scratch))
         self.url, self.scratch = url.rstrip("/"), scratch
         self.fs, self.base = remote.filesystem(self.url)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import nn
 from dimefm.errors import ModelError
 from dimefm.runs import folder as runs
 from dimefm.storage.files import to_json, write_text
-from dimefm.train.early_stopping import Watch
+from dimefm.train.early_stopping import EarlyStopping
 from dimefm.train.ema import Ema
 
 MODEL, OPTIMIZER, AVERAGE, STATE = (
@@ -27,6 +28,13 @@ MODEL, OPTIMIZER, AVERAGE, STATE = (
     "ema.safetensors",
     "state.json",
 )
+FORMER_NAMES = (
+    (re.compile(r"^(module\.)?learn[t]\."), r"\1loss_modules."),
+    (re.compile(r"^(module\.)?bridge\."), r"\1projection."),
+)
+"""What parts of the student were called in checkpoints of 0.1.0's first builds, and are called
+now.
+"""
 
 
 def save(
@@ -37,7 +45,7 @@ def save(
     keep: int,
     caches: dict[str, list[str]],
     ema: Ema | None = None,
-    watch: Watch | None = None,
+    watch: EarlyStopping | None = None,
 ) -> Path:
     """Write ``out/checkpoints/STEP`` (after ``step`` optimizer steps) and drop all but the ``keep``
     newest.
@@ -102,20 +110,20 @@ def load(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     ema: Ema | None = None,
-    watch: Watch | None = None,
+    watch: EarlyStopping | None = None,
 ) -> tuple[int, dict[str, list[str]]]:
     """Restore what is given; return (steps done, fingerprints of the caches). Raises ModelError if
     damaged.
     """
-    runs.load_weights(model, folder / MODEL)
+    runs.load_weights(model, folder / MODEL, _with_present_names)
     if ema is not None:
-        runs.load_weights(ema, folder / AVERAGE)
+        runs.load_weights(ema, folder / AVERAGE, _with_present_names)
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         step, caches = state["step"], state["caches"]
         if watch is not None:
             watch.restore(state["watch"])
-        flat = load_file(folder / OPTIMIZER)
+        flat = _with_present_names(load_file(folder / OPTIMIZER))
         for name, parameter in model.named_parameters():
             if f"{name}/step" in flat:
                 optimizer.state[parameter] = {
@@ -131,6 +139,16 @@ def load(
             " before"
         ) from error
     return step, caches
+
+
+def _with_present_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors of a checkpoint under the names that the student's parts have now."""
+    renamed = {}
+    for name, value in tensors.items():
+        for former, present in FORMER_NAMES:
+            name = former.sub(present, name)
+        renamed[name] = value
+    return renamed
 
 
 @contextlib.contextmanager

@@ -22,12 +22,12 @@ from torch import distributed as dist
 from dimefm.errors import DimefmError, RecipeError
 from dimefm.runtime.torchrun import rank_of
 
-PATIENCE = datetime.timedelta(minutes=30)
+COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
 """How long a process waits for the others, which may be decoding or writing a checkpoint."""
 
 
 @dataclass(frozen=True)
-class World:
+class DistributedContext:
     """Process ``rank`` of ``size``, counted from 0; its tensors that travel are on ``device``."""
 
     rank: int = 0
@@ -35,7 +35,7 @@ class World:
     device: torch.device = torch.device("cpu")
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the process that writes and speaks."""
         return self.rank == 0
 
@@ -45,7 +45,7 @@ class World:
         """
         return range(batch_size * self.rank // self.size, batch_size * (self.rank + 1) // self.size)
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Return when all processes are here."""
         if self.size > 1:
             self.gather(torch.zeros(1, device=self.device))
@@ -55,15 +55,15 @@ class World:
         return bool(self.gather(torch.tensor([flag], device=self.device)).any())
 
     @contextmanager
-    def first_alone(self) -> Iterator[None]:
+    def main_process_first(self) -> Iterator[None]:
         """Let the first process do what stands in this context, and then the others, who find it
         done.
         """
-        if not self.first:
-            self.wait()
+        if not self.is_main:
+            self.barrier()
         yield
-        if self.first:
-            self.wait()
+        if self.is_main:
+            self.barrier()
 
     def gather(self, value: Tensor) -> Tensor:
         """Return the values of all processes [size, ...], which have one shape; no gradient flows.
@@ -73,7 +73,7 @@ class World:
         if self.size == 1:
             return value.detach()[None]
         found = [torch.empty_like(value) for _ in range(self.size)]
-        with self.in_touch():
+        with self.peer_errors():
             dist.all_gather(found, value.detach().contiguous())
         return torch.stack(found)
 
@@ -86,14 +86,14 @@ class World:
         if self.size == 1 or not values:
             return
         together = torch.cat([value.reshape(-1) for value in values])
-        with self.in_touch():
+        with self.peer_errors():
             dist.all_reduce(together)
         parts = (together / self.size).split([value.numel() for value in values])
         for value, part in zip(values, parts, strict=True):
             value.copy_(part.view_as(value))
 
     @contextmanager
-    def in_touch(self) -> Iterator[None]:
+    def peer_errors(self) -> Iterator[None]:
         """Turn what is raised in this context when another process is gone into a DimefmError."""
         try:
             yield
@@ -105,7 +105,7 @@ class World:
                 " its message above, and go on with --resume"
             ) from error
 
-    def lists(self, ours: Sequence[dict]) -> list[dict]:
+    def gather_objects(self, ours: Sequence[dict]) -> list[dict]:
         """Return the records of all processes, in the order of their ranks."""
         text = torch.frombuffer(bytearray(json.dumps(ours).encode()), dtype=torch.uint8).to(
             self.device
@@ -141,7 +141,9 @@ def _own_gpu(device: torch.device, environment: Mapping[str, str]) -> torch.devi
 
 
 @contextmanager
-def joined(device: torch.device, environment: Mapping[str, str] = os.environ) -> Iterator[World]:
+def init_distributed(
+    device: torch.device, environment: Mapping[str, str] = os.environ
+) -> Iterator[DistributedContext]:
     """Yield the world that torchrun's RANK and WORLD_SIZE say, in touch with its other processes.
 
     Raises RecipeError when CUDA processes share a GPU, and DimefmError when the others cannot be
@@ -149,16 +151,16 @@ def joined(device: torch.device, environment: Mapping[str, str] = os.environ) ->
     """
     rank, size = rank_of(environment)
     if size == 1:
-        yield World(0, 1, device)
+        yield DistributedContext(0, 1, device)
         return
     if device.type == "cuda":
         device = _own_gpu(device, environment)
         torch.cuda.set_device(device)
-    world = World(rank, size, device)
+    world = DistributedContext(rank, size, device)
     try:
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            timeout=PATIENCE,
+            timeout=COLLECTIVE_TIMEOUT,
             rank=rank,
             world_size=size,
         )
@@ -172,7 +174,7 @@ def joined(device: torch.device, environment: Mapping[str, str] = os.environ) ->
         dist.destroy_process_group()
 
 
-class Meeting:
+class GlobalBatch:
     """Where the rows of all processes stand in a batch: ``places`` [n] are those that this process
     could read.
 
@@ -180,7 +182,7 @@ class Meeting:
     process's rows stand among those of all.
     """
 
-    def __init__(self, world: World, places: np.ndarray, most: int):
+    def __init__(self, world: DistributedContext, places: np.ndarray, most: int):
         self.world, self.most, self.own = world, most, len(places)
         padded = torch.full((most,), -1, dtype=torch.long)
         padded[: self.own] = torch.from_numpy(np.asarray(places, dtype=np.int64))

@@ -23,7 +23,7 @@ when it cannot be.
 """
 
 
-class Watch:
+class EarlyStopping:
     """Measures a run on its way and remembers the best.
 
     ``best`` is the highest mean of the scores so far, at step ``best_step`` with the scores
@@ -39,7 +39,9 @@ class Watch:
         self.best_scores: dict[str, float] = {}
 
     @classmethod
-    def of(cls, recipe: Recipe, scorer: Scorer | None, teacher: EncoderCard | None) -> Watch | None:
+    def of(
+        cls, recipe: Recipe, scorer: Scorer | None, teacher: EncoderCard | None
+    ) -> EarlyStopping | None:
         """Return the watch that ``recipe`` asks for, None when it asks for none.
 
         Raises RecipeError when there is no ``scorer``, and what the scorer raises.

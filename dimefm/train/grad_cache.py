@@ -23,15 +23,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
-from dimefm.train.distributed import Meeting, World
-from dimefm.train.optim import LEARNT
+from dimefm.train.distributed import DistributedContext, GlobalBatch
+from dimefm.train.optim import LOSS_MODULES
 
 Outputs = dict[str, Tensor]
 Loss = Callable[[Outputs], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
-class Portion:
+class MicroBatch:
     """What is encoded at a time: pixels [n, S, S, 3] or tokens [n, L] or both, with an axis of
     views or captions behind n where there are several, the tokens ``hidden`` from the sentences,
     and the seed of what is random in it.
@@ -61,24 +61,29 @@ class Gradients:
     """Fills the gradients of ``student``, whose ``forward`` gives rows [n, ...] and scalars by
     name.
 
-    Its parameters under ``learnt`` are not the forward's but the loss's. ``dtype`` None encodes in
-    the weights' own precision, another under autocast; rows are always handed on in full.
+    Its parameters under ``loss_modules`` are not the forward's but the loss's. ``dtype`` None
+    encodes in the weights' own precision, another under autocast; rows are always handed on in
+    full.
     """
 
-    def __init__(self, student: nn.Module, world: World, dtype: torch.dtype | None = None):
+    def __init__(
+        self, student: nn.Module, world: DistributedContext, dtype: torch.dtype | None = None
+    ):
         self.student, self.world, self.dtype = student, world, dtype
-        self.learnt = {name: p for name, p in student.named_parameters() if name.startswith(LEARNT)}
+        self.loss_modules = {
+            name: p for name, p in student.named_parameters() if name.startswith(LOSS_MODULES)
+        }
         self.shared = student
         if world.size > 1:
-            rings = [name for name, _ in student.named_buffers() if name.startswith(LEARNT)]
+            rings = [name for name, _ in student.named_buffers() if name.startswith(LOSS_MODULES)]
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
-                student, [*self.learnt, *rings]
+                student, [*self.loss_modules, *rings]
             )
-            with world.in_touch():
+            with world.peer_errors():
                 self.shared = DistributedDataParallel(student)
 
     def __call__(
-        self, portions: Sequence[Portion], meeting: Meeting, loss: Loss
+        self, micro_batches: Sequence[MicroBatch], meeting: GlobalBatch, loss: Loss
     ) -> dict[str, Tensor]:
         """Add the gradient of ``loss(outputs)["total"]`` to the parameters; return what ``loss``
         gave.
@@ -86,32 +91,32 @@ class Gradients:
         ``outputs`` are the student's, with the rows of all portions and processes in the order of
         ``meeting``.
         """
-        if len(portions) == 1:
-            with self.world.in_touch():
-                encoded = [self._encode(self.shared, portions[0])]
+        if len(micro_batches) == 1:
+            with self.world.peer_errors():
+                encoded = [self._encode(self.shared, micro_batches[0])]
         else:
             with torch.no_grad(), statistics_kept(self.student):
-                encoded = [self._encode(self.student, portion) for portion in portions]
+                encoded = [self._encode(self.student, micro_batch) for micro_batch in micro_batches]
         met = {
             name: self._met([values[name] for values in encoded], meeting) for name in encoded[0]
         }
         with torch.enable_grad():
             values = loss(met)
         values["total"].backward()
-        self.world.average([p.grad for p in self.learnt.values() if p.grad is not None])
+        self.world.average([p.grad for p in self.loss_modules.values() if p.grad is not None])
         own = {
             name: self._own(value, meeting) for name, value in met.items() if value.requires_grad
         }
-        with self.world.in_touch():
-            self._carry_back(portions, encoded, own)
+        with self.world.peer_errors():
+            self._carry_back(micro_batches, encoded, own)
         return values
 
-    def _encode(self, student: nn.Module, portion: Portion) -> Outputs:
+    def _encode(self, student: nn.Module, micro_batch: MicroBatch) -> Outputs:
         """Return the outputs for one portion: rows in float32 (or float64) and scalars. Blank rows
         leave no trace in running statistics."""
-        torch.manual_seed(portion.seed)
-        inputs = portion.inputs(self.world.device)
-        blank = contextlib.nullcontext() if len(portion) else statistics_kept(self.student)
+        torch.manual_seed(micro_batch.seed)
+        inputs = micro_batch.inputs(self.world.device)
+        blank = contextlib.nullcontext() if len(micro_batch) else statistics_kept(self.student)
         with (
             blank,
             torch.autocast(
@@ -124,10 +129,10 @@ class Gradients:
             name: value.float() if value.dtype in half else value for name, value in outputs.items()
         }
         return {
-            name: value[: len(portion)] if value.ndim else value for name, value in full.items()
+            name: value[: len(micro_batch)] if value.ndim else value for name, value in full.items()
         }
 
-    def _met(self, values: Sequence[Tensor], meeting: Meeting) -> Tensor:
+    def _met(self, values: Sequence[Tensor], meeting: GlobalBatch) -> Tensor:
         """Return one output of all portions and processes, ready for its gradient; a scalar is the
         same in all of them.
         """
@@ -138,7 +143,7 @@ class Gradients:
         )
         return met.requires_grad_(met.is_floating_point())
 
-    def _own(self, met: Tensor, meeting: Meeting) -> Tensor:
+    def _own(self, met: Tensor, meeting: GlobalBatch) -> Tensor:
         """Return the gradient of this process's rows, times the processes over which the gradients
         are averaged later.
         """
@@ -146,18 +151,22 @@ class Gradients:
         return found[meeting.mine] * self.world.size if met.ndim else found
 
     def _carry_back(
-        self, portions: Sequence[Portion], encoded: list[Outputs], gradients: Outputs
+        self, micro_batches: Sequence[MicroBatch], encoded: list[Outputs], gradients: Outputs
     ) -> None:
         """Send the gradients [n, ...] of all portions' rows back through the towers; processes meet
         in the last portion.
         """
         start = 0
-        for number, portion in enumerate(portions):
-            last, end = number + 1 == len(portions), start + len(portion)
+        for number, micro_batch in enumerate(micro_batches):
+            last, end = number + 1 == len(micro_batches), start + len(micro_batch)
             with (
                 contextlib.nullcontext() if last or self.world.size == 1 else self.shared.no_sync()
             ):
-                outputs = encoded[0] if len(portions) == 1 else self._encode(self.shared, portion)
+                outputs = (
+                    encoded[0]
+                    if len(micro_batches) == 1
+                    else self._encode(self.shared, micro_batch)
+                )
                 parts = {
                     name: g[start:end] if g.ndim else g * last for name, g in gradients.items()
                 }

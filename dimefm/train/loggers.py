@@ -78,8 +78,11 @@ class Wandb:
         self._run.finish()
 
 
-Board = TensorBoard | Wandb
-KNOWN: dict[str, type[Board]] = {"tensorboard": TensorBoard, "wandb": Wandb}  # package -> board
+MetricLogger = TensorBoard | Wandb
+KNOWN: dict[str, type[MetricLogger]] = {
+    "tensorboard": TensorBoard,
+    "wandb": Wandb,
+}  # package -> board
 
 
 def asked(recipe: Recipe) -> list[str]:
@@ -100,7 +103,7 @@ def check(recipe: Recipe) -> None:
             ) from error
 
 
-def opened(recipe: Recipe, out: Path, start: int) -> list[Board]:
+def opened(recipe: Recipe, out: Path, start: int) -> list[MetricLogger]:
     """Return the boards that ``report_to`` names, for a run that has done ``start`` steps; raises
     as :func:`check` does.
     """

@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dimefm.losses import Features, near
+from dimefm.losses import Features, project_to_teacher
 from dimefm.recipe import Recipe
 from dimefm.runs.folder import LOG
 from dimefm.storage.files import write_text
 from dimefm.train import loggers
-from dimefm.train.early_stopping import Watch
+from dimefm.train.early_stopping import EarlyStopping
 
 BAD_ROWS = "bad_rows.jsonl"
 
@@ -142,8 +142,8 @@ class Log:
 
 
 @torch.no_grad()
-def gauges(
-    ours: Sequence[Features], theirs: Sequence[Features], learnt: Sequence = ()
+def diagnostics(
+    ours: Sequence[Features], theirs: Sequence[Features], loss_modules: Sequence = ()
 ) -> dict[str, Tensor]:
     """Return figures of a step that are no losses, each a scalar and the mean over teachers.
 
@@ -151,7 +151,7 @@ def gauges(
     of a student's row and the teacher's row of the same input, and ``text_cosine`` that of
     sentences where both towers learn. ``ours`` and ``theirs`` are the features [B, D] that the
     losses compare; rows of another dimension than the teacher's are compared after the projections
-    among the ``learnt`` parts, or not at all.
+    among the ``loss_modules`` parts, or not at all.
     """
     scales = [
         torch.as_tensor(one.logit_scale, dtype=torch.float32, device=one.image.device)
@@ -159,7 +159,7 @@ def gauges(
     ]
     found = {"logit_scale": torch.stack(scales).mean()}
     if theirs:
-        sets = zip(ours, theirs, learnt or [{}] * len(theirs), strict=True)
+        sets = zip(ours, theirs, loss_modules or [{}] * len(theirs), strict=True)
         cosines = [_cosines(our, their, parts) for our, their, parts in sets]
         found |= {name: torch.stack([each[name] for each in cosines]).mean() for name in cosines[0]}
     return found
@@ -170,14 +170,16 @@ def _cosines(ours: Features, theirs: Features, parts: Mapping) -> dict[str, Tens
     maps = [
         parts[name] if name in parts else same for name in ("image_projection", "text_projection")
     ]
-    image, text = near(ours, *maps)
+    image, text = project_to_teacher(ours, *maps)
     pairs = {"cosine": (image, theirs.image)}
     if ours.text is not theirs.text:
         pairs["text_cosine"] = (text, theirs.text)
     return {name: (a * b).sum(-1).mean() for name, (a, b) in pairs.items() if a.shape == b.shape}
 
 
-def closing(log: Log, weights: Path, watch: Watch | None = None, steps: int | None = None) -> str:
+def run_summary(
+    log: Log, weights: Path, watch: EarlyStopping | None = None, steps: int | None = None
+) -> str:
     """Return what to say after training, in a few lines: what was done of ``steps``, how fast, how
     well, and where the weights lie."""
     rate, share = log.rows / max(log.seconds, 1e-9), log.waited / max(log.seconds, 1e-9)

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from dimefm.cache import EncoderCard
-from dimefm.cache.manifest import strangers
+from dimefm.cache.manifest import encoder_mismatch
 from dimefm.data import Rows
 from dimefm.data.images.decode import decode
 from dimefm.errors import BadRow, DataError, ModelError, RecipeError
@@ -34,7 +34,7 @@ from dimefm.runtime.devices import pick_device
 
 
 @dataclass(frozen=True)
-class Test:
+class EvalSplit:
     """The test split of one dataset: rows, labels, and what of it does not change while the student
     learns.
 
@@ -49,7 +49,7 @@ class Test:
     weights: np.ndarray | None = None
 
 
-class Monitor:
+class OnlineEvaluator:
     """Scores a model on some datasets: benchmark -> its main metric, 0 to 1; the model is left as
     it was.
 
@@ -58,7 +58,10 @@ class Monitor:
     """
 
     def __init__(
-        self, tests: Sequence[Test], encoder_of: Callable[[nn.Module], Encoder], settings: Settings
+        self,
+        tests: Sequence[EvalSplit],
+        encoder_of: Callable[[nn.Module], Encoder],
+        settings: Settings,
     ):
         self.tests, self.encoder_of, self.settings = tests, encoder_of, settings
 
@@ -76,7 +79,7 @@ class Monitor:
             for module, mode in modes.items():
                 module.training = mode
 
-    def _score(self, encoder: Encoder, test: Test, store: Path) -> float:
+    def _score(self, encoder: Encoder, test: EvalSplit, store: Path) -> float:
         test = _with_images(test, encoder, store, self.settings) if test.images is None else test
         test = _with_prompts(test, encoder, store, self.settings) if test.weights is None else test
         rows, good = test.images
@@ -87,7 +90,7 @@ class Monitor:
         )
 
 
-def scorer(recipe: Recipe, teacher: EncoderCard | None) -> Monitor:
+def scorer(recipe: Recipe, teacher: EncoderCard | None) -> OnlineEvaluator:
     """Return what scores the student of ``recipe`` on its ``eval_root`` and ``eval_datasets``.
 
     ``teacher`` is the card of the (first) teacher's features, None where both towers learn. Raises
@@ -98,7 +101,7 @@ def scorer(recipe: Recipe, teacher: EncoderCard | None) -> Monitor:
     settings = Settings(dtype="float32", batch_size=256, workers=recipe.workers, progress=False)
     device = pick_device(recipe.device)
     if recipe.text == "student":
-        return Monitor(tests, _both_towers(recipe, device), settings)
+        return OnlineEvaluator(tests, _both_towers(recipe, device), settings)
     if teacher is None:
         raise RecipeError(
             "evaluation during training needs a teacher for the other tower; leave --eval-root out"
@@ -108,7 +111,7 @@ def scorer(recipe: Recipe, teacher: EncoderCard | None) -> Monitor:
     with tempfile.TemporaryDirectory() as store:
         tests = [add(test, lent, Path(store), settings) for test in tests]
     encoder_of = (_text_tower if recipe.text_student else _image_tower)(recipe, teacher, device)
-    return Monitor(tests, encoder_of, settings)
+    return OnlineEvaluator(tests, encoder_of, settings)
 
 
 def _datasets(recipe: Recipe) -> list[Dataset]:
@@ -128,7 +131,7 @@ def _datasets(recipe: Recipe) -> list[Dataset]:
     return found
 
 
-def _open(dataset: Dataset) -> Test:
+def _open(dataset: Dataset) -> EvalSplit:
     """Return the test split of a dataset; raise DataError when not one of its images can be
     read.
     """
@@ -137,7 +140,7 @@ def _open(dataset: Dataset) -> Test:
     for number in range(len(rows)):
         try:
             decode(rows[number].image)
-            return Test(dataset, rows, labels)
+            return EvalSplit(dataset, rows, labels)
         except BadRow as error:
             reason = str(error)
     raise DataError(
@@ -146,14 +149,14 @@ def _open(dataset: Dataset) -> Test:
     )
 
 
-def _with_images(test: Test, encoder: Encoder, store: Path, settings: Settings) -> Test:
+def _with_images(test: EvalSplit, encoder: Encoder, store: Path, settings: Settings) -> EvalSplit:
     images = image_features(encoder, test.dataset.benchmark, test.rows, store, settings)
-    return Test(test.dataset, test.rows, test.labels, images, test.weights)
+    return EvalSplit(test.dataset, test.rows, test.labels, images, test.weights)
 
 
-def _with_prompts(test: Test, encoder: Encoder, store: Path, settings: Settings) -> Test:
+def _with_prompts(test: EvalSplit, encoder: Encoder, store: Path, settings: Settings) -> EvalSplit:
     weights = prompt_weights(encoder, test.dataset.benchmark, store, settings)
-    return Test(test.dataset, test.rows, test.labels, test.images, weights)
+    return EvalSplit(test.dataset, test.rows, test.labels, test.images, weights)
 
 
 def _teacher(card: EncoderCard, recipe: Recipe, device: torch.device) -> Encoder:
@@ -172,7 +175,7 @@ def _teacher(card: EncoderCard, recipe: Recipe, device: torch.device) -> Encoder
     same = (
         card.weights_sha256 is None
         or found.card.weights_sha256 == card.weights_sha256
-        or not strangers(card, found.card)
+        or not encoder_mismatch(card, found.card)
     )
     if not same:
         raise ModelError(

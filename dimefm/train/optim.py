@@ -15,8 +15,10 @@ from torch import nn
 
 from dimefm.recipe import Recipe
 
-LEARNT = "learnt."  # begins the names of parameters that a loss uses, and not the towers
-LEARNT_DECAY = 0.01  # theirs; CLIP-KD, released src/training/main_kd.py:223
+LOSS_MODULES = (  # begins the names of parameters that a loss uses, and not the towers
+    "loss_modules."
+)
+LOSS_MODULES_DECAY = 0.01  # theirs; CLIP-KD, released src/training/main_kd.py:223
 UNDECAYED = (
     "relative_position_bias_table", "absolute_pos_embed", "positional_embedding", "token_embedding",
     # as timm's models say in no_weight_decay()
@@ -38,8 +40,8 @@ def adamw(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
     one of learnt parts of losses where there are any, all of which decay alike, biases and scales
     too."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    named = [(name, p) for name, p in trained if not name.startswith(LEARNT)]
-    learnt = [p for name, p in trained if name.startswith(LEARNT)]
+    named = [(name, p) for name, p in trained if not name.startswith(LOSS_MODULES)]
+    loss_modules = [p for name, p in trained if name.startswith(LOSS_MODULES)]
     groups = [
         {
             "params": [p for name, p in named if decays(name, p, recipe.optimizer)],
@@ -50,7 +52,7 @@ def adamw(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
             "weight_decay": 0.0,
         },
     ]
-    groups += [{"params": learnt, "weight_decay": LEARNT_DECAY}] if learnt else []
+    groups += [{"params": loss_modules, "weight_decay": LOSS_MODULES_DECAY}] if loss_modules else []
     return torch.optim.AdamW(
         groups, lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), eps=recipe.eps, fused=True
     )

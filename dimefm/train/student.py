@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from dimefm.errors import ModelError
-from dimefm.losses import Features, Words
+from dimefm.losses import Features, TextTokenStates
 from dimefm.models import intermediate
-from dimefm.models import projection as bridges
+from dimefm.models import projection as projections
 from dimefm.models.student import Spec, _tower
 from dimefm.models.towers import TextTower
 from dimefm.models.trimmed_text import trimmed
@@ -43,12 +43,12 @@ class Student(nn.Module):
     a loss's words.
 
     The rows of a tower live in the first teacher's space: the model's own rows or, of a model that
-    keeps another dimension, those of a ``bridge`` behind it. ``heads`` lead from there into the
+    keeps another dimension, those of a ``projection`` behind it. ``heads`` lead from there into the
     space of each further teacher. A whole CLIP keeps its own space; what its losses learn to
-    compare it with a teacher are their parts, ``learnt``, one set a teacher, see
-    :meth:`~dimefm.losses.Objective.learnt`. They learn here and are no part of what is finished.
-    ``extras`` says what losses ask of the towers beside rows, and ``mask`` hides a part of prepared
-    pixels, see :func:`~dimefm.models.patch_dropout.hide`.
+    compare it with a teacher are their parts, ``loss_modules``, one set a teacher, see
+    :meth:`~dimefm.losses.Objective.loss_modules`. They learn here and are no part of what is
+    finished. ``extras`` says what losses ask of the towers beside rows, and ``mask`` hides a part
+    of prepared pixels, see :func:`~dimefm.models.patch_dropout.hide`.
     """
 
     def __init__(
@@ -56,16 +56,16 @@ class Student(nn.Module):
         model: nn.Module,
         preprocess: dict | None,
         heads: Sequence[nn.Module] = (),
-        bridge: nn.Linear | None = None,
-        learnt: nn.ModuleList | None = None,
+        projection: nn.Linear | None = None,
+        loss_modules: nn.ModuleList | None = None,
         extras: Extras | None = None,
     ):
         super().__init__()
         self.model = model
         self.extras = extras or Extras()
         self.heads = nn.ModuleList(heads)
-        self.bridge = bridge or nn.Identity()
-        self.learnt = learnt or nn.ModuleList()
+        self.projection = projection or nn.Identity()
+        self.loss_modules = loss_modules or nn.ModuleList()
         self.mask: nn.Module = nn.Identity()
         self._trimmed = trimmed(model) if preprocess is None or self.extras.words else None
         if preprocess is None:
@@ -91,10 +91,10 @@ class Student(nn.Module):
         shape = pixels.shape[:-3]
         ready = self.prepared(pixels.flatten(0, -4))
         if not self.extras.image:
-            return {"image": self.bridge(self.model.encode_image(ready)).unflatten(0, shape)}
+            return {"image": self.projection(self.model.encode_image(ready)).unflatten(0, shape)}
         found = intermediate.image(self.model, ready)
         rows, hidden, patches = (
-            value.unflatten(0, shape) for value in (self.bridge(found.rows), *found[1:])
+            value.unflatten(0, shape) for value in (self.projection(found.rows), *found[1:])
         )
         more = {"hidden": hidden, "patches": patches if pixels.ndim == 4 else patches[:, 0]}
         return {"image": rows} | {name: more[name] for name in self.extras.image}
@@ -103,8 +103,8 @@ class Student(nn.Module):
         """Return a text tower's rows [B, D], not normalised, of tokens [B, L]; places that are
         never read are not computed."""
         if self._trimmed is None:
-            return self.bridge(self.model.encode_text(tokens))
-        return self.bridge(
+            return self.projection(self.model.encode_text(tokens))
+        return self.projection(
             self._trimmed.encode_text(tokens[:, : int(self._trimmed.lengths(tokens).max())])
         )
 
@@ -177,11 +177,13 @@ class Student(nn.Module):
         if "rows" in outputs:
             names = ["rows", *(f"rows.{number}" for number in range(1, len(teachers)))]
             return [
-                teacher.beside(outputs[name], **more)
+                teacher.with_image(outputs[name], **more)
                 for name, teacher in zip(names, teachers, strict=True)
             ]
         if "words" in outputs:
-            more["words"] = Words(outputs["words"], outputs["lengths"], outputs.get("labels"))
+            more["words"] = TextTokenStates(
+                outputs["words"], outputs["lengths"], outputs.get("labels")
+            )
         scale, bias = outputs["scale"], outputs.get("bias", 0.0)
         return [Features.of(outputs["image"], outputs["text"], scale, bias, **more)] * max(
             1, len(teachers)
@@ -190,11 +192,11 @@ class Student(nn.Module):
     def finished(self, config: dict) -> tuple[nn.Module, dict]:
         """Return (model, open_clip config) of what has been learnt: the model of ``config``, with
         the bridge folded into it where there is one, and then its dimension in the config."""
-        if not isinstance(self.bridge, nn.Linear):
+        if not isinstance(self.projection, nn.Linear):
             return self.model, config
-        return bridges.folded(self.model, self.bridge), {
+        return projections.folded(self.model, self.projection), {
             **config,
-            "embed_dim": self.bridge.out_features,
+            "embed_dim": self.projection.out_features,
         }
 
 
@@ -214,7 +216,7 @@ def projection_of(model: nn.Module, spec: Spec, dim: int, seed: int) -> nn.Linea
     Raises ModelError when the tower could not take it in at the end.
     """
     found, noise = (
-        bridges.draw(spec.config["embed_dim"], dim, seed),
+        projections.draw(spec.config["embed_dim"], dim, seed),
         torch.Generator().manual_seed(0),
     )
     if isinstance(model, TextTower):
@@ -226,7 +228,7 @@ def projection_of(model: nn.Module, spec: Spec, dim: int, seed: int) -> nn.Linea
     with torch.random.fork_rng(devices=[]):
         ordinary = _tower({**spec.config, "embed_dim": dim}, isinstance(model, TextTower))
     try:
-        bridges.check(model, found, ordinary, inputs)
+        projections.check(model, found, ordinary, inputs)
     except ModelError as error:
         raise ModelError(
             f"{spec.name}: cannot take in a bridge: {error}; leave --bridge out"

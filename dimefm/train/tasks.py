@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from dimefm.errors import ModelError, RecipeError
-from dimefm.losses import Objective, Widths
+from dimefm.losses import FeatureDims, Objective
 from dimefm.models import fast_tokenizer, intermediate, open_clip, patch_dropout, student
 from dimefm.models.student import Spec
 from dimefm.recipe import Recipe
@@ -19,6 +19,9 @@ from dimefm.train.inputs.image_batches import Batch, Batches
 from dimefm.train.inputs.sources import Sources, TextSources
 from dimefm.train.inputs.text_batches import TextBatches
 from dimefm.train.student import Extras, Student, heads, projection_of
+
+LOSS_MODULES_STREAM = "learnt_".rstrip("_")
+"""The random stream of loss modules keeps its first name: another one would draw other weights."""
 
 
 @dataclass(frozen=True)
@@ -42,17 +45,23 @@ class Task:
         """Return what trains: the model and the learnt parts of its losses for each teacher; of one
         tower also its bridge if it keeps another dimension, and a head for each further teacher."""
         dims, own = [teacher.dim for teacher in sources.teachers], self.spec.config["embed_dim"]
-        drawn = seed_of(seed, "learnt") % 2**32
+        drawn = seed_of(seed, LOSS_MODULES_STREAM) % 2**32
         extras = Extras.of(objective.needs, self.apart)
-        beside = self._widths(objective) if extras.image or extras.words else {}
+        more_dims = self._widths(objective) if extras.image or extras.words else {}
         if self.kind == "clip":
-            learnt = objective.learnt([Widths(own, dim, **beside) for dim in dims or [own]], drawn)
-            found = Student(self.model, self.preprocess, learnt=learnt, extras=extras)
+            loss_modules = objective.loss_modules(
+                [FeatureDims(own, dim, **more_dims) for dim in dims or [own]], drawn
+            )
+            found = Student(self.model, self.preprocess, loss_modules=loss_modules, extras=extras)
             found.mask = patch_dropout.hide(self.model, self.image_mask)
             return found
-        bridge = projection_of(self.model, self.spec, dims[0], seed) if own != dims[0] else None
-        learnt = objective.learnt([Widths(dim, dim, **beside) for dim in dims], drawn)
-        found = Student(self.model, self.preprocess, heads(dims, seed), bridge, learnt, extras)
+        projection = projection_of(self.model, self.spec, dims[0], seed) if own != dims[0] else None
+        loss_modules = objective.loss_modules(
+            [FeatureDims(dim, dim, **more_dims) for dim in dims], drawn
+        )
+        found = Student(
+            self.model, self.preprocess, heads(dims, seed), projection, loss_modules, extras
+        )
         found.mask = patch_dropout.hide(self.model, self.image_mask)
         return found
 

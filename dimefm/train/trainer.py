@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dimefm.errors import CacheError, DataError, DimefmError, RecipeError
-from dimefm.losses import Features, Objective, Weighted, Words
+from dimefm.losses import Features, LossConfig, Objective, TextTokenStates
 from dimefm.models import filip, open_clip
 from dimefm.models.encoder import PRECISIONS
 from dimefm.recipe import Recipe
@@ -30,16 +30,15 @@ from dimefm.runtime.devices import pick_device
 from dimefm.runtime.progress import Progress
 from dimefm.runtime.seeding import seed_of
 from dimefm.runtime.versions import libraries
-from dimefm.storage.files import to_json, without_trace, write_text
-from dimefm.train import checkpoint, loggers, tasks
-from dimefm.train import run_folder as folders
-from dimefm.train.distributed import Meeting, World, joined
-from dimefm.train.early_stopping import Scorer, Watch
+from dimefm.storage.files import remove_new_dirs_on_error, to_json, write_text
+from dimefm.train import checkpoint, loggers, run_folder, tasks
+from dimefm.train.distributed import DistributedContext, GlobalBatch, init_distributed
+from dimefm.train.early_stopping import EarlyStopping, Scorer
 from dimefm.train.ema import Ema
-from dimefm.train.grad_cache import Gradients, Outputs, Portion
+from dimefm.train.grad_cache import Gradients, MicroBatch, Outputs
 from dimefm.train.inputs.image_batches import Batch, prefetch
 from dimefm.train.inputs.sources import check_form, open_sources
-from dimefm.train.metrics_log import Log, closing, forget_after, gauges
+from dimefm.train.metrics_log import Log, diagnostics, forget_after, run_summary
 from dimefm.train.optim import adamw, learning_rate
 from dimefm.train.signals import Stopping
 from dimefm.train.student import Student
@@ -64,12 +63,12 @@ def train(
     caches do not fit together; ``out`` is then as it was before, but for the features that
     DIME-FM's form has brought there by then.
     """
-    with joined(pick_device(recipe.device)) as world:
-        say = echo if world.first else _nothing
-        if resume and (over := folders.over(recipe, out)):
+    with init_distributed(pick_device(recipe.device)) as world:
+        say = echo if world.is_main else lambda line: None
+        if resume and (over := run_folder.over(recipe, out)):
             say(over)
             return out
-        with without_trace(out):
+        with remove_new_dirs_on_error(out):
             run = Run(recipe, out, resume, say, world, scorer)
         ready()
         run.loop()
@@ -85,19 +84,19 @@ class Run:
         out: Path,
         resume: bool,
         echo: Callable[[str], None],
-        world: World | None = None,
+        world: DistributedContext | None = None,
         scorer: Scorer | None = None,
     ):
         loggers.check(recipe)
         check_form(recipe)
         self.recipe, self.out, self.echo = recipe, out, echo
-        self.world = world or World(device=pick_device(recipe.device))
-        with self.world.first_alone():
-            folders.claim(recipe, out, resume)
-        losses = [Weighted.of(name, settings) for name, settings in recipe.losses.items()]
+        self.world = world or DistributedContext(device=pick_device(recipe.device))
+        with self.world.main_process_first():
+            run_folder.claim(recipe, out, resume)
+        losses = [LossConfig.of(name, settings) for name, settings in recipe.losses.items()]
         self.objective = Objective(losses, given=tasks.given(recipe))
         tasks.refuse_unneeded(recipe, self.objective.needs)
-        with self.world.first_alone():
+        with self.world.main_process_first():
             self.sources = open_sources(recipe, out)
         self._refuse_too_few()
         self.task = tasks.task(recipe, self.sources, self.world.places(recipe.batch_size))
@@ -111,10 +110,10 @@ class Run:
         self.warmup_steps = self._warmup()
         self.optimizer = adamw(self.student, recipe)
         self.ema = None if recipe.ema is None else Ema(self.student, recipe.ema)
-        with self.world.first_alone():
+        with self.world.main_process_first():
             self.watch = (
-                Watch.of(recipe, scorer, next(iter(self.sources.teachers), None))
-                if self.world.first
+                EarlyStopping.of(recipe, scorer, next(iter(self.sources.teachers), None))
+                if self.world.is_main
                 else None
             )
         self.done = self._restore() if resume else 0
@@ -205,7 +204,7 @@ class Run:
         """Run all steps that are not done yet, unless the evaluations say that further ones are of
         no use.
         """
-        accum, writes = self.recipe.accum_freq, self.world.first
+        accum, writes = self.recipe.accum_freq, self.world.is_main
         loading = prefetch(
             self.task.batches,
             iter(range(self.done * accum, self.steps * accum)),
@@ -246,7 +245,7 @@ class Run:
         return Log(self.out, self.recipe, self.done)
 
     def _save(self) -> None:
-        if self.world.first:
+        if self.world.is_main:
             caches, keep = self._caches(), self.recipe.keep
             checkpoint.save(
                 self.out,
@@ -258,7 +257,7 @@ class Run:
                 self.ema,
                 self.watch,
             )
-        self.world.wait()
+        self.world.barrier()
 
     def _evaluate(self) -> bool:
         """Measure the student where that is due and keep its weights if it is the best yet; tell
@@ -320,7 +319,7 @@ class Run:
         places = np.concatenate(
             [batch.places + number * size for number, batch in enumerate(batches)]
         )
-        meeting = Meeting(self.world, places, accum * -(-size // self.world.size))
+        meeting = GlobalBatch(self.world, places, accum * -(-size // self.world.size))
         if not len(meeting):
             bad = self._bad(batches, 0)
             raise DataError(
@@ -331,17 +330,17 @@ class Run:
             seed_of(self.recipe.seed, "step", step * accum + i, self.world.rank) % 2**32
             for i in range(accum)
         ]
-        portions = [
-            Portion(b.pixels, b.tokens, seed, b.hidden)
+        micro_batches = [
+            MicroBatch(b.pixels, b.tokens, seed, b.hidden)
             for b, seed in zip(batches, seeds, strict=True)
         ]
         teachers = self._teachers(batches, meeting.places)
         try:
             return self.gradients(
-                portions, meeting, lambda outputs: self.losses(step, outputs, teachers)
+                micro_batches, meeting, lambda outputs: self.losses(step, outputs, teachers)
             ), len(meeting)
         except ValueError as error:  # batch normalisation has no variance of one value
-            if min(map(len, portions)) != 1:
+            if min(map(len, micro_batches)) != 1:
                 raise
             raise DataError(
                 f"step {step + 1}: one row alone is left to a process, and the student or a loss"
@@ -357,11 +356,11 @@ class Run:
         """
         found, progress = Student.features(outputs, teachers), step / max(1, self.steps - 1)
         sets = zip(
-            found, teachers or [None], self.student.learnt or [None] * len(found), strict=True
+            found, teachers or [None], self.student.loss_modules or [None] * len(found), strict=True
         )
         values = [self.objective(ours, theirs, parts, progress) for ours, theirs, parts in sets]
         means = {name: torch.stack([value[name] for value in values]).mean() for name in values[0]}
-        return means | gauges(found, teachers, self.student.learnt)
+        return means | diagnostics(found, teachers, self.student.loss_modules)
 
     def _teachers(self, batches: Sequence[Batch], places: Tensor) -> list[Features]:
         """Return each teacher's features of a step, at its own logit scale unless the recipe has
@@ -375,25 +374,25 @@ class Run:
             other = [batch.other[number] for batch in batches if batch.other is not None]
             rows = torch.cat(other).to(weights, non_blocking=True) if other else own
             rows = rows[places] if batches[0].paired else rows
-            more = self._beside(batches, number, places)
+            more = self._teacher_extras(batches, number, places)
             found.append(
                 Features.of(own, rows, self.recipe.logit_scale or card.logit_scale, **more)
             )
         return found
 
-    def _beside(self, batches: Sequence[Batch], number: int, places: Tensor) -> dict:
+    def _teacher_extras(self, batches: Sequence[Batch], number: int, places: Tensor) -> dict:
         """Return what some terms ask of teacher ``number`` beside its rows."""
         weights = next(self.student.parameters())
-        names = batches[0].beside
+        names = batches[0].teacher_extras
         found: dict = {
-            name: torch.cat([b.beside[name][number] for b in batches]).to(weights)[places]
+            name: torch.cat([b.teacher_extras[name][number] for b in batches]).to(weights)[places]
             for name in names
         }
-        if "near" in found:
-            found["near"] = F.normalize(found["near"], dim=-1)
+        if "neighbor_text" in found:
+            found["neighbor_text"] = F.normalize(found["neighbor_text"], dim=-1)
         if "words" in found:
             states = found["words"]
-            found["words"] = Words(
+            found["words"] = TextTokenStates(
                 states, torch.full((len(states),), states.shape[1], device=states.device)
             )
         return found
@@ -402,7 +401,9 @@ class Run:
         """Return the rows that all processes left out of a step that has ``rows``."""
         ours = [row for batch in batches for row in batch.bad]
         return (
-            self.world.lists(ours) if rows < self.recipe.batch_size * self.recipe.accum_freq else []
+            self.world.gather_objects(ours)
+            if rows < self.recipe.batch_size * self.recipe.accum_freq
+            else []
         )
 
     def _clip(self) -> Tensor:
@@ -427,11 +428,13 @@ class Run:
 
     def finish(self) -> Path:
         """Write the weights and, last, ``run.json``; say in a few lines what was done."""
-        with self.world.first_alone():
-            if self.world.first:
+        with self.world.main_process_first():
+            if self.world.is_main:
                 self._write(self.out)
                 self.echo(
-                    closing(self.log, self.out / runs.KINDS[self.task.kind], self.watch, self.steps)
+                    run_summary(
+                        self.log, self.out / runs.KINDS[self.task.kind], self.watch, self.steps
+                    )
                 )
         return self.out
 
@@ -453,7 +456,7 @@ class Run:
                 to_json({"model_cfg": config, "preprocess_cfg": task.preprocess}),
             )
         runs.save_tensors(model.state_dict(), folder / runs.KINDS[task.kind])
-        maps = filip.keep(self._counting.learnt, self.objective, folder)
+        maps = filip.keep(self._counting.loss_modules, self.objective, folder)
         teachers = [dataclasses.asdict(card) for card in self.sources.teachers]
         record = {
             "kind": task.kind,
@@ -477,10 +480,6 @@ class Run:
             if self.watch.exhausted and self.done < self.steps:
                 record["without_improvement"] = self.watch.without
         write_text(folder / runs.FILE, to_json(record))
-
-
-def _nothing(line: str) -> None:
-    """Say nothing: the first process speaks for all."""
 
 
 def _short(caches: dict[str, list[str]]) -> str:

@@ -5,7 +5,7 @@ handful of rows.
 import pytest
 
 from dimefm import plugins
-from dimefm.cache.int8 import Fit
+from dimefm.cache.int8 import QuantizerFitter
 from tests.cache.growing import SOURCES, Raw
 
 
@@ -34,5 +34,5 @@ def wide(monkeypatch):
     """Make int8 codes wide enough for rows that were not there when they were fitted on a
     handful.
     """
-    fitted = Fit.code
-    monkeypatch.setattr(Fit, "code", lambda self, margin=6.0: fitted(self, margin))
+    fitted = QuantizerFitter.code
+    monkeypatch.setattr(QuantizerFitter, "code", lambda self, margin=6.0: fitted(self, margin))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dimefm.cache import CacheWriter, EncoderCard, FeatureCache, Manifest
-from dimefm.cache.int8 import Fit
+from dimefm.cache.int8 import QuantizerFitter
 from dimefm.errors import CacheError
 from tests.cache.growing import damaged, run, text_shard
 
@@ -69,7 +69,7 @@ def test_a_later_shard_that_leaves_the_int8_code_is_refused_with_its_row_and_the
 def test_the_row_outside_the_int8_code_is_numbered_within_its_shard(tmp_path):
     """Rows of a shard come in batches; the message counts them through."""
     rows = np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32)
-    fit = Fit(8)
+    fit = QuantizerFitter(8)
     fit.add(rows)
     card = EncoderCard("test", None, 3, 100.0)
     writer = CacheWriter(

@@ -1,6 +1,4 @@
-"""``dimefm train``: what is refused, in which words and with which exit code, and what flags
-mean.
-"""
+"""``dimefm train``: what is refused, with which words and exit code, and what flags mean."""
 
 import json
 import shutil
@@ -26,9 +24,7 @@ def dimefm(*words):
 
 
 def refusal(*words, code=1):
-    """Return the last line of a command that is expected to end with ``code``, without a
-    traceback.
-    """
+    """Return the last line of a command that ends with ``code``, without a traceback."""
     result = dimefm(*words)
     assert result.exit_code == code, result.output
     assert isinstance(result.exception, SystemExit)

@@ -10,9 +10,18 @@ import pytest
 import torch
 
 from dimefm.errors import RecipeError
-from dimefm.losses import Features, Objective, Weighted, Widths, Words, options_of, resolve, terms
-from dimefm.train.distributed import Meeting, World
-from dimefm.train.grad_cache import Gradients, Portion
+from dimefm.losses import (
+    FeatureDims,
+    Features,
+    LossConfig,
+    Objective,
+    TextTokenStates,
+    options_of,
+    resolve,
+    terms,
+)
+from dimefm.train.distributed import DistributedContext, GlobalBatch
+from dimefm.train.grad_cache import Gradients, MicroBatch
 
 B, N, D = 6, 9, 16
 V, P, L, W, VOCABULARY = (
@@ -50,7 +59,7 @@ def teachers(seed, term, dtype=torch.float32):
     """Return by name the rows of a teacher, likewise."""
     draw = torch.Generator().manual_seed(seed)
     shapes = {"image": (B, D), "text": (B if "pairs" in term.needs else N, D)}
-    shapes |= {"near": (B, D)} if "neighbours" in term.needs else {}
+    shapes |= {"neighbor_text": (B, D)} if "neighbours" in term.needs else {}
     shapes |= {"patches": (B, 3, D), "words": (B, 3, D)} if "tokens" in term.needs else {}
     rows = {name: torch.randn(shape, generator=draw).to(dtype) for name, shape in shapes.items()}
     if "tokens" in term.needs:
@@ -60,15 +69,15 @@ def teachers(seed, term, dtype=torch.float32):
 
 def features(rows, scale=20.0, bias=0.0):
     """Return features of rows by name."""
-    more = {name: rows[name] for name in ("hidden", "patches", "near") if name in rows}
+    more = {name: rows[name] for name in ("hidden", "patches", "neighbor_text") if name in rows}
     if "words" in rows:
-        more["words"] = Words(rows["words"], rows["lengths"], rows.get("labels"))
+        more["words"] = TextTokenStates(rows["words"], rows["lengths"], rows.get("labels"))
     return Features.of(rows["image"], rows["text"], scale, bias, **more)
 
 
 def widths(dim):
     """Return the widths of a student of ``dim`` dimensions and a teacher."""
-    return Widths(dim, D, hidden=W, patches=W, words=W, vocabulary=VOCABULARY)
+    return FeatureDims(dim, D, hidden=W, patches=W, words=W, vocabulary=VOCABULARY)
 
 
 def small(term):
@@ -80,7 +89,7 @@ def small(term):
 
 def objective_of(term, weight=1.0):
     """Return the objective of one term with small parts."""
-    return Objective([Weighted(name_of(term), weight, small(term))], given=term.needs)
+    return Objective([LossConfig(name_of(term), weight, small(term))], given=term.needs)
 
 
 def with_parts(term, dim=D):
@@ -89,12 +98,12 @@ def with_parts(term, dim=D):
 
     Whatever the parts remember of a call is as it was before at the next one.
     """
-    found = objective_of(term).learnt([widths(dim)], seed=3)
+    found = objective_of(term).loss_modules([widths(dim)], seed=3)
     parts = found[0].double() if len(found) else torch.nn.ModuleDict()
     memory = {name: buffer.clone() for name, buffer in parts.named_buffers()}
 
     def call(student, teacher, **options):
-        own = {name: parts[name].to(student.image) for name in term.learns}
+        own = {name: parts[name].to(student.image) for name in term.uses_modules}
         for name, buffer in parts.named_buffers():
             buffer.copy_(memory[name])
         return term(student, teacher, **own, **small(term), **options)
@@ -191,9 +200,9 @@ def test_options_have_defaults_and_are_named(term):
     parameters = inspect.signature(term).parameters
     for option in parameters.values():
         if option.kind is option.KEYWORD_ONLY:
-            assert (option.default is option.empty) == (option.name in term.learns)
+            assert (option.default is option.empty) == (option.name in term.uses_modules)
     assert list(parameters)[:2] == ["student", "teacher"]
-    assert set(term.learns) <= set(parameters)
+    assert set(term.uses_modules) <= set(parameters)
 
 
 @pytest.mark.parametrize("name", terms())
@@ -219,16 +228,16 @@ def test_the_objective_adds_weight_times_value(name):
 def test_the_objective_is_a_sum():
     student, teacher, _ = towers(resolve("dime.vl", {}))
     sides = features(student), features(teacher)
-    values = Objective([Weighted("dime.vl", 0.7), Weighted("dime.pvl", 0.3, {"temperature": 2.0})])(
-        *sides
-    )
+    values = Objective(
+        [LossConfig("dime.vl", 0.7), LossConfig("dime.pvl", 0.3, {"temperature": 2.0})]
+    )(*sides)
     expected = 0.7 * resolve("dime.vl", {})(*sides) + 0.3 * resolve("dime.pvl", {})(
         *sides, temperature=2.0
     )
     torch.testing.assert_close(values["total"], expected)
 
 
-@pytest.mark.parametrize("name", [name for name in terms() if resolve(name, {}).learns])
+@pytest.mark.parametrize("name", [name for name in terms() if resolve(name, {}).uses_modules])
 def test_learnt_parts_learn_and_lead_to_the_teachers_width(name):
     """A student of another width has a loss, whose gradient reaches its rows, all else that is
     needed, every learnt part.
@@ -269,7 +278,7 @@ class Towers(torch.nn.Module):
             torch.nn.Parameter(torch.tensor(20.0)),
             torch.nn.Parameter(torch.tensor(-3.0)),
         )
-        self.learnt = objective_of(term).learnt([widths(dim)], seed=3)
+        self.loss_modules = objective_of(term).loss_modules([widths(dim)], seed=3)
         self.double()
 
     def forward(self, pixels, tokens, hidden=None):
@@ -304,17 +313,19 @@ def test_portions_of_a_batch_have_the_gradient_of_the_whole(name):
     for sizes in ([6], [2, 2, 2], [4, 2]):
         student = Towers(term, D if "width" in term.needs else 10)
         parts = [
-            Portion(*rows, 0) for rows in zip(image.split(sizes), text.split(sizes), strict=True)
+            MicroBatch(*rows, 0) for rows in zip(image.split(sizes), text.split(sizes), strict=True)
         ]
 
         def loss(outputs, student=student):
             return objective(
                 features(outputs | counts, outputs["scale"], outputs["bias"]),
                 teacher,
-                *student.learnt,
+                *student.loss_modules,
             )
 
-        Gradients(student, World())(parts, Meeting(World(), np.arange(B), B), loss)
+        Gradients(student, DistributedContext())(
+            parts, GlobalBatch(DistributedContext(), np.arange(B), B), loss
+        )
         found.append({key: parameter.grad for key, parameter in student.named_parameters()})
     for others in found[1:]:
         torch.testing.assert_close(others, found[0], rtol=1e-10, atol=1e-14)
@@ -329,11 +340,11 @@ def test_learnt_parts_are_the_same_for_one_seed(name):
         objective_of(term),
         [widths(own), dataclasses.replace(widths(own), teacher=own)],
     )
-    first, again, other = (objective.learnt(both, seed).state_dict() for seed in (1, 1, 2))
+    first, again, other = (objective.loss_modules(both, seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(first[key], again[key]) for key in first)
     drawn = [key for key in first if first[key].ndim > 1]
     assert all(not torch.equal(first[key], other[key]) for key in drawn)
-    assert {key.split(".")[1] for key in first} == set(term.learns)
+    assert {key.split(".")[1] for key in first} == set(term.uses_modules)
 
 
 @pytest.mark.parametrize("name", [name for name in terms() if "width" in resolve(name, {}).needs])
@@ -342,51 +353,54 @@ def test_a_student_of_another_width_is_refused(name):
         RecipeError,
         match=f"'{name}' compares rows .* 10 and {D} dimensions; leave it out, or give a --student",
     ):
-        Objective([Weighted(name, 1.0)]).learnt([Widths(10, D)], seed=0)
+        Objective([LossConfig(name, 1.0)]).loss_modules([FeatureDims(10, D)], seed=0)
 
 
 @pytest.mark.parametrize("name", [name for name in terms() if resolve(name, {}).needs])
 def test_the_objective_refuses_data_without_what_a_term_needs(name):
     with pytest.raises(RecipeError, match=f"'{name}' needs "):
-        Objective([Weighted(name, 1.0)], given=frozenset())
+        Objective([LossConfig(name, 1.0)], given=frozenset())
 
 
 @pytest.mark.parametrize(
     ("weighted", "words"),
     [
         ([], "no loss is given"),
-        ([Weighted("dime.vl", 0.0)], "weight 0 and would do nothing"),
-        ([Weighted("dime.vl", -1.0)], "give it a positive weight"),
-        ([Weighted("dime.vl", float("nan"))], "give it a positive weight"),
-        ([Weighted("dime.vll", 1.0)], "did you mean 'dime.vl'"),
-        ([Weighted("vl", 1.0)], "unknown loss 'vl'"),
-        ([Weighted("dime._features", 1.0)], "unknown loss"),
-        ([Weighted("dime.vl", 1.0, {"temprature": 1.0})], "did you mean 'temperature'"),
+        ([LossConfig("dime.vl", 0.0)], "weight 0 and would do nothing"),
+        ([LossConfig("dime.vl", -1.0)], "give it a positive weight"),
+        ([LossConfig("dime.vl", float("nan"))], "give it a positive weight"),
+        ([LossConfig("dime.vll", 1.0)], "did you mean 'dime.vl'"),
+        ([LossConfig("vl", 1.0)], "unknown loss 'vl'"),
+        ([LossConfig("dime._features", 1.0)], "unknown loss"),
+        ([LossConfig("dime.vl", 1.0, {"temprature": 1.0})], "did you mean 'temperature'"),
         (
-            [Weighted("dime.vl", 1.0, {"temperature": "1"})],
+            [LossConfig("dime.vl", 1.0, {"temperature": "1"})],
             "temperature is '1'; expected a positive number",
         ),
         (
-            [Weighted("dime.vl", 1.0, {"temperature": 0.0})],
+            [LossConfig("dime.vl", 1.0, {"temperature": 0.0})],
             "temperature is 0.0; expected a positive number",
         ),
         (
-            [Weighted("clip_kd.gd", 1.0, {"temperature": 1.0})],
+            [LossConfig("clip_kd.gd", 1.0, {"temperature": 1.0})],
             "temperature is 1.0; expected 'code' or 'paper'",
         ),
         (
-            [Weighted("tinyclip.affinity", 1.0, {"teacher_scale": 0})],
+            [LossConfig("tinyclip.affinity", 1.0, {"teacher_scale": 0})],
             "teacher_scale is 0; expected a positive number, e.g. 50.0",
         ),
-        ([Weighted("clip_kd.fd", 1.0, {"image_projection": 1})], "no option 'image_projection'"),
-        ([Weighted("siglip.sigmoid", 1.0)], "needs bias and pairs"),
-        ([Weighted("dime.vl", 1.0, schedule="linaer")], "did you mean 'linear'"),
-        ([Weighted("dime.vl", 1.0, end=0.5)], "end 0.5, which does nothing without a schedule"),
+        ([LossConfig("clip_kd.fd", 1.0, {"image_projection": 1})], "no option 'image_projection'"),
+        ([LossConfig("siglip.sigmoid", 1.0)], "needs bias and pairs"),
+        ([LossConfig("dime.vl", 1.0, schedule="linaer")], "did you mean 'linear'"),
+        ([LossConfig("dime.vl", 1.0, end=0.5)], "end 0.5, which does nothing without a schedule"),
         (
-            [Weighted("dime.vl", 0.0, schedule="linear")],
+            [LossConfig("dime.vl", 0.0, schedule="linear")],
             "goes from weight 0 to 0; leave the schedule out",
         ),
-        ([Weighted("dime.vl", 1.0, schedule="linear", end=-1.0)], "expected numbers of at least 0"),
+        (
+            [LossConfig("dime.vl", 1.0, schedule="linear", end=-1.0)],
+            "expected numbers of at least 0",
+        ),
     ],
 )
 def test_the_objective_refuses(weighted, words):

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dimefm import plugins
 from dimefm.cli.train import command
 from dimefm.errors import ModelError
-from dimefm.losses import Features, Objective, Weighted
+from dimefm.losses import Features, LossConfig, Objective
 from dimefm.models import open_clip, student
 from dimefm.models.encoder import load_encoder
 from dimefm.models.towers import ImageTower
@@ -47,7 +47,7 @@ LARGE = {  # the default tests have a smaller tower like each of these
 }
 PIXELS, BATCH = 64, 3  # of a side at most; a step
 DIM = 128  # the tiny teacher's
-LOSS = [Weighted("dime.vl", 0.7), Weighted("dime.pvl", 0.3), Weighted("dime.udist", 0.1)]
+LOSS = [LossConfig("dime.vl", 0.7), LossConfig("dime.pvl", 0.3), LossConfig("dime.udist", 0.1)]
 SENTENCES = ["a red square", "two dogs on a lawn, seen from above", "a photo of a cat"]
 
 

@@ -22,7 +22,7 @@ from dimefm.extract.stages.base import Settings
 from dimefm.models import filip, intermediate
 from dimefm.models.encoder import load_encoder
 from dimefm.train.trainer import train
-from tests.train.conftest import World
+from tests.train.conftest import DistributedContext
 
 FILIP = {"declip.filip": {"weight": 1.0, "width": 12, "tokens": 3}}
 CLASSES, TEMPLATES = ("red", "green", "blue"), ("a {}", "a photo of a {} thing", "{}")
@@ -35,7 +35,7 @@ def place(tmp_path_factory):
     and a dataset.
     """
     root = tmp_path_factory.mktemp("filip")
-    world = World(root)
+    world = DistributedContext(root)
     pairs = {
         "images": [str(world.pairs([f"picture {n}" for n in range(12)]))],
         "steps": 3,

@@ -224,9 +224,9 @@ def test_swapped_caches_views_and_keys_that_never_meet_are_refused(tmp_path, pho
         CacheError, match="holds 2 random crops of each image, expected the centre view"
     ):
         retrieval(views, texts)
-    strangers = cache(tmp_path / "strangers", "image", ["p", "q"], np.eye(4)[:2])
+    encoder_mismatch = cache(tmp_path / "strangers", "image", ["p", "q"], np.eye(4)[:2])
     with pytest.raises(DataError, match=r"no text has the key of an image \('a#0' against 'p'"):
-        retrieval(strangers, texts)
+        retrieval(encoder_mismatch, texts)
     assert (tmp_path / "strangers" / FILE).exists()
 
 

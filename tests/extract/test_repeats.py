@@ -11,14 +11,14 @@ import torch
 
 from dimefm import plugins
 from dimefm.cache import CacheWriter, EncoderCard, FeatureCache, Manifest
-from dimefm.cache.int8 import Fit
+from dimefm.cache.int8 import QuantizerFitter
 from dimefm.cache.quarantine import quarantined
 from dimefm.data import open_rows
 from dimefm.errors import CacheError
 from dimefm.extract.extract import Settings, extract, extract_several
 from dimefm.extract.sharding import Share
 from dimefm.models.inference import text_batches as sentences_of
-from dimefm.runtime.threads import lanes_of
+from dimefm.runtime.threads import encode_thread_count
 
 QUIET = Settings(progress=False, batch_size=2)  # 64 sentences are made ready together
 BASE = [f"a {'very ' * (n % 7)}red thing of number {n}" for n in range(200)]
@@ -121,7 +121,7 @@ def test_bytes_do_not_depend_on_lanes_workers_parts_teachers_and_interruptions(
     tiny_teacher, raw, tmp_path, dtype, digests, several_lanes
 ):
     settings = dataclasses.replace(QUIET, dtype=dtype)
-    assert lanes_of(tiny_teacher.device) == 3
+    assert encode_thread_count(tiny_teacher.device) == 3
     run(tiny_teacher, raw, tmp_path / "lanes", settings)
     torch.set_num_threads(1)
     run(tiny_teacher, raw, tmp_path / "one", dataclasses.replace(settings, workers=1))
@@ -258,7 +258,7 @@ def header(dtype, **fields):
 
 
 def test_a_row_that_cannot_be_stored_is_numbered_by_its_first_key(tmp_path):
-    fit = Fit(4)
+    fit = QuantizerFitter(4)
     fit.add(np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32))
     writer = CacheWriter(tmp_path, header("int8", code=fit.code().fields()), [("a", 9)])
     rows = np.zeros((3, 3), np.float32)

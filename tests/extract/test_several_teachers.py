@@ -17,7 +17,7 @@ from dimefm.errors import BadRow, RecipeError
 from dimefm.extract.extract import Settings, extract, extract_several, stage_of
 from dimefm.extract.sharding import Share
 from dimefm.extract.stages.images import Images
-from dimefm.extract.stream import Job, encoded
+from dimefm.extract.stream import ShardTask, encoded
 from dimefm.models import preprocess
 from dimefm.models.encoder import Encoder, load_encoder
 
@@ -196,14 +196,14 @@ def test_a_shard_that_one_cache_has_is_done_for_the_other_only(
 ):
     """The first teacher is interrupted in its second shard; then both go on in one pass."""
     with pytest.MonkeyPatch.context() as patch:
-        prepared = Images.prepare_beside
+        prepared = Images.prepare_shared
 
         def interrupt(self, others, shard, numbers):
             if shard.path.name == "1" and 2 in numbers:
                 raise KeyboardInterrupt
             return prepared(self, others, shard, numbers)
 
-        patch.setattr(Images, "prepare_beside", interrupt)
+        patch.setattr(Images, "prepare_shared", interrupt)
         with pytest.raises(KeyboardInterrupt):
             alone({"a": teachers["a"]}, photos, "image", tmp_path / "out")
     opened.clear()
@@ -263,7 +263,7 @@ def test_beside_a_gpu_batches_of_all_teachers_are_in_flight_in_order(teachers, p
     """Any device but a CPU has readers; what they prepare is encoded in the thread that asks."""
     shards = shards_of(photos, "image").shards
     stages = [stage_of("image", encoder, QUIET) for encoder in teachers.values()]
-    groups = [[Job(stage, shard, range(8)) for stage in stages] for shard in shards]
+    groups = [[ShardTask(stage, shard, range(8)) for stage in stages] for shard in shards]
     found = [*encoded(groups, torch.device("meta"), 2)]
     assert [(job.stage, job.shard) for job, _ in found] == [
         (s, shard) for shard in shards for _ in range(3) for s in stages

@@ -20,7 +20,7 @@ import numpy as np
 from dimefm import plugins
 from dimefm.cache import CacheWriter, EncoderCard, FeatureCache, Manifest
 from dimefm.cache.compare import compare
-from dimefm.cache.int8 import Fit
+from dimefm.cache.int8 import QuantizerFitter
 from dimefm.cache.manifest import SEAL
 from dimefm.cache.quarantine import quarantined
 from dimefm.cache.writer import Bad
@@ -47,7 +47,7 @@ def make(root, format_, dtype="float16", counts=(6, 6), dim=4, seed=0, prefix="k
     rows = np.random.default_rng(seed).standard_normal((sum(counts), dim)).astype(np.float32)
     code = None
     if dtype == "int8":
-        fit = Fit(len(rows))
+        fit = QuantizerFitter(len(rows))
         fit.add(rows)
         code = fit.code().fields()
     effect = (

@@ -31,7 +31,7 @@ def source(tmp_path, picture):
 
 def while_it_is_read(monkeypatch, stage, change):
     """Let ``change`` happen after the first batch of shard b was read."""
-    prepare, done = stage.prepare_beside, []
+    prepare, done = stage.prepare_shared, []
 
     def changing(self, others, shard, numbers):
         batches = prepare(self, others, shard, numbers)
@@ -39,7 +39,7 @@ def while_it_is_read(monkeypatch, stage, change):
             done.append(change())
         return batches
 
-    monkeypatch.setattr(stage, "prepare_beside", changing)
+    monkeypatch.setattr(stage, "prepare_shared", changing)
 
 
 def grow(path):

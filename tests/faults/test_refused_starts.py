@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from dimefm.cache import FeatureCache
-from dimefm.cache.plan import presence
+from dimefm.cache.plan import write_lock
 from dimefm.cli import main
 from dimefm.errors import CacheError
 
@@ -134,7 +134,7 @@ def test_an_error_before_the_first_shard_leaves_nothing_and_an_interrupt_or_a_sh
     place, shared, error, records, left
 ):
     plan = place / "new/.partial/plan.json"
-    with pytest.raises(error), presence("new", shared=shared):
+    with pytest.raises(error), write_lock("new", shared=shared):
         for name in ("plan.json", *records):
             (plan.parent / name).write_text("{}")
         raise error
@@ -150,18 +150,18 @@ def test_one_that_fails_beside_others_leaves_them_what_they_share(place):
     )
     try:
         assert other.stdout.readline() == "here\n"
-        with pytest.raises(CacheError), presence("new", shared=True):
+        with pytest.raises(CacheError), write_lock("new", shared=True):
             (place / "new/.partial/plan.json").write_text("{}")
             raise CacheError("refused")
         assert (place / "new/.partial/plan.json").exists()
         with (
             pytest.raises(CacheError, match="another process is writing there"),
-            presence("new", shared=False),
+            write_lock("new", shared=False),
         ):
             pass
     finally:
         other.communicate()
-    with pytest.raises(CacheError, match="refused"), presence("new", shared=True):
+    with pytest.raises(CacheError, match="refused"), write_lock("new", shared=True):
         raise CacheError("refused")
     assert entries(place / "new") == set()
 

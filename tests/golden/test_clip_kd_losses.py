@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from dimefm.losses import Features, Objective, Weighted, Widths, _chunked, clip_kd
-from dimefm.losses._modules import near
+from dimefm.losses import FeatureDims, Features, LossConfig, Objective, _chunked, clip_kd
+from dimefm.losses._modules import project_to_teacher
 
 GOLDEN = np.load(Path(__file__).parent / "clip_kd_losses.npz", allow_pickle=False)
 WHOLE = Path(__file__).parents[3] / "shared" / "golden" / "clip_kd_losses.npz"
@@ -31,18 +31,18 @@ MIX = (
     ("clip_kd.fd", 2000.0),
 )
 LOSSES = {
-    "task": [Weighted("clip.contrastive", 1.0)],
-    "crd": [Weighted("clip_kd.crd", 1.0)],
-    "icl": [Weighted("clip_kd.icl", 1.0)],
-    "cross_kd": [Weighted("clip_kd.cross_kd", 1.0)],
-    "fd": [Weighted("clip_kd.fd", 1.0)],
-    "gd": [Weighted("clip_kd.gd", 1.0)],
-    "gd_fixed": [Weighted("clip_kd.gd", 1.0, {"temperature": "paper"})],
-    "afd": [Weighted("clip_kd.afd", 1.0)],
-    "clipkd": [Weighted(name, weight) for name, weight in MIX],
-    "oc_contrastive": [Weighted("clip.contrastive", 1.0)],
-    "oc_distill": [Weighted("open_clip.distill", 1.0)],
-    "oc_total": [Weighted("clip.contrastive", 1.0), Weighted("open_clip.distill", 1.0)],
+    "task": [LossConfig("clip.contrastive", 1.0)],
+    "crd": [LossConfig("clip_kd.crd", 1.0)],
+    "icl": [LossConfig("clip_kd.icl", 1.0)],
+    "cross_kd": [LossConfig("clip_kd.cross_kd", 1.0)],
+    "fd": [LossConfig("clip_kd.fd", 1.0)],
+    "gd": [LossConfig("clip_kd.gd", 1.0)],
+    "gd_fixed": [LossConfig("clip_kd.gd", 1.0, {"temperature": "paper"})],
+    "afd": [LossConfig("clip_kd.afd", 1.0)],
+    "clipkd": [LossConfig(name, weight) for name, weight in MIX],
+    "oc_contrastive": [LossConfig("clip.contrastive", 1.0)],
+    "oc_distill": [LossConfig("open_clip.distill", 1.0)],
+    "oc_total": [LossConfig("clip.contrastive", 1.0), LossConfig("open_clip.distill", 1.0)],
 }
 PARTS = {  # the release's names of learnt parts, and ours
     "visual_proj": "image_projection",
@@ -71,7 +71,9 @@ def prepared(golden, case, name, dtype):
     }
     leaves = {k: rows[k].requires_grad_() for k in ("img", "txt", "s_scale")}
     objective = Objective(LOSSES[name], GIVEN)
-    found = objective.learnt([Widths(rows["img"].shape[1], rows["t_img"].shape[1])], seed=0)
+    found = objective.loss_modules(
+        [FeatureDims(rows["img"].shape[1], rows["t_img"].shape[1])], seed=0
+    )
     parts = found[0].to(dtype) if len(found) else None
     if parts is not None:
         weights = {
@@ -91,13 +93,13 @@ def run(golden, case, name, dtype):
     leaves, student, teacher, objective, parts = prepared(golden, case, name, dtype)
     total = objective(student, teacher, parts)["total"]
     total.backward()
-    learnt = {} if parts is None else dict(parts.named_parameters())
+    loss_modules = {} if parts is None else dict(parts.named_parameters())
     theirs = {
         ours(k): k
         for k in (*PARTS, *(f"{m}.{p}" for m in PARTS for p in ("weight", "bias")))
-        if ours(k) in learnt
+        if ours(k) in loss_modules
     }
-    leaves |= {theirs[key]: parameter for key, parameter in learnt.items()}
+    leaves |= {theirs[key]: parameter for key, parameter in loss_modules.items()}
     return total.item(), {
         key: np.zeros(x.shape) if x.grad is None else x.grad.double().numpy()
         for key, x in leaves.items()
@@ -169,7 +171,10 @@ def test_gradients_that_gd_compares_equal_the_released_ones(case, dtype):
     the student.
     """
     _, student, teacher, _, parts = prepared(GOLDEN, case, "gd", DTYPES[dtype])
-    given = {"t": (teacher.image, teacher.text, teacher), "s": (*near(student, **parts), student)}
+    given = {
+        "t": (teacher.image, teacher.text, teacher),
+        "s": (*project_to_teacher(student, **parts), student),
+    }
     for side, (image, text, features) in given.items():
         for (p, rows), (k, others) in itertools.permutations((("img", image), ("txt", text))):
             slopes = clip_kd._slopes(rows, others, 1 / features.logit_scale)

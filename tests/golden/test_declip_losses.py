@@ -10,11 +10,19 @@ import pytest
 import torch
 from torch import nn
 
-from dimefm.losses import Features, Objective, Tokens, Weighted, Widths, Words, _late_interaction
+from dimefm.losses import (
+    FeatureDims,
+    Features,
+    LossConfig,
+    Objective,
+    TextTokenStates,
+    TokenEmbeddings,
+    _late_interaction,
+)
 from dimefm.losses._features import resolve
 from dimefm.losses._heads import predictor, projector, simclr_head
 from dimefm.losses._modules import Scale
-from dimefm.losses._primitives import logits, views_apart
+from dimefm.losses._primitives import logits, nt_xent
 from dimefm.train.inputs.word_masking import Draws, Masking
 from tests.golden.declip import (
     DTYPES,
@@ -34,7 +42,7 @@ from tests.golden.declip import (
 def test_contrast_equals_the_released_code(dtype):
     image, text, log_scale = (leaf(f"clip/{name}", dtype) for name in ("v", "t", "log_scale"))
     student = Features.of(image, text, log_scale.exp())
-    value = Objective([Weighted("clip.contrastive", 1.0)], GIVEN)(student, None)["total"]
+    value = Objective([LossConfig("clip.contrastive", 1.0)], GIVEN)(student, None)["total"]
     value.backward()
     close(value, GOLDEN["clip/loss"], precise(dtype))
     found = logits(student.image, student.text, student.logit_scale)
@@ -79,7 +87,7 @@ def test_simsiam_equals_the_released_code(dtype):
 @pytest.mark.parametrize("kind", ["nt_xent", "nt_xent_gather"])
 def test_nt_xent_equals_the_released_code(kind, temperature, dtype):
     one, other = (leaf(f"nt_xent_T{temperature}/{name}", dtype) for name in ("zi", "zj"))
-    value = views_apart(nn.functional.normalize(torch.cat([one, other]), dim=1), 1 / temperature)
+    value = nt_xent(nn.functional.normalize(torch.cat([one, other]), dim=1), 1 / temperature)
     value.backward()
     stem = f"{kind}_T{temperature}"
     close(value, GOLDEN[f"{stem}/loss"], precise(dtype))
@@ -90,7 +98,7 @@ def test_nt_xent_equals_the_released_code(kind, temperature, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_simsiam_heads_equal_the_released_ones(dtype):
     x = [leaf(f"heads/x{view}", dtype) for view in (1, 2)]
-    heads = {"proj": projector(Widths(16, 16), 24), "pred": predictor(Widths(16, 16), 24)}
+    heads = {"proj": projector(FeatureDims(16, 16), 24), "pred": predictor(FeatureDims(16, 16), 24)}
     for name, head in heads.items():
         load(head, head_weights(name, LAYERS["projector" if name == "proj" else "predictor"]))
         head.to(DTYPES[dtype])
@@ -118,7 +126,7 @@ def head_weights(name, layers):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_simclr_head_equals_the_released_one(dtype):
-    head = simclr_head(Widths(16, 16, hidden=16), 24, 8)
+    head = simclr_head(FeatureDims(16, 16, hidden=16), 24, 8)
     load(head, head_weights("slip", LAYERS["predictor_sim"]))
     close(
         head.to(DTYPES[dtype])(torch.tensor(GOLDEN["heads/slip_x"], dtype=DTYPES[dtype])),
@@ -140,14 +148,14 @@ def test_filip_equals_the_released_code(monkeypatch, tokens, dtype, chunk):
     scale = "filip_k16/log_scale" if tokens is None else f"{stem}/log_scale"
     nn.init.constant_(factor.value, float(GOLDEN[scale]))
     parts = {"image_mapping": nn.Identity(), "text_mapping": nn.Identity(), "dense_scale": factor}
-    words = Words(text, torch.full((len(text),), 5))
+    words = TextTokenStates(text, torch.full((len(text),), 5))
     student = Features.of(image[:, 0], text[:, 0], 1.0, patches=image, words=words)
     value = resolve("declip.filip", {})(student, **parts, tokens=tokens or 1000)
     value.backward()
     close(value, GOLDEN[f"{stem}/loss"], precise(dtype))
     for found, name in ((image, "gimg"), (text, "gtxt"), (factor.value, "gs")):
         close(found.grad, GOLDEN[f"{stem}/{name}"], precise(dtype))
-    ways = scores(Tokens.of(image), Tokens.of(text), tokens or 1000)
+    ways = scores(TokenEmbeddings.of(image), TokenEmbeddings.of(text), tokens or 1000)
     for found, name in zip(ways, ("li", "lt"), strict=True):
         close(factor("exp") * found, GOLDEN[f"{stem}/{name}"], precise(dtype))
 

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from dimefm.cache import CacheWriter, EncoderCard, FeatureCache, Manifest
 from dimefm.curate.neighbours import Rule
 from dimefm.curate.neighbours.search import Searcher
-from dimefm.losses import Tokens, late
-from dimefm.losses._primitives import contrast
+from dimefm.losses import TokenEmbeddings, late
+from dimefm.losses._primitives import info_nce
 
 GOLDEN = np.load(Path(__file__).parent / "declip_losses.npz", allow_pickle=False)
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5}
@@ -42,7 +42,8 @@ def test_simsiam_by_tokens_is_the_token_score_of_an_image_with_its_other_view(dt
     """
     p1, z1, p2, z2 = leaves("simsiam_min", ("p1", "z1", "p2", "z2"), dtype)
     scores = [
-        late(Tokens.of(p), Tokens.of(z.detach())).diagonal().mean() for p, z in ((p1, z2), (p2, z1))
+        late(TokenEmbeddings.of(p), TokenEmbeddings.of(z.detach())).diagonal().mean()
+        for p, z in ((p1, z2), (p2, z1))
     ]
     value = -sum(scores) / 2
     value.backward()
@@ -56,7 +57,7 @@ def test_convirt_is_contrast_that_weighs_its_directions_unequally(dtype):
     """Temperature 0.1, three quarters of images looking for sentences and one of the way back."""
     one, other = leaves("convirt", ("zis", "zjs"), dtype)
     image, text = F.normalize(one, dim=1), F.normalize(other, dim=1)
-    value = 0.75 * contrast(image, text, 10.0) + 0.25 * contrast(text, image, 10.0)
+    value = 0.75 * info_nce(image, text, 10.0) + 0.25 * info_nce(text, image, 10.0)
     value.backward()
     close(value, "convirt/loss")
     close(one.grad, "convirt/gi")

@@ -15,7 +15,14 @@ import pytest
 import torch
 from torch import nn
 
-from dimefm.losses import Features, Objective, Tokens, Weighted, Widths, Words
+from dimefm.losses import (
+    FeatureDims,
+    Features,
+    LossConfig,
+    Objective,
+    TextTokenStates,
+    TokenEmbeddings,
+)
 from dimefm.losses._features import resolve
 from tests.golden.declip import DTYPES, GIVEN, GOLDEN, LAYERS, close, leaf, load, ring, scores
 
@@ -108,7 +115,7 @@ class Step:
         if states is None:
             return None
         labels = torch.cat([torch.tensor(GOLDEN[f"{stem}/{name}.labels"]) for stem in self.stems])
-        return Words(states, torch.full((len(states),), states.shape[1]), labels)
+        return TextTokenStates(states, torch.full((len(states),), states.shape[1]), labels)
 
     def features(self, **other):
         """Return the student's features as the trainer makes them."""
@@ -132,9 +139,9 @@ class Step:
         """Return the learnt parts with golden weights and, of the first process, ring."""
         stem, dtype = self.stems[0], DTYPES[self.dtype]
         words = self.rows("txt.words")
-        widths = Widths(16, 16, hidden=16, patches=10, words=12, vocabulary=29)
+        widths = FeatureDims(16, 16, hidden=16, patches=10, words=12, vocabulary=29)
         assert words is None or words.shape[2] == widths.words
-        found = objective.learnt([widths], seed=0)[0].to(dtype)
+        found = objective.loss_modules([widths], seed=0)[0].to(dtype)
         weights = {
             key: value for key, value in theirs(stem, "param").items() if key in found.state_dict()
         }
@@ -153,10 +160,10 @@ class Step:
             )
         slope = GOLDEN[f"{self.stems[0]}/pgrad.logit_scale"]
         close(torch.zeros(1) if self.log_scale.grad is None else self.log_scale.grad, slope)
-        learnt = {key: value.grad for key, value in parts.named_parameters()}
+        loss_modules = {key: value.grad for key, value in parts.named_parameters()}
         wanted = theirs(self.stems[0], "pgrad")
-        assert set(learnt) == set(wanted)
-        for key, value in learnt.items():
+        assert set(loss_modules) == set(wanted)
+        for key, value in loss_modules.items():
             whole = wanted[key]
             if (
                 not key.endswith("bias") or np.abs(whole).max() > 1e-6
@@ -169,7 +176,7 @@ class Step:
 def objective_of(weights):
     """Return the objective of a mix, with the widths of the golden heads."""
     return Objective(
-        [Weighted(name, weight, OPTIONS.get(name, {})) for name, weight in weights.items()], GIVEN
+        [LossConfig(name, weight, OPTIONS.get(name, {})) for name, weight in weights.items()], GIVEN
     )
 
 
@@ -198,7 +205,7 @@ def test_a_step_with_all_four_pairs_of_tokens_equals_the_released_one(dtype):
         map(step.rows, ("img1.dense", "img2.dense")),
         map(step.words, ("txt", "txt_aug")),
     )
-    own = {name: parts[name] for name in resolve("declip.filip", {}).learns}
+    own = {name: parts[name] for name in resolve("declip.filip", {}).uses_modules}
     pairs = [step.features(patches=a, words=b) for a, b in itertools.product(patches, words)]
     filip = sum(resolve("declip.filip", {})(pair, **own) for pair in pairs) / 4
     values = objective_of(DECLIP)(step.features(), None, parts)
@@ -271,7 +278,7 @@ def test_tokens_and_their_scores_of_a_step_equal_the_released_ones(stems, dtype)
     step, objective = Step(stems, dtype), objective_of(STEPS["filip"])
     parts, student = step.parts(objective), step.features()
     tokens = parts["image_mapping"](student.patches), parts["text_mapping"](student.words.states)
-    ways = scores(*map(Tokens.of, tokens), 16)
+    ways = scores(*map(TokenEmbeddings.of, tokens), 16)
     given = dict(zip(("dense_img", "dense_txt"), tokens, strict=True))
     given |= {
         f"dense_logits_{way}": parts["dense_scale"]("exp") * found
@@ -279,5 +286,5 @@ def test_tokens_and_their_scores_of_a_step_equal_the_released_ones(stems, dtype)
     }
     for name, found in given.items():
         close(found, np.concatenate([GOLDEN[f"{stem}/{name}"] for stem in stems]))
-    value = Objective([Weighted("clip.contrastive", 1.0)], GIVEN)(student, None)["total"]
+    value = Objective([LossConfig("clip.contrastive", 1.0)], GIVEN)(student, None)["total"]
     close(value, np.mean([GOLDEN[f"{stem}/meter.clip_losses"] for stem in stems]))

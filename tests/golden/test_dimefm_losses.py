@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from dimefm.losses import Features, Objective, Weighted, _chunked
-from dimefm.losses._primitives import logits, relation_kl
+from dimefm.losses import Features, LossConfig, Objective, _chunked
+from dimefm.losses._primitives import logits, similarity_kl
 
 GOLDEN = np.load(Path(__file__).parent / "dimefm_losses.npz", allow_pickle=False)
 WHOLE = Path(__file__).parents[3] / "shared" / "golden" / "dimefm_losses.npz"
@@ -61,7 +61,7 @@ def objective(case, name):
     elif name != "total":
         weights = {name: 1.0}
     terms = [
-        Weighted(f"dime.{term}", weight, {"temperature": case[f"t_{term}"]})
+        LossConfig(f"dime.{term}", weight, {"temperature": case[f"t_{term}"]})
         for term, weight in weights.items()
         if weight
     ]
@@ -71,7 +71,7 @@ def objective(case, name):
 def one_way(case, name, *sides):
     """Return the half of VL that compares images ("i2t") or sentences."""
     found = [logits(side.image, side.text, side.logit_scale) for side in sides]
-    return relation_kl(*(found if name == "i2t" else [side.T for side in found]), case["t_vl"])
+    return similarity_kl(*(found if name == "i2t" else [side.T for side in found]), case["t_vl"])
 
 
 def run(case, name, dtype, rows=None):
@@ -79,7 +79,7 @@ def run(case, name, dtype, rows=None):
     student, image, text = (torch.tensor(a, dtype=dtype) for a in rows or draw(case))
     student.requires_grad_()
     teacher = Features.of(image, text, float(case["logit_scale"]))
-    sides = teacher.beside(student), teacher
+    sides = teacher.with_image(student), teacher
     total = (
         one_way(case, name, *sides)
         if name in ("i2t", "t2i")

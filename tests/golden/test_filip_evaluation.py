@@ -13,7 +13,7 @@ import torch
 
 from dimefm.evaluate.classifier import softmax
 from dimefm.evaluate.metrics import METRICS
-from dimefm.losses import Tokens, _late_interaction, late
+from dimefm.losses import TokenEmbeddings, _late_interaction, late
 from dimefm.models.filip import class_tokens
 
 GOLDEN = np.load(Path(__file__).parent / "filip_evaluation.npz", allow_pickle=False)
@@ -22,7 +22,7 @@ PROMPTS = 80
 
 def found(dtype):
     images, words = (
-        Tokens.of(torch.tensor(GOLDEN[f"eval_filip/{side}_dense"], dtype=dtype))
+        TokenEmbeddings.of(torch.tensor(GOLDEN[f"eval_filip/{side}_dense"], dtype=dtype))
         for side in ("img", "text")
     )
     return softmax(late(images, class_tokens(words, PROMPTS)).double().numpy())

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from dimefm.losses import Features, Objective, Weighted
-from dimefm.losses._primitives import contrast, logits, relation_kl, soft_cross_entropy
+from dimefm.losses import Features, LossConfig, Objective
+from dimefm.losses._primitives import info_nce, logits, similarity_kl, soft_cross_entropy
 
 GOLDEN = np.load(Path(__file__).parent / "tinyclip_affinity.npz", allow_pickle=False)
 GIVEN = frozenset({"teacher", "pairs"})
@@ -48,7 +48,7 @@ def test_affinity_equals_the_released_code(case, dtype):
     student, teacher, leaves = sides(
         "aff", GOLDEN[f"{stem}/student_scale"], GOLDEN[f"{stem}/teacher_scale"], DTYPES[dtype]
     )
-    value = Objective([Weighted("tinyclip.affinity", 1.0)])(student, teacher)["total"]
+    value = Objective([LossConfig("tinyclip.affinity", 1.0)])(student, teacher)["total"]
     value.backward()
     close(value.item(), GOLDEN[f"{stem}/loss_avg"], dtype)
     for leaf, name in zip(leaves, ("raw_image", "raw_text", "log_scale"), strict=True):
@@ -87,7 +87,7 @@ def test_the_teachers_shares_and_their_entropy_equal_the_released_code(case, dty
     )
     s, t = similarities(student, teacher)
     for number, (ours, theirs, name) in enumerate(((s, t, "i2t"), (s.T, t.T, "t2i"))):
-        entropy = soft_cross_entropy(ours, theirs, 1.0) - relation_kl(ours, theirs, 1.0)
+        entropy = soft_cross_entropy(ours, theirs, 1.0) - similarity_kl(ours, theirs, 1.0)
         largest = GOLDEN[f"{stem}/loss_{name}"]  # of the two that differ by it
         atol = 1e-12 if dtype == "float64" else 2e-6 * max(1, largest)
         np.testing.assert_allclose(
@@ -120,7 +120,7 @@ def check_two_ranks(value, leaves, kind, gathered):
 def test_a_batch_on_two_processes_equals_the_released_code_with_gradients_gathered(kind, term):
     student, teacher, leaves = sides("aff", 1 / 0.07, 50.0, torch.float64)
     check_two_ranks(
-        Objective([Weighted(term, 1.0)], GIVEN)(student, teacher)["total"], leaves, kind, 1
+        Objective([LossConfig(term, 1.0)], GIVEN)(student, teacher)["total"], leaves, kind, 1
     )
 
 
@@ -138,7 +138,7 @@ def test_without_gradients_gathered_the_release_has_another_loss(kind):
             for rows, way in zip(asked, (t, t.T), strict=True)
         ]
     else:
-        ways = [contrast(*rows, 1 / 0.07) for rows in asked]
+        ways = [info_nce(*rows, 1 / 0.07) for rows in asked]
     check_two_ranks(sum(ways) / 2, leaves, kind, 0)
 
 
@@ -146,7 +146,7 @@ def test_without_gradients_gathered_the_release_has_another_loss(kind):
 def test_affinity_of_unpaired_rows_equals_the_released_code(dtype):
     scale = GOLDEN["affunp/scale"]
     student, teacher, leaves = sides("affunp", scale, scale, DTYPES[dtype])
-    value = Objective([Weighted("tinyclip.affinity", 1.0)])(student, teacher)["total"]
+    value = Objective([LossConfig("tinyclip.affinity", 1.0)])(student, teacher)["total"]
     value.backward()
     close(value.item(), (GOLDEN["affunp/loss_i2t"] + GOLDEN["affunp/loss_t2i"]) / 2, dtype)
     s, t = similarities(student, teacher)
@@ -164,7 +164,7 @@ def test_alpha_is_a_matter_of_weights(case, alpha, weight):
         "aff", GOLDEN[f"{stem}/student_scale"], GOLDEN[f"{stem}/teacher_scale"], torch.float64
     )
     shares = {"tinyclip.affinity": alpha * weight, "clip.contrastive": (1 - alpha) * weight}
-    values = Objective([Weighted(name, share) for name, share in shares.items() if share], GIVEN)(
+    values = Objective([LossConfig(name, share) for name, share in shares.items() if share], GIVEN)(
         student, teacher
     )
     close(values["total"].item(), GOLDEN[f"{stem}/total_alpha{alpha}_w{weight}"], "float64")
@@ -176,7 +176,7 @@ def test_scales_of_a_recipe_stand_in_for_both():
     """Case b has 50 on both sides, as the released scripts."""
     student, teacher, leaves = sides("aff", 7.0, 3.0, torch.float64)
     options = {"teacher_scale": 50, "student_scale": 50.0}
-    value = Objective([Weighted("tinyclip.affinity", 1.0, options)])(student, teacher)["total"]
+    value = Objective([LossConfig("tinyclip.affinity", 1.0, options)])(student, teacher)["total"]
     value.backward()
     close(value.item(), GOLDEN["aff/f64_b/loss_avg"], "float64")
     close(leaves[0].grad.numpy(), GOLDEN["aff/f64_b/grad_raw_image"], "float64")

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from dimefm.cache import CacheWriter, EncoderCard, FeatureCache, Manifest
-from dimefm.cache.int8 import Fit
+from dimefm.cache.int8 import QuantizerFitter
 from dimefm.cli import main
 
 ROOT = Path(__file__).parents[2]
@@ -94,7 +94,7 @@ def test_the_reader_on_the_format_page_reads_what_ours_reads(dtype, tmp_path):
         compile(re.search(r"```python\n(.*?)```", text, re.S)[1], "cache-format.md", "exec"), names
     )
     rows = np.random.default_rng(0).standard_normal((9, 5)).astype(np.float32)
-    fit = Fit(9)
+    fit = QuantizerFitter(9)
     fit.add(rows)
     header = Manifest(
         "image", "hdf5", "float32", 5, False, EncoderCard("any", None, 5, 1.0), {}, {}

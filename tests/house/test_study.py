@@ -20,7 +20,7 @@ from click.testing import CliRunner
 
 from dimefm.cli import main
 from dimefm.errors import DataError, RecipeError
-from dimefm.losses import Objective, Weighted
+from dimefm.losses import LossConfig, Objective
 from dimefm.recipe import read as read_recipe
 from dimefm.train.tasks import given
 from dimefm.train.trainer import Run
@@ -115,7 +115,7 @@ def test_a_cell_is_a_recipe_with_losses_that_its_data_allow(name, monkeypatch):
     cell = STUDY.cells[name]
     recipe = read_recipe(FOLDER / cell.recipe, **cell.changes)
     assert Objective(
-        [Weighted.of(loss, settings) for loss, settings in recipe.losses.items()],
+        [LossConfig.of(loss, settings) for loss, settings in recipe.losses.items()],
         given=given(recipe),
     )
     assert sum(name in group.cells for group in STUDY.groups) >= 1

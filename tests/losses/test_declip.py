@@ -12,18 +12,18 @@ from torch.nn import functional as F
 
 from dimefm.errors import RecipeError
 from dimefm.losses import (
+    FeatureDims,
     Features,
+    LossConfig,
     Objective,
-    Weighted,
-    Widths,
-    Words,
+    TextTokenStates,
     _chunked,
     _late_interaction,
     resolve,
 )
-from dimefm.losses._late_interaction import Tokens, late
+from dimefm.losses._late_interaction import TokenEmbeddings, late
 from dimefm.losses._modules import Scale
-from dimefm.losses._primitives import contrast, cross_entropy, views_apart
+from dimefm.losses._primitives import cross_entropy, info_nce, nt_xent
 from dimefm.losses._queue import Bank
 
 B, D, P, L = 6, 8, 5, 7
@@ -40,7 +40,7 @@ def term(name):
 def student(views=2, captions=2):
     """Return features of a student with all that terms ask for."""
     lengths = torch.tensor([3, 7, 2, 5, 4, 6])
-    words = Words(rows(B, L, D, seed=3), lengths)
+    words = TextTokenStates(rows(B, L, D, seed=3), lengths)
     image, text = rows(B, views, D, seed=1), rows(B, captions, D, seed=2)
     return Features.of(image, text, 10.0, patches=rows(B, P, D, seed=4), words=words, hidden=image)
 
@@ -72,7 +72,7 @@ def test_a_graph_and_a_ring_with_the_same_neighbours_are_one_loss(ways, repeated
     known = ring(rows(32, D, seed=9))
     near = known.nearest(text)
     assert torch.equal(near[1], near[4])
-    teacher = Features(side.image, text, 20.0, near=near)
+    teacher = Features(side.image, text, 20.0, neighbor_text=near)
     options = {"ways": ways, "repeated": repeated}
     graph = term("nns_graph")(side, teacher, image_projection=nn.Identity(), **options)
     cached = term("nns_cached")(
@@ -97,12 +97,12 @@ def test_twins_are_no_negatives(monkeypatch, chunk):
         monkeypatch.setattr(_chunked, "LEAST", chunk)
     queries = F.normalize(rows(B, D), dim=1).requires_grad_()
     keys = F.normalize(rows(B, D, seed=1), dim=1)
-    twins = torch.tensor([0, 1, 0, 2, 1, 0])
+    duplicate_ids = torch.tensor([0, 1, 0, 2, 1, 0])
     found = 10 * queries @ keys.T
-    same = (twins[:, None] == twins) & ~torch.eye(B, dtype=torch.bool)
+    same = (duplicate_ids[:, None] == duplicate_ids) & ~torch.eye(B, dtype=torch.bool)
     masked = found.masked_fill(same, -math.inf)
     wanted = F.cross_entropy(masked, torch.arange(B)) + F.cross_entropy(masked.T, torch.arange(B))
-    value = contrast(queries, keys, 10.0, both_ways=True, twins=twins)
+    value = info_nce(queries, keys, 10.0, both_ways=True, duplicate_ids=duplicate_ids)
     torch.testing.assert_close(value, wanted)
     torch.testing.assert_close(*(torch.autograd.grad(loss, queries)[0] for loss in (value, wanted)))
 
@@ -112,7 +112,7 @@ def test_views_and_labels_do_not_depend_on_chunks(monkeypatch):
     weights, bias = rows(5, D, seed=1), rows(5, seed=2)
 
     def values():
-        losses = views_apart(one, 4.0), cross_entropy(one, weights, bias, labels)
+        losses = nt_xent(one, 4.0), cross_entropy(one, weights, bias, labels)
         return losses + tuple(torch.autograd.grad(loss, one)[0] for loss in losses)
 
     whole = values()
@@ -167,8 +167,10 @@ def test_more_rows_than_a_ring_has_places(wrap, place):
 
 
 def test_a_ring_comes_back_from_a_checkpoint():
-    objective = Objective([Weighted("declip.nns", 1.0, {"size": 16})], frozenset({"pairs"}))
-    first, again = (objective.learnt([Widths(D, D)], seed)[0].double() for seed in (1, 2))
+    objective = Objective([LossConfig("declip.nns", 1.0, {"size": 16})], frozenset({"pairs"}))
+    first, again = (
+        objective.loss_modules([FeatureDims(D, D)], seed)[0].double() for seed in (1, 2)
+    )
     objective(student(), None, first)
     again.load_state_dict(first.state_dict())
     side = student(captions=1)
@@ -203,7 +205,7 @@ def test_simclr_compares_the_two_last_views():
 def test_no_hidden_word_is_no_loss_and_no_nan():
     states = rows(B, L, D).requires_grad_()
     head = nn.Linear(D, 11).double()
-    words = Words(states, torch.full((B,), L), torch.full((B, L), -100))
+    words = TextTokenStates(states, torch.full((B,), L), torch.full((B, L), -100))
     value = term("mlm")(dataclasses.replace(student(), words=words), None, word_head=head)
     value.backward()
     assert value == 0
@@ -242,9 +244,9 @@ def test_chosen_tokens_from_a_cache_are_as_good_as_live_ones(padding):
             side, words=dataclasses.replace(side.words, lengths=torch.full((B,), L))
         )
     there = torch.arange(L) < side.words.lengths[:, None]
-    image, text = Tokens.of(side.patches), Tokens.of(side.words.states, there)
+    image, text = TokenEmbeddings.of(side.patches), TokenEmbeddings.of(side.words.states, there)
     patches, words = image.most(text, 3), text.most(image, 3)
-    cached = Words(words.rows, words.there.sum(1))
+    cached = TextTokenStates(words.rows, words.there.sum(1))
     teacher = Features(side.image, side.text, 20.0, patches=patches.rows, words=cached)
     parts = {
         "patch_projection": nn.Identity(),
@@ -271,10 +273,12 @@ def test_pooled_rows_score_the_best_patch():
 def test_late_similarities_do_not_depend_on_chunks(monkeypatch, pool):
     queries = rows(B, P, D).requires_grad_()
     there = torch.arange(P) < torch.tensor([1, 5, 2, 4, 3, 5])[:, None]
-    keys = Tokens.of(rows(4, 3, D, seed=1), torch.arange(3) < torch.tensor([1, 3, 2, 3])[:, None])
+    keys = TokenEmbeddings.of(
+        rows(4, 3, D, seed=1), torch.arange(3) < torch.tensor([1, 3, 2, 3])[:, None]
+    )
 
     def values():
-        found = late(Tokens.of(queries, there), keys, pool=pool)
+        found = late(TokenEmbeddings.of(queries, there), keys, pool=pool)
         return found, torch.autograd.grad((found * rows(B, 4, seed=2)).sum(), queries)[0]
 
     whole = values()

@@ -9,8 +9,17 @@ import torch
 from open_clip.loss import SigLipLoss
 from torch.nn import functional as F
 
-from dimefm.losses import Features, Objective, Weighted, Widths, _chunked, clip_kd, dime, siglip
-from dimefm.losses._modules import Scale, fusion, learnt, projection, scale
+from dimefm.losses import (
+    FeatureDims,
+    Features,
+    LossConfig,
+    Objective,
+    _chunked,
+    clip_kd,
+    dime,
+    siglip,
+)
+from dimefm.losses._modules import Scale, fusion, loss_modules, projection, scale
 
 SAME = {"image_projection": torch.nn.Identity(), "text_projection": torch.nn.Identity()}
 
@@ -65,7 +74,7 @@ def test_a_student_of_one_tower_has_no_text_side(sides):
     """
     _, teacher = sides
     image = rows(5, 6, 8).requires_grad_()
-    student = teacher.beside(image)
+    student = teacher.with_image(image)
     torch.testing.assert_close(
         clip_kd.fd(student, teacher, **SAME), F.mse_loss(student.image, teacher.image)
     )
@@ -117,17 +126,19 @@ def test_the_sigmoid_loss_wants_pairs():
 
 def test_terms_share_parts_and_each_teacher_has_its_own():
     objective = Objective(
-        [Weighted("clip_kd.icl", 1.0), Weighted("clip_kd.fd", 2000.0)],
+        [LossConfig("clip_kd.icl", 1.0), LossConfig("clip_kd.fd", 2000.0)],
         frozenset({"teacher", "pairs"}),
     )
-    found = objective.learnt([Widths(8, 12), Widths(8, 8)], seed=0)
+    found = objective.loss_modules([FeatureDims(8, 12), FeatureDims(8, 8)], seed=0)
     assert [sorted(parts) for parts in found] == [
         ["cross_scale", "image_projection", "text_projection"]
     ] * 2
     assert tuple(found[0]["image_projection"].weight.shape) == (12, 8)
     assert not list(found[1]["image_projection"].parameters())
-    assert fusion(Widths(8, 12)).in_features == 24
-    assert not list(Objective([Weighted("dime.vl", 1.0)]).learnt([Widths(8, 8)], seed=0))
+    assert fusion(FeatureDims(8, 12)).in_features == 24
+    assert not list(
+        Objective([LossConfig("dime.vl", 1.0)]).loss_modules([FeatureDims(8, 8)], seed=0)
+    )
 
 
 def test_a_part_is_made_in_one_way():
@@ -137,20 +148,24 @@ def test_a_part_is_made_in_one_way():
     def other():
         """Do nothing."""
 
-    term.learns, other.learns = {"cross_scale": scale}, {"cross_scale": projection}
+    term.uses_modules, other.uses_modules = {"cross_scale": scale}, {"cross_scale": projection}
     with pytest.raises(ValueError, match="'cross_scale' is made in two ways"):
-        learnt([term, other], [Widths(8, 8)], 0)
+        loss_modules([term, other], [FeatureDims(8, 8)], 0)
 
 
 def test_weights_follow_their_schedule(sides):
-    linear = Weighted("dime.vl", 2.0, schedule="linear")
-    cosine = Weighted("dime.vl", 0.0, schedule="cosine", end=4.0)
+    linear = LossConfig("dime.vl", 2.0, schedule="linear")
+    cosine = LossConfig("dime.vl", 0.0, schedule="cosine", end=4.0)
     assert [linear.at(x) for x in (0, 0.25, 1)] == [2.0, 1.5, 0.0]
     assert [cosine.at(x) for x in (0, 0.5, 1)] == pytest.approx([0, 2, 4])
     way = [cosine.at(x / 8) for x in range(9)]
     assert all(a < b for a, b in itertools.pairwise(way))
-    assert Weighted("dime.vl", 3.0).at(0.7) == 3.0
+    assert LossConfig("dime.vl", 3.0).at(0.7) == 3.0
     values = Objective(
-        [Weighted.of("dime.vl", {"weight": 2, "schedule": "linear", "end": 1, "temperature": 2.0})]
+        [
+            LossConfig.of(
+                "dime.vl", {"weight": 2, "schedule": "linear", "end": 1, "temperature": 2.0}
+            )
+        ]
     )(*sides, progress=0.5)
     torch.testing.assert_close(values["total"], 1.5 * dime.vl(*sides, temperature=2.0))

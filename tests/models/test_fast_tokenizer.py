@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
 from dimefm.models import fast_tokenizer, open_clip
-from dimefm.models.fast_tokenizer import Words, words_of
+from dimefm.models.fast_tokenizer import CachedTokenizer, words_of
 
 PLAIN = SimpleTokenizer()
 TOKENIZERS = {
@@ -22,7 +22,7 @@ TOKENIZERS = {
     "canonicalize": SimpleTokenizer(clean="canonicalize"),
     "specials": SimpleTokenizer(additional_special_tokens=["<mask>", "café"]),
 }
-FAST = {name: Words(tokenizer) for name, tokenizer in TOKENIZERS.items()}
+FAST = {name: CachedTokenizer(tokenizer) for name, tokenizer in TOKENIZERS.items()}
 ODD = [
     "",
     " ",
@@ -118,7 +118,7 @@ def test_real_sentences(shared_data):
 
 def test_memory_is_bounded(monkeypatch):
     monkeypatch.setattr(fast_tokenizer, "KEPT_WORDS", 3)
-    found = Words(PLAIN)
+    found = CachedTokenizer(PLAIN)
     sentences = [f"{word} {'x' * 40}" for word in ("one", "two", "three", "four", "five")]
     assert torch.equal(found.tokenize(sentences)[0], PLAIN(sentences))
     assert list(found._known) == ["four", "five"]
@@ -127,14 +127,14 @@ def test_memory_is_bounded(monkeypatch):
 
 def test_threads_share_a_memory(monkeypatch):
     monkeypatch.setattr(fast_tokenizer, "KEPT_WORDS", 5)
-    found, sentences = Words(PLAIN), ODD + [f"word{n} number {n}" for n in range(200)]
+    found, sentences = CachedTokenizer(PLAIN), ODD + [f"word{n} number {n}" for n in range(200)]
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         several = list(pool.map(lambda _: found.tokenize(sentences)[0], range(8)))
     assert all(torch.equal(tokens, PLAIN(sentences)) for tokens in several)
 
 
 def test_tokenizers_whose_tokens_are_not_of_words_are_left_alone():
-    assert isinstance(words_of(PLAIN), Words)
+    assert isinstance(words_of(PLAIN), CachedTokenizer)
     assert words_of(SimpleTokenizer(reduction_mask="simple")) is None
     assert words_of(SimpleTokenizer(additional_special_tokens=["<two words>"])) is None
     assert words_of(HFTokenizer.__new__(HFTokenizer)) is None

@@ -8,7 +8,15 @@ import torch
 from torch import nn
 
 from dimefm.errors import ModelError
-from dimefm.losses import Objective, Tokens, Weighted, Widths, Words, late, present
+from dimefm.losses import (
+    FeatureDims,
+    LossConfig,
+    Objective,
+    TextTokenStates,
+    TokenEmbeddings,
+    late,
+    present,
+)
 from dimefm.models import filip
 from dimefm.models.filip import class_tokens, joined
 from dimefm.runs import folder
@@ -25,7 +33,7 @@ def rows(*shape, seed=0):
 def prompts(padding):
     """Return the unit tokens of C * P prompts."""
     states = rows(C * P, L, E, seed=1)
-    return Tokens.of(states, present(Words(states, LENGTHS.flatten()), padding))
+    return TokenEmbeddings.of(states, present(TextTokenStates(states, LENGTHS.flatten()), padding))
 
 
 def in_loops(images, words, padding):
@@ -47,7 +55,7 @@ def in_loops(images, words, padding):
 
 @pytest.mark.parametrize("padding", ["counted", "left out"])
 def test_scores_by_tokens_are_those_of_plain_loops(padding):
-    images, words = Tokens.of(rows(7, 9, E, seed=2)), prompts(padding)
+    images, words = TokenEmbeddings.of(rows(7, 9, E, seed=2)), prompts(padding)
     found = late(images, class_tokens(words, P))
     expected = in_loops(images.rows.numpy(), words.rows.unflatten(0, (C, P)).numpy(), padding)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12)
@@ -64,7 +72,7 @@ def test_tokens_of_a_class_have_length_1_and_do_not_depend_on_the_others(padding
     there = words.there
     cut = joined(
         [
-            class_tokens(Tokens(words.rows[s], None if there is None else there[s]), P)
+            class_tokens(TokenEmbeddings(words.rows[s], None if there is None else there[s]), P)
             for s in starts
         ]
     )
@@ -78,9 +86,10 @@ def test_what_padding_holds_matters_only_where_it_counts():
         words = prompts(padding)
         other = words.rows.clone()
         other[torch.arange(L) >= LENGTHS.flatten()[:, None]] *= -1
-        images = Tokens.of(rows(3, 9, E))
+        images = TokenEmbeddings.of(rows(3, 9, E))
         pair = [
-            late(images, class_tokens(Tokens(each, words.there), P)) for each in (words.rows, other)
+            late(images, class_tokens(TokenEmbeddings(each, words.there), P))
+            for each in (words.rows, other)
         ]
         changed[padding] = not torch.equal(*pair)
     assert changed == {"counted": True, "left out": False}
@@ -98,11 +107,13 @@ def test_what_padding_holds_matters_only_where_it_counts():
     ],
 )
 def test_maps_are_kept_where_a_loss_learns_both(tmp_path, losses, said):
-    objective = Objective([Weighted(name, 1.0, options) for name, options in losses.items()], PAIRS)
-    learnt = objective.learnt(
-        [Widths(8, 8, patches=6, words=7), Widths(8, 5, patches=6, words=7)], seed=0
+    objective = Objective(
+        [LossConfig(name, 1.0, options) for name, options in losses.items()], PAIRS
     )
-    assert filip.keep(learnt, objective, tmp_path) == said
+    loss_modules = objective.loss_modules(
+        [FeatureDims(8, 8, patches=6, words=7), FeatureDims(8, 5, patches=6, words=7)], seed=0
+    )
+    assert filip.keep(loss_modules, objective, tmp_path) == said
     assert [path.name for path in tmp_path.iterdir()] == (
         [] if said is None else [folder.TOKEN_MAPS]
     )
@@ -114,16 +125,16 @@ def test_maps_are_kept_where_a_loss_learns_both(tmp_path, losses, said):
             }
         )
         folder.load_weights(kept, tmp_path / folder.TOKEN_MAPS)
-        assert torch.equal(kept["image_mapping"].weight, learnt[0]["image_mapping"].weight)
+        assert torch.equal(kept["image_mapping"].weight, loss_modules[0]["image_mapping"].weight)
 
 
 def test_a_loss_on_cached_tokens_leaves_no_maps(tmp_path):
     given = PAIRS | {"teacher", "tokens"}
     objective = Objective(
-        [Weighted("declip.filip_tokens", 1.0), Weighted("declip.filip_pooled", 1.0)], given
+        [LossConfig("declip.filip_tokens", 1.0), LossConfig("declip.filip_pooled", 1.0)], given
     )
-    learnt = objective.learnt([Widths(8, 5, patches=6, words=7)], seed=0)
-    assert filip.keep(learnt, objective, tmp_path) is None
+    loss_modules = objective.loss_modules([FeatureDims(8, 5, patches=6, words=7)], seed=0)
+    assert filip.keep(loss_modules, objective, tmp_path) is None
 
 
 def test_an_encoder_that_is_no_run_is_refused(tiny_teacher):

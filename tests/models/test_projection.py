@@ -226,8 +226,8 @@ def test_a_student_learns_all_of_it_and_is_finished_as_an_ordinary_tower(tmp_pat
 
 def test_the_bridge_is_saved_with_the_student(tmp_path):
     ours, *_ = bridged(tmp_path, "image")
-    assert "bridge.weight" in ours.state_dict()
-    assert ours.state_dict()["bridge.weight"].shape == (TEACHER, OWN)
+    assert "projection.weight" in ours.state_dict()
+    assert ours.state_dict()["projection.weight"].shape == (TEACHER, OWN)
 
 
 def test_two_towers_that_learn_without_a_teacher_have_no_bridge():

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dimefm.cache import CacheWriter, Manifest
-from dimefm.cache.manifest import strangers
+from dimefm.cache.manifest import encoder_mismatch
 from dimefm.data import open_rows
 from dimefm.models.encoder import load_encoder
 from dimefm.recipe import read
@@ -109,7 +109,7 @@ def test_a_run_folder_of_a_text_tower_takes_the_image_tower_of_its_teacher(train
     tokens = tiny_teacher.tokenize(SENTENCES)[0]
     assert not torch.allclose(run.encode_text(tokens), tiny_teacher.encode_text(tokens), atol=0.1)
     assert run.card.weights_sha256 != tiny_teacher.card.weights_sha256
-    assert strangers(tiny_teacher.card, run.card) == []
+    assert encoder_mismatch(tiny_teacher.card, run.card) == []
 
 
 def test_two_towers_of_one_teacher_make_one_encoder(trained):

@@ -19,8 +19,8 @@ from dimefm.models.inference import text_batches as sentences_of
 from dimefm.models.inference.precision import computing
 from dimefm.models.inference.text_batches import (
     CPU_PLACES,
-    InLanes,
-    Met,
+    PooledEncode,
+    SeenSentences,
     digests,
     encode_sentences,
     plan,
@@ -309,8 +309,8 @@ def test_batches_are_bounded_and_lanes_give_the_same_rows(tiny_teacher):
     assert max(n * length for n, length in encoder.shapes) <= CPU_PLACES
     torch.testing.assert_close(rows, reference(tiny_teacher, sentences), rtol=0, atol=EXACT)
     assert torch.equal(encode_sentences(tiny_teacher, tokens, 3), rows)
-    with ThreadPoolExecutor(3) as lanes:
-        found = InLanes(tiny_teacher, tokens, 3, lanes)
+    with ThreadPoolExecutor(3) as encode_threads:
+        found = PooledEncode(tiny_teacher, tokens, 3, encode_threads)
         assert found.pieces == 150
         np.testing.assert_array_equal(found.fetch()[0], rows)
 
@@ -333,10 +333,10 @@ def test_a_plan_holds_every_row_once_and_no_batch_is_too_large(lengths, batch_si
     st.integers(1, 20),
 )
 def test_sentences_met_before_are_recognised_in_any_portion(rows, size):
-    tokens, met, encoded = torch.tensor(rows), Met(), []
+    tokens, met, encoded = torch.tensor(rows), SeenSentences(), []
     for start in range(0, len(rows), size):
         part = tokens[start : start + size]
-        fresh, which = met.meet(digests(part))
+        fresh, which = met.deduplicate(digests(part))
         encoded += [tuple(row) for row in part[fresh].tolist()]
         assert [encoded[number] for number in which.tolist()] == rows[start : start + size]
     assert len(encoded) == len(set(rows)) and set(encoded) == set(rows)
@@ -344,7 +344,7 @@ def test_sentences_met_before_are_recognised_in_any_portion(rows, size):
 
 def test_memory_for_sentences_met_is_bounded(monkeypatch):
     monkeypatch.setattr(sentences_of, "REMEMBERED", 2)
-    met = Met()
-    fresh, which = met.meet([b"a", b"b", b"c", b"a", b"c"])
+    met = SeenSentences()
+    fresh, which = met.deduplicate([b"a", b"b", b"c", b"a", b"c"])
     assert (fresh, which.tolist()) == ([0, 1, 2, 4], [0, 1, 2, 0, 3])
-    assert met.meet([b"b", b"c"])[0] == [1]
+    assert met.deduplicate([b"b", b"c"])[0] == [1]

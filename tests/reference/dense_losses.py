@@ -11,13 +11,13 @@ def logits(queries, keys, scale):
     return scale * (queries @ keys.T)
 
 
-def relation_kl(student, teacher, temperature, both_ways=False):
+def similarity_kl(student, teacher, temperature, both_ways=False):
     """Return mean over rows of KL(softmax(teacher / t) || softmax(student / t)); both ways adds
     that of the transposes.
     """
     target, found = ((x / temperature).log_softmax(dim=1) for x in (teacher.detach(), student))
     value = (target.exp() * (target - found)).sum(dim=1).mean()
-    return value + relation_kl(student.T, teacher.T, temperature) if both_ways else value
+    return value + similarity_kl(student.T, teacher.T, temperature) if both_ways else value
 
 
 def soft_cross_entropy(student, teacher, temperature, both_ways=False):
@@ -32,9 +32,9 @@ def soft_cross_entropy(student, teacher, temperature, both_ways=False):
     return value + soft_cross_entropy(student.T, teacher.T, temperature) if both_ways else value
 
 
-def contrast(queries, keys, scale, both_ways=False):
+def info_nce(queries, keys, scale, both_ways=False):
     """Return InfoNCE of rows [B, D] against [B, D]; both ways adds that of keys against queries."""
     value = F.cross_entropy(
         logits(queries, keys, scale), torch.arange(len(queries), device=queries.device)
     )
-    return value + contrast(keys, queries, scale) if both_ways else value
+    return value + info_nce(keys, queries, scale) if both_ways else value

@@ -15,7 +15,15 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from dimefm.errors import DataError
-from dimefm.storage.remote import copy_of, fetch, filesystem, forget, is_url, look, scratch_folder
+from dimefm.storage.remote import (
+    fetch,
+    filesystem,
+    forget,
+    is_url,
+    local_path,
+    scratch_folder,
+    stat,
+)
 
 URL = "memory://bucket/deep/a.bin"
 
@@ -112,9 +120,9 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
 
 def test_a_file_is_fetched_once(downloads, tmp_path):
     copy = fetch(URL, tmp_path)
-    assert copy == tmp_path / "memory/bucket/deep/a.bin" == copy_of(URL, tmp_path)
+    assert copy == tmp_path / "memory/bucket/deep/a.bin" == local_path(URL, tmp_path)
     assert copy.read_bytes() == b"first"
-    assert fetch(URL, tmp_path) == fetch(URL, tmp_path, look(URL)) == copy
+    assert fetch(URL, tmp_path) == fetch(URL, tmp_path, stat(URL)) == copy
     assert len(downloads) == 1
     assert sorted(path.name for path in copy.parent.iterdir()) == [".a.bin.seal", "a.bin"]
     seal = json.loads((copy.parent / ".a.bin.seal").read_text())
@@ -198,8 +206,8 @@ def test_what_is_missing_or_a_folder_is_no_file(downloads, tmp_path):
         fetch("memory://bucket/none", tmp_path)
     with pytest.raises(DataError, match="bucket/deep: is a folder; expected a file"):
         fetch("memory://bucket/deep", tmp_path)
-    assert look("memory://bucket/none") is None
-    assert look("memory://bucket/deep")["type"] == "directory"
+    assert stat("memory://bucket/none") is None
+    assert stat("memory://bucket/deep")["type"] == "directory"
 
 
 @pytest.mark.parametrize("path", ["../x", "a/../../x", "a/./x", "a//x", "", "a/x\0y"])

@@ -39,7 +39,7 @@ def png(number, size=(24, 20)):
     return file.getvalue()
 
 
-class World:
+class DistributedContext:
     """Two TSV shards of images, their features, features of sentences, and small students, in one
     folder.
     """
@@ -248,9 +248,9 @@ class World:
 
 @pytest.fixture
 def world(tmp_path):
-    return World(tmp_path)
+    return DistributedContext(tmp_path)
 
 
 @pytest.fixture(scope="session")
 def make_world():
-    return World
+    return DistributedContext

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from dimefm.recipe import read
-from dimefm.train.distributed import joined
+from dimefm.train.distributed import init_distributed
 from dimefm.train.grad_cache import Gradients
 from dimefm.train.trainer import Run
 
@@ -52,12 +52,12 @@ def main(folder, world):
             run.finish()
             continue
         found = first_step(recipe, out, world)
-        if world.first:
+        if world.is_main:
             torch.save(found, path.with_suffix(".pt"))
         digest = hashlib.sha256(b"".join(g.numpy().tobytes() for g in found["gradients"].values()))
         path.with_suffix(f".{world.rank}.sha256").write_text(digest.hexdigest())
 
 
 if __name__ == "__main__":
-    with joined(torch.device("cpu")) as world:
+    with init_distributed(torch.device("cpu")) as world:
         main(Path(sys.argv[1]), world)

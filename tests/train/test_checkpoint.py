@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dimefm.train import checkpoint
-from dimefm.train.early_stopping import Watch
+from dimefm.train.early_stopping import EarlyStopping
 
 
 @pytest.fixture
@@ -109,11 +109,11 @@ def test_the_watch_goes_on_where_the_checkpoint_was_taken(tmp_path):
     def score(_):
         return {"a": next(scores), "b": 0.0}
 
-    watch = Watch(score, patience=3)
+    watch = EarlyStopping(score, patience=3)
     for step in (10, 20, 30):
         watch.measure(step, model)
     folder = checkpoint.save(tmp_path, 30, model, optimizer, 1, {}, watch=watch)
-    again = Watch(score, patience=3)
+    again = EarlyStopping(score, patience=3)
     checkpoint.load(folder, model, optimizer, watch=again)
     assert again.record() == {"step": 20, "mean": 0.35, "scores": {"a": 0.7, "b": 0.0}}
     assert (again.without, again.exhausted) == (1, False)
@@ -124,7 +124,7 @@ def test_the_watch_goes_on_where_the_checkpoint_was_taken(tmp_path):
 
 
 def test_a_watch_without_patience_never_ends_a_run():
-    watch = Watch(lambda _: {"a": 0.0})
+    watch = EarlyStopping(lambda _: {"a": 0.0})
     for step in range(9):
         watch.measure(step, None)
     assert not watch.exhausted and watch.best_step == 0

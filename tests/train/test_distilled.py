@@ -82,14 +82,16 @@ def test_learnt_parts_learn_are_kept_and_are_no_part_of_the_result(world):
     recipe = world.distilled_recipe(steps=6, save_every=3, keep=9, lr=3e-3)
     out = train(recipe, world.root / "run", echo=quiet)
     first, last = (load_file(folder / checkpoint.MODEL) for folder in checkpoint.checkpoints(out))
-    learnt = [name for name in first if name.startswith("learnt.")]
-    assert {name.split(".")[2] for name in learnt} == {
+    loss_modules = [name for name in first if name.startswith("loss_modules.")]
+    assert {name.split(".")[2] for name in loss_modules} == {
         "image_projection",
         "text_projection",
         "cross_scale",
     }
-    assert all(not torch.equal(first[name], last[name]) for name in learnt)
-    assert not [name for name in load_file(out / "open_clip_model.safetensors") if "learnt" in name]
+    assert all(not torch.equal(first[name], last[name]) for name in loss_modules)
+    assert not [
+        name for name in load_file(out / "open_clip_model.safetensors") if "loss_modules" in name
+    ]
     assert load_encoder(str(out), "cpu").card.dim == 8
     assert json.loads((out / "run.json").read_text())["teacher"]["dim"] == 6
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
@@ -109,13 +111,13 @@ def test_a_resumed_run_is_the_run_bit_for_bit(world):
     assert [folder.name for folder in folders] == ["00000006"] * 2
     for file in (checkpoint.MODEL, checkpoint.OPTIMIZER, checkpoint.AVERAGE):
         a, b = (load_file(folder / file) for folder in folders)
-        assert any("learnt." in name for name in a)
+        assert any("loss_modules." in name for name in a)
         assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_parts_are_drawn_from_the_seed(world):
     states = [
-        run_of(world, name, seed=seed).student.learnt.state_dict()
+        run_of(world, name, seed=seed).student.loss_modules.state_dict()
         for name, seed in (("a", 1), ("b", 1), ("c", 2))
     ]
     name = "0.image_projection.weight"
@@ -210,8 +212,8 @@ def test_an_image_tower_learns_by_the_terms_that_need_no_pairs(world):
     assert all(lines[-1][name] < lines[0][name] for name in ("total", "clip_kd.fd"))
     assert "text_cosine" not in lines[-1]
     kept = load_file(checkpoint.checkpoints(out)[-1] / checkpoint.MODEL)
-    assert {name for name in kept if "learnt" in name} == {
-        f"learnt.{n}.cross_scale.value" for n in (0, 1)
+    assert {name for name in kept if "loss_modules" in name} == {
+        f"loss_modules.{n}.cross_scale.value" for n in (0, 1)
     }
     with pytest.raises(RecipeError, match="'clip_kd.icl' needs pairs"):
         Run(world.recipe(losses={"clip_kd.icl": {"weight": 1.0}}), world.root / "icl", False, quiet)

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from dimefm.errors import DataError, DimefmError, RecipeError
 from dimefm.recipe import read
 from dimefm.train import checkpoint
-from dimefm.train.distributed import Meeting, World, joined
+from dimefm.train.distributed import DistributedContext, GlobalBatch, init_distributed
 from dimefm.train.trainer import Run, train
 from tests.train.conftest import TINY
 
@@ -100,7 +100,7 @@ def recipes(world):
     )
     cases["pairs_of_siglip"] = dataclasses.replace(pairs, student=str(world.root / "siglip.json"))
     whole = {name: dataclasses.replace(case, batch_size=8) for name, case in cases.items()}
-    portions = {
+    micro_batches = {
         f"{name}_portions": dataclasses.replace(case, batch_size=4, accum_freq=2)
         for name, case in cases.items()
     }
@@ -108,7 +108,7 @@ def recipes(world):
         "run": world.recipe(batch_size=7, save_every=3),
         "run_half": world.recipe(batch_size=7, steps=3, save_every=3),
     }
-    return {**whole, **portions, **running}
+    return {**whole, **micro_batches, **running}
 
 
 @pytest.fixture(scope="module", params=[2, 4])
@@ -132,7 +132,7 @@ def together(request, tmp_path_factory, make_world):
 
 @pytest.fixture(scope="module")
 def make_world():
-    from tests.train.conftest import World as Files
+    from tests.train.conftest import DistributedContext as Files
 
     return Files
 
@@ -154,12 +154,12 @@ def test_loss_and_gradient_are_those_of_one_process(together, name):
         100 if "declip" in name else 1
     )  # batch normalisation of views of one colour, which hardly vary
     torch.testing.assert_close(found["losses"], losses, rtol=loose * 1e-11, atol=0)
-    learnt = {
+    loss_modules = {
         key: parameter
         for key, parameter in alone.student.named_parameters()
         if parameter.requires_grad
     }
-    gradients = {key: parameter.grad for key, parameter in learnt.items()}
+    gradients = {key: parameter.grad for key, parameter in loss_modules.items()}
     torch.testing.assert_close(found["gradients"], gradients, rtol=loose * 1e-8, atol=loose * 1e-13)
     assert max(gradient.abs().max() for gradient in gradients.values()) > 1e-4
     digests = {(folder / f"{name}.{rank}.sha256").read_text() for rank in range(size)}
@@ -223,7 +223,7 @@ def test_fewer_rows_than_a_batch_are_refused(world):
         train(world.recipe(batch_size=18), world.root / "run", echo=quiet)
 
 
-class Alone(World):
+class Alone(DistributedContext):
     """A process of several that never meets the others."""
 
     def gather(self, value):
@@ -254,7 +254,7 @@ def test_processes_that_would_share_a_gpu_are_refused(monkeypatch):
     ):
         with (
             pytest.raises(RecipeError, match=said),
-            joined(torch.device(device), {**many, "LOCAL_WORLD_SIZE": here}),
+            init_distributed(torch.device(device), {**many, "LOCAL_WORLD_SIZE": here}),
         ):
             pass
 
@@ -262,14 +262,14 @@ def test_processes_that_would_share_a_gpu_are_refused(monkeypatch):
 @pytest.mark.parametrize("size", range(1, 9))
 @pytest.mark.parametrize("batch", [8, 9, 15, 16, 17])
 def test_every_place_belongs_to_one_process(size, batch):
-    parts = [World(rank, size).places(batch) for rank in range(size)]
+    parts = [DistributedContext(rank, size).places(batch) for rank in range(size)]
     assert [place for part in parts for place in part] == list(range(batch))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_rows_meet_in_the_order_of_their_places():
-    world = World(0, 1)
-    meeting = Meeting(world, np.array([0, 2, 5, 7]), 8)
+    world = DistributedContext(0, 1)
+    meeting = GlobalBatch(world, np.array([0, 2, 5, 7]), 8)
     assert meeting.places.tolist() == [0, 2, 5, 7]
     assert meeting.mine.tolist() == [0, 1, 2, 3]
     rows = torch.arange(8.0).reshape(4, 2)

@@ -20,7 +20,7 @@ from dimefm.data.views.text_views import TextPolicy
 from dimefm.errors import CacheError, DataError, RecipeError
 from dimefm.extract.extract import extract
 from dimefm.extract.stages.base import Settings
-from dimefm.losses import Features, Objective, Weighted, clip_kd
+from dimefm.losses import Features, LossConfig, Objective, clip_kd
 from dimefm.train.inputs.pair_sentences import Sentences
 from dimefm.train.trainer import Run, train
 from tests.train.conftest import TINY
@@ -125,7 +125,7 @@ def test_the_loss_of_a_grid_is_the_mean_over_its_views_and_captions(world):
     outputs["image"] = image
     assert image.shape[:2] == text.shape[:2] == (6, 2)
     (features,) = run.student.features(outputs, [])
-    objective = Objective([Weighted("clip.contrastive", 1.0)], frozenset({"pairs"}))
+    objective = Objective([LossConfig("clip.contrastive", 1.0)], frozenset({"pairs"}))
     found = []
     for view in range(2):
         for caption in range(2):
@@ -205,7 +205,7 @@ def test_neighbours_are_drawn_from_the_graph_of_the_text_cache(world):
     seen = set()
     for number in range(8):
         batch = run.task.batches(number)
-        for own, near in zip(batch.other[0], batch.beside["near"][0], strict=True):
+        for own, near in zip(batch.other[0], batch.teacher_extras["neighbor_text"][0], strict=True):
             rows = [int(np.abs(cache[:] - np.asarray(row)).sum(1).argmin()) for row in (own, near)]
             assert rows[1] in graph.ids[rows[0], :2]
             seen.add(rows[1] == graph.ids[rows[0], 0])
@@ -239,9 +239,9 @@ def test_cached_tokens_are_those_of_the_pairs_of_a_step(world, tiny_teacher):
     cache = FeatureCache(root / "tokens-image")
     for place, number in enumerate(world.numbers_of_pixels(batch.pixels)):
         np.testing.assert_array_equal(
-            batch.beside["patches"][0][place], cache[np.arange(3 * number, 3 * number + 3)]
+            batch.teacher_extras["patches"][0][place], cache[np.arange(3 * number, 3 * number + 3)]
         )
-    assert batch.beside["words"][0].shape == (5, 3, cache.dim)
+    assert batch.teacher_extras["words"][0].shape == (5, 3, cache.dim)
     losses, _ = run.backward(0, [batch])
     assert torch.isfinite(losses["total"]) and losses["declip.filip_tokens"] > 0
     with pytest.raises(

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from dimefm.errors import RecipeError
-from dimefm.models.patch_dropout import Tokens
+from dimefm.models.patch_dropout import PatchDropout
 from dimefm.train.trainer import Run, train
 
 
@@ -36,7 +36,7 @@ def test_portions_of_a_step_are_masked_alike_both_times(world):
     """A step in portions encodes each twice; the patches hidden by the same seed are the same."""
     run = Run(world.recipe(image_mask=0.5, accum_freq=2), world.root / "run", False, quiet)
     module = run.task.model.visual.patch_dropout
-    assert isinstance(module, Tokens)
+    assert isinstance(module, PatchDropout)
     kept = []
     module.register_forward_hook(
         lambda _, inputs, tokens: kept.append(tokens[:, 1:].detach().clone())

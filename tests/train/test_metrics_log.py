@@ -15,8 +15,8 @@ from dimefm.errors import RecipeError
 from dimefm.losses import Features
 from dimefm.recipe import Recipe, check
 from dimefm.train import metrics_log as logs
-from dimefm.train.early_stopping import Watch
-from dimefm.train.metrics_log import BAD_ROWS, LOG, Log, closing, forget_after, gauges
+from dimefm.train.early_stopping import EarlyStopping
+from dimefm.train.metrics_log import BAD_ROWS, LOG, Log, diagnostics, forget_after, run_summary
 
 
 def values(rows=4, waited=0.0, bad=(), total=1.5):
@@ -53,7 +53,7 @@ def test_rates_are_of_the_steps_since_the_last_line_and_evaluations_are_not_in_t
         now[0] += 2.0
         log.write(3, values(rows=8, waited=0.5))
         assert (log.rows, log.waited, log.seconds) == (18, 1.5, 4.0)
-        said = closing(log, tmp_path / "w.safetensors")
+        said = run_summary(log, tmp_path / "w.safetensors")
     first, evaluation, second = read(tmp_path)
     assert (first["rows_per_s"], first["data_share"]) == (5.0, 0.5)
     assert first["data_s"] == first["compute_s"] > 0
@@ -73,13 +73,13 @@ def test_rates_are_of_the_steps_since_the_last_line_and_evaluations_are_not_in_t
 
 def test_the_closing_lines_tell_of_a_resumed_run_its_bad_rows_and_its_best(tmp_path):
     scores = iter([0.5, 0.25])
-    watch = Watch(lambda _: {"a": next(scores)}, patience=1)
+    watch = EarlyStopping(lambda _: {"a": next(scores)}, patience=1)
     with Log(tmp_path, Recipe(), start=5) as log:
         log.write(6, values(bad=[{"source": "s", "row": 3, "reason": "no image"}]))
-        assert "best" not in closing(log, tmp_path, watch)
+        assert "best" not in run_summary(log, tmp_path, watch)
         for step in (6, 7):
             watch.measure(step, None)
-        said = closing(log, tmp_path, watch)
+        said = run_summary(log, tmp_path, watch)
     assert "6 steps (1 of them in this call), 4 rows" in said
     assert f"1 unreadable rows left out ({BAD_ROWS})" in said
     assert (
@@ -108,21 +108,21 @@ def test_gauges_are_the_mean_cosine_of_own_rows_and_the_scale(seed, scale):
         )
 
     ours, theirs = [features(), features()], [features(), features()]
-    found = gauges(ours, theirs)
+    found = diagnostics(ours, theirs)
     both = [
         torch.cosine_similarity(our.image, their.image).mean()
         for our, their in zip(ours, theirs, strict=True)
     ]
     assert found["cosine"].item() == pytest.approx(torch.stack(both).mean().item(), abs=1e-6)
     assert found["logit_scale"].item() == pytest.approx(scale, rel=1e-6)
-    assert gauges(ours, ours)["cosine"].item() == pytest.approx(1.0, abs=1e-6)
-    assert set(gauges(ours[:1], [])) == {"logit_scale"}
+    assert diagnostics(ours, ours)["cosine"].item() == pytest.approx(1.0, abs=1e-6)
+    assert set(diagnostics(ours[:1], [])) == {"logit_scale"}
 
 
 def test_gauges_carry_no_gradient():
     rows = torch.randn(3, 4, requires_grad=True)
     ours = [Features.of(rows, rows, torch.tensor(2.0, requires_grad=True))]
-    assert not any(value.requires_grad for value in gauges(ours, ours).values())
+    assert not any(value.requires_grad for value in diagnostics(ours, ours).values())
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])

@@ -74,11 +74,16 @@ def test_past_the_end_the_rate_stays_at_its_least():
 def test_learnt_parts_of_losses_have_a_group_of_their_own():
     """CLIP-KD gives them torch's own weight decay, biases and scales too."""
     model = torch.nn.ModuleDict(
-        {"model": torch.nn.Linear(3, 4), "learnt": torch.nn.ModuleList([torch.nn.Linear(4, 5)])}
+        {
+            "model": torch.nn.Linear(3, 4),
+            "loss_modules": torch.nn.ModuleList([torch.nn.Linear(4, 5)]),
+        }
     )
     groups = adamw(model, RECIPE).param_groups
     assert [group["weight_decay"] for group in groups] == [RECIPE.wd, 0.0, 0.01]
-    assert {id(p) for p in groups[2]["params"]} == {id(p) for p in model["learnt"].parameters()}
+    assert {id(p) for p in groups[2]["params"]} == {
+        id(p) for p in model["loss_modules"].parameters()
+    }
     assert len(adamw(model["model"], RECIPE).param_groups) == 2
 
 

@@ -46,9 +46,9 @@ def place(tmp_path_factory, make_world):
 
 @pytest.fixture(scope="module")
 def make_world():
-    from tests.train.conftest import World
+    from tests.train.conftest import DistributedContext
 
-    return World
+    return DistributedContext
 
 
 def test_there_are_presets_of_each_paper():

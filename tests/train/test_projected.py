@@ -30,7 +30,7 @@ def recipe_of(world, kind, **over):
 @pytest.mark.parametrize(("kind", "ema"), [("image", None), ("text", None), ("image", 0.5)])
 def test_its_run_holds_an_ordinary_tower_with_the_rows_of_both(world, kind, ema):
     run = Run(recipe_of(world, kind, ema=ema), world.root / "run", resume=False, echo=quiet)
-    assert run.student.model is run.task.model and run.student.bridge.weight.shape == (8, 5)
+    assert run.student.model is run.task.model and run.student.projection.weight.shape == (8, 5)
     run.loop()
     out = run.finish()
     record = folder.read(out)
@@ -51,7 +51,7 @@ def test_its_run_holds_an_ordinary_tower_with_the_rows_of_both(world, kind, ema)
         torch.testing.assert_close(
             plain(batch.pixels, batch.tokens)["rows"], expected, rtol=1e-5, atol=1e-6
         )
-    assert not torch.equal(bridges.draw(5, 8, 0).weight, run.student.bridge.weight)
+    assert not torch.equal(bridges.draw(5, 8, 0).weight, run.student.projection.weight)
 
 
 def test_a_student_of_the_teachers_dimension_needs_none(world):

@@ -222,9 +222,10 @@ def test_a_batch_in_portions_has_the_loss_and_the_gradient_of_the_whole(world, w
     recipe = dataclasses.replace(recipe, batch_size=6, texts_per_step=None, accum_freq=1)
     if not recipe.text_student:
         recipe = dataclasses.replace(recipe, student=str(world.tiny))
-    portions = dataclasses.replace(recipe, batch_size=2, accum_freq=3)
+    micro_batches = dataclasses.replace(recipe, batch_size=2, accum_freq=3)
     whole, parts = (
-        Run(each, world.root / f"{each.accum_freq}", False, quiet) for each in (recipe, portions)
+        Run(each, world.root / f"{each.accum_freq}", False, quiet)
+        for each in (recipe, micro_batches)
     )
     expected = gradients(whole, [whole.task.batches(0)])
     found = gradients(parts, [parts.task.batches(number) for number in range(3)])

@@ -20,7 +20,7 @@ from dimefm import plugins
 from dimefm.cache.importing.sources import Vectors, open_tsvs
 from dimefm.cache.importing.vectors import ROW_NUMBERS
 from dimefm.cache.manifest import EncoderCard, Manifest
-from dimefm.cache.plan import QUARANTINE, planned, presence
+from dimefm.cache.plan import QUARANTINE, read_plan, write_lock
 from dimefm.cache.reader import FeatureCache
 from dimefm.cache.writer import Bad, CacheWriter
 from dimefm.errors import CacheError
@@ -245,11 +245,11 @@ def adopt(
     head = dataclasses.replace(
         head, how={**how, "keys": "raw rows"} if shards[0].raw is not None else how
     )
-    begun, lengths = planned(out), None
+    begun, lengths = read_plan(out), None
     if begun is None:
         lengths = _measure(shards, head, normalize, quiet)
         unit = all(abs(length - 1) <= UNIT for length in lengths)
-    with presence(out, shared=False):
+    with write_lock(out, shared=False):
         writer = _writer(
             shards, dataclasses.replace(head, normalized=begun.normalized if begun else unit), out
         )
@@ -355,6 +355,6 @@ def adopt_tsv(
         Piece(name, ((each, 0, each.count),), "")
         for name, each in zip(sources, vectors, strict=True)
     ]
-    with presence(root, shared=False):
+    with write_lock(root, shared=False):
         _write(shards, _writer(shards, head, root), normalize=False, quiet=True)
     return FeatureCache(root)

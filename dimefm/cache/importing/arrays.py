@@ -107,8 +107,8 @@ def open_npz(
         if key_array is None
         else f"array {key_array}"
     )
-    beside = (key_file,) if key_file else ()
-    return Vectors(path, "npz", count, dim, dtype, read, named_by, beside)
+    key_files = (key_file,) if key_file else ()
+    return Vectors(path, "npz", count, dim, dtype, read, named_by, key_files)
 
 
 def _named(key_file: Path, column: str | None) -> str:

@@ -1,4 +1,4 @@
-"""One foreign feature file, and the keys that stand beside it."""
+"""One foreign feature file, and the keys that stand key_files it."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Vectors:
     """One opened feature file: ``count`` rows of ``dtype[dim]``, read when they are asked for.
 
     ``read(start, stop)`` returns (keys, rows [stop - start, dim]), a memory map if the file is
-    ``mapped``. ``named_by`` says where the keys come from, ``beside`` are the other files that they
-    are read from.
+    ``mapped``. ``named_by`` says where the keys come from, ``key_files`` are the other files that
+    they are read from.
     """
 
     path: Path
@@ -40,7 +40,7 @@ class Vectors:
     dtype: str
     read: Callable[[int, int], tuple[list[str], np.ndarray]]
     named_by: str = ROW_NUMBERS
-    beside: tuple[Path, ...] = ()
+    key_files: tuple[Path, ...] = ()
 
     @property
     def mapped(self) -> bool:
@@ -51,8 +51,8 @@ class Vectors:
         """Return a digest of the files' content that does not depend on where they lie."""
         own = sampled_sha256(self.path)
         return (
-            sha256_keys([own, *(sampled_sha256(path) for path in self.beside)])
-            if self.beside
+            sha256_keys([own, *(sampled_sha256(path) for path in self.key_files)])
+            if self.key_files
             else own
         )
 
@@ -73,8 +73,10 @@ def checked(where: object, rows: np.ndarray) -> np.ndarray:
     return rows
 
 
-def check_count(path: Path, rows: int, keys: int, beside: Path) -> None:
-    """Raise CacheError when the keys in ``beside`` are more or fewer than the rows of ``path``."""
+def check_count(path: Path, rows: int, keys: int, key_files: Path) -> None:
+    """Raise CacheError when the keys in ``key_files`` are more or fewer than the rows of
+    ``path``.
+    """
     if keys != rows:
         header = (
             "; if its first line is a header, name a column of it with --key-column"
@@ -82,7 +84,7 @@ def check_count(path: Path, rows: int, keys: int, beside: Path) -> None:
             else ""
         )
         raise CacheError(
-            f"{path}: {rows} rows, but {beside} has {keys} keys; expected one key a row{header}"
+            f"{path}: {rows} rows, but {key_files} has {keys} keys; expected one key a row{header}"
         )
 
 

@@ -39,7 +39,7 @@ def opened(data: bytes) -> Iterator[Image.Image]:
     if not data:
         raise BadRow("image is empty (0 bytes)")
     try:
-        with blamed():
+        with as_bad_row():
             image = Image.open(io.BytesIO(data))
             if image.width * image.height > PIXELS:
                 raise BadRow(
@@ -57,7 +57,7 @@ def opened(data: bytes) -> Iterator[Image.Image]:
 
 
 @contextmanager
-def blamed() -> Iterator[None]:
+def as_bad_row() -> Iterator[None]:
     """Raise BadRow, which blames the image, in place of whatever is raised inside the ``with``
     block.
     """

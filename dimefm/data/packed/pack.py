@@ -207,20 +207,20 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 def _stream(shard: Shard, settings: Settings, pool: ThreadPoolExecutor) -> Iterator[list[Packed]]:
     """Yield the rows of a shard in order, in portions that threads make ahead."""
     starts = iter(range(0, len(shard), PORTION))
-    ahead: deque[Future[list[Packed]]] = deque()
+    packing: deque[Future[list[Packed]]] = deque()
     try:
         while True:
-            for start in itertools.islice(starts, 3 * settings.threads - len(ahead)):
-                ahead.append(
+            for start in itertools.islice(starts, 3 * settings.threads - len(packing)):
+                packing.append(
                     pool.submit(
                         _portion, shard, range(start, min(start + PORTION, len(shard))), settings
                     )
                 )
-            if not ahead:
+            if not packing:
                 return
-            yield ahead.popleft().result()
+            yield packing.popleft().result()
     finally:
-        for future in ahead:
+        for future in packing:
             future.cancel()
 
 

@@ -130,7 +130,10 @@ def _together(place: str, scratch: str | None, reports: list[Report]) -> Report:
     whole = Report(
         out=str(store), manifest=None if store.size(FILE) is None else Manifest.read(store)
     )
-    whole.missing, whole.lanes = min(report.missing for report in reports), reports[0].lanes
+    whole.missing, whole.encode_threads = (
+        min(report.missing for report in reports),
+        reports[0].encode_threads,
+    )
     for report in reports:
         whole.rows_done += report.rows_done
         whole.unused_captions += report.unused_captions

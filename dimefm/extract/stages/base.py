@@ -27,8 +27,8 @@ from dimefm.data.views.text_views import TextPolicy
 from dimefm.models.encoder import Encoder
 from dimefm.models.inference.in_flight import Pending
 from dimefm.models.inference.precision import PRECISIONS, chosen
-from dimefm.models.inference.text_batches import InLanes
-from dimefm.runtime.threads import ahead
+from dimefm.models.inference.text_batches import PooledEncode
+from dimefm.runtime.threads import prefetch_map
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Batch:
     last: bool = False
     digests: list[bytes] = field(default_factory=list)
     which: np.ndarray | None = None
-    pending: Pending | InLanes | None = None
+    pending: Pending | PooledEncode | None = None
 
     def stack(self) -> None:
         """Make ``inputs`` of the parts, if there are any."""
@@ -95,19 +95,20 @@ class Stage(ABC):
     """What differs between images and sentences: how many rows a shard has, and how a batch is made
     and encoded.
 
-    ``spread``: the lanes of a CPU share a batch, which was made ready elsewhere; else each does the
-    whole of one. ``together`` rows come of one input and are asked for together.
+    ``split_batch_across_threads``: the lanes of a CPU share a batch, which was made ready
+    elsewhere; else each does the whole of one. ``rows_per_item`` rows come of one input and are
+    asked for together.
     """
 
     how: dict
-    spread = False
-    together = 1
+    split_batch_across_threads = False
+    rows_per_item = 1
 
     def __init__(self, encoder: Encoder, settings: Settings):
         self.encoder, self.settings = encoder, settings
         self._keys: tuple[str, list[str]] | None = None
 
-    def settle(self, out: str | Path, before: Manifest | None) -> None:
+    def resolve_precision(self, out: str | Path, before: Manifest | None) -> None:
         """With ``auto_precision`` encode as the cache ``before`` at ``out`` says, else as is quick
         here, and say so.
         """
@@ -137,7 +138,7 @@ class Stage(ABC):
             kept = self._keys = (shard.name, shard.keys())
         return kept[1][number]
 
-    def portion(self) -> int:
+    def chunk_size(self) -> int:
         """Return how many rows are made ready together.
 
         The same for all processes of one extraction, as the last bits of a feature may depend on
@@ -151,7 +152,7 @@ class Stage(ABC):
         ``bad``.
         """
 
-    def prepare_beside(
+    def prepare_shared(
         self, others: Sequence[Stage], shard: Shard, numbers: Sequence[int]
     ) -> list[Batch]:
         """Return what ``prepare`` gives for this stage and each of ``others``, which have its
@@ -163,7 +164,7 @@ class Stage(ABC):
     def encode(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return unit rows of the inputs of a batch."""
 
-    def start(self, batch: Batch, lanes: Executor | None = None) -> None:
+    def start(self, batch: Batch, encode_threads: Executor | None = None) -> None:
         """Send the inputs of a batch, if there are any, through the encoder; ``pending`` has them
         from now on.
         """
@@ -179,16 +180,16 @@ class Stage(ABC):
         """
         workers = self.settings.workers
         with ThreadPoolExecutor(workers, "reader") as pool:
-            parts = portions(numbers, self.portion())
+            parts = chunked(numbers, self.chunk_size())
             yield from (
                 batch
-                for _, batch in ahead(
+                for _, batch in prefetch_map(
                     pool, workers + 1, lambda part: self.prepare(shard, part), parts
                 )
             )
 
 
-def portions(numbers: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+def chunked(numbers: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     """Yield ``numbers`` in portions of ``size``; no numbers make one portion, empty."""
     for start in range(0, max(len(numbers), 1), size):
         yield numbers[start : start + size]

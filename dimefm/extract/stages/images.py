@@ -43,7 +43,7 @@ class Images(Stage):
             self.how["compiled"] = True
         self.per_image = 1 if self.views is None else self.views.count
 
-    def portion(self) -> int:
+    def chunk_size(self) -> int:
         return (
             self.encoder.fitting_batch_size
             if self.settings.auto_batch
@@ -54,9 +54,9 @@ class Images(Stage):
         return len(shard) * self.per_image
 
     def prepare(self, shard: Shard, numbers: Sequence[int]) -> Batch:
-        return self.prepare_beside((), shard, numbers)[0]
+        return self.prepare_shared((), shard, numbers)[0]
 
-    def prepare_beside(
+    def prepare_shared(
         self, others: Sequence[Stage], shard: Shard, numbers: Sequence[int]
     ) -> list[Batch]:
         """As every stage's, but each image is read and decoded once; the first batch has the
@@ -121,5 +121,5 @@ class Images(Stage):
     def _encoder(self) -> Encoder:
         with self._one_at_a_time:
             if self.settings.compile and self._compiled is None:
-                self._compiled = self.encoder.compiled(self.portion())
+                self._compiled = self.encoder.compiled(self.chunk_size())
             return self._compiled or self.encoder

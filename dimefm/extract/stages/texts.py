@@ -15,14 +15,14 @@ from dimefm.data.rows import readable
 from dimefm.errors import BadRow, RecipeError
 from dimefm.extract.stages.base import Batch, Settings, Stage
 from dimefm.models.encoder import Encoder
-from dimefm.models.inference.text_batches import WINDOW, InLanes, digests, encode_sentences
+from dimefm.models.inference.text_batches import WINDOW, PooledEncode, digests, encode_sentences
 
 
 class Texts(Stage):
     """Sentences to tokens to rows; with ``captions`` "all", every sentence of a source row is a
     row, and with a policy of K text views, view v of source row i of a shard is row i * K + v."""
 
-    spread = True
+    split_batch_across_threads = True
 
     def __init__(self, encoder: Encoder, settings: Settings):
         super().__init__(encoder, settings)
@@ -53,7 +53,7 @@ class Texts(Stage):
         ]
         return len(self._items[shard.name])
 
-    def portion(self) -> int:
+    def chunk_size(self) -> int:
         return self.settings.batch_size * WINDOW
 
     @property
@@ -155,11 +155,13 @@ class Texts(Stage):
     def encode(self, inputs: torch.Tensor) -> torch.Tensor:
         return encode_sentences(self.encoder, inputs, self.settings.batch_size)
 
-    def start(self, batch: Batch, lanes: Executor | None = None) -> None:
-        if lanes is None or batch.inputs is None or self.encoder.device.type != "cpu":
+    def start(self, batch: Batch, encode_threads: Executor | None = None) -> None:
+        if encode_threads is None or batch.inputs is None or self.encoder.device.type != "cpu":
             super().start(batch)
         else:
-            batch.pending = InLanes(self.encoder, batch.inputs, self.settings.batch_size, lanes)
+            batch.pending = PooledEncode(
+                self.encoder, batch.inputs, self.settings.batch_size, encode_threads
+            )
             batch.inputs = None
 
 

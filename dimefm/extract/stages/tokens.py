@@ -22,7 +22,7 @@ from dimefm.models import patch_tokens
 from dimefm.models.inference.text_batches import encode_sentences
 
 
-class Tokens(Stage):
+class PatchTokenStage(Stage):
     """Items to tokens: token t of item i of a shard is row i * count + t. Items are encoded whole:
     a batch has all tokens of each of its items, also of one of which a single row was asked for."""
 
@@ -31,31 +31,33 @@ class Tokens(Stage):
         gives none.
         """
         super().__init__(inner.encoder, inner.settings)
-        self.inner, self.policy, self.together = inner, policy, policy.count
+        self.inner, self.policy, self.rows_per_item = inner, policy, policy.count
         self.how = {**inner.how, "tokens": policy.how()}
         check_settings(inner.settings.views, inner.settings.text_views, inner.settings.compile)
         patch_tokens.check(inner.encoder, "image" if isinstance(inner, Images) else "text")
 
-    def settle(self, out: str | Path, before: Manifest | None) -> None:
-        self.inner.settle(out, before)
+    def resolve_precision(self, out: str | Path, before: Manifest | None) -> None:
+        self.inner.resolve_precision(out, before)
         self.encoder = self.inner.encoder
 
     def count(self, shard: Shard) -> int:
         return self.inner.count(shard) * self.policy.count
 
-    def portion(self) -> int:
-        items = self.inner.portion() if isinstance(self.inner, Images) else self.settings.batch_size
+    def chunk_size(self) -> int:
+        items = (
+            self.inner.chunk_size() if isinstance(self.inner, Images) else self.settings.batch_size
+        )
         return items * self.policy.count
 
     def prepare(self, shard: Shard, numbers: Sequence[int]) -> Batch:
-        return self.prepare_beside((), shard, numbers)[0]
+        return self.prepare_shared((), shard, numbers)[0]
 
-    def prepare_beside(
+    def prepare_shared(
         self, others: Sequence[Stage], shard: Shard, numbers: Sequence[int]
     ) -> list[Batch]:
         items = list(dict.fromkeys(number // self.policy.count for number in numbers))
-        inner = [stage.inner for stage in cast("Sequence[Tokens]", others)]
-        return [self._spread(batch) for batch in self.inner.prepare_beside(inner, shard, items)]
+        inner = [stage.inner for stage in cast("Sequence[PatchTokenStage]", others)]
+        return [self._spread(batch) for batch in self.inner.prepare_shared(inner, shard, items)]
 
     def _spread(self, batch: Batch) -> Batch:
         """Give each item of a batch as many rows as it has tokens."""

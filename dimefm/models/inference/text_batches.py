@@ -38,14 +38,14 @@ def digests(tokens: Tensor) -> list[bytes]:
     return [hashlib.blake2b(row, digest_size=16).digest() for row in tokens.contiguous().numpy()]
 
 
-class Met:
+class SeenSentences:
     """The sentences of one stream so far."""
 
     def __init__(self):
         self._numbers: dict[bytes, int] = {}
         self._count = 0
 
-    def meet(self, digests: Sequence[bytes]) -> tuple[list[int], np.ndarray]:
+    def deduplicate(self, digests: Sequence[bytes]) -> tuple[list[int], np.ndarray]:
         """Take up the next N sentences; return (the places in them of M new ones, which sentence
         [N] each of the N is).
 
@@ -105,16 +105,16 @@ def encode_sentences(
     return rows[torch.cat(batches).argsort().to(rows.device)]
 
 
-class InLanes:
+class PooledEncode:
     """What :func:`encode_sentences` gives on a CPU, whose lanes take its batches one by one;
     ``pieces`` counts them.
     """
 
-    def __init__(self, encoder: Encoder, tokens: Tensor, batch_size: int, lanes: Executor):
+    def __init__(self, encoder: Encoder, tokens: Tensor, batch_size: int, encode_threads: Executor):
         batches = _batches(encoder, tokens, batch_size)
         self._order, self.pieces = torch.cat(batches).argsort().numpy(), len(batches)
         self._parts = [
-            lanes.submit(Pending, encoder.encode_text, tokens[batch], encoder.device)
+            encode_threads.submit(Pending, encoder.encode_text, tokens[batch], encoder.device)
             for batch in batches
         ]
 

@@ -26,7 +26,7 @@ from dimefm.train.inputs.pair_sentences import Sentences
 from dimefm.train.inputs.sampler import Order
 from dimefm.train.inputs.sampling import other_order, own_order
 from dimefm.train.inputs.sources import Sources
-from dimefm.train.inputs.student_views import Viewer
+from dimefm.train.inputs.student_views import StudentTransform
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Batch:
     captions, these have an axis of V or C behind the first. ``bad`` are the rows of this process
     that were left out.
 
-    ``hidden`` [n, L] are the tokens hidden from the first captions. ``beside`` are what some terms
-    ask of each teacher, by the name of the field of :class:`~dimefm.losses.Features`: rows [B, ...]
-    of all places.
+    ``hidden`` [n, L] are the tokens hidden from the first captions. ``teacher_extras`` are what
+    some terms ask of each teacher, by the name of the field of :class:`~dimefm.losses.Features`:
+    rows [B, ...] of all places.
     """
 
     pixels: Tensor | None
@@ -52,7 +52,7 @@ class Batch:
     other: tuple[Tensor, ...] | None
     bad: list[dict]
     hidden: Tensor | None = None
-    beside: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
+    teacher_extras: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.tokens if self.pixels is None else self.pixels)
@@ -78,7 +78,7 @@ class Batches:
         self.sources, self.recipe, self.size = sources, recipe, size
         self.places = range(recipe.batch_size) if places is None else places
         self.own, self.other = own_order(sources, recipe), other_order(sources, recipe)
-        self.view = Viewer.of(recipe, sources.views, size)
+        self.view = StudentTransform.of(recipe, sources.views, size)
         self.sentences = None if tokenizer is None else Sentences(sources, recipe, tokenizer)
 
     def __call__(self, number: int) -> Batch:
@@ -122,7 +122,7 @@ class Batches:
             other,
             bad,
             hidden,
-            beside(sources, recipe, usable, epochs, first),
+            teacher_extras(sources, recipe, usable, epochs, first),
         )
 
     def _views(self, row: Row, epoch: int, place: int) -> np.ndarray:
@@ -175,7 +175,7 @@ def shown_rows(
     )
 
 
-def beside(
+def teacher_extras(
     sources: Sources, recipe: Recipe, usable: np.ndarray, epochs: np.ndarray, first: int
 ) -> dict[str, tuple[Tensor, ...]]:
     """Return what some terms ask of each teacher for the usable rows [B] at the places from
@@ -191,7 +191,7 @@ def beside(
         graphs = zip(sources.neighbours, texts, strict=True)
         rows = [graph.draw(own, seeds, (0, recipe.neighbours_among)) for graph, own in graphs]
         nearest = [np.where(drawn < 0, own, drawn) for drawn, own in zip(rows, texts, strict=True)]
-        found["near"] = features_of(sources.text_caches, nearest)
+        found["neighbor_text"] = features_of(sources.text_caches, nearest)
     if sources.tokens:
         columns = iter(
             sources.locate(usable)[1][len(sources.image_caches) + len(sources.text_caches) :]
@@ -237,12 +237,12 @@ def prefetch(
 ) -> Generator[Batch]:
     """Yield ``load(n)`` for each n in order, with ``workers`` threads a few batches ahead."""
     with ThreadPoolExecutor(workers, thread_name_prefix="loader") as pool:
-        ahead = deque(pool.submit(load, n) for n in itertools.islice(numbers, workers + 1))
+        prefetch_map = deque(pool.submit(load, n) for n in itertools.islice(numbers, workers + 1))
         try:
-            while ahead:
-                batch = ahead.popleft().result()
-                ahead.extend(pool.submit(load, n) for n in itertools.islice(numbers, 1))
+            while prefetch_map:
+                batch = prefetch_map.popleft().result()
+                prefetch_map.extend(pool.submit(load, n) for n in itertools.islice(numbers, 1))
                 yield batch
         finally:
-            for future in ahead:
+            for future in prefetch_map:
                 future.cancel()

@@ -123,8 +123,8 @@ def _bytes(shards: Sequence[Shard]) -> int:
 
 
 def _window(shards: Sequence[Shard], blocks: int, lists: int) -> int:
-    """Return how many of the ``blocks`` of a list are dealt at a time, when as many ``lists`` share
-    the memory.
+    """Return how many of the ``blocks`` of a list are dealt at a time, when as many
+    ``gather_objects`` share the memory.
     """
     size = _bytes(shards)
     return max(LEAST, BYTES_KEPT * blocks // (WINDOWS * lists * size)) if size else BLOCKS

@@ -286,16 +286,16 @@ def _image_sources(
 
 def _text_sources(recipe: Recipe) -> TextSources:
     """Open what a text tower learns from; see :class:`TextSources`."""
-    beside = [
+    extra_caches = [
         f"--{name.replace('_', '-')}"
         for name in ("images", "tsv_file_list")
         if getattr(recipe, name)
     ]
-    if beside:
+    if extra_caches:
         raise RecipeError(
             f"--text {recipe.text} trains a text tower from --texts and caches; leave"
-            f" {' and '.join(beside)} out, and train the image tower in a run of its own; dimefm"
-            " eval elevater takes both (--model IMAGE_RUN --text-model TEXT_RUN)"
+            f" {' and '.join(extra_caches)} out, and train the image tower in a run of its own;"
+            " dimefm eval elevater takes both (--model IMAGE_RUN --text-model TEXT_RUN)"
         )
     if not recipe.texts:
         raise RecipeError(

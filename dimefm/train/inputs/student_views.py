@@ -29,7 +29,7 @@ BICUBIC = ("clip-kd",)  # augmentations whose crops are resized so; the others' 
 
 
 @dataclass(frozen=True)
-class Cut:
+class CropSpec:
     """Where a view lies: a ``box`` in an image of ``size``, mirrored or not.
 
     With ``canvas`` the image is first resized to ``size`` (bicubic); without, ``size`` is its own,
@@ -53,11 +53,11 @@ class Cut:
         )
 
 
-class Viewer(ABC):
+class StudentTransform(ABC):
     """The views of one run, ``size`` pixels wide and high. Threads may share one."""
 
     @staticmethod
-    def of(recipe: Recipe, views: ViewPolicy | None, size: int) -> Viewer:
+    def of(recipe: Recipe, views: ViewPolicy | None, size: int) -> StudentTransform:
         """Return the viewer of a recipe whose image caches hold ``views`` (None: the centre view,
         or no caches).
         """
@@ -81,7 +81,7 @@ class Viewer(ABC):
         """Return what a call gives for each (view, seed), to the bit; what they share is decoded
         and resized once.
         """
-        cuts: list[Cut] = []
+        cuts: list[CropSpec] = []
 
         def needs(width: int, height: int) -> list[tuple[float, float]]:
             cuts.extend(self.cut((width, height), key, view, seed) for view, seed in shown)
@@ -96,13 +96,13 @@ class Viewer(ABC):
         return [self.colour(pixels, seed) for pixels, (_, seed) in zip(found, shown, strict=True)]
 
     @abstractmethod
-    def cut(self, size: Size, key: str, view: int, seed: int) -> Cut:
+    def cut(self, size: Size, key: str, view: int, seed: int) -> CropSpec:
         """Return where the view lies in an upright image of ``size``, its own before it was
         packed.
         """
 
     def _pixels(
-        self, photo: Photo, cut: Cut, canvases: dict[tuple[Size, Size], np.ndarray]
+        self, photo: Photo, cut: CropSpec, canvases: dict[tuple[Size, Size], np.ndarray]
     ) -> np.ndarray:
         """Return the view of a decoded image; ``canvases`` are the image resized, by the sizes
         before and after.
@@ -118,7 +118,7 @@ class Viewer(ABC):
         return found[:, ::-1] if cut.flip else found
 
 
-class Free(Viewer):
+class Free(StudentTransform):
     """Random crops, whatever the teacher saw; of the image as it is, or with its shorter side at
     ``resize`` pixels first.
     """
@@ -131,12 +131,12 @@ class Free(Viewer):
         )
         self.interpolation = "bicubic" if recipe.augment in BICUBIC else "bilinear"
 
-    def cut(self, size: Size, key: str, view: int, seed: int) -> Cut:
+    def cut(self, size: Size, key: str, view: int, seed: int) -> CropSpec:
         size = shorter_side(size, self.side) if self.side else size
-        return Cut(size, *self.augment.draw(*size, seed), canvas=bool(self.side))
+        return CropSpec(size, *self.augment.draw(*size, seed), canvas=bool(self.side))
 
 
-class Replay(Viewer):
+class Replay(StudentTransform):
     """The crops and flips that the teacher saw; the colours, if the recipe has any, are the
     student's alone.
     """
@@ -145,17 +145,17 @@ class Replay(Viewer):
         super().__init__(recipe, size)
         self.views = views
 
-    def cut(self, size: Size, key: str, view: int, seed: int) -> Cut:
-        return Cut(size, *self.views.draw(key, view, *size), canvas=False)
+    def cut(self, size: Size, key: str, view: int, seed: int) -> CropSpec:
+        return CropSpec(size, *self.views.draw(key, view, *size), canvas=False)
 
 
-class Center(Viewer):
+class Center(StudentTransform):
     """The centre, as CLIP's transform cuts it: the shorter side to the view's size (bicubic), then
     the middle.
     """
 
-    def cut(self, size: Size, key: str, view: int, seed: int) -> Cut:
+    def cut(self, size: Size, key: str, view: int, seed: int) -> CropSpec:
         side, short = self.size, min(size)
         width, height = (side if length == short else int(side * length / short) for length in size)
         left, top = round((width - side) / 2), round((height - side) / 2)
-        return Cut((width, height), (left, top, left + side, top + side), False, canvas=True)
+        return CropSpec((width, height), (left, top, left + side, top + side), False, canvas=True)

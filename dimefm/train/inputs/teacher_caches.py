@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dimefm.cache import FeatureCache
 from dimefm.cache.manifest import FILE as MANIFEST
-from dimefm.cache.manifest import strangers
+from dimefm.cache.manifest import encoder_mismatch
 from dimefm.curate.neighbours import Neighbours
 from dimefm.data.alignment import Aligned
 from dimefm.data.views.patch_tokens import expect_rows, expect_tokens
@@ -92,10 +92,10 @@ def refuse_strangers(image_caches: list[FeatureCache], text_caches: list[Feature
 def _refuse_other_teachers(ours: Sequence[FeatureCache], theirs: Sequence[FeatureCache]) -> None:
     """Raise CacheError unless cache i of both, as far as both go, is of one teacher."""
     for one, other in zip(ours, theirs, strict=False):
-        different = strangers(one.manifest.encoder, other.manifest.encoder)
+        different = encoder_mismatch(one.manifest.encoder, other.manifest.encoder)
         if different:
             elsewhere = any(
-                not strangers(one.manifest.encoder, each.manifest.encoder) for each in theirs
+                not encoder_mismatch(one.manifest.encoder, each.manifest.encoder) for each in theirs
             )
             remedy = (
                 "name both kinds in the same order"

@@ -40,8 +40,8 @@ def image_views(recipe: Recipe, caches: Sequence[FeatureCache]) -> ViewPolicy | 
         _refuse_other_views(recipe, policy, first)
         if policy is not None and recipe.views_per_step > policy.count:
             raise RecipeError(
-                f"views_per_step = {recipe.views_per_step}, but {first.store} holds {policy.count}"
-                " of each image; lower it, or extract the images with --views"
+                f"views_per_step = {recipe.views_per_step}, but {first.store} holds"
+                f" {policy.count} of each image; lower it, or extract the images with --views"
                 f" {recipe.views_per_step}"
             )
     return policy
@@ -72,8 +72,8 @@ def text_views(recipe: Recipe, caches: Sequence[FeatureCache]) -> TextPolicy | N
     held = 1 if policy is None else policy.count
     if count > held:
         raise RecipeError(
-            f"captions_per_step = {count}, but {first.store} holds {held} of each row; lower it, or"
-            f" extract the sentences with --text-views {count}"
+            f"captions_per_step = {count}, but {first.store} holds {held} of each row; lower it,"
+            f" or extract the sentences with --text-views {count}"
         )
     return policy
 

@@ -10,7 +10,7 @@ import pytest
 
 from dimefm import plugins
 from dimefm.cache import CacheWriter, EncoderCard, FeatureCache, Manifest
-from dimefm.cache.int8 import Fit
+from dimefm.cache.int8 import QuantizerFitter
 
 FORMATS = plugins.names("caches")
 CARD = EncoderCard(
@@ -70,7 +70,7 @@ def make(root, counts, format_="hdf5", dtype="float16", dim=4, seed=0):
 
 
 def fitted(rows, margin=0.5):
-    fit = Fit(len(rows))
+    fit = QuantizerFitter(len(rows))
     fit.add(rows)
     return fit.code(margin)
 

@@ -7,7 +7,7 @@ import pytest
 
 from dimefm.cache import CacheWriter, FeatureCache
 from dimefm.cache.convert import convert
-from dimefm.cache.int8 import Code
+from dimefm.cache.int8 import AffineQuantizer
 from dimefm.cache.quarantine import quarantined
 from dimefm.cache.writer import Bad
 from dimefm.errors import CacheError
@@ -90,7 +90,7 @@ def test_a_conversion_to_int8_fits_every_row_and_says_what_it_costs(tmp_path, fo
     old, rows, _ = make(tmp_path / "old", (50, 30), "hdf5", "float32", dim=16)
     made = convert(old, tmp_path / "new", format_, "int8")
     new = FeatureCache(tmp_path / "new")
-    scale = Code.of(made.code).scale
+    scale = AffineQuantizer.of(made.code).scale
     np.testing.assert_allclose(scale * 254, rows.max(0) - rows.min(0), rtol=1e-5)
     assert (np.abs(new[:] - rows) <= scale * 0.5001 + 1e-6).all()
     cosines = (new[:] * rows).sum(1) / np.linalg.norm(new[:], axis=1) / np.linalg.norm(rows, axis=1)

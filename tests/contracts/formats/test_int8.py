@@ -7,7 +7,7 @@ import pytest
 
 from dimefm.cache import CacheWriter, FeatureCache
 from dimefm.cache.formats import BLOCK
-from dimefm.cache.int8 import Code
+from dimefm.cache.int8 import AffineQuantizer
 from dimefm.errors import CacheError
 from tests.contracts.formats.conftest import fitted, header, keys_of, vectors
 
@@ -41,7 +41,7 @@ def test_int8_codes_are_stored_exactly_and_decode_within_half_a_step(
     assert (np.abs(cache[:] - rows) <= code.scale * 0.5001 + 1e-7).all()
     np.testing.assert_array_equal(cache[:], codes.astype(np.float32) * code.scale + code.offset)
     np.testing.assert_array_equal(cache[[len(rows) - 1, 0]], cache[:][[-1, 0]])
-    assert Code.of(cache.manifest.code).fields() == code.fields()
+    assert AffineQuantizer.of(cache.manifest.code).fields() == code.fields()
     assert cache.verify(sha256=True) == len(counts)
 
 
@@ -59,7 +59,7 @@ def test_a_value_outside_the_int8_code_is_refused_with_row_and_dimension(tmp_pat
 
 
 def test_the_edge_of_the_int8_code_is_inside(tmp_path, format_):
-    code = Code(np.full(2, 0.5, np.float32), np.array([0, 10], np.float32))
+    code = AffineQuantizer(np.full(2, 0.5, np.float32), np.array([0, 10], np.float32))
     edges = np.array([[-63.5, 73.5], [63.5, -53.5], [63.7, 73.7]], np.float32)
     writer = CacheWriter(tmp_path, header(format_, "int8", 2, code=code.fields()), [("a.tar", 3)])
     writer.write("a.tar", keys_of(3), edges)

@@ -18,7 +18,7 @@ def test_a_cache_too_large_to_be_mapped_gives_the_same_rows(tmp_path, format_, m
     monkeypatch.setattr(
         reader.mmap, "mmap", lambda *given, **named: mapped.append(given) or read(*given, **named)
     )
-    monkeypatch.setattr(reader, "RESIDENT", rows.nbytes - 1)
+    monkeypatch.setattr(reader, "MMAP_LIMIT", rows.nbytes - 1)
     large = FeatureCache(tmp_path)
     draw = np.random.default_rng(0)
     for _ in range(20):
@@ -28,7 +28,7 @@ def test_a_cache_too_large_to_be_mapped_gives_the_same_rows(tmp_path, format_, m
         np.testing.assert_array_equal(large[piece], rows[piece])
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(large))[[999, 0]], rows[[999, 0]])
     assert large.verify(sha256=True) == 3 and not mapped
-    monkeypatch.setattr(reader, "RESIDENT", rows.nbytes)
+    monkeypatch.setattr(reader, "MMAP_LIMIT", rows.nbytes)
     np.testing.assert_array_equal(FeatureCache(tmp_path)[:], rows)
     assert mapped
 
@@ -36,7 +36,7 @@ def test_a_cache_too_large_to_be_mapped_gives_the_same_rows(tmp_path, format_, m
 @pytest.mark.parametrize("resident", [0, 1 << 30])
 def test_more_shards_than_may_be_open_at_once_are_read(tmp_path, format_, monkeypatch, resident):
     _, rows, _ = make(tmp_path, tuple([3] * 20), format_)
-    for name, value in (("MAPS", 4), ("FILES", 4), ("RESIDENT", resident)):
+    for name, value in (("MAPS", 4), ("FILES", 4), ("MMAP_LIMIT", resident)):
         monkeypatch.setattr(reader, name, value)
     cache, draw = FeatureCache(tmp_path), np.random.default_rng(0)
     kept = cache[:2]
@@ -50,10 +50,10 @@ def test_more_shards_than_may_be_open_at_once_are_read(tmp_path, format_, monkey
 def test_one_gather_over_a_large_cache_opens_no_more_shards_than_may_be_open(
     tmp_path, format_, monkeypatch
 ):
-    monkeypatch.setattr(reader, "RESIDENT", 0)
+    monkeypatch.setattr(reader, "MMAP_LIMIT", 0)
     monkeypatch.setattr(reader, "FILES", 3)
     made, rows, _ = make(tmp_path, tuple([2] * 24), format_)
-    alive, opened = [], reader.Place
+    alive, opened = [], reader.ShardHandle
 
     class Watched(opened):
         def __init__(self, *args):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dimefm.cache.plan import presence
+from dimefm.cache.plan import write_lock
 from tests.extract.engines.conftest import (
     command,
     digests,
@@ -105,7 +105,7 @@ def test_processes_that_begin_together_have_one_int8_code(raw, tmp_path):
 def test_what_changes_a_finished_cache_works_alone(raw, tmp_path, flag):
     run(command(raw, tmp_path, "--limit", 24))
     before = digests(tmp_path)
-    with presence(tmp_path / "texts", shared=False):
+    with write_lock(tmp_path / "texts", shared=False):
         code, _, errors = ended(start(command(raw, tmp_path, "--limit", 24, flag)))
     assert code == 1
     assert errors.splitlines()[-1].endswith(

@@ -166,11 +166,11 @@ def test_the_same_bytes_with_any_number_of_lanes(vit, shared_data, tmp_path):
         torch.get_num_threads(),
         [],
     )
-    for lanes in (1, 2, 3):
-        torch.set_num_threads(lanes)
-        settings = Settings(dtype="float32", batch_size=4, workers=lanes, progress=False)
-        extract(vit, rows, "image", tmp_path / str(lanes), settings)
-        found.append(_rows(tmp_path / str(lanes)).tobytes())
+    for encode_threads in (1, 2, 3):
+        torch.set_num_threads(encode_threads)
+        settings = Settings(dtype="float32", batch_size=4, workers=encode_threads, progress=False)
+        extract(vit, rows, "image", tmp_path / str(encode_threads), settings)
+        found.append(_rows(tmp_path / str(encode_threads)).tobytes())
         torch.set_num_threads(threads)
     assert found[0] == found[1] == found[2] and now() == "highest"
 

@@ -19,10 +19,10 @@ from dimefm.errors import DataError, RecipeError
 from dimefm.models import open_clip
 from dimefm.models.preprocess import decoder
 from dimefm.recipe import read
-from dimefm.train.distributed import World
+from dimefm.train.distributed import DistributedContext
 from dimefm.train.inputs.image_batches import Batches, prefetch
 from dimefm.train.inputs.sources import open_sources
-from dimefm.train.inputs.student_views import Viewer
+from dimefm.train.inputs.student_views import StudentTransform
 from dimefm.train.student import Student
 from dimefm.train.trainer import train
 
@@ -135,7 +135,13 @@ def test_processes_share_the_places_of_a_batch_and_see_the_same_features(world, 
     recipe = world.recipe(batch_size=ROWS)
     whole = batches(world, recipe)(1)
     parts = [
-        Batches(open_sources(recipe, world.root), recipe, 16, None, World(rank, size).places(ROWS))
+        Batches(
+            open_sources(recipe, world.root),
+            recipe,
+            16,
+            None,
+            DistributedContext(rank, size).places(ROWS),
+        )
         for rank in range(size)
     ]
     found = [part(1) for part in parts]
@@ -184,7 +190,7 @@ def test_the_centre_view_equals_the_preprocessing_of_evaluation(width, height, s
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     file, preprocess = io.BytesIO(), open_clip.default_preprocess(size)
     Image.fromarray(pixels).save(file, "PNG")
-    ours = Viewer.of(read(None, view="center"), None, size)(file.getvalue(), "", 0, 0)
+    ours = StudentTransform.of(read(None, view="center"), None, size)(file.getvalue(), "", 0, 0)
     seen = Student(Seen(), preprocess).images(torch.from_numpy(ours.copy())[None])["image"][0]
     turbo = decoder("turbo", preprocess)
     expected = turbo.finish(turbo(file.getvalue())[None], torch.device("cpu"))[0]
@@ -202,7 +208,9 @@ def test_the_centre_view_is_what_a_recipe_gets(world):
     recipe = world.recipe(view="center", batch_size=1)
     pixels = batches(world, recipe)(0).pixels
     row = open_sources(recipe, world.root).raw[world.numbers_of_pixels(pixels)[0]]
-    np.testing.assert_array_equal(pixels[0], Viewer.of(recipe, None, 16)(row.image, row.key, 0, 0))
+    np.testing.assert_array_equal(
+        pixels[0], StudentTransform.of(recipe, None, 16)(row.image, row.key, 0, 0)
+    )
 
 
 def test_texts_per_step_of_pairs_are_refused(world):
