@@ -81,11 +81,7 @@ def explain(error: Exception) -> str | None:
     return None
 
 
-@click.group(
-    cls=Main,
-    modules=COMMANDS,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-)
+@click.group(cls=Main, modules=COMMANDS)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(dimefm.__version__, prog_name="dimefm")
 def main(debug: bool) -> None:

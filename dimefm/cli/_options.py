@@ -11,6 +11,10 @@ import click
 
 from dimefm.errors import did_you_mean
 
+# Every command has these by itself, not only below the main one: click keeps the help option that a
+# command's first context gave it.
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
 SOURCES = (
     click.option(
         "--dataroot", metavar="DIR", help="Folder or URL that relative sources are looked up in."
@@ -113,7 +117,7 @@ class Lazy(click.Group):
     asked for, so that ``--help`` is quick."""
 
     def __init__(self, *args, modules: Mapping[str, str], **settings):
-        super().__init__(*args, **settings)
+        super().__init__(*args, **{"context_settings": CONTEXT, **settings})
         self.modules = modules
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -142,7 +146,7 @@ class ManyValues(click.Command):
     """
 
     def __init__(self, *args, sections: Mapping[str, str] | None = None, **settings):
-        super().__init__(*args, **settings)
+        super().__init__(*args, **{"context_settings": CONTEXT, **settings})
         self.sections = sections or {}
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import click
 
-from dimefm.cli._options import scratch_option
+from dimefm.cli._options import CONTEXT, scratch_option
 
 
-@click.group("eval")
+@click.group("eval", context_settings=CONTEXT)
 def command():
     """Measure what an encoder knows."""
 
 
-@command.command("elevater")
+@command.command("elevater", context_settings=CONTEXT)
 @click.option(
     "--model",
     required=True,
@@ -109,7 +109,7 @@ def elevater(
         )
 
 
-@command.command("retrieval")
+@command.command("retrieval", context_settings=CONTEXT)
 @click.option("--images", required=True, metavar="CACHE", help="Image features: a folder or URL.")
 @click.option("--texts", required=True, metavar="CACHE", help="Text features of the same encoder.")
 @click.option(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from dimefm.cli._options import CONTEXT
+
 NEEDS = {
     "teacher": "a teacher's features",
     "pairs": "images with their own sentences (--text student)",
@@ -18,7 +20,11 @@ NEEDS = {
 }
 
 
-@click.command("losses", short_help="List the losses of recipes, or describe some in full.")
+@click.command(
+    "losses",
+    context_settings=CONTEXT,
+    short_help="List the losses of recipes, or describe some in full.",
+)
 @click.argument("names", nargs=-1)
 def command(names):
     """List the losses that a recipe can weigh under [losses]; with NAMES, describe these in full.

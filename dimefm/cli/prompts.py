@@ -6,8 +6,14 @@ from pathlib import Path
 
 import click
 
+from dimefm.cli._options import CONTEXT
 
-@click.command("prompts", short_help="Write the class prompts of datasets as sentences.")
+
+@click.command(
+    "prompts",
+    context_settings=CONTEXT,
+    short_help="Write the class prompts of datasets as sentences.",
+)
 @click.argument("datasets", nargs=-1)
 @click.option(
     "--out",

@@ -6,8 +6,12 @@ from pathlib import Path
 
 import click
 
+from dimefm.cli._options import CONTEXT
 
-@click.command("quickstart", short_help="All of it on small real data, in minutes.")
+
+@click.command(
+    "quickstart", context_settings=CONTEXT, short_help="All of it on small real data, in minutes."
+)
 @click.option(
     "--out",
     default="quickstart",

@@ -6,13 +6,19 @@ from pathlib import Path
 
 import click
 
+from dimefm.cli._options import CONTEXT
 
-@click.group("runs")
+
+@click.group("runs", context_settings=CONTEXT)
 def command():
     """Look at training runs, finished or not."""
 
 
-@command.command("compare", short_help="Put runs side by side: their scores, their settings.")
+@command.command(
+    "compare",
+    context_settings=CONTEXT,
+    short_help="Put runs side by side: their scores, their settings.",
+)
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
 @click.option(
     "--out",
@@ -38,7 +44,7 @@ def compare(runs, out):
         click.echo("\nwritten: " + ", ".join(map(str, write(found, out))))
 
 
-@command.command("list")
+@command.command("list", context_settings=CONTEXT)
 @click.argument("folder", type=click.Path(path_type=Path))
 def list_(folder):
     """List the runs in FOLDER: how far each came, and what it scores.

@@ -26,6 +26,14 @@ EVERY = dict(commands(main))
 
 
 @pytest.mark.parametrize("words", EVERY, ids=" ".join)
+def test_a_command_by_itself_has_the_help_option_that_it_has_below_the_main_one(words):
+    """Click keeps the help option of a command's first context, so every context must give one."""
+    context = EVERY[words].make_context("alone", [], resilient_parsing=True)
+    assert context.help_option_names == ["-h", "--help"]
+    assert context.max_content_width == 100
+
+
+@pytest.mark.parametrize("words", EVERY, ids=" ".join)
 def test_each_option_stands_there_once(words):
     result = CliRunner().invoke(main, [*words, "--help"], terminal_width=80)
     assert result.exit_code == 0

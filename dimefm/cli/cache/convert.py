@@ -5,10 +5,12 @@ from __future__ import annotations
 import click
 
 from dimefm import plugins
-from dimefm.cli._options import scratch_option
+from dimefm.cli._options import CONTEXT, scratch_option
 
 
-@click.command("convert", short_help="Write a cache in another format or dtype.")
+@click.command(
+    "convert", context_settings=CONTEXT, short_help="Write a cache in another format or dtype."
+)
 @click.argument("root")
 @click.argument("out")
 @click.option(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from dimefm.cli._options import scratch_option
+from dimefm.cli._options import CONTEXT, scratch_option
 
 
-@click.command("diff", short_help="Say how two caches differ.")
+@click.command("diff", context_settings=CONTEXT, short_help="Say how two caches differ.")
 @click.argument("a")
 @click.argument("b")
 @click.option(

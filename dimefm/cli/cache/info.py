@@ -6,10 +6,13 @@ import textwrap
 
 import click
 
+from dimefm.cli._options import CONTEXT
 from dimefm.cli.cache import caches
 
 
-@click.command("info", short_help="Print what a cache holds and who made it.")
+@click.command(
+    "info", context_settings=CONTEXT, short_help="Print what a cache holds and who made it."
+)
 @click.argument("root")
 def command(root):
     """Print what the cache at ROOT, a folder or URL, holds and who made it.

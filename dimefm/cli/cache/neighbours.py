@@ -6,10 +6,12 @@ import textwrap
 
 import click
 
-from dimefm.cli._options import scratch_option
+from dimefm.cli._options import CONTEXT, scratch_option
 
 
-@click.command("neighbours", short_help="Find the nearest other rows of each row.")
+@click.command(
+    "neighbours", context_settings=CONTEXT, short_help="Find the nearest other rows of each row."
+)
 @click.argument("root")
 @click.option("--out", required=True, metavar="DIR", help="Folder or URL for the neighbours.")
 @click.option(

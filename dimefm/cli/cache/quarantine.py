@@ -6,10 +6,15 @@ from collections import Counter
 
 import click
 
+from dimefm.cli._options import CONTEXT
 from dimefm.cli.cache import caches
 
 
-@click.command("quarantine", short_help="List the rows that a cache left out, and why.")
+@click.command(
+    "quarantine",
+    context_settings=CONTEXT,
+    short_help="List the rows that a cache left out, and why.",
+)
 @click.argument("root")
 @click.option(
     "--summary", is_flag=True, help="Count the rows of each source instead of listing them."
