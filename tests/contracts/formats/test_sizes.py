@@ -64,7 +64,7 @@ def test_one_gather_over_a_large_cache_opens_no_more_shards_than_may_be_open(
             assert sum(each() is not None for each in alive) <= 4
             super().read(start, out)
 
-    monkeypatch.setattr(reader, "Place", Watched)
+    monkeypatch.setattr(reader, "ShardHandle", Watched)
     wanted = np.random.default_rng(0).permutation(len(rows))
     np.testing.assert_array_equal(FeatureCache(tmp_path)[wanted], rows[wanted])
     assert len(alive) == 24
