@@ -28,7 +28,7 @@ def command():
     help="One folder per dataset.",
 )
 @click.option(
-    "--datasets", metavar="A,B", help="Benchmarks or folders.  [those of the 20 that are there]"
+    "--datasets", metavar="A,B", help="Benchmarks or folders.  [every folder that has a card]"
 )
 @click.option(
     "--out",
@@ -75,7 +75,8 @@ def command():
 def elevater(
     model, root, datasets, out, by, layout, text_model, device, precision, batch_size, workers
 ):
-    """Zero-shot scores on the ELEVATER datasets found under --root.
+    """Zero-shot scores on the datasets found under --root: the 20 of ELEVATER and every other that
+    has a card. Without --datasets the mean is over the sets of ELEVATER.
 
     Image folders, Parquet, webdataset tars and vision-datasets are read; classnames.txt and
     templates.txt beside the data win over the built-in ones. Features are kept in --out, so a

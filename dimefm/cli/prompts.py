@@ -29,12 +29,17 @@ def command(datasets, out):
     Example: dimefm prompts cifar-10 mnist --out prompts.txt
     """
     from dimefm import plugins
+    from dimefm.errors import DataError
     from dimefm.evaluate.benchmark import for_folder, load, prompts
     from dimefm.storage.files import write_text
 
     if not datasets:
         for name in plugins.names("benchmarks"):
-            card = load(name)
+            try:
+                card = load(name)
+            except DataError as error:
+                click.echo(f"{name:36} cannot be used: {error}")
+                continue
             click.echo(
                 f"{name:36} {len(card.classes):4} classes x {len(card.templates):2} templates"
             )

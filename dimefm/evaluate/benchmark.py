@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import functools
 import re
+import textwrap
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeGuard
 
 from dimefm import plugins
 from dimefm.errors import DataError, did_you_mean
@@ -23,6 +25,22 @@ CLASS_FILE = "classnames.txt"
 TEMPLATE_FILES = ("templates.txt", "zeroshot_classification_templates.txt")
 PLAIN_TEMPLATE = "a photo of a {}."
 VERSION = re.compile(r"-(\d{8}|v\d+(\.\d+)*)$")
+ELEVATER_SETS = 20
+EXPECTED = {  # key of a card -> what its value is; aliases are checked after classes
+    "title": "a string",
+    "suite": "a string",
+    "metric": f"{', '.join(sorted(METRICS)[:-1])} or {max(METRICS)}",
+    "train": "a number of images above 0",
+    "test": "a number of images above 0",
+    "source": "a string",
+    "crop": "true or false",
+    "multilabel": "true or false",
+    "folders": "a list of strings",
+    "classes": "a list of strings",
+    "templates": "a list of strings with {} where the class name goes",
+    "aliases": "a table of other names, each with a name of classes",
+}
+REQUIRED = ("title", "metric", "classes", "templates", "source")
 
 
 @dataclass(frozen=True)
@@ -53,15 +71,18 @@ class Benchmark:
 
 
 def load(name: str) -> Benchmark:
-    """Return the benchmark of card ``name``; raise DataError when there is none, or it is written
-    wrongly.
+    """Return the benchmark of card ``name``; raise DataError when there is none, or the card has a
+    fault. No other card is read in full, so a fault in one stops only what needs that card.
     """
     return _read_card(plugins.path("benchmarks", name, DataError))
 
 
 def suite(name: str = "elevater") -> list[str]:
-    """Return the names of the cards that belong to a suite, sorted."""
-    return [card for card in plugins.names("benchmarks") if load(card).suite == name]
+    """Return the names of the cards that belong to a suite, sorted.
+
+    A card with a fault belongs to the suite that it names; one that is not TOML belongs to none.
+    """
+    return [card for card in plugins.names("benchmarks") if _unchecked(card).get("suite") == name]
 
 
 def prompts(benchmark: Benchmark) -> list[list[str]]:
@@ -78,12 +99,19 @@ def card_for(folder_name: str) -> str | None:
     """Return the card that claims a folder of this name, or None.
 
     Case is ignored, ``-``, ``_`` and blanks are one, and so is a date or version at the end
-    (``cifar-10_20211007``).
+    (``cifar-10_20211007``). The card may have a fault, which :func:`load` reports.
     """
     folded = _fold(folder_name)
     wanted = {folded, VERSION.sub("", folded)}
-    for name in plugins.names("benchmarks"):
-        if not wanted.isdisjoint(map(_fold, (name, *load(name).folders))):
+    names = plugins.names("benchmarks")
+    for name in names:
+        if _fold(name) in wanted:
+            return name
+    for name in names:
+        folders = _unchecked(name).get("folders", [])
+        if not _is_strings(folders):
+            continue
+        if not wanted.isdisjoint(map(_fold, folders)):
             return name
     return None
 
@@ -107,10 +135,12 @@ def for_folder(folder: Path) -> Benchmark:
         return replace(card, classes=classes or card.classes, templates=templates or card.templates)
     if classes is None:
         known = plugins.names("benchmarks")
+        unreadable = [card for card in known if not _unchecked(card)]
+        correct = f", or correct the card {', '.join(unreadable)}" if unreadable else ""
         raise DataError(
             f"{folder}: no benchmark card claims a folder of this name"
             f" ({did_you_mean(folder.name, known)}) and there is no {CLASS_FILE}; rename the"
-            f" folder, or add {CLASS_FILE} with one class name per line in label order"
+            f" folder, or add {CLASS_FILE} with one class name per line in label order{correct}"
         )
     return Benchmark(
         name=folder.name,
@@ -131,26 +161,70 @@ def _fold(name: str) -> str:
 
 @functools.cache
 def _read_card(path: Path) -> Benchmark:
-    try:
-        card = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a TOML card ({error}); correct it") from error
-    known = [item.name for item in fields(Benchmark) if item.name != "name"]
+    card = dict(_toml(path))
     for key in card:
-        if key not in known:
-            raise DataError(f"{path}: unknown key '{key}': {did_you_mean(key, known)}")
-    missing = [
-        key for key in ("title", "metric", "classes", "templates", "source") if not card.get(key)
-    ]
-    if missing:
-        raise DataError(f"{path}: the card lacks {', '.join(missing)}; add them")
-    if card["metric"] not in METRICS:
-        raise DataError(
-            f"{path}: unknown metric '{card['metric']}': {did_you_mean(card['metric'], METRICS)}"
-        )
+        if key not in EXPECTED:
+            raise DataError(
+                f"{path}: key '{key}' is unknown; expected {', '.join(EXPECTED)}. Fix: rename it"
+                f" ({did_you_mean(key, EXPECTED)}) or remove it"
+            )
+    for key in REQUIRED:
+        if key not in card:
+            raise DataError(
+                f"{path}: key '{key}' is missing; expected {EXPECTED[key]}. Fix: add {key}"
+            )
+    for key, expected in EXPECTED.items():
+        if key in card and not _fits(key, card[key], card):
+            got = textwrap.shorten(repr(card[key]), 80)
+            raise DataError(f"{path}: {key} is {got}; expected {expected}. Fix: correct {key}")
     lists: dict = {key: tuple(card.pop(key, ())) for key in ("folders", "classes", "templates")}
     sizes = {key: card.pop(key, None) for key in ("train", "test")}
     return Benchmark(name=path.stem, **lists, **sizes, **card)
+
+
+def _fits(key: str, value: object, card: Mapping) -> bool:
+    """Say whether a value of a card is what ``EXPECTED`` says of its key."""
+    if key == "metric":
+        return isinstance(value, str) and value in METRICS
+    if key in ("train", "test"):
+        return type(value) is int and value > 0
+    if key in ("crop", "multilabel"):
+        return isinstance(value, bool)
+    if key in ("folders", "classes"):
+        return _is_strings(value) and (bool(value) or key not in REQUIRED)
+    if key == "templates":
+        return _is_strings(value) and bool(value) and all("{}" in template for template in value)
+    if key == "aliases":
+        return isinstance(value, dict) and all(name in card["classes"] for name in value.values())
+    return isinstance(value, str) and (bool(value) or key not in REQUIRED)
+
+
+def _is_strings(value: object) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+@functools.cache
+def _toml(path: Path) -> dict:
+    """Return what a card holds, unchecked; raise DataError when it is not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}); expected a TOML card. Fix: make it a file"
+            " that can be read, or remove it"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path}: not a TOML card ({error}). Fix: correct it, or remove the file"
+        ) from error
+
+
+def _unchecked(name: str) -> dict:
+    """Return what the card ``name`` holds, unchecked; {} when it cannot be read."""
+    try:
+        return _toml(plugins.path("benchmarks", name, DataError))
+    except DataError:
+        return {}
 
 
 def _lines(path: Path) -> tuple[str, ...] | None:

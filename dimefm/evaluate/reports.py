@@ -14,7 +14,7 @@ def _cells(score: dict) -> tuple[str, ...]:
 
 
 def _mean(result: dict) -> str:
-    n = len(result["scores"])
+    n = len(result["scores"]) - len(result["not_in_mean"])
     if result["is_elevater_average"]:
         return f"ELEVATER average over all {n} sets: {100 * result['mean']:.2f}"
     sets, needed = (
@@ -29,10 +29,14 @@ def _mean(result: dict) -> str:
 
 
 def _absent(result: dict) -> list[str]:
-    """Return a line on the datasets that are not here, one per dataset that failed, and one on
-    those still to come.
+    """Return a line on the datasets outside the mean, one on those that are not here, one per
+    dataset that failed, and one on those still to come.
     """
-    lines = [f"not here: {', '.join(result['missing'])}"] if result["missing"] else []
+    lines = []
+    if result["not_in_mean"]:
+        lines.append(f"outside ELEVATER, not in the mean: {', '.join(result['not_in_mean'])}")
+    if result["missing"]:
+        lines.append(f"not here: {', '.join(result['missing'])}")
     lines += [f"failed: {each['dataset']}: {each['reason']}" for each in result["failed"]]
     return lines + ([f"still to come: {', '.join(result['pending'])}"] if result["pending"] else [])
 

@@ -20,7 +20,7 @@ from dimefm.cache import FeatureCache
 from dimefm.data import Rows
 from dimefm.errors import CacheError, DataError
 from dimefm.evaluate import zero_shot_tokens
-from dimefm.evaluate.benchmark import Benchmark, prompts
+from dimefm.evaluate.benchmark import ELEVATER_SETS, Benchmark, prompts, suite
 from dimefm.evaluate.classifier import class_weights, probabilities
 from dimefm.evaluate.datasets.layouts import Dataset, find
 from dimefm.evaluate.metrics import METRICS, chance
@@ -69,8 +69,9 @@ def elevater(
     ``out/report.md``.
 
     Images and prompts are compared by their rows or, with ``maps``, by their tokens. Without
-    ``names`` the 20 ELEVATER sets that are there are scored, the others listed as missing. A
-    dataset that cannot be read is listed as failed with its reason. Both files are written anew
+    ``names`` every folder that a card claims is scored; of the 20 ELEVATER sets, those without a
+    folder are listed as missing, and the mean is over these sets only where one of them is scored.
+    A dataset that cannot be read is listed as failed with its reason. Both files are written anew
     after each dataset (``pending`` names those still to come). Returns what ``scores.json`` holds.
     Raises DataError when no dataset is found, none can be scored, or ``out`` cannot be written.
     """
@@ -79,7 +80,7 @@ def elevater(
     def fail(name: str, error: Exception) -> None:
         failed.append({"dataset": name, "reason": str(error)})
 
-    datasets, missing = find(root, names, layout=layout, on_failure=fail)
+    datasets, missing = find(root, names, layout=layout, every_card=True, on_failure=fail)
     if not datasets and not failed:
         raise DataError(
             f"{root}: none of the datasets asked for is here; expected one folder per dataset"
@@ -135,6 +136,9 @@ def _result(
     """Return what ``scores.json`` holds; ``lists`` are the names of datasets that are missing,
     failed or pending.
     """
+    of_suite = suite()
+    in_suite = [score for score in scores if score.dataset in of_suite]
+    counted = in_suite if whole_suite and in_suite else scores
     return {
         "model": encoder.card.name,
         "weights_sha256": encoder.card.weights_sha256,
@@ -145,8 +149,9 @@ def _result(
             PROTOCOL if maps is None else f"{zero_shot_tokens.PROTOCOL}; padding {maps.padding}"
         ),
         "scores": [dataclasses.asdict(score) for score in scores],
-        "mean": float(np.mean([score.value for score in scores])),
-        "is_elevater_average": maps is None and whole_suite and not any(lists.values()),
+        "mean": float(np.mean([score.value for score in counted])),
+        "not_in_mean": [score.dataset for score in scores if score not in counted],
+        "is_elevater_average": maps is None and whole_suite and len(in_suite) == ELEVATER_SETS,
         **lists,
         "seconds": seconds,
         "libraries": libraries(),

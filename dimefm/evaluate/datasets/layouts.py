@@ -89,25 +89,28 @@ def find(
     names: Sequence[str] | None = None,
     *,
     layout: str | None = None,
+    every_card: bool = False,
     on_failure: Callable[[str, Exception], None] | None = None,
 ) -> tuple[list[Dataset], list[str]]:
     """Return (datasets found, names that are missing) of a folder of datasets.
 
     ``names`` are benchmarks or folders; without them the 20 ELEVATER sets are looked for, in the
-    order of their names. A benchmark without a folder is listed as missing. ``layout`` overrides
-    detection for all of them. The test split of every set found is opened and its labels are
-    checked. Raises DataError when the root is absent or a name is neither a benchmark nor a folder.
-    A dataset that cannot be read, or that two folders claim, is given to ``on_failure`` with its
-    error and left out; without ``on_failure`` that error is raised.
+    order of their names, and then, with ``every_card``, the folders that another card claims. A
+    benchmark without a folder is listed as missing. ``layout`` overrides detection for all of them.
+    The test split of every set found is opened and its labels are checked. Raises DataError when
+    the root is absent or a name is neither a benchmark nor a folder. A dataset that cannot be read,
+    or that two folders claim, is given to ``on_failure`` with its error and left out; without
+    ``on_failure`` that error is raised.
     """
     root = Path(root)
     if layout is not None and layout not in LAYOUTS:
         raise DataError(f"unknown layout '{layout}': {did_you_mean(layout, LAYOUTS)}")
     folders = _folders(root)
-    claims = {
-        name: _claims(name, folders, root, exact=names is not None)
-        for name in (suite() if names is None else names)
-    }
+    wanted = suite() if names is None else list(names)
+    if names is None and every_card:
+        cards = {card_for(path.name) for path in folders}
+        wanted += sorted(name for name in cards if name is not None and name not in wanted)
+    claims = {name: _claims(name, folders, root, exact=names is not None) for name in wanted}
     datasets, missing = [], []
     for name, found in claims.items():
         if not found:
@@ -215,13 +218,15 @@ def _note(benchmark: Benchmark, labels: np.ndarray, remark: str) -> str:
     """Return how many of the published classes and test images are here; "" when all are."""
     here = int((labels.sum(axis=0) > 0).sum()) if labels.ndim == 2 else len(np.unique(labels))
     parts = []
-    if benchmark.test is None:
+    if benchmark.name not in plugins.names("benchmarks"):
         parts.append(f"no card: {len(benchmark.classes)} classes, {len(labels)} test images")
     else:
         published = len(load(benchmark.name).classes)
         if here != published or len(benchmark.classes) != published:
             parts.append(f"{here} of {published} classes")
-        if len(labels) != benchmark.test:
+        if benchmark.test is None:
+            parts.append(f"{len(labels)} test images; the card does not state how many there are")
+        elif len(labels) != benchmark.test:
             parts.append(f"{len(labels)} of {benchmark.test} test images: split differs")
     return "; ".join([*parts, remark] if remark else parts)
 
