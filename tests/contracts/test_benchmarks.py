@@ -1,6 +1,7 @@
 """What every benchmark card keeps, and that the 20 of ELEVATER have the published counts."""
 
 import itertools
+import re
 
 import pytest
 
@@ -79,7 +80,31 @@ def test_metric_exists_and_fits(benchmark):
 def test_source_and_title_are_stated(benchmark):
     head = plugins.path("benchmarks", benchmark.name).read_text(encoding="utf-8").split("\n\n")[0]
     assert all(line.startswith("#") for line in head.split("\n"))
-    assert "MIT" in benchmark.source and benchmark.title
+    assert names_source_and_licence(benchmark.source) and benchmark.title
+
+
+def names_source_and_licence(source):
+    """Say whether every part of ``PART; PART`` is a source, by address or name, and its licence."""
+    pattern = r"[^()]*[A-Za-z][^()]* \([^()]*[A-Za-z][^()]*\)"
+    return all(re.fullmatch(pattern, part) for part in source.split("; "))
+
+
+@pytest.mark.parametrize(
+    ("source", "enough"),
+    [
+        ("https://example.org/shapes (CC0)", True),
+        ("Doe et al. 2024, Shapes, table 3 (no licence stated)", True),
+        ("OpenAI CLIP data/prompts.md (MIT); splits: https://example.org (CC BY 4.0)", True),
+        ("https://example.org/shapes", False),
+        ("OpenAI CLIP data/prompts.md (MIT); splits: https://example.org", False),
+        ("MIT", False),
+        ("(MIT)", False),
+        ("Doe et al. (2024)", False),
+        ("", False),
+    ],
+)
+def test_a_source_has_a_name_and_any_licence(source, enough):
+    assert names_source_and_licence(source) == enough
 
 
 def test_no_other_card_claims_the_same_folder(benchmark):
