@@ -4,6 +4,7 @@ in bounded memory.
 
 import pickle
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,6 +32,21 @@ def test_a_cache_too_large_to_be_mapped_gives_the_same_rows(tmp_path, format_, m
     monkeypatch.setattr(reader, "MMAP_LIMIT", rows.nbytes)
     np.testing.assert_array_equal(FeatureCache(tmp_path)[:], rows)
     assert mapped
+
+
+MAPS = Path("/proc/self/maps")
+
+
+@pytest.mark.skipif(not MAPS.exists(), reason="this system does not list what a process maps")
+def test_blocks_never_map_the_shard(tmp_path, format_):
+    cache, rows, _ = make(tmp_path, (20_000,), format_)
+    path = tmp_path / cache.manifest.shards[0].file
+    blocks = cache.format.blocks(path, rows.shape, cache.manifest.dtype)
+    sizes = []
+    for _, part in blocks:
+        assert str(path) not in MAPS.read_text()
+        sizes.append(len(part))
+    assert sum(sizes) == 20_000 and len(sizes) > 1
 
 
 @pytest.mark.parametrize("resident", [0, 1 << 30])
