@@ -12,7 +12,7 @@ A format has these public names::
 ``rows`` [n, dim] may be a memory map and is read in blocks. ``write`` returns the byte at which the
 rows lie in the shard as one little-endian array, so that any row can be used where it lies, or None
 when they do not. ``blocks`` raises ValueError, naming the row where it can, for a file that does
-not hold ``shape`` rows of ``dtype``. ``blocks`` reads the file piece by piece and never maps it into
+not hold ``shape`` rows of ``dtype``. It reads the file piece by piece and never maps it into
 memory: the pages of a map count as resident memory, which must not grow with the shard.
 """
 
