@@ -201,7 +201,8 @@ class Recipe:
                 lines.append(f"{name} = {_toml(value)}")
         lines.append("\n[losses]")
         for name, settings in self.losses.items():
-            inner = ", ".join(f"{key} = {_toml(value)}" for key, value in settings.items())
+            stated = {key: value for key, value in settings.items() if value is not None}
+            inner = ", ".join(f"{key} = {_toml(value)}" for key, value in stated.items())
             lines.append(f'"{name}" = {{ {inner} }}')
         return "\n".join(lines) + "\n"
 

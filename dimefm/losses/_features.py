@@ -181,35 +181,70 @@ def resolve(name: str, options: dict) -> Term:
     """Return the term of a name; raise RecipeError for an unknown term or an option that it does
     not have.
 
-    An option that is a number (a temperature, a scale) takes positive numbers only, a count
-    (``int``) whole ones, one of a few words only these.
+    Options are checked as :func:`check_options` says.
     """
     file, _, function = name.partition(".")
     if name not in terms():
         raise RecipeError(f"unknown loss '{name}': {did_you_mean(name, terms())}")
     term = getattr(plugins.module("losses", file), function)
-    known, kinds = options_of(term), get_type_hints(term)
-    for option, value in options.items():
-        if option not in known:
-            raise RecipeError(
-                f"loss '{name}' has no option '{option}': {did_you_mean(option, known)}"
-            )
-        words = get_args(kinds[option]) if get_origin(kinds.get(option)) is Literal else ()
-        if words and value not in words:
-            raise RecipeError(
-                f"loss '{name}': {option} is {value!r}; expected {' or '.join(map(repr, words))}"
-            )
-        if not words and not _positive(value):
-            example = 50.0 if known[option] is None else known[option]
-            raise RecipeError(
-                f"loss '{name}': {option} is {value!r}; expected a positive number, e.g. {example}"
-            )
-        if kinds.get(option) is int and not isinstance(value, int):
-            raise RecipeError(
-                f"loss '{name}': {option} is {value!r}; expected a whole number, e.g."
-                f" {known[option]}"
-            )
+    check_options(name, term, options)
     return term
+
+
+def check_options(name: str, term: Term, options: dict) -> None:
+    """Raise RecipeError for an option that a term does not have, or a value that it does not take.
+
+    An option's annotation says what it takes: ``bool`` true or false, ``int`` whole numbers,
+    ``float`` any numbers, ``str`` text, ``Literal`` one of its words; with ``| None``, None too.
+    Numbers are positive unless the default is 0 (then at least 0) or below (then finite). So a
+    default is always accepted.
+    """
+    defaults, kinds = options_of(term), get_type_hints(term)
+    for option, value in options.items():
+        if option not in defaults:
+            raise RecipeError(
+                f"loss '{name}' has no option '{option}': {did_you_mean(option, defaults)}"
+            )
+        default = defaults[option]
+        expected = _expected(value, default, kinds.get(option, type(default)))
+        if expected is not None:
+            raise RecipeError(f"loss '{name}': {option} is {value!r}; expected {expected}")
+
+
+def _expected(value: object, default: Any, kind: Any) -> str | None:
+    """Return what an option of this kind takes, with an example, where ``value`` is not that."""
+    if get_origin(kind) is Literal:
+        words = get_args(kind)
+        return None if value in words else " or ".join(map(repr, words))
+    kinds = get_args(kind) or (kind,)
+    if value is None and type(None) in kinds:
+        return None
+    if bool in kinds:
+        return None if isinstance(value, bool) else "true or false"
+    if str in kinds:
+        return None if isinstance(value, str) else f"text, e.g. {default or 'text'!r}"
+    example = default
+    if default is None:
+        example = 50.0 if float in kinds else 50
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or not _in_range(value, example):
+        return f"{_range_of(example)}, e.g. {example}"
+    if float not in kinds and not isinstance(value, int):
+        return f"a whole number, e.g. {example}"
+    return None
+
+
+def _in_range(value: float, example: float) -> bool:
+    """Say whether a number has the sign that an option with this example takes."""
+    if example > 0:
+        return value > 0
+    return value >= 0 or example < 0
+
+
+def _range_of(example: float) -> str:
+    if example > 0:
+        return "a positive number"
+    return "a number of at least 0" if example == 0 else "a finite number"
 
 
 def options_of(term: Term) -> dict[str, Any]:
@@ -247,8 +282,6 @@ def _shown(default: object, kind: object) -> str:
         if get_origin(kind) is Literal
         else []
     )
+    if isinstance(default, bool):  # as in a recipe
+        return "true" if default else "false"
     return " or ".join(["none" if default is None else repr(default), *others])
-
-
-def _positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf

@@ -4,6 +4,9 @@ found on disk.
 
 import dataclasses
 import inspect
+import math
+import tomllib
+from typing import Literal, get_type_hints
 
 import numpy as np
 import pytest
@@ -16,10 +19,12 @@ from dimefm.losses import (
     LossConfig,
     Objective,
     TextTokenStates,
+    needs,
     options_of,
     resolve,
     terms,
 )
+from dimefm.losses._features import check_options
 from dimefm.train.distributed import DistributedContext, GlobalBatch
 from dimefm.train.grad_cache import Gradients, MicroBatch
 
@@ -212,6 +217,89 @@ def test_an_unknown_option_is_refused(name):
     with pytest.raises(RecipeError, match=f"'{name}' has no option '{wrong}'") as error:
         resolve(name, {wrong: 1.0})
     assert not known or f"did you mean '{known[0]}'?" in str(error.value)
+
+
+OPTIONS = [(name, option) for name in terms() for option in options_of(resolve(name, {}))]
+WRONG = ([1], {}, "no such word", b"", math.nan, math.inf, -math.inf, 1j)  # of any option's type
+
+
+def examples(message):
+    """Return the values that the line of a refusal gives as right, as a recipe spells them."""
+    last = "e.g. " if "e.g. " in message else "expected "
+    text = message.rpartition(last)[2]
+    return [tomllib.loads(f"value = {word}")["value"] for word in text.split(" or ")]
+
+
+def refusal(name, term, option, value):
+    """Return the line that refuses a value of an option, having tried all its examples."""
+    with pytest.raises(RecipeError) as error:
+        check_options(name, term, {option: value})
+    message = str(error.value)
+    assert message.startswith(f"loss '{name}': {option} is {value!r}; expected ")
+    assert "\n" not in message
+    for example in examples(message):
+        check_options(name, term, {option: example})
+    return message
+
+
+def is_text(term, option):
+    return get_type_hints(term).get(option) is str
+
+
+@pytest.mark.parametrize(("name", "option"), OPTIONS, ids=".".join)
+def test_every_option_takes_its_default_and_refuses_a_wrong_type_with_an_example_that_it_takes(
+    name, option
+):
+    term = resolve(name, {})
+    default = options_of(term)[option]
+    assert resolve(name, {option: default}) is term
+    for value in WRONG:
+        if not (isinstance(value, str) and is_text(term, option)):
+            refusal(name, term, option, value)
+    refusal(name, term, option, 1 if isinstance(default, bool | str) else True)
+
+
+@needs()
+def every_kind(
+    student,
+    teacher,
+    *,
+    margin: float = 0.0,
+    shift: float = -1.5,
+    scale: float | None = None,
+    count: int = 0,
+    places: int | None = None,
+    symmetric: bool = False,
+    learns: bool = True,
+    how: Literal["code", "paper"] = "code",
+    word: str = "",
+):
+    """Every kind of option that a loss may have."""
+
+
+@pytest.mark.parametrize(
+    ("option", "right", "wrong", "expected"),
+    [
+        ("margin", [0, 0.0, 0.5, 3], [-0.1, True, "0"], "a number of at least 0, e.g. 0.0"),
+        ("shift", [-2, 0, 1.5], [False, None], "a finite number, e.g. -1.5"),
+        ("scale", [None, 1, 0.5], [0, -1.0, True], "a positive number, e.g. 50.0"),
+        ("count", [0, 3], [-1, False], "a number of at least 0, e.g. 0"),
+        ("count", [0, 3], [0.5], "a whole number, e.g. 0"),
+        ("places", [None, 3], [0, True], "a positive number, e.g. 50"),
+        ("places", [None, 3], [1.5], "a whole number, e.g. 50"),
+        ("symmetric", [True, False], [0, 1, 1.0, "true", None], "true or false"),
+        ("learns", [True, False], [0, 1, "yes"], "true or false"),
+        ("how", ["code", "paper"], ["Code", 1, True, None], "'code' or 'paper'"),
+        ("word", ["", "any"], [1, True, None], "text, e.g. 'text'"),
+    ],
+)
+def test_an_option_of_any_kind_takes_its_default_and_what_its_annotation_says(
+    option, right, wrong, expected
+):
+    for value in (options_of(every_kind)[option], *right):
+        check_options("made.up", every_kind, {option: value})
+    for value in wrong:
+        assert refusal("made.up", every_kind, option, value).endswith(f"; expected {expected}")
 
 
 @pytest.mark.parametrize("name", terms())

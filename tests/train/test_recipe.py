@@ -55,6 +55,12 @@ def test_a_written_recipe_reads_back_as_itself(tmp_path_factory, recipe):
     assert changed(found, recipe) == []
 
 
+def test_an_option_that_is_none_is_left_out_of_a_written_recipe(tmp_path):
+    losses = {"tinyclip.affinity": {"weight": 1.0, "teacher_scale": None, "student_scale": 2.0}}
+    found = read(written(tmp_path, Recipe(losses=losses).to_toml()))
+    assert found.losses == {"tinyclip.affinity": {"weight": 1.0, "student_scale": 2.0}}
+
+
 @pytest.mark.parametrize("value", ["3", "[1]", "'yes'"])
 def test_a_small_that_is_no_table_is_refused(tmp_path, value):
     with pytest.raises(
