@@ -20,7 +20,7 @@ from benchmarks._extract_data import Photos, Sizes
 from benchmarks._timing import Line, Work, interleaved
 from dimefm.cache import FeatureCache
 from dimefm.data import open_rows
-from dimefm.data.images.decode import pixels_of
+from dimefm.data.images.decode import photo_of
 from dimefm.extract.extract import Report, Settings, extract
 from dimefm.models.encoder import Encoder
 from dimefm.models.preprocess import decoder
@@ -246,7 +246,7 @@ def decoding(sizes: Sizes, photos: Photos) -> list[Line]:
 
         return Work(run, len(files))
 
-    kinds = {"turbo": turbo, "pil": pil, "pixels": pixels_of}
+    kinds = {"turbo": turbo, "pil": pil, "pixels": lambda data: photo_of(data).pixels}
     works = {f"{name} one": one(kind) for name, kind in kinds.items()}
     works |= {f"{name} all": every(kind) for name, kind in kinds.items()}
     seen = interleaved(works, sizes.repeats)

@@ -61,7 +61,7 @@ def light(folder: Path) -> Encoder:
     (folder / open_clip.CONFIG).write_text(json.dumps(config), encoding="utf-8")
     save_file(
         {name: tensor.contiguous() for name, tensor in model.state_dict().items()},
-        folder / open_clip.WEIGHTS,
+        folder / "open_clip_model.safetensors",
     )
     return load_encoder(str(folder), "cpu")
 

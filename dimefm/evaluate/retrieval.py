@@ -25,7 +25,6 @@ from dimefm.runtime.versions import libraries
 AT = (1, 5, 10)
 TIE = np.float32(1e-6)
 BLOCK = 4096  # rows of queries and of candidates that are compared at once
-DIRECTIONS = ("text to image", "image to text")
 HEADS = ("direction", *(f"R@{k}" for k in AT), "queries", "candidates")
 
 

@@ -33,7 +33,6 @@ from dimefm.errors import ModelError, did_you_mean
 from dimefm.models.trimmed_text import places_first
 
 CONFIG = "open_clip_config.json"
-WEIGHTS = "open_clip_model.safetensors"
 FOLDER = "local-dir:"
 
 KEPT_TOKENIZERS = 4

@@ -51,6 +51,6 @@ def files(tmp_path_factory, tiny_teacher):
     folder.mkdir()
     config = {"model_cfg": open_clip.config_of(ARCH), "preprocess_cfg": {}}
     (folder / open_clip.CONFIG).write_text(json.dumps(config))
-    shutil.copy(root / "weights.safetensors", folder / open_clip.WEIGHTS)
+    shutil.copy(root / "weights.safetensors", folder / "open_clip_model.safetensors")
     shutil.copy(root / "weights.pt", folder / "other.pt")
     return root

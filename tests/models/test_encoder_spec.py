@@ -102,7 +102,7 @@ def test_weights_that_do_not_fit_are_refused(files, tmp_path):
     cut.write_bytes((files / "weights.safetensors").read_bytes()[:5000])
     assert "cannot be loaded" in refused(f"{ARCH}/{cut}")
     shutil.copytree(files / "folder", tmp_path / "bare")
-    for name in (open_clip.WEIGHTS, "other.pt"):
+    for name in ("open_clip_model.safetensors", "other.pt"):
         (tmp_path / "bare" / name).unlink()
     assert "cannot be loaded" in refused(str(tmp_path / "bare"))
 

@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 from torch.nn import functional as F
 
 from dimefm.data.images import decode as images
-from dimefm.data.images.decode import PIXELS, RATIO, decode, pixels_of
+from dimefm.data.images.decode import PIXELS, RATIO, decode, photo_of
 from dimefm.data.views.image_views import ViewPolicy
 from dimefm.errors import BadRow, RecipeError
 from dimefm.models.encoder import load_encoder
@@ -41,6 +41,11 @@ KINDS = {
     "gray": {},
     "cmyk": {},
 }
+
+
+def pixels_of(data):
+    """Return the pixels of an image at its own size."""
+    return photo_of(data).pixels
 
 
 def jpeg(kind, size, seed=0, **options):

@@ -101,9 +101,14 @@ WHOLE = (0, 0)  # the size to decode at that means an image's own
 
 
 def photo_of(data: bytes, need: Need | None = None) -> Photo:
-    """Return the image as :func:`pixels_of` reads it; with ``need``, perhaps at a half, a quarter
-    or an eighth of its size, if the pixels that the need asks for are left. Raises BadRow as
-    ``decode`` does."""
+    """Return the image with the pixels of ``decode(data)``; with ``need``, perhaps at a half, a
+    quarter or an eighth of its size, if the pixels that the need asks for are left.
+
+    JPEGs take libjpeg-turbo's straight way where it can be taken: gray and colour JPEGs that lie
+    upright and draw no complaint from libjpeg, not even a warning; PIL has the last word on all
+    others. Both build on libjpeg-turbo and give the same pixels where its versions agree, as in the
+    wheels of Pillow and simplejpeg. Raises BadRow as ``decode`` does.
+    """
     return photos_of(data, lambda *size: [ALL if need is None else need(*size)])[0]
 
 
@@ -120,18 +125,6 @@ def photos_of(data: bytes, needs: Callable[[int, int], Sequence[Least]]) -> list
                 found = _turbo(data, at) if quick else None
                 decoded[at] = np.array(upright(image)) if found is None else found
         return [Photo(decoded[at], size) for at in sizes]
-
-
-def pixels_of(data: bytes) -> np.ndarray:
-    """Return the pixels of ``decode(data)``, uint8 [H, W, 3]; JPEGs take libjpeg-turbo's straight
-    way where it can be taken.
-
-    That way is for gray and colour JPEGs that lie upright and draw no complaint from libjpeg, not
-    even a warning; PIL has the last word on all others. Both build on libjpeg-turbo and give the
-    same pixels where its versions agree, as in the wheels of Pillow and simplejpeg. Raises BadRow
-    as ``decode`` does.
-    """
-    return photo_of(data).pixels
 
 
 def jpeg_of(pixels: np.ndarray, quality: int, size: tuple[int, int]) -> bytes:

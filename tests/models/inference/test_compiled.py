@@ -36,7 +36,7 @@ def vit(tmp_path_factory):
     folder = tmp_path_factory.mktemp("vit")
     (folder / open_clip.CONFIG).write_text(json.dumps({"model_cfg": VIT, "preprocess_cfg": {}}))
     torch.manual_seed(0)
-    save_file(open_clip.from_config(VIT).state_dict(), folder / open_clip.WEIGHTS)
+    save_file(open_clip.from_config(VIT).state_dict(), folder / "open_clip_model.safetensors")
     return str(folder)
 
 

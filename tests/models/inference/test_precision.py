@@ -41,7 +41,7 @@ def vit(tmp_path_factory):
     (folder / open_clip.CONFIG).write_text(json.dumps({"model_cfg": VIT, "preprocess_cfg": {}}))
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        save_file(open_clip.from_config(VIT).state_dict(), folder / open_clip.WEIGHTS)
+        save_file(open_clip.from_config(VIT).state_dict(), folder / "open_clip_model.safetensors")
     return load_encoder(str(folder), "cpu", FAST)
 
 
