@@ -2,15 +2,19 @@
 in a child gives.
 """
 
+import io
 import json
 import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from dimefm import plugins
 from tests.faults import forging
+
+FORMATS = plugins.names("caches")
 
 RUNNER = """
 import json, os, resource, runpy, signal, sys, threading, warnings
@@ -154,7 +158,7 @@ def reader():
     found.close()
 
 
-@pytest.fixture(params=plugins.names("caches"))
+@pytest.fixture(params=FORMATS)
 def format_(request):
     return request.param
 
@@ -170,6 +174,18 @@ def made(tmp_path):
         return tmp_path / name
 
     return make
+
+
+def is_copied(format_):
+    """Say whether rows of a format are read from a flat copy, not where they lie in the shard."""
+    module = plugins.module("caches", format_)
+    files = {suffix: io.BytesIO() for suffix in module.SUFFIXES}
+    return module.write(files, ["key"], np.zeros((1, 2), module.DEFAULT_DTYPE)) is None
+
+
+def another(format_):
+    """Return a format that is not ``format_``."""
+    return next(name for name in FORMATS if name != format_)
 
 
 READS = ("read", "verify all")  # every byte passes through the format

@@ -11,19 +11,13 @@ import subprocess
 
 import pytest
 
-from dimefm import plugins
 from dimefm.cache import FeatureCache
 from dimefm.errors import CacheError
+from tests.faults.conftest import FORMATS, another, is_copied
 
-FORMATS = plugins.names("caches")
-COPIED = [name for name in FORMATS if name != "hdf5"]  # rows are read from a flat copy
+COPIED = [name for name in FORMATS if is_copied(name)]
 TEACHER = ("--teacher", "ResNet-mini-64/random:0", "--device", "cpu", "--batch-size", "16")
 SHARDS, ROWS = 6, 30
-FILE_LIMIT = {
-    "hdf5": 20_000,
-    "parquet": 15_000,
-    "tsv": 30_000,
-}  # bytes: above the small shards, below the large last one
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +77,13 @@ def disk(tmp_path):
     yield make
     for each in made:
         subprocess.run(["umount", "-l", str(each.folder)], check=True)
+
+
+def file_limit(root):
+    """Return bytes that no small shard of a cache takes and that its large last one exceeds."""
+    *small, large = (info.bytes for info in FeatureCache(root).manifest.shards)
+    assert max(small) < 0.8 * large
+    return (max(small) + large) // 2
 
 
 def extract(raw, out, format_, *flags):
@@ -167,7 +168,9 @@ def test_a_file_that_may_not_grow_stops_an_extraction_that_goes_on_later(
     warm, raw, tmp_path, undisturbed, digests, format_
 ):
     out = tmp_path / "cache"
-    error = warm.refused(*extract(raw, out, format_), largest_file=FILE_LIMIT[format_])
+    error = warm.refused(
+        *extract(raw, out, format_), largest_file=file_limit(undisturbed(format_) / "texts")
+    )
     kept = assert_stopped(error, out / "texts", "File too large")
     assert len({path.name.split(".feat.")[0] for path in kept}) == SHARDS - 1
     warm.done(*extract(raw, out, format_))
@@ -179,7 +182,7 @@ def test_a_file_that_may_not_grow_stops_an_extraction_that_goes_on_later(
 def test_a_conversion_that_fills_the_disk_goes_on_when_there_is_room(
     warm, disk, undisturbed, tmp_path, digests, format_
 ):
-    old = undisturbed("hdf5" if format_ != "hdf5" else "parquet") / "texts"
+    old = undisturbed(another(format_)) / "texts"
     command = ("cache", "convert", old)
     warm.done(*command, tmp_path / "whole", "--format", format_)
     pages = disk(80)
@@ -200,11 +203,13 @@ def test_a_file_that_may_not_grow_stops_a_conversion_that_goes_on_later(
     command = (
         "cache",
         "convert",
-        undisturbed("hdf5" if format_ != "hdf5" else "parquet") / "texts",
+        undisturbed(another(format_)) / "texts",
     )
     warm.done(*command, tmp_path / "whole", "--format", format_)
     out = tmp_path / "new"
-    error = warm.refused(*command, out, "--format", format_, largest_file=FILE_LIMIT[format_])
+    error = warm.refused(
+        *command, out, "--format", format_, largest_file=file_limit(tmp_path / "whole")
+    )
     kept = assert_stopped(error, out, "File too large")
     warm.done(*command, out, "--format", format_)
     assert kept.items() <= stamps(out).items()

@@ -17,6 +17,7 @@ import pytest
 
 from dimefm.cache import FeatureCache
 from dimefm.errors import CacheError
+from tests.faults.conftest import FORMATS
 
 RUNNER = """
 import json, os, resource, runpy, sys, warnings
@@ -161,7 +162,7 @@ def kill_at(runner, command, out, shards, delay):
     return runner.end()[0]
 
 
-@pytest.mark.parametrize("format_", ["hdf5", "parquet", "tsv"])
+@pytest.mark.parametrize("format_", FORMATS)
 def test_killed_again_and_again_it_ends_with_the_bytes_of_an_undisturbed_run(
     dimefm, texts, tmp_path, undisturbed, digests, format_
 ):
@@ -216,7 +217,7 @@ def test_interrupted_by_the_keyboard_it_says_how_to_go_on(
 
 
 @pytest.mark.parametrize(
-    ("format_", "limit"), [("hdf5", 300), ("hdf5", 4600), ("parquet", 4600), ("tsv", 4600)]
+    ("format_", "limit"), [(FORMATS[0], 300), *((name, 4600) for name in FORMATS)]
 )
 def test_a_full_disk_is_one_line_and_the_next_run_goes_on(
     dimefm, texts, tmp_path, undisturbed, digests, format_, limit

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from dimefm import plugins
 from dimefm.cache import FeatureCache, Manifest
 from dimefm.cache.importing import adopt
 from dimefm.errors import CacheError
@@ -18,16 +19,15 @@ from tests.cache.importing.foreign import KEYS, clip_retrieval, saved, stored, t
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", ">f4"])
-@pytest.mark.parametrize("format", ["hdf5", "parquet", "tsv"])
+@pytest.mark.parametrize("format", plugins.names("caches"))
 def test_an_array_is_taken_up_as_it_is(tmp_path, dtype, format):
     rows = vectors(dtype=dtype)
     out = tmp_path / "out"
     result = take_up([saved(tmp_path / "a.npy", rows)], out, format=format)
     keys, found = stored(out)
     assert keys == ["0", "1", "2", "3", "4"]
-    expected = (
-        "float16" if (dtype, format) in (("float16", "hdf5"), ("float16", "parquet")) else "float32"
-    )
+    halves = dtype == plugins.module("caches", format).DEFAULT_DTYPE == "float16"
+    expected = "float16" if halves else "float32"
     assert result.manifest.dtype == expected
     np.testing.assert_array_equal(found, rows.astype(expected))
     info = result.manifest.shards[0]

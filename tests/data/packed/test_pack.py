@@ -3,6 +3,7 @@ source stay theirs.
 """
 
 import base64
+import csv
 import io
 import itertools
 import json
@@ -20,6 +21,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from dimefm import plugins
 from dimefm.cache import FeatureCache
 from dimefm.cli import main
 from dimefm.data import open_rows
@@ -61,6 +63,22 @@ def files(count=14):
     }
 
 
+def write_table(path, rows):
+    """Write a CSV or JSON lines file of keys, image files and captions, and the files beside it."""
+    cells = []
+    for number, (key, data) in enumerate(rows):
+        place = path.with_name(f"{path.stem}-{number}.png")
+        place.write_bytes(data)
+        cells.append({"key": key, "filepath": place.name, "title": f"one {number}"})
+    with path.open("w", encoding="utf-8", newline="") as file:
+        if path.suffix == ".jsonl":
+            file.writelines(f"{json.dumps(cell)}\n" for cell in cells)
+        else:
+            table = csv.DictWriter(file, list(cells[0]))
+            table.writeheader()
+            table.writerows(cells)
+
+
 def write(kind, root):
     """Write ``files()`` as a source of a kind, in two shards where one file is a shard; return
     it.
@@ -74,7 +92,7 @@ def write(kind, root):
         return root / "photos"
     (root / kind).mkdir()
     for shard, rows in enumerate((found[:9], found[9:])):
-        path = root / kind / f"part{shard}.{kind}"
+        path = root / kind / f"part{shard}.{'csv' if kind == 'table' else kind}"
         if kind == "parquet":
             keys, images = zip(*rows, strict=True)
             labels, captions = (
@@ -85,6 +103,8 @@ def write(kind, root):
                 pa.table({"key": keys, "image": images, "captions": captions, "label": labels}),
                 path,
             )
+        elif kind in ("table", "jsonl"):
+            write_table(path, rows)
         elif kind == "tsv":
             lines = [
                 f"{key}\t{base64.b64encode(data).decode()}\t{n}\n".encode()
@@ -93,13 +113,15 @@ def write(kind, root):
             path.write_bytes(b"".join(lines))
             starts = itertools.accumulate(map(len, lines[:-1]), initial=0)
             path.with_suffix(".lineidx").write_text("".join(f"{start}\n" for start in starts))
-        else:
+        elif kind == "tar":
             with tarfile.open(path, "w") as tar:
                 for number, (_, data) in enumerate(rows):
                     for ending, body in (("png", data), ("txt", b"a thing"), ("cls", b"3")):
                         member = tarfile.TarInfo(f"{shard}{number}.{ending}")
                         member.size = len(body)
                         tar.addfile(member, io.BytesIO(body))
+    if kind in ("table", "jsonl"):  # the images that they name lie beside them
+        return path.parent / f"part*{path.suffix}"
     return root / kind
 
 
@@ -111,7 +133,12 @@ def pixels(rows, number):
         return None
 
 
-@pytest.fixture(params=["folder", "tar", "parquet", "tsv"])
+SOURCES = [
+    name for name in plugins.names("sources") if "image" in plugins.module("sources", name).KINDS
+]
+
+
+@pytest.fixture(params=SOURCES)
 def source(request, tmp_path):
     return write(request.param, tmp_path)
 
