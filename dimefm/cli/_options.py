@@ -5,7 +5,7 @@ flag.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import click
 
@@ -14,73 +14,6 @@ from dimefm.errors import did_you_mean
 # Every command has these by itself, not only below the main one: click keeps the help option that a
 # command's first context gave it.
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-
-SOURCES = (
-    click.option(
-        "--dataroot", metavar="DIR", help="Folder or URL that relative sources are looked up in."
-    ),
-    click.option(
-        "--input-format",
-        metavar="NAME",
-        help="Format of the sources when it cannot be told from them.",
-    ),
-)
-COLUMNS = (
-    click.option("--image-column", metavar="NAME", help="Column or tar ending that holds images."),
-    click.option(
-        "--text-column", metavar="NAME", help="Column or tar ending that holds sentences."
-    ),
-    click.option("--key-column", metavar="NAME", help="Column that holds keys."),
-    click.option(
-        "--separator", metavar="CHAR", help="Of CSV and TSV tables: one character, or tab."
-    ),
-)
-SELECTION = (
-    click.option(
-        "--rows",
-        metavar="A:B",
-        help="Only rows A to B - 1 of the sources, counted from 0 through all shards.",
-    ),
-    click.option(
-        "--split",
-        metavar="A:B",
-        help=(
-            "Of these, only a share, by a hash of the keys: 0:0.9, and 0.9:1 the rest; photo.jpg#3"
-            " goes with photo.jpg."
-        ),
-    ),
-    click.option(
-        "--limit", type=click.IntRange(1), metavar="N", help="Of these, only the first N."
-    ),
-)
-
-scratch_option = click.option(
-    "--scratch",
-    type=click.Path(file_okay=False),
-    metavar="DIR",
-    help="Folder for local copies of remote files.  [~/.cache/dimefm]",
-)
-
-
-def source_options(command: Callable) -> Callable:
-    """Add the options that say where sources lie, how they are read and which columns hold what."""
-    for option in reversed((*SOURCES, *COLUMNS, scratch_option)):
-        command = option(command)
-    return command
-
-
-def selection_options(command: Callable) -> Callable:
-    """Add the options that say which rows of the sources run."""
-    for option in reversed(SELECTION):
-        command = option(command)
-    return command
-
-
-def column_options(command: Callable) -> Callable:
-    """Add the options that say which columns of a table hold what."""
-    for option in reversed(COLUMNS):
-        command = option(command)
-    return command
 
 
 def open_sources(found: Sequence[str], kind: str, flags: Mapping):

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from dimefm.cli._options import CONTEXT, scratch_option
+from dimefm.cli._options import CONTEXT
+from dimefm.cli._recipe_options import scratch_option
 
 
 @click.group("eval", context_settings=CONTEXT)

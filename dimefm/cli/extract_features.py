@@ -7,7 +7,9 @@ import functools
 import click
 
 from dimefm import plugins
-from dimefm.cli._options import ManyValues, open_sources, selection_options, source_options
+from dimefm.cli._options import ManyValues, open_sources
+from dimefm.cli._recipe_options import selection_options, source_options
+from dimefm.cli.assignments import assignments
 
 
 class BatchSize(click.IntRange):
@@ -234,9 +236,9 @@ def command(
       --out cache torchrun --nproc-per-node 8 -m dimefm extract-features --teacher ViT-L-14/openai
       --images photos/ --out cache
     """
-    from dimefm.data.views.image_views import ViewPolicy
+    from dimefm.data.views.image_views import SETTINGS, ViewPolicy
     from dimefm.data.views.patch_tokens import TokenPolicy
-    from dimefm.data.views.text_views import TextPolicy
+    from dimefm.data.views.text_views import KINDS, TextPolicy
     from dimefm.extract.extract import Mode, Settings
     from dimefm.extract.job import Extraction, folders_of
     from dimefm.extract.sharding import share_of
@@ -258,8 +260,10 @@ def command(
             "--captions all makes a row of every sentence, --text-views K of every row; leave"
             " one out"
         )
-    views = ViewPolicy.parse(flags["views"], flags["view_recipe"])
-    text_views = TextPolicy.parse(flags["text_views"], flags["text_recipe"])
+    crops = assignments("--view-recipe", flags["view_recipe"], "scale=[0.5,1.0]", SETTINGS)
+    views = ViewPolicy.parse(flags["views"], crops)
+    variants = assignments("--text-recipe", flags["text_recipe"], "augment='eda'", KINDS)
+    text_views = TextPolicy.parse(flags["text_views"], variants)
     if flags["tokens"] is not None:
         check_settings(views, text_views, flags["compile"])
     share = share_of(flags["shard_range"], flags["shuffle_shards"])

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from dimefm.cli._options import ManyValues, open_sources, selection_options, source_options
+from dimefm.cli._options import ManyValues, open_sources
+from dimefm.cli._recipe_options import selection_options, source_options
 from dimefm.errors import DataError
 
 

@@ -22,7 +22,7 @@ from dimefm.models.encoder import Encoder, load_encoder, weights_sha256
 from dimefm.models.towers import ImageTower
 from dimefm.quickstart import data
 from dimefm.quickstart.report import draw, markdown, table
-from dimefm.recipe import Recipe, check
+from dimefm.recipe import Recipe
 from dimefm.runs import folder
 from dimefm.storage.files import to_json, write_text
 from dimefm.train.trainer import train
@@ -135,50 +135,46 @@ def _record(out: Path, seed: int, scale: float, sizes: data.Sizes | None) -> Non
 
 def _teacher(raw: Path, seed: int, scale: float) -> Recipe:
     """A CLIP from pairs: ResNet-10-T at 32 pixels and a two-layer text tower."""
-    return check(
-        Recipe(
-            images=(str(raw / "pairs.tar"),),
-            student="ResNet10t-32",
-            text="student",
-            losses={"clip.contrastive": {"weight": 1.0}},
-            batch_size=64,
-            steps=round(800 * scale),
-            lr=2e-3,
-            min_lr=2e-5,
-            warmup_lr=2e-5,
-            beta2=0.98,
-            grad_clip_norm=1.0,
-            crop_scale=(0.7, 1.0),
-            device="cpu",
-            seed=seed,
-            **COMMON,
-        )
+    return Recipe(
+        images=(str(raw / "pairs.tar"),),
+        student="ResNet10t-32",
+        text="student",
+        losses={"clip.contrastive": {"weight": 1.0}},
+        batch_size=64,
+        steps=round(800 * scale),
+        lr=2e-3,
+        min_lr=2e-5,
+        warmup_lr=2e-5,
+        beta2=0.98,
+        grad_clip_norm=1.0,
+        crop_scale=(0.7, 1.0),
+        device="cpu",
+        seed=seed,
+        **COMMON,
     )
 
 
 def _student(raw: Path, cache: Path, seed: int, scale: float) -> Recipe:
     """DIME-FM's recipe (0.7 VL + 0.3 P-VL) on a ResNet of 0.4 M parameters."""
-    return check(
-        Recipe(
-            images=(str(raw / "images.tar"),),
-            image_cache=(str(cache / "images"),),
-            text_cache=(str(cache / "texts"),),
-            student="ResNet-mini-32",
-            losses={"dime.vl": {"weight": 0.7}, "dime.pvl": {"weight": 0.3}},
-            batch_size=128,
-            texts_per_step=256,
-            steps=round(900 * scale),
-            lr=3e-3,
-            min_lr=3e-5,
-            warmup_lr=3e-5,
-            beta2=0.98,
-            grad_clip_norm=1.0,
-            view="free",
-            crop_scale=(0.8, 1.0),
-            device="cpu",
-            seed=seed,
-            **COMMON,
-        )
+    return Recipe(
+        images=(str(raw / "images.tar"),),
+        image_cache=(str(cache / "images"),),
+        text_cache=(str(cache / "texts"),),
+        student="ResNet-mini-32",
+        losses={"dime.vl": {"weight": 0.7}, "dime.pvl": {"weight": 0.3}},
+        batch_size=128,
+        texts_per_step=256,
+        steps=round(900 * scale),
+        lr=3e-3,
+        min_lr=3e-5,
+        warmup_lr=3e-5,
+        beta2=0.98,
+        grad_clip_norm=1.0,
+        view="free",
+        crop_scale=(0.8, 1.0),
+        device="cpu",
+        seed=seed,
+        **COMMON,
     )
 
 

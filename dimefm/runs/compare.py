@@ -8,7 +8,6 @@ finished is read as far as it has come.
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import json
 import tomllib
@@ -81,7 +80,7 @@ def read_run(folder: Path, name: str | None = None) -> Run:
     return Run(
         name or folder.resolve().name,
         folder,
-        _flat({**dataclasses.asdict(Recipe()), **settings}),
+        _flat({**Recipe().settings(), **settings}),
         lines,
         record,
     )

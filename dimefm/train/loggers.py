@@ -4,7 +4,6 @@ installed.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import os
 import secrets
@@ -59,7 +58,7 @@ class Wandb:
                 name=out.resolve().name,
                 id=at.read_text(encoding="utf-8"),
                 dir=str(out.resolve()),
-                config=dataclasses.asdict(recipe),
+                config=recipe.settings(),
                 resume="allow",
             )
         except Exception as error:  # wandb raises what its service and its settings raise

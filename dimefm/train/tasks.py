@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from dimefm.errors import ModelError, RecipeError
+from dimefm.errors import ModelError
 from dimefm.losses import FeatureDims, Objective
 from dimefm.models import fast_tokenizer, intermediate, open_clip, patch_dropout, student
 from dimefm.models.student import Spec
@@ -127,21 +127,6 @@ def given(recipe: Recipe) -> frozenset[str]:
         "words": pairs,
     }
     return frozenset(name for name, there in offered.items() if there)
-
-
-def refuse_unneeded(recipe: Recipe, needs: frozenset[str]) -> None:
-    """Raise RecipeError for what a step would show to losses of which none ``needs`` it."""
-    masked = (
-        recipe.masked == "apart" and recipe.mask_words
-    )  # else all losses learn from masked captions
-    shown = {"mask_words": (masked, "masked"), "neighbours": (recipe.neighbours, "neighbours")}
-    shown |= {name: (getattr(recipe, name), "tokens") for name in ("image_tokens", "text_tokens")}
-    for name, (there, need) in shown.items():
-        if there and need not in needs:
-            raise RecipeError(
-                f"{name} is for losses that need '{need}', and none here does; leave it out, or"
-                " add one"
-            )
 
 
 def task(recipe: Recipe, sources: Sources, places: Sequence[int]) -> Task:

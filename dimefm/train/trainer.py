@@ -24,7 +24,7 @@ from dimefm.errors import CacheError, DataError, DimefmError, RecipeError
 from dimefm.losses import Features, LossConfig, Objective, TextTokenStates
 from dimefm.models import filip, open_clip
 from dimefm.models.encoder import PRECISIONS
-from dimefm.recipe import Recipe
+from dimefm.recipe import Recipe, refuse_idle, refuse_unneeded
 from dimefm.runs import folder as runs
 from dimefm.runtime.devices import pick_device
 from dimefm.runtime.progress import Progress
@@ -37,7 +37,7 @@ from dimefm.train.early_stopping import EarlyStopping, Scorer
 from dimefm.train.ema import Ema
 from dimefm.train.grad_cache import Gradients, MicroBatch, Outputs
 from dimefm.train.inputs.image_batches import Batch, prefetch
-from dimefm.train.inputs.sources import check_form, open_sources
+from dimefm.train.inputs.sources import open_sources
 from dimefm.train.metrics_log import Log, diagnostics, forget_after, run_summary
 from dimefm.train.optim import adamw, learning_rate
 from dimefm.train.signals import Stopping
@@ -88,14 +88,14 @@ class Run:
         scorer: Scorer | None = None,
     ):
         loggers.check(recipe)
-        check_form(recipe)
+        refuse_idle(recipe)
         self.recipe, self.out, self.echo = recipe, out, echo
         self.world = world or DistributedContext(device=pick_device(recipe.device))
         with self.world.main_process_first():
             run_folder.claim(recipe, out, resume)
         losses = [LossConfig.of(name, settings) for name, settings in recipe.losses.items()]
         self.objective = Objective(losses, given=tasks.given(recipe))
-        tasks.refuse_unneeded(recipe, self.objective.needs)
+        refuse_unneeded(recipe, self.objective.needs)
         with self.world.main_process_first():
             self.sources = open_sources(recipe, out)
         self._refuse_too_few()

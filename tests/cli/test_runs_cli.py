@@ -1,7 +1,6 @@
 """``dimefm runs``: curves and tables of runs, finished or not, and folders that are no runs."""
 
 import csv
-import dataclasses
 import io
 import json
 import tomllib
@@ -36,7 +35,7 @@ def refusal(*words):
 def record(folder, lines=(), finished=None, **settings):
     """Write a run folder with these lines of its log."""
     folder.mkdir(parents=True)
-    recipe = dataclasses.replace(Recipe(losses={"dime.vl": {"weight": 0.7}}), **settings)
+    recipe = Recipe(losses={"dime.vl": {"weight": 0.7}}).replace(**settings)
     (folder / "recipe.toml").write_text(recipe.to_toml())
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if finished:

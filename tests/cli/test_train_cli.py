@@ -10,7 +10,6 @@ from click.testing import CliRunner
 from PIL import Image
 
 from dimefm.cli import main
-from dimefm.cli.train import one_form
 from dimefm.errors import DimefmError
 from dimefm.models.encoder import load_encoder, weights_sha256
 from dimefm.recipe import read
@@ -175,8 +174,8 @@ def test_the_last_line_on_stdout_names_the_run_folder(place):
         (
             ("--use-udist-loss",),
             (
-                "--use-udist-loss with weight 0 would do nothing (DIME-FM's default for it); say"
-                " --w-udist"
+                "--use-udist-loss with weight 0 would do nothing (DIME-FM's default for it). Fix:"
+                " set --w-udist"
             ),
         ),
         (("--w-pvl", 0.3), "--w-pvl does nothing without --use-pvl-loss"),
@@ -466,7 +465,7 @@ def test_free_views_must_be_said_and_dime_fms_form_says_them(place):
         (None, {"view": "cached"}, "cached"),
     ):
         given = {**lists, **more}
-        assert one_form(read(path, **given), given).view == view
+        assert read(path, **given).view == view
 
 
 @pytest.mark.parametrize("separator", ["\t", ";"])

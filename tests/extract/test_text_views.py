@@ -24,8 +24,8 @@ from dimefm.extract.stages.texts import Texts
 from dimefm.extract.verify import against_teacher
 from dimefm.models.encoder import load_encoder
 
-EDA = TextPolicy.parse(3, ("augment='eda'", "seed=2"))
-CAPTIONS = TextPolicy.parse(2, ())
+EDA = TextPolicy.parse(3, {"augment": "eda", "seed": 2})
+CAPTIONS = TextPolicy.parse(2, {})
 LONG = "word " * 40
 ROWS = [
     ["a small dog runs on the beach", "the dog"],
@@ -79,7 +79,7 @@ def drawn(policy):
 
 
 @pytest.mark.parametrize(
-    "policy", [CAPTIONS, EDA, TextPolicy.parse(1, ()), dataclasses.replace(EDA, clean=False)]
+    "policy", [CAPTIONS, EDA, TextPolicy.parse(1, {}), dataclasses.replace(EDA, clean=False)]
 )
 def test_cached_rows_are_features_of_the_drawn_sentences(tiny_teacher, source, tmp_path, policy):
     cache = run(tiny_teacher, source, tmp_path / "out", policy)
@@ -196,7 +196,7 @@ def test_every_sentence_and_views_exclude_each_other(tiny_teacher):
 def test_captions_that_no_view_shows_are_counted(tiny_teacher, source, tmp_path):
     reports = [
         extract(tiny_teacher, shards(source), "text", tmp_path / str(n), quiet(policy))
-        for n, policy in enumerate((None, EDA, CAPTIONS, TextPolicy.parse(9, ())))
+        for n, policy in enumerate((None, EDA, CAPTIONS, TextPolicy.parse(9, {})))
     ]
     unused = [report.unused_captions for report in reports]
     assert unused[0] == unused[1] > unused[2] > unused[3] == 0
@@ -214,7 +214,7 @@ def test_captions_that_no_view_shows_are_counted(tiny_teacher, source, tmp_path)
 def test_it_is_verified_against_the_teacher_converted_and_compared(tiny_teacher, source, tmp_path):
     table = tmp_path / "table.tsv"
     table.write_text("dog\thound\npeople\tfolk\n")
-    policy = TextPolicy.parse(3, ("augment='eda'", f"synonyms='{table}'"))
+    policy = TextPolicy.parse(3, {"augment": "eda", "synonyms": str(table)})
     cache = run(tiny_teacher, source, tmp_path / "out", policy)
     table.unlink()
     assert against_teacher(cache, tiny_teacher, shards(source), 20).min_cosine > 0.999
@@ -269,6 +269,6 @@ def test_the_command_line(source, tmp_path):
     done = call("--text-views", "2", "--text-recipe", "augment='eda'", "seed=7")
     assert done.exit_code == 0, done.output
     how = Manifest.read(tmp_path / "cache/texts").how
-    assert how["text_views"] == TextPolicy.parse(2, ("augment='eda'", "seed=7")).how()
+    assert how["text_views"] == TextPolicy.parse(2, {"augment": "eda", "seed": 7}).how()
     info = CliRunner().invoke(main, ["cache", "info", str(tmp_path / "cache/texts")])
     assert "augment=eda, seed=7" in info.output

@@ -1,6 +1,5 @@
 """The quickstart's folder belongs to one seed; interrupted, it goes on where it was."""
 
-import dataclasses
 import json
 
 import pytest
@@ -103,7 +102,7 @@ def test_an_interrupted_quickstart_goes_on_where_it_was(tmp_path, monkeypatch):
 
     def short(recipe, out, echo):
         return quick_train(
-            dataclasses.replace(recipe, steps=4, batch_size=8, save_every=2, log_every=1), out, echo
+            recipe.replace(steps=4, batch_size=8, save_every=2, log_every=1), out, echo
         )
 
     def interrupted(self, number, loading):

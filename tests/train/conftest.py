@@ -215,7 +215,7 @@ class DistributedContext:
             "text": f"student:{self.tiny}",
             "steps": 6,
         }
-        base["student"] = Recipe.student
+        base["student"] = Recipe().student
         if per_row:
             return self.recipe(
                 **{

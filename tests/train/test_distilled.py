@@ -152,7 +152,7 @@ def test_the_bias_of_a_siglip_learns(world):
             {"image_cache": (), "losses": {"clip.contrastive": {"weight": 1.0}}},
             "--image-cache is not given",
         ),
-        ({"bridge": "linear"}, "--bridge leads one tower"),
+        ({"bridge": "linear"}, "bridge = 'linear' is for one tower"),
         ({"texts_per_step": 5}, "a pair has its own"),
         ({"captions": "label"}, "--captions label makes sentences that no --text-cache holds"),
         (

@@ -2,7 +2,6 @@
 process alone.
 """
 
-import dataclasses
 import json
 import os
 import signal
@@ -92,17 +91,16 @@ def recipes(world):
         "pairs": pairs,
         "text": world.text_recipe(texts_per_step=None),
         "captions": world.text_recipe(per_row=2),
-        "declip": dataclasses.replace(pairs, losses=DECLIP, **DECLIP_SHOWN),
+        "declip": pairs.replace(losses=DECLIP, **DECLIP_SHOWN),
         "distilled": world.distilled_recipe({**MIX, **FURTHER}),
     }
     (world.root / "siglip.json").write_text(
         json.dumps({**TINY, "custom_text": True, "init_logit_bias": -10.0})
     )
-    cases["pairs_of_siglip"] = dataclasses.replace(pairs, student=str(world.root / "siglip.json"))
-    whole = {name: dataclasses.replace(case, batch_size=8) for name, case in cases.items()}
+    cases["pairs_of_siglip"] = pairs.replace(student=str(world.root / "siglip.json"))
+    whole = {name: case.replace(batch_size=8) for name, case in cases.items()}
     micro_batches = {
-        f"{name}_portions": dataclasses.replace(case, batch_size=4, accum_freq=2)
-        for name, case in cases.items()
+        f"{name}_portions": case.replace(batch_size=4, accum_freq=2) for name, case in cases.items()
     }
     running = {
         "run": world.recipe(batch_size=7, save_every=3),
@@ -144,7 +142,7 @@ CASES = ["image", "teachers", "pairs", "pairs_of_siglip", "text", "captions", "d
 def test_loss_and_gradient_are_those_of_one_process(together, name):
     """Rows that cannot be read, more of them in one process than in another, do not change that."""
     _, folder, size = together
-    recipe = dataclasses.replace(read(folder / f"{name.removesuffix('_portions')}.toml"))
+    recipe = read(folder / f"{name.removesuffix('_portions')}.toml")
     alone = Run(recipe, folder / f"{name}.{size}.alone", False, quiet)
     alone.student.double()
     losses, rows = alone.backward(0, [alone.task.batches(0)])

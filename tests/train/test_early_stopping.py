@@ -2,7 +2,6 @@
 an interruption.
 """
 
-import dataclasses
 import json
 import shutil
 
@@ -183,7 +182,7 @@ def test_an_ended_run_goes_on_with_more_patience_as_if_it_had_always_had_it(worl
     more = watched(world, eval_every=1, steps=9, patience=5)
     train(more, out, resume=True, echo=quiet, scorer=rising_until(1))
     assert json.loads((out / "run.json").read_text())["steps"] == 6
-    longest = dataclasses.replace(more, patience=None)
+    longest = more.replace(patience=None)
     train(longest, out, resume=True, echo=quiet, scorer=rising_until(1))
     alone = train(longest, world.root / "alone", echo=quiet, scorer=rising_until(1))
     ours, theirs = ((folder / "image_tower.safetensors").read_bytes() for folder in (out, alone))
@@ -202,7 +201,7 @@ def test_an_ended_run_without_checkpoints_is_not_begun_anew_in_its_place(world):
         ModelError, match="ended run without checkpoints to go on from; choose another --out"
     ):
         train(
-            dataclasses.replace(recipe, patience=5),
+            recipe.replace(patience=5),
             out,
             resume=True,
             echo=quiet,

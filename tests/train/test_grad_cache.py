@@ -2,7 +2,6 @@
 to what a teacher saw.
 """
 
-import dataclasses
 import itertools
 import json
 import shutil
@@ -99,10 +98,10 @@ def test_free_views_of_a_step_differ_and_the_first_is_that_of_a_step_with_one(wo
 
 
 def test_captions_of_a_text_cache_are_replayed_beside_their_rows(world):
-    policy = TextPolicy.parse(3, ["augment='eda'", "seed=5"])
+    policy = TextPolicy.parse(3, {"augment": "eda", "seed": 5})
     recipe = world.distilled_recipe(captions_per_step=2, batch_size=12)
     world.cache("several", "text", [("paired.csv", 12)], dim=6, views=policy)
-    run = run_of(dataclasses.replace(recipe, text_cache=(str(world.root / "several"),)), world)
+    run = run_of(recipe.replace(text_cache=(str(world.root / "several"),)), world)
     for epoch in range(3):
         batch = run.task.batches(epoch)
         numbers = world.numbers_of_pixels(batch.pixels)
@@ -137,7 +136,7 @@ def test_the_loss_of_a_grid_is_the_mean_over_its_views_and_captions(world):
 
 def test_several_teachers_views_and_captions_make_one_mean(world):
     """What MobileCLIP trains with: a mean over teachers, views and captions of one term."""
-    views, captions = ViewPolicy(2, scale=(0.3, 1.0)), TextPolicy.parse(2, [])
+    views, captions = ViewPolicy(2, scale=(0.3, 1.0)), TextPolicy.parse(2, {})
     recipe = world.distilled_recipe({"clip_kd.crd": {"weight": 1.0}}, views=views, **CROPS)
     caches = {"image_cache": [], "text_cache": []}
     for name, scale in (("a", 20.0), ("b", 35.0)):
@@ -148,9 +147,7 @@ def test_several_teachers_views_and_captions_make_one_mean(world):
         caches["text_cache"].append(str(world.root / f"texts {name}"))
     shown = {"views_per_step": 2, "captions_per_step": 2, "batch_size": 8}
     run = run_of(
-        dataclasses.replace(
-            recipe, **shown, **{name: tuple(found) for name, found in caches.items()}
-        ),
+        recipe.replace(**shown, **{name: tuple(found) for name, found in caches.items()}),
         world,
     )
     batch = run.task.batches(0)
@@ -198,9 +195,7 @@ def test_neighbours_are_drawn_from_the_graph_of_the_text_cache(world):
 
     cache = FeatureCache(world.root / "paired_texts")
     graph = build(cache, world.root / "graph", Rule(k=3))
-    recipe = dataclasses.replace(
-        recipe, neighbours=(str(world.root / "graph"),), neighbours_among=2
-    )
+    recipe = recipe.replace(neighbours=(str(world.root / "graph"),), neighbours_among=2)
     run = run_of(recipe, world)
     seen = set()
     for number in range(8):
@@ -248,7 +243,7 @@ def test_cached_tokens_are_those_of_the_pairs_of_a_step(world, tiny_teacher):
         CacheError, match="tokens-image: holds 3 tokens of each image, expected its one row"
     ):
         run_of(
-            dataclasses.replace(recipe, image_cache=(str(root / "tokens-image"),)),
+            recipe.replace(image_cache=(str(root / "tokens-image"),)),
             world,
             "tokens as rows",
         )
@@ -256,14 +251,14 @@ def test_cached_tokens_are_those_of_the_pairs_of_a_step(world, tiny_teacher):
         CacheError, match="rows-image: holds one row of each image, expected tokens"
     ):
         run_of(
-            dataclasses.replace(recipe, image_tokens=(str(root / "rows-image"),)),
+            recipe.replace(image_tokens=(str(root / "rows-image"),)),
             world,
             "rows as tokens",
         )
     with pytest.raises(
         RecipeError, match="needs tokens, .*name token caches with image_tokens and text_tokens"
     ):
-        run_of(dataclasses.replace(recipe, text_tokens=()), world, "one kind")
+        run_of(recipe.replace(text_tokens=()), world, "one kind")
 
 
 def test_declip_goes_on_where_it_was_to_the_bit(world):
@@ -282,7 +277,7 @@ def test_declip_goes_on_where_it_was_to_the_bit(world):
 @pytest.mark.parametrize(
     ("over", "why"),
     [
-        ({"captions_per_step": 1}, "text_augment is for captions_per_step of 2 or more"),
+        ({"captions_per_step": 1}, "text_augment = 'eda' is for captions_per_step of 2 or more"),
         (
             {"views_per_step": 1},
             r"loss 'declip.simsiam' needs views, .*; leave it out, or set views_per_step = 2",
@@ -294,7 +289,7 @@ def test_declip_goes_on_where_it_was_to_the_bit(world):
                 "masked": "contrast",
                 "losses": {"clip.contrastive": {"weight": 1.0}},
             },
-            "masked is for mask_words",
+            "masked = 'contrast' is for mask_words",
         ),
         ({"view": "center"}, "views_per_step is for random views, not for the centre"),
         ({"neighbours": ("somewhere",)}, "neighbours is for pairs with a --text-cache"),
@@ -357,7 +352,7 @@ def test_a_run_does_not_go_on_with_another_graph(world):
     recipe = world.distilled_recipe({"declip.nns_graph": {"weight": 1.0}}, steps=3, save_every=2)
     cache, graph = FeatureCache(world.root / "paired_texts"), world.root / "graph"
     build(cache, graph, Rule(k=3))
-    recipe = dataclasses.replace(recipe, neighbours=(str(graph),))
+    recipe = recipe.replace(neighbours=(str(graph),))
     folder = train(recipe, world.root / "run", echo=quiet)
     (folder / "run.json").unlink()
     shutil.rmtree(graph)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dimefm.errors import RecipeError
 from dimefm.losses import Features
-from dimefm.recipe import Recipe, check
+from dimefm.recipe import Recipe
 from dimefm.train import metrics_log as logs
 from dimefm.train.early_stopping import EarlyStopping
 from dimefm.train.metrics_log import BAD_ROWS, LOG, Log, diagnostics, forget_after, run_summary
@@ -162,4 +162,4 @@ def test_a_board_that_is_not_known_is_refused(text):
     with pytest.raises(
         RecipeError, match="'report_to' names '.*'; expected 'tensorboard', 'wandb' or both"
     ):
-        check(Recipe(report_to=text))
+        Recipe(report_to=text)

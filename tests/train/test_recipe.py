@@ -1,6 +1,5 @@
 """Recipes: what is read, what is refused, and that a written recipe reads back as the same one."""
 
-import dataclasses
 import shlex
 from pathlib import Path
 
@@ -11,8 +10,7 @@ from hypothesis import strategies as st
 
 from dimefm.cli.train import command
 from dimefm.errors import RecipeError
-from dimefm.recipe import FIELDS, Recipe, changed, read
-from dimefm.train.inputs.sources import check_form
+from dimefm.recipe import KEYS, Recipe, changed, read, refuse_idle
 
 PIPELINES = sorted((Path(__file__).parents[2] / "pipelines").glob("*.toml"))
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -102,13 +100,11 @@ def test_every_field_survives_writing(tmp_path):
         "image_tokens": ("b",),
         "text_tokens": ("c",),
     }
-    for name, field in FIELDS.items():
+    for name in Recipe.model_fields:
         if name not in fixed:
-            fixed[name] = next(
-                value for kind, value in other.items() if str(field.type).startswith(kind.__name__)
-            )
+            fixed[name] = other[KEYS[name].value_type]
     recipe = Recipe(**fixed)
-    assert all(getattr(recipe, name) != getattr(Recipe(), name) for name in FIELDS)
+    assert all(getattr(recipe, name) != getattr(Recipe(), name) for name in Recipe.model_fields)
     assert read(written(tmp_path, recipe.to_toml())) == recipe
 
 
@@ -189,8 +185,8 @@ def test_a_missing_file_is_refused(tmp_path):
 
 def test_only_what_changes_the_result_counts_as_changed():
     ours = Recipe(workers=1, log_every=3, lr=1e-3)
-    assert changed(ours, dataclasses.replace(ours, workers=9, log_every=1, device="cpu")) == []
-    assert changed(ours, dataclasses.replace(ours, lr=2e-3)) == ["lr: 0.001 against 0.002"]
+    assert changed(ours, ours.replace(workers=9, log_every=1, device="cpu")) == []
+    assert changed(ours, ours.replace(lr=2e-3)) == ["lr: 0.001 against 0.002"]
 
 
 @pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.stem)
@@ -220,8 +216,8 @@ def _commands(header):
 @pytest.mark.parametrize(
     ("over", "words"),
     [
-        ({"texts": ["a"]}, "say --text student:NAME"),
-        ({"texts": ["a"], "text": "student"}, "say --text student:NAME"),
+        ({"texts": ["a"]}, "use --text student:NAME"),
+        ({"texts": ["a"], "text": "student"}, "use --text student:NAME"),
         (
             {"word_dropout": 0.5},
             r"word_dropout is for a text tower \(--text student:NAME\) and would do nothing here",
@@ -236,4 +232,4 @@ def _commands(header):
 )
 def test_settings_that_would_do_nothing_are_refused(over, words):
     with pytest.raises(RecipeError, match=words):
-        check_form(read(None, **over))
+        refuse_idle(read(None, **over))

@@ -5,8 +5,7 @@ import tomllib
 import pytest
 
 from dimefm.errors import RecipeError
-from dimefm.recipe import Recipe, read
-from dimefm.train.inputs.sources import check_form
+from dimefm.recipe import Recipe, read, refuse_idle
 from dimefm.train.trainer import train
 
 IMAGES = {
@@ -60,12 +59,12 @@ def test_a_student_of_images_beside_a_text_tower_is_refused(over):
         RecipeError,
         match=f"{next(iter(over))} is for a student of images and would do nothing here",
     ):
-        check_form(read(None, text="student:ViT-T-16", **over))
+        refuse_idle(read(None, text="student:ViT-T-16", **over))
 
 
 def test_a_run_of_a_text_tower_names_no_student_of_images_and_is_finished_when_resumed(world):
     recipe, lines = world.text_recipe(steps=2, save_every=1), []
     out = train(recipe, world.root / "run", echo=lines.append)
-    assert Recipe.student not in (out / "recipe.toml").read_text()
+    assert Recipe().student not in (out / "recipe.toml").read_text()
     assert train(recipe, out, resume=True, echo=lines.append) == out
     assert lines[-1].endswith("finished already; nothing to do")

@@ -107,7 +107,7 @@ def test_twice_the_same_run_is_the_same_run(done, tmp_path):
 
 def test_another_seed_is_another_run(done, tmp_path):
     recipe, whole = done
-    other = train(dataclasses.replace(recipe, seed=1), tmp_path / "other", echo=quiet)
+    other = train(recipe.replace(seed=1), tmp_path / "other", echo=quiet)
     assert outcome(other)[0] != outcome(whole)[0]
 
 
@@ -219,10 +219,10 @@ def gradients(run, batches):
 def test_a_batch_in_portions_has_the_loss_and_the_gradient_of_the_whole(world, what):
     captions = {"captions": [f"number {n} of many" for n in range(12)]}
     recipe = runs_of(world, **captions)[what]
-    recipe = dataclasses.replace(recipe, batch_size=6, texts_per_step=None, accum_freq=1)
+    recipe = recipe.replace(batch_size=6, texts_per_step=None, accum_freq=1)
     if not recipe.text_student:
-        recipe = dataclasses.replace(recipe, student=str(world.tiny))
-    micro_batches = dataclasses.replace(recipe, batch_size=2, accum_freq=3)
+        recipe = recipe.replace(student=str(world.tiny))
+    micro_batches = recipe.replace(batch_size=2, accum_freq=3)
     whole, parts = (
         Run(each, world.root / f"{each.accum_freq}", False, quiet)
         for each in (recipe, micro_batches)
@@ -254,8 +254,7 @@ def test_a_portion_without_a_readable_row_leaves_running_statistics_alone(world)
     """Blank images stand in for it, and nothing is learnt from them."""
     recipe = world.recipe(student=str(world.noisy), batch_size=5)
     one, two = (
-        Run(dataclasses.replace(recipe, accum_freq=n), world.root / f"{n}", False, quiet)
-        for n in (1, 2)
+        Run(recipe.replace(accum_freq=n), world.root / f"{n}", False, quiet) for n in (1, 2)
     )
     batch = one.task.batches(0)
     none = dataclasses.replace(

@@ -229,7 +229,7 @@ REFUSALS = {
     "texts for an image tower": (
         0,
         {"text": "teacher"},
-        "raw sentences are for training a text tower",
+        "texts is for training a text tower (--text student:NAME)",
     ),
     "no images": (0, {"image_cache": ()}, "--image-cache is not given"),
     "pairs without pairs": (

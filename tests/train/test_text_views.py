@@ -11,8 +11,8 @@ from dimefm.errors import CacheError
 from dimefm.train.trainer import Run
 from tests.train.test_text_tower import TEXTS, numbers_of_tokens, quiet
 
-CAPTIONS = TextPolicy.parse(3, ())
-EDA = TextPolicy.parse(3, ("augment='eda'", "deletion=1.0"))
+CAPTIONS = TextPolicy.parse(3, {})
+EDA = TextPolicy.parse(3, {"augment": "eda", "deletion": 1.0})
 
 
 def run(world, recipe):
@@ -74,7 +74,7 @@ def test_teachers_with_other_sentences_are_refused(world):
     both = world.second_teacher()
     world.texts("texts_a3", views=EDA)
     for name, policy in (
-        ("texts_b3", TextPolicy.parse(3, ("augment='eda'", "seed=1"))),
+        ("texts_b3", TextPolicy.parse(3, {"augment": "eda", "seed": 1})),
         ("texts_b1", None),
     ):
         world.texts(name, views=policy, teacher="b", dim=6, scale=35.0)

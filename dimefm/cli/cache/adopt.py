@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 from dimefm import plugins
-from dimefm.cli._options import ManyValues, open_sources, source_options
+from dimefm.cli._options import ManyValues, open_sources
+from dimefm.cli._recipe_options import source_options
 
 if TYPE_CHECKING:
     from dimefm.cache import EncoderCard

@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from dimefm import plugins
-from dimefm.cli._options import CONTEXT, scratch_option
+from dimefm.cli._options import CONTEXT
+from dimefm.cli._recipe_options import scratch_option
 
 
 @click.command(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from dimefm.cli._options import CONTEXT, scratch_option
+from dimefm.cli._options import CONTEXT
+from dimefm.cli._recipe_options import scratch_option
 
 
 @click.command("diff", context_settings=CONTEXT, short_help="Say how two caches differ.")

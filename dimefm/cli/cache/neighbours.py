@@ -6,7 +6,8 @@ import textwrap
 
 import click
 
-from dimefm.cli._options import CONTEXT, scratch_option
+from dimefm.cli._options import CONTEXT
+from dimefm.cli._recipe_options import scratch_option
 
 
 @click.command(

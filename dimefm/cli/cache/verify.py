@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from dimefm.cli._options import ManyValues, open_sources, selection_options, source_options
+from dimefm.cli._options import ManyValues, open_sources
+from dimefm.cli._recipe_options import selection_options, source_options
 from dimefm.cli.cache import caches
 
 

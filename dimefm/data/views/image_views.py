@@ -5,15 +5,16 @@ is, for all time.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from dimefm.data.images.random_crop import Augment
 from dimefm.data.images.resize import Box
 from dimefm.data.views.patch_tokens import TokenPolicy
 from dimefm.data.views.text_views import TextPolicy
-from dimefm.errors import CacheError, RecipeError
-from dimefm.recipe import assignments, read
+from dimefm.errors import CacheError, RecipeError, did_you_mean
 from dimefm.runtime.seeding import seed_of
 
 VERSION = 1  # of the function that draws: Augment.draw, seeded as ViewPolicy.draw does
@@ -22,6 +23,9 @@ RECIPE = {
     "ratio": "crop_ratio",
     "flip": "flip",
 }  # a policy's field, and the recipe's for the same
+
+
+SETTINGS = ("scale", "ratio", "flip", "seed")  # keys of --view-recipe
 
 
 @dataclass(frozen=True)
@@ -41,26 +45,20 @@ class ViewPolicy:
     version: int = VERSION
 
     @staticmethod
-    def parse(count: int | None, settings: Sequence[str]) -> ViewPolicy | None:
-        """Return the policy of ``--views COUNT --view-recipe KEY=VALUE...`` (TOML), None without a
-        count.
+    def parse(count: int | None, settings: Mapping[str, Any]) -> ViewPolicy | None:
+        """Return the policy of ``--views COUNT --view-recipe KEY=VALUE...``, None without a count.
 
         Raises RecipeError for settings without a count, an unknown key, and an impossible value.
         """
         if count is None:
-            if settings:
+            for key, value in settings.items():
                 raise RecipeError(
-                    f"--view-recipe {settings[0]}: describes augmented views; say how many with"
+                    f"--view-recipe {key}={value!r}: describes augmented views; say how many with"
                     " --views K"
                 )
             return None
-        names = RECIPE | {"seed": "seed"}
-        given = assignments("--view-recipe", settings, "scale=[0.5,1.0]", names)
-        try:
-            recipe = read(None, **{names[key]: value for key, value in given.items()})
-        except RecipeError as error:
-            raise RecipeError(f"--view-recipe: {error}") from error
-        return ViewPolicy(count, **{key: getattr(recipe, name) for key, name in names.items()})
+        values = {key: _checked(key, value) for key, value in settings.items()}
+        return ViewPolicy(count, **values)
 
     @staticmethod
     def of(how: dict) -> ViewPolicy | None:
@@ -110,3 +108,34 @@ def row_keys(keys: list[str], policy: ViewPolicy | TextPolicy | TokenPolicy | No
         if policy is None
         else [f"{key}#{view}" for key in keys for view in range(policy.count)]
     )
+
+
+def _checked(key: str, value: Any) -> Any:
+    """Return the value of a key of ``--view-recipe``; raise RecipeError unless it is possible."""
+    if key == "seed":
+        possible, expected = type(value) is int, "int"
+    elif key == "flip":
+        possible, expected = _is_number(value) and 0 <= value <= 1, "0 <= flip <= 1"
+    elif key == "scale":
+        possible, expected = _is_range(value, most=1.0), "0 < low <= high <= 1"
+    elif key == "ratio":
+        possible, expected = _is_range(value, most=sys.float_info.max), "0 < low <= high"
+    else:
+        raise RecipeError(f"--view-recipe {key}: unknown key: {did_you_mean(key, SETTINGS)}")
+    if not possible:
+        raise RecipeError(f"--view-recipe: '{key}' is {value!r}; expected {expected}")
+    if isinstance(value, list | tuple):
+        return tuple(float(bound) for bound in value)
+    return float(value) if key == "flip" else value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_range(value: Any, most: float) -> bool:
+    """Tell whether a value is a pair of positive numbers in order, up to ``most``."""
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        return False
+    low, high = value
+    return _is_number(low) and _is_number(high) and 0 < low <= high <= most

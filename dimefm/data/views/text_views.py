@@ -7,14 +7,13 @@ from __future__ import annotations
 import dataclasses
 import random
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from dimefm.cache.plan import SYNONYMS, text_of
 from dimefm.data.views.synonyms import Synonyms, built_in
-from dimefm.errors import BadRow, CacheError, RecipeError
-from dimefm.recipe import assignments
+from dimefm.errors import BadRow, CacheError, RecipeError, did_you_mean
 from dimefm.runtime.seeding import seed_of
 from dimefm.storage.stores import Store
 
@@ -60,23 +59,23 @@ class TextPolicy:
     table: Synonyms | None = field(default=None, compare=False, repr=False)
 
     @staticmethod
-    def parse(count: int | None, settings: Sequence[str]) -> TextPolicy | None:
-        """Return the policy of ``--text-views COUNT --text-recipe KEY=VALUE...`` (TOML), None
-        without a count.
+    def parse(count: int | None, settings: Mapping[str, Any]) -> TextPolicy | None:
+        """Return the policy of ``--text-views COUNT --text-recipe KEY=VALUE...``, None without a
+        count.
 
         Raises RecipeError for settings without a count, an unknown key, and an impossible value;
         DataError for a table of synonyms that cannot be read.
         """
         if count is None:
-            if settings:
+            for key, value in settings.items():
                 raise RecipeError(
-                    f"--text-recipe {settings[0]}: describes text views; say how many with"
+                    f"--text-recipe {key}={value!r}: describes text views; say how many with"
                     " --text-views K"
                 )
             return None
-        given = assignments("--text-recipe", settings, "augment='eda'", KINDS)
-        for key, value in given.items():
+        for key, value in settings.items():
             _check(key, value)
+        given = dict(settings)
         if given.get("augment", "none") == "none":
             idle = next((key for key in given if key != "augment"), None)
             if idle is not None:
@@ -186,6 +185,8 @@ def _table(sha256: str | None, store: Store | None) -> Synonyms | None:
 
 def _check(key: str, value: Any) -> None:
     """Raise RecipeError unless ``value`` is possible for a key of ``--text-recipe``."""
+    if key not in KINDS:
+        raise RecipeError(f"--text-recipe {key}: unknown key: {did_you_mean(key, KINDS)}")
     kind = KINDS[key]
     if type(value) not in ((int, float) if kind is float else (kind,)):
         raise RecipeError(f"--text-recipe: '{key}' is {value!r}; expected {kind.__name__}")

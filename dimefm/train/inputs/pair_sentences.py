@@ -35,7 +35,7 @@ class Sentences:
         self.count = recipe.captions_per_step
         self.captions = Captions(sources.raw, recipe.captions)
         augment, several = recipe.text_augment, self.count > 1
-        how = [f"augment={augment!r}", f"seed={recipe.seed}"]
+        how = {"augment": augment, "seed": recipe.seed}
         self.augment = TextPolicy.parse(self.count, how) if augment != "none" and several else None
         self.masking = Masking(recipe.mask_words) if recipe.mask_words else None
         if self.masking is not None:

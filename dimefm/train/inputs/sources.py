@@ -97,86 +97,6 @@ class TextSources(Sources):
         return len(self.pairs) if self.text_rows is None else len(self.text_rows)
 
 
-def check_form(recipe: Recipe) -> None:
-    """Raise RecipeError for settings that what the recipe trains would not look at."""
-    if recipe.texts and not recipe.text_student:
-        raise RecipeError(
-            "raw sentences are for training a text tower; say --text student:NAME, or leave --texts"
-            " out: an image tower learns from the features in --text-cache, and --text student from"
-            " pairs in --images"
-        )
-    pairs, several = recipe.text == "student", recipe.captions_per_step > 1
-    for name, does_nothing, what in (
-        (
-            "word_dropout",
-            recipe.word_dropout and not recipe.text_student,
-            "for a text tower (--text student:NAME)",
-        ),
-        (
-            "student",
-            recipe.student != Recipe.student and recipe.text_student,
-            "for a student of images",
-        ),
-        ("image_size", recipe.image_size and recipe.text_student, "for a student of images"),
-        ("image_mask", recipe.image_mask and recipe.text_student, "for a student of images"),
-        (
-            "captions = 'label'",
-            recipe.captions == "label" and not pairs,
-            "for pairs (--text student)",
-        ),
-        (
-            "eval_every",
-            recipe.eval_every != Recipe.eval_every and recipe.eval_root is None,
-            "for --eval-root",
-        ),
-        (
-            "views_per_step",
-            recipe.views_per_step > 1 and recipe.text_student,
-            "for a student of images",
-        ),
-        (
-            "views_per_step",
-            recipe.views_per_step > 1 and recipe.view == "center",
-            "for random views, not for the centre,",
-        ),
-        ("captions_per_step", several and not pairs, "for pairs (--text student)"),
-        (
-            "text_augment",
-            recipe.text_augment != "none" and not several,
-            "for captions_per_step of 2 or more",
-        ),
-        (
-            "text_augment",
-            recipe.text_augment != "none" and recipe.text_cache,
-            "for pairs without a --text-cache",
-        ),
-        ("mask_words", recipe.mask_words and not pairs, "for pairs (--text student)"),
-        ("masked", recipe.masked != "apart" and not recipe.mask_words, "for mask_words"),
-        (
-            "neighbours",
-            recipe.neighbours and not (pairs and recipe.text_cache),
-            "for pairs with a --text-cache",
-        ),
-        (
-            "neighbours_among",
-            recipe.neighbours_among > 1 and not recipe.neighbours,
-            "for neighbours",
-        ),
-        (
-            "image_tokens",
-            recipe.image_tokens and not (pairs and recipe.image_cache),
-            "for pairs with caches",
-        ),
-        (
-            "text_tokens",
-            recipe.text_tokens and not (pairs and recipe.text_cache),
-            "for pairs with caches",
-        ),
-    ):
-        if does_nothing:
-            raise RecipeError(f"{name} is {what} and would do nothing here; leave it out")
-
-
 def open_sources(recipe: Recipe, out: Path) -> Sources:
     """Open everything that ``recipe`` names; adopted TSV features go into ``out``.
 
@@ -219,11 +139,6 @@ def _pair_sources(recipe: Recipe, pairs: Rows) -> Sources:
         raise RecipeError(
             "--captions label makes sentences that no --text-cache holds; leave the caches out, or"
             " say --captions text"
-        )
-    if recipe.bridge != "none":
-        raise RecipeError(
-            "--bridge leads one tower into a teacher's space; two towers keep their own, and losses"
-            " that need it have maps: leave it out"
         )
     image_caches, text_caches = open_caches(recipe, "image"), open_caches(recipe, "text")
     refuse_strangers(image_caches, text_caches)

@@ -10,16 +10,32 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dimefm.cli.assignments import assignments
 from dimefm.data.images.random_crop import Augment
-from dimefm.data.views.image_views import ViewPolicy, row_keys
+from dimefm.data.views.image_views import SETTINGS, ViewPolicy, row_keys
 from dimefm.errors import CacheError, RecipeError
+from dimefm.recipe import Recipe
 from dimefm.runtime.seeding import seed_of
 
 POLICY = ViewPolicy(3, seed=5, scale=(0.2, 0.9), ratio=(0.5, 2.0), flip=0.25)
 
 
+def parsed(count, *settings):
+    """Return the policy of ``--views`` and ``--view-recipe``."""
+    return ViewPolicy.parse(
+        count, assignments("--view-recipe", settings, "scale=[0.5,1.0]", SETTINGS)
+    )
+
+
 def test_the_defaults_are_those_of_a_recipe():
-    policy = ViewPolicy.parse(4, ())
+    policy = ViewPolicy.parse(4, {})
+    recipe = Recipe()
+    assert (policy.scale, policy.ratio, policy.flip, policy.seed) == (
+        recipe.crop_scale,
+        recipe.crop_ratio,
+        recipe.flip,
+        recipe.seed,
+    )
     assert policy == ViewPolicy(4)
     assert policy.how() == {
         "count": 4,
@@ -32,10 +48,8 @@ def test_the_defaults_are_those_of_a_recipe():
 
 
 def test_settings_are_read_as_toml():
-    assert (
-        ViewPolicy.parse(3, ("scale=[0.2, 0.9]", "ratio=[0.5,2]", "flip=0.25", "seed=5")) == POLICY
-    )
-    assert ViewPolicy.parse(None, ()) is None
+    assert parsed(3, "scale=[0.2, 0.9]", "ratio=[0.5,2]", "flip=0.25", "seed=5") == POLICY
+    assert ViewPolicy.parse(None, {}) is None
 
 
 @pytest.mark.parametrize(
@@ -45,21 +59,21 @@ def test_settings_are_read_as_toml():
         (("crop_scale=[0.2,1.0]",), "--view-recipe crop_scale: unknown key"),
         (("count=3",), "--view-recipe count: unknown key"),
         (("scale",), r"--view-recipe scale: expected KEY=VALUE as in TOML, e.g. scale=\[0.5,1.0\]"),
-        (("scale=3",), "--view-recipe: 'crop_scale' is 3; expected"),
-        (("scale=[0.9,0.2]",), "--view-recipe: 'crop_scale' is .*; expected 0 < low <= high <= 1"),
-        (("flip=2",), "--view-recipe: 'flip' is 2.0; expected 0 <= flip <= 1"),
+        (("scale=3",), "--view-recipe: 'scale' is 3; expected"),
+        (("scale=[0.9,0.2]",), "--view-recipe: 'scale' is .*; expected 0 < low <= high <= 1"),
+        (("flip=2",), "--view-recipe: 'flip' is 2; expected 0 <= flip <= 1"),
         (("seed='x'",), "--view-recipe: 'seed' is 'x'; expected int"),
     ],
 )
 def test_mistakes_are_refused_in_one_line(settings, message):
     with pytest.raises(RecipeError, match=message) as error:
-        ViewPolicy.parse(2, settings)
+        parsed(2, *settings)
     assert "\n" not in str(error.value)
 
 
 def test_a_recipe_without_a_number_of_views_is_refused():
     with pytest.raises(RecipeError, match="--view-recipe flip=0: .*say how many with --views K"):
-        ViewPolicy.parse(None, ("flip=0",))
+        parsed(None, "flip=0")
 
 
 def test_a_manifest_gives_the_policy_back():

@@ -10,13 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dimefm.cli.assignments import assignments
 from dimefm.data.views.synonyms import Synonyms, built_in
-from dimefm.data.views.text_views import TextPolicy, core, kept, replaced, swapped
+from dimefm.data.views.text_views import KINDS, TextPolicy, core, kept, replaced, swapped
 from dimefm.errors import BadRow, CacheError, DataError, RecipeError
 from dimefm.storage.stores import Store
 
+
+def parsed(count, *settings):
+    """Return the policy of ``--text-views`` and ``--text-recipe``."""
+    return TextPolicy.parse(count, assignments("--text-recipe", settings, "augment='eda'", KINDS))
+
+
 EDA = ("augment='eda'",)
-POLICY = TextPolicy.parse(5, (*EDA, "seed=3", "deletion=0.3"))
+POLICY = parsed(5, *EDA, "seed=3", "deletion=0.3")
 SENTENCE = "A small dog, and a cat run on the beach"
 sentences = st.text(max_size=30).filter(str.strip) | st.lists(
     st.sampled_from([*SENTENCE.split(), "Dog", "(dog)", "bus.", "\u00e9t\u00e9", "\U0001f600"]),
@@ -31,7 +38,7 @@ def read(path, text):
 
 
 def test_captions_are_shown_in_turn_and_as_they_are():
-    policy = TextPolicy.parse(5, ())
+    policy = TextPolicy.parse(5, {})
     assert [policy.draw("k", view, ("one  dog", "two", "three")) for view in range(5)] == [
         "one  dog",
         "two",
@@ -66,8 +73,8 @@ def test_the_policy_states_all_that_decides():
     again = TextPolicy.of(json.loads(json.dumps({"text_views": POLICY.how()})))
     assert again == POLICY
     assert again.table == POLICY.table
-    assert json.dumps(TextPolicy.parse(2, (*EDA, "deletion=1")).how()["deletion"]) == "1.0"
-    assert TextPolicy.of({"views": None}) is TextPolicy.parse(None, ()) is None
+    assert json.dumps(parsed(2, *EDA, "deletion=1").how()["deletion"]) == "1.0"
+    assert TextPolicy.of({"views": None}) is TextPolicy.parse(None, {}) is None
 
 
 @pytest.mark.parametrize(
@@ -89,13 +96,13 @@ def test_the_policy_states_all_that_decides():
 )
 def test_mistakes_are_refused_in_one_line(settings, message):
     with pytest.raises(RecipeError, match=message) as error:
-        TextPolicy.parse(2, settings)
+        parsed(2, *settings)
     assert "\n" not in str(error.value)
 
 
 def test_a_recipe_without_a_number_of_views_is_refused():
     with pytest.raises(RecipeError, match="say how many with --text-views K"):
-        TextPolicy.parse(None, EDA)
+        parsed(None, *EDA)
 
 
 def test_views_of_another_drawing_function_are_refused():
@@ -129,7 +136,7 @@ def test_each_operation_comes_as_often():
     """Each of four words is deleted, so that a deletion shows; a swap of two different words and a
     synonym always do.
     """
-    policy = TextPolicy.parse(2, (*EDA, "deletion=1.0"))
+    policy = parsed(2, *EDA, "deletion=1.0")
     words = "dog under seven things".split()
     found = [policy.draw(str(n), 1, (" ".join(words),)).split() for n in range(3000)]
     kinds = collections.Counter(
@@ -146,10 +153,7 @@ def test_each_operation_comes_as_often():
 
 
 def test_without_a_known_word_another_operation_is_done():
-    found = {
-        TextPolicy.parse(2, (*EDA, "deletion=1.0")).draw(str(n), 1, ("xyzzy frob",))
-        for n in range(40)
-    }
+    found = {parsed(2, *EDA, "deletion=1.0").draw(str(n), 1, ("xyzzy frob",)) for n in range(40)}
     assert found == {"frob xyzzy", "xyzzy", "frob"}
 
 
@@ -183,7 +187,7 @@ def test_the_number_of_views_does_not_matter_so_that_more_can_be_drawn_later():
 def test_draws_are_those_of_version_1():
     """A change here makes every cache of text views unusable: raise VERSION with it."""
     assert built_in().sha256 == "c4dffc26d9f063b0db12f63840d2abf390094da4609d819ec6768e5802d4764c"
-    policy = TextPolicy.parse(3, EDA)
+    policy = parsed(3, *EDA)
     assert [
         policy.draw(key, view, (SENTENCE,)) for key in ("x.jpg", "\u00e9", "7") for view in (1, 2)
     ] == DRAWN
@@ -206,7 +210,7 @@ def test_operations():
 
 def test_a_table_of_ones_own_travels_with_the_cache(tmp_path):
     path = read(tmp_path / "mine.tsv", "# mine\n\nDog\told_friend\r\nfrog\ttoad\n")
-    policy = TextPolicy.parse(2, (*EDA, f"synonyms='{path}'"))
+    policy = parsed(2, *EDA, f"synonyms='{path}'")
     drawn = [policy.draw(str(n), 1, ("the dog sits",)) for n in range(12)]
     assert "the old friend sits" in drawn
     store, how = Store(tmp_path / "cache"), {"text_views": policy.how()}
@@ -261,4 +265,4 @@ def test_a_table_that_is_not_there_is_refused(tmp_path):
     (tmp_path / "latin.tsv").write_bytes(b"caf\xe9\tbar\n")
     for name in ("none.tsv", "latin.tsv", "."):
         with pytest.raises(DataError, match="no table of synonyms"):
-            TextPolicy.parse(2, (*EDA, f"synonyms='{tmp_path / name}'"))
+            parsed(2, *EDA, f"synonyms='{tmp_path / name}'")

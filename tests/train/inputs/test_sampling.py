@@ -11,7 +11,7 @@ from dimefm.data import open_rows, subshards
 from dimefm.data.formats import parquet
 from dimefm.data.selection import Selection, select
 from dimefm.errors import DataError, RecipeError
-from dimefm.recipe import check, read
+from dimefm.recipe import read
 from dimefm.train.inputs import sampling
 from dimefm.train.inputs.sampler import Blocks, Mixed, Shuffled
 from dimefm.train.inputs.sampling import other_order, own_order
@@ -327,4 +327,4 @@ def test_weights_in_lists_are_positive_numbers(world, weight):
 def test_a_mix_survives_the_recipe_file(tmp_path):
     recipe = read(None, images=["a.list", "own/"], mix=[0.7, 0.3], shuffle="rows")
     (tmp_path / "recipe.toml").write_text(recipe.to_toml())
-    assert check(read(tmp_path / "recipe.toml")) == recipe
+    assert read(tmp_path / "recipe.toml") == recipe

@@ -2,7 +2,6 @@
 part of a packed image.
 """
 
-import dataclasses
 import io
 import json
 
@@ -199,7 +198,7 @@ def test_augmentations_set_the_crops_that_the_recipe_does_not_say_itself(tmp_pat
     assert read(None) == read(None, augment="dime-fm")
     clip_kd = read(None, augment="clip-kd")
     assert (clip_kd.crop_scale, clip_kd.flip, clip_kd.resize) == ((0.9, 1.0), 0.0, 0)
-    assert read(None, augment="clip-kd", flip=0.5) == dataclasses.replace(clip_kd, flip=0.5)
+    assert read(None, augment="clip-kd", flip=0.5) == clip_kd.replace(flip=0.5)
     (tmp_path / "r.toml").write_text('augment = "moco-v2"\nresize = 128\n[small]\nflip = 0.0\n')
     from_file = read(tmp_path / "r.toml", small=True)
     assert (from_file.crop_scale, from_file.flip, from_file.resize) == ((0.2, 1.0), 0.0, 128)

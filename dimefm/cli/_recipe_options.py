@@ -1,0 +1,95 @@
+"""Options that the schema of recipes describes: all of ``train``, and those that others share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from dimefm.recipe import KEYS, SECTIONS
+from dimefm.recipe.keys import Key
+
+SOURCES = ("dataroot", "input_format")
+COLUMNS = ("image_column", "text_column", "key_column", "separator")
+SELECTION = ("rows", "split", "limit")
+
+Decorator = Callable[[Callable], Callable]
+
+
+def flag_of(key: Key) -> str:
+    """Return the flag of a key: ``--batch-size`` of ``batch_size``."""
+    if isinstance(key.flag, str):
+        return key.flag
+    return "--" + key.name.replace("_", "-")
+
+
+def help_of(key: Key) -> str:
+    """Return the help of a key's flag, with its default."""
+    default = key.describe_default()
+    return key.help if default is None else f"{key.help}  [default: {default}]"
+
+
+def recipe_option(key: Key, checked_later: bool = True) -> Decorator:
+    """Return the option of a key; it is None, or an empty tuple, when it is not given.
+
+    The bounds of numbers are left to the recipe, unless they are not ``checked_later``.
+    """
+    settings: dict[str, Any] = {"metavar": key.metavar, "help": help_of(key), "default": None}
+    if key.value_type is bool:
+        settings["is_flag"] = True
+    else:
+        settings["type"] = _type_of(key, checked_later)
+        settings["multiple"] = key.many
+    return click.option(flag_of(key), key.name, **settings)
+
+
+def _type_of(key: Key, checked_later: bool) -> Any:
+    if key.choices:
+        return click.Choice(key.choices)
+    if key.folder:
+        return click.Path(file_okay=False)
+    if key.value_type is int and not checked_later:
+        return click.IntRange(min=int(key.bounds["gt"]), min_open=True)
+    return key.value_type
+
+
+def recipe_options(command: Callable) -> Callable:
+    """Add the options of all keys that have a flag, in the order of the schema."""
+    for name, key in reversed(KEYS.items()):
+        if key.flag:
+            shared = name in SELECTION
+            command = recipe_option(key, checked_later=not shared)(command)
+    return command
+
+
+def recipe_sections() -> dict[str, str]:
+    """Return the headings of the recipe's options, by the first flag of each section."""
+    headings = {}
+    for section in SECTIONS:
+        flagged = [key for key in section.schema_keys().values() if key.flag]
+        first = flag_of(flagged[0]).partition("/")[0]
+        headings[first] = section.title
+    return headings
+
+
+def source_options(command: Callable) -> Callable:
+    """Add the options that say where sources lie, how they are read and which columns hold what."""
+    return _with_options(command, [*SOURCES, *COLUMNS, "scratch"])
+
+
+def selection_options(command: Callable) -> Callable:
+    """Add the options that say which samples of the sources are used."""
+    return _with_options(command, SELECTION)
+
+
+def scratch_option(command: Callable) -> Callable:
+    """Add the option that says where copies of remote files go."""
+    return _with_options(command, ["scratch"])
+
+
+def _with_options(command: Callable, names: Sequence[str]) -> Callable:
+    """Add the options of the named keys to a command; click wants the last one first."""
+    for name in reversed(names):
+        command = recipe_option(KEYS[name], checked_later=False)(command)
+    return command

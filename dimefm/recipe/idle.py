@@ -1,0 +1,40 @@
+"""Refuse settings that a run would not look at."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+from dimefm.errors import RecipeError
+from dimefm.recipe.recipe import Recipe
+from dimefm.recipe.schema import KEYS
+
+
+def refuse_idle(recipe: Recipe) -> None:
+    """Raise RecipeError for a key that is set where its conditions do not hold."""
+    for name, value in recipe.settings().items():
+        key = KEYS[name]
+        if value == key.default or key.tolerated:
+            continue
+        for condition in key.conditions:
+            if condition.holds(recipe):
+                continue
+            label = f"{name} = {value!r}" if key.choices else name
+            remedy = f", or {condition.remedy}" if condition.remedy else ""
+            raise RecipeError(
+                f"{label} is for {condition.words} and would do nothing here. Fix: remove"
+                f" {name}{remedy}"
+            )
+
+
+def refuse_unneeded(recipe: Recipe, needs: Set[str]) -> None:
+    """Raise RecipeError for what a step would show to losses of which none ``needs`` it."""
+    for name, value in recipe.settings().items():
+        key = KEYS[name]
+        if key.for_losses is None or value == key.default or key.for_losses in needs:
+            continue
+        if name == "mask_words" and recipe.masked == "contrast":
+            continue  # all losses learn from masked captions
+        raise RecipeError(
+            f"{name} is for losses that need '{key.for_losses}', and none here does. Fix: remove"
+            f" {name}, or add such a loss"
+        )
