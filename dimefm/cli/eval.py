@@ -90,21 +90,22 @@ def elevater(
     """
     from dimefm.errors import DataError
     from dimefm.evaluate.reports import terminal
-    from dimefm.evaluate.zero_shot import REPORT, SCORES
     from dimefm.evaluate.zero_shot import elevater as run
     from dimefm.models import filip
     from dimefm.models.encoder import load_encoder
+    from dimefm.runs.scores import REPORT, SCORES
 
     encoder = load_encoder(model, device, precision, text_model)
     maps = filip.load(model, encoder) if by == "tokens" else None
     names = [name.strip() for name in datasets.split(",") if name.strip()] if datasets else None
-    result = run(
+    scores = run(
         encoder, root, out, names, layout=layout, batch_size=batch_size, workers=workers, maps=maps
     )
-    click.echo(terminal(result))
+    click.echo(terminal(scores))
     click.echo(f"\nwritten: {out / SCORES}, {out / REPORT}")
-    if failed := [each["dataset"] for each in result["failed"]]:
-        asked = len(failed) + len(result["scores"])
+    failed = [failure.dataset for failure in scores.failed]
+    if failed:
+        asked = len(failed) + len(scores.results)
         raise DataError(
             f"{len(failed)} of {asked} datasets could not be scored: {', '.join(failed)}; the"
             f" reasons stand above and in {out / SCORES}"
@@ -135,16 +136,16 @@ def retrieval(images, texts, split, out, scratch):
     """
     from dimefm.cache import FeatureCache
     from dimefm.data.selection import parse_split
-    from dimefm.evaluate.retrieval import markdown, terminal
+    from dimefm.evaluate.retrieval import markdown, retrieval_scores, terminal
     from dimefm.evaluate.retrieval import retrieval as run
-    from dimefm.storage.files import to_json, write_text
+    from dimefm.runs.scores import REPORT, SCORES, write_scores
 
     chosen = None if split is None else parse_split(split)
-    result = run(FeatureCache(images, scratch), FeatureCache(texts, scratch), split=chosen)
-    click.echo(terminal(result))
+    image_cache = FeatureCache(images, scratch)
+    text_cache = FeatureCache(texts, scratch)
+    scores = retrieval_scores(image_cache, run(image_cache, text_cache, split=chosen))
+    click.echo(terminal(scores))
     if out:
         out.mkdir(parents=True, exist_ok=True)
-        scores, report = out / "scores.json", out / "report.md"
-        write_text(scores, to_json(result))
-        write_text(report, markdown(result))
-        click.echo(f"\nwritten: {scores}, {report}")
+        write_scores(out, scores, markdown(scores))
+        click.echo(f"\nwritten: {out / SCORES}, {out / REPORT}")

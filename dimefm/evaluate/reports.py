@@ -1,88 +1,118 @@
-"""Scores as text: a table for the terminal, and Markdown."""
+"""Zero-shot scores as text: an aligned table for a terminal, and a Markdown page."""
 
 from __future__ import annotations
 
-HEADS = ("dataset", "metric", "score", "chance", "images", "classes", "note")
+from collections.abc import Sequence
+
+from dimefm.runs.scores import Result, ZeroShotScores
+
+COLUMNS = ("dataset", "metric", "score", "chance", "images", "classes", "note")
+NUMBERS = ("score", "chance", "images", "classes")
+"""Columns that are aligned to the right."""
 
 
-def _cells(score: dict) -> tuple[str, ...]:
-    chance = "-" if score["chance"] is None else f"{100 * score['chance']:.1f}"
-    unreadable = f"{score['unreadable']} unreadable images left out" if score["unreadable"] else ""
-    note = "; ".join(part for part in (score["note"], unreadable) if part)
-    numbers = (f"{100 * score['value']:.2f}", chance, f"{score['images']:,}", str(score["classes"]))
-    return (score["dataset"], score["metric"], *numbers, note)
+def terminal(scores: ZeroShotScores) -> str:
+    """Return the scores as an aligned table, with a line for each thing to know below it."""
+    rows: list[tuple[str, ...]] = [COLUMNS]
+    for result in scores.results:
+        rows.append(_row(result))
+    lines = _aligned(rows)
+    lines += ["", _mean(scores), *_remarks(scores)]
+    return "\n".join(line.rstrip() for line in lines)
 
 
-def _mean(result: dict) -> str:
-    n = len(result["scores"]) - len(result["not_in_mean"])
-    if result["is_elevater_average"]:
-        return f"ELEVATER average over all {n} sets: {100 * result['mean']:.2f}"
-    sets, needed = (
-        "set" if n == 1 else "sets",
-        ("is by rows" if result["by"] == "tokens" else "needs all 20"),
-    )
-    by = ", by tokens" if result["by"] == "tokens" else ""
-    return (
-        f"mean over the {n} {sets} here{by}: {100 * result['mean']:.2f} (not the ELEVATER average,"
-        f" which {needed})"
-    )
-
-
-def _absent(result: dict) -> list[str]:
-    """Return a line on the datasets outside the mean, one on those that are not here, one per
-    dataset that failed, and one on those still to come.
-    """
-    lines = []
-    if result["not_in_mean"]:
-        lines.append(f"outside ELEVATER, not in the mean: {', '.join(result['not_in_mean'])}")
-    if result["missing"]:
-        lines.append(f"not here: {', '.join(result['missing'])}")
-    lines += [f"failed: {each['dataset']}: {each['reason']}" for each in result["failed"]]
-    return lines + ([f"still to come: {', '.join(result['pending'])}"] if result["pending"] else [])
-
-
-def terminal(result: dict) -> str:
-    """Return the result of ``evaluate.elevater`` as an aligned table."""
-    rows = [HEADS, *(_cells(score) for score in result["scores"])]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADS))]
-    right = {2, 3, 4, 5}
+def markdown(scores: ZeroShotScores) -> str:
+    """Return the scores as a Markdown report."""
+    weights = (scores.weights_sha256 or "unknown")[:12]
     lines = [
-        "  ".join(
-            cell.rjust(w) if i in right else cell.ljust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(line.rstrip() for line in [*lines, "", _mean(result), *_absent(result)])
-
-
-def markdown(result: dict) -> str:
-    """Return the result of ``evaluate.elevater`` as a Markdown report."""
-    weights = result["weights_sha256"][:12]
-    lines = [
-        f"# Zero-shot scores of `{result['model']}`",
+        f"# Zero-shot scores of `{scores.model}`",
         "",
         (
-            f"Weights `{weights}`, image tower {result['image_parameters']:,} parameters, text"
-            f" tower {result['text_parameters']:,}. {result['protocol']}."
+            f"Weights `{weights}`, image tower {scores.image_parameters:,} parameters, text"
+            f" tower {scores.text_parameters:,}. {scores.protocol}."
         ),
         "",
-        "| " + " | ".join(HEADS) + " |",
-        "|" + "|".join("---:" if i in (2, 3, 4, 5) else "---" for i in range(len(HEADS))) + "|",
-        *("| " + " | ".join(_cells(score)) + " |" for score in result["scores"]),
-        "",
-        _sentence(_mean(result)),
+        _pipes(COLUMNS),
+        _rule(),
     ]
-    for line in _absent(result):
-        lines += ["", _sentence(line)]
-    lines += [
-        "",
-        "Made with "
-        + ", ".join(f"{name} {version}" for name, version in result["libraries"].items())
-        + ".",
-    ]
+    for result in scores.results:
+        lines.append(_pipes(_row(result)))
+    for remark in [_mean(scores), *_remarks(scores)]:
+        lines += ["", _sentence(remark)]
+    versions = [f"{name} {version}" for name, version in scores.libraries.items()]
+    lines += ["", f"Made with {', '.join(versions)}."]
     return "\n".join(lines) + "\n"
+
+
+def _row(result: Result) -> tuple[str, ...]:
+    """Return the cells of one dataset, in the order of ``COLUMNS``."""
+    notes = []
+    if result.note:
+        notes.append(result.note)
+    if result.unreadable:
+        notes.append(f"{result.unreadable} unreadable images left out")
+    return (
+        result.dataset,
+        result.main_metric,
+        f"{100 * result.value:.2f}",
+        "-" if result.chance is None else f"{100 * result.chance:.1f}",
+        f"{result.samples:,}",
+        str(result.details["classes"]),
+        "; ".join(notes),
+    )
+
+
+def _mean(scores: ZeroShotScores) -> str:
+    """Return the line on the mean, and whether it is the ELEVATER average."""
+    count = len(scores.results) - len(scores.not_in_mean)
+    percent = f"{100 * scores.mean:.2f}"
+    if scores.is_elevater_average:
+        return f"ELEVATER average over all {count} sets: {percent}"
+    sets = "set" if count == 1 else "sets"
+    comparison = ", by tokens" if scores.by_tokens else ""
+    difference = "is by rows" if scores.by_tokens else "needs all 20"
+    return (
+        f"mean over the {count} {sets} here{comparison}: {percent} (not the ELEVATER average,"
+        f" which {difference})"
+    )
+
+
+def _remarks(scores: ZeroShotScores) -> list[str]:
+    """Return a line for each group of datasets that are not in the mean, and for each failure."""
+    lines = []
+    if scores.not_in_mean:
+        lines.append(f"outside ELEVATER, not in the mean: {', '.join(scores.not_in_mean)}")
+    if scores.missing:
+        lines.append(f"not here: {', '.join(scores.missing)}")
+    for failure in scores.failed:
+        lines.append(f"failed: {failure.dataset}: {failure.reason}")
+    if scores.pending:
+        lines.append(f"still to come: {', '.join(scores.pending)}")
+    return lines
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table whose columns are aligned, with a rule below the first row."""
+    widths = []
+    for column in range(len(COLUMNS)):
+        widths.append(max(len(row[column]) for row in rows))
+    lines = []
+    for row in rows:
+        cells = []
+        for name, cell, width in zip(COLUMNS, row, widths, strict=True):
+            cells.append(cell.rjust(width) if name in NUMBERS else cell.ljust(width))
+        lines.append("  ".join(cells))
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return lines
+
+
+def _pipes(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _rule() -> str:
+    marks = ["---:" if name in NUMBERS else "---" for name in COLUMNS]
+    return "|" + "|".join(marks) + "|"
 
 
 def _sentence(line: str) -> str:

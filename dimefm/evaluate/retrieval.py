@@ -10,7 +10,7 @@ ties never help: a model that gives all the same vector scores 0.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,23 +20,15 @@ from dimefm.data.pairing import keys_of, pair
 from dimefm.data.selection import within
 from dimefm.data.views.patch_tokens import expect_rows
 from dimefm.errors import CacheError, DataError
-from dimefm.runtime.versions import libraries
+from dimefm.runs.scores import RETRIEVAL, Result, RetrievalScores, recall_name
 
 AT = (1, 5, 10)
 TIE = np.float32(1e-6)
 BLOCK = 4096  # rows of queries and of candidates that are compared at once
+PROTOCOL = "cosine, float32; the best right candidate counts; ties count against it"
+TEXT_TO_IMAGE = "text to image"
+IMAGE_TO_TEXT = "image to text"
 HEADS = ("direction", *(f"R@{k}" for k in AT), "queries", "candidates")
-
-
-@dataclass(frozen=True)
-class Recall:
-    """Result of one direction: ``recall[i]``, in 0..1, is the share of ``queries`` found among the
-    first ``AT[i]`` of ``candidates``."""
-
-    direction: str
-    recall: tuple[float, ...]
-    queries: int
-    candidates: int
 
 
 @dataclass(frozen=True)
@@ -128,9 +120,8 @@ def retrieval(
     block: int = BLOCK,
     *,
     split: tuple[float, float] | None = None,
-) -> dict:
-    """Return what ``scores.json`` holds: recall in both directions, what was left out, and whose
-    features these are.
+) -> Result:
+    """Return recall at 1, 5 and 10 in both directions, and how many rows have no partner.
 
     Texts without an image are left out. Images without a text stand among the candidates and are no
     queries. With a ``split``, only the rows of both caches whose
@@ -139,49 +130,65 @@ def retrieval(
     has an image.
     """
     check_same_encoder(images, texts)
-    pictures, image_keys = _of_split(images, split)
-    sentences, text_keys = _of_split(texts, split)
+    all_images, image_keys = _of_split(images, split)
+    all_texts, text_keys = _of_split(texts, split)
     image_groups, text_groups = pair(image_keys, text_keys)
-    kept, asked = (
-        np.flatnonzero(text_groups >= 0),
-        np.flatnonzero(np.isin(image_groups, text_groups)),
-    )
-    if not len(kept):
+    with_image = np.flatnonzero(text_groups >= 0)
+    with_text = np.flatnonzero(np.isin(image_groups, text_groups))
+    if not len(with_image):
         raise DataError(
             f"{texts.store}: no text has the key of an image ({_first_key(texts)} against"
             f" {_first_key(images)} in {images.store}){_in_split(split)}; expected equal keys, or"
             " KEY#NUMBER for several texts of an image"
         )
-    right, asking, right_groups = sentences.of(kept), pictures.of(asked), text_groups[kept]
-    found = {
-        "text to image": ranks(right, right_groups, pictures, image_groups, block),
-        "image to text": ranks(asking, image_groups[asked], right, right_groups, block),
-    }
-    sizes = {"text to image": len(pictures), "image to text": len(right)}
-    scores = [
-        Recall(way, tuple(float((r < k).mean()) for k in AT), len(r), sizes[way])
-        for way, r in found.items()
-    ]
-    card = images.manifest.encoder
-    return {
-        "model": card.name,
-        "weights_sha256": card.weights_sha256,
-        "protocol": "cosine, float32; the best right candidate counts; ties count against it",
+    paired_texts = all_texts.of(with_image)
+    paired_text_groups = text_groups[with_image]
+    paired_images = all_images.of(with_text)
+    paired_image_groups = image_groups[with_text]
+
+    image_ranks = ranks(paired_texts, paired_text_groups, all_images, image_groups, block)
+    text_ranks = ranks(paired_images, paired_image_groups, paired_texts, paired_text_groups, block)
+
+    metrics = {**_recalls(TEXT_TO_IMAGE, image_ranks), **_recalls(IMAGE_TO_TEXT, text_ranks)}
+    details = {
+        "directions": {
+            TEXT_TO_IMAGE: {"queries": len(paired_texts), "candidates": len(all_images)},
+            IMAGE_TO_TEXT: {"queries": len(paired_images), "candidates": len(paired_texts)},
+        },
         "split": None if split is None else list(split),
         "images": {
             "fingerprint": images.manifest.fingerprint,
-            "rows": len(pictures),
-            "without_text": len(pictures) - len(asking),
+            "rows": len(all_images),
+            "without_text": len(all_images) - len(paired_images),
         },
         "texts": {
             "fingerprint": texts.manifest.fingerprint,
-            "rows": len(sentences),
-            "without_image": len(sentences) - len(right),
+            "rows": len(all_texts),
+            "without_image": len(all_texts) - len(paired_texts),
         },
-        "at": list(AT),
-        "scores": [asdict(score) for score in scores],
-        "libraries": libraries(),
     }
+    return Result(
+        task=RETRIEVAL,
+        dataset=str(images.store),
+        metrics=metrics,
+        main_metric=recall_name(TEXT_TO_IMAGE, AT[0]),
+        samples=len(all_images),
+        details=details,
+    )
+
+
+def _recalls(direction: str, best_ranks: np.ndarray) -> dict[str, float]:
+    """Return recall at each K of ``AT``: the share of queries whose rank, int64 [Q], is below K."""
+    recalls = {}
+    for k in AT:
+        recalls[recall_name(direction, k)] = float((best_ranks < k).mean())
+    return recalls
+
+
+def retrieval_scores(images: FeatureCache, result: Result) -> RetrievalScores:
+    """Return a result of :func:`retrieval` with the encoder of the caches that were compared."""
+    card = images.manifest.encoder
+    return RetrievalScores(card.name, card.weights_sha256, PROTOCOL, AT, result)
 
 
 def _of_split(
@@ -235,81 +242,81 @@ def _first_key(cache: FeatureCache) -> str:
     return repr(next(keys_of(cache), None))
 
 
-def notes(result: dict) -> list[str]:
+def notes(scores: RetrievalScores) -> list[str]:
     """Return a sentence for each thing a reader of the scores must know."""
-    images, texts, split = result["images"], result["texts"], result["split"]
-    found = []
+    details = scores.result.details
+    images = details["images"]
+    texts = details["texts"]
+    split = details["split"]
+    sentences = []
     if split is not None:
-        found.append(
+        sentences.append(
             f"Only the {images['rows']:,} images and {texts['rows']:,} texts{_in_split(split)} were"
             " compared."
         )
     if texts["without_image"]:
-        found.append(
+        sentences.append(
             f"{texts['without_image']:,} of {texts['rows']:,} texts have no image here and were"
             " left out."
         )
     if images["without_text"]:
-        found.append(
+        sentences.append(
             f"{images['without_text']:,} of {images['rows']:,} images have no text here: they are"
             " candidates, not queries."
         )
-    if result["weights_sha256"] is None:
-        found.append(
+    if scores.weights_sha256 is None:
+        sentences.append(
             "The weights that made these features are unknown: that both caches are theirs is not"
             " proven."
         )
-    return found
+    return sentences
 
 
-def cells(result: dict) -> list[tuple[str, ...]]:
-    """Return the table of the scores, heads first, as text."""
-    rows = [
-        (
-            s["direction"],
-            *(f"{100 * recall:.2f}" for recall in s["recall"]),
-            f"{s['queries']:,}",
-            f"{s['candidates']:,}",
-        )
-        for s in result["scores"]
-    ]
-    return [HEADS, *rows]
+def _rows(scores: RetrievalScores) -> list[tuple[str, ...]]:
+    """Return the table of the scores as text, its head first."""
+    rows = [HEADS]
+    for direction, sizes in scores.result.details["directions"].items():
+        recalls = [scores.result.metrics[recall_name(direction, k)] for k in AT]
+        percents = [f"{100 * recall:.2f}" for recall in recalls]
+        rows.append((direction, *percents, f"{sizes['queries']:,}", f"{sizes['candidates']:,}"))
+    return rows
 
 
-def terminal(result: dict) -> str:
-    """Return the result of :func:`retrieval` as an aligned table in percent."""
-    table = cells(result)
-    widths = [max(len(row[column]) for row in table) for column in range(len(HEADS))]
-    lines = [
-        "  ".join(
-            [
-                row[0].ljust(widths[0]),
-                *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)),
-            ]
-        )
-        for row in table
-    ]
+def terminal(scores: RetrievalScores) -> str:
+    """Return the scores as an aligned table in percent, with notes below it."""
+    rows = _rows(scores)
+    widths = []
+    for column in range(len(HEADS)):
+        widths.append(max(len(row[column]) for row in rows))
+    lines = []
+    for direction, *numbers in rows:
+        cells = [direction.ljust(widths[0])]
+        for number, width in zip(numbers, widths[1:], strict=True):
+            cells.append(number.rjust(width))
+        lines.append("  ".join(cells))
     lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join([*lines, *([""] if notes(result) else []), *notes(result)])
+    sentences = notes(scores)
+    if sentences:
+        lines += ["", *sentences]
+    return "\n".join(lines)
 
 
-def markdown(result: dict) -> str:
-    """Return the result of :func:`retrieval` as a Markdown report."""
-    weights = (
-        f"weights `{result['weights_sha256'][:12]}`"
-        if result["weights_sha256"]
-        else "weights unknown"
-    )
-    head, *rows = cells(result)
+def markdown(scores: RetrievalScores) -> str:
+    """Return the scores as a Markdown report."""
+    weights = "weights unknown"
+    if scores.weights_sha256:
+        weights = f"weights `{scores.weights_sha256[:12]}`"
+    head, *rows = _rows(scores)
     lines = [
-        f"# Retrieval with `{result['model']}`",
+        f"# Retrieval with `{scores.model}`",
         "",
-        f"Recall in percent, {weights}. Protocol: {result['protocol']}.",
+        f"Recall in percent, {weights}. Protocol: {scores.protocol}.",
         "",
         "| " + " | ".join(head) + " |",
         "|---" + "|---:" * (len(head) - 1) + "|",
-        *("| " + " | ".join(row) + " |" for row in rows),
     ]
-    for note in notes(result):
+    for row in rows:
+        lines.append("| " + " | ".join(row) + " |")
+    for note in notes(scores):
         lines += ["", note]
     return "\n".join(lines) + "\n"

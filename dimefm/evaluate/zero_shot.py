@@ -1,17 +1,19 @@
-"""The verb ``evaluate``: extract with the encoder, then a pure function of the features.
+"""Zero-shot evaluation: encode images and class prompts, then score the probabilities.
 
-Features of an encoder over a dataset are kept under its fingerprint, so a second evaluation reads
-them back; its tokens are not.
+The image and prompt embeddings of an encoder are kept under its fingerprint, so a second evaluation
+reads them back. Token embeddings are not kept.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -23,34 +25,63 @@ from dimefm.evaluate import zero_shot_tokens
 from dimefm.evaluate.benchmark import ELEVATER_SETS, Benchmark, prompts, suite
 from dimefm.evaluate.classifier import class_weights, probabilities
 from dimefm.evaluate.datasets.layouts import Dataset, find
-from dimefm.evaluate.metrics import METRICS, chance
 from dimefm.evaluate.reports import markdown
+from dimefm.evaluate.result import classification_result
 from dimefm.extract.extract import Settings, extract
 from dimefm.models.encoder import Encoder
 from dimefm.models.filip import TokenMaps
 from dimefm.models.open_clip import transform_of
-from dimefm.runtime.versions import libraries
-from dimefm.storage.files import sha256_keys, to_json, write_text
+from dimefm.runs.scores import (
+    ZERO_SHOT,
+    ZERO_SHOT_BY_TOKENS,
+    Failure,
+    Result,
+    ZeroShotScores,
+    write_scores,
+)
+from dimefm.storage.files import sha256_keys
 
-SCORES, REPORT = "scores.json", "report.md"
 PROTOCOL = "ELEVATER zero-shot: prompts normalised, averaged, normalised; softmax at scale 100"
 
+OnResult = Callable[[Result], None]
+OnFailure = Callable[[str, Exception], None]
 
-@dataclass(frozen=True)
-class Score:
-    """Zero-shot result on one dataset; ``value`` and ``chance`` are in 0..1, ``images`` were
-    scored.
+
+def evaluate(
+    encoder: Encoder,
+    root: str | Path,
+    *,
+    names: Sequence[str] | None = None,
+    out: str | Path | None = None,
+    layout: str | None = None,
+    batch_size: int = 256,
+    workers: int = 2,
+    maps: TokenMaps | None = None,
+    on_result: OnResult | None = None,
+    on_failure: OnFailure | None = None,
+) -> list[Result]:
+    """Score ``encoder`` zero-shot on the datasets below ``root``; return one result per dataset.
+
+    ``names`` are benchmarks or folders; without them every folder that a card claims is scored.
+    With ``out``, that folder keeps ``scores.json``, ``report.md`` and the features; without it
+    nothing is kept. With ``maps``, images and prompts are compared by tokens. ``on_result`` is
+    called with each result as soon as it is known.
+
+    Raises DataError when no dataset is found. A dataset that cannot be scored, and a name without a
+    folder, raise too, unless ``on_failure`` is passed: it gets the dataset's name and the error.
     """
-
-    dataset: str
-    metric: str
-    value: float
-    chance: float | None
-    images: int
-    unreadable: int
-    classes: int
-    templates: int
-    note: str
+    fail = _raise if on_failure is None else on_failure
+    datasets, missing = find(root, names, layout=layout, every_card=True, on_failure=fail)
+    if names is not None:
+        for name in missing:
+            fail(name, DataError(f"{root}: no folder of the dataset '{name}'. Fix: add its folder"))
+    if not datasets:
+        raise _none_found(root)
+    evaluation = _Evaluation(encoder, maps, missing, whole_suite=names is None)
+    folder = None if out is None else Path(out)
+    settings = _settings(batch_size, workers)
+    evaluation.run(datasets, folder, settings, on_result, fail)
+    return evaluation.results
 
 
 def elevater(
@@ -63,99 +94,150 @@ def elevater(
     batch_size: int = 256,
     workers: int = 2,
     maps: TokenMaps | None = None,
-    on_score: Callable[[Score], None] = lambda score: None,
-) -> dict:
-    """Score ``encoder`` zero-shot on the datasets below ``root``; write ``out/scores.json`` and
-    ``out/report.md``.
+    on_result: OnResult | None = None,
+) -> ZeroShotScores:
+    """Score ``encoder`` zero-shot and keep ``out/scores.json`` and ``out/report.md``.
 
-    Images and prompts are compared by their rows or, with ``maps``, by their tokens. Without
+    Images and prompts are compared by their embeddings or, with ``maps``, by their tokens. Without
     ``names`` every folder that a card claims is scored; of the 20 ELEVATER sets, those without a
     folder are listed as missing, and the mean is over these sets only where one of them is scored.
-    A dataset that cannot be read is listed as failed with its reason. Both files are written anew
-    after each dataset (``pending`` names those still to come). Returns what ``scores.json`` holds.
-    Raises DataError when no dataset is found, none can be scored, or ``out`` cannot be written.
+    A dataset that cannot be read is listed as failed with its reason. Both files are written again
+    after each dataset (``pending`` names those still to come).
+
+    Returns the scores. Raises DataError when no dataset is found, none can be scored, or ``out``
+    cannot be written.
     """
-    failed: list[dict] = []
+    evaluation = _Evaluation(encoder, maps, whole_suite=names is None)
+    datasets, missing = find(
+        root, names, layout=layout, every_card=True, on_failure=evaluation.add_failure
+    )
+    evaluation.missing = missing
+    if not datasets and not evaluation.failed:
+        raise _none_found(root)
+    settings = _settings(batch_size, workers)
+    scores = evaluation.run(datasets, out, settings, on_result, evaluation.add_failure)
+    if scores is None:
+        raise _none_scored(evaluation.failed)
+    return scores
 
-    def fail(name: str, error: Exception) -> None:
-        failed.append({"dataset": name, "reason": str(error)})
 
-    datasets, missing = find(root, names, layout=layout, every_card=True, on_failure=fail)
-    if not datasets and not failed:
-        raise DataError(
-            f"{root}: none of the datasets asked for is here; expected one folder per dataset"
-        )
-    _make(out)
-    started = time.perf_counter()
-    settings = Settings(dtype="float32", batch_size=batch_size, workers=workers)
-    scores: list[Score] = []
-    result: dict = {}
-    for done, dataset in enumerate(datasets, start=1):
-        try:
-            scores.append(zero_shot(encoder, dataset, out / "features", settings, maps))
-        except (DataError, CacheError, OSError) as error:
-            fail(dataset.benchmark.name, error)
+def _settings(batch_size: int, workers: int) -> Settings:
+    return Settings(dtype="float32", batch_size=batch_size, workers=workers)
+
+
+def _raise(name: str, error: Exception) -> None:
+    raise error
+
+
+def _none_found(root: str | Path) -> DataError:
+    return DataError(
+        f"{root}: none of the datasets asked for is here; expected one folder per dataset"
+    )
+
+
+def _none_scored(failed: Sequence[Failure]) -> DataError:
+    reasons = "; ".join(f"{failure.dataset}: {failure.reason}" for failure in failed)
+    if len(failed) == 1:
+        count = "the one dataset here could not"
+    else:
+        count = f"none of the {len(failed)} datasets here could"
+    return DataError(f"{count} be scored: {reasons}")
+
+
+@dataclass
+class _Evaluation:
+    """An encoder that is scored on one dataset after the other, and the results so far."""
+
+    encoder: Encoder
+    maps: TokenMaps | None
+    missing: Sequence[str] = ()
+    whole_suite: bool = True
+    failed: list[Failure] = field(default_factory=list)
+    results: list[Result] = field(default_factory=list)
+
+    def add_failure(self, name: str, error: Exception) -> None:
+        """List a dataset as failed."""
+        self.failed.append(Failure(name, str(error)))
+
+    def run(
+        self,
+        datasets: Sequence[Dataset],
+        out: Path | None,
+        settings: Settings,
+        on_result: OnResult | None,
+        on_failure: OnFailure,
+    ) -> ZeroShotScores | None:
+        """Score the datasets and return the scores, None when there are none.
+
+        With ``out``, both files are written after each dataset.
+        """
+        scores = None
+        with _feature_store(out) as store:
+            started = time.perf_counter()
+            for number, dataset in enumerate(datasets, start=1):
+                try:
+                    result = zero_shot(self.encoder, dataset, store, settings, self.maps)
+                except (DataError, CacheError, OSError) as error:
+                    on_failure(dataset.benchmark.name, error)
+                else:
+                    self.results.append(result)
+                    if on_result is not None:
+                        on_result(result)
+                if not self.results:
+                    continue
+                pending = [later.benchmark.name for later in datasets[number:]]
+                scores = self.scores(pending, round(time.perf_counter() - started, 3))
+                if out is not None:
+                    write_scores(out, scores, markdown(scores))
+        return scores
+
+    def scores(self, pending: Sequence[str], seconds: float) -> ZeroShotScores:
+        """Return the results so far with what is known of the encoder and the other datasets."""
+        suite_names = suite()
+        in_suite = [result for result in self.results if result.dataset in suite_names]
+        counted = in_suite if self.whole_suite and in_suite else self.results
+        counted_names = {result.dataset for result in counted}
+        by_tokens = self.maps is not None
+        if self.maps is None:
+            protocol = PROTOCOL
         else:
-            on_score(scores[-1])
-        pending = [later.benchmark.name for later in datasets[done:]]
-        lists = {"missing": missing, "failed": failed, "pending": pending}
-        if scores:
-            seconds = round(time.perf_counter() - started, 3)
-            result = _result(encoder, scores, lists, seconds, whole_suite=names is None, maps=maps)
-            write_text(out / SCORES, to_json(result))
-            write_text(out / REPORT, markdown(result))
-    if not scores:
-        reasons = "; ".join(f"{each['dataset']}: {each['reason']}" for each in failed)
-        count = (
-            "the one dataset here could not"
-            if len(failed) == 1
-            else f"none of the {len(failed)} datasets here could"
+            protocol = f"{zero_shot_tokens.PROTOCOL}; padding {self.maps.padding}"
+        return ZeroShotScores(
+            model=self.encoder.card.name,
+            weights_sha256=self.encoder.card.weights_sha256,
+            image_parameters=self.encoder.image_parameters,
+            text_parameters=self.encoder.text_parameters,
+            by_tokens=by_tokens,
+            protocol=protocol,
+            results=tuple(self.results),
+            mean=float(np.mean([result.value for result in counted])),
+            not_in_mean=[
+                result.dataset for result in self.results if result.dataset not in counted_names
+            ],
+            is_elevater_average=(
+                not by_tokens and self.whole_suite and len(in_suite) == ELEVATER_SETS
+            ),
+            missing=self.missing,
+            failed=tuple(self.failed),
+            pending=pending,
+            seconds=seconds,
         )
-        raise DataError(f"{count} be scored: {reasons}")
-    return result
 
 
-def _make(out: Path) -> None:
+@contextlib.contextmanager
+def _feature_store(out: Path | None) -> Iterator[Path]:
+    """Yield the folder for features: in ``out``, or a temporary one that is removed at the end."""
+    if out is None:
+        with tempfile.TemporaryDirectory() as temporary:
+            yield Path(temporary)
+        return
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(
             f"{out}: cannot be written ({error.strerror}); choose another --out"
         ) from error
-
-
-def _result(
-    encoder: Encoder,
-    scores: list[Score],
-    lists: dict,
-    seconds: float,
-    *,
-    whole_suite: bool,
-    maps: TokenMaps | None,
-) -> dict:
-    """Return what ``scores.json`` holds; ``lists`` are the names of datasets that are missing,
-    failed or pending.
-    """
-    of_suite = suite()
-    in_suite = [score for score in scores if score.dataset in of_suite]
-    counted = in_suite if whole_suite and in_suite else scores
-    return {
-        "model": encoder.card.name,
-        "weights_sha256": encoder.card.weights_sha256,
-        "image_parameters": encoder.image_parameters,
-        "text_parameters": encoder.text_parameters,
-        "by": "rows" if maps is None else "tokens",
-        "protocol": (
-            PROTOCOL if maps is None else f"{zero_shot_tokens.PROTOCOL}; padding {maps.padding}"
-        ),
-        "scores": [dataclasses.asdict(score) for score in scores],
-        "mean": float(np.mean([score.value for score in counted])),
-        "not_in_mean": [score.dataset for score in scores if score not in counted],
-        "is_elevater_average": maps is None and whole_suite and len(in_suite) == ELEVATER_SETS,
-        **lists,
-        "seconds": seconds,
-        "libraries": libraries(),
-    }
+    yield out / "features"
 
 
 def zero_shot(
@@ -164,35 +246,30 @@ def zero_shot(
     store: Path,
     settings: Settings,
     maps: TokenMaps | None = None,
-) -> Score:
-    """Return the zero-shot score of one dataset, by tokens with ``maps``, else by rows, kept in
-    (and taken from) ``store``.
+) -> Result:
+    """Return the zero-shot result of one dataset: by tokens with ``maps``, else by embeddings.
 
-    Source of the protocol by rows: ELEVATER toolkit, evaluation/feature.py:546-575 and
+    Embeddings are kept in (and taken from) the folder ``store``.
+
+    Source of the protocol by embeddings: ELEVATER toolkit, evaluation/feature.py:546-575 and
     clip_zeroshot_evaluator.py:17-20; by tokens: FILIP as released with DeCLIP,
     prototype/solver/filip_solver.py:882-944.
     """
     benchmark = dataset.benchmark
     rows, labels, _ = dataset.rows("test")
     if maps is None:
-        images, good = image_features(encoder, benchmark, rows, store, settings)
-        found = probabilities(images, prompt_weights(encoder, benchmark, store, settings))
+        images, readable = image_features(encoder, benchmark, rows, store, settings)
+        weights = prompt_weights(encoder, benchmark, store, settings)
+        class_probabilities = probabilities(images, weights)
+        task = ZERO_SHOT
     else:
-        found, good = zero_shot_tokens.probabilities(
-            _for_benchmark(encoder, benchmark), maps, benchmark, rows, settings
+        adapted = _for_benchmark(encoder, benchmark)
+        class_probabilities, readable = zero_shot_tokens.probabilities(
+            adapted, maps, benchmark, rows, settings
         )
-    labels = labels[good]
-    value = METRICS[benchmark.metric](found, labels)
-    return Score(
-        dataset=benchmark.name,
-        metric=benchmark.metric,
-        value=float(value),
-        chance=chance(benchmark.metric, len(benchmark.classes), labels),
-        images=len(labels),
-        unreadable=len(rows) - len(labels),
-        classes=len(benchmark.classes),
-        templates=len(benchmark.templates),
-        note=dataset.note,
+        task = ZERO_SHOT_BY_TOKENS
+    return classification_result(
+        benchmark, class_probabilities, labels, readable, task=task, note=dataset.note
     )
 
 

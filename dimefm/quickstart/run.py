@@ -9,13 +9,14 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
 
 from dimefm.data import open_rows
 from dimefm.errors import DataError, RecipeError
-from dimefm.evaluate.zero_shot import elevater
+from dimefm.evaluate.zero_shot import evaluate
 from dimefm.extract.extract import Settings, extract
 from dimefm.models import student
 from dimefm.models.encoder import Encoder, load_encoder, weights_sha256
@@ -24,6 +25,7 @@ from dimefm.quickstart import data
 from dimefm.quickstart.report import draw, markdown, table
 from dimefm.recipe import Recipe
 from dimefm.runs import folder
+from dimefm.runs.scores import Result
 from dimefm.storage.files import to_json, write_text
 from dimefm.train.trainer import train
 
@@ -213,32 +215,31 @@ def rows_per_second(encoder: Encoder, rows: int = 512) -> float:
     return rows / float(np.median(seconds))
 
 
-def _summarise(towers: dict[str, Encoder], root: Path, out: Path) -> dict:
-    results = {
-        name: elevater(tower, root, out / "eval" / name, DATASETS) for name, tower in towers.items()
-    }
-    failed = [failure for result in results.values() for failure in result["failed"]]
-    if failed:
-        raise DataError(
-            f"{root}: {failed[0]['dataset']} could not be scored: {failed[0]['reason']}"
-        )
-    summary: dict = {f"{name}_accuracy": result["mean"] for name, result in results.items()}
-    summary["chance"] = float(np.mean([score["chance"] for score in results["teacher"]["scores"]]))
-    summary |= {
-        f"{name}_params": tower.image_parameters
-        for name, tower in towers.items()
-        if name != "untrained"
-    }
-    summary["text_params"] = towers["teacher"].text_parameters
-    summary |= {
-        f"{name}_rows_per_s": round(rows_per_second(towers[name]))
-        for name in ("teacher", "student")
-    }
-    summary["datasets"] = {
-        score["dataset"]: (
-            {"chance": score["chance"], "images": score["images"]}
-            | {name: result["scores"][i]["value"] for name, result in results.items()}
-        )
-        for i, score in enumerate(results["teacher"]["scores"])
-    }
+def _summarise(encoders: dict[str, Encoder], root: Path, out: Path) -> dict:
+    """Score the encoders on the test sets in ``root``; return the summary without the seconds."""
+
+    def fail(name: str, error: Exception) -> NoReturn:
+        raise DataError(f"{root}: {name} could not be scored: {error}") from error
+
+    results: dict[str, list[Result]] = {}
+    for name, encoder in encoders.items():
+        folder = out / "eval" / name
+        results[name] = evaluate(encoder, root, names=DATASETS, out=folder, on_failure=fail)
+
+    summary: dict = {}
+    for name in encoders:
+        summary[f"{name}_accuracy"] = float(np.mean([result.value for result in results[name]]))
+    summary["chance"] = float(np.mean([result.chance for result in results["teacher"]]))
+    for name in ("teacher", "student"):
+        summary[f"{name}_params"] = encoders[name].image_parameters
+    summary["text_params"] = encoders["teacher"].text_parameters
+    for name in ("teacher", "student"):
+        summary[f"{name}_rows_per_s"] = round(rows_per_second(encoders[name]))
+    datasets: dict[str, dict] = {}
+    for result in results["teacher"]:
+        datasets[result.dataset] = {"chance": result.chance, "images": result.samples}
+    for name in encoders:
+        for result in results[name]:
+            datasets[result.dataset][name] = result.value
+    summary["datasets"] = datasets
     return summary

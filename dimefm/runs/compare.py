@@ -20,6 +20,7 @@ import numpy as np
 from dimefm.errors import DataError, ModelError
 from dimefm.recipe import Recipe
 from dimefm.runs import folder as runs
+from dimefm.runs.scores import RETRIEVAL, SCORES, ZERO_SHOT_BY_TOKENS, read_results
 from dimefm.storage.files import write_text
 
 PLOT, TABLE, REPORT = "compare.png", "compare.csv", "compare.md"
@@ -179,7 +180,7 @@ def _figures(run: Run) -> Iterator[tuple[str, str]]:
         yield "best after step", f"{int(steps[at]):,}"
     for figure in _evaluated([run]):
         yield f"{figure.removeprefix('eval/')} at the end", f"{100 * run.last(figure):.2f}"
-    for path in sorted([*run.folder.glob("scores.json"), *run.folder.glob("*/scores.json")]):
+    for path in sorted([*run.folder.glob(SCORES), *run.folder.glob(f"*/{SCORES}")]):
         where = path.parent.relative_to(run.folder).as_posix()
         for name, value in _saved(path):
             yield (name if where == "." else f"{where}: {name}"), f"{100 * value:.2f}"
@@ -189,19 +190,13 @@ def _saved(path: Path) -> Iterator[tuple[str, float]]:
     """Yield (name, value 0 to 1) of the scores that ``dimefm eval`` wrote; raise DataError when
     they cannot be read.
     """
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        by = ", by tokens" if result.get("by") == "tokens" else ""
-        for score in result["scores"]:
-            if "recall" in score:
-                found = zip(result["at"], score["recall"], strict=True)
-                yield from ((f"{score['direction']} R@{k}", float(value)) for k, value in found)
-            else:
-                yield f"{score['dataset']}{by}", float(score["value"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path}: cannot be read as scores ({error!r}); evaluate again, or remove the file"
-        ) from error
+    for result in read_results(path):
+        if result.task == RETRIEVAL:
+            yield from result.metrics.items()
+        elif result.task == ZERO_SHOT_BY_TOKENS:
+            yield f"{result.dataset}, by tokens", result.value
+        else:
+            yield result.dataset, result.value
 
 
 def _evaluated(compared: Sequence[Run]) -> list[str]:

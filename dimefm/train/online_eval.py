@@ -24,7 +24,7 @@ from dimefm.data.images.decode import decode
 from dimefm.errors import BadRow, DataError, ModelError, RecipeError
 from dimefm.evaluate.classifier import probabilities
 from dimefm.evaluate.datasets.layouts import Dataset, find
-from dimefm.evaluate.metrics import METRICS
+from dimefm.evaluate.result import Result, classification_result
 from dimefm.evaluate.zero_shot import image_features, prompt_weights
 from dimefm.extract.stages.base import Settings
 from dimefm.models import open_clip, student
@@ -72,21 +72,19 @@ class OnlineEvaluator:
         try:
             with tempfile.TemporaryDirectory() as store:
                 return {
-                    test.dataset.benchmark.name: self._score(encoder, test, Path(store))
+                    test.dataset.benchmark.name: self._score(encoder, test, Path(store)).value
                     for test in self.tests
                 }
         finally:
             for module, mode in modes.items():
                 module.training = mode
 
-    def _score(self, encoder: Encoder, test: EvalSplit, store: Path) -> float:
+    def _score(self, encoder: Encoder, test: EvalSplit, store: Path) -> Result:
         test = _with_images(test, encoder, store, self.settings) if test.images is None else test
         test = _with_prompts(test, encoder, store, self.settings) if test.weights is None else test
-        rows, good = test.images
-        return float(
-            METRICS[test.dataset.benchmark.metric](
-                probabilities(rows, test.weights), test.labels[good]
-            )
+        rows, readable = test.images
+        return classification_result(
+            test.dataset.benchmark, probabilities(rows, test.weights), test.labels, readable
         )
 
 

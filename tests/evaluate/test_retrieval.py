@@ -13,7 +13,7 @@ from dimefm.cache import CacheWriter, EncoderCard, FeatureCache, Manifest
 from dimefm.cache.manifest import FILE
 from dimefm.data.pairing import pair
 from dimefm.errors import CacheError, DataError
-from dimefm.evaluate.retrieval import markdown, ranks, retrieval, terminal
+from dimefm.evaluate.retrieval import markdown, ranks, retrieval, retrieval_scores, terminal
 
 CARD = EncoderCard("CLIP", "ab" * 32, 4, 100.0)
 
@@ -28,6 +28,12 @@ def cache(folder, kind, keys, rows, card=CARD, shards=1, **how):
         writer.write(f"{i}.tar", [keys[row] for row in part], rows[part])
     writer.seal()
     return FeatureCache(folder)
+
+
+def scored(images, texts, **options):
+    """Return the scores of two caches, and what scores.json holds of them."""
+    scores = retrieval_scores(images, retrieval(images, texts, **options))
+    return scores, scores.to_json()
 
 
 def slow_ranks(queries, groups, candidates, candidate_groups):
@@ -145,7 +151,7 @@ def photos(tmp_path):
 
 @pytest.mark.parametrize("block", [1, 2, 3, 100])
 def test_both_directions_and_what_is_left_out(photos, block):
-    result = retrieval(*photos, block=block)
+    scores, result = scored(*photos, block=block)
     text_to_image, image_to_text = result["scores"]
     assert text_to_image == {
         "direction": "text to image",
@@ -161,7 +167,7 @@ def test_both_directions_and_what_is_left_out(photos, block):
     }
     assert result["texts"]["without_image"] == 2 and result["images"]["without_text"] == 2
     assert json.loads(json.dumps(result))["model"] == "CLIP"
-    for text in (terminal(result), markdown(result)):
+    for text in (terminal(scores), markdown(scores)):
         assert "2 of 6 texts have no image here and were left out." in text
         assert "2 of 4 images have no text here: they are candidates, not queries." in text
         assert "75.00" in text and "not proven" not in text
@@ -170,15 +176,16 @@ def test_both_directions_and_what_is_left_out(photos, block):
 def test_an_image_without_a_text_is_a_distractor(tmp_path):
     images = cache(tmp_path / "images", "image", ["a", "b"], np.eye(4)[[0, 1]])
     texts = cache(tmp_path / "texts", "text", ["a"], [[0.1, 1, 0, 0]])
-    assert [score["recall"][0] for score in retrieval(images, texts)["scores"]] == [0.0, 1.0]
+    _, result = scored(images, texts)
+    assert [score["recall"][0] for score in result["scores"]] == [0.0, 1.0]
 
 
 def test_unknown_weights_are_spoken_of(tmp_path):
     card = EncoderCard("unknown", None, 4, 100.0)
     images = cache(tmp_path / "images", "image", ["a"], np.eye(4)[:1], card)
     texts = cache(tmp_path / "texts", "text", ["a"], np.eye(4)[:1], card)
-    result = retrieval(images, texts)
-    assert "is not proven" in terminal(result) and "weights unknown" in markdown(result)
+    scores, _ = scored(images, texts)
+    assert "is not proven" in terminal(scores) and "weights unknown" in markdown(scores)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +213,8 @@ def test_the_same_encoder_under_another_name_is_taken(tmp_path, photos):
     texts = cache(
         tmp_path / "other", "text", ["a"], np.eye(4)[:1], EncoderCard("else", "ab" * 32, 4, 100.0)
     )
-    assert retrieval(photos[0], texts)["scores"][0]["recall"][0] == 1
+    _, result = scored(photos[0], texts)
+    assert result["scores"][0]["recall"][0] == 1
 
 
 def test_swapped_caches_views_and_keys_that_never_meet_are_refused(tmp_path, photos):
@@ -255,7 +263,7 @@ def test_real_captions_find_their_photos_as_often_as_known(tmp_path, shared_data
         np.load(folder / "paired_text_features.npy", allow_pickle=False),
         card,
     )
-    result = retrieval(images, texts, block=500)
+    _, result = scored(images, texts, block=500)
     score = result["scores"][0]
     assert (score["queries"], score["candidates"], result["texts"]["without_image"]) == (
         45,

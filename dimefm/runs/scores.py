@@ -1,0 +1,230 @@
+"""Scores of an encoder, and the file ``scores.json`` that keeps them.
+
+Every evaluation returns a :class:`Result`. The file has two forms, which differ in their keys: one
+for zero-shot classification (:class:`ZeroShotScores`), one for retrieval
+(:class:`RetrievalScores`). :func:`read_results` reads both.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dimefm.errors import DataError
+from dimefm.runtime.versions import libraries
+from dimefm.storage.files import to_json, write_text
+
+SCORES = "scores.json"
+REPORT = "report.md"
+
+ZERO_SHOT = "zero-shot"
+ZERO_SHOT_BY_TOKENS = "zero-shot by tokens"
+RETRIEVAL = "retrieval"
+
+
+@dataclass(frozen=True)
+class Result:
+    """Scores of one encoder on one dataset.
+
+    ``task`` is ``"zero-shot"``, ``"zero-shot by tokens"`` or ``"retrieval"``. ``metrics`` maps the
+    name of each metric to its value, 0 to 1; ``main_metric`` is the one to quote. ``samples``
+    images were scored and ``unreadable`` ones left out. ``chance`` is what random scores reach in
+    the main metric, None if unknown. ``note`` says where the data differ from the published set.
+
+    ``details`` depend on the task. Zero-shot: ``classes`` and ``templates``, both counts.
+    Retrieval: ``directions`` (queries and candidates of each), ``split``, ``images`` and ``texts``
+    (fingerprint and rows of each cache, and how many of them have no partner).
+    """
+
+    task: str
+    dataset: str
+    metrics: Mapping[str, float]
+    main_metric: str
+    samples: int
+    unreadable: int = 0
+    chance: float | None = None
+    note: str = ""
+    details: Mapping = field(default_factory=dict)
+
+    @property
+    def value(self) -> float:
+        """Value of the main metric, 0 to 1."""
+        return self.metrics[self.main_metric]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A dataset that could not be scored, and the reason."""
+
+    dataset: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ZeroShotScores:
+    """Zero-shot results of one encoder on several datasets.
+
+    ``mean`` is over the results that are not listed in ``not_in_mean``, 0 to 1. ``missing`` and
+    ``pending`` are names of datasets: without a folder, and still to be scored.
+    """
+
+    model: str
+    weights_sha256: str | None
+    image_parameters: int
+    text_parameters: int
+    by_tokens: bool
+    protocol: str
+    results: Sequence[Result]
+    mean: float
+    not_in_mean: Sequence[str]
+    is_elevater_average: bool
+    missing: Sequence[str]
+    failed: Sequence[Failure]
+    pending: Sequence[str]
+    seconds: float
+    libraries: Mapping[str, str] = field(default_factory=libraries)
+
+    def to_json(self) -> dict:
+        """Return what ``scores.json`` holds."""
+        failed = [{"dataset": failure.dataset, "reason": failure.reason} for failure in self.failed]
+        return {
+            "model": self.model,
+            "weights_sha256": self.weights_sha256,
+            "image_parameters": self.image_parameters,
+            "text_parameters": self.text_parameters,
+            "by": "tokens" if self.by_tokens else "rows",
+            "protocol": self.protocol,
+            "scores": [_zero_shot_entry(result) for result in self.results],
+            "mean": self.mean,
+            "not_in_mean": list(self.not_in_mean),
+            "is_elevater_average": self.is_elevater_average,
+            "missing": list(self.missing),
+            "failed": failed,
+            "pending": list(self.pending),
+            "seconds": self.seconds,
+            "libraries": dict(self.libraries),
+        }
+
+
+def _zero_shot_entry(result: Result) -> dict:
+    return {
+        "dataset": result.dataset,
+        "metric": result.main_metric,
+        "value": result.value,
+        "chance": result.chance,
+        "images": result.samples,
+        "unreadable": result.unreadable,
+        "classes": result.details["classes"],
+        "templates": result.details["templates"],
+        "note": result.note,
+    }
+
+
+@dataclass(frozen=True)
+class RetrievalScores:
+    """Retrieval result of one encoder; ``at`` are the K of recall at K."""
+
+    model: str
+    weights_sha256: str | None
+    protocol: str
+    at: Sequence[int]
+    result: Result
+    libraries: Mapping[str, str] = field(default_factory=libraries)
+
+    def to_json(self) -> dict:
+        """Return what ``scores.json`` holds."""
+        details = self.result.details
+        return {
+            "model": self.model,
+            "weights_sha256": self.weights_sha256,
+            "protocol": self.protocol,
+            "split": details["split"],
+            "images": details["images"],
+            "texts": details["texts"],
+            "at": list(self.at),
+            "scores": [self._direction_entry(name) for name in details["directions"]],
+            "libraries": dict(self.libraries),
+        }
+
+    def _direction_entry(self, direction: str) -> dict:
+        sizes = self.result.details["directions"][direction]
+        recall = tuple(self.result.metrics[recall_name(direction, k)] for k in self.at)
+        return {
+            "direction": direction,
+            "recall": recall,
+            "queries": sizes["queries"],
+            "candidates": sizes["candidates"],
+        }
+
+
+def recall_name(direction: str, k: int) -> str:
+    """Return the name of the metric recall at ``k`` in one direction of retrieval."""
+    return f"{direction} R@{k}"
+
+
+def write_scores(out: Path, scores: ZeroShotScores | RetrievalScores, report: str) -> None:
+    """Write ``out/scores.json`` and the Markdown ``report`` as ``out/report.md``."""
+    write_text(out / SCORES, to_json(scores.to_json()))
+    write_text(out / REPORT, report)
+
+
+def read_results(path: Path) -> list[Result]:
+    """Return the results in a ``scores.json`` of either form; retrieval is one result.
+
+    Raises DataError when the file cannot be read as scores.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        entries = content["scores"]
+        if any("recall" in entry for entry in entries):
+            return [_retrieval_result(content)]
+        task = ZERO_SHOT_BY_TOKENS if content.get("by") == "tokens" else ZERO_SHOT
+        return [_zero_shot_result(entry, task) for entry in entries]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path}: cannot be read as scores ({error!r}); evaluate again, or remove the file"
+        ) from error
+
+
+def _zero_shot_result(entry: dict, task: str) -> Result:
+    metric = entry.get("metric", "score")
+    return Result(
+        task=task,
+        dataset=entry["dataset"],
+        metrics={metric: float(entry["value"])},
+        main_metric=metric,
+        samples=entry.get("images", 0),
+        unreadable=entry.get("unreadable", 0),
+        chance=entry.get("chance"),
+        note=entry.get("note", ""),
+        details={"classes": entry.get("classes"), "templates": entry.get("templates")},
+    )
+
+
+def _retrieval_result(content: dict) -> Result:
+    metrics: dict[str, float] = {}
+    directions: dict[str, dict] = {}
+    for entry in content["scores"]:
+        direction = entry["direction"]
+        directions[direction] = {
+            "queries": entry.get("queries"),
+            "candidates": entry.get("candidates"),
+        }
+        for k, value in zip(content["at"], entry["recall"], strict=True):
+            metrics[recall_name(direction, k)] = float(value)
+    images = content.get("images", {})
+    return Result(
+        task=RETRIEVAL,
+        dataset="",
+        metrics=metrics,
+        main_metric=next(iter(metrics), ""),
+        samples=images.get("rows", 0),
+        details={
+            "directions": directions,
+            "split": content.get("split"),
+            "images": images,
+            "texts": content.get("texts", {}),
+        },
+    )
