@@ -226,16 +226,19 @@ def _expected(value: object, default: Any, kind: Any) -> str | None:
     example = default
     if default is None:
         example = 50.0 if float in kinds else 50
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not _in_range(value, example):
+    if not _in_range(value, example):
         return f"{_range_of(example)}, e.g. {example}"
     if float not in kinds and not isinstance(value, int):
         return f"a whole number, e.g. {example}"
     return None
 
 
-def _in_range(value: float, example: float) -> bool:
-    """Say whether a number has the sign that an option with this example takes."""
+def _in_range(value: object, example: float) -> bool:
+    """Say whether a value is a finite number of the sign that an option with this example takes."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    if not -math.inf < value < math.inf:
+        return False
     if example > 0:
         return value > 0
     return value >= 0 or example < 0
