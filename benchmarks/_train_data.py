@@ -75,7 +75,7 @@ def views(originals: Rows, packed: Rows, repeats: int) -> list[Line]:
     training's own way on both.
     """
     recipe, lines = read(None, view="free"), []
-    pil, ours = by_pil(recipe, PIXELS), StudentTransform.of(recipe, None, PIXELS)
+    pil, ours = by_pil(recipe, PIXELS), StudentTransform.from_recipe(recipe, None, PIXELS)
     for threads, name in ((1, "one thread"), (2, "two threads")):
         ways = {"pil": (originals, pil), "turbo": (originals, ours), "packed": (packed, ours)}
         works = {
@@ -110,7 +110,7 @@ def several(originals: Rows, repeats: int, counts: Sequence[int] = (2, 4)) -> li
     view alone.
     """
     ours, images, lines = (
-        StudentTransform.of(read(None, view="free"), None, PIXELS),
+        StudentTransform.from_recipe(read(None, view="free"), None, PIXELS),
         [row.image or b"" for row in originals],
         [],
     )
@@ -145,7 +145,7 @@ def differences(originals: Rows, packed: Rows, few: int = 100) -> list[Line]:
     from the originals'.
     """
     recipe = read(None, view="free")
-    pil, ours = by_pil(recipe, PIXELS), StudentTransform.of(recipe, None, PIXELS)
+    pil, ours = by_pil(recipe, PIXELS), StudentTransform.from_recipe(recipe, None, PIXELS)
     found: dict[str, list[float]] = {"pil": [], "packed": []}
     for number in range(min(few, len(originals))):
         whole, small = originals[number].image or b"", packed[number].image or b""

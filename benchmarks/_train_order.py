@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from benchmarks._timing import Line, Work, interleaved
 from dimefm.data import Rows, open_rows
 from dimefm.data.formats import parquet
-from dimefm.train.inputs.sampler import Blocks, Mixed, Order, Shuffled, Spans
+from dimefm.train.inputs.sampler import Order, Shuffled, ShuffledBlocks, Spans, WeightedOrder
 
 BATCH, TAKES = 640, 50
 SIZES = (
@@ -61,11 +61,16 @@ def _order(name: str, n: int) -> Order:
     if name == "rows":
         return Shuffled(n, 0, "images")
     if name == "blocks":
-        return Blocks(
-            Spans.of(np.arange(0, n, GROUP), np.full(n // GROUP, GROUP)), WINDOW, 0, "images"
+        return ShuffledBlocks(
+            Spans.from_sizes(np.arange(0, n, GROUP), np.full(n // GROUP, GROUP)),
+            WINDOW,
+            0,
+            "images",
         )
-    halves = [Shuffled(Spans.of([start], [n // 2]), 0, f"images/{start}") for start in (0, n // 2)]
-    return Mixed(halves, [0.7, 0.3], 0, "images")
+    halves = [
+        Shuffled(Spans.from_sizes([start], [n // 2]), 0, f"images/{start}") for start in (0, n // 2)
+    ]
+    return WeightedOrder(halves, [0.7, 0.3], 0, "images")
 
 
 def _takes(order: Order, n: int) -> Work:
@@ -80,8 +85,11 @@ def read(folder: Path, repeats: int, images: int = 20_000) -> list[Line]:
     path = folder / "images.parquet"
     _write(path, images)
     window = max(2, images // GROUP // 20)
-    blocks = Blocks(
-        Spans.of(np.arange(0, images, GROUP), np.full(images // GROUP, GROUP)), window, 0, "images"
+    blocks = ShuffledBlocks(
+        Spans.from_sizes(np.arange(0, images, GROUP), np.full(images // GROUP, GROUP)),
+        window,
+        0,
+        "images",
     )
     orders: dict[str, Order] = {"rows": Shuffled(images, 0, "images"), "blocks": blocks}
     with _memory(images * IMAGE // 5):

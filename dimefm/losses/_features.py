@@ -76,7 +76,7 @@ class Features:
     neighbor_text: Tensor | None = None
 
     @staticmethod
-    def of(
+    def from_rows(
         image: Tensor,
         text: Tensor,
         logit_scale: Tensor | float,
@@ -101,7 +101,7 @@ class Features:
         """Return these sentences, scale and bias beside other image rows [B, D] or [B, V, D], of
         any length and dtype.
         """
-        found = Features.of(image, self.text, self.logit_scale, self.logit_bias, **more)
+        found = Features.from_rows(image, self.text, self.logit_scale, self.logit_bias, **more)
         return dataclasses.replace(found, text=self.text)
 
     def cells(self) -> list[Features]:

@@ -27,7 +27,7 @@ class TokenEmbeddings:
     there: Tensor | None = None
 
     @staticmethod
-    def of(rows: Tensor, there: Tensor | None = None) -> TokenEmbeddings:
+    def from_rows(rows: Tensor, there: Tensor | None = None) -> TokenEmbeddings:
         """Return tokens from rows of any length."""
         return TokenEmbeddings(F.normalize(full(rows), dim=-1), there)
 

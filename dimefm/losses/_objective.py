@@ -43,7 +43,7 @@ class LossConfig:
     end: float | None = None
 
     @classmethod
-    def of(cls, name: str, settings: Mapping) -> LossConfig:
+    def from_settings(cls, name: str, settings: Mapping) -> LossConfig:
         """Return the term ``name`` with the settings of a recipe: weight, schedule, end, and its
         own options.
         """

@@ -234,8 +234,8 @@ def filip(
     released with DeCLIP: model/filip.py:39-44, 71-106.
     """
     words = student.words
-    image = TokenEmbeddings.of(image_mapping(full(student.patches)))
-    text = TokenEmbeddings.of(text_mapping(full(words.states)), present(words, padding))
+    image = TokenEmbeddings.from_rows(image_mapping(full(student.patches)))
+    text = TokenEmbeddings.from_rows(text_mapping(full(words.states)), present(words, padding))
     found = late(image, text.most(image, tokens)), late(text, image.most(text, tokens))
     return _told_apart(found, dense_scale("exp"))
 
@@ -254,7 +254,7 @@ def filip_pooled(
     Source: none released; FILIP's score (model/filip.py:71-106) with one token for a sentence,
     taught as ``clip_kd.crd``.
     """
-    image = TokenEmbeddings.of(patch_projection(full(student.patches)))
+    image = TokenEmbeddings.from_rows(patch_projection(full(student.patches)))
     factor = teacher.logit_scale / temperature
     found = factor * late(image, TokenEmbeddings(teacher.text[:, None]), pool="max")
     wanted = factor * teacher.image @ teacher.text.T
@@ -281,11 +281,11 @@ def filip_tokens(
     model/filip.py:71-106, whose other side is sixteen tokens too.
     """
     words, cached = student.words, teacher.words
-    image = TokenEmbeddings.of(patch_projection(full(student.patches)))
-    text = TokenEmbeddings.of(word_projection(full(words.states)), present(words, padding))
+    image = TokenEmbeddings.from_rows(patch_projection(full(student.patches)))
+    text = TokenEmbeddings.from_rows(word_projection(full(words.states)), present(words, padding))
     theirs = (
-        TokenEmbeddings.of(teacher.patches),
-        TokenEmbeddings.of(cached.states, present(cached, "left out")),
+        TokenEmbeddings.from_rows(teacher.patches),
+        TokenEmbeddings.from_rows(cached.states, present(cached, "left out")),
     )
     return _told_apart((late(image, theirs[1]), late(text, theirs[0])), token_scale("exp"))
 

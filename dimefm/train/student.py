@@ -185,7 +185,7 @@ class Student(nn.Module):
                 outputs["words"], outputs["lengths"], outputs.get("labels")
             )
         scale, bias = outputs["scale"], outputs.get("bias", 0.0)
-        return [Features.of(outputs["image"], outputs["text"], scale, bias, **more)] * max(
+        return [Features.from_rows(outputs["image"], outputs["text"], scale, bias, **more)] * max(
             1, len(teachers)
         )
 

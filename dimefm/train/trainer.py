@@ -93,7 +93,9 @@ class Run:
         self.world = world or DistributedContext(device=pick_device(recipe.device))
         with self.world.main_process_first():
             run_folder.claim(recipe, out, resume)
-        losses = [LossConfig.of(name, settings) for name, settings in recipe.losses.items()]
+        losses = [
+            LossConfig.from_settings(name, settings) for name, settings in recipe.losses.items()
+        ]
         self.objective = Objective(losses, given=tasks.given(recipe))
         refuse_unneeded(recipe, self.objective.needs)
         with self.world.main_process_first():
@@ -376,7 +378,7 @@ class Run:
             rows = rows[places] if batches[0].paired else rows
             more = self._teacher_extras(batches, number, places)
             found.append(
-                Features.of(own, rows, self.recipe.logit_scale or card.logit_scale, **more)
+                Features.from_rows(own, rows, self.recipe.logit_scale or card.logit_scale, **more)
             )
         return found
 

@@ -77,7 +77,7 @@ def features(rows, scale=20.0, bias=0.0):
     more = {name: rows[name] for name in ("hidden", "patches", "neighbor_text") if name in rows}
     if "words" in rows:
         more["words"] = TextTokenStates(rows["words"], rows["lengths"], rows.get("labels"))
-    return Features.of(rows["image"], rows["text"], scale, bias, **more)
+    return Features.from_rows(rows["image"], rows["text"], scale, bias, **more)
 
 
 def widths(dim):

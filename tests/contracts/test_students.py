@@ -97,7 +97,7 @@ def with_bridge(model, spec, preprocess, bridge):
 def learn(ours, inputs):
     """Train a student for two steps on random features of a teacher; all of it has a gradient."""
     draw = torch.Generator().manual_seed(1)
-    teacher = Features.of(
+    teacher = Features.from_rows(
         torch.randn(BATCH, DIM, generator=draw), torch.randn(5, DIM, generator=draw), 20.0
     )
     objective, optimizer, losses = Objective(LOSS), adamw(ours, Recipe(lr=1e-4)), []

@@ -82,8 +82,8 @@ def prepared(golden, case, name, dtype):
         parts.load_state_dict(
             {key: torch.tensor(weights[key], dtype=dtype) for key in parts.state_dict()}
         )
-    teacher = Features.of(rows["t_img"], rows["t_txt"], float(golden[f"{case}/in/t_scale"]))
-    return leaves, Features.of(*leaves.values()), teacher, objective, parts
+    teacher = Features.from_rows(rows["t_img"], rows["t_txt"], float(golden[f"{case}/in/t_scale"]))
+    return leaves, Features.from_rows(*leaves.values()), teacher, objective, parts
 
 
 def run(golden, case, name, dtype):

@@ -41,7 +41,7 @@ from tests.golden.declip import (
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_contrast_equals_the_released_code(dtype):
     image, text, log_scale = (leaf(f"clip/{name}", dtype) for name in ("v", "t", "log_scale"))
-    student = Features.of(image, text, log_scale.exp())
+    student = Features.from_rows(image, text, log_scale.exp())
     value = Objective([LossConfig("clip.contrastive", 1.0)], GIVEN)(student, None)["total"]
     value.backward()
     close(value, GOLDEN["clip/loss"], precise(dtype))
@@ -69,7 +69,7 @@ def test_simsiam_equals_the_released_code(dtype):
     p1, z1, p2, z2 = (leaf(f"simsiam/{name}", dtype) for name in ("p1", "z1", "p2", "z2"))
     rows = torch.stack([z1, z2], 1)
     value = resolve("declip.simsiam", {})(
-        Features.of(rows, rows, 1.0), projector=Given(z1, z2), predictor=Given(p1, p2)
+        Features.from_rows(rows, rows, 1.0), projector=Given(z1, z2), predictor=Given(p1, p2)
     )
     value.backward()
     close(value, GOLDEN["simsiam/loss"], precise(dtype))
@@ -77,7 +77,7 @@ def test_simsiam_equals_the_released_code(dtype):
     close(p2.grad, GOLDEN["simsiam/gp2"], precise(dtype))
     assert z1.grad is None
     half = resolve("declip.simsiam", {})(
-        Features.of(rows, rows, 1.0), projector=Given(z2, z2), predictor=Given(p1, p1)
+        Features.from_rows(rows, rows, 1.0), projector=Given(z2, z2), predictor=Given(p1, p1)
     )
     close(-half, GOLDEN["simsiam/D_p1z2"], precise(dtype))
 
@@ -105,7 +105,7 @@ def test_simsiam_heads_equal_the_released_ones(dtype):
     for number, rows in enumerate(x, 1):
         close(heads["proj"](rows), GOLDEN[f"heads/z{number}"])
         close(heads["pred"](heads["proj"](rows)), GOLDEN[f"heads/p{number}"])
-    student = Features.of(torch.stack(x, 1), x[0], 1.0)
+    student = Features.from_rows(torch.stack(x, 1), x[0], 1.0)
     value = resolve("declip.simsiam", {})(student, projector=heads["proj"], predictor=heads["pred"])
     value.backward()
     close(value, GOLDEN["heads/loss"])
@@ -149,13 +149,13 @@ def test_filip_equals_the_released_code(monkeypatch, tokens, dtype, chunk):
     nn.init.constant_(factor.value, float(GOLDEN[scale]))
     parts = {"image_mapping": nn.Identity(), "text_mapping": nn.Identity(), "dense_scale": factor}
     words = TextTokenStates(text, torch.full((len(text),), 5))
-    student = Features.of(image[:, 0], text[:, 0], 1.0, patches=image, words=words)
+    student = Features.from_rows(image[:, 0], text[:, 0], 1.0, patches=image, words=words)
     value = resolve("declip.filip", {})(student, **parts, tokens=tokens or 1000)
     value.backward()
     close(value, GOLDEN[f"{stem}/loss"], precise(dtype))
     for found, name in ((image, "gimg"), (text, "gtxt"), (factor.value, "gs")):
         close(found.grad, GOLDEN[f"{stem}/{name}"], precise(dtype))
-    ways = scores(TokenEmbeddings.of(image), TokenEmbeddings.of(text), tokens or 1000)
+    ways = scores(TokenEmbeddings.from_rows(image), TokenEmbeddings.from_rows(text), tokens or 1000)
     for found, name in zip(ways, ("li", "lt"), strict=True):
         close(factor("exp") * found, GOLDEN[f"{stem}/{name}"], precise(dtype))
 

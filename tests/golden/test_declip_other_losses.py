@@ -42,7 +42,7 @@ def test_simsiam_by_tokens_is_the_token_score_of_an_image_with_its_other_view(dt
     """
     p1, z1, p2, z2 = leaves("simsiam_min", ("p1", "z1", "p2", "z2"), dtype)
     scores = [
-        late(TokenEmbeddings.of(p), TokenEmbeddings.of(z.detach())).diagonal().mean()
+        late(TokenEmbeddings.from_rows(p), TokenEmbeddings.from_rows(z.detach())).diagonal().mean()
         for p, z in ((p1, z2), (p2, z1))
     ]
     value = -sum(scores) / 2

@@ -131,7 +131,7 @@ class Step:
             "words": self.words("txt"),
         }
         image = grid("img1.feat", "img2.feat") if base is None else base
-        return Features.of(
+        return Features.from_rows(
             image, grid("txt.feat", "txt_aug.feat"), self.log_scale.exp(), **{**more, **other}
         )
 
@@ -278,7 +278,7 @@ def test_tokens_and_their_scores_of_a_step_equal_the_released_ones(stems, dtype)
     step, objective = Step(stems, dtype), objective_of(STEPS["filip"])
     parts, student = step.parts(objective), step.features()
     tokens = parts["image_mapping"](student.patches), parts["text_mapping"](student.words.states)
-    ways = scores(*map(TokenEmbeddings.of, tokens), 16)
+    ways = scores(*map(TokenEmbeddings.from_rows, tokens), 16)
     given = dict(zip(("dense_img", "dense_txt"), tokens, strict=True))
     given |= {
         f"dense_logits_{way}": parts["dense_scale"]("exp") * found

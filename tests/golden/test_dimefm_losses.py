@@ -5,7 +5,7 @@ gradient.
 gradients, and the gradients in every 16th column, all float64; of two cases the similarities too.
 The inputs are drawn again from each case's seed, as the golden file's own maker drew them; their
 sums are stored so that a generator that draws otherwise is told apart from a wrong loss. Gradients
-are with respect to the student's un-normalised rows, through ``Features.of``.
+are with respect to the student's un-normalised rows, through ``Features.from_rows``.
 """
 
 import json
@@ -78,7 +78,7 @@ def run(case, name, dtype, rows=None):
     """Return (value, gradient [B, D]) of one golden quantity by our code."""
     student, image, text = (torch.tensor(a, dtype=dtype) for a in rows or draw(case))
     student.requires_grad_()
-    teacher = Features.of(image, text, float(case["logit_scale"]))
+    teacher = Features.from_rows(image, text, float(case["logit_scale"]))
     sides = teacher.with_image(student), teacher
     total = (
         one_way(case, name, *sides)
@@ -171,7 +171,7 @@ def test_equals_the_released_code_in_every_column(case, dtype):
 def test_similarities_equal_the_released_ones(number):
     student, image, text = map(torch.tensor, draw(CASES[number]))
     for side, rows in (("student", student), ("teacher", image)):
-        given = Features.of(rows, text, float(CASES[number]["logit_scale"]))
+        given = Features.from_rows(rows, text, float(CASES[number]["logit_scale"]))
         found = logits(given.image, given.text, given.logit_scale)
         for way, similarity in (("i2t", found), ("t2i", found.T)):
             golden = GOLDEN[f"c{number:02d}__logits_{side}_{way}"]

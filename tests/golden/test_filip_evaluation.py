@@ -22,7 +22,7 @@ PROMPTS = 80
 
 def found(dtype):
     images, words = (
-        TokenEmbeddings.of(torch.tensor(GOLDEN[f"eval_filip/{side}_dense"], dtype=dtype))
+        TokenEmbeddings.from_rows(torch.tensor(GOLDEN[f"eval_filip/{side}_dense"], dtype=dtype))
         for side in ("img", "text")
     )
     return softmax(late(images, class_tokens(words, PROMPTS)).double().numpy())

@@ -32,7 +32,11 @@ def sides(stem, student_scale, teacher_scale, dtype):
         torch.tensor(array, dtype=dtype).requires_grad_() for array in arrays
     ]
     rows = (torch.tensor(GOLDEN[f"{stem}/raw_{side}"], dtype=dtype) for side in ("ti", "tt"))
-    return Features.of(image, text, log.exp()), Features.of(*rows, float(teacher_scale)), leaves
+    return (
+        Features.from_rows(image, text, log.exp()),
+        Features.from_rows(*rows, float(teacher_scale)),
+        leaves,
+    )
 
 
 def close(found, wanted, dtype):

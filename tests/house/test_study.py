@@ -115,7 +115,7 @@ def test_a_cell_is_a_recipe_with_losses_that_its_data_allow(name, monkeypatch):
     cell = STUDY.cells[name]
     recipe = read_recipe(FOLDER / cell.recipe, **cell.changes)
     assert Objective(
-        [LossConfig.of(loss, settings) for loss, settings in recipe.losses.items()],
+        [LossConfig.from_settings(loss, settings) for loss, settings in recipe.losses.items()],
         given=given(recipe),
     )
     assert sum(name in group.cells for group in STUDY.groups) >= 1

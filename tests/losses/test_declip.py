@@ -42,7 +42,9 @@ def student(views=2, captions=2):
     lengths = torch.tensor([3, 7, 2, 5, 4, 6])
     words = TextTokenStates(rows(B, L, D, seed=3), lengths)
     image, text = rows(B, views, D, seed=1), rows(B, captions, D, seed=2)
-    return Features.of(image, text, 10.0, patches=rows(B, P, D, seed=4), words=words, hidden=image)
+    return Features.from_rows(
+        image, text, 10.0, patches=rows(B, P, D, seed=4), words=words, hidden=image
+    )
 
 
 def ring(content):
@@ -148,7 +150,7 @@ def test_a_ring_takes_nothing_in_when_it_is_not_trained():
 
 def test_a_ring_of_the_teacher_holds_its_sentences():
     known, side = ring(rows(16, 12, seed=9)), student(captions=1)
-    teacher = Features.of(rows(B, 12, seed=5), rows(B, 12, seed=6), 20.0)
+    teacher = Features.from_rows(rows(B, 12, seed=5), rows(B, 12, seed=6), 20.0)
     mapping = nn.Linear(D, 12).double()
     value = term("nns_cached")(side, teacher, teacher_bank=known, image_projection=mapping)
     near = ring(rows(16, 12, seed=9)).nearest(teacher.text)
@@ -244,7 +246,10 @@ def test_chosen_tokens_from_a_cache_are_as_good_as_live_ones(padding):
             side, words=dataclasses.replace(side.words, lengths=torch.full((B,), L))
         )
     there = torch.arange(L) < side.words.lengths[:, None]
-    image, text = TokenEmbeddings.of(side.patches), TokenEmbeddings.of(side.words.states, there)
+    image, text = (
+        TokenEmbeddings.from_rows(side.patches),
+        TokenEmbeddings.from_rows(side.words.states, there),
+    )
     patches, words = image.most(text, 3), text.most(image, 3)
     cached = TextTokenStates(words.rows, words.there.sum(1))
     teacher = Features(side.image, side.text, 20.0, patches=patches.rows, words=cached)
@@ -259,7 +264,7 @@ def test_chosen_tokens_from_a_cache_are_as_good_as_live_ones(padding):
 
 def test_pooled_rows_score_the_best_patch():
     side, mapping = student(), nn.Linear(D, 12).double()
-    teacher = Features.of(rows(B, 12, seed=5), rows(9, 12, seed=6), 20.0)
+    teacher = Features.from_rows(rows(B, 12, seed=5), rows(9, 12, seed=6), 20.0)
     patches = F.normalize(mapping(side.patches), dim=-1)
     found = 5.0 * torch.stack([(patches[i] @ teacher.text.T).amax(0) for i in range(B)])
     wanted = 5.0 * teacher.image @ teacher.text.T
@@ -273,12 +278,12 @@ def test_pooled_rows_score_the_best_patch():
 def test_late_similarities_do_not_depend_on_chunks(monkeypatch, pool):
     queries = rows(B, P, D).requires_grad_()
     there = torch.arange(P) < torch.tensor([1, 5, 2, 4, 3, 5])[:, None]
-    keys = TokenEmbeddings.of(
+    keys = TokenEmbeddings.from_rows(
         rows(4, 3, D, seed=1), torch.arange(3) < torch.tensor([1, 3, 2, 3])[:, None]
     )
 
     def values():
-        found = late(TokenEmbeddings.of(queries, there), keys, pool=pool)
+        found = late(TokenEmbeddings.from_rows(queries, there), keys, pool=pool)
         return found, torch.autograd.grad((found * rows(B, 4, seed=2)).sum(), queries)[0]
 
     whole = values()

@@ -24,8 +24,8 @@ def rows(seed, b, n, d):
 
 def ours(term, student, image, text, scale, temperature):
     image, text = torch.from_numpy(image), torch.from_numpy(text)
-    teacher = Features.of(image, text, scale)
-    student = Features.of(torch.from_numpy(student), text, scale)
+    teacher = Features.from_rows(image, text, scale)
+    student = Features.from_rows(torch.from_numpy(student), text, scale)
     return getattr(dime, term)(student, teacher, temperature=temperature).item()
 
 
@@ -52,7 +52,10 @@ def test_equals_the_numpy_twin(reference, term, seed, b, n, d, scale, temperatur
 @pytest.mark.parametrize(("term", "default"), [("vl", 1.0), ("pvl", 3.0), ("udist", 7.0)])
 def test_default_temperatures_are_the_released_ones(term, default):
     student, image, text = (torch.from_numpy(a) for a in rows(5, 6, 4, 8))
-    teacher, found = Features.of(image, text, 100.0), Features.of(student, text, 100.0)
+    teacher, found = (
+        Features.from_rows(image, text, 100.0),
+        Features.from_rows(student, text, 100.0),
+    )
     function = getattr(dime, term)
     assert function(found, teacher) == function(found, teacher, temperature=default)
     assert function(found, teacher) != function(found, teacher, temperature=default + 1)
@@ -60,19 +63,23 @@ def test_default_temperatures_are_the_released_ones(term, default):
 
 def test_the_scale_is_the_teachers_and_the_student_brings_no_sentences():
     student, image, text = (torch.from_numpy(a) for a in rows(6, 6, 4, 8))
-    teacher = Features.of(image, text, 50.0)
+    teacher = Features.from_rows(image, text, 50.0)
     for term in TERMS:
         function = getattr(dime, term)
-        same = function(Features.of(student, text, 50.0), teacher)
-        assert same == function(Features.of(student, torch.randn(2, 8), 7.0), teacher)
-        assert same != function(Features.of(student, text, 50.0), Features.of(image, text, 51.0))
+        same = function(Features.from_rows(student, text, 50.0), teacher)
+        assert same == function(Features.from_rows(student, torch.randn(2, 8), 7.0), teacher)
+        assert same != function(
+            Features.from_rows(student, text, 50.0), Features.from_rows(image, text, 51.0)
+        )
 
 
 @pytest.mark.parametrize("term", TERMS)
 def test_a_student_that_is_the_teacher_has_no_loss_and_no_gradient(term):
     _, image, text = (torch.from_numpy(a) for a in rows(7, 6, 4, 8))
     student = image.clone().requires_grad_()
-    value = getattr(dime, term)(Features.of(student, text, 100.0), Features.of(image, text, 100.0))
+    value = getattr(dime, term)(
+        Features.from_rows(student, text, 100.0), Features.from_rows(image, text, 100.0)
+    )
     value.backward()
     assert abs(value.item()) < 1e-12
     assert student.grad.abs().max() < 1e-12
@@ -83,8 +90,10 @@ def test_a_row_without_length_stays_finite():
     student, image, text = (torch.from_numpy(a) for a in rows(8, 4, 3, 5))
     student[0] = 0
     student.requires_grad_()
-    teacher = Features.of(image, text, 100.0)
-    total = sum(getattr(dime, term)(Features.of(student, text, 100.0), teacher) for term in TERMS)
+    teacher = Features.from_rows(image, text, 100.0)
+    total = sum(
+        getattr(dime, term)(Features.from_rows(student, text, 100.0), teacher) for term in TERMS
+    )
     total.backward()
     assert torch.isfinite(total)
     assert torch.isfinite(student.grad).all()

@@ -33,10 +33,10 @@ def sides():
     """Return (student, teacher) of 6 pairs of 8 dimensions; the student's leaves require
     gradients.
     """
-    student = Features.of(
+    student = Features.from_rows(
         rows(1, 6, 8).requires_grad_(), rows(2, 6, 8).requires_grad_(), torch.tensor(9.0).double()
     )
-    return student, Features.of(rows(3, 6, 8), rows(4, 6, 8), 30.0)
+    return student, Features.from_rows(rows(3, 6, 8), rows(4, 6, 8), 30.0)
 
 
 def test_gd_of_the_paper_compares_what_autograd_finds(sides):
@@ -98,7 +98,7 @@ def test_projections_see_the_rows_before_they_are_made_unit(sides):
         "text_projection": torch.nn.Identity(),
     }
     found = [
-        clip_kd.fd(Features.of(k * rows(1, 6, 8), rows(2, 6, 8), 9.0), teacher, **parts)
+        clip_kd.fd(Features.from_rows(k * rows(1, 6, 8), rows(2, 6, 8), 9.0), teacher, **parts)
         for k in (1, 3)
     ]
     assert abs(found[0] - found[1]) > 1e-4
@@ -110,7 +110,7 @@ def test_the_sigmoid_loss_is_open_clips(sides, monkeypatch, chunk):
     monkeypatch.setattr(_chunked, "LEAST", 1)
     image, text, scale, bias = rows(1, 6, 8), rows(2, 6, 8), torch.tensor(10.0), torch.tensor(-10.0)
     leaves = [x.double().requires_grad_() for x in (image, text, scale, bias)]
-    ours = siglip.sigmoid(Features.of(*leaves))
+    ours = siglip.sigmoid(Features.from_rows(*leaves))
     theirs = SigLipLoss()(*(F.normalize(x, dim=1) for x in leaves[:2]), *leaves[2:])
     torch.testing.assert_close(ours, theirs)
     for a, b in zip(
@@ -121,7 +121,7 @@ def test_the_sigmoid_loss_is_open_clips(sides, monkeypatch, chunk):
 
 def test_the_sigmoid_loss_wants_pairs():
     with pytest.raises(ValueError, match="6 queries and 5 keys; expected pairs"):
-        siglip.sigmoid(Features.of(rows(1, 6, 8), rows(2, 5, 8), 10.0, -10.0))
+        siglip.sigmoid(Features.from_rows(rows(1, 6, 8), rows(2, 5, 8), 10.0, -10.0))
 
 
 def test_terms_share_parts_and_each_teacher_has_its_own():
@@ -163,7 +163,7 @@ def test_weights_follow_their_schedule(sides):
     assert LossConfig("dime.vl", 3.0).at(0.7) == 3.0
     values = Objective(
         [
-            LossConfig.of(
+            LossConfig.from_settings(
                 "dime.vl", {"weight": 2, "schedule": "linear", "end": 1, "temperature": 2.0}
             )
         ]

@@ -33,7 +33,9 @@ def rows(*shape, seed=0):
 def prompts(padding):
     """Return the unit tokens of C * P prompts."""
     states = rows(C * P, L, E, seed=1)
-    return TokenEmbeddings.of(states, present(TextTokenStates(states, LENGTHS.flatten()), padding))
+    return TokenEmbeddings.from_rows(
+        states, present(TextTokenStates(states, LENGTHS.flatten()), padding)
+    )
 
 
 def in_loops(images, words, padding):
@@ -55,7 +57,7 @@ def in_loops(images, words, padding):
 
 @pytest.mark.parametrize("padding", ["counted", "left out"])
 def test_scores_by_tokens_are_those_of_plain_loops(padding):
-    images, words = TokenEmbeddings.of(rows(7, 9, E, seed=2)), prompts(padding)
+    images, words = TokenEmbeddings.from_rows(rows(7, 9, E, seed=2)), prompts(padding)
     found = late(images, class_tokens(words, P))
     expected = in_loops(images.rows.numpy(), words.rows.unflatten(0, (C, P)).numpy(), padding)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12)
@@ -86,7 +88,7 @@ def test_what_padding_holds_matters_only_where_it_counts():
         words = prompts(padding)
         other = words.rows.clone()
         other[torch.arange(L) >= LENGTHS.flatten()[:, None]] *= -1
-        images = TokenEmbeddings.of(rows(3, 9, E))
+        images = TokenEmbeddings.from_rows(rows(3, 9, E))
         pair = [
             late(images, class_tokens(TokenEmbeddings(each, words.there), P))
             for each in (words.rows, other)

@@ -196,7 +196,7 @@ def test_a_student_learns_all_of_it_and_is_finished_as_an_ordinary_tower(tmp_pat
         nn.functional.normalize(torch.randn(4, TEACHER)),
         nn.functional.normalize(torch.randn(4, 6)),
     )
-    teachers = [Features.of(rows, rows, 10.0) for rows in unit]
+    teachers = [Features.from_rows(rows, rows, 10.0) for rows in unit]
     outputs = ours(pixels, tokens)
     assert [tuple(rows.shape) for rows in outputs.values()] == [(4, TEACHER), (4, 6)]
     found = ours.features(outputs, teachers)

@@ -156,10 +156,12 @@ def test_several_teachers_views_and_captions_make_one_mean(world):
     values = []
     for own, other, scale in zip(batch.own, batch.other, (20.0, 35.0), strict=True):
         for view, caption in itertools.product(range(2), repeat=2):
-            ours = Features.of(
+            ours = Features.from_rows(
                 outputs["image"][:, view], outputs["text"][:, caption], outputs["scale"]
             )
-            values.append(clip_kd.crd(ours, Features.of(own[:, view], other[:, caption], scale)))
+            values.append(
+                clip_kd.crd(ours, Features.from_rows(own[:, view], other[:, caption], scale))
+            )
     assert len({round(float(value.detach()), 6) for value in values}) > 2
     torch.testing.assert_close(found["clip_kd.crd"], torch.stack(values).mean())
 

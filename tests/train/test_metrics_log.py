@@ -103,7 +103,7 @@ def test_gauges_are_the_mean_cosine_of_own_rows_and_the_scale(seed, scale):
     draw = torch.Generator().manual_seed(seed)
 
     def features():
-        return Features.of(
+        return Features.from_rows(
             torch.randn(5, 4, generator=draw), torch.randn(3, 4, generator=draw), scale
         )
 
@@ -121,7 +121,7 @@ def test_gauges_are_the_mean_cosine_of_own_rows_and_the_scale(seed, scale):
 
 def test_gauges_carry_no_gradient():
     rows = torch.randn(3, 4, requires_grad=True)
-    ours = [Features.of(rows, rows, torch.tensor(2.0, requires_grad=True))]
+    ours = [Features.from_rows(rows, rows, torch.tensor(2.0, requires_grad=True))]
     assert not any(value.requires_grad for value in diagnostics(ours, ours).values())
 
 

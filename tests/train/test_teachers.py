@@ -96,7 +96,7 @@ def test_each_teacher_has_its_own_logit_scale_unless_the_recipe_states_one(world
         ("stated", {"logit_scale": 50.0}, [50.0, 50.0]),
     ):
         ours = run(world, name, **both, **over)
-        teachers = [Features.of(torch.eye(dim), torch.eye(dim), 1.0) for dim in (8, 6)]
+        teachers = [Features.from_rows(torch.eye(dim), torch.eye(dim), 1.0) for dim in (8, 6)]
         found = ours.student.features(ours.student(torch.zeros(2, 16, 16, 3), None), teachers)
         assert [features.image.shape[1] for features in found] == [8, 6]
         assert [

@@ -78,7 +78,7 @@ class Batches:
         self.sources, self.recipe, self.size = sources, recipe, size
         self.places = range(recipe.batch_size) if places is None else places
         self.own, self.other = own_order(sources, recipe), other_order(sources, recipe)
-        self.view = StudentTransform.of(recipe, sources.views, size)
+        self.view = StudentTransform.from_recipe(recipe, sources.views, size)
         self.sentences = None if tokenizer is None else Sentences(sources, recipe, tokenizer)
 
     def __call__(self, number: int) -> Batch:

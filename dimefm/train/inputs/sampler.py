@@ -1,8 +1,11 @@
 """Which row is used when: pure functions of (seed, position), without an index of rows in memory.
 
-An :class:`Order` is an endless sequence of rows. :class:`Shuffled` deals all rows, :class:`Blocks`
-those of a few blocks at a time, for what is slow at random rows, and :class:`Mixed` several orders
-in fixed shares.
+An :class:`Order` is an endless sequence of rows. There are three kinds:
+
+* :class:`Shuffled` deals all rows.
+* :class:`ShuffledBlocks` deals the rows of a few blocks at a time, for sources that are slow at
+  random rows.
+* :class:`WeightedOrder` deals several orders in fixed shares.
 """
 
 from __future__ import annotations
@@ -11,213 +14,289 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from dimefm.runtime.seeding import permute, seed_of
 
-PATTERNS = (1_000, 10_000, 100_000)  # positions over which a mix keeps its shares exactly
-LEAST = 10  # positions that the smallest share has in a pattern, if the longest pattern allows it
+PATTERNS = (1_000, 10_000, 100_000)
+"""Lengths of a pattern: the positions over which a :class:`WeightedOrder` keeps its shares."""
+
+MIN_QUOTA = 10
+"""Positions of the smallest share in a pattern, if the longest pattern allows as many."""
 
 
 @dataclass(frozen=True)
 class Spans:
-    """Runs of rows, one after the other; their rows are counted through by *places* 0..len-1."""
+    """Runs of consecutive rows, one run after the other.
 
-    firsts: np.ndarray  # [runs] first row of each
-    ends: np.ndarray  # [runs + 1] first place of each, and the number of places
+    Their rows are counted through by *places* 0..len-1.
+    """
+
+    firsts: np.ndarray  # [runs] first row of each run
+    ends: np.ndarray  # [runs + 1] first place of each run, then the number of places
 
     @staticmethod
-    def of(firsts: np.ndarray, sizes: np.ndarray) -> Spans:
-        """Return runs by their first rows and numbers of rows, int64 [runs] each; those without a
-        row are left out.
+    def from_sizes(firsts: np.ndarray, sizes: np.ndarray) -> Spans:
+        """Return runs from their first rows and numbers of rows, int64 [runs] each.
+
+        Runs without a row are dropped.
         """
-        firsts, sizes = (np.asarray(values, dtype=np.int64) for values in (firsts, sizes))
-        return Spans(firsts[sizes > 0], np.append(0, np.cumsum(sizes[sizes > 0])))
+        firsts = np.asarray(firsts, dtype=np.int64)
+        sizes = np.asarray(sizes, dtype=np.int64)
+        filled = sizes > 0
+        last_places = np.cumsum(sizes[filled])
+        ends = np.append(0, last_places)
+        return Spans(firsts[filled], ends)
 
     def __len__(self) -> int:
         return int(self.ends[-1])
 
     def rows(self, places: np.ndarray) -> np.ndarray:
         """Return the rows at places, int64 of the same shape."""
-        run = (
-            np.searchsorted(self.ends, places, side="right") - 1
-            if len(self.firsts) > 1
-            else np.intp(0)
-        )
-        return places + (self.firsts[run] - self.ends[run])
+        if len(self.firsts) > 1:
+            run = np.searchsorted(self.ends, places, side="right") - 1
+        else:
+            run = np.intp(0)
+        shift = self.firsts[run] - self.ends[run]
+        return places + shift
 
-    def taken(self, runs: np.ndarray) -> Spans:
+    def select(self, runs: np.ndarray) -> Spans:
         """Return the runs of these numbers in this order."""
-        return Spans.of(self.firsts[runs], np.diff(self.ends)[runs])
+        sizes = np.diff(self.ends)
+        firsts = self.firsts[runs]
+        return Spans.from_sizes(firsts, sizes[runs])
+
+
+class Dealt(NamedTuple):
+    """What an order has at some positions: the rows, and how often each was dealt before."""
+
+    rows: np.ndarray  # int64 [positions]
+    epochs: np.ndarray  # int64 [positions]
+
+    @staticmethod
+    def empty(count: int) -> Dealt:
+        """Return room for ``count`` positions."""
+        rows = np.empty(count, dtype=np.int64)
+        epochs = np.empty(count, dtype=np.int64)
+        return Dealt(rows, epochs)
 
 
 class Order(ABC):
-    """An endless sequence of rows: which row stands at each position, a pure function of the
-    position.
-    """
+    """An endless sequence of rows: the row at each position is a pure function of the position."""
 
     @abstractmethod
     def __len__(self) -> int:
-        """Return the rows of an epoch."""
+        """Return the number of rows of an epoch."""
 
     @abstractmethod
-    def take(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return (rows, epochs), int64 [count] each, of the positions ``first`` to ``first + count
-        - 1``, all at least 0.
-
-        The epoch says how many times the row was dealt before.
-        """
+    def take(self, first: int, count: int) -> Dealt:
+        """Return what stands at ``count`` positions from ``first`` on, which is at least 0."""
 
 
 class Shuffled(Order):
-    """All rows (0..n-1, or those of spans) without replacement, epoch by epoch, in an order of its
-    own each.
+    """All rows without replacement, epoch by epoch, each epoch in an order of its own.
 
-    Nothing is left out at the end of an epoch. ``what`` separates independent orders of one seed
-    ("images", "texts").
+    The rows are 0..n-1, or those of spans. No row is dropped at the end of an epoch. ``stream``
+    separates independent orders of one seed ("images", "texts").
     """
 
-    def __init__(self, rows: int | Spans, seed: int, what: str):
-        self._spans = rows if isinstance(rows, Spans) else Spans.of(np.array([0]), np.array([rows]))
-        self._seed, self._what = seed, what
-        _refuse_nothing(self)
+    def __init__(self, rows: int | Spans, seed: int, stream: str):
+        if not isinstance(rows, Spans):
+            first = np.array([0])
+            size = np.array([rows])
+            rows = Spans.from_sizes(first, size)
+        self._spans = rows
+        self._seed = seed
+        self._stream = stream
+        _refuse_empty(self)
 
     def __len__(self) -> int:
         return len(self._spans)
 
-    def take(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        rows, epochs = _empty(count)
-        for epoch, places, here in _passes(first, count, len(self)):
-            rows[here] = self._spans.rows(
-                permute(places, len(self), seed_of(self._seed, self._what, epoch))
-            )
-            epochs[here] = epoch
-        return rows, epochs
+    def take(self, first: int, count: int) -> Dealt:
+        dealt = Dealt.empty(count)
+        for stretch in _stretches(first, count, len(self)):
+            epoch = stretch.number
+            key = seed_of(self._seed, self._stream, epoch)
+            places = permute(stretch.places, len(self), key)
+            dealt.rows[stretch.target] = self._spans.rows(places)
+            dealt.epochs[stretch.target] = epoch
+        return dealt
 
 
-class Blocks(Order):
-    """All rows of ``blocks`` without replacement, epoch by epoch: the blocks are permuted, then the
-    rows of each ``window`` blocks that come to stand together.
+class ShuffledBlocks(Order):
+    """All rows of ``blocks`` without replacement, epoch by epoch.
 
+    In each epoch the blocks are permuted; then the rows of each ``window`` consecutive blocks are.
     So the rows of ``window`` blocks are in use at a time (of twice as many at the passage to the
-    next). Memory is the table of blocks: 48 bytes a block, whatever the number of rows.
+    next window). Memory is the table of blocks: 48 bytes a block, whatever the number of rows.
     """
 
-    def __init__(self, blocks: Spans, window: int, seed: int, what: str):
-        self._blocks, self._window, self._seed, self._what = blocks, window, seed, what
-        self._dealt = functools.lru_cache(maxsize=2)(self._deal)
-        _refuse_nothing(self)
+    def __init__(self, blocks: Spans, window: int, seed: int, stream: str):
+        self._blocks = blocks
+        self._window = window
+        self._seed = seed
+        self._stream = stream
+        self._permuted = functools.lru_cache(maxsize=2)(self._permute_blocks)
+        _refuse_empty(self)
 
     def __len__(self) -> int:
         return len(self._blocks)
 
-    def take(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        rows, epochs = _empty(count)
-        for epoch, places, here in _passes(first, count, len(self)):
-            rows[here] = self._rows(epoch, places)
-            epochs[here] = epoch
-        return rows, epochs
+    def take(self, first: int, count: int) -> Dealt:
+        dealt = Dealt.empty(count)
+        for stretch in _stretches(first, count, len(self)):
+            epoch = stretch.number
+            rows = self._rows(epoch, stretch.places)
+            dealt.rows[stretch.target] = rows
+            dealt.epochs[stretch.target] = epoch
+        return dealt
 
-    def _deal(self, epoch: int) -> Spans:
+    def _permute_blocks(self, epoch: int) -> Spans:
         """Return the blocks in the order of an epoch."""
         count = len(self._blocks.firsts)
-        return self._blocks.taken(
-            permute(np.arange(count), count, seed_of(self._seed, self._what, "blocks", epoch))
-        )
+        key = seed_of(self._seed, self._stream, "blocks", epoch)
+        blocks = np.arange(count)
+        return self._blocks.select(permute(blocks, count, key))
 
     def _rows(self, epoch: int, places: np.ndarray) -> np.ndarray:
         """Return the rows at consecutive places of an epoch."""
-        dealt, found = self._dealt(epoch), np.empty_like(places)
-        edges = np.append(dealt.ends[: -1 : self._window], len(dealt))  # of windows
+        blocks = self._permuted(epoch)
+        window_starts = blocks.ends[: -1 : self._window]
+        edges = np.append(window_starts, len(blocks))
+        rows = np.empty_like(places)
         done = 0
         while done < len(places):
-            window = int(np.searchsorted(edges, places[done], side="right")) - 1
-            start, stop = edges[window : window + 2].tolist()
-            inside = places[done : done + stop - int(places[done])]
-            key = seed_of(self._seed, self._what, "window", epoch, window)
-            found[done : done + len(inside)] = dealt.rows(
-                start + permute(inside - start, stop - start, key)
-            )
-            done += len(inside)
-        return found
+            place = int(places[done])
+            window = int(np.searchsorted(edges, place, side="right")) - 1
+            start = int(edges[window])
+            stop = int(edges[window + 1])
+            after = min(done + stop - place, len(places))
+            key = seed_of(self._seed, self._stream, "window", epoch, window)
+            inside = places[done:after] - start
+            shuffled = permute(inside, stop - start, key)
+            rows[done:after] = blocks.rows(start + shuffled)
+            done = after
+        return rows
 
 
-class Mixed(Order):
-    """Several orders in fixed shares: the positions are cut into patterns of equal length, over
-    each of which order i has exactly ``quotas[i]`` positions, in a new random arrangement; each
-    order is gone through from its own beginning.
+class WeightedOrder(Order):
+    """Several orders in fixed shares.
+
+    The positions are cut into patterns of equal length. In each pattern order i has exactly
+    ``quotas[i]`` positions, in a new random arrangement. Each order is gone through from its own
+    beginning.
 
     The shares are any positive numbers; :func:`quotas_of` rounds them. An epoch is as many rows as
     all orders have together: in it order i is gone through ``share[i] / sum(share) * len(self) /
     len(order[i])`` times. The epoch of a row is that of its own order.
     """
 
-    def __init__(self, orders: Sequence[Order], shares: Sequence[float], seed: int, what: str):
-        self._orders, self._seed, self._what = tuple(orders), seed, what
+    def __init__(self, orders: Sequence[Order], shares: Sequence[float], seed: int, stream: str):
+        self._orders = tuple(orders)
+        self._seed = seed
+        self._stream = stream
         self.quotas = quotas_of(shares)
-        if len(self.quotas) != len(self._orders) or not self.quotas.all():
-            raise ValueError(f"{len(self._orders)} orders with {self.quotas.tolist()} positions")
-        self._pattern = np.repeat(np.arange(len(self._orders), dtype=np.int32), self.quotas)
+        count = len(self._orders)
+        if len(self.quotas) != count or not self.quotas.all():
+            raise ValueError(f"{count} orders with {self.quotas.tolist()} positions")
+        numbers = np.arange(count, dtype=np.int32)
+        self._pattern = np.repeat(numbers, self.quotas)
         self._arranged = functools.lru_cache(maxsize=2)(self._arrange)
 
     def __len__(self) -> int:
         return sum(map(len, self._orders))
 
-    def take(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        rows, epochs = _empty(count)
-        chosen, length = np.empty(count, dtype=np.int32), len(self._pattern)
-        for number, places, here in _passes(first, count, length):
-            chosen[here] = self._arranged(number)[places]
-        number, before = divmod(first, length)
-        begun = number * self.quotas + np.bincount(
-            self._arranged(number)[:before], minlength=len(self._orders)
-        )
-        for i, order in enumerate(self._orders):
-            here = np.flatnonzero(chosen == i)
-            rows[here], epochs[here] = order.take(int(begun[i]), len(here))
-        return rows, epochs
+    def take(self, first: int, count: int) -> Dealt:
+        dealt = Dealt.empty(count)
+        chosen = self._chosen(first, count)
+        starts = self._dealt_before(first)
+        for number, order in enumerate(self._orders):
+            target = np.flatnonzero(chosen == number)
+            start = int(starts[number])
+            rows, epochs = order.take(start, len(target))
+            dealt.rows[target] = rows
+            dealt.epochs[target] = epochs
+        return dealt
+
+    def _chosen(self, first: int, count: int) -> np.ndarray:
+        """Return the number of the order at each of ``count`` positions, int32 [count]."""
+        chosen = np.empty(count, dtype=np.int32)
+        for stretch in _stretches(first, count, len(self._pattern)):
+            arranged = self._arranged(stretch.number)
+            chosen[stretch.target] = arranged[stretch.places]
+        return chosen
+
+    def _dealt_before(self, position: int) -> np.ndarray:
+        """Return how many positions before this one belong to each order, int64 [orders]."""
+        number, place = divmod(position, len(self._pattern))
+        in_whole_patterns = number * self.quotas
+        begun = self._arranged(number)[:place]
+        in_this_pattern = np.bincount(begun, minlength=len(self._orders))
+        return in_whole_patterns + in_this_pattern
 
     def _arrange(self, number: int) -> np.ndarray:
-        """Return which order each position of a pattern belongs to."""
+        """Return the number of the order at each position of a pattern."""
         length = len(self._pattern)
-        return self._pattern[
-            permute(np.arange(length), length, seed_of(self._seed, self._what, "mix", number))
-        ]
+        key = seed_of(self._seed, self._stream, "mix", number)
+        places = np.arange(length)
+        return self._pattern[permute(places, length, key)]
 
 
 def quotas_of(shares: Sequence[float]) -> np.ndarray:
-    """Return how many positions of a pattern each of the ``shares`` (positive) has, int64; a very
-    small one may have none.
+    """Return how many positions of a pattern each of the ``shares`` has, int64.
 
-    By largest remainder: no quota is further than 1 from share * length. The pattern is the
-    shortest of PATTERNS that gives each share at least LEAST positions, else the longest.
+    Shares are positive; a very small one may have no position. Quotas are by largest remainder: no
+    quota is further than 1 from share * length. The pattern is the shortest of PATTERNS that gives
+    each share at least MIN_QUOTA positions, else the longest.
     """
     wanted = np.asarray(shares, dtype=np.float64)
-    if not len(wanted) or not (np.isfinite(wanted) & (wanted > 0)).all():
+    valid = np.isfinite(wanted) & (wanted > 0)
+    if not len(wanted) or not valid.all():
         raise ValueError(f"shares {list(shares)}")
     wanted /= wanted.sum()
-    length = next((length for length in PATTERNS if (wanted * length).min() >= LEAST), PATTERNS[-1])
-    quotas = np.floor(wanted * length).astype(np.int64)
+    length = _pattern_length(float(wanted.min()))
+    exact = wanted * length
+    quotas = np.floor(exact).astype(np.int64)
     missing = length - int(quotas.sum())
-    quotas[np.argsort(quotas - wanted * length, kind="stable")[:missing]] += 1
+    largest_remainders = np.argsort(quotas - exact, kind="stable")
+    quotas[largest_remainders[:missing]] += 1
     return quotas
 
 
-def _passes(first: int, count: int, length: int) -> Iterator[tuple[int, np.ndarray, slice]]:
-    """Yield (number, places in it, where these stand in the result) for each stretch of ``length``
-    that positions touch.
-    """
-    for number in range(first // length, -(-(first + count) // length)):
-        start, stop = max(first, number * length), min(first + count, (number + 1) * length)
-        places = np.arange(start - number * length, stop - number * length, dtype=np.int64)
-        yield number, places, slice(start - first, stop - first)
+def _pattern_length(smallest: float) -> int:
+    """Return the length of the pattern for a smallest share, a part of 1."""
+    for length in PATTERNS:
+        if smallest * length >= MIN_QUOTA:
+            return length
+    return PATTERNS[-1]
 
 
-def _empty(count: int) -> tuple[np.ndarray, np.ndarray]:
-    return np.empty(count, dtype=np.int64), np.empty(count, dtype=np.int64)
+@dataclass(frozen=True)
+class _Stretch:
+    """The positions asked for that lie in one epoch (or pattern)."""
+
+    number: int  # of the epoch
+    places: np.ndarray  # within the epoch, int64
+    target: slice  # where they stand among the positions asked for
 
 
-def _refuse_nothing(order: Order) -> None:
+def _stretches(first: int, count: int, length: int) -> Iterator[_Stretch]:
+    """Cut ``count`` positions from ``first`` on into stretches of epochs of ``length``."""
+    end = first + count
+    number = first // length
+    while number * length < end:
+        epoch_start = number * length
+        start = max(first, epoch_start)
+        stop = min(end, epoch_start + length)
+        places = np.arange(start, stop, dtype=np.int64) - epoch_start
+        target = slice(start - first, stop - first)
+        yield _Stretch(number, places, target)
+        number += 1
+
+
+def _refuse_empty(order: Order) -> None:
     if not len(order):
         raise ValueError("an order of no rows")

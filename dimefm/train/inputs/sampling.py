@@ -18,7 +18,14 @@ from dimefm.data.alignment import Aligned
 from dimefm.data.rows import BYTES_KEPT, Rows, Shard
 from dimefm.errors import DataError, RecipeError
 from dimefm.recipe import Recipe
-from dimefm.train.inputs.sampler import Blocks, Mixed, Order, Shuffled, Spans, quotas_of
+from dimefm.train.inputs.sampler import (
+    Order,
+    Shuffled,
+    ShuffledBlocks,
+    Spans,
+    WeightedOrder,
+    quotas_of,
+)
 from dimefm.train.inputs.sources import Sources, TextSources
 
 ROWS_PER_BLOCK, BLOCKS = 1000, 64  # of a window, where shards have no blocks of their own
@@ -57,18 +64,22 @@ def own_order(sources: Sources, recipe: Recipe) -> Order:
             shards = [sources.raw.shards[shard] for shard in found.shards]
             blocks = _blocks(sources.raw, aligned, starts, found.shards)
             orders.append(
-                Blocks(blocks, _window(shards, len(blocks.firsts), len(lists)), recipe.seed, name)
+                ShuffledBlocks(
+                    blocks, _window(shards, len(blocks.firsts), len(lists)), recipe.seed, name
+                )
             )
         else:
             orders.append(
                 Shuffled(
-                    Spans.of(starts[found.shards], np.diff(starts)[found.shards]), recipe.seed, name
+                    Spans.from_sizes(starts[found.shards], np.diff(starts)[found.shards]),
+                    recipe.seed,
+                    name,
                 )
             )
     return (
         orders[0]
         if len(orders) == 1
-        else Mixed(orders, [found.share for found in lists], recipe.seed, what)
+        else WeightedOrder(orders, [found.share for found in lists], recipe.seed, what)
     )
 
 
@@ -151,7 +162,7 @@ def _blocks(
         )
         firsts.append(found[:-1])
         sizes.append(np.diff(found))
-    return Spans.of(np.concatenate(firsts), np.concatenate(sizes))
+    return Spans.from_sizes(np.concatenate(firsts), np.concatenate(sizes))
 
 
 def _edges(shard: Shard) -> np.ndarray:

@@ -57,7 +57,7 @@ class StudentTransform(ABC):
     """The views of one run, ``size`` pixels wide and high. Threads may share one."""
 
     @staticmethod
-    def of(recipe: Recipe, views: ViewPolicy | None, size: int) -> StudentTransform:
+    def from_recipe(recipe: Recipe, views: ViewPolicy | None, size: int) -> StudentTransform:
         """Return the viewer of a recipe whose image caches hold ``views`` (None: the centre view,
         or no caches).
         """

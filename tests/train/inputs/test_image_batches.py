@@ -190,7 +190,9 @@ def test_the_centre_view_equals_the_preprocessing_of_evaluation(width, height, s
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     file, preprocess = io.BytesIO(), open_clip.default_preprocess(size)
     Image.fromarray(pixels).save(file, "PNG")
-    ours = StudentTransform.of(read(None, view="center"), None, size)(file.getvalue(), "", 0, 0)
+    ours = StudentTransform.from_recipe(read(None, view="center"), None, size)(
+        file.getvalue(), "", 0, 0
+    )
     seen = Student(Seen(), preprocess).images(torch.from_numpy(ours.copy())[None])["image"][0]
     turbo = decoder("turbo", preprocess)
     expected = turbo.finish(turbo(file.getvalue())[None], torch.device("cpu"))[0]
@@ -209,7 +211,7 @@ def test_the_centre_view_is_what_a_recipe_gets(world):
     pixels = batches(world, recipe)(0).pixels
     row = open_sources(recipe, world.root).raw[world.numbers_of_pixels(pixels)[0]]
     np.testing.assert_array_equal(
-        pixels[0], StudentTransform.of(recipe, None, 16)(row.image, row.key, 0, 0)
+        pixels[0], StudentTransform.from_recipe(recipe, None, 16)(row.image, row.key, 0, 0)
     )
 
 

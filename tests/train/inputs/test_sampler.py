@@ -9,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dimefm.runtime.seeding import permute, seed_of
-from dimefm.train.inputs.sampler import PATTERNS, Blocks, Mixed, Shuffled, Spans, quotas_of
+from dimefm.train.inputs.sampler import (
+    PATTERNS,
+    Shuffled,
+    ShuffledBlocks,
+    Spans,
+    WeightedOrder,
+    quotas_of,
+)
 
 SIZES = st.lists(st.integers(0, 30), min_size=1, max_size=12).filter(any)
 SHARES = st.lists(st.floats(1, 20), min_size=2, max_size=5)
@@ -18,7 +25,7 @@ SEEDS = st.integers(0, 2**31)
 
 def runs(sizes, gap=0):
     """Runs of rows of these sizes, with gaps between them."""
-    return Spans.of(np.append(0, np.cumsum(np.array(sizes) + gap))[:-1], np.array(sizes))
+    return Spans.from_sizes(np.append(0, np.cumsum(np.array(sizes) + gap))[:-1], np.array(sizes))
 
 
 def rows_in(spans):
@@ -39,11 +46,11 @@ def orders(draw):
     spans = runs(draw(SIZES), draw(st.integers(0, 3)))
     if kind == "spans":
         return Shuffled(spans, seed, "images")
-    blocks = Blocks(spans, draw(st.integers(1, 5)), seed, "images")
+    blocks = ShuffledBlocks(spans, draw(st.integers(1, 5)), seed, "images")
     return (
         blocks
         if kind == "blocks"
-        else Mixed([blocks, Shuffled(50, seed, "b")], draw(SHARES)[:2], seed, "images")
+        else WeightedOrder([blocks, Shuffled(50, seed, "b")], draw(SHARES)[:2], seed, "images")
     )
 
 
@@ -163,7 +170,7 @@ def test_shuffled_rows_know_their_epoch_from_anywhere(n, first, count, seed):
 @given(sizes=SIZES, gap=st.integers(0, 3), window=st.integers(1, 20), seed=SEEDS)
 def test_blocks_and_spans_deal_each_of_their_rows_once_an_epoch(sizes, gap, window, seed):
     spans = runs(sizes, gap)
-    for order in (Blocks(spans, window, seed, "images"), Shuffled(spans, seed, "images")):
+    for order in (ShuffledBlocks(spans, window, seed, "images"), Shuffled(spans, seed, "images")):
         assert len(order) == sum(sizes)
         rows, epochs = order.take(0, 3 * len(order))
         np.testing.assert_array_equal(epochs, np.repeat(np.arange(3), len(order)))
@@ -172,7 +179,7 @@ def test_blocks_and_spans_deal_each_of_their_rows_once_an_epoch(sizes, gap, wind
 
 
 def test_a_window_holds_the_rows_of_its_blocks_alone():
-    order = Blocks(runs([10] * 12), 3, 0, "images")
+    order = ShuffledBlocks(runs([10] * 12), 3, 0, "images")
     for epoch in (0, 1):
         windows = order.take(epoch * 120, 120)[0].reshape(4, 30) // 10
         assert [len(set(window)) for window in windows.tolist()] == [3] * 4
@@ -183,7 +190,7 @@ def test_blocks_are_mixed_anew_in_each_epoch():
     """2000 blocks of 50 rows, 40 at a time: batches are from all over, and rows of one block do not
     stay together.
     """
-    order = Blocks(runs([50] * 2000), 40, 1, "images")
+    order = ShuffledBlocks(runs([50] * 2000), 40, 1, "images")
     first, second = order.take(0, 100_000)[0].reshape(2, -1)[0], order.take(100_000, 50_000)[0]
     for rows in (first, second):
         batches = rows[:49_920].reshape(-1, 256) // 50
@@ -205,10 +212,10 @@ def test_blocks_are_mixed_anew_in_each_epoch():
 @given(shares=SHARES, seed=SEEDS, start=st.integers(0, 50))
 def test_a_mix_has_its_proportions_in_each_pattern(shares, seed, start):
     lists = [
-        Shuffled(Spans.of([1000 * i], [600 + 30 * i]), seed, f"images/{i}")
+        Shuffled(Spans.from_sizes([1000 * i], [600 + 30 * i]), seed, f"images/{i}")
         for i in range(len(shares))
     ]
-    order = Mixed(lists, shares, seed, "images")
+    order = WeightedOrder(lists, shares, seed, "images")
     length = int(order.quotas.sum())
     assert length in PATTERNS
     np.testing.assert_array_less(abs(order.quotas - np.array(shares) / sum(shares) * length), 1)
@@ -221,10 +228,10 @@ def test_a_mix_has_its_proportions_in_each_pattern(shares, seed, start):
 @given(shares=SHARES, seed=SEEDS)
 def test_each_list_of_a_mix_is_dealt_in_its_own_order_from_its_beginning(shares, seed):
     lists = [
-        Shuffled(Spans.of([1000 * i], [600 + 30 * i]), seed, f"images/{i}")
+        Shuffled(Spans.from_sizes([1000 * i], [600 + 30 * i]), seed, f"images/{i}")
         for i in range(len(shares))
     ]
-    rows, epochs = Mixed(lists, shares, seed, "images").take(0, 2500)
+    rows, epochs = WeightedOrder(lists, shares, seed, "images").take(0, 2500)
     for i, own in enumerate(lists):
         here = rows // 1000 == i
         for found, expected in zip(
@@ -234,8 +241,11 @@ def test_each_list_of_a_mix_is_dealt_in_its_own_order_from_its_beginning(shares,
 
 
 def test_a_mix_is_arranged_anew_in_each_pattern_and_without_rhythm():
-    order = Mixed(
-        [Shuffled(100, 0, "a"), Shuffled(Spans.of([100], [100]), 0, "b")], [0.5, 0.5], 3, "images"
+    order = WeightedOrder(
+        [Shuffled(100, 0, "a"), Shuffled(Spans.from_sizes([100], [100]), 0, "b")],
+        [0.5, 0.5],
+        3,
+        "images",
     )
     patterns = order.take(0, 20_000)[0].reshape(20, 1000) < 100
     assert len({pattern.tobytes() for pattern in patterns}) == 20
@@ -269,30 +279,35 @@ def test_shares_that_cannot_be_are_a_value_error(shares):
 
 
 def test_orders_of_nothing_are_a_value_error():
-    nothing = Spans.of([3, 4], [0, 0])
+    nothing = Spans.from_sizes([3, 4], [0, 0])
     for make in (
         lambda: Shuffled(0, 0, "a"),
         lambda: Shuffled(nothing, 0, "a"),
-        lambda: Blocks(nothing, 2, 0, "a"),
+        lambda: ShuffledBlocks(nothing, 2, 0, "a"),
     ):
         with pytest.raises(ValueError, match="no rows"):
             make()
     for shares in ([1, 1], [1e9, 1]):
         with pytest.raises(ValueError, match="orders with"):
-            Mixed([Shuffled(3, 0, "a")] * (3 if shares == [1, 1] else 2), shares, 0, "a")
+            WeightedOrder([Shuffled(3, 0, "a")] * (3 if shares == [1, 1] else 2), shares, 0, "a")
 
 
 def test_forty_million_rows_need_no_index():
     n, group = 40_000_000, 1000
     tracemalloc.start()
     try:
-        blocks = Blocks(
-            Spans.of(np.arange(0, n, group), np.full(n // group, group)), 16, 0, "images"
+        blocks = ShuffledBlocks(
+            Spans.from_sizes(np.arange(0, n, group), np.full(n // group, group)), 16, 0, "images"
         )
         halves = [
-            Shuffled(Spans.of([start], [n // 2]), 0, f"images/{start}") for start in (0, n // 2)
+            Shuffled(Spans.from_sizes([start], [n // 2]), 0, f"images/{start}")
+            for start in (0, n // 2)
         ]
-        for order in (Shuffled(n, 0, "images"), blocks, Mixed(halves, [0.7, 0.3], 0, "images")):
+        for order in (
+            Shuffled(n, 0, "images"),
+            blocks,
+            WeightedOrder(halves, [0.7, 0.3], 0, "images"),
+        ):
             for first in (0, n - 300, 9 * n + 17):
                 rows, _ = order.take(first, 640)
                 assert rows.min() >= 0 and rows.max() < n

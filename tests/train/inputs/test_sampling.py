@@ -13,7 +13,7 @@ from dimefm.data.selection import Selection, select
 from dimefm.errors import DataError, RecipeError
 from dimefm.recipe import read
 from dimefm.train.inputs import sampling
-from dimefm.train.inputs.sampler import Blocks, Mixed, Shuffled
+from dimefm.train.inputs.sampler import Shuffled, ShuffledBlocks, WeightedOrder
 from dimefm.train.inputs.sampling import other_order, own_order
 from dimefm.train.inputs.sources import Sources, open_sources
 
@@ -143,7 +143,8 @@ def test_weights_count_within_the_share_of_their_source(world):
 
 
 @pytest.mark.parametrize(
-    ("kilobytes", "kind", "window"), [(10_000, Shuffled, None), (250, Blocks, 5), (50, Blocks, 2)]
+    ("kilobytes", "kind", "window"),
+    [(10_000, Shuffled, None), (250, ShuffledBlocks, 5), (50, ShuffledBlocks, 2)],
 )
 def test_parquet_goes_in_blocks_where_its_groups_do_not_stay_in_memory(
     tmp_path, monkeypatch, kilobytes, kind, window
@@ -225,7 +226,7 @@ def test_blocks_follow_row_groups_past_rows_without_features(world, monkeypatch)
     world.cache("big", "image", [("big.parquet", 30)], quarantined=gone)
     sources, recipe = opened(world, images=[path], image_cache=str(world.root / "big"))
     order = own_order(sources, recipe)
-    assert type(order) is Blocks
+    assert type(order) is ShuffledBlocks
     raw = raw_rows(sources, order, 24).tolist()
     assert sorted(raw) == sorted(set(range(30)) - gone)
     groups = [row // 3 for row in raw]
@@ -249,7 +250,7 @@ def test_each_list_of_a_mix_in_blocks_has_its_part_of_the_memory(tmp_path, monke
     found = [grouped(tmp_path / f"{i}.parquet", 300, 10, 300 * i) for i in range(2)]
     recipe = read(None, images=found, mix=[0.5, 0.5])
     order = own_order(Sources(open_rows(found, "image")), recipe)
-    assert isinstance(order, Mixed)
+    assert isinstance(order, WeightedOrder)
     rows = order.take(0, 100)[0]
     assert (
         len({row // 10 for row in rows.tolist() if row < 300}) <= 10

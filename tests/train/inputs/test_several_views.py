@@ -53,7 +53,7 @@ def file_of(size, kind="jpeg", seed=0):
     shown=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2**63)), min_size=1, max_size=5),
 )
 def test_they_are_what_each_is_alone(recipe, kind, size, shown):
-    view, data = StudentTransform.of(read(None, **recipe), POLICY, 32), file_of(size, kind)
+    view, data = StudentTransform.from_recipe(read(None, **recipe), POLICY, 32), file_of(size, kind)
     together = view.several(data, "k", shown)
     assert len(together) == len(shown)
     for pixels, (number, seed) in zip(together, shown, strict=True):
@@ -68,7 +68,7 @@ def test_each_size_is_decoded_and_each_canvas_resized_once(recipe, monkeypatch):
     monkeypatch.setattr(
         student_views, "resized", lambda *args: canvases.append(args[1]) or resize(*args)
     )
-    view = StudentTransform.of(read(None, **recipe), POLICY, 32)
+    view = StudentTransform.from_recipe(read(None, **recipe), POLICY, 32)
     view.several(data, "k", [(number, number) for number in range(6)])
     assert len(decoded) == len(set(decoded)) <= 4
     assert len(canvases) == len(set(canvases)) <= 1
@@ -81,7 +81,7 @@ def test_what_only_pil_reads_is_read_once(monkeypatch):
         "upright",
         lambda image, upright=images.upright: read_by.append(image) or upright(image),
     )
-    view = StudentTransform.of(read(None, view="free", resize=0), None, 16)
+    view = StudentTransform.from_recipe(read(None, view="free", resize=0), None, 16)
     view.several(data, "k", [(0, seed) for seed in range(6)])
     assert len(read_by) == 1
 
@@ -105,6 +105,6 @@ def test_needs_that_one_size_meets_share_their_pixels():
 
 
 def test_an_image_that_gives_no_view_gives_none_of_several():
-    view = StudentTransform.of(read(None, view="free"), None, 32)
+    view = StudentTransform.from_recipe(read(None, view="free"), None, 32)
     with pytest.raises(BadRow, match="not an image"):
         view.several(b"nothing", "k", [(0, 1), (0, 2)])

@@ -72,7 +72,7 @@ def by_pil(recipe, data, key, view, seed, size):
 
 def viewer(size=64, **recipe):
     found = read(None, **recipe)
-    return StudentTransform.of(found, POLICY if found.view == "cached" else None, size)
+    return StudentTransform.from_recipe(found, POLICY if found.view == "cached" else None, size)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -81,7 +81,7 @@ def viewer(size=64, **recipe):
 def test_views_are_those_of_pil_within_a_few_grey_levels(name, size, format):
     recipe, data = read(None, **RECIPES[name]), file_of(smooth(size), format)
     for seed in range(6):
-        found = StudentTransform.of(recipe, POLICY, 64)(data, f"k{seed}", seed % 3, seed)
+        found = StudentTransform.from_recipe(recipe, POLICY, 64)(data, f"k{seed}", seed % 3, seed)
         expected = by_pil(recipe, data, f"k{seed}", seed % 3, seed, 64)
         apart = np.abs(found.astype(int) - expected)
         assert found.shape == (64, 64, 3) and found.dtype == np.uint8
@@ -102,7 +102,7 @@ def test_of_a_large_jpeg_fewer_pixels_are_decoded_and_the_view_stays_close(
         lambda data, needs: decoded.extend(found := photos_of(data, needs)) or found,
     )
     for seed in range(4):
-        found = StudentTransform.of(recipe, POLICY, 64)(data, f"k{seed}", seed % 3, seed)
+        found = StudentTransform.from_recipe(recipe, POLICY, 64)(data, f"k{seed}", seed % 3, seed)
         assert (
             np.abs(found.astype(int) - by_pil(recipe, data, f"k{seed}", seed % 3, seed, 64)).mean()
             < 2
@@ -137,7 +137,7 @@ def marked(size, packed, position):
 def test_a_view_of_a_packed_image_is_the_same_part_of_it(name, size):
     recipe, packed = read(None, **RECIPES[name]), shorter_side(size, 256)
     whole, small = marked(size, packed, 99)
-    view = StudentTransform.of(recipe, POLICY, 32)
+    view = StudentTransform.from_recipe(recipe, POLICY, 32)
     for seed in range(12):
         a, b = (view(data, f"k{seed}", seed % 3, seed).astype(int) for data in (whole, small))
         assert np.abs(a - b)[2:-2, 2:-2].max() <= 4, (seed, np.abs(a - b).max())
@@ -278,7 +278,7 @@ def test_a_view_is_pure_in_its_arguments(name):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_odd_images_are_shown_or_refused_as_expected_and_packed_alike(shared_data, name):
-    view = StudentTransform.of(read(None, **RECIPES[name]), POLICY, 24)
+    view = StudentTransform.from_recipe(read(None, **RECIPES[name]), POLICY, 24)
     for entry in json.loads((shared_data / "odd_images/expect.json").read_text()):
         data = (shared_data / "odd_images" / entry["file"]).read_bytes()
         for again in (lambda data: data, lambda data: small(data, Settings(size=64))):
