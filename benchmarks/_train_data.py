@@ -25,7 +25,7 @@ from benchmarks._timing import Line, Work, interleaved, table
 from dimefm.cache import CacheWriter, EncoderCard, Manifest
 from dimefm.data import Rows, open_rows
 from dimefm.data.images.decode import decode
-from dimefm.data.images.random_crop import Augment
+from dimefm.data.images.random_crop import RandomCrop
 from dimefm.data.packed.pack import Settings, pack
 from dimefm.errors import DataError
 from dimefm.recipe import Recipe, read
@@ -41,7 +41,7 @@ View = Callable[[bytes, str, int, int], np.ndarray]
 
 def by_pil(recipe: Recipe, size: int) -> View:
     """Return the recipe's free crops by PIL alone, from all pixels of the image."""
-    augment = Augment(recipe.crop_scale, recipe.crop_ratio, recipe.flip)
+    augment = RandomCrop(recipe.crop_scale, recipe.crop_ratio, recipe.flip)
 
     def view(data: bytes, key: str, number: int, seed: int) -> np.ndarray:
         image = decode(data)

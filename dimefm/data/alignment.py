@@ -153,7 +153,7 @@ def _aligned(
         bad = tuple(
             np.array(cache.manifest.shards[number].bad, dtype=np.int64) for number in numbers
         )
-        tokens = TokenPolicy.of(cache.manifest.how) is not None
+        tokens = TokenPolicy.from_manifest(cache.manifest.how) is not None
         columns.append(Column(cache.starts[numbers], bad, views or cache.manifest.views, tokens))
     unusable = [
         np.unique(np.concatenate([column.bad[shard] // column.views for column in columns]))
@@ -227,7 +227,11 @@ def _key_of_row(cache: FeatureCache, info: ShardInfo) -> dict[int, str]:
 def _matches(rows: Rows, cache: FeatureCache) -> list[int]:
     """Return the shard of ``cache`` that holds the features of each shard of ``rows``."""
     how = cache.manifest.how
-    policy = ViewPolicy.of(how) or TextPolicy.of(how) or TokenPolicy.of(how)
+    policy = (
+        ViewPolicy.from_manifest(how)
+        or TextPolicy.from_manifest(how)
+        or TokenPolicy.from_manifest(how)
+    )
     matched = [_match(shard, cache, policy) for shard in rows.shards]
     twice = next((number for number in matched if matched.count(number) > 1), None)
     if twice is not None:

@@ -66,7 +66,7 @@ class Pairs:
         return self.sentences[self.starts[numbers] + np.array(places, dtype=np.int64)]
 
     @staticmethod
-    def of(cache: FeatureCache, text_keys: Iterable[str]) -> Pairs:
+    def from_cache(cache: FeatureCache, text_keys: Iterable[str]) -> Pairs:
         """Pair the images of a cache with sentences by key; of images with one key the first is
         taken.
 

@@ -63,9 +63,9 @@ def against_teacher(
         decoder=how.get("decoder", Settings.decoder),
         captions=how.get("captions", "first"),
         long_texts=how.get("long_texts", "quarantine"),
-        views=ViewPolicy.of(how) if how.get("views") else None,
-        tokens=TokenPolicy.of(how),
-        text_views=TextPolicy.of(how, cache.store),
+        views=ViewPolicy.from_manifest(how) if how.get("views") else None,
+        tokens=TokenPolicy.from_manifest(how),
+        text_views=TextPolicy.from_manifest(how, cache.store),
     )
     stage = stage_of(manifest.kind, encoder, settings)
     chosen = np.sort(

@@ -156,7 +156,7 @@ class Encoder:
 
     @functools.cached_property
     def _words(self) -> fast_tokenizer.CachedTokenizer | None:
-        return fast_tokenizer.words_of(self.tokenizer)
+        return fast_tokenizer.cached_tokenizer(self.tokenizer)
 
     def tokenize(self, sentences: list[str]) -> tuple[Tensor, list[int]]:
         """Return (tokens [N, L], untruncated lengths [N]); a length above L means that the sentence

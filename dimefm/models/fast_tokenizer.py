@@ -83,7 +83,7 @@ class CachedTokenizer:
         return ids
 
 
-def words_of(tokenizer: Any) -> CachedTokenizer | None:
+def cached_tokenizer(tokenizer: Any) -> CachedTokenizer | None:
     """Return a tokenizer's memory for words, or None where its tokens are not a matter of single
     words.
 

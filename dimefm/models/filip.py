@@ -151,7 +151,7 @@ def load(spec: str, encoder: Encoder) -> TokenMaps:
         raise ModelError(
             f"{folder / runs.FILE}: 'token_maps' cannot be read ({error!r}); restore the file"
         ) from error
-    found = intermediate.widths(encoder.image_model)
+    found = intermediate.feature_dims(encoder.image_model)
     maps = nn.ModuleDict(
         zip(MAPS, (nn.Linear(found.patches, width), nn.Linear(found.words, width)), strict=True)
     )

@@ -55,7 +55,7 @@ class TextOutputs(NamedTuple):
     states: Tensor
 
 
-class FeatureDims(NamedTuple):
+class TowerDims(NamedTuple):
     """Widths of a model's hidden features, patches and states of words, and how many words it
     knows; None where there is no such tower."""
 
@@ -119,7 +119,7 @@ def projected(projection: nn.Module | Tensor | None, features: Tensor) -> Tensor
 
 
 @torch.no_grad()
-def widths(model: nn.Module) -> FeatureDims:
+def feature_dims(model: nn.Module) -> TowerDims:
     """Return what to build heads on ``model`` with; the model is left as it was.
 
     A blank image goes through its image tower. Raises ModelError for families that ``image`` and
@@ -132,7 +132,7 @@ def widths(model: nn.Module) -> FeatureDims:
     if not isinstance(model, ImageTower):
         embedding = text_parts(model).token_embedding
         words, vocabulary = embedding.embedding_dim, embedding.num_embeddings
-    return FeatureDims(hidden, patches, words, vocabulary)
+    return TowerDims(hidden, patches, words, vocabulary)
 
 
 def _tried(model: nn.Module) -> ImageOutputs:

@@ -20,7 +20,7 @@ from dimefm.runtime.seeding import seed_of
 
 
 @dataclass(frozen=True)
-class Spec:
+class StudentSpec:
     """A resolved student: its open_clip model config, the pixels of a side (None: a text tower),
     and what the user called it."""
 
@@ -29,7 +29,7 @@ class Spec:
     name: str = "the student"
 
 
-def resolve(name: str, image_size: int | None = None, dim: int | None = None) -> Spec:
+def resolve(name: str, image_size: int | None = None, dim: int | None = None) -> StudentSpec:
     """Return the spec of ``name`` with its image size and output dimension replaced where given.
 
     Raises ModelError for a name, a size or a config that cannot be.
@@ -46,10 +46,10 @@ def resolve(name: str, image_size: int | None = None, dim: int | None = None) ->
         raise ModelError(
             f"{name}: image_size is {size!r}; a student sees squares, so give one number of pixels"
         )
-    return Spec(config, size, name)
+    return StudentSpec(config, size, name)
 
 
-def resolve_text(name: str, dim: int | None = None) -> Spec:
+def resolve_text(name: str, dim: int | None = None) -> StudentSpec:
     """Return the spec of the text tower of ``name``, its output dimension replaced where given;
     raise ModelError when it has none."""
     config = _config(name)
@@ -59,7 +59,9 @@ def resolve_text(name: str, dim: int | None = None) -> Spec:
             " has one"
         )
     kept = {key: config[key] for key in ("text_cfg", "quick_gelu") if key in config}
-    return Spec({"embed_dim": _own_dim(config, name) if dim is None else dim, **kept}, None, name)
+    return StudentSpec(
+        {"embed_dim": _own_dim(config, name) if dim is None else dim, **kept}, None, name
+    )
 
 
 def _own_dim(config: dict, name: str) -> int:
@@ -89,7 +91,7 @@ def _config(name: str) -> dict:
     return open_clip.config_of(name)
 
 
-def _tower(config: dict, text: bool) -> ImageTower | TextTower:
+def new_tower(config: dict, text: bool) -> ImageTower | TextTower:
     return (
         TextTower(open_clip.text_tower(config))
         if text
@@ -97,7 +99,9 @@ def _tower(config: dict, text: bool) -> ImageTower | TextTower:
     )
 
 
-def build(spec: Spec, both_towers: bool, seed: int, batch_size: int = 2) -> tuple[nn.Module, dict]:
+def build(
+    spec: StudentSpec, both_towers: bool, seed: int, batch_size: int = 2
+) -> tuple[nn.Module, dict]:
     """Return (model with random weights drawn from ``seed``, preprocessing) of a spec.
 
     Raises ModelError when it cannot be built, or cannot encode images of its size in batches of
@@ -109,7 +113,7 @@ def build(spec: Spec, both_towers: bool, seed: int, batch_size: int = 2) -> tupl
             model = open_clip.from_config(spec.config)
             _try(model, spec, batch_size)
             return model.to(memory_format=torch.channels_last), open_clip.preprocess_of(model)
-        tower = _tower(spec.config, text=False)
+        tower = new_tower(spec.config, text=False)
         _try(tower, spec, batch_size)
         return tower.to(memory_format=torch.channels_last), open_clip.default_preprocess(
             spec.image_size
@@ -135,12 +139,12 @@ def patch_side(model: nn.Module) -> int:
     return side if stem is not None and stem.padding == (0, 0) else 1
 
 
-def build_text(spec: Spec, seed: int) -> nn.Module:
+def build_text(spec: StudentSpec, seed: int) -> nn.Module:
     """Return the text tower of a spec with random weights drawn from ``seed``; raise ModelError
     when it cannot be built or run."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "weights") % 2**32)
-        tower = _tower(spec.config, text=True)
+        tower = new_tower(spec.config, text=True)
     try:
         found = list(
             tower.encode_text(torch.zeros(2, tower.text.context_length, dtype=torch.long)).shape
@@ -157,7 +161,7 @@ def build_text(spec: Spec, seed: int) -> nn.Module:
 
 
 @torch.no_grad()
-def _try(model: nn.Module, spec: Spec, batch_size: int) -> None:
+def _try(model: nn.Module, spec: StudentSpec, batch_size: int) -> None:
     """Encode blank images as evaluation and training do, so that what cannot work is refused before
     the first step.
 

@@ -12,7 +12,7 @@ from dimefm.errors import ModelError
 from dimefm.losses import Features, TextTokenStates
 from dimefm.models import intermediate
 from dimefm.models import projection as projections
-from dimefm.models.student import Spec, _tower
+from dimefm.models.student import StudentSpec, new_tower
 from dimefm.models.towers import TextTower
 from dimefm.models.trimmed_text import trimmed
 from dimefm.runtime.seeding import seed_of
@@ -209,7 +209,7 @@ def heads(dims: Sequence[int], seed: int) -> list[nn.Module]:
         return [nn.Linear(dims[0], dim, bias=False) for dim in dims[1:]]
 
 
-def projection_of(model: nn.Module, spec: Spec, dim: int, seed: int) -> nn.Linear:
+def projection_of(model: nn.Module, spec: StudentSpec, dim: int, seed: int) -> nn.Linear:
     """Return a bridge from the tower ``model`` of a spec to ``dim`` dimensions, with random weights
     drawn from ``seed``.
 
@@ -226,7 +226,7 @@ def projection_of(model: nn.Module, spec: Spec, dim: int, seed: int) -> nn.Linea
     else:
         inputs = torch.randn(2, 3, spec.image_size, spec.image_size, generator=noise)
     with torch.random.fork_rng(devices=[]):
-        ordinary = _tower({**spec.config, "embed_dim": dim}, isinstance(model, TextTower))
+        ordinary = new_tower({**spec.config, "embed_dim": dim}, isinstance(model, TextTower))
     try:
         projections.check(model, found, ordinary, inputs)
     except ModelError as error:

@@ -12,7 +12,7 @@ from torch import nn
 from dimefm.errors import ModelError
 from dimefm.losses import FeatureDims, Objective
 from dimefm.models import fast_tokenizer, intermediate, open_clip, patch_dropout, student
-from dimefm.models.student import Spec
+from dimefm.models.student import StudentSpec
 from dimefm.recipe import Recipe
 from dimefm.runtime.seeding import seed_of
 from dimefm.train.inputs.image_batches import Batch, Batches
@@ -34,7 +34,7 @@ class Task:
     """
 
     kind: str
-    spec: Spec
+    spec: StudentSpec
     model: nn.Module
     preprocess: dict | None
     batches: Callable[[int], Batch]
@@ -70,7 +70,7 @@ class Task:
         one that asks in vain.
         """
         try:
-            return intermediate.widths(self.model)._asdict()
+            return intermediate.feature_dims(self.model)._asdict()
         except ModelError as error:
             name = next(
                 term.name
@@ -159,7 +159,7 @@ def task(recipe: Recipe, sources: Sources, places: Sequence[int]) -> Task:
 def _text_tower(recipe: Recipe, sources: TextSources, places: Sequence[int]) -> Task:
     spec = student.resolve_text(recipe.text_student, _dim(recipe, sources))
     tokenizer = open_clip.tokenizer_for(spec.config)
-    quick = fast_tokenizer.words_of(tokenizer)
+    quick = fast_tokenizer.cached_tokenizer(tokenizer)
     tokenize = tokenizer if quick is None else lambda sentences: quick.tokenize(sentences)[0]
     batches = TextBatches(sources, recipe, tokenize, places)
     return Task("text-tower", spec, student.build_text(spec, recipe.seed), None, batches)

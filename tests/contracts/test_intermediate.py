@@ -90,7 +90,7 @@ def test_an_image_tower_gives_its_own_rows_and_more(name):
     found = check_rows(model, pixels, autocast=False)
     assert found.rows.shape == (BATCH, DIM)
     assert not torch.equal(found.patches[0], found.patches[1])
-    widths = intermediate.widths(model)
+    widths = intermediate.feature_dims(model)
     assert widths == (found.hidden.shape[1], found.patches.shape[2], None, None)
     assert model.training
 
@@ -148,7 +148,7 @@ def test_a_timm_vit_gives_no_class_token():
     model = timm("test_vit", timm_pool="token", image_size=160)
     found = check_rows(model, torch.randn(2, 3, 160, 160), autocast=False)
     assert found.patches.shape[1] == 100
-    assert intermediate.widths(model)[:2] == (64, 64)
+    assert intermediate.feature_dims(model)[:2] == (64, 64)
 
 
 def test_a_tower_without_a_projection_of_its_own_gives_its_rows_as_hidden():
@@ -182,7 +182,7 @@ def test_every_family_of_text_towers_gives_its_own_rows_or_is_refused(name):
     assert found.states.shape == (*tokens.shape, 64)
     found.states.float().sum().backward(retain_graph=True)
     found.rows.float().sum().backward()
-    assert intermediate.widths(model)[2:] == (64, 300)
+    assert intermediate.feature_dims(model)[2:] == (64, 300)
 
 
 @pytest.mark.parametrize("name", students("text"))
@@ -197,7 +197,7 @@ def test_a_text_tower_gives_its_own_rows_and_the_states_of_all_places(name):
     torch.testing.assert_close(cut.rows, found.rows, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(cut.states, found.states[:, :8], rtol=1e-5, atol=1e-5)
     width = config_of(name)["text_cfg"]["width"]
-    assert intermediate.widths(model) == (None, None, width, 49408)
+    assert intermediate.feature_dims(model) == (None, None, width, 49408)
 
 
 @pytest.mark.parametrize(
@@ -227,4 +227,4 @@ def test_a_trunk_whose_parts_do_not_make_its_rows_is_refused():
         ModelError,
         match=r"TimmModel ResNet: does not give its own rows when its parts run one by one",
     ):
-        intermediate.widths(model)
+        intermediate.feature_dims(model)

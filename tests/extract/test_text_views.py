@@ -108,7 +108,7 @@ def test_cached_rows_are_features_of_the_drawn_sentences(tiny_teacher, source, t
 def test_the_manifest_states_the_policy_and_nothing_without_one(tiny_teacher, source, tmp_path):
     cache = run(tiny_teacher, source, tmp_path / "views", EDA)
     assert cache.manifest.how["text_views"] == EDA.how()
-    assert TextPolicy.of(cache.manifest.how, cache.store) == EDA
+    assert TextPolicy.from_manifest(cache.manifest.how, cache.store) == EDA
     assert cache.manifest.views == 3
     assert "text_views={count=3, augment=eda" in cache.manifest.describe()
     plain = run(tiny_teacher, source, tmp_path / "plain", None)
@@ -220,7 +220,7 @@ def test_it_is_verified_against_the_teacher_converted_and_compared(tiny_teacher,
     assert against_teacher(cache, tiny_teacher, shards(source), 20).min_cosine > 0.999
     convert(cache, tmp_path / "converted", "parquet")
     moved = FeatureCache(tmp_path / "converted")
-    assert TextPolicy.of(moved.manifest.how, moved.store).table == policy.table
+    assert TextPolicy.from_manifest(moved.manifest.how, moved.store).table == policy.table
     assert against_teacher(moved, tiny_teacher, shards(source), 20).min_cosine > 0.999
     assert compare(cache, moved).same
     other = run(tiny_teacher, source, tmp_path / "other", EDA)

@@ -285,7 +285,7 @@ def test_tokens_are_refused_where_rows_are_expected(caches, sources):
         lambda: align_pairs(*raw, [images], [text_tokens_]),
         lambda: check_same_encoder(image_tokens_, texts),
         lambda: check_same_encoder(images, text_tokens_),
-        lambda: Pairs.of(image_tokens_, []),
+        lambda: Pairs.from_cache(image_tokens_, []),
     ):
         with pytest.raises(
             CacheError, match=f"holds {COUNT} tokens of each .*, expected its one row; name a cache"
@@ -318,7 +318,7 @@ def test_tokens_of_another_version_are_refused(caches):
     with pytest.raises(
         CacheError, match="version 2; this dimefm has 'pooled', version 1: extract them again"
     ):
-        TokenPolicy.of(how)
+        TokenPolicy.from_manifest(how)
 
 
 def test_stored_tokens_agree_with_their_teacher_again(caches, sources, tiny_teacher):

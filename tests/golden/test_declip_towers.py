@@ -15,7 +15,7 @@ from open_clip.model import CustomTextCLIP
 from open_clip.tokenizer import SimpleTokenizer
 
 from dimefm.models import intermediate
-from dimefm.models.fast_tokenizer import words_of
+from dimefm.models.fast_tokenizer import cached_tokenizer
 from dimefm.models.trimmed_text import trimmed
 
 GOLDEN = np.load(Path(__file__).parent / "declip_tokens.npz", allow_pickle=False)
@@ -33,7 +33,7 @@ def test_tokens_equal_the_released_ones():
     assert GOLDEN["tok/vocab_size"] == tokenizer.vocab_size + 1
     wanted = GOLDEN["tok/ids"]
     assert not (wanted == mask).any()
-    found, lengths = words_of(tokenizer).tokenize(GOLDEN["tok/caps"].tolist())
+    found, lengths = cached_tokenizer(tokenizer).tokenize(GOLDEN["tok/caps"].tolist())
     np.testing.assert_array_equal(found, np.where(wanted > mask, wanted - 1, wanted))
     assert max(lengths) > wanted.shape[1]
 

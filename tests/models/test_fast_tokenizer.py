@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
 from dimefm.models import fast_tokenizer, open_clip
-from dimefm.models.fast_tokenizer import CachedTokenizer, words_of
+from dimefm.models.fast_tokenizer import CachedTokenizer, cached_tokenizer
 
 PLAIN = SimpleTokenizer()
 TOKENIZERS = {
@@ -134,11 +134,11 @@ def test_threads_share_a_memory(monkeypatch):
 
 
 def test_tokenizers_whose_tokens_are_not_of_words_are_left_alone():
-    assert isinstance(words_of(PLAIN), CachedTokenizer)
-    assert words_of(SimpleTokenizer(reduction_mask="simple")) is None
-    assert words_of(SimpleTokenizer(additional_special_tokens=["<two words>"])) is None
-    assert words_of(HFTokenizer.__new__(HFTokenizer)) is None
-    assert words_of(lambda sentences: None) is None
+    assert isinstance(cached_tokenizer(PLAIN), CachedTokenizer)
+    assert cached_tokenizer(SimpleTokenizer(reduction_mask="simple")) is None
+    assert cached_tokenizer(SimpleTokenizer(additional_special_tokens=["<two words>"])) is None
+    assert cached_tokenizer(HFTokenizer.__new__(HFTokenizer)) is None
+    assert cached_tokenizer(lambda sentences: None) is None
 
 
 def test_open_clips_tokenizer_is_made_once_for_a_config_and_anew_for_a_changed_one(tmp_path):

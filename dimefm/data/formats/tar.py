@@ -14,7 +14,7 @@ import tarfile
 from pathlib import Path
 
 from dimefm.data.columns import USUAL, sentences
-from dimefm.data.packed.shards import INDEX, Index, PackedShard
+from dimefm.data.packed.shards import INDEX, PackedShard, PackIndex
 from dimefm.data.rows import Columns, Row, Shard, readable
 from dimefm.errors import BadRow, DataError
 
@@ -55,7 +55,7 @@ class TarShard(Shard):
         self.text_endings = (columns.text,) if columns.text else ("txt", "json")
         self._keys: list[str] = []
         self.members: list[dict[str, tuple[int, int]]] = []
-        self.index: Index | None = None
+        self.index: PackIndex | None = None
         self._handle: tuple[int, int] | None = None
         self._read_table()
 
@@ -71,7 +71,7 @@ class TarShard(Shard):
                             f"member {member.name} reaches beyond the end of the file"
                         )
                     if member.name == INDEX:
-                        self.index = Index.of(
+                        self.index = PackIndex.from_json(
                             self._read(member.offset_data, member.size), self.path
                         )
                 with self.path.open(

@@ -12,7 +12,7 @@ from dimefm.runtime.seeding import seed_of
 
 
 @dataclass(frozen=True)
-class Colour:
+class ColorJitter:
     """Random changes of colour; a view without any stays as it is.
 
     With probability ``jitter`` brightness, contrast and saturation are multiplied by 1 -

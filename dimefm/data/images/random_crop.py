@@ -11,7 +11,7 @@ from dimefm.data.images.resize import Box
 
 
 @dataclass(frozen=True)
-class Augment:
+class RandomCrop:
     """Random resized crop and flip.
 
     ``scale`` and ``ratio`` bound the area share and the aspect ratio of the crop; ``flip`` is the

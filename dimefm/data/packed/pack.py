@@ -26,7 +26,7 @@ import torch
 from dimefm.data.formats import tar as tars
 from dimefm.data.images.decode import jpeg_of, opened, photo_of, plain
 from dimefm.data.images.resize import Size, resized, shorter_side
-from dimefm.data.packed.shards import INDEX, Index, PackedShard, name_of
+from dimefm.data.packed.shards import INDEX, PackedShard, PackIndex, name_of
 from dimefm.data.rows import Columns, Row, Rows, Shard
 from dimefm.errors import BadRow, DataError
 from dimefm.runtime.progress import Progress
@@ -188,7 +188,7 @@ def _write(
                     )
             bar.update(len(portion))
         known = labels if any(label is not None for label in labels) else None
-        index = Index(shard.name, digests, settings.size, settings.quality, keys, known, bad)
+        index = PackIndex(shard.name, digests, settings.size, settings.quality, keys, known, bad)
         _add(tar, INDEX, index.to_json())
     if shard.digests() != digests:
         raise DataError(
@@ -237,7 +237,7 @@ def _packed(shard: Shard, number: int, settings: Settings) -> Packed:
     return number, Row(row.key, image, row.texts, row.label), ""
 
 
-def _index(path: Path) -> Index:
+def _index(path: Path) -> PackIndex:
     """Return the index of a packed shard; raise DataError for a tar that is none."""
     (shard,) = tars.open_shards(path, path.name, "image", Columns())
     if not isinstance(shard, PackedShard):
@@ -245,7 +245,7 @@ def _index(path: Path) -> Index:
     return shard.index
 
 
-def _finished(path: Path, shard: Shard, settings: Settings) -> Index | None:
+def _finished(path: Path, shard: Shard, settings: Settings) -> PackIndex | None:
     """Return the index of a packed shard, None when there is none; raise DataError for one of
     something else.
     """
@@ -265,7 +265,7 @@ def _finished(path: Path, shard: Shard, settings: Settings) -> Index | None:
     return found
 
 
-def _take(report: Report, path: Path, index: Index) -> dict:
+def _take(report: Report, path: Path, index: PackIndex) -> dict:
     """Add a packed shard to the report; return what the manifest says of it."""
     size = path.stat().st_size
     report.shards, report.rows, report.bytes = (

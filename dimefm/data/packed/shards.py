@@ -22,7 +22,7 @@ INDEX = ".dimefm-pack.json"
 
 
 @dataclass(frozen=True)
-class Index:
+class PackIndex:
     """What a packed shard says of itself.
 
     It stands for the shard ``source`` with its ``digests`` and all its ``keys``, ``labels`` (None:
@@ -43,14 +43,14 @@ class Index:
         return json.dumps(dataclasses.asdict(self)).encode()
 
     @staticmethod
-    def of(raw: bytes, path: Path) -> Index:
+    def from_json(raw: bytes, path: Path) -> PackIndex:
         """Return the index that :meth:`to_json` made; raise DataError naming the file when it is
         damaged.
         """
         try:
             fields = json.loads(raw)
             bad = {int(row): str(reason) for row, reason in fields.pop("bad").items()}
-            found = Index(bad=bad, digests=tuple(fields.pop("digests")), **fields)
+            found = PackIndex(bad=bad, digests=tuple(fields.pop("digests")), **fields)
             whole = all(isinstance(key, str) for key in found.keys) and bad.keys() <= set(
                 range(len(found.keys))
             )
@@ -78,7 +78,7 @@ class Members(Protocol):
 class PackedShard(Shard):
     """The rows of the shard that a packed one stands for."""
 
-    def __init__(self, members: Members, index: Index):
+    def __init__(self, members: Members, index: PackIndex):
         super().__init__(members.path, index.source)
         self.index, self._members = index, members
         self._places = {int(name): place for place, name in enumerate(members.keys())}

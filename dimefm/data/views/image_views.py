@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dimefm.data.images.random_crop import Augment
+from dimefm.data.images.random_crop import RandomCrop
 from dimefm.data.images.resize import Box
 from dimefm.data.views.patch_tokens import TokenPolicy
 from dimefm.data.views.text_views import TextPolicy
 from dimefm.errors import CacheError, RecipeError, did_you_mean
 from dimefm.runtime.seeding import seed_of
 
-VERSION = 1  # of the function that draws: Augment.draw, seeded as ViewPolicy.draw does
+VERSION = 1  # of the function that draws: RandomCrop.draw, seeded as ViewPolicy.draw does
 RECIPE = {
     "scale": "crop_scale",
     "ratio": "crop_ratio",
@@ -39,9 +39,9 @@ class ViewPolicy:
 
     count: int
     seed: int = 0
-    scale: tuple[float, float] = Augment.scale
-    ratio: tuple[float, float] = Augment.ratio
-    flip: float = Augment.flip
+    scale: tuple[float, float] = RandomCrop.scale
+    ratio: tuple[float, float] = RandomCrop.ratio
+    flip: float = RandomCrop.flip
     version: int = VERSION
 
     @staticmethod
@@ -61,7 +61,7 @@ class ViewPolicy:
         return ViewPolicy(count, **values)
 
     @staticmethod
-    def of(how: dict) -> ViewPolicy | None:
+    def from_manifest(how: dict) -> ViewPolicy | None:
         """Return the policy of a manifest's ``how``, None for a cache of one plain view.
 
         Raises CacheError when the views were drawn by another version of the drawing function.
@@ -94,7 +94,7 @@ class ViewPolicy:
         A pure function of the policy, the row's ``key``, ``view`` and the image's size, of a packed
         image that before it was packed; not of what the crop is resized to.
         """
-        return Augment(self.scale, self.ratio, self.flip).draw(
+        return RandomCrop(self.scale, self.ratio, self.flip).draw(
             width, height, seed_of(self.seed, view, key)
         )
 

@@ -29,7 +29,7 @@ class TokenPolicy:
     version: int = VERSION
 
     @staticmethod
-    def of(how: dict) -> TokenPolicy | None:
+    def from_manifest(how: dict) -> TokenPolicy | None:
         """Return the policy of a manifest's ``how``, None for a cache of rows; raise CacheError for
         another version.
         """
@@ -52,7 +52,7 @@ class TokenPolicy:
 def expect_rows(caches: Sequence[FeatureCache]) -> None:
     """Raise CacheError, naming the first, when one of ``caches`` holds tokens in place of rows."""
     for cache in caches:
-        policy = TokenPolicy.of(cache.manifest.how)
+        policy = TokenPolicy.from_manifest(cache.manifest.how)
         if policy is not None:
             raise CacheError(
                 f"{cache.store}: holds {policy.count} tokens of each {cache.manifest.kind},"
@@ -63,7 +63,7 @@ def expect_rows(caches: Sequence[FeatureCache]) -> None:
 def expect_tokens(caches: Sequence[FeatureCache]) -> None:
     """Raise CacheError, naming the first, when one of ``caches`` holds rows in place of tokens."""
     for cache in caches:
-        if TokenPolicy.of(cache.manifest.how) is None:
+        if TokenPolicy.from_manifest(cache.manifest.how) is None:
             raise CacheError(
                 f"{cache.store}: holds one row of each {cache.manifest.kind}, expected tokens;"
                 " extract them with --tokens 16 into a folder of their own"

@@ -30,10 +30,10 @@ class Synonyms:
                 f"{path}: no table of synonyms ({error}); expected UTF-8 lines word<TAB>synonym"
                 " synonym ..."
             ) from error
-        return Synonyms.of(text, str(path))
+        return Synonyms.from_text(text, str(path))
 
     @staticmethod
-    def of(text: str, where: str) -> Synonyms:
+    def from_text(text: str, where: str) -> Synonyms:
         """Return the table of a text, which stands at ``where``; raise DataError, naming the line,
         when it is none.
 

@@ -90,7 +90,7 @@ class TextPolicy:
         return TextPolicy(count, **given, synonyms=table.sha256, table=table)
 
     @staticmethod
-    def of(how: dict, store: Store | None = None) -> TextPolicy | None:
+    def from_manifest(how: dict, store: Store | None = None) -> TextPolicy | None:
         """Return the policy of a manifest's ``how``, None for a cache of one sentence a row.
 
         The ``store`` of the cache is needed to draw with a table of synonyms that is not the
@@ -174,7 +174,7 @@ def _table(sha256: str | None, store: Store | None) -> Synonyms | None:
     text = None if store is None else text_of(store, SYNONYMS)
     if text is None:
         return None
-    table = Synonyms.of(text, store.where(SYNONYMS))
+    table = Synonyms.from_text(text, store.where(SYNONYMS))
     if table.sha256 != sha256:
         raise CacheError(
             f"{store.where(SYNONYMS)}: has SHA-256 {table.sha256[:12]}, the text views were drawn"

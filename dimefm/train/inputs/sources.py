@@ -252,7 +252,7 @@ def _pairs(recipe: Recipe, texts: Rows, caches: list[FeatureCache]) -> Pairs:
             " each with a sentence of its key"
         )
     keys = [key for shard in texts.shards for key in shard.keys()]
-    pairs = Pairs.of(caches[0], keys)
+    pairs = Pairs.from_cache(caches[0], keys)
     if len(keys) and not len(pairs):
         image = next(keys_of(caches[0]))
         raise CacheError(

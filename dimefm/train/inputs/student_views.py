@@ -14,14 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dimefm.data.images.color_jitter import Colour
+from dimefm.data.images.color_jitter import ColorJitter
 from dimefm.data.images.decode import Photo, photos_of
-from dimefm.data.images.random_crop import Augment
+from dimefm.data.images.random_crop import RandomCrop
 from dimefm.data.images.resize import Box, Size, cropped, resized, scaled, shorter_side
 from dimefm.data.views.image_views import ViewPolicy
 from dimefm.recipe import Recipe
 
-COLOURS = {"moco-v2": Colour()}  # augmentations that change colours too
+COLOURS = {"moco-v2": ColorJitter()}  # augmentations that change colours too
 # times the pixels of the view, to each side: what is left of the difference is 0.2 to 0.5 grey
 # levels on average
 SPARE = 2
@@ -126,7 +126,7 @@ class Free(StudentTransform):
     def __init__(self, recipe: Recipe, size: int):
         super().__init__(recipe, size)
         self.augment, self.side = (
-            Augment(recipe.crop_scale, recipe.crop_ratio, recipe.flip),
+            RandomCrop(recipe.crop_scale, recipe.crop_ratio, recipe.flip),
             recipe.resize,
         )
         self.interpolation = "bicubic" if recipe.augment in BICUBIC else "bilinear"

@@ -29,7 +29,7 @@ def image_views(recipe: Recipe, caches: Sequence[FeatureCache]) -> ViewPolicy | 
                 f"{first.store} and {other.store} hold different views ({'; '.join(different)});"
                 " extract one of them again with the other's --views and --view-recipe"
             )
-    policy = ViewPolicy.of(first.manifest.how)
+    policy = ViewPolicy.from_manifest(first.manifest.how)
     if recipe.view == "center" and policy is not None:
         raise RecipeError(
             f"view = 'center', but {first.store} holds {policy.count} random crops of each image"
@@ -68,7 +68,10 @@ def text_views(recipe: Recipe, caches: Sequence[FeatureCache]) -> TextPolicy | N
     """
     first = caches[0]
     refuse_other_sentences(caches)
-    policy, count = TextPolicy.of(first.manifest.how, first.store), recipe.captions_per_step
+    policy, count = (
+        TextPolicy.from_manifest(first.manifest.how, first.store),
+        recipe.captions_per_step,
+    )
     held = 1 if policy is None else policy.count
     if count > held:
         raise RecipeError(

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dimefm.data.images.random_crop import Augment
+from dimefm.data.images.random_crop import RandomCrop
 
 
 def test_the_same_seed_gives_the_same_crop_and_another_seed_another():
     before = np.random.get_state()[1].copy()
-    draws = [Augment().draw(60, 57, seed) for seed in range(8)]
-    assert draws == [Augment().draw(60, 57, seed) for seed in range(8)]
+    draws = [RandomCrop().draw(60, 57, seed) for seed in range(8)]
+    assert draws == [RandomCrop().draw(60, 57, seed) for seed in range(8)]
     assert len(set(draws)) == 8
     np.testing.assert_array_equal(np.random.get_state()[1], before)
 
@@ -26,14 +26,14 @@ def test_the_same_seed_gives_the_same_crop_and_another_seed_another():
     seed=st.integers(0, 2**63 - 1),
 )
 def test_the_box_lies_inside_and_is_not_empty(width, height, low, ratio, seed):
-    left, top, right, bottom = Augment(scale=(low, 1.0), ratio=ratio)._box(
+    left, top, right, bottom = RandomCrop(scale=(low, 1.0), ratio=ratio)._box(
         width, height, np.random.default_rng(seed)
     )
     assert 0 <= left < right <= width and 0 <= top < bottom <= height
 
 
 def test_boxes_have_the_asked_share_and_ratio():
-    augment = Augment(scale=(0.2, 0.5), ratio=(0.5, 2.0))
+    augment = RandomCrop(scale=(0.2, 0.5), ratio=(0.5, 2.0))
     boxes = [augment._box(400, 300, np.random.default_rng(seed)) for seed in range(400)]
     shares = [(r - x) * (b - y) / 120_000 for x, y, r, b in boxes]
     ratios = [(r - x) / (b - y) for x, y, r, b in boxes]
@@ -43,5 +43,5 @@ def test_boxes_have_the_asked_share_and_ratio():
 
 @pytest.mark.parametrize(("flip", "expected"), [(0.0, (0, 0)), (1.0, (200, 200)), (0.5, (70, 130))])
 def test_flips_come_as_often_as_asked(flip, expected):
-    flips = sum(Augment(flip=flip).draw(32, 32, seed)[1] for seed in range(200))
+    flips = sum(RandomCrop(flip=flip).draw(32, 32, seed)[1] for seed in range(200))
     assert expected[0] <= flips <= expected[1]

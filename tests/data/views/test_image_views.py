@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dimefm.cli.assignments import assignments
-from dimefm.data.images.random_crop import Augment
+from dimefm.data.images.random_crop import RandomCrop
 from dimefm.data.views.image_views import SETTINGS, ViewPolicy, row_keys
 from dimefm.errors import CacheError, RecipeError
 from dimefm.recipe import Recipe
@@ -77,8 +77,8 @@ def test_a_recipe_without_a_number_of_views_is_refused():
 
 
 def test_a_manifest_gives_the_policy_back():
-    assert ViewPolicy.of(json.loads(json.dumps({"views": POLICY.how()}))) == POLICY
-    assert ViewPolicy.of({"views": None}) is ViewPolicy.of({}) is None
+    assert ViewPolicy.from_manifest(json.loads(json.dumps({"views": POLICY.how()}))) == POLICY
+    assert ViewPolicy.from_manifest({"views": None}) is ViewPolicy.from_manifest({}) is None
 
 
 def test_views_of_another_drawing_function_are_refused():
@@ -86,7 +86,7 @@ def test_views_of_another_drawing_function_are_refused():
         CacheError,
         match="drawn by version 2 of the drawing, this dimefm has 1; .*extract the images again",
     ):
-        ViewPolicy.of({"views": {**POLICY.how(), "version": 2}})
+        ViewPolicy.from_manifest({"views": {**POLICY.how(), "version": 2}})
 
 
 @given(
@@ -97,7 +97,9 @@ def test_views_of_another_drawing_function_are_refused():
 )
 def test_a_draw_is_a_pure_function_and_its_box_lies_inside(key, view, width, height):
     box, flip = POLICY.draw(key, view, width, height)
-    assert (box, flip) == ViewPolicy.of({"views": POLICY.how()}).draw(key, view, width, height)
+    assert (box, flip) == ViewPolicy.from_manifest({"views": POLICY.how()}).draw(
+        key, view, width, height
+    )
     left, top, right, bottom = box
     assert 0 <= left < right <= width and 0 <= top < bottom <= height
     assert isinstance(flip, bool)
@@ -149,7 +151,7 @@ def test_flips_come_as_often_as_asked():
 
 
 def test_boxes_are_those_of_the_augmentation():
-    augment = Augment(POLICY.scale, POLICY.ratio, POLICY.flip)
+    augment = RandomCrop(POLICY.scale, POLICY.ratio, POLICY.flip)
     assert POLICY.draw("k", 2, 90, 70) == augment.draw(90, 70, seed_of(5, 2, "k"))
 
 

@@ -70,11 +70,11 @@ def test_the_policy_states_all_that_decides():
         "synonyms": built_in().sha256,
         "version": 1,
     }
-    again = TextPolicy.of(json.loads(json.dumps({"text_views": POLICY.how()})))
+    again = TextPolicy.from_manifest(json.loads(json.dumps({"text_views": POLICY.how()})))
     assert again == POLICY
     assert again.table == POLICY.table
     assert json.dumps(parsed(2, *EDA, "deletion=1").how()["deletion"]) == "1.0"
-    assert TextPolicy.of({"views": None}) is TextPolicy.parse(None, {}) is None
+    assert TextPolicy.from_manifest({"views": None}) is TextPolicy.parse(None, {}) is None
 
 
 @pytest.mark.parametrize(
@@ -107,19 +107,21 @@ def test_a_recipe_without_a_number_of_views_is_refused():
 
 def test_views_of_another_drawing_function_are_refused():
     with pytest.raises(CacheError, match="drawn by version 2 of the drawing, this dimefm has 1"):
-        TextPolicy.of({"text_views": {**POLICY.how(), "version": 2}})
+        TextPolicy.from_manifest({"text_views": {**POLICY.how(), "version": 2}})
 
 
 @pytest.mark.parametrize("wrong", [{"size": 3}, {"table": 1}])
 def test_damaged_policies_are_refused(wrong):
     with pytest.raises(CacheError, match="text_views in the manifest are damaged"):
-        TextPolicy.of({"text_views": {**POLICY.how(), **wrong}})
+        TextPolicy.from_manifest({"text_views": {**POLICY.how(), **wrong}})
 
 
 @given(sentences, st.integers(0, 4), st.text(max_size=4))
 def test_a_draw_is_pure_not_empty_and_of_the_words_of_its_sentence(sentence, view, key):
     found = POLICY.draw(key, view, (sentence,))
-    assert found == TextPolicy.of({"text_views": POLICY.how()}).draw(key, view, (sentence,))
+    assert found == TextPolicy.from_manifest({"text_views": POLICY.how()}).draw(
+        key, view, (sentence,)
+    )
     assert found.strip()
     words, drawn = collections.Counter(sentence.split()), collections.Counter(found.split())
     if view == 0 or len(sentence.split()) == 1:
@@ -214,19 +216,19 @@ def test_a_table_of_ones_own_travels_with_the_cache(tmp_path):
     drawn = [policy.draw(str(n), 1, ("the dog sits",)) for n in range(12)]
     assert "the old friend sits" in drawn
     store, how = Store(tmp_path / "cache"), {"text_views": policy.how()}
-    assert TextPolicy.of(how, store) == TextPolicy.of(how) == policy
+    assert TextPolicy.from_manifest(how, store) == TextPolicy.from_manifest(how) == policy
     with pytest.raises(CacheError, match=r"no synonyms.tsv in the cache holds it"):
-        [TextPolicy.of(how, store).draw(str(n), 1, ("the dog sits",)) for n in range(12)]
+        [TextPolicy.from_manifest(how, store).draw(str(n), 1, ("the dog sits",)) for n in range(12)]
     policy.keep(store)
     path.unlink()
     assert [
-        TextPolicy.of(how, store).draw(str(n), 1, ("the dog sits",)) for n in range(12)
+        TextPolicy.from_manifest(how, store).draw(str(n), 1, ("the dog sits",)) for n in range(12)
     ] == drawn
     store.write("synonyms.tsv", "dog\thound\n")
     with pytest.raises(
         CacheError, match=r"cache.synonyms.tsv: has SHA-256 .* the text views were drawn with"
     ):
-        TextPolicy.of(how, store)
+        TextPolicy.from_manifest(how, store)
 
 
 def test_the_built_in_table_is_not_copied(tmp_path):

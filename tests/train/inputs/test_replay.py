@@ -51,7 +51,7 @@ def record(self, key, view, width, height):
     return drawn[f"{key}#{view}"]
 ViewPolicy.draw = record
 
-policy = ViewPolicy.of(json.loads(sys.argv[2]))
+policy = ViewPolicy.from_manifest(json.loads(sys.argv[2]))
 preprocess = open_clip.default_preprocess(8)
 encoder = SimpleNamespace(image_preprocess=preprocess, device=torch.device("cpu"))
 stage = Images(encoder, Settings(batch_size=64, views=policy))
@@ -389,7 +389,7 @@ def test_every_teacher_row_in_training_is_the_encoding_of_the_view_that_the_stud
 
 def test_any_rows_of_a_cache_of_views_can_be_encoded_again(extracted, tiny_teacher):
     cache = FeatureCache(extracted / "cache/images")
-    policy = ViewPolicy.of(cache.manifest.how)
+    policy = ViewPolicy.from_manifest(cache.manifest.how)
     stage = Images(tiny_teacher, Settings(views=policy, batch_size=2, decoder="turbo"))
     (shard,) = open_rows([extracted / "many.tsv"], "image").shards
     found = list(stage.batches(shard, [1, 2, 3, 7, 12]))

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize, v2
 
-from dimefm.data.images.color_jitter import Colour
+from dimefm.data.images.color_jitter import ColorJitter
 from dimefm.data.images.decode import decode, jpeg_of, photos_of
-from dimefm.data.images.random_crop import Augment
+from dimefm.data.images.random_crop import RandomCrop
 from dimefm.data.images.resize import scaled, shorter_side
 from dimefm.data.packed.pack import Settings, small
 from dimefm.data.views.image_views import ViewPolicy
@@ -62,7 +62,7 @@ def by_pil(recipe, data, key, view, seed, size):
             factor = recipe.resize / min(image.size)
             shape = tuple(max(1, round(side * factor)) for side in image.size)
             image = image.resize(shape, Image.Resampling.BICUBIC)
-        box, flip = Augment(recipe.crop_scale, recipe.crop_ratio, recipe.flip).draw(
+        box, flip = RandomCrop(recipe.crop_scale, recipe.crop_ratio, recipe.flip).draw(
             *image.size, seed
         )
         how = Image.Resampling.BILINEAR
@@ -226,7 +226,7 @@ def test_clip_kds_crops_are_bicubic_and_large_and_never_mirrored():
 
 def test_colours_are_torchvisions_in_the_drawn_order():
     pixels = np.asarray(smooth((32, 32)))
-    jitter = Colour(jitter=1, gray=0, blur=0)
+    jitter = ColorJitter(jitter=1, gray=0, blur=0)
     for seed in range(5):
         draw = np.random.default_rng(seed_of(seed, "colour"))
         draw.random(3)
@@ -244,7 +244,7 @@ def test_colours_are_torchvisions_in_the_drawn_order():
 
 def test_colours_come_as_often_as_moco_has_them():
     pixels = np.asarray(smooth((8, 8)))
-    views = [Colour()(pixels, seed) for seed in range(600)]
+    views = [ColorJitter()(pixels, seed) for seed in range(600)]
     gray = np.mean([(view == view[..., :1]).all() for view in views])
     same = np.mean([(view == pixels).all() for view in views])
     assert 0.16 < gray < 0.24 and 0.05 < same < 0.11  # 0.2, and 0.2 x 0.8 x 0.5
@@ -259,7 +259,7 @@ def test_colours_lie_on_top_of_cached_crops():
     views = [coloured(data, "k", 1, seed) for seed in range(30)]
     assert len({view.tobytes() for view in views}) > 20
     for seed, view in enumerate(views):
-        np.testing.assert_array_equal(view, Colour()(plain(data, "k", 1, 0), seed))
+        np.testing.assert_array_equal(view, ColorJitter()(plain(data, "k", 1, 0), seed))
 
 
 @pytest.mark.parametrize("name", ["dime-fm", "clip-kd", "moco-v2"])
