@@ -1,5 +1,6 @@
-"""Zero-shot classification from embeddings: prompts become class weights, images become
-probabilities. Numpy only.
+"""Zero-shot classification from embeddings, with numpy only.
+
+Prompts become class weights, and images become probabilities of the classes.
 
 Source: Elevater_Toolkit_IC ``evaluation/feature.py:546-549`` and
 ``evaluation/clip_zeroshot_evaluator.py:17-20``.
@@ -15,27 +16,24 @@ from dimefm.errors import DataError
 
 
 def class_weights(prompt_embeddings: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
-    """Return unit class weights [C, D] from the embeddings of each class's prompts, C arrays of
-    [P_c, D].
+    """Return unit class weights [C, D] from the embeddings of each class's prompts.
 
-    Each prompt embedding is normalised, the prompts of a class averaged, and the mean normalised
-    again. float64 input stays float64, anything else becomes float32. Raises DataError for a class
-    without prompts, or an embedding of length 0.
+    ``prompt_embeddings`` are C arrays of [P_c, D]. Each prompt embedding is normalised, the prompts
+    of a class averaged, and the mean normalised again. float64 input stays float64, anything else
+    becomes float32. Raises DataError for a class without prompts, or an embedding of length 0.
     """
     weights = []
     for number, prompts in enumerate(prompt_embeddings):
-        prompts = _real(prompts)
+        prompts = _as_float(prompts)
         if prompts.ndim != 2 or not len(prompts):
             raise DataError(
                 f"class {number}: expected prompts [P, D], found shape {prompts.shape}; add a"
                 " template"
             )
-        weights.append(
-            _unit(
-                _unit(prompts, f"class {number}, prompt").mean(axis=0)[None],
-                f"class {number}, mean",
-            )[0]
-        )
+        unit_prompts = _unit(prompts, f"class {number}, prompt")
+        mean = unit_prompts.mean(axis=0)
+        [weight] = _unit(mean[None], f"class {number}, mean")
+        weights.append(weight)
     if not weights:
         raise DataError("zero-shot: no classes were given; add a classnames.txt")
     return np.stack(weights)
@@ -48,32 +46,38 @@ def probabilities(images: np.ndarray, weights: np.ndarray, scale: float = 100.0)
     whatever scale the tower learned. Computed in float32, or float64 when either input is. Raises
     DataError when dimensions differ, or an image embedding has length 0.
     """
-    images, weights = _real(images), _real(weights)
+    images = _as_float(images)
+    weights = _as_float(weights)
     if images.ndim != 2 or weights.ndim != 2 or images.shape[1] != weights.shape[1]:
         raise DataError(
             f"zero-shot: image embeddings {images.shape} and class weights {weights.shape} do not"
             " share a dimension; encode both with the two towers of one model"
         )
-    return softmax((scale * _unit(images, "image")) @ weights.T)
+    scaled = scale * _unit(images, "image")
+    return softmax(scaled @ weights.T)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Return probabilities [n, C] of logits [n, C], in their precision."""
-    exp = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return exp / exp.sum(axis=1, keepdims=True)
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
 
 
-def _real(values: np.ndarray) -> np.ndarray:
+def _as_float(values: np.ndarray) -> np.ndarray:
+    """Return the values as float64 when they are, else as float32."""
     values = np.asarray(values)
-    return values if values.dtype == np.float64 else values.astype(np.float32)
+    if values.dtype == np.float64:
+        return values
+    return values.astype(np.float32)
 
 
-def _unit(rows: np.ndarray, what: str) -> np.ndarray:
-    """Return ``rows`` [n, D] at unit length, without an epsilon."""
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    bad = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))
+def _unit(embeddings: np.ndarray, name: str) -> np.ndarray:
+    """Return embeddings [n, D] at unit length, without an epsilon; ``name`` is for the error."""
+    lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    usable = np.isfinite(lengths) & (lengths > 0)
+    bad = np.flatnonzero(~usable)
     if len(bad):
         raise DataError(
-            f"zero-shot: {what} {bad[0]} has length {lengths[bad[0], 0]}; encode it again"
+            f"zero-shot: {name} {bad[0]} has length {lengths[bad[0], 0]}; encode it again"
         )
-    return rows / lengths
+    return embeddings / lengths

@@ -18,69 +18,74 @@ RECALLS = np.linspace(1, 0, 11)
 
 
 def accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Return the share of rows whose highest score is at their label; of equal scores the first
-    counts.
+    """Return the share of rows whose highest score is at their label.
 
-    Raises DataError when the shapes do not fit, there are no rows, or a score is not finite.
+    Of equal scores the first counts. Raises DataError when the shapes do not fit, there are no
+    rows, or a score is not finite.
     """
     scores, labels = _one_label(scores, labels)
-    return float(np.mean(scores.argmax(axis=1) == labels))
+    predicted = scores.argmax(axis=1)
+    return float(np.mean(predicted == labels))
 
 
 def mean_per_class(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Return the mean over classes of the share of their rows that are recognised.
+    """Return the accuracy of each class that has rows, averaged over these classes.
 
-    Classes without a row leave the contest: their columns are dropped before the highest score is
-    looked up, as ``evaluators.py:133-139`` does. On a set that lacks classes the value is therefore
-    higher than the usual balanced accuracy. Raises DataError as :func:`accuracy`.
+    Classes without a row are dropped: their columns are removed before the highest score is looked
+    up, as ``evaluators.py:133-139`` does. On a set that lacks classes the value is therefore higher
+    than the usual balanced accuracy. Raises DataError as :func:`accuracy`.
     """
     scores, labels = _one_label(scores, labels)
-    present, rank = np.unique(labels, return_inverse=True)
-    right = scores[:, present].argmax(axis=1) == rank
-    return float(np.mean([right[rank == c].mean() for c in range(len(present))]))
+    present, class_of_row = np.unique(labels, return_inverse=True)
+    predicted = scores[:, present].argmax(axis=1)
+    right = predicted == class_of_row
+    accuracies = []
+    for number in range(len(present)):
+        accuracies.append(right[class_of_row == number].mean())
+    return float(np.mean(accuracies))
 
 
 def map_11_point(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Return the 11-point interpolated mean average precision over classes; ``labels`` is 0/1 [n,
-    C].
+    """Return the 11-point interpolated mean average precision over classes.
 
-    For each class: the best precision at a recall of at least 1.0, 0.9 .. 0.0, averaged. The curve
-    ends at recall 0 with precision 1, so a class scores at least 1/11, and exactly that when it has
-    no positive row. Raises DataError as :func:`accuracy`, or when labels are not 0/1 [n, C].
+    ``labels`` is 0/1 [n, C]. For each class: the best precision at a recall of at least 1.0, 0.9 ..
+    0.0, averaged. The curve ends at recall 0 with precision 1, so a class scores at least 1/11, and
+    exactly that when it has no positive row. Raises DataError as :func:`accuracy`, or when labels
+    are not 0/1 [n, C].
     """
-    scores, labels = _finite(scores), np.asarray(labels)
+    scores = _finite(scores)
+    labels = np.asarray(labels)
     if labels.shape != scores.shape or not np.isin(labels, (0, 1)).all():
         raise DataError(
             f"map_11_point: expected 0/1 labels of shape {scores.shape}, found shape {labels.shape}"
         )
-    return float(
-        np.mean(
-            [_average_precision(scores[:, c], labels[:, c] == 1) for c in range(scores.shape[1])]
-        )
-    )
+    precisions = []
+    for column in range(scores.shape[1]):
+        positive = labels[:, column] == 1
+        precisions.append(_average_precision(scores[:, column], positive))
+    return float(np.mean(precisions))
 
 
 def roc_auc(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Return the area under the ROC curve of column 1 of two: the chance that a positive row
-    outscores a negative one.
+    """Return the area under the ROC curve of column 1 of two.
 
-    Equal scores count one half. Raises DataError as :func:`accuracy`, unless C = 2, or when only
-    one class has rows.
+    That is the chance that a positive row outscores a negative one; equal scores count one half.
+    Raises DataError as :func:`accuracy`, unless C = 2, or when only one class has rows.
     """
     scores, labels = _one_label(scores, labels)
-    positives = int(labels.sum()) if scores.shape[1] == 2 else 0
-    if not 0 < positives < len(labels):
-        found = f"{scores.shape[1]} classes, of which {len(np.unique(labels))} have rows"
+    n_classes = scores.shape[1]
+    positives = int(labels.sum()) if n_classes == 2 else 0
+    negatives = len(labels) - positives
+    if positives == 0 or negatives == 0:
         raise DataError(
-            f"roc_auc: expected two classes with rows in both, found {found}; score this set with"
-            " accuracy"
+            f"roc_auc: expected two classes with rows in both, found {n_classes} classes, of which"
+            f" {len(np.unique(labels))} have rows; score this set with accuracy"
         )
     _, place, count = np.unique(scores[:, 1], return_inverse=True, return_counts=True)
-    middle = np.cumsum(count) - (count - 1) / 2
-    ranks = middle[place][labels == 1].sum()
-    return float(
-        (ranks - positives * (positives + 1) / 2) / (positives * (len(labels) - positives))
-    )
+    mean_ranks = np.cumsum(count) - (count - 1) / 2
+    positive_ranks = mean_ranks[place][labels == 1].sum()
+    wins = positive_ranks - positives * (positives + 1) / 2
+    return float(wins / (positives * negatives))
 
 
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
@@ -92,7 +97,7 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 
 
 def chance(metric: str, n_classes: int, labels: np.ndarray | None = None) -> float | None:
-    """Return what random scores reach on average, or None when that cannot be said.
+    """Return what random scores reach on average, or None when that is unknown.
 
     accuracy 1/C; mean_per_class 1/(classes with rows, or C without labels); roc_auc 1/2;
     map_11_point the mean share of positives, which large sets approach from above (needs ``labels``
@@ -101,7 +106,9 @@ def chance(metric: str, n_classes: int, labels: np.ndarray | None = None) -> flo
     if metric == "accuracy":
         return 1 / n_classes
     if metric == "mean_per_class":
-        return 1 / (n_classes if labels is None else len(np.unique(labels)))
+        if labels is None:
+            return 1 / n_classes
+        return 1 / len(np.unique(labels))
     if metric == "roc_auc":
         return 0.5
     if metric == "map_11_point" and labels is not None:
@@ -111,25 +118,31 @@ def chance(metric: str, n_classes: int, labels: np.ndarray | None = None) -> flo
 
 def _average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
     """Return the 11-point average precision of one class; scores [n], positive bool [n]."""
-    total = int(positive.sum())
-    if not total:
+    positives = int(positive.sum())
+    if positives == 0:
         return 1 / len(RECALLS)
     order = np.argsort(-scores, kind="stable")
-    last_of_equal = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
+    changes = np.flatnonzero(np.diff(scores[order]))
+    last_of_equal = np.append(changes, len(scores) - 1)
     hits = np.cumsum(positive[order])[last_of_equal]
     precision = np.append(hits / (last_of_equal + 1), 1.0)
-    recall = np.append(hits / total, 0.0)
-    return float(np.mean([precision[recall >= wanted].max() for wanted in RECALLS]))
+    recall = np.append(hits / positives, 0.0)
+    best_precisions = []
+    for least_recall in RECALLS:
+        best_precisions.append(precision[recall >= least_recall].max())
+    return float(np.mean(best_precisions))
 
 
 def _finite(scores: np.ndarray) -> np.ndarray:
+    """Return the scores as an array [n, C]; raise DataError unless it has rows and is finite."""
     scores = np.asarray(scores)
     if scores.ndim != 2 or not scores.size:
         raise DataError(
             f"metric: expected scores of shape [n, C] with rows, found shape {scores.shape}"
         )
-    if not np.isfinite(scores).all():
-        row = int(np.flatnonzero(~np.isfinite(scores).all(axis=1))[0])
+    finite_rows = np.isfinite(scores).all(axis=1)
+    if not finite_rows.all():
+        row = int(np.flatnonzero(~finite_rows)[0])
         raise DataError(
             f"metric: scores of row {row} are not finite; look for zero or NaN embeddings in the"
             " features"
@@ -138,15 +151,18 @@ def _finite(scores: np.ndarray) -> np.ndarray:
 
 
 def _one_label(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    scores, labels = _finite(scores), np.asarray(labels)
-    if labels.shape != scores.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+    """Return scores [n, C] and labels int [n] as arrays; raise DataError when they do not fit."""
+    scores = _finite(scores)
+    labels = np.asarray(labels)
+    n_rows, n_classes = scores.shape
+    if labels.shape != (n_rows,) or not np.issubdtype(labels.dtype, np.integer):
         raise DataError(
-            f"metric: expected {len(scores)} integer labels, found {labels.dtype} of shape"
+            f"metric: expected {n_rows} integer labels, found {labels.dtype} of shape"
             f" {labels.shape}"
         )
-    if labels.min() < 0 or labels.max() >= scores.shape[1]:
+    if labels.min() < 0 or labels.max() >= n_classes:
         raise DataError(
-            f"metric: labels run from {labels.min()} to {labels.max()} but there are"
-            f" {scores.shape[1]} classes"
+            f"metric: labels run from {labels.min()} to {labels.max()} but there are {n_classes}"
+            " classes"
         )
     return scores, labels

@@ -161,7 +161,7 @@ class _Evaluation:
 
     def run(
         self,
-        datasets: Sequence[Dataset],
+        datasets: list[Dataset],
         out: Path | None,
         settings: Settings,
         on_result: OnResult | None,
@@ -169,12 +169,14 @@ class _Evaluation:
     ) -> ZeroShotScores | None:
         """Score the datasets and return the scores, None when there are none.
 
-        With ``out``, both files are written after each dataset.
+        With ``out``, both files are written after each dataset. A scored dataset is removed from
+        the list, which closes its files.
         """
         scores = None
         with _feature_store(out) as store:
             started = time.perf_counter()
-            for number, dataset in enumerate(datasets, start=1):
+            while datasets:
+                dataset = datasets.pop(0)
                 try:
                     result = zero_shot(self.encoder, dataset, store, settings, self.maps)
                 except (DataError, CacheError, OSError) as error:
@@ -185,7 +187,7 @@ class _Evaluation:
                         on_result(result)
                 if not self.results:
                     continue
-                pending = [later.benchmark.name for later in datasets[number:]]
+                pending = [later.benchmark.name for later in datasets]
                 scores = self.scores(pending, round(time.perf_counter() - started, 3))
                 if out is not None:
                     write_scores(out, scores, markdown(scores))
@@ -274,7 +276,7 @@ def zero_shot(
 
 
 def _for_benchmark(encoder: Encoder, benchmark: Benchmark) -> Encoder:
-    """Return the encoder as this benchmark wants images prepared: without cropping for KITTI."""
+    """Return the encoder with this benchmark's preprocessing: without cropping for KITTI."""
     if benchmark.crop:
         return encoder
     preprocess = {**encoder.image_preprocess, "resize_mode": "squash"}
@@ -285,41 +287,47 @@ def _for_benchmark(encoder: Encoder, benchmark: Benchmark) -> Encoder:
 def image_features(
     encoder: Encoder, benchmark: Benchmark, rows: Rows, store: Path, settings: Settings
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return (unit rows [n, D], numbers of the rows that could be read [n]) of a benchmark's
-    images, kept in ``store``.
+    """Return the unit embeddings [n, D] of a benchmark's readable images, kept in ``store``.
+
+    The second array, int64 [n], holds the numbers of these images among all rows.
     """
     encoder = _for_benchmark(encoder, benchmark)
-    what = sha256_keys(
-        [f"{shard.name}:{shard.digest()}:{sha256_keys(shard.keys())}" for shard in rows.shards]
-    )
-    folder = store / _fingerprint(encoder) / f"{benchmark.name}-{what[:12]}"
+    folder = store / _fingerprint(encoder) / f"{benchmark.name}-{_digest_of(rows)[:12]}"
     manifest = extract(encoder, rows, "image", folder, settings).manifest
-    starts = np.cumsum([0] + [shard.source_rows for shard in manifest.shards])
-    bad = [
-        start + row
-        for start, shard in zip(starts, manifest.shards, strict=False)
-        for row in shard.bad
-    ]
-    return FeatureCache(folder)[:], np.setdiff1d(np.arange(len(rows)), bad)
+    unreadable: list[int] = []
+    start = 0
+    for shard in manifest.shards:
+        for row in shard.bad:
+            unreadable.append(start + row)
+        start += shard.source_rows
+    readable = np.setdiff1d(np.arange(len(rows)), unreadable)
+    return FeatureCache(folder)[:], readable
+
+
+def _digest_of(rows: Rows) -> str:
+    """Return a digest of the shards' names, contents and keys."""
+    identities = []
+    for shard in rows.shards:
+        identities.append(f"{shard.name}:{shard.digest()}:{sha256_keys(shard.keys())}")
+    return sha256_keys(identities)
 
 
 def prompt_weights(
     encoder: Encoder, benchmark: Benchmark, store: Path, settings: Settings
 ) -> np.ndarray:
-    """Return class weights [C, D], from the store when these prompts were encoded before."""
-    filled = prompts(benchmark)
-    digest = hashlib.sha256(json.dumps(filled).encode()).hexdigest()
+    """Return class weights [C, D], from ``store`` when these prompts were encoded before."""
+    class_prompts = prompts(benchmark)
+    digest = hashlib.sha256(json.dumps(class_prompts).encode()).hexdigest()
     path = store / _fingerprint(encoder) / f"prompts-{digest[:16]}.npy"
     if path.exists():
         return np.load(path, allow_pickle=False)
-    flat = [sentence for row in filled for sentence in row]
-    parts = range(0, len(flat), settings.batch_size)
-    encoded = [
-        encoder.encode_text(encoder.tokenize(flat[i : i + settings.batch_size])[0]).cpu().numpy()
-        for i in parts
-    ]
-    embeddings = np.concatenate(encoded).reshape(len(filled), -1, encoder.card.dim)
-    weights = class_weights(embeddings)
+    flat = [prompt for prompts_of_class in class_prompts for prompt in prompts_of_class]
+    encoded = []
+    for start in range(0, len(flat), settings.batch_size):
+        tokens, _ = encoder.tokenize(flat[start : start + settings.batch_size])
+        encoded.append(encoder.encode_text(tokens).cpu().numpy())
+    embeddings = np.concatenate(encoded)
+    weights = class_weights(embeddings.reshape(len(class_prompts), -1, encoder.card.dim))
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     with part.open("wb") as file:
@@ -329,5 +337,6 @@ def prompt_weights(
 
 
 def _fingerprint(encoder: Encoder) -> str:
+    """Return a short digest of the encoder's weights, preprocessing and precision."""
     identity = json.dumps([encoder.card.identity(), encoder.precision], sort_keys=True)
     return hashlib.sha256(identity.encode()).hexdigest()[:16]

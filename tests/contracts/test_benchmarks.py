@@ -7,7 +7,7 @@ import pytest
 
 from dimefm import plugins
 from dimefm.evaluate.benchmark import card_for, load, prompts, suite
-from dimefm.evaluate.datasets.class_names import normalise, numbers
+from dimefm.evaluate.datasets.class_names import normalize, numbers
 from dimefm.evaluate.metrics import METRICS
 
 # name: train images, test images, classes, prompts, metric (spec/dime_fm_elevater.md, 3.1)
@@ -57,7 +57,7 @@ def test_prompts_are_all_different_and_filled(benchmark):
 
 
 def test_class_names_stay_apart_when_normalised(benchmark):
-    names = [normalise(name) for name in benchmark.classes]
+    names = [normalize(name) for name in benchmark.classes]
     assert len(set(names)) == len(names)
     assert numbers(
         benchmark.classes, benchmark.classes, benchmark.aliases, "card"

@@ -1,5 +1,6 @@
 """Everything that is scored is a Result, kept in scores.json and read back from there."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from PIL import Image
 
 from dimefm.errors import DataError
 from dimefm.evaluate.benchmark import load
+from dimefm.evaluate.datasets.layouts import LAYOUTS
 from dimefm.evaluate.result import classification_result
 from dimefm.evaluate.zero_shot import elevater, evaluate
 from dimefm.models.encoder import load_encoder
@@ -121,3 +123,16 @@ def test_a_damaged_file_is_one_line(tmp_path, text):
     (tmp_path / SCORES).write_text(text)
     with pytest.raises(DataError, match=r"scores\.json: cannot be read as scores .*; evaluate ag"):
         read_results(tmp_path / SCORES)
+
+
+def test_the_labels_of_a_test_split_are_read_once(encoder, root, monkeypatch):
+    layout = LAYOUTS["imagefolder"]
+    read = []
+
+    def counted(folder, paths, benchmark):
+        read.append(folder.name)
+        return layout.read(folder, paths, benchmark)
+
+    monkeypatch.setitem(LAYOUTS, "imagefolder", dataclasses.replace(layout, read=counted))
+    evaluate(encoder, root, names=["shapes", "letters"])
+    assert read == ["shapes", "letters"]

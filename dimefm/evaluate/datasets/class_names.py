@@ -1,6 +1,4 @@
-"""From the class names that data carries to class numbers: by name, never by the luck of
-sorting.
-"""
+"""Map the class names in a dataset to class numbers: by name, never by sorted position."""
 
 from __future__ import annotations
 
@@ -13,81 +11,113 @@ import numpy as np
 from dimefm.errors import DataError
 
 SHOWN = 5
+"""Names that a message lists at most."""
+
+AMBIGUOUS = -1
+"""Class number of a name that two classes share."""
 
 
-def normalise(name: str) -> str:
-    """Return ``name`` without case, blanks and punctuation: ``Polka-dotted`` and ``polka_dotted``
-    are one name.
+def normalize(name: str) -> str:
+    """Return ``name`` without case, blanks and punctuation.
+
+    ``Polka-dotted`` and ``polka_dotted`` become one name.
     """
     folded = unicodedata.normalize("NFKC", name).casefold()
-    return "".join(letter for letter in folded if letter.isalnum()) or folded
+    letters = [character for character in folded if character.isalnum()]
+    return "".join(letters) or folded
 
 
 def numbers(
-    found: Sequence[str],
+    names: Sequence[str],
     classes: Sequence[str],
     aliases: Mapping[str, str],
     where: str,
     *,
     positional: bool = False,
 ) -> np.ndarray:
-    """Return int64 [len(found)]: the class number of each name in ``found``.
+    """Return the class number of each name, int64 [len(names)].
 
-    Names match when they are equal after :func:`normalise` and ``aliases`` (alias -> usual name).
+    Names match when they are equal after :func:`normalize` and ``aliases`` (alias -> usual name).
     Names that are all decimal numbers and no class names are the class numbers themselves (counted
     from 1 when C is among them). With ``positional`` (a list that states what label 0, 1, 2 ...
     means) unknown names stand for the class at their place if the list is as long as ``classes``
-    and no known name stands elsewhere. Raises DataError that names the unknown ones and the remedy.
+    and no known name stands elsewhere. Raises DataError that names the unknown names and the fix.
     """
-    of_class: dict[str, int] = {}
-    for number, key in enumerate(_canonical(classes, aliases)):
-        of_class[key] = -1 if key in of_class else number
-    places = [of_class.get(key) for key in _canonical(found, aliases)]
-    unknown = [name for name, place in zip(found, places, strict=True) if place is None]
-    if unknown and all(name.isascii() and name.isdecimal() for name in found):
-        return _decimal([int(name) for name in found], len(classes), where)
-    if unknown and positional and len(found) == len(classes):
-        if all(place in (None, here) for here, place in enumerate(places)):
-            return np.arange(len(classes), dtype=np.int64)
+    number_of = _number_by_name(classes, aliases)
+    matches = [number_of.get(name) for name in _usual_names(names, aliases)]
+    unknown = [name for name, match in zip(names, matches, strict=True) if match is None]
     if unknown:
+        if all(name.isascii() and name.isdecimal() for name in names):
+            return _decimal([int(name) for name in names], len(classes), where)
+        if positional and len(names) == len(classes) and _known_are_in_place(matches):
+            return np.arange(len(classes), dtype=np.int64)
         raise DataError(
             f"{where}: {len(unknown)} class names are not among the {len(classes)} known:"
-            f" {_some(unknown)}; expected names like {_some(classes)}; rename them, or put a"
+            f" {_quoted(unknown)}; expected names like {_quoted(classes)}; rename them, or put a"
             " classnames.txt (one name per line) beside the data"
         )
-    used = Counter(places)
-    for name, place in zip(found, places, strict=True):
-        if place < 0 or used[place] > 1:
+    uses = Counter(matches)
+    for name, match in zip(names, matches, strict=True):
+        if match == AMBIGUOUS or uses[match] > 1:
             raise DataError(
                 f"{where}: '{name}' is not the only name of its class; give each class one name"
             )
-    return np.array(places, dtype=np.int64)
+    return np.array(matches, dtype=np.int64)
 
 
 def within(labels: Sequence[int] | np.ndarray, n_classes: int, where: str) -> np.ndarray:
     """Return ``labels`` as int64; raise DataError when one lies outside 0 .. n_classes - 1."""
     values = np.asarray(labels, dtype=np.int64)
-    bad = values[(values < 0) | (values >= n_classes)]
-    if len(bad):
+    outside = values[(values < 0) | (values >= n_classes)]
+    if len(outside):
         raise DataError(
-            f"{where}: label {bad[0]} lies outside 0..{n_classes - 1}; labels count from 0, and -1"
-            " marks a split published without labels; give a labelled split, or a classnames.txt"
+            f"{where}: label {outside[0]} lies outside 0..{n_classes - 1}; labels count from 0, and"
+            " -1 marks a split published without labels; give a labelled split, or a classnames.txt"
             " with every class"
         )
     return values
 
 
+def _number_by_name(classes: Sequence[str], aliases: Mapping[str, str]) -> dict[str, int]:
+    """Return normalised class name -> class number, or ``AMBIGUOUS`` when two classes share it."""
+    number_of: dict[str, int] = {}
+    for number, name in enumerate(_usual_names(classes, aliases)):
+        if name in number_of:
+            number_of[name] = AMBIGUOUS
+        else:
+            number_of[name] = number
+    return number_of
+
+
+def _known_are_in_place(matches: Sequence[int | None]) -> bool:
+    """Say whether every name that matches a class stands at the place of its class."""
+    for place, match in enumerate(matches):
+        if match is not None and match != place:
+            return False
+    return True
+
+
 def _decimal(values: list[int], n_classes: int, where: str) -> np.ndarray:
+    """Return class numbers that count from 0; ``values`` may count from 1."""
     counted_from_one = max(values) == n_classes and min(values) > 0
     return within(np.array(values) - counted_from_one, n_classes, where)
 
 
-def _canonical(names: Sequence[str], aliases: Mapping[str, str]) -> list[str]:
+def _usual_names(names: Sequence[str], aliases: Mapping[str, str]) -> list[str]:
     """Return the normalised usual name of each name."""
-    usual = {normalise(alias): normalise(target) for alias, target in aliases.items()}
-    return [usual.get(plain, plain) for plain in map(normalise, names)]
+    usual_of = {}
+    for alias, target in aliases.items():
+        usual_of[normalize(alias)] = normalize(target)
+    usual_names = []
+    for name in names:
+        normalized = normalize(name)
+        usual_names.append(usual_of.get(normalized, normalized))
+    return usual_names
 
 
-def _some(names: Sequence[str]) -> str:
+def _quoted(names: Sequence[str]) -> str:
+    """Return the first names in quotes, for a message."""
     shown = ", ".join(f"'{name}'" for name in names[:SHOWN])
-    return shown + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    if len(names) > SHOWN:
+        shown += f" and {len(names) - SHOWN} more"
+    return shown

@@ -1,5 +1,6 @@
-"""From the label values that rows carry to class numbers: one way for evaluation and for the
-captions of training.
+"""Labels of a dataset's rows: read them, and map them to class numbers.
+
+Evaluation and the captions that training makes from labels use the same rules.
 """
 
 from __future__ import annotations
@@ -22,110 +23,138 @@ BY_NUMBER = "labels taken by number in the card's order"
 
 
 @dataclass(frozen=True)
-class Values:
-    """The label of each row: a class number, a name, a list of numbers, or None; ``names`` say what
-    the numbers mean.
+class RawLabels:
+    """The label of each row as the data hold it, and the class names that the data state.
+
+    A value is a class number, a class name, a list of class numbers, or None. ``names``, if any,
+    say what the numbers mean.
     """
 
-    of_row: list
+    values: list
     names: Sequence[str] | None = None
 
 
-def values(shards: Sequence[Shard]) -> Values:
-    """Return the labels of all rows of ``shards``, read without their images where the format
-    allows it.
+def read_labels(shards: Sequence[Shard]) -> RawLabels:
+    """Return the labels of all rows of ``shards``, without reading images where possible.
 
     A row that cannot be read has the label None. Raises DataError when two shards number their
     class names differently.
     """
-    whole: dict[Path, list] = {}
-    of_row: list = []
+    values: list = []
+    values_of_file: dict[Path, list] = {}  # files that are split into several parts
     for shard in shards:
-        if isinstance(shard, Part):
-            if shard.path not in whole:
-                whole[shard.path] = _of_shard(shard.whole)
-            of_row += whole[shard.path][shard.rows.start : shard.rows.stop]
-        else:
-            of_row += _of_shard(shard)
-    return Values(of_row, _names(shards))
+        if not isinstance(shard, Part):
+            values += _labels_of_shard(shard)
+            continue
+        if shard.path not in values_of_file:
+            values_of_file[shard.path] = _labels_of_shard(shard.whole)
+        values += values_of_file[shard.path][shard.rows.start : shard.rows.stop]
+    return RawLabels(values, _stated_names(shards))
 
 
-def _names(shards: Sequence[Shard]) -> list[str] | None:
-    """Return the class names that all of these shards state for their numbers, or None when none
-    does.
+def class_numbers(
+    labels: RawLabels, benchmark: Benchmark, where: str, folder: Path
+) -> tuple[np.ndarray, str]:
+    """Return class numbers int64 [n], or 0/1 [n, C] for a multi-label benchmark, and a remark.
+
+    Names map by name. Numbers map by the names that the data state for them, else they are lines of
+    the class names beside the data in ``folder``, or places in the card, which the remark then
+    says. Raises DataError for a label that maps to no class, naming it.
     """
-    files = {shard.path: shard.whole if isinstance(shard, Part) else shard for shard in shards}
-    names = {
-        path: file.label_names() if isinstance(file, ParquetShard) else None
-        for path, file in files.items()
-    }
-    first = next(iter(names), None)
-    for path, found in names.items():
-        if found != names[first]:
+    names_beside_data = (folder / CLASS_FILE).is_file()
+    classes = benchmark.classes
+    if labels.names is not None:
+        number_of_label = class_names.numbers(
+            labels.names, classes, benchmark.aliases, where, positional=names_beside_data
+        )
+        return _assemble(labels.values, number_of_label, benchmark, where), ""
+
+    values = labels.values
+    if any(isinstance(value, str) for value in values):
+        names = sorted({str(value) for value in values})
+        numbers = class_names.numbers(names, classes, benchmark.aliases, where)
+        number_of_name = dict(zip(names, numbers.tolist(), strict=True))
+        values = [number_of_name[str(value)] for value in values]
+        are_decimal = all(name.isdecimal() for name in names)
+        by_number = are_decimal and not set(names) <= set(classes)
+    else:
+        by_number = True
+    remark = BY_NUMBER if by_number and not names_beside_data else ""
+    return _assemble(values, np.arange(len(classes)), benchmark, where), remark
+
+
+def _stated_names(shards: Sequence[Shard]) -> list[str] | None:
+    """Return the class names that all shards state for their numbers, or None when none does."""
+    names_of_file: dict[Path, list[str] | None] = {}
+    for shard in shards:
+        if shard.path in names_of_file:
+            continue
+        whole = shard.whole if isinstance(shard, Part) else shard
+        names_of_file[shard.path] = whole.label_names() if isinstance(whole, ParquetShard) else None
+    if not names_of_file:
+        return None
+    first, *others = names_of_file
+    for path in others:
+        if names_of_file[path] != names_of_file[first]:
             raise DataError(
                 f"{path}: its class names differ from those of {first}; write the files alike"
             )
-    return names.get(first)
+    return names_of_file[first]
 
 
-def _of_shard(shard: Shard) -> list:
+def _labels_of_shard(shard: Shard) -> list:
+    """Return the label of each row of a shard; in class folders the name of the row's folder."""
     if isinstance(shard, FolderShard):
-        return [key.partition("/")[0] if "/" in key else None for key in shard.keys()]
-    return (
-        shard.labels()
-        if hasattr(shard, "labels")
-        else [_of_row(shard, row) for row in range(len(shard))]
-    )
+        labels: list[str | None] = []
+        for key in shard.keys():
+            name, slash, _ = key.partition("/")
+            labels.append(name if slash else None)
+        return labels
+    if hasattr(shard, "labels"):
+        return shard.labels()
+    return [_label_of_row(shard, row) for row in range(len(shard))]
 
 
-def _of_row(shard: Shard, row: int) -> object:
+def _label_of_row(shard: Shard, row: int) -> object:
+    """Return the label of one row, None when the row cannot be read."""
     try:
         return shard[row].label
     except BadRow:
         return None
 
 
-def numbered(
-    found: Values, benchmark: Benchmark, where: str, folder: Path
-) -> tuple[np.ndarray, str]:
-    """Return (labels, remark): class numbers int64 [n], or 0/1 [n, C] for a multi-label benchmark.
+def _assemble(
+    values: list, number_of_label: np.ndarray, benchmark: Benchmark, where: str
+) -> np.ndarray:
+    """Return class numbers int64 [n], or 0/1 [n, C] for a multi-label benchmark.
 
-    Names map by name; numbers by the names that the data state for them, else they are lines of the
-    class names beside the data in ``folder``, or places in the card, which the remark then says.
-    Raises DataError for a label that maps to no class, naming it.
+    ``values`` are labels (or lists of them); ``number_of_label`` int64 [C] maps a label to its
+    class number.
     """
-    own_names = (folder / CLASS_FILE).is_file()
-    if found.names is not None:
-        meaning = class_names.numbers(
-            found.names, benchmark.classes, benchmark.aliases, where, positional=own_names
-        )
-        return _assemble(found.of_row, meaning, benchmark, where), ""
-    values, by_number = found.of_row, all(not isinstance(value, str) for value in found.of_row)
-    if not by_number:
-        names = sorted({str(value) for value in values})
-        numbers = class_names.numbers(names, benchmark.classes, benchmark.aliases, where)
-        number = dict(zip(names, numbers.tolist(), strict=True))
-        values = [number[str(value)] for value in values]
-        by_number = all(map(str.isdecimal, names)) and not set(names) <= set(benchmark.classes)
-    remark = BY_NUMBER if by_number and not own_names else ""
-    return _assemble(values, np.arange(len(benchmark.classes)), benchmark, where), remark
-
-
-def _assemble(values: list, meaning: np.ndarray, benchmark: Benchmark, where: str) -> np.ndarray:
-    """Return labels int64 [n] or 0/1 [n, C]; ``values`` are numbers (or lists of them) that index
-    ``meaning``.
-    """
-    expected = list if benchmark.multilabel else int
+    expected: type = list if benchmark.multilabel else int
+    wanted = "a list of class numbers" if benchmark.multilabel else "one class number"
     for row, value in enumerate(values):
         if not isinstance(value, expected):
-            wanted = "a list of class numbers" if benchmark.multilabel else "one class number"
             raise DataError(
                 f"{where}, row {row}: {benchmark.name} expects {wanted}, found {value!r}; correct"
                 " the data"
             )
+    n_labels = len(number_of_label)
     if not benchmark.multilabel:
-        return meaning[class_names.within(values, len(meaning), where)]
-    labels = np.zeros((len(values), len(benchmark.classes)), dtype=np.int64)
-    for row, found in enumerate(values):
-        labels[row, meaning[class_names.within(found, len(meaning), where)]] = 1
-    return labels
+        return number_of_label[class_names.within(values, n_labels, where)]
+    return marks(values, number_of_label, len(benchmark.classes), where)
+
+
+def marks(
+    label_lists: Sequence[Sequence[int]], number_of_label: np.ndarray, n_classes: int, where: str
+) -> np.ndarray:
+    """Return int64 [n, C] with 1 where a row has the class, of n lists of labels.
+
+    ``number_of_label`` int64 maps a label to its class number. Raises DataError for a label outside
+    it.
+    """
+    rows = np.zeros((len(label_lists), n_classes), dtype=np.int64)
+    for row, row_labels in enumerate(label_lists):
+        checked = class_names.within(row_labels, len(number_of_label), where)
+        rows[row, number_of_label[checked]] = 1
+    return rows

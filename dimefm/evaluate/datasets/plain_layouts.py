@@ -1,9 +1,8 @@
-"""Rows and class numbers of one split in the plain layouts: image folders, Parquet and webdataset
-tar.
+"""Layouts with a test split in a place of its own: image folders, Parquet and webdataset tars.
 
-Each layout is a pair ``locate(folder, words) -> paths`` (empty when the split is not there) and
-``read(folder, paths, benchmark) -> (rows, labels, remark)``, where labels are int64 [n], or 0/1 [n,
-C] for a multi-label benchmark.
+Each layout is a pair of functions. ``locate(folder, words)`` returns the paths of a split, none
+when it is absent. ``read(folder, paths, benchmark)`` returns (rows, labels, remark), where labels
+are int64 [n], or 0/1 [n, C] for a multi-label benchmark.
 """
 
 from __future__ import annotations
@@ -32,19 +31,23 @@ Split = tuple[Rows, np.ndarray, str]
 
 
 def locate_folders(folder: Path, words: Sequence[str]) -> list[Path]:
-    """Return ``<split>/`` when it holds class folders; for test also the dataset's folder, if it
-    has no splits.
+    """Return ``<split>/`` when it holds class folders.
+
+    For the test split, a dataset folder without split folders counts too.
     """
     for word in words:
-        if _class_folders(folder / word):
+        if _has_class_folders(folder / word):
             return [folder / word]
-    unsplit = not any((folder / word).is_dir() for word in SPLIT_FOLDERS)
-    return [folder] if "test" in words and unsplit and _class_folders(folder) else []
+    has_splits = any((folder / word).is_dir() for word in SPLIT_FOLDERS)
+    if "test" in words and not has_splits and _has_class_folders(folder):
+        return [folder]
+    return []
 
 
 def read_folders(folder: Path, paths: list[Path], benchmark: Benchmark) -> Split:
-    """Read ``<class>/<image>`` below one folder; class folders map by name, or by number when all
-    are numbers.
+    """Read ``<class>/<image>`` below one folder.
+
+    Class folders map by name, or by number when all of them are numbers.
     """
     path = paths[0]
     if benchmark.multilabel:
@@ -53,51 +56,65 @@ def read_folders(folder: Path, paths: list[Path], benchmark: Benchmark) -> Split
             " .npy"
         )
     rows = open_rows([path], "image", dataroot=folder, input_format="folder")
-    of_row = []
-    for key in (key for shard in rows.shards for key in shard.keys()):
-        name, slash, _ = key.partition("/")
-        if not slash:
-            raise DataError(
-                f"{path / key}: an image outside the class folders; move it into the folder of its"
-                " class"
-            )
-        of_row.append(name)
-    found, by_number = labels.numbered(labels.Values(of_row), benchmark, str(path), folder)
-    whole = "no split folders: every image is taken" if path == folder else ""
-    return rows, found, "; ".join(filter(None, (whole, by_number)))
+    class_folders: list[str] = []
+    for shard in rows.shards:
+        for key in shard.keys():
+            name, slash, _ = key.partition("/")
+            if not slash:
+                raise DataError(
+                    f"{path / key}: an image outside the class folders; move it into the folder of"
+                    " its class"
+                )
+            class_folders.append(name)
+    raw = labels.RawLabels(class_folders)
+    numbers, label_remark = labels.class_numbers(raw, benchmark, str(path), folder)
+    remarks = []
+    if path == folder:
+        remarks.append("no split folders: every image is taken")
+    if label_remark:
+        remarks.append(label_remark)
+    return rows, numbers, "; ".join(remarks)
 
 
 def locate_parquet(folder: Path, words: Sequence[str]) -> list[Path]:
-    """Return ``<split>.parquet``, ``<split>-*.parquet``, ``data/<split>-*.parquet`` or
-    ``<split>/*.parquet``.
+    """Return the Parquet files of a split.
+
+    Tries ``<split>.parquet``, ``<split>-*.parquet``, ``data/<split>-*.parquet`` and
+    ``<split>/*.parquet``, in this order.
     """
-    return _first_files(
-        folder, words, ("{}.parquet", "{}-*.parquet", "data/{}-*.parquet", "{}/*.parquet")
-    )
+    patterns = ("{}.parquet", "{}-*.parquet", "data/{}-*.parquet", "{}/*.parquet")
+    return _first_files(folder, words, patterns)
 
 
 def read_parquet(folder: Path, paths: list[Path], benchmark: Benchmark) -> Split:
-    """Read ``image, label`` columns; Hugging Face's class names map by name, other numbers are
-    lines or card order.
+    """Read ``image, label`` columns.
+
+    Hugging Face's class names map by name; other numbers are lines of the class names or places in
+    the card.
     """
+    path = paths[0]
     try:
-        schema = pq.read_schema(paths[0])
+        schema = pq.read_schema(path)
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(
-            f"{paths[0]}: not a readable Parquet file ({reason}); fetch it again"
+            f"{path}: not a readable Parquet file ({reason}); fetch it again"
         ) from error
-    column = next((name for name in USUAL["label"] if name in schema.names), None)
-    if column is None:
-        raise DataError(
-            f"{paths[0]}: no label column; expected {', '.join(USUAL['label'])}, found"
-            f" {schema.names}"
-        )
+    column = _label_column(schema.names, path)
     columns = Columns(label=column)
     rows = open_rows(paths, "image", dataroot=folder, input_format="parquet", columns=columns)
-    return rows, *labels.numbered(
-        labels.values(rows.shards), benchmark, f"{paths[0]}, column '{column}'", folder
-    )
+    raw = labels.read_labels(rows.shards)
+    where = f"{path}, column '{column}'"
+    numbers, remark = labels.class_numbers(raw, benchmark, where, folder)
+    return rows, numbers, remark
+
+
+def _label_column(names: Sequence[str], path: Path) -> str:
+    """Return the first usual name of a label column among ``names``."""
+    for usual in USUAL["label"]:
+        if usual in names:
+            return usual
+    raise DataError(f"{path}: no label column; expected {', '.join(USUAL['label'])}, found {names}")
 
 
 def locate_tar(folder: Path, words: Sequence[str]) -> list[Path]:
@@ -106,11 +123,11 @@ def locate_tar(folder: Path, words: Sequence[str]) -> list[Path]:
 
 
 def read_tar(folder: Path, paths: list[Path], benchmark: Benchmark) -> Split:
-    """Read webdataset tars: ``.cls`` holds a class number or name, ``.npy`` a 0/1 vector [C] for a
-    multi-label set.
+    """Read webdataset tars.
+
+    ``.cls`` holds a class number or name, ``.npy`` a 0/1 vector [C] for a multi-label set.
     """
     rows = open_rows(paths, "image", dataroot=folder, input_format="tar")
-    ending = "npy" if benchmark.multilabel else "cls"
     values: list[object] = []
     for shard in rows.shards:
         if not isinstance(shard, TarShard):
@@ -118,67 +135,89 @@ def read_tar(folder: Path, paths: list[Path], benchmark: Benchmark) -> Split:
                 f"{shard.path}: was packed for training; evaluate on the images that it was packed"
                 " from"
             )
-        with shard.path.open("rb") as file:
-            for key, members in zip(shard.keys(), shard.members, strict=True):
-                if ending not in members:
-                    raise DataError(
-                        f"{shard.path}: {key} has no .{ending} label; found: {', '.join(members)}"
-                    )
-                offset, size = members[ending]
-                file.seek(offset)
-                values.append(
-                    _tar_label(file.read(size), f"{shard.path}: {key}.{ending}", benchmark)
+        values += _tar_labels(shard, benchmark)
+    raw = labels.RawLabels(values)
+    numbers, remark = labels.class_numbers(raw, benchmark, str(paths[0]), folder)
+    return rows, numbers, remark
+
+
+def _tar_labels(shard: TarShard, benchmark: Benchmark) -> list[object]:
+    """Return the label of each sample of a tar."""
+    ending = "npy" if benchmark.multilabel else "cls"
+    values: list[object] = []
+    with shard.path.open("rb") as file:
+        for key, members in zip(shard.keys(), shard.members, strict=True):
+            if ending not in members:
+                raise DataError(
+                    f"{shard.path}: {key} has no .{ending} label; found: {', '.join(members)}"
                 )
-    return rows, *labels.numbered(labels.Values(values), benchmark, str(paths[0]), folder)
+            offset, size = members[ending]
+            file.seek(offset)
+            content = file.read(size)
+            if benchmark.multilabel:
+                where = f"{shard.path}: {key}.{ending}"
+                values.append(_marked_classes(content, len(benchmark.classes), where))
+            else:
+                values.append(_number_or_name(content))
+    return values
 
 
-def _tar_label(raw: bytes, where: str, benchmark: Benchmark) -> object:
-    if not benchmark.multilabel:
-        text = raw.decode("utf-8", "replace").strip()
-        return int(text) if re.fullmatch(r"-?\d+", text) else text
+def _number_or_name(content: bytes) -> int | str:
+    """Return what a ``.cls`` file holds."""
+    text = content.decode("utf-8", "replace").strip()
+    if re.fullmatch(r"-?\d+", text):
+        return int(text)
+    return text
+
+
+def _marked_classes(content: bytes, n_classes: int, where: str) -> list[int]:
+    """Return the numbers of the classes that a ``.npy`` file marks with 1."""
     try:
-        marks = np.load(io.BytesIO(raw), allow_pickle=False).reshape(-1)
+        marks = np.load(io.BytesIO(content), allow_pickle=False).reshape(-1)
     except (ValueError, EOFError, OSError) as error:
         raise DataError(
-            f"{where}: not a plain .npy array ({error}); write it anew with numpy.save"
+            f"{where}: not a plain .npy array ({error}); write it again with numpy.save"
         ) from error
-    if marks.shape != (len(benchmark.classes),) or not np.isin(marks, (0, 1)).all():
-        raise DataError(
-            f"{where}: expected {len(benchmark.classes)} marks of 0 or 1, found shape {marks.shape}"
-        )
+    if marks.shape != (n_classes,) or not np.isin(marks, (0, 1)).all():
+        raise DataError(f"{where}: expected {n_classes} marks of 0 or 1, found shape {marks.shape}")
     return np.flatnonzero(marks).tolist()
 
 
 def _first_files(folder: Path, words: Sequence[str], patterns: Sequence[str]) -> list[Path]:
-    """Return the files of the first pattern that matches, ordered by the numbers in them
-    (``2.tar``, ``10.tar``).
-    """
+    """Return the files of the first pattern that matches, ordered by the numbers in their names."""
     for word in words:
         for pattern in patterns:
-            if found := sorted(folder.glob(pattern.format(word)), key=_natural):
-                return found
+            paths = sorted(folder.glob(pattern.format(word)), key=_natural_order)
+            if paths:
+                return paths
     return []
 
 
-def _natural(path: Path) -> list[tuple[int, str]]:
-    return [
-        (int(part), "") if part.isdecimal() else (-1, part)
-        for part in re.split(r"(\d+)", path.name)
-    ]
+def _natural_order(path: Path) -> list[tuple[int, str]]:
+    """Return a key that sorts ``2.tar`` before ``10.tar``."""
+    order = []
+    for part in re.split(r"(\d+)", path.name):
+        if part.isdecimal():
+            order.append((int(part), ""))
+        else:
+            order.append((-1, part))
+    return order
 
 
-def _class_folders(folder: Path) -> bool:
+def _has_class_folders(folder: Path) -> bool:
     """Say whether ``folder`` has a subfolder with an image at any depth."""
     if not folder.is_dir():
         return False
-    return any(
-        _holds_image(inner)
-        for inner in sorted(folder.iterdir())
-        if inner.is_dir() and inner.name[0] != "."
-    )
+    for inner in sorted(folder.iterdir()):
+        is_class = inner.is_dir() and not inner.name.startswith(".")
+        if is_class and _holds_image(inner):
+            return True
+    return False
 
 
 def _holds_image(folder: Path) -> bool:
-    return any(
-        file.lower().endswith(IMAGE_SUFFIXES) for _, _, files in os.walk(folder) for file in files
-    )
+    for _, _, names in os.walk(folder):
+        for name in names:
+            if name.lower().endswith(IMAGE_SUFFIXES):
+                return True
+    return False

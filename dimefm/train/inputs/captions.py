@@ -104,16 +104,14 @@ def _made_from_labels(folder: Path, shards: dict[int, Shard]) -> dict[int, Promp
     """Return the prompts of each shard of one dataset; its labels are read together, so that they
     mean the same in all.
     """
-    found = labels.values(list(shards.values()))
-    unlabelled = [row for row, value in enumerate(found.of_row) if value is None]
-    if len(unlabelled) == len(found.of_row):
+    raw = labels.read_labels(list(shards.values()))
+    unlabelled = [row for row, value in enumerate(raw.values) if value is None]
+    if len(unlabelled) == len(raw.values):
         return {}
     benchmark, where = for_folder(folder), str(next(iter(shards.values())).path)
-    some = next(value for value in found.of_row if value is not None)
-    filled = labels.Values(
-        [some if value is None else value for value in found.of_row], found.names
-    )
-    numbers, _ = labels.numbered(filled, benchmark, where, folder)
+    some = next(value for value in raw.values if value is not None)
+    filled = labels.RawLabels([some if value is None else value for value in raw.values], raw.names)
+    numbers, _ = labels.class_numbers(filled, benchmark, where, folder)
     numbers[unlabelled] = -1
     of_class = prompts(benchmark)
     ends = np.cumsum([len(shard) for shard in shards.values()])
