@@ -1,7 +1,68 @@
-"""Evaluation: benchmarks and their rows, zero-shot classification, retrieval and the metrics that
-score them.
+"""Evaluation: datasets and their samples, zero-shot classification, retrieval, and metrics.
 
-A metric is a pure function of scores and labels (:mod:`dimefm.evaluate.metrics`); a benchmark is a
-card in ``benchmarks/`` (:mod:`dimefm.evaluate.benchmark`); the user's folders become rows and
-labels in :mod:`dimefm.evaluate.datasets.layouts`.
+Calling the package scores a model, see :func:`evaluate`: ``dimefm.evaluate(model, root)``.
+
+A metric is a pure function of scores and labels (:mod:`dimefm.evaluate.metrics`). A benchmark is a
+card in ``benchmarks/`` (:mod:`dimefm.evaluate.benchmark`). The user's folders become samples and
+labels in :mod:`dimefm.evaluate.datasets`.
 """
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dimefm.runtime.verbs import make_callable
+
+if TYPE_CHECKING:
+    from dimefm.evaluate.result import Result
+    from dimefm.models.model import Model
+
+
+def evaluate(
+    model: str | os.PathLike | Model,
+    root: str | os.PathLike,
+    *,
+    datasets: Sequence[str] | None = None,
+    out: str | os.PathLike | None = None,
+    text_model: str | os.PathLike | None = None,
+    layout: str | None = None,
+    device: str = "auto",
+    precision: str = "fp32",
+    batch_size: int = 256,
+    workers: int = 2,
+) -> list[Result]:
+    """Score a model zero-shot on the datasets below ``root``, and return one result per dataset.
+
+    ``model`` is what ``dimefm.load`` takes, or what it returned. ``datasets`` are benchmarks or
+    folders; without them every folder that a card claims is scored. ``out`` keeps ``scores.json``,
+    ``report.md`` and the features, so a second call is quick; without ``out`` nothing is kept.
+    ``result.metrics`` maps names to values in 0..1, and ``result.value`` is the main one.
+
+    Raises ModelError when the model cannot be loaded, and DataError when a dataset cannot be read.
+
+    Example::
+
+        for result in dimefm.evaluate("runs/first", "datasets/", datasets=["cifar-10", "dtd"]):
+            print(result.dataset, result.value)
+    """
+    from dimefm.evaluate import zero_shot
+    from dimefm.models.model import Model, load
+
+    if not isinstance(model, Model):
+        model = load(model, device, precision, text_model)
+    names = None if datasets is None else list(datasets)
+    return zero_shot.evaluate(
+        model.encoder,
+        Path(root),
+        names=names,
+        out=None if out is None else Path(out),
+        layout=layout,
+        batch_size=batch_size,
+        workers=workers,
+    )
+
+
+make_callable(__name__, evaluate)

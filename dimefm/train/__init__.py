@@ -1,1 +1,82 @@
-"""The parts of the training loop: what it reads, the student, the optimizer and the checkpoints."""
+"""Stage two: train a student on cached embeddings; no teacher runs.
+
+Calling the package trains, see :func:`train`: ``dimefm.train("recipe.toml", "runs/first")``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dimefm.runtime.verbs import make_callable
+
+if TYPE_CHECKING:
+    from dimefm.recipe import Recipe
+
+
+def train(
+    recipe: Recipe | Mapping[str, Any] | str | os.PathLike | None,
+    out: str | os.PathLike,
+    *,
+    resume: bool = False,
+    small: bool = False,
+    echo: Callable[[str], None] = print,
+    **settings: Any,
+) -> Path:
+    """Train the student that a recipe describes, and return its run folder, ``out``.
+
+    ``recipe`` is a TOML file, a mapping of keys, a :class:`~dimefm.recipe.Recipe`, or None for the
+    defaults. ``settings`` are keys that win over it, and mean what they mean on the command line;
+    docs/recipes.md lists all keys. ``small`` applies the file's ``[small]`` table. ``resume``
+    continues from the newest checkpoint in ``out``. ``echo`` gets the messages of the run.
+
+    Raises a DimefmError, before the first step, when recipe, data and caches do not fit together.
+
+    Example::
+
+        dimefm.train(
+            {"student": "ViT-T-16", "crops": "free", "use_pvl_loss": True},
+            "runs/first",
+            images=["photos/"],
+            image_cache="cache/images",
+            text_cache="cache/texts",
+        )
+    """
+    from dimefm.train.online_eval import scorer
+    from dimefm.train.trainer import train as run
+
+    resolved = _resolve(recipe, small, _plain(settings))
+    return run(resolved, Path(out), resume, echo=echo, scorer=scorer)
+
+
+def _resolve(
+    recipe: Recipe | Mapping[str, Any] | str | os.PathLike | None,
+    small: bool,
+    settings: Mapping[str, Any],
+) -> Recipe:
+    from dimefm.recipe import Recipe, read
+
+    if isinstance(recipe, Recipe):
+        return recipe.replace(**settings) if settings else recipe
+    if isinstance(recipe, Mapping):
+        return Recipe(**{**_plain(recipe), **settings})
+    path = None if recipe is None else Path(recipe)
+    return read(path, small, **settings)
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with strings in place of path objects, as a recipe file has them."""
+    return {name: _plain_value(value) for name, value in settings.items()}
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, list | tuple):
+        return tuple(_plain_value(part) for part in value)
+    return value
+
+
+make_callable(__name__, train)
