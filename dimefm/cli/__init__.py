@@ -17,6 +17,7 @@ from dimefm.cli._options import Lazy
 from dimefm.errors import DimefmError
 
 COMMANDS = {  # name -> module
+    "run": "dimefm.cli.run",
     "extract-features": "dimefm.cli.extract_features",
     "pack": "dimefm.cli.pack",
     "train": "dimefm.cli.train",
@@ -35,6 +36,7 @@ AFTER_INTERRUPT = {
     "eval": KEPT,
     "cache": KEPT,
     "quickstart": KEPT,
+    "run": KEPT,
     "train": "interrupted; go on with --resume",
 }
 

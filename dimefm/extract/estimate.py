@@ -51,7 +51,7 @@ class Estimate:
             f" {self.header.dtype}[{self.header.dim}], {each:,.0f} bytes/row"
             + (f"; {_size(self.free)} are free" if self.free is not None else ""),
             (
-                f"  about {_time(self.seconds)} at {self.rows / max(self.seconds, 1e-9):,.0f}"
+                f"  about {duration(self.seconds)} at {self.rows / max(self.seconds, 1e-9):,.0f}"
                 f" rows/s (probe of {self.probed:,} rows)"
             ),
         ]
@@ -132,7 +132,8 @@ def _size(count: float) -> str:
     return f"{count:,.3g} TB"
 
 
-def _time(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time for people, in the unit that reads best."""
     if seconds < 100:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     if seconds < 7200:

@@ -20,6 +20,7 @@ LAYERS = [
     {"extract", "export"},
     {"evaluate"},
     {"train"},
+    {"experiment"},
     {"quickstart"},
     {"cli"},
     {"__main__"},

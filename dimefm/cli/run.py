@@ -1,0 +1,91 @@
+"""``dimefm run``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dimefm.cli._options import CONTEXT, ManyValues
+from dimefm.errors import RecipeError
+
+
+@click.command(
+    "run",
+    cls=ManyValues,
+    context_settings=CONTEXT,
+    short_help="Run a whole experiment from one file: extract, train, evaluate.",
+)
+@click.argument("pipeline", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--dataroot",
+    metavar="DIR",
+    help="Folder or URL that relative sources and datasets are looked up in.",
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder to write.  [default: runs/NAME of the file]",
+)
+@click.option("--small", is_flag=True, help="Apply the file's [small] tables: a run of seconds.")
+@click.option("--teacher", metavar="SPEC", help="Teacher to extract with, in place of the file's.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="TABLE.KEY=VALUE...",
+    help="Any key of a table, with its value as in TOML, e.g. train.steps=100.",
+)
+@click.option("--dry-run", is_flag=True, help="Print the plan with an estimate; write nothing.")
+def command(pipeline, dataroot, out, small, teacher, settings, dry_run):
+    """Run the stages of a pipeline file: [extract], [train] and [eval].
+
+    A stage that is done, and whose inputs have not changed, is skipped; an interrupted one is
+    resumed. The last lines are a table of the stages and the scores. docs/pipelines.md describes
+    the file.
+
+    \b
+    Example:
+      dimefm run pipelines/dime_fm_vitb32.toml --dataroot data/ --out runs/dime --dry-run
+      torchrun --nproc-per-node 4 -m dimefm run pipelines/dime_fm_vitb32.toml --dataroot data/
+    """
+    from dimefm.experiment.file import read_experiment
+    from dimefm.experiment.plan import describe_plan
+    from dimefm.experiment.run import run_experiment
+    from dimefm.runtime.torchrun import rank_of
+
+    values = parse_settings(settings)
+    if teacher is not None:
+        values.setdefault("extract", {})["teacher"] = teacher
+    experiment = read_experiment(pipeline, small, dataroot, values)
+    folder = out or Path("runs") / pipeline.stem
+
+    if dry_run:
+        for line in describe_plan(experiment, folder):
+            click.echo(line)
+        return
+
+    def say(line: str) -> None:
+        if rank_of()[0] == 0:
+            click.echo(line, err=True)
+
+    table = run_experiment(experiment, folder, say)
+    if rank_of()[0] == 0:
+        click.echo(f"\n{table}\n\nwritten: {folder}")
+
+
+def parse_settings(settings: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """Return the tables, keys and values of ``--set``; raise RecipeError for one that is not
+    TABLE.KEY=VALUE."""
+    from dimefm.cli.assignments import assignments
+    from dimefm.experiment.file import TABLES
+
+    values = assignments("--set", settings, "train.steps=100", TABLES)
+    for table, keys in values.items():
+        if not isinstance(keys, dict):
+            raise RecipeError(
+                f"--set {table}: expected TABLE.KEY=VALUE, e.g. train.steps=100. Fix: name a key of"
+                f" [{table}]"
+            )
+    return values
