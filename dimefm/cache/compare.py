@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dimefm.cache.manifest import Manifest, ShardInfo, differences
+from dimefm.cache.manifest import Manifest, differences
 from dimefm.cache.reader import FeatureCache
+from dimefm.cache.shard_info import ShardInfo
 
 ROWS = 4096  # common rows whose vectors are compared
 

@@ -48,7 +48,9 @@ def convert(
                 fit.add(rows)
         code = fit.code(margin=0)
         header = dataclasses.replace(
-            header, code=code.fields(), effect=fit.effect(code, old.encoder.logit_scale)
+            header,
+            code=code.fields(),
+            quantization_error=fit.quantization_error(code, old.encoder.logit_scale),
         )
     sources = [(info.source, info.source_rows) for info in old.shards]
     digests = {info.source: info.source_digest for info in old.shards}

@@ -19,7 +19,8 @@ from typing import Protocol
 
 import numpy as np
 
-from dimefm.cache.manifest import Manifest, ShardInfo
+from dimefm.cache.manifest import Manifest
+from dimefm.cache.shard_info import ShardInfo
 from dimefm.errors import CacheError
 from dimefm.storage.files import Hashed, commit, sha256_file
 from dimefm.storage.locks import Claim, claim

@@ -27,7 +27,7 @@ class AffineQuantizer:
     offset: np.ndarray
 
     @staticmethod
-    def of(fields: dict) -> AffineQuantizer:
+    def from_fields(fields: dict) -> AffineQuantizer:
         """Return the code that a manifest holds; raise ValueError when it is none."""
         scale, offset = (np.array(fields[name], dtype=np.float32) for name in ("scale", "offset"))
         if (
@@ -107,13 +107,13 @@ class QuantizerFitter:
             (span / (2 * TOP)).astype(np.float32), ((self._low + self._high) / 2).astype(np.float32)
         )
 
-    def effect(self, code: AffineQuantizer, logit_scale: float) -> dict:
+    def quantization_error(self, code: AffineQuantizer, logit_scale: float) -> dict:
         """Return what ``code`` costs on the rows kept, for a manifest."""
         rows = np.concatenate(self._kept)
-        return effect(rows, code.decode(code.encode(rows)), logit_scale)
+        return quantization_error(rows, code.decode(code.encode(rows)), logit_scale)
 
 
-def effect(rows: np.ndarray, coded: np.ndarray, logit_scale: float) -> dict:
+def quantization_error(rows: np.ndarray, coded: np.ndarray, logit_scale: float) -> dict:
     """Return what storing ``rows`` [n, D] as ``coded`` [n, D] costs: a dict for the manifest.
 
     ``min_cosine`` and ``mean_cosine`` of a row with its stored form; ``kl``: of the softmax of

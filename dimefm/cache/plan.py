@@ -119,7 +119,9 @@ def header_of(where: str, text: str) -> Manifest:
     """
     try:
         fields = json.loads(text)
-        return Manifest.of({name: value for name, value in fields.items() if name != "sources"})
+        return Manifest.from_fields(
+            {name: value for name, value in fields.items() if name != "sources"}
+        )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CacheError(
             f"{where}: damaged ({error}); remove the folder and run the same command again"

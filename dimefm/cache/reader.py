@@ -17,7 +17,8 @@ import numpy as np
 from dimefm import plugins
 from dimefm.cache.flat import check_flat, flat_copy, flat_path
 from dimefm.cache.int8 import AffineQuantizer
-from dimefm.cache.manifest import Manifest, ShardInfo
+from dimefm.cache.manifest import Manifest
+from dimefm.cache.shard_info import ShardInfo
 from dimefm.errors import CacheError
 from dimefm.storage.files import KeyDigest, companions_sha256, sha256_file
 from dimefm.storage.stores import open_store
@@ -96,7 +97,7 @@ class FeatureCache:
         self.scratch = Path(scratch) if scratch else self.root / ".flat"
         counts = (shard.rows for shard in self.manifest.shards)
         self.starts = np.array(list(itertools.accumulate(counts, initial=0)), dtype=np.int64)
-        self.code = AffineQuantizer.of(self.manifest.code) if self.manifest.code else None
+        self.code = AffineQuantizer.from_fields(self.manifest.code) if self.manifest.code else None
         self._little = np.dtype(self.manifest.dtype).newbyteorder("<")
         self._width = self.dim * self._little.itemsize
         self._mapped = len(self) * self._width <= MMAP_LIMIT

@@ -135,7 +135,7 @@ def stored(rows: np.ndarray, header: Manifest, source: str, first: int = 0) -> n
             return (
                 rows
                 if rows.dtype == np.int8
-                else AffineQuantizer.of(header.code).encode(rows, first)
+                else AffineQuantizer.from_fields(header.code).encode(rows, first)
             )
         except CacheError as error:
             raise CacheError(f"{source}, stored {error}") from error

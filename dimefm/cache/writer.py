@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from dimefm import plugins
-from dimefm.cache.manifest import FILE, Manifest, ShardInfo, differences
+from dimefm.cache.manifest import FILE, Manifest, differences
 from dimefm.cache.plan import (
     PARTIAL,
     PLAN,
@@ -33,6 +33,7 @@ from dimefm.cache.plan import (
     text_of,
 )
 from dimefm.cache.row_buffer import Spool, Spooled, stored
+from dimefm.cache.shard_info import ShardInfo
 from dimefm.errors import CacheError
 from dimefm.storage.files import Hashed, companions_sha256, sha256_keys, to_json
 from dimefm.storage.locks import Claim
@@ -217,7 +218,7 @@ class CacheWriter:
             text = self.store.read(self._record(source))
             if text is None:
                 return
-            info = ShardInfo.of(json.loads(text))
+            info = ShardInfo.from_fields(json.loads(text))
         except (ValueError, KeyError, TypeError, RecursionError):
             return
         whole = info.file == self._files[source] and self.store.size(info.file) == info.bytes

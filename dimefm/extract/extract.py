@@ -206,14 +206,23 @@ def _header(
     how = {"precision": stage.encoder.precision, **stage.how}
     code, cost = None, None
     if dtype == "int8" and before is not None and before.dtype == "int8":
-        code, cost = before.code, before.effect
+        code, cost = before.code, before.quantization_error
     elif dtype == "int8":
         fit = QuantizerFitter(min(sum(n for _, n in shards), SAMPLED[1]))
         for found in sample(stage, shards, *SAMPLED):
             fit.add(found)
-        code, cost = fit.code().fields(), fit.effect(fit.code(), card.logit_scale)
+        code, cost = fit.code().fields(), fit.quantization_error(fit.code(), card.logit_scale)
     return Manifest(
-        kind, settings.format, dtype, card.dim, True, card, how, libraries(), code=code, effect=cost
+        kind,
+        settings.format,
+        dtype,
+        card.dim,
+        True,
+        card,
+        how,
+        libraries(),
+        code=code,
+        quantization_error=cost,
     )
 
 

@@ -333,7 +333,7 @@ def _load_run(
     tower = ImageTower(open_clip.image_tower(record["model_cfg"]))
     runs.load_weights(tower, folder / runs.IMAGE_TOWER)
     text = _text_side(folder, record, text_model, device, precision)
-    preprocess, teacher = record["preprocess_cfg"], EncoderCard(**record["teacher"])
+    preprocess, teacher = record["preprocess_cfg"], EncoderCard.from_fields(record["teacher"])
     card = dataclasses.replace(
         text.card,
         name=str(folder),
@@ -341,7 +341,7 @@ def _load_run(
         logit_scale=teacher.logit_scale,
         logit_bias=teacher.logit_bias,
         preprocess=preprocess,
-        borrows={} if text.card.borrows else {"text": teacher.identity()},
+        shared_towers={} if text.card.shared_towers else {"text": teacher.identity()},
     )
     tower = tower.to(device).eval().requires_grad_(False)
     transform = open_clip.transform_of(preprocess)
@@ -354,7 +354,7 @@ def _load_text_tower(folder: Path, record: dict, device: torch.device, precision
     """
     tower, teacher = (
         TextTower(open_clip.text_tower(record["model_cfg"])),
-        EncoderCard(**record["teacher"]),
+        EncoderCard.from_fields(record["teacher"]),
     )
     runs.load_weights(tower, folder / runs.TEXT_TOWER)
     tokenizer = open_clip.tokenizer_for(record["model_cfg"])
@@ -365,7 +365,7 @@ def _load_text_tower(folder: Path, record: dict, device: torch.device, precision
         tokenizer=_tokenizer_name(tokenizer),
         context_length=getattr(tokenizer, "context_length", None),
         activation=open_clip.activation_of(tower),
-        borrows={"image": teacher.identity()},
+        shared_towers={"image": teacher.identity()},
     )
     image = Borrowed(lambda: _teacher_of(folder, record, None, device, precision).image_model)
     tower = tower.to(device).eval().requires_grad_(False)
@@ -413,9 +413,11 @@ def _text_side(
     if text_model is None or not (Path(text_model) / runs.FILE).is_file():
         return _teacher_of(folder, record, text_model, device, precision)
     text = load_encoder(text_model, str(device), precision)
-    if "image" not in text.card.borrows:
+    if "image" not in text.card.shared_towers:
         return _teacher_of(folder, record, text_model, device, precision)
-    different = differences(text.card.borrows["image"], EncoderCard(**record["teacher"]).identity())
+    different = differences(
+        text.card.shared_towers["image"], EncoderCard.from_fields(record["teacher"]).identity()
+    )
     if different:
         raise ModelError(
             f"{text_model} and {folder} learnt from different teachers ({'; '.join(different)}); "

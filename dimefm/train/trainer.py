@@ -8,7 +8,6 @@ the first one writes and speaks.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import os
 import time
@@ -459,7 +458,7 @@ class Run:
             )
         runs.save_tensors(model.state_dict(), folder / runs.KINDS[task.kind])
         maps = filip.keep(self._counting.loss_modules, self.objective, folder)
-        teachers = [dataclasses.asdict(card) for card in self.sources.teachers]
+        teachers = [card.fields() for card in self.sources.teachers]
         record = {
             "kind": task.kind,
             "model_cfg": config,

@@ -21,8 +21,8 @@ def test_int8_rows_decode_to_the_encoders_and_the_manifest_says_what_that_costs(
     )
     cosines = (cache[:] * exact[:]).sum(1) / np.linalg.norm(cache[:], axis=1)
     assert cache[:].dtype == np.float32 and cosines.min() > 0.995
-    assert cache.manifest.effect["rows"] == len(cache)
-    assert cache.manifest.effect["min_cosine"] == pytest.approx(cosines.min(), abs=1e-5)
+    assert cache.manifest.quantization_error["rows"] == len(cache)
+    assert cache.manifest.quantization_error["min_cosine"] == pytest.approx(cosines.min(), abs=1e-5)
     assert cache.manifest.fingerprint == exact.manifest.fingerprint
 
 

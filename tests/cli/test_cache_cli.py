@@ -87,7 +87,10 @@ def tampered(cache, change):
     bad = list(quarantined(old.store, manifest))
     shutil.rmtree(cache)
     writer = CacheWriter(
-        cache, type(manifest).of({**manifest.header(), "shards": ()}), digests=digests, **rest
+        cache,
+        type(manifest).from_fields({**manifest.header(), "shards": ()}),
+        digests=digests,
+        **rest,
     )
     for info, keys, rows in shards:
         change(rows)

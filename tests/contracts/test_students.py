@@ -7,7 +7,6 @@ tested once, under the first name that has it. The largest towers are tests mark
 bridges.
 """
 
-import dataclasses
 import functools
 import json
 import re
@@ -131,7 +130,7 @@ def written(ours, spec, preprocess, kind, teacher, out):
     record = {"kind": kind, "model_cfg": config, "preprocess_cfg": preprocess}
     write_text(
         out / folder.FILE,
-        to_json({**record, "teacher": dataclasses.asdict(teacher.card), "teacher_at": None}),
+        to_json({**record, "teacher": teacher.card.fields(), "teacher_at": None}),
     )
     return load_encoder(str(out), "cpu")
 

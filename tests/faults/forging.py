@@ -57,7 +57,16 @@ def make(root, format_, dtype="float16", counts=(6, 6), dim=4, seed=0, prefix="k
     )
     how = {"decoder": "pil", "views": {"count": 1}}
     header = Manifest(
-        "image", format_, dtype, dim, True, CARD, how, {"numpy": "2"}, code=code, effect=effect
+        "image",
+        format_,
+        dtype,
+        dim,
+        True,
+        CARD,
+        how,
+        {"numpy": "2"},
+        code=code,
+        quantization_error=effect,
     )
     sources = [(f"{i}.tar", n + 1) for i, n in enumerate(counts)]
     writer, start = CacheWriter(root, header, sources, {name: "cd" * 32 for name, _ in sources}), 0

@@ -43,7 +43,7 @@ def test_a_damaged_quarantine_stops_an_append_with_a_cache_error(made, line):
     path = root / "quarantine.jsonl"
     path.write_bytes(path.read_bytes() + line.encode("utf-8", "surrogateescape") + b"\n")
     manifest = Manifest.read(root)
-    header = Manifest.of({**manifest.header(), "shards": ()})
+    header = Manifest.from_fields({**manifest.header(), "shards": ()})
     with pytest.raises(CacheError, match="quarantine"):
         writer = CacheWriter(root, header, [("2.tar", 1)], append=True)
         writer.write("2.tar", ["new"], np.ones((1, 4), np.float32))
@@ -65,7 +65,7 @@ PLANS = ["", "{", "[]", "{}", "null", "\udcff", '{"kind": "image"}', "[" * 9999]
 
 @pytest.mark.parametrize("plan", PLANS, ids=[ascii(plan)[:20] for plan in PLANS])
 def test_a_damaged_plan_of_an_interrupted_run_is_a_cache_error_that_names_it(made, tmp_path, plan):
-    header = Manifest.of({**Manifest.read(made("hdf5")).header(), "shards": ()})
+    header = Manifest.from_fields({**Manifest.read(made("hdf5")).header(), "shards": ()})
     CacheWriter(tmp_path / "new", header, [("0.tar", 1)])
     (tmp_path / "new/.partial/plan.json").write_bytes(plan.encode("utf-8", "surrogateescape"))
     with pytest.raises(CacheError, match=r"plan\.json"):
@@ -79,7 +79,7 @@ RECORDS = ["", "{", "[]", "{}", "null", "5", "\udcff", "[" * 9999, '{"file": "..
 def test_a_damaged_record_of_an_interrupted_run_makes_its_shard_be_written_again(
     made, tmp_path, record
 ):
-    header = Manifest.of({**Manifest.read(made("hdf5")).header(), "shards": ()})
+    header = Manifest.from_fields({**Manifest.read(made("hdf5")).header(), "shards": ()})
     sources = [("0.tar", 1), ("1.tar", 1)]
     CacheWriter(tmp_path / "new", header, sources).write(
         "0.tar", ["k"], np.ones((1, 4), np.float32)

@@ -101,7 +101,9 @@ def test_the_reader_on_the_format_page_reads_what_ours_reads(dtype, tmp_path):
     )
     if dtype == "int8":
         header = dataclasses.replace(
-            header, code=fit.code().fields(), effect=fit.effect(fit.code(), 1.0)
+            header,
+            code=fit.code().fields(),
+            quantization_error=fit.quantization_error(fit.code(), 1.0),
         )
     writer = CacheWriter(
         tmp_path, dataclasses.replace(header, dtype=dtype), [("a", 4), ("b", 0), ("c", 5)]

@@ -119,7 +119,7 @@ def test_two_towers_of_one_teacher_make_one_encoder(trained):
     assert torch.equal(both.encode_image(pixels), image.encode_image(pixels))
     assert torch.equal(both.encode_text(tokens), text.encode_text(tokens))
     assert both.card.weights_sha256 not in (image.card.weights_sha256, text.card.weights_sha256)
-    assert both.card.borrows == {}
+    assert both.card.shared_towers == {}
 
 
 def test_towers_of_different_teachers_make_none(trained, tmp_path):

@@ -200,7 +200,7 @@ def test_a_finished_run_encodes_what_the_student_did(world, per_row):
         expected = F.normalize(ours.student.eval().sentences(tokens), dim=-1)
     assert torch.equal(tower.encode_text(tokens), expected)
     assert (
-        tower.card.borrows["image"]
+        tower.card.shared_towers["image"]
         == FeatureCache(world.root / "images").manifest.encoder.identity()
     )
     record = json.loads((out / "run.json").read_text())

@@ -37,7 +37,7 @@ def command(root, out, format_, dtype, scratch):
     """
     from dimefm.cache import FeatureCache
     from dimefm.cache.convert import convert
-    from dimefm.cache.manifest import describe_effect
+    from dimefm.cache.manifest import describe_quantization_error
 
     cache = FeatureCache(root, scratch)
     made = convert(cache, out, format_, dtype, scratch)
@@ -46,5 +46,5 @@ def command(root, out, format_, dtype, scratch):
         f"{out}: {made.rows:,} rows of {made.dtype}[{made.dim}] as {made.format}, {after:,} bytes"
         f" (before: {before:,}); fingerprint {made.fingerprint[:12]} as before"
     )
-    if made.effect and made.dtype == "int8":
-        click.echo(f"  {describe_effect(made.effect)}")
+    if made.quantization_error and made.dtype == "int8":
+        click.echo(f"  {describe_quantization_error(made.quantization_error)}")

@@ -90,14 +90,17 @@ def test_a_conversion_to_int8_fits_every_row_and_says_what_it_costs(tmp_path, fo
     old, rows, _ = make(tmp_path / "old", (50, 30), "hdf5", "float32", dim=16)
     made = convert(old, tmp_path / "new", format_, "int8")
     new = FeatureCache(tmp_path / "new")
-    scale = AffineQuantizer.of(made.code).scale
+    scale = AffineQuantizer.from_fields(made.code).scale
     np.testing.assert_allclose(scale * 254, rows.max(0) - rows.min(0), rtol=1e-5)
     assert (np.abs(new[:] - rows) <= scale * 0.5001 + 1e-6).all()
     cosines = (new[:] * rows).sum(1) / np.linalg.norm(new[:], axis=1) / np.linalg.norm(rows, axis=1)
-    assert made.effect["rows"] == 80 and made.effect["logit_scale"] == CARD.logit_scale
-    assert made.effect["min_cosine"] == pytest.approx(cosines.min(), abs=1e-6)
-    assert made.effect["mean_cosine"] == pytest.approx(cosines.mean(), abs=1e-6)
-    assert 0 < made.effect["kl"] < 0.1
+    assert (
+        made.quantization_error["rows"] == 80
+        and made.quantization_error["logit_scale"] == CARD.logit_scale
+    )
+    assert made.quantization_error["min_cosine"] == pytest.approx(cosines.min(), abs=1e-6)
+    assert made.quantization_error["mean_cosine"] == pytest.approx(cosines.mean(), abs=1e-6)
+    assert 0 < made.quantization_error["kl"] < 0.1
     assert made.fingerprint == old.manifest.fingerprint
     again = convert(new, tmp_path / "again", "hdf5", "float32")
     assert again.code is None and again.fingerprint == made.fingerprint

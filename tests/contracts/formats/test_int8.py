@@ -41,7 +41,7 @@ def test_int8_codes_are_stored_exactly_and_decode_within_half_a_step(
     assert (np.abs(cache[:] - rows) <= code.scale * 0.5001 + 1e-7).all()
     np.testing.assert_array_equal(cache[:], codes.astype(np.float32) * code.scale + code.offset)
     np.testing.assert_array_equal(cache[[len(rows) - 1, 0]], cache[:][[-1, 0]])
-    assert AffineQuantizer.of(cache.manifest.code).fields() == code.fields()
+    assert AffineQuantizer.from_fields(cache.manifest.code).fields() == code.fields()
     assert cache.verify(sha256=True) == len(counts)
 
 
