@@ -74,7 +74,7 @@ def views(originals: Rows, packed: Rows, repeats: int) -> list[Line]:
     """Return views/s at 224 pixels of one and of two threads: PIL on originals against the
     training's own way on both.
     """
-    recipe, lines = read(None, view="free"), []
+    recipe, lines = read(None, crops="free"), []
     pil, ours = by_pil(recipe, PIXELS), StudentTransform.from_recipe(recipe, None, PIXELS)
     for threads, name in ((1, "one thread"), (2, "two threads")):
         ways = {"pil": (originals, pil), "turbo": (originals, ours), "packed": (packed, ours)}
@@ -110,7 +110,7 @@ def several(originals: Rows, repeats: int, counts: Sequence[int] = (2, 4)) -> li
     view alone.
     """
     ours, images, lines = (
-        StudentTransform.from_recipe(read(None, view="free"), None, PIXELS),
+        StudentTransform.from_recipe(read(None, crops="free"), None, PIXELS),
         [row.image or b"" for row in originals],
         [],
     )
@@ -144,7 +144,7 @@ def differences(originals: Rows, packed: Rows, few: int = 100) -> list[Line]:
     """Return by how many grey levels views differ on average: ours from PIL's, and packed images'
     from the originals'.
     """
-    recipe = read(None, view="free")
+    recipe = read(None, crops="free")
     pil, ours = by_pil(recipe, PIXELS), StudentTransform.from_recipe(recipe, None, PIXELS)
     found: dict[str, list[float]] = {"pil": [], "packed": []}
     for number in range(min(few, len(originals))):
@@ -206,7 +206,7 @@ def share(
         text_cache=str(folder / "text"),
         student=student,
         losses={"dime.vl": {"weight": 1.0}},
-        view="free",
+        crops="free",
         steps=WARM + steps,
         batch_size=batch,
         log_every=1,

@@ -73,7 +73,7 @@ def _write(path: Path, values: Sequence[bytes]) -> None:
 
 def recipe_of(files: Sequence[str], **settings: object) -> Recipe:
     """Return a recipe with DIME-FM's loss and free crops on files of DIME-FM's form, on the CPU."""
-    given = {"losses": LOSSES, "view": "free", "logit_scale": 100.0, "device": "cpu", **settings}
+    given = {"losses": LOSSES, "crops": "free", "logit_scale": 100.0, "device": "cpu", **settings}
     return read(None, tsv_file_list=list(files), **given)
 
 

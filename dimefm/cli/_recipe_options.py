@@ -44,6 +44,21 @@ def recipe_option(key: Key, checked_later: bool = True) -> Decorator:
     return click.option(flag_of(key), key.name, **settings)
 
 
+def former_option(key: Key) -> Decorator:
+    """Return the hidden option of a key's older name, which takes older values too."""
+    settings: dict[str, Any] = {"type": _type_of(key, checked_later=True), "default": None}
+    if key.choices:
+        settings["type"] = click.Choice([*key.choices, *key.former_values])
+    return click.option(
+        "--" + str(key.formerly),
+        key.formerly,
+        multiple=key.many,
+        hidden=True,
+        help=f"Older name of {flag_of(key)}.",
+        **settings,
+    )
+
+
 def _type_of(key: Key, checked_later: bool) -> Any:
     if key.choices:
         return click.Choice(key.choices)
@@ -60,6 +75,8 @@ def recipe_options(command: Callable) -> Callable:
         if key.flag:
             shared = name in SELECTION
             command = recipe_option(key, checked_later=not shared)(command)
+        if key.flag and key.formerly is not None:
+            command = former_option(key)(command)
     return command
 
 

@@ -84,9 +84,9 @@ def parse_settings(settings: tuple[str, ...]) -> dict:
 
     ``losses={...}`` replaces all losses of the recipe.
     """
-    from dimefm.recipe import KEYS
+    from dimefm.recipe import FORMER_NAMES, KEYS
 
-    values = assignments("--set", settings, "crop_scale=[0.5,1.0]", {*KEYS, "small"})
+    values = assignments("--set", settings, "crop_scale=[0.5,1.0]", {*KEYS, *FORMER_NAMES, "small"})
     if "small" in values:
         raise RecipeError(
             "--set small: that table is the recipe file's. Fix: use --small to apply it, or --set"

@@ -172,7 +172,7 @@ def _student(raw: Path, cache: Path, seed: int, scale: float) -> Recipe:
         warmup_lr=3e-5,
         beta2=0.98,
         grad_clip_norm=1.0,
-        view="free",
+        crops="free",
         crop_scale=(0.8, 1.0),
         device="cpu",
         seed=seed,

@@ -7,6 +7,7 @@ printed and saved with the run. All keys stand in ``dimefm/recipe/schema/``, eac
 
 from __future__ import annotations
 
+from dimefm.recipe.former import FORMER_NAMES, renamed
 from dimefm.recipe.idle import refuse_idle, refuse_unneeded
 from dimefm.recipe.implied import AUGMENTATIONS
 from dimefm.recipe.reading import read
@@ -16,6 +17,7 @@ from dimefm.recipe.schema import KEYS, SECTIONS
 
 __all__ = [
     "AUGMENTATIONS",
+    "FORMER_NAMES",
     "KEYS",
     "SECTIONS",
     "Recipe",
@@ -23,4 +25,5 @@ __all__ = [
     "read",
     "refuse_idle",
     "refuse_unneeded",
+    "renamed",
 ]

@@ -60,7 +60,7 @@ ONE_TOWER = Condition(
 )
 RANDOM_CROPS = Condition(
     "random views, not for the centre,",
-    lambda recipe: recipe.view != "center",
+    lambda recipe: recipe.crops != "center",
 )
 SEVERAL_CAPTIONS = Condition(
     "captions_per_step of 2 or more",

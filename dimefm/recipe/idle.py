@@ -32,7 +32,7 @@ def refuse_unneeded(recipe: Recipe, needs: Set[str]) -> None:
         key = KEYS[name]
         if key.for_losses is None or value == key.default or key.for_losses in needs:
             continue
-        if name == "mask_words" and recipe.masked == "contrast":
+        if name == "mask_words" and recipe.mlm_caption == "contrastive":
             continue  # all losses learn from masked captions
         raise RecipeError(
             f"{name} is for losses that need '{key.for_losses}', and none here does. Fix: remove"

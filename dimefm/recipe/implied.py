@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dimefm.errors import RecipeError
+from dimefm.recipe.former import renamed
 from dimefm.recipe.schema import KEYS
 from dimefm.recipe.schema.student import DimeLosses
 
@@ -40,6 +41,7 @@ prototype/data/imagenet_dataloader.py."""
 
 def with_layer(below: Mapping[str, Any], layer: Mapping[str, Any]) -> dict:
     """Return the settings ``below`` with those of a ``layer`` and what the layer implies."""
+    layer = renamed(layer)
     implied = _crops(layer) | _dime_fm_files(below, layer)
     return {**below, **implied, **layer}
 
@@ -57,8 +59,8 @@ def _dime_fm_files(below: Mapping[str, Any], layer: Mapping[str, Any]) -> dict:
     if not layer.get("tsv_file_list"):
         return {}
     implied: dict = {"images": (), "image_cache": (), "text_cache": ()}
-    if below.get("view", KEYS["view"].default) == "cached":
-        implied["view"] = "free"
+    if below.get("crops", KEYS["crops"].default) == "replay":
+        implied["crops"] = "free"
     return implied
 
 

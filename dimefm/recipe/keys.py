@@ -53,6 +53,8 @@ class Key:
       does not hold is refused, unless it is ``tolerated``.
     * ``for_losses`` is what a loss has to need for the key to matter.
     * ``may_differ_on_resume``: it does not change what the student learns.
+    * ``formerly`` is an older name, and ``former_values`` are older values with those of today;
+      both are still read.
     """
 
     help: str
@@ -68,6 +70,8 @@ class Key:
     tolerated: bool = False
     for_losses: str | None = None
     may_differ_on_resume: bool = False
+    formerly: str | None = None
+    former_values: Mapping[str, str] = field(default_factory=dict)
 
     # The field's own.
     name: str = ""

@@ -29,10 +29,11 @@ class Recipe(Machine, Evaluation, Optimization, Views, Losses, Student, Data):
     @classmethod
     def prepare(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Return all settings that the given ones stand for."""
-        for name in settings:
+        whole = with_layer({}, settings)
+        for name in whole:
             if name not in KEYS:
                 raise RecipeError(unknown_key(name, KEYS))
-        return with_losses(with_layer({}, settings))
+        return with_losses(whole)
 
     @model_validator(mode="after")
     def _keep_the_rules(self) -> Self:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from dimefm.errors import DataError, ModelError
-from dimefm.recipe import Recipe
+from dimefm.recipe import Recipe, renamed
 from dimefm.runs import folder as runs
 from dimefm.runs.scores import RETRIEVAL, SCORES, ZERO_SHOT_BY_TOKENS, read_results
 from dimefm.storage.files import write_text
@@ -81,7 +81,7 @@ def read_run(folder: Path, name: str | None = None) -> Run:
     return Run(
         name or folder.resolve().name,
         folder,
-        _flat({**Recipe().settings(), **settings}),
+        _flat({**Recipe().settings(), **renamed(settings)}),
         lines,
         record,
     )

@@ -231,6 +231,6 @@ def projection_of(model: nn.Module, spec: StudentSpec, dim: int, seed: int) -> n
         projections.check(model, found, ordinary, inputs)
     except ModelError as error:
         raise ModelError(
-            f"{spec.name}: cannot take in a bridge: {error}; leave --bridge out"
+            f"{spec.name}: cannot take in a projection: {error}; remove --projection"
         ) from error
     return found

@@ -144,7 +144,7 @@ def task(recipe: Recipe, sources: Sources, places: Sequence[int]) -> Task:
     model, preprocess = student.build(spec, both, recipe.seed, len(places))
     tokenizer = open_clip.tokenizer_for(spec.config) if both else None
     batches = Batches(sources, recipe, spec.image_size, tokenizer, places)
-    apart = bool(recipe.mask_words) and recipe.masked == "apart"
+    apart = bool(recipe.mask_words) and recipe.mlm_caption == "extra"
     return Task(
         "clip" if both else "image-tower",
         spec,
@@ -169,7 +169,7 @@ def _dim(recipe: Recipe, sources: Sources) -> int | None:
     """Return the dimension that the student is built with, None for its own, from which a bridge
     leads.
     """
-    return None if recipe.bridge == "linear" else sources.teachers[0].dim
+    return None if recipe.projection == "linear" else sources.teachers[0].dim
 
 
 def _count(module: nn.Module) -> int:

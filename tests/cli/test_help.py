@@ -38,7 +38,11 @@ def test_each_option_stands_there_once(words):
     result = CliRunner().invoke(main, [*words, "--help"], terminal_width=80)
     assert result.exit_code == 0
     first = [line.split()[0] for line in result.output.splitlines() if line.startswith("  -")]
-    named = [param.opts[0] for param in EVERY[words].params if isinstance(param, click.Option)]
+    named = [
+        param.opts[0]
+        for param in EVERY[words].params
+        if isinstance(param, click.Option) and not param.hidden
+    ]
     assert sorted(word.rstrip(",") for word in first) == sorted([*named, "-h"])
 
 

@@ -68,7 +68,7 @@ def train(root, cache, out, *more):
         2,
         "--device",
         "cpu",
-        "--view",
+        "--crops",
         "free",
     )
     caches = ("--image-cache", root / cache / "images", "--text-cache", root / cache / "texts")

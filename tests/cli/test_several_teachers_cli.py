@@ -71,7 +71,7 @@ def test_one_pass_makes_what_two_commands_make_and_a_student_learns_from_both(ra
             1,
             "--batch-size",
             2,
-            "--view",
+            "--crops",
             "center",
             "--device",
             "cpu",

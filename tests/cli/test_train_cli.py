@@ -86,7 +86,7 @@ def words(
         3,
         "--device",
         "cpu",
-        "--view",
+        "--crops",
         "free",
     ]
     for flag, value in (
@@ -402,7 +402,7 @@ def test_dime_fms_form_takes_four_lists(place, lists):
     [
         ("--stepz", 3),
         ("--steps", "three"),
-        ("--view", "left"),
+        ("--crops", "left"),
         ("--recipe", "none.toml"),
         ("--precision", "fp8"),
     ],
@@ -453,19 +453,19 @@ def test_two_teachers_train_one_student_that_speaks_the_firsts_language(place):
 
 
 def test_free_views_must_be_said_and_dime_fms_form_says_them(place):
-    command = [word for word in words(place) if word not in ("--view", "free")]
-    assert "say --view free to show the student crops that the teacher did not see" in refusal(
+    command = [word for word in words(place) if word not in ("--crops", "free")]
+    assert "say --crops free to show the student crops that the teacher did not see" in refusal(
         *command
     )
     lists = {"tsv_file_list": ("a.list", "b.list", "c.list", "d.list")}
-    (place / "r.toml").write_text('view = "center"\n')
-    for path, more, view in (
+    (place / "r.toml").write_text('crops = "center"\n')
+    for path, more, crops in (
         (None, {}, "free"),
         (place / "r.toml", {}, "center"),
-        (None, {"view": "cached"}, "cached"),
+        (None, {"crops": "replay"}, "replay"),
     ):
         given = {**lists, **more}
-        assert read(path, **given).view == view
+        assert read(path, **given).crops == crops
 
 
 @pytest.mark.parametrize("separator", ["\t", ";"])

@@ -109,7 +109,7 @@ def words(made, out, *more, kind="image"):
         4,
         "--device",
         "cpu",
-        "--view",
+        "--crops",
         "free",
         "--lr",
         0.01,

@@ -313,7 +313,7 @@ def test_a_cache_from_a_url_trains_with_a_local_copy_and_the_other_way_round(
     assert far.fingerprint == near.fingerprint
     assert str(scratch) not in json.dumps([shard.source for shard in far.shards])
     for name, root in (("far", tree), ("near", url)):
-        given = ["--dataroot", root, "--images", "photos", "tars/train", "--view", "free"]
+        given = ["--dataroot", root, "--images", "photos", "tars/train", "--crops", "free"]
         caches = [
             "--image-cache",
             tmp_path / name / "images",

@@ -88,7 +88,7 @@ def test_adopted_features_are_verified_and_trained_on(tmp_path, picture):
         raw["image"],
         *caches,
         *small,
-        "--view",
+        "--crops",
         "center",
         "--out",
         tmp_path / "run",

@@ -123,7 +123,7 @@ def test_pairs_to_caches_to_a_small_clip_to_a_score(source, tmp_path, monkeypatc
         "student",
         "--student",
         "student.json",
-        "--view",
+        "--crops",
         "center",
         "--no-vl-loss",
         "--set",

@@ -42,7 +42,7 @@ def place(tmp_path_factory):
         "save_every": 100,
     }
     for name, more in (
-        ("filip", {"losses": FILIP, "ema": 0.9, "mask_words": 0.15, "masked": "contrast"}),
+        ("filip", {"losses": FILIP, "ema": 0.9, "mask_words": 0.15, "mlm_caption": "contrastive"}),
         ("clip", {}),
     ):
         train(world.clip_recipe(**pairs, **more), root / name, echo=lambda line: None)

@@ -152,7 +152,7 @@ def main_job(root, monkeypatch):
             2,
             "--log-every",
             5,
-            "--view",
+            "--crops",
             "center",
             "--device",
             "cpu",

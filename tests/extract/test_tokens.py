@@ -308,7 +308,7 @@ def test_training_refuses_tokens_for_rows(caches, sources, tmp_path):
     pictures = (str(sources / "images" / "a"), str(sources / "images" / "b"))
     given = {"images": pictures, "dataroot": str(sources)}
     for image_cache, text_cache in ((image_tokens_, texts), (images, text_tokens_)):
-        recipe = Recipe(image_cache=(image_cache,), text_cache=(text_cache,), view="free", **given)
+        recipe = Recipe(image_cache=(image_cache,), text_cache=(text_cache,), crops="free", **given)
         with pytest.raises(CacheError, match=f"holds {COUNT} tokens of each"):
             open_sources(recipe, tmp_path)
 

@@ -45,7 +45,7 @@ def extracted(*args) -> str:
 
 
 def trained(*args) -> str:
-    return call("train", "--device", "cpu", "--view", "free", "--student", "ResNet-mini-64", *args)
+    return call("train", "--device", "cpu", "--crops", "free", "--student", "ResNet-mini-64", *args)
 
 
 def entries(folder: Path) -> set[str]:

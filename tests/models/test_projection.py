@@ -130,7 +130,8 @@ NOT = {
 def test_a_tower_without_a_last_projection_is_refused(tmp_path, vision, dim, words):
     tower, spec = image_tower(tmp_path, vision, dim)
     with pytest.raises(
-        ModelError, match=f"student.json: cannot take in a bridge: .*{words}; leave --bridge out"
+        ModelError,
+        match=f"student.json: cannot take in a projection: .*{words}; remove --projection",
     ) as caught:
         projection_of(tower.float(), spec, TEACHER, 0)
     assert "\n" not in str(caught.value)
@@ -147,7 +148,7 @@ def test_a_text_tower_without_a_projection_is_refused(tmp_path):
     tower, spec = text_tower(tmp_path, {**TEXT, "proj_type": "none"}, TEXT["width"])
     with pytest.raises(
         ModelError,
-        match="student.json: cannot take in a bridge: its last layer is no linear projection",
+        match="student.json: cannot take in a projection: its last layer is no linear projection",
     ):
         projection_of(tower.float(), spec, TEACHER, 0)
 
@@ -234,6 +235,6 @@ def test_two_towers_that_learn_without_a_teacher_have_no_bridge():
     with pytest.raises(
         RecipeError, match="is for one tower that is led into the space of a teacher"
     ):
-        refuse_idle(read(None, bridge="linear", text="student"))
+        refuse_idle(read(None, projection="linear", text="student"))
     with pytest.raises(RecipeError, match="expected one of 'none', 'linear'"):
-        read(None, bridge="mlp")
+        read(None, projection="mlp")

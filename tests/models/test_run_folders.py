@@ -61,7 +61,7 @@ def trained(tmp_path_factory, files):
         "text": "student",
         "losses": {"clip.contrastive": {"weight": 1.0}},
     }
-    tower = {"student": "ConvNeXt-mini-64", "images": [str(photos)], "view": "free", **caches}
+    tower = {"student": "ConvNeXt-mini-64", "images": [str(photos)], "crops": "free", **caches}
     text = {"texts": [str(words)], "text": f"student:{ARCH}", **caches}
     for name, given in (("clip", clip), ("tower", tower), ("text", text)):
         recipe = read(None, steps=2, batch_size=4, resize=0, device="cpu", **given)

@@ -144,7 +144,7 @@ class DistributedContext:
             "steps": 6,
             "batch_size": 5,
             "warmup": 0.5,
-            "view": "free",
+            "crops": "free",
             "resize": 0,
             "log_every": 1,
             "device": "cpu",

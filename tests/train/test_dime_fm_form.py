@@ -27,7 +27,7 @@ def opened(released, lists=None, **more):
         None,
         dataroot=str(released / "data"),
         tsv_file_list=list(lists or LISTS),
-        **{"view": "free", **more},
+        **{"crops": "free", **more},
     )
     return open_sources(recipe, released / "run")
 

@@ -69,7 +69,7 @@ def test_a_row_that_cannot_be_read_takes_its_features_along(world):
 
 def test_views_of_images_go_with_the_one_row_of_a_sentence(world):
     views = ViewPolicy(count=3, seed=1, scale=(0.5, 1.0), ratio=(1.0, 1.0), flip=0.5)
-    recipe = {"view": "cached", "crop_scale": [0.5, 1.0], "crop_ratio": [1.0, 1.0], "flip": 0.5}
+    recipe = {"crops": "replay", "crop_scale": [0.5, 1.0], "crop_ratio": [1.0, 1.0], "flip": 0.5}
     run = run_of(world, views=views, batch_size=12, **recipe)
     for epoch in range(4):
         batch = run.task.batches(epoch)
@@ -152,7 +152,7 @@ def test_the_bias_of_a_siglip_learns(world):
             {"image_cache": (), "losses": {"clip.contrastive": {"weight": 1.0}}},
             "--image-cache is not given",
         ),
-        ({"bridge": "linear"}, "bridge = 'linear' is for one tower"),
+        ({"projection": "linear"}, "projection = 'linear' is for one tower"),
         ({"texts_per_step": 5}, "a pair has its own"),
         ({"captions": "label"}, "--captions label makes sentences that no --text-cache holds"),
         (

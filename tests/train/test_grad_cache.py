@@ -25,7 +25,12 @@ from dimefm.train.trainer import Run, train
 from tests.train.conftest import TINY
 
 VIEWS = ViewPolicy(4, scale=(0.3, 1.0))
-CROPS = {"crop_scale": VIEWS.scale, "crop_ratio": VIEWS.ratio, "flip": VIEWS.flip, "view": "cached"}
+CROPS = {
+    "crop_scale": VIEWS.scale,
+    "crop_ratio": VIEWS.ratio,
+    "flip": VIEWS.flip,
+    "crops": "replay",
+}
 DECLIP = {
     "clip.contrastive": {"weight": 0.4},
     "declip.simsiam": {"weight": 0.2, "width": 16},
@@ -166,9 +171,9 @@ def test_several_teachers_views_and_captions_make_one_mean(world):
     torch.testing.assert_close(found["clip_kd.crd"], torch.stack(values).mean())
 
 
-@pytest.mark.parametrize("masked", ["apart", "contrast"])
-def test_hidden_words_are_told_of_the_first_caption(world, masked):
-    run = run_of(declip_recipe(world, masked=masked), world)
+@pytest.mark.parametrize("mlm_caption", ["extra", "contrastive"])
+def test_hidden_words_are_told_of_the_first_caption(world, mlm_caption):
+    run = run_of(declip_recipe(world, mlm_caption=mlm_caption), world)
     plain = run_of(
         declip_recipe(world, mask_words=0.0, losses={"clip.contrastive": {"weight": 1.0}}),
         world,
@@ -178,15 +183,17 @@ def test_hidden_words_are_told_of_the_first_caption(world, masked):
     hidden = batch.hidden >= 0
     assert 0.2 < hidden.float().mean() * batch.hidden.numel() / (clean[:, 0] > 0).sum() < 0.7
     assert torch.equal(batch.hidden[hidden], clean[:, 0][hidden])
-    shown = batch.tokens[:, -1 if masked == "apart" else 0]
+    shown = batch.tokens[:, -1 if mlm_caption == "extra" else 0]
     assert torch.equal(shown[~hidden], clean[:, 0][~hidden]) and not torch.equal(shown, clean[:, 0])
     others = (
-        (batch.tokens[:, :2], clean) if masked == "apart" else (batch.tokens[:, 1:], clean[:, 1:])
+        (batch.tokens[:, :2], clean)
+        if mlm_caption == "extra"
+        else (batch.tokens[:, 1:], clean[:, 1:])
     )
     assert torch.equal(*others)
     outputs = run.student(batch.pixels, batch.tokens, batch.hidden)
     assert outputs["text"].shape == (6, 2, 8) and outputs["words"].shape == (6, 16, 16)
-    alone = run.student.captions(shown[:, None].expand(-1, 3 if masked == "apart" else 2, -1))
+    alone = run.student.captions(shown[:, None].expand(-1, 3 if mlm_caption == "extra" else 2, -1))
     torch.testing.assert_close(alone["words"], outputs["words"])
 
 
@@ -288,12 +295,12 @@ def test_declip_goes_on_where_it_was_to_the_bit(world):
         (
             {
                 "mask_words": 0.0,
-                "masked": "contrast",
+                "mlm_caption": "contrastive",
                 "losses": {"clip.contrastive": {"weight": 1.0}},
             },
-            "masked = 'contrast' is for mask_words",
+            "mlm_caption = 'contrastive' is for mask_words",
         ),
-        ({"view": "center"}, "views_per_step is for random views, not for the centre"),
+        ({"crops": "center"}, "views_per_step is for random views, not for the centre"),
         ({"neighbours": ("somewhere",)}, "neighbours is for pairs with a --text-cache"),
         ({"losses": {"declip.nns_graph": {"weight": 1.0}}}, "needs neighbours and teacher"),
         (
@@ -309,7 +316,9 @@ def test_what_the_data_lack_is_refused_before_the_first_step(world, over, why):
 
 
 def test_words_are_hidden_in_captions_that_all_losses_see_without_a_loss_that_tells_them(world):
-    recipe = declip_recipe(world, masked="contrast", losses={"clip.contrastive": {"weight": 1.0}})
+    recipe = declip_recipe(
+        world, mlm_caption="contrastive", losses={"clip.contrastive": {"weight": 1.0}}
+    )
     batch = run_of(recipe, world).task.batches(0)
     assert batch.tokens.shape[1] == 2 and (batch.hidden >= 0).any()
 

@@ -3,7 +3,6 @@
 import inspect
 import json
 
-import click
 import pytest
 
 from dimefm import plugins
@@ -18,10 +17,10 @@ CASES = {
     "nothing": {},
     "numbers": {"lr": 0.5, "steps": 3, "warmup": 2.0, "grad_clip_norm": 1.0},
     "sources": {"images": ["a", "b"], "image_cache": ["c"], "text_cache": ["d", "e"]},
-    "weights of sources": {"images": ["a", "b"], "mix": [0.7, 0.3], "shuffle": "rows"},
+    "weights of sources": {"images": ["a", "b"], "source_weights": [0.7, 0.3], "shuffle": "rows"},
     "DIME-FM's own files": {"tsv_file_list": LISTS},
-    "DIME-FM's own files, replayed": {"tsv_file_list": LISTS, "view": "cached"},
-    "DIME-FM's own files at the centre": {"tsv_file_list": LISTS, "view": "center"},
+    "DIME-FM's own files, replayed": {"tsv_file_list": LISTS, "crops": "replay"},
+    "DIME-FM's own files at the centre": {"tsv_file_list": LISTS, "crops": "center"},
     "P-VL": {"use_pvl_loss": True},
     "P-VL alone": {"use_pvl_loss": True, "use_vl_loss": False},
     "all three": {"use_pvl_loss": True, "use_udist_loss": True, "w_udist": 0.1, "t_udist": 4.0},
@@ -60,9 +59,7 @@ def from_flags(monkeypatch, settings):
     monkeypatch.setattr(
         "dimefm.train.trainer.train", lambda recipe, out, *_, **__: made.append(recipe)
     )
-    with click.Context(command) as context:
-        command.parse_args(context, ["--out", "run", *words])
-        command.invoke(context)
+    command.main(["--out", "run", *words], standalone_mode=False)
     return made[0]
 
 
@@ -95,7 +92,7 @@ def test_implied_settings_are_those_of_their_names():
     assert Recipe().losses == {"dime.vl": {"weight": 0.7}}
     assert Recipe(text="student").losses == {}
     assert Recipe(losses={}).losses == {}
-    assert Recipe(tsv_file_list=LISTS).view == "free"
+    assert Recipe(tsv_file_list=LISTS).crops == "free"
     for name, crops in AUGMENTATIONS.items():
         settings = Recipe(augment=name).settings()
         assert {key: settings[key] for key in crops} == crops

@@ -23,8 +23,8 @@ def recipe_of(world, kind, **over):
     config = json.loads(world.tiny.read_text())
     world.tiny.write_text(json.dumps({**config, "embed_dim": 5}))
     if kind == "text":
-        return world.text_recipe(bridge="linear", **over)
-    return world.recipe(bridge="linear", **{**world.second_teacher(), **over})
+        return world.text_recipe(projection="linear", **over)
+    return world.recipe(projection="linear", **{**world.second_teacher(), **over})
 
 
 @pytest.mark.parametrize(("kind", "ema"), [("image", None), ("text", None), ("image", 0.5)])
@@ -55,7 +55,7 @@ def test_its_run_holds_an_ordinary_tower_with_the_rows_of_both(world, kind, ema)
 
 
 def test_a_student_of_the_teachers_dimension_needs_none(world):
-    run = Run(world.recipe(bridge="linear"), world.root / "run", resume=False, echo=quiet)
+    run = Run(world.recipe(projection="linear"), world.root / "run", resume=False, echo=quiet)
     assert [name for name in run.student.state_dict() if not name.startswith("model.")] == []
 
 

@@ -73,7 +73,7 @@ def test_every_field_survives_writing(tmp_path):
     fixed = {
         "text": "student",
         "captions": "label",
-        "view": "center",
+        "crops": "center",
         "precision": "bf16",
         "report_to": "tensorboard",
     }
@@ -81,19 +81,19 @@ def test_every_field_survives_writing(tmp_path):
         "losses": {"dime.vl": {"weight": 1.0}},
         "images": ("a", "b"),
         "texts": ("c",),
-        "mix": (0.7, 0.3),
+        "source_weights": (0.7, 0.3),
         "shuffle": "blocks",
         "tsv_file_list": ("a", "b", "c", "d"),
     }
     fixed |= {
         "image_cache": ("a",),
         "text_cache": ("b", "c"),
-        "bridge": "linear",
+        "projection": "linear",
         "augment": "clip-kd",
     }
     fixed |= {"crop_scale": (0.5, 0.75), "crop_ratio": (0.5, 2.0), "eval_datasets": ("a", "b")}
     fixed |= {
-        "masked": "contrast",
+        "mlm_caption": "contrastive",
         "optimizer": "open_clip",
         "text_augment": "eda",
         "neighbours": ("a",),
@@ -136,7 +136,7 @@ def test_whole_numbers_stand_for_floats(tmp_path):
         ("images = [1, 2]", "'images' is [1, 2]; expected tuple[str"),
         ("student = 5", "'student' is 5; expected str"),
         ("losses = 3", "'losses' is 3; expected dict"),
-        ("view = 'middle'", "'view' is 'middle'; expected one of 'cached', 'free', 'center'"),
+        ("crops = 'middle'", "'crops' is 'middle'; expected one of 'replay', 'free', 'center'"),
         ("batch_size = 0", "'batch_size' is 0; expected a positive number"),
         ("lr = -1.0", "'lr' is -1.0; expected a positive number"),
         ("lr = nan", "'lr' is nan; expected a positive number"),

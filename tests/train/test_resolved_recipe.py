@@ -10,7 +10,7 @@ from dimefm.train.trainer import train
 
 IMAGES = {
     "student",
-    "view",
+    "crops",
     "augment",
     "crop_scale",
     "crop_ratio",
@@ -24,7 +24,7 @@ PAIRS = {
     "captions_per_step",
     "text_augment",
     "mask_words",
-    "masked",
+    "mlm_caption",
     "neighbours_among",
 }
 

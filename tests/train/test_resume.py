@@ -340,9 +340,9 @@ def test_bf16_autocast_trains_and_keeps_float32_weights(world):
 
 
 def test_the_loss_falls(world):
-    recipe = world.recipe(steps=60, lr=3e-3, log_every=60, batch_size=17, view="center")
+    recipe = world.recipe(steps=60, lr=3e-3, log_every=60, batch_size=17, crops="center")
     first = lines(
-        train(world.recipe(steps=1, batch_size=17, view="center"), world.root / "one", echo=quiet)
+        train(world.recipe(steps=1, batch_size=17, crops="center"), world.root / "one", echo=quiet)
     )[0]["total"]
     assert lines(train(recipe, world.root / "run", echo=quiet))[-1]["total"] < 0.8 * first
 

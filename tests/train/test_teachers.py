@@ -57,7 +57,7 @@ def test_views_of_two_teachers_are_the_same_view(world):
     both = world.second_teacher()
     (world.root / "images_b").rename(world.root / "plain_b")
     world.images("images_b", views=policy, quarantined={20, 21}, teacher="b", dim=6, scale=35.0)
-    recipe = world.recipe(**both, view="cached", batch_size=15)
+    recipe = world.recipe(**both, crops="replay", batch_size=15)
     load = Batches(open_sources(recipe, world.root), recipe, 16, None)
     for epoch in range(2):
         batch = load(epoch)

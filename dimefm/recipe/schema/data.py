@@ -114,9 +114,10 @@ class Data(Section):
         unset="~/.cache/dimefm",
         may_differ_on_resume=True,
     )
-    mix: Shares = key(
+    source_weights: Shares = key(
         (),
         "Shares of a batch, one for each source in --images (of a text tower, --texts).",
+        formerly="mix",
         more="By default every sample comes equally often, or as weight= in a .list file says.",
         metavar="SHARE...",
         expected="positive numbers, one for each source",

@@ -38,12 +38,13 @@ class Student(Section):
         unset="the student's own",
         applies_to=IMAGE_STUDENT,
     )
-    bridge: Literal["none", "linear"] = key(
+    projection: Literal["none", "linear"] = key(
         "none",
         "Path to the teacher's dimension. linear: the student keeps its own dimension and learns a "
         "linear map, which is folded into it at the end.",
         more="none: the student's last projection is built in the teacher's dimension.",
         applies_when=[ONE_TOWER],
+        formerly="bridge",
     )
     text: str = key(
         "teacher",
@@ -110,13 +111,15 @@ class Views(Section):
 
     title: ClassVar[str] = "Views of images and texts"
 
-    view: Literal["cached", "free", "center"] = key(
-        "cached",
-        "Crops that the student sees. cached: those that the teacher saw, from a cache of --views; "
-        "free: other random crops; center: the centre.",
-        more="cached: crop_scale, crop_ratio and flip must be those of the cache. center is for a "
+    crops: Literal["replay", "free", "center"] = key(
+        "replay",
+        "Crops that the student sees. replay: those that the teacher saw, from a cache of --views; "
+        "free: other random crops; center: the center.",
+        more="replay: crop_scale, crop_ratio and flip must be those of the cache. center is for a "
         "cache without --views. Pairs without caches have random crops with both others.",
-        unset="cached; with --tsv-file-list free",
+        unset="replay; with --tsv-file-list free",
+        formerly="view",
+        former_values={"cached": "replay"},
         applies_to=IMAGE_STUDENT,
         tolerated=True,
     )
@@ -204,10 +207,12 @@ class Views(Section):
         applies_to=PAIRS,
         for_losses="masked",
     )
-    masked: Literal["apart", "contrast"] = key(
-        "apart",
-        "Caption with hidden words. apart: encoded once more, for losses on words; contrast: "
-        "shown to all losses, as DeCLIP's release does.",
+    mlm_caption: Literal["extra", "contrastive"] = key(
+        "extra",
+        "Caption with hidden words. extra: encoded once more, for losses on words; contrastive: "
+        "in place of the first caption in all losses, as in DeCLIP's release.",
+        formerly="masked",
+        former_values={"apart": "extra", "contrast": "contrastive"},
         flag=False,
         applies_to=PAIRS,
         applies_when=[MASKED_WORDS],

@@ -97,6 +97,6 @@ class Sentences:
                 torch.from_numpy(np.ascontiguousarray(masked))[:, None],
                 torch.from_numpy(hidden),
             )
-            apart = self.recipe.masked == "apart"
+            apart = self.recipe.mlm_caption == "extra"
             tokens = torch.cat([tokens, first] if apart else [first, tokens[:, 1:]], dim=1)
         return tokens[:, 0] if tokens.shape[1] == 1 else tokens, labels

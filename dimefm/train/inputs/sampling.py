@@ -109,13 +109,21 @@ def _lists(raw: Rows, starts: np.ndarray, recipe: Recipe) -> list[_List]:
     order of the entries.
     """
     rows = np.diff(starts)
-    entries = np.array([shard.entry if recipe.mix else 0 for shard in raw.shards], dtype=np.int64)
+    entries = np.array(
+        [shard.entry if recipe.source_weights else 0 for shard in raw.shards], dtype=np.int64
+    )
     weights = np.array([shard.weight for shard in raw.shards])
-    _refuse_mix(recipe, np.bincount(entries, weights=rows, minlength=len(recipe.mix)))
+    _refuse_source_weights(
+        recipe, np.bincount(entries, weights=rows, minlength=len(recipe.source_weights))
+    )
     found = []
     for entry in np.unique(entries).tolist():
         here = entries == entry
-        share = recipe.mix[entry] / (rows * weights)[here].sum() if recipe.mix else 1.0
+        share = (
+            recipe.source_weights[entry] / (rows * weights)[here].sum()
+            if recipe.source_weights
+            else 1.0
+        )
         for weight in np.unique(weights[here & (rows > 0)]).tolist():
             shards = np.flatnonzero(here & (weights == weight))
             found.append(
@@ -177,23 +185,24 @@ def _unusable(aligned: Aligned, shard: int, rows: np.ndarray) -> np.ndarray:
     return np.searchsorted(holes + np.arange(len(holes)), rows)
 
 
-def _refuse_mix(recipe: Recipe, rows: np.ndarray) -> None:
-    """Raise when the mix is not of one number for each source, or a source has none of the usable
+def _refuse_source_weights(recipe: Recipe, rows: np.ndarray) -> None:
+    """Raise when there is not one weight for each source, or a source has none of the usable
     ``rows`` [sources].
     """
-    if not recipe.mix:
+    if not recipe.source_weights:
         return
     field = "texts" if recipe.text_student else "images"
     named = getattr(recipe, field)
     if not named:
         raise RecipeError(
-            f"mix gives shares to the sources of --{field}, and none is named; leave it out"
+            f"source_weights gives shares to the sources of --{field}, and none is named. Fix:"
+            " remove it"
         )
-    if len(named) != len(recipe.mix):
+    if len(named) != len(recipe.source_weights):
         raise RecipeError(
-            f"mix has {len(recipe.mix)} shares, --{field} names {len(named)} sources"
-            f" ({_some(named)}); give one share for each, and name files that belong together in a"
-            " .list or as a 'pattern' in quotes"
+            f"source_weights has {len(recipe.source_weights)} shares, --{field} names"
+            f" {len(named)} sources ({_some(named)}); give one share for each, and name files that"
+            " belong together in a .list or as a 'pattern' in quotes"
         )
     empty = next((name for name, count in zip(named, rows, strict=True) if not count), None)
     if empty is not None:
@@ -220,7 +229,7 @@ def _refuse_of_pairs(sources: Sources, recipe: Recipe) -> None:
     """
     weighed = any(shard.weight != sources.raw.shards[0].weight for shard in sources.raw.shards)
     asked = {
-        "mix": recipe.mix,
+        "source_weights": recipe.source_weights,
         "shuffle = 'blocks'": recipe.shuffle == "blocks",
         "weights in lists": weighed,
     }

@@ -61,9 +61,9 @@ class StudentTransform(ABC):
         """Return the viewer of a recipe whose image caches hold ``views`` (None: the centre view,
         or no caches).
         """
-        if recipe.view == "cached" and views is not None:
+        if recipe.crops == "replay" and views is not None:
             return Replay(recipe, size, views)
-        return Center(recipe, size) if recipe.view == "center" else Free(recipe, size)
+        return Center(recipe, size) if recipe.crops == "center" else Free(recipe, size)
 
     def __init__(self, recipe: Recipe, size: int):
         self.size, self.colour, self.interpolation = size, COLOURS.get(recipe.augment), "bicubic"

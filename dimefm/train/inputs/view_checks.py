@@ -30,13 +30,13 @@ def image_views(recipe: Recipe, caches: Sequence[FeatureCache]) -> ViewPolicy | 
                 " extract one of them again with the other's --views and --view-recipe"
             )
     policy = ViewPolicy.from_manifest(first.manifest.how)
-    if recipe.view == "center" and policy is not None:
+    if recipe.crops == "center" and policy is not None:
         raise RecipeError(
-            f"view = 'center', but {first.store} holds {policy.count} random crops of each image"
-            " and not its centre; say --view cached to replay them, or extract the images without"
+            f"crops = 'center', but {first.store} holds {policy.count} random crops of each image"
+            " and not its centre; say --crops replay to replay them, or extract the images without"
             " --views"
         )
-    if recipe.view == "cached":
+    if recipe.crops == "replay":
         _refuse_other_views(recipe, policy, first)
         if policy is not None and recipe.views_per_step > policy.count:
             raise RecipeError(
@@ -88,8 +88,8 @@ def _refuse_other_views(recipe: Recipe, policy: ViewPolicy | None, cache: Featur
         crops = ", ".join(f"{name} {value}" for name, value in asked.items())
         raise RecipeError(
             f"the recipe asks for random crops ({crops}), but {cache.store} holds the centre view"
-            " of each image; say --view free to show the student crops that the teacher did not"
-            " see, as DIME-FM does, or --view center to show it the centre view; or extract the"
+            " of each image; say --crops free to show the student crops that the teacher did not"
+            " see, as DIME-FM does, or --crops center to show it the centre view; or extract the"
             " images with --views"
         )
     held = {name: getattr(policy, key) for key, name in RECIPE.items()}
@@ -101,7 +101,7 @@ def _refuse_other_views(recipe: Recipe, policy: ViewPolicy | None, cache: Featur
     if different:
         raise RecipeError(
             f"{cache.store} does not hold the recipe's views ({'; '.join(different)}); set the"
-            " recipe to the cache's (--set KEY=VALUE), say --view free to show the student crops"
+            " recipe to the cache's (--set KEY=VALUE), say --crops free to show the student crops"
             " that the teacher did not see, as DIME-FM does, or extract the images with --views"
             " and another --view-recipe"
         )

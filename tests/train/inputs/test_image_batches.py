@@ -190,7 +190,7 @@ def test_the_centre_view_equals_the_preprocessing_of_evaluation(width, height, s
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     file, preprocess = io.BytesIO(), open_clip.default_preprocess(size)
     Image.fromarray(pixels).save(file, "PNG")
-    ours = StudentTransform.from_recipe(read(None, view="center"), None, size)(
+    ours = StudentTransform.from_recipe(read(None, crops="center"), None, size)(
         file.getvalue(), "", 0, 0
     )
     seen = Student(Seen(), preprocess).images(torch.from_numpy(ours.copy())[None])["image"][0]
@@ -207,7 +207,7 @@ class Seen(torch.nn.Module):
 
 
 def test_the_centre_view_is_what_a_recipe_gets(world):
-    recipe = world.recipe(view="center", batch_size=1)
+    recipe = world.recipe(crops="center", batch_size=1)
     pixels = batches(world, recipe)(0).pixels
     row = open_sources(recipe, world.root).raw[world.numbers_of_pixels(pixels)[0]]
     np.testing.assert_array_equal(

@@ -20,14 +20,14 @@ from dimefm.train.trainer import train
 SMALL = Settings(size=16, quality=100, progress=False)
 
 
-@pytest.mark.parametrize("view", ["free", "center", "cached"])
-def test_batches_of_packed_images_are_those_of_the_originals(world, view, tmp_path):
+@pytest.mark.parametrize("crops", ["free", "center", "replay"])
+def test_batches_of_packed_images_are_those_of_the_originals(world, crops, tmp_path):
     world.write_images(broken={4})
-    if view == "cached":
+    if crops == "replay":
         world.root.joinpath("images").rename(world.root / "plain")
         world.images(views=ViewPolicy(2), quarantined={8, 9})
     pack(open_rows([str(world.root / "image_*.tsv")]), tmp_path / "packed", SMALL)
-    options = {"batch_size": 17, "view": view}
+    options = {"batch_size": 17, "crops": crops}
     loads = [
         Batches(open_sources(recipe, tmp_path), recipe, 16, None)
         for recipe in (
@@ -45,12 +45,12 @@ def test_batches_of_packed_images_are_those_of_the_originals(world, view, tmp_pa
         ]
 
 
-@pytest.mark.parametrize("view", ["free", "center", "cached"])
+@pytest.mark.parametrize("crops", ["free", "center", "replay"])
 @pytest.mark.parametrize("resize", [0, 24])
-def test_views_of_packed_images_are_the_same_parts_of_them(world, view, resize, tmp_path):
+def test_views_of_packed_images_are_the_same_parts_of_them(world, crops, resize, tmp_path):
     """Colours that change from edge to edge tell where a view was cut."""
     write_gradients(world)
-    if view == "cached":
+    if crops == "replay":
         world.root.joinpath("images").rename(world.root / "plain")
         world.images(views=ViewPolicy(2))
     pack(
@@ -58,7 +58,7 @@ def test_views_of_packed_images_are_the_same_parts_of_them(world, view, resize, 
         tmp_path / "packed",
         dataclasses.replace(SMALL, size=48),
     )
-    options = {"batch_size": 17, "view": view, "resize": resize}
+    options = {"batch_size": 17, "crops": crops, "resize": resize}
     whole, found = (
         Batches(open_sources(recipe, tmp_path), recipe, 16, None)(1).pixels.numpy().astype(int)
         for recipe in (

@@ -170,8 +170,8 @@ def test_an_epoch_shows_one_view_of_each_image_with_the_feature_of_that_view(wor
     world.root.joinpath("images").rename(world.root / "plain")
     world.images(views=policy, quarantined=gone)
     left = sorted(set(range(ROWS)) - {1, 2, 10})
-    for view in ("cached", "free"):
-        recipe = world.recipe(view=view, batch_size=len(left))
+    for crops in ("replay", "free"):
+        recipe = world.recipe(crops=crops, batch_size=len(left))
         load = Batches(open_sources(recipe, world.root), recipe, 16, None)
         for epoch in range(4):
             batch = load(epoch)
@@ -183,7 +183,7 @@ def test_an_epoch_shows_one_view_of_each_image_with_the_feature_of_that_view(wor
 def test_a_batch_that_crosses_an_epoch_changes_the_view_in_the_middle(world):
     world.root.joinpath("images").rename(world.root / "plain")
     world.images(views=ViewPolicy(2))
-    recipe = world.recipe(view="cached", batch_size=10)
+    recipe = world.recipe(crops="replay", batch_size=10)
     batch = Batches(open_sources(recipe, world.root), recipe, 16, None)(1)
     views = [number % 2 for number in world.numbers_of_features(batch.own[0])]
     assert views == [0] * 7 + [1] * 3
@@ -194,7 +194,7 @@ def test_the_default_recipe_is_refused_over_the_centre_view(world):
         None,
         **{name: getattr(world.recipe(), name) for name in ("images", "image_cache", "text_cache")},
     )
-    assert recipe.view == "cached"
+    assert recipe.crops == "replay"
     with pytest.raises(RecipeError) as error:
         open_sources(recipe, world.root)
     line = str(error.value)
@@ -206,9 +206,9 @@ def test_the_default_recipe_is_refused_over_the_centre_view(world):
     assert all(
         remedy in line
         for remedy in (
-            "--view free",
+            "--crops free",
             "as DIME-FM does",
-            "--view center",
+            "--crops center",
             "extract the images with --views",
         )
     )
@@ -238,7 +238,7 @@ def test_a_recipe_of_other_crops_than_the_caches_is_refused_and_each_field_named
     world.root.joinpath("images").rename(world.root / "plain")
     world.images(views=ViewPolicy(2))
     with pytest.raises(RecipeError) as error:
-        open_sources(world.recipe(view="cached", **over), world.root)
+        open_sources(world.recipe(crops="replay", **over), world.root)
     line = str(error.value)
     assert all(words in line for words in named)
     assert line.count(" in the recipe, ") == len(over)
@@ -246,11 +246,11 @@ def test_a_recipe_of_other_crops_than_the_caches_is_refused_and_each_field_named
         remedy in line
         for remedy in (
             "set the recipe to the cache's",
-            "--view free",
+            "--crops free",
             "extract the images with --views",
         )
     )
-    assert len(open_sources(world.recipe(view="free", **over), world.root)) == ROWS
+    assert len(open_sources(world.recipe(crops="free", **over), world.root)) == ROWS
 
 
 def test_the_centre_view_is_refused_over_a_cache_of_crops(world):
@@ -258,16 +258,16 @@ def test_the_centre_view_is_refused_over_a_cache_of_crops(world):
     world.images(views=ViewPolicy(2))
     with pytest.raises(
         RecipeError,
-        match="holds 2 random crops of each image and not its centre; say --view cached",
+        match="holds 2 random crops of each image and not its centre; say --crops replay",
     ):
-        open_sources(world.recipe(view="center"), world.root)
+        open_sources(world.recipe(crops="center"), world.root)
 
 
 def test_pairs_have_no_cache_and_need_no_flag(world):
     pairs = [str(world.pairs(["one", "two", "three"]))]
     found = []
-    for view in ("cached", "free"):
-        recipe = world.clip_recipe(images=pairs, view=view, batch_size=3)
+    for crops in ("replay", "free"):
+        recipe = world.clip_recipe(images=pairs, crops=crops, batch_size=3)
         load = Batches(
             open_sources(recipe, world.root),
             recipe,
@@ -276,7 +276,7 @@ def test_pairs_have_no_cache_and_need_no_flag(world):
         )
         found.append(load(0).pixels)
     assert torch.equal(*found)
-    assert Recipe().view == "cached"
+    assert Recipe().crops == "replay"
 
 
 @pytest.fixture(scope="module")
@@ -359,7 +359,7 @@ def test_every_teacher_row_in_training_is_the_encoding_of_the_view_that_the_stud
     }
     recipe = world.recipe(
         images=[str(extracted / "many.tsv")],
-        view="cached",
+        crops="replay",
         crop_scale=(0.1, 0.6),
         steps=5,
         **caches,

@@ -1,4 +1,6 @@
-"""The orders of a run: what mix, shuffle and weights in lists make of a recipe's own sources."""
+"""The orders of a run: what source_weights, shuffle and weights in lists make of a recipe's own
+sources.
+"""
 
 import numpy as np
 import pyarrow as pa
@@ -92,7 +94,7 @@ def test_a_mix_gives_each_source_its_share_and_deals_all_of_its_usable_rows(worl
     over = {
         "images": both(world),
         "image_cache": str(world.root / "mixed"),
-        "mix": [3, 1],
+        "source_weights": [3, 1],
         "shuffle": shuffle,
     }
     sources, recipe = opened(world, **over)
@@ -134,7 +136,7 @@ def test_weights_count_within_the_share_of_their_source(world):
     (world.root / "few").mkdir()
     more = grouped(world.root / "more.parquet", 20, 5)
     (world.root / "x.list").write_text("image_0.tsv\nimage_1.tsv weight=0.5\n")
-    recipe = read(None, images=[str(world.root / "x.list"), more], mix=[0.4, 0.6])
+    recipe = read(None, images=[str(world.root / "x.list"), more], source_weights=[0.4, 0.6])
     sources = Sources(open_rows(recipe.images, "image"))
     assert [shard.entry for shard in sources.raw.shards] == [0, 0, 1]
     order = own_order(sources, recipe)
@@ -248,7 +250,7 @@ def test_blocks_follow_row_groups_past_rows_without_features(world, monkeypatch)
 def test_each_list_of_a_mix_in_blocks_has_its_part_of_the_memory(tmp_path, monkeypatch):
     little_memory(monkeypatch, 400)
     found = [grouped(tmp_path / f"{i}.parquet", 300, 10, 300 * i) for i in range(2)]
-    recipe = read(None, images=found, mix=[0.5, 0.5])
+    recipe = read(None, images=found, source_weights=[0.5, 0.5])
     order = own_order(Sources(open_rows(found, "image")), recipe)
     assert isinstance(order, WeightedOrder)
     rows = order.take(0, 100)[0]
@@ -267,23 +269,24 @@ def refused(world, error, **over):
 
 def test_a_mix_that_does_not_fit_the_sources_is_refused(world):
     pattern = str(world.root / "image_*.tsv")
-    said = refused(world, RecipeError, images=[pattern], mix=[0.5, 0.5])
+    said = refused(world, RecipeError, images=[pattern], source_weights=[0.5, 0.5])
     assert said.startswith(
-        f"mix has 2 shares, --images names 1 sources ({pattern}); give one share for each"
+        f"source_weights has 2 shares, --images names 1 sources ({pattern}); give one share for"
+        " each"
     )
-    assert "mix has 1 shares, --images names 2" in refused(
-        world, RecipeError, images=both(world), mix=[1]
+    assert "source_weights has 1 shares, --images names 2" in refused(
+        world, RecipeError, images=both(world), source_weights=[1]
     )
     said = refused(
         world,
         DataError,
         images=both(world),
-        mix=[0.5, 0.5],
+        source_weights=[0.5, 0.5],
         limit=10,
         image_cache=str(first_ten(world)),
     )
     assert said.startswith(f"--images {both(world)[1]}: holds no usable rows to mix;")
-    said = refused(world, DataError, images=both(world), mix=[1, 1e-9])
+    said = refused(world, DataError, images=both(world), source_weights=[1, 1e-9])
     assert said.startswith(
         "image_1.tsv: its share of the mix is 1.0e-09, less than a row of 100,000;"
     )
@@ -297,16 +300,17 @@ def first_ten(world):
 @pytest.mark.parametrize("mix", [[1, 0], [1, -2.0], [float("nan")], [float("inf"), 1]])
 def test_shares_that_are_not_positive_are_refused(mix):
     with pytest.raises(
-        RecipeError, match=r"^'mix' is \[.*\]; expected positive numbers, one for each source$"
+        RecipeError,
+        match=r"^'source_weights' is \[.*\]; expected positive numbers, one for each source$",
     ):
-        read(None, mix=mix)
+        read(None, source_weights=mix)
     with pytest.raises(
         RecipeError, match="'shuffle' is 'all'; expected one of 'auto', 'rows', 'blocks'"
     ):
         read(None, shuffle="all")
 
 
-@pytest.mark.parametrize("asked", [{"mix": [1.0]}, {"shuffle": "blocks"}])
+@pytest.mark.parametrize("asked", [{"source_weights": [1.0]}, {"shuffle": "blocks"}])
 def test_pairs_by_key_cannot_be_mixed(world, asked):
     recipe = world.text_recipe(per_row=2, **asked)
     with pytest.raises(
@@ -326,6 +330,6 @@ def test_weights_in_lists_are_positive_numbers(world, weight):
 
 
 def test_a_mix_survives_the_recipe_file(tmp_path):
-    recipe = read(None, images=["a.list", "own/"], mix=[0.7, 0.3], shuffle="rows")
+    recipe = read(None, images=["a.list", "own/"], source_weights=[0.7, 0.3], shuffle="rows")
     (tmp_path / "recipe.toml").write_text(recipe.to_toml())
     assert read(tmp_path / "recipe.toml") == recipe

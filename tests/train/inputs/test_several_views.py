@@ -20,11 +20,11 @@ from dimefm.train.inputs.student_views import StudentTransform
 
 POLICY = ViewPolicy(6, seed=5, scale=(0.02, 1.0), ratio=(0.5, 2.0), flip=0.5)
 RECIPES = (
-    {"view": "free"},
-    {"view": "free", "resize": 0},
+    {"crops": "free"},
+    {"crops": "free", "resize": 0},
     {"augment": "moco-v2"},
-    {"view": "center"},
-    {"view": "cached"},
+    {"crops": "center"},
+    {"crops": "replay"},
 )
 
 
@@ -81,7 +81,7 @@ def test_what_only_pil_reads_is_read_once(monkeypatch):
         "upright",
         lambda image, upright=images.upright: read_by.append(image) or upright(image),
     )
-    view = StudentTransform.from_recipe(read(None, view="free", resize=0), None, 16)
+    view = StudentTransform.from_recipe(read(None, crops="free", resize=0), None, 16)
     view.several(data, "k", [(0, seed) for seed in range(6)])
     assert len(read_by) == 1
 
@@ -105,6 +105,6 @@ def test_needs_that_one_size_meets_share_their_pixels():
 
 
 def test_an_image_that_gives_no_view_gives_none_of_several():
-    view = StudentTransform.from_recipe(read(None, view="free"), None, 32)
+    view = StudentTransform.from_recipe(read(None, crops="free"), None, 32)
     with pytest.raises(BadRow, match="not an image"):
         view.several(b"nothing", "k", [(0, 1), (0, 2)])

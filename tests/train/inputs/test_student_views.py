@@ -29,10 +29,10 @@ from dimefm.train.inputs.student_views import StudentTransform
 CPU = torch.device("cpu")
 POLICY = ViewPolicy(3, seed=5, scale=(0.2, 0.9), ratio=(0.5, 2.0), flip=0.5)
 RECIPES = {
-    "dime-fm": {"view": "free"},
-    "as it is": {"view": "free", "resize": 0},
-    "center": {"view": "center"},
-    "cached": {"view": "cached"},
+    "dime-fm": {"crops": "free"},
+    "as it is": {"crops": "free", "resize": 0},
+    "center": {"crops": "center"},
+    "cached": {"crops": "replay"},
 }
 
 
@@ -51,11 +51,11 @@ def file_of(image, format="JPEG", **options):
 def by_pil(recipe, data, key, view, seed, size):
     """Return the same view by PIL and torchvision alone, from all pixels."""
     image = decode(data)
-    if recipe.view == "center":
+    if recipe.crops == "center":
         return np.asarray(
             Compose([Resize(size, InterpolationMode.BICUBIC), CenterCrop(size)])(image)
         )
-    if recipe.view == "cached":
+    if recipe.crops == "replay":
         (box, flip), how = POLICY.draw(key, view, *image.size), Image.Resampling.BICUBIC
     else:
         if recipe.resize:
@@ -72,7 +72,7 @@ def by_pil(recipe, data, key, view, seed, size):
 
 def viewer(size=64, **recipe):
     found = read(None, **recipe)
-    return StudentTransform.from_recipe(found, POLICY if found.view == "cached" else None, size)
+    return StudentTransform.from_recipe(found, POLICY if found.crops == "replay" else None, size)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -118,7 +118,7 @@ def test_a_view_at_the_teachers_size_has_the_teachers_pixels():
         data = file_of(smooth((120, 90), number))
         (theirs,) = turbo.views(turbo.open(data), lambda w, h: [POLICY.draw("k", 1, w, h)])
         np.testing.assert_array_equal(
-            viewer(48, view="cached")(data, "k", 1, number), theirs.permute(1, 2, 0)
+            viewer(48, crops="replay")(data, "k", 1, number), theirs.permute(1, 2, 0)
         )
 
 
@@ -162,7 +162,7 @@ def test_a_teacher_sees_the_same_part_of_a_packed_image_too():
 
 
 def test_the_default_crops_of_a_packed_image_are_those_of_the_original_to_the_pixel():
-    view = viewer(64, view="free")
+    view = viewer(64, crops="free")
     for seed in range(20):
         cut = view.cut((500, 375), "k", 0, seed)
         assert cut.size == (341, 256) and scaled(cut.box, cut.size, (341, 256)) == cut.box
@@ -212,7 +212,7 @@ def test_augmentations_set_the_crops_that_the_recipe_does_not_say_itself(tmp_pat
 
 
 def test_clip_kds_crops_are_bicubic_and_large_and_never_mirrored():
-    view = viewer(48, view="free", augment="clip-kd")
+    view = viewer(48, crops="free", augment="clip-kd")
     data = file_of(smooth((100, 100)), "PNG")
     for seed in range(10):
         cut = view.cut((100, 100), "k", 0, seed)
@@ -254,7 +254,7 @@ def test_colours_lie_on_top_of_cached_crops():
     data = file_of(smooth((100, 80)))
     crops = {"crop_scale": POLICY.scale, "crop_ratio": POLICY.ratio, "flip": POLICY.flip}
     plain, coloured = (
-        viewer(32, view="cached", augment=name, **crops) for name in ("dime-fm", "moco-v2")
+        viewer(32, crops="replay", augment=name, **crops) for name in ("dime-fm", "moco-v2")
     )
     views = [coloured(data, "k", 1, seed) for seed in range(30)]
     assert len({view.tobytes() for view in views}) > 20
@@ -265,7 +265,7 @@ def test_colours_lie_on_top_of_cached_crops():
 @pytest.mark.parametrize("name", ["dime-fm", "clip-kd", "moco-v2"])
 def test_a_view_is_pure_in_its_arguments(name):
     view, data, before = (
-        viewer(24, view="free", augment=name),
+        viewer(24, crops="free", augment=name),
         file_of(smooth((60, 60))),
         np.random.get_state()[1].copy(),
     )
@@ -292,4 +292,4 @@ def test_odd_images_are_shown_or_refused_as_expected_and_packed_alike(shared_dat
 @pytest.mark.parametrize("data", [b"", b"no image", file_of(smooth((60, 50)))[:-900]])
 def test_what_is_no_image_is_a_bad_row(data):
     with pytest.raises(BadRow):
-        viewer(24, view="free")(data, "k", 0, 0)
+        viewer(24, crops="free")(data, "k", 0, 0)
