@@ -11,7 +11,7 @@ import numpy as np
 from dimefm.cache import FeatureCache, ShardInfo
 from dimefm.cache.manifest import differences
 from dimefm.data import Rows, Shard
-from dimefm.data.alignment import same_name
+from dimefm.data.matching import same_name
 from dimefm.data.views.image_views import ViewPolicy
 from dimefm.data.views.patch_tokens import TokenPolicy
 from dimefm.data.views.text_views import TextPolicy

@@ -1,4 +1,4 @@
-"""Colour of training views: jitter, gray and blur, drawn from a given seed."""
+"""Colors of training views: jitter, gray and blur, drawn from a given seed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dimefm.runtime.seeding import seed_of
 
 @dataclass(frozen=True)
 class ColorJitter:
-    """Random changes of colour; a view without any stays as it is.
+    """Random changes of color; a view for which none is drawn stays as it is.
 
     With probability ``jitter`` brightness, contrast and saturation are multiplied by 1 -
     ``strength`` to 1 + ``strength`` and the hue is turned by up to ``hue`` of the circle, in random
@@ -31,31 +31,35 @@ class ColorJitter:
     radius: tuple[float, float] = (0.1, 2.0)
 
     def __call__(self, pixels: np.ndarray, seed: int) -> np.ndarray:
-        """Return uint8 pixels [H, W, 3] changed as ``seed`` selects; never the given array when
-        they differ.
+        """Return uint8 pixels [H, W, 3] with the changes of color that ``seed`` selects.
+
+        The given array is never written to.
         """
-        draw = np.random.default_rng(seed_of(seed, "colour"))
-        jitter, gray, blur = draw.random(3) < (self.jitter, self.gray, self.blur)
+        generator = np.random.default_rng(seed_of(seed, "colour"))
+        probabilities = (self.jitter, self.gray, self.blur)
+        jitter, gray, blur = generator.random(3) < probabilities
         if not (jitter or gray or blur):
             return pixels
         image = Image.fromarray(np.ascontiguousarray(pixels))
         if jitter:
-            image = self._jittered(image, draw)
+            image = self._jittered(image, generator)
         if gray:
             image = F.to_grayscale(image, num_output_channels=3)
         if blur:
-            image = image.filter(ImageFilter.GaussianBlur(draw.uniform(*self.radius)))
+            radius = generator.uniform(*self.radius)
+            image = image.filter(ImageFilter.GaussianBlur(radius))
         return np.asarray(image)
 
-    def _jittered(self, image: Image.Image, draw: np.random.Generator) -> Image.Image:
-        low, high = max(0.0, 1 - self.strength), 1 + self.strength
-        changes = (
-            (F.adjust_brightness, draw.uniform(low, high)),
-            (F.adjust_contrast, draw.uniform(low, high)),
-            (F.adjust_saturation, draw.uniform(low, high)),
-            (F.adjust_hue, draw.uniform(-self.hue, self.hue)),
-        )
-        for number in draw.permutation(len(changes)):
+    def _jittered(self, image: Image.Image, generator: np.random.Generator) -> Image.Image:
+        low = max(0.0, 1 - self.strength)
+        high = 1 + self.strength
+        changes = [
+            (F.adjust_brightness, generator.uniform(low, high)),
+            (F.adjust_contrast, generator.uniform(low, high)),
+            (F.adjust_saturation, generator.uniform(low, high)),
+            (F.adjust_hue, generator.uniform(-self.hue, self.hue)),
+        ]
+        for number in generator.permutation(len(changes)):
             change, amount = changes[number]
             image = change(image, amount)
         return image

@@ -1,4 +1,4 @@
-"""From the bytes of an image file to pixels, or to a reason why not."""
+"""From the bytes of an image file to pixels, or to the reason why there are none."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from dimefm.data.images.resize import Size
 from dimefm.errors import BadRow
 
 try:
@@ -18,80 +19,80 @@ try:
 except ImportError:  # no wheel for this system: PIL reads the same pixels in more time
     simplejpeg = None
 
-Size = tuple[int, int]  # width, height in pixels
 PIXELS = 89_478_485  # PIL's own decompression-bomb limit
 # of the longer to the shorter side; beyond it, resizing the shorter side would need gigabytes
 RATIO = 1000
-PACKED = re.compile(
+PACKED = re.compile(  # the comment in a packed JPEG
     rb"dimefm packed from ([1-9]\d{0,8}) x ([1-9]\d{0,8})"
-)  # the comment in a packed JPEG
+)
 # Factors that libjpeg-turbo decodes at in less time than the whole; it has no quick way for 3/8.
 REDUCTIONS = (8, 4, 2)
+UPRIGHT = 1  # the EXIF orientation of an image that is not turned
+ON_ITS_SIDE = (5, 6, 7, 8)  # the EXIF orientations that swap width and height
+JFIF = b"\xff\xe0"  # marker of a JPEG's JFIF segment
+COMMENT = b"\xff\xfe"  # marker of a JPEG's comment
 
 
 @contextmanager
 def opened(data: bytes) -> Iterator[Image.Image]:
-    """Give the image as PIL opens it, not yet unpacked; the bytes tell the format.
+    """Open an image file with PIL without decoding its pixels; the bytes tell the format.
 
-    Raises BadRow for what is no image, for one past PIL's decompression-bomb limit or a thousand
-    times longer than wide, and in place of whatever else is raised inside the ``with`` block.
+    Raises BadRow for bytes that are no image, for an image past PIL's decompression-bomb limit or
+    a thousand times longer than wide, and in place of any other error in the ``with`` block.
     """
     if not data:
         raise BadRow("image is empty (0 bytes)")
     try:
         with as_bad_row():
             image = Image.open(io.BytesIO(data))
-            if image.width * image.height > PIXELS:
-                raise BadRow(
-                    f"image too large: {image.width} x {image.height} pixels, the limit is"
-                    f" {PIXELS:,}"
-                )
-            if max(image.size) > RATIO * min(image.size):
-                raise BadRow(
-                    f"image too narrow: {image.width} x {image.height} pixels, the limit is 1 to"
-                    f" {RATIO}"
-                )
+            _check_size(image)
             yield image
     except Image.UnidentifiedImageError as error:
         raise BadRow(f"not an image: {len(data)} bytes that begin with {data[:12]!r}") from error
 
 
+def _check_size(image: Image.Image) -> None:
+    """Raise BadRow for an image of too many pixels, or too narrow a one."""
+    size = f"{image.width} x {image.height} pixels"
+    if image.width * image.height > PIXELS:
+        raise BadRow(f"image too large: {size}, the limit is {PIXELS:,}")
+    if max(image.size) > RATIO * min(image.size):
+        raise BadRow(f"image too narrow: {size}, the limit is 1 to {RATIO}")
+
+
 @contextmanager
 def as_bad_row() -> Iterator[None]:
-    """Raise BadRow, which blames the image, in place of whatever is raised inside the ``with``
-    block.
-    """
+    """Raise BadRow, which blames the image, in place of any error in the ``with`` block."""
     try:
         yield
-    except (BadRow, Image.UnidentifiedImageError):  # of the second ``opened`` knows more to say
+    except (BadRow, Image.UnidentifiedImageError):  # ``opened`` words the second one itself
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadRow(f"image too large: {error}") from error
-    except (
-        Exception
-    ) as error:  # PIL raises whatever its parsers raise: struct.error, NotImplementedError, ...
+    # PIL raises whatever its parsers raise: struct.error, NotImplementedError, ...
+    except Exception as error:
         raise BadRow(f"image is damaged: {error}") from error
 
 
 def decode(data: bytes) -> Image.Image:
-    """Return the image as 8-bit RGB, upright as its EXIF orientation says; an animation gives its
-    first frame.
+    """Return the image as 8-bit RGB, upright as its EXIF orientation says.
 
-    Raises BadRow for anything that is not a whole image and for what ``opened`` refuses.
+    An animation gives its first frame. Raises BadRow for anything that is not a whole image and
+    for what ``opened`` refuses.
     """
     with opened(data) as image:
         return upright(image)
 
 
 class Photo(NamedTuple):
-    """A decoded image: upright ``pixels`` uint8 [H, W, 3], and ``size``, the (width, height) that
-    boxes are drawn in.
+    """A decoded image: upright ``pixels`` uint8 [H, W, 3] and the ``size`` that boxes refer to.
 
-    ``size`` is that of the whole image, before it was packed or decoded at a part of its size.
+    ``size`` is the (width, height) of the whole image, before it was packed or decoded at a part
+    of its size.
     """
 
     pixels: np.ndarray
-    size: tuple[int, int]
+    size: Size
 
 
 Least = tuple[float, float]  # how many pixels of its width and height an image must keep
@@ -101,97 +102,148 @@ WHOLE = (0, 0)  # the size to decode at that means an image's own
 
 
 def photo_of(data: bytes, need: Need | None = None) -> Photo:
-    """Return the image with the pixels of ``decode(data)``; with ``need``, perhaps at a half, a
-    quarter or an eighth of its size, if the pixels that the need asks for are left.
+    """Return the image with the pixels of ``decode(data)``, or fewer if ``need`` allows it.
 
-    JPEGs take libjpeg-turbo's straight way where it can be taken: gray and colour JPEGs that lie
-    upright and draw no complaint from libjpeg, not even a warning; PIL has the last word on all
-    others. Both build on libjpeg-turbo and give the same pixels where its versions agree, as in the
-    wheels of Pillow and simplejpeg. Raises BadRow as ``decode`` does.
+    With ``need`` the image may be decoded at a half, a quarter or an eighth of its size, if the
+    pixels that the need asks for are left.
+
+    libjpeg-turbo decodes gray and color JPEGs that lie upright and cause no libjpeg warning; PIL
+    decodes all others. Both build on libjpeg-turbo and give the same pixels where its versions
+    agree, as in the wheels of Pillow and simplejpeg. Raises BadRow as ``decode`` does.
     """
-    return photos_of(data, lambda *size: [ALL if need is None else need(*size)])[0]
+
+    def needs(width: int, height: int) -> list[Least]:
+        if need is None:
+            return [ALL]
+        return [need(width, height)]
+
+    (photo,) = photos_of(data, needs)
+    return photo
 
 
 def photos_of(data: bytes, needs: Callable[[int, int], Sequence[Least]]) -> list[Photo]:
-    """Return what :func:`photo_of` does for each of several needs; those that are met at one size
-    share their pixels.
+    """Return the photo of :func:`photo_of` for each of several needs.
+
+    Photos that are decoded at the same size share their pixels.
     """
     with opened(data) as image:
-        size, decoded = original_size(image), dict[Size, np.ndarray]()
-        quick = simplejpeg is not None and plain(image)
-        sizes = [_reduced(image.size, least) if quick else WHOLE for least in needs(*size)]
-        for at in sizes:
-            if at not in decoded:
-                found = _turbo(data, at) if quick else None
-                decoded[at] = np.array(upright(image)) if found is None else found
-        return [Photo(decoded[at], size) for at in sizes]
+        original = original_size(image)
+        is_quick = simplejpeg is not None and plain(image)
+        decoded: dict[Size, np.ndarray] = {}
+        photos: list[Photo] = []
+        for least in needs(*original):
+            size = _reduced(image.size, least) if is_quick else WHOLE
+            if size not in decoded:
+                decoded[size] = _decoded(image, data, size, is_quick)
+            photos.append(Photo(decoded[size], original))
+        return photos
 
 
-def jpeg_of(pixels: np.ndarray, quality: int, size: tuple[int, int]) -> bytes:
-    """Return pixels uint8 [H, W, 3] as a JPEG (4:2:0); a comment in it tells the ``size`` that
-    boxes are drawn in.
+def _decoded(image: Image.Image, data: bytes, size: Size, is_quick: bool) -> np.ndarray:
+    """Return the pixels of an opened image at ``size``, by libjpeg-turbo where it can, else PIL."""
+    pixels = _turbo(data, size) if is_quick else None
+    if pixels is not None:
+        return pixels
+    return np.array(upright(image))
+
+
+def jpeg_of(pixels: np.ndarray, quality: int, size: Size) -> bytes:
+    """Return pixels uint8 [H, W, 3] as a JPEG (4:2:0).
+
+    A comment in it holds the ``size`` that boxes refer to, where that differs from the pixels'.
     """
-    pixels = np.ascontiguousarray(pixels)
-    if simplejpeg is None:
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "JPEG", quality=quality, subsampling="4:2:0")
-        found = file.getvalue()
-    else:
-        found = simplejpeg.encode_jpeg(pixels, quality, "RGB", "420", fastdct=False)
-    if size == pixels.shape[1::-1]:
-        return found
-    comment = b"dimefm packed from %d x %d" % size
-    head = (
-        4 + int.from_bytes(found[4:6]) if found[2:4] == b"\xff\xe0" else 2
-    )  # JFIF wants its own segment first
-    return found[:head] + b"\xff\xfe" + (len(comment) + 2).to_bytes(2) + comment + found[head:]
+    jpeg = _encoded(np.ascontiguousarray(pixels), quality)
+    height, width, _ = pixels.shape
+    if size == (width, height):
+        return jpeg
+    return _with_comment(jpeg, b"dimefm packed from %d x %d" % size)
 
 
-def original_size(image: Image.Image) -> tuple[int, int]:
-    """Return (width, height) of an opened image when it is upright; of a packed one, those before
-    it was packed.
+def _encoded(pixels: np.ndarray, quality: int) -> bytes:
+    """Return contiguous pixels as a JPEG."""
+    if simplejpeg is not None:
+        return simplejpeg.encode_jpeg(pixels, quality, "RGB", "420", fastdct=False)
+    file = io.BytesIO()
+    image = Image.fromarray(pixels)
+    image.save(file, "JPEG", quality=quality, subsampling="4:2:0")
+    return file.getvalue()
+
+
+def _with_comment(jpeg: bytes, comment: bytes) -> bytes:
+    """Return a JPEG with a comment behind its JFIF segment, which must come first."""
+    head = 2  # the start marker
+    if jpeg[2:4] == JFIF:
+        segment = int.from_bytes(jpeg[4:6])
+        head = 4 + segment
+    length = (len(comment) + 2).to_bytes(2)
+    return jpeg[:head] + COMMENT + length + comment + jpeg[head:]
+
+
+def original_size(image: Image.Image) -> Size:
+    """Return the (width, height) of an opened image when it is upright.
+
+    For a packed image it is the size before packing.
     """
     comment = image.info.get("comment")
-    found = PACKED.fullmatch(comment) if isinstance(comment, bytes) else None
-    if found:
-        return int(found[1]), int(found[2])
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-    return (image.height, image.width) if turned else image.size
+    if isinstance(comment, bytes):
+        packed_from = PACKED.fullmatch(comment)
+        if packed_from:
+            width, height = packed_from.groups()
+            return int(width), int(height)
+    if _orientation(image) in ON_ITS_SIDE:
+        return image.height, image.width
+    return image.size
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of an opened image."""
+    return image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
 
 
 def plain(image: Image.Image) -> bool:
-    """Say whether an opened image is a gray or colour JPEG that lies upright."""
-    straight = image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB")
-    return straight and image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+    """Tell whether an opened image is a gray or color JPEG that lies upright."""
+    if image.format not in ("JPEG", "MPO"):
+        return False
+    if image.mode not in ("L", "RGB"):
+        return False
+    return _orientation(image) == UPRIGHT
 
 
 def _reduced(size: Size, least: Least) -> Size:
-    """Return the smallest size that a JPEG of ``size`` is quickly decoded at with as many pixels as
-    it must keep.
-    """
-    reduced = ((-(-size[0] // factor), -(-size[1] // factor)) for factor in REDUCTIONS)
-    return next(
-        (found for found in reduced if found[0] >= least[0] and found[1] >= least[1]), WHOLE
-    )
+    """Return the smallest size that decodes quickly and keeps the ``least`` pixels of a JPEG."""
+    width, height = size
+    least_width, least_height = least
+    for factor in REDUCTIONS:
+        reduced_width = -(-width // factor)
+        reduced_height = -(-height // factor)
+        if reduced_width >= least_width and reduced_height >= least_height:
+            return reduced_width, reduced_height
+    return WHOLE
 
 
 def _turbo(data: bytes, at: Size) -> np.ndarray | None:
-    """Return the pixels of a plain JPEG as libjpeg-turbo reads them at that size, or None where it
-    cannot.
-    """
+    """Return a plain JPEG's pixels at a size by libjpeg-turbo, None where it cannot."""
+    width, height = at
     try:
-        return simplejpeg.decode_jpeg(data, "RGB", min_height=at[1], min_width=at[0], strict=True)
-    except ValueError:  # damaged, or what it does not know
+        return simplejpeg.decode_jpeg(
+            data,
+            "RGB",
+            min_height=height,
+            min_width=width,
+            strict=True,
+        )
+    except ValueError:  # damaged, or of a kind that libjpeg-turbo does not know
         return None
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Return the opened image unpacked, turned as its EXIF orientation says, in 8-bit RGB."""
+    """Return an opened image with its pixels, turned as its EXIF orientation says, in 8-bit RGB."""
     image.load()
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         gray = np.asarray(image).astype(np.uint32) >> 8
-        image = Image.fromarray(gray.clip(0, 255).astype(np.uint8))
+        gray = gray.clip(0, 255).astype(np.uint8)
+        image = Image.fromarray(gray)
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")

@@ -181,8 +181,7 @@ def _edges(shard: Shard) -> np.ndarray:
 
 def _unusable(aligned: Aligned, shard: int, rows: np.ndarray) -> np.ndarray:
     """Return how many rows of a shard before each of ``rows`` are not usable."""
-    holes = aligned.holes[shard]
-    return np.searchsorted(holes + np.arange(len(holes)), rows)
+    return np.searchsorted(aligned.unusable[shard].skipped, rows)
 
 
 def _refuse_source_weights(recipe: Recipe, rows: np.ndarray) -> None:

@@ -1,0 +1,235 @@
+"""Find the shard of a cache that holds the features of a raw shard.
+
+A shard is recognized by its name, its number of rows, its keys and the digest of its content.
+"""
+
+from __future__ import annotations
+
+from dimefm.cache import FeatureCache, ShardInfo
+from dimefm.data.rows import Rows, Shard
+from dimefm.data.views.image_views import ViewPolicy, row_keys
+from dimefm.data.views.patch_tokens import TokenPolicy
+from dimefm.data.views.text_views import TextPolicy
+from dimefm.errors import CacheError
+from dimefm.storage.files import sha256_keys
+
+AS_THEN = "--rows, --split and --limit"  # must be as they were at the extraction
+NAMED = 4  # sources that a message names at most
+
+Policy = ViewPolicy | TextPolicy | TokenPolicy
+
+
+def match_shards(rows: Rows, cache: FeatureCache) -> list[int]:
+    """Return, for each shard of ``rows``, the number of the cache's shard with its features.
+
+    Raises CacheError when a shard has no features in the cache, or two shards the same.
+    """
+    policy = _policy(cache)
+    matched = [_match(shard, cache, policy) for shard in rows.shards]
+    for number in matched:
+        if matched.count(number) > 1:
+            raise _matched_twice(rows, cache, matched, number)
+    return matched
+
+
+def _policy(cache: FeatureCache) -> Policy | None:
+    """Return the policy by which a cache holds several rows for each source row, if it has one."""
+    how = cache.manifest.how
+    views = ViewPolicy.from_manifest(how) or TextPolicy.from_manifest(how)
+    return views or TokenPolicy.from_manifest(how)
+
+
+def _matched_twice(
+    rows: Rows,
+    cache: FeatureCache,
+    matched: list[int],
+    number: int,
+) -> CacheError:
+    """Return the error for several shards of ``rows`` that match the same shard of a cache."""
+    first = matched.index(number)
+    second = matched.index(number, first + 1)
+    source = cache.manifest.shards[number].source
+    return CacheError(
+        f"{rows.shards[first].path} and {rows.shards[second].path} both match {source} in"
+        f" {cache.store}; give the --dataroot that the extraction had"
+    )
+
+
+def _match(shard: Shard, cache: FeatureCache, policy: Policy | None) -> int:
+    """Return the number of the cache's shard with the features of a raw shard."""
+    infos = cache.manifest.shards
+    named = _with_its_name(shard, cache)
+    counted = _with_its_rows(shard, cache, named)
+    keys = row_keys(shard.keys(), policy)
+    same_keys = [number for number in counted if _has_keys(infos[number], keys)]
+    same_names = [number for number in same_keys if infos[number].source == shard.name]
+    candidates = same_names or same_keys
+    if len(candidates) > 1:
+        sources = " or ".join(infos[number].source for number in same_keys)
+        raise CacheError(
+            f"{shard.path}: could be {sources} in {cache.store}, which have the same keys; give"
+            " the --dataroot that the extraction had"
+        )
+    if not candidates:
+        raise _other_keys(shard, keys, cache, infos[counted[0]])
+    number = candidates[0]
+    _check_content(shard, cache, infos[number])
+    return number
+
+
+def _with_its_name(shard: Shard, cache: FeatureCache) -> list[int]:
+    """Return the shards of a cache whose name may be this shard's; raise CacheError for none."""
+    infos = cache.manifest.shards
+    named = [i for i, info in enumerate(infos) if same_name(shard.name, info.source)]
+    if named:
+        return named
+    sources = ", ".join(info.source for info in infos[:NAMED])
+    if len(infos) > NAMED:
+        sources += ", ..."
+    raise CacheError(
+        f"{shard.path}: the cache {cache.store} has no features for a shard named {shard.name}"
+        f" (it holds {sources}); extract this source too, or give the --dataroot, {AS_THEN} that"
+        " the extraction had"
+    )
+
+
+def _with_its_rows(shard: Shard, cache: FeatureCache, named: list[int]) -> list[int]:
+    """Return those of the ``named`` shards of a cache that have this shard's number of rows.
+
+    Raises CacheError when none has.
+    """
+    infos = cache.manifest.shards
+    views = cache.manifest.views
+    counted = [i for i in named if infos[i].source_rows == len(shard) * views]
+    if counted:
+        return counted
+    cached_rows = infos[named[0]].source_rows // views
+    raise CacheError(
+        f"{shard.path}: {len(shard)} rows, but the features in {cache.store} were made from"
+        f" {cached_rows}; give the {AS_THEN} that the extraction had; or the source has changed,"
+        " extract it again"
+    )
+
+
+def _has_keys(info: ShardInfo, keys: list[str]) -> bool:
+    """Tell whether a cached shard was made from rows with these keys."""
+    if info.bad:
+        bad = set(info.bad)
+        keys = [key for row, key in enumerate(keys) if row not in bad]
+    return sha256_keys(keys) == info.keys_sha256
+
+
+def _check_content(shard: Shard, cache: FeatureCache, info: ShardInfo) -> None:
+    """Raise CacheError when a raw shard differs in content from what its features were made from.
+
+    Keys alone may be line numbers. A packed shard may stand for what it was packed from.
+    """
+    if not info.source_digest:
+        return
+    digests = shard.digests()
+    if info.source_digest in digests:
+        return
+    raise CacheError(
+        f"{shard.path}: its content has digest {digests[-1][:12]}, the features in {cache.store}"
+        f" were made from {info.source_digest[:12]}; give the {AS_THEN} that the extraction had;"
+        " or the source has changed since, extract it again"
+    )
+
+
+def same_name(name: str, stored_name: str) -> bool:
+    """Tell whether two shard names may belong to one shard, seen from two data roots."""
+    if name == stored_name:
+        return True
+    return name.endswith("/" + stored_name) or stored_name.endswith("/" + name)
+
+
+def _other_keys(shard: Shard, keys: list[str], cache: FeatureCache, info: ShardInfo) -> CacheError:
+    """Return the error for a raw shard with other keys than its features, naming the first row."""
+    stored_keys, _ = cache.read(info)
+    bad = set(info.bad)
+    kept = [row for row in range(len(keys)) if row not in bad]
+    for row, stored_key in zip(kept, stored_keys, strict=True):
+        if keys[row] != stored_key:
+            break
+    return CacheError(
+        f"{shard.path}, row {row // cache.manifest.views}: the raw row has key '{keys[row]}', its"
+        f" feature row in {cache.store} ({info.file}) has '{stored_key}'; the two are not the same"
+        f" rows: give the {AS_THEN} that the extraction had, or extract the features again"
+    )
+
+
+def match_caches(first: FeatureCache, second: FeatureCache) -> list[int]:
+    """Return the number of ``second``'s shard of the same source for each shard of ``first``.
+
+    Raises CacheError, naming the shard, when the caches were not made from the same rows.
+    """
+    numbers = {info.source: number for number, info in enumerate(second.manifest.shards)}
+    sources = [info.source for info in first.manifest.shards]
+    unmatched = set(sources) ^ set(numbers)
+    if unmatched:
+        source = min(unmatched)
+        holder, lacking = (second, first) if source in numbers else (first, second)
+        raise CacheError(
+            f"{holder.store} has a shard of source {source}, {lacking.store} has none; the"
+            " teachers of one run need features of the same sentences: extract the same sources"
+            " with both"
+        )
+    matched: list[int] = []
+    for info in first.manifest.shards:
+        number = numbers[info.source]
+        _check_same_rows(first, info, second, second.manifest.shards[number])
+        matched.append(number)
+    return matched
+
+
+def _check_same_rows(
+    first: FeatureCache,
+    info: ShardInfo,
+    second: FeatureCache,
+    second_info: ShardInfo,
+) -> None:
+    """Raise CacheError, naming the field, when two shards of one name were made from other rows."""
+    know_digests = bool(info.source_digest and second_info.source_digest)
+    same_bad_rows = info.bad == second_info.bad
+    fields = ["source_rows"]
+    if know_digests:
+        fields.append("source_digest")
+    if same_bad_rows:
+        fields.append("keys_sha256")
+    for field in fields:
+        value = getattr(info, field)
+        second_value = getattr(second_info, field)
+        if value != second_value:
+            raise CacheError(
+                f"{first.store} and {second.store}: shard {info.source} has {field} {value} in"
+                f" one, {second_value} in the other; the teachers of one run need features of the"
+                " same sentences: extract them again with both"
+            )
+    if not same_bad_rows and not know_digests:
+        _check_same_keys(first, info, second, second_info)
+
+
+def _check_same_keys(
+    first: FeatureCache,
+    info: ShardInfo,
+    second: FeatureCache,
+    second_info: ShardInfo,
+) -> None:
+    """Raise CacheError, naming a row, when two shards have different keys for one source row."""
+    keys = _key_of_row(first, info)
+    second_keys = _key_of_row(second, second_info)
+    for row in keys.keys() & second_keys.keys():
+        if keys[row] != second_keys[row]:
+            raise CacheError(
+                f"{first.store} and {second.store}: row {row} of shard {info.source} has key"
+                f" '{keys[row]}' in one, '{second_keys[row]}' in the other; extract them again"
+                " with both teachers"
+            )
+
+
+def _key_of_row(cache: FeatureCache, info: ShardInfo) -> dict[int, str]:
+    """Return source row -> key of the rows that a shard holds."""
+    bad = set(info.bad)
+    rows = [row for row in range(info.source_rows) if row not in bad]
+    keys, _ = cache.read(info)
+    return dict(zip(rows, keys, strict=True))
