@@ -1,5 +1,6 @@
-"""Which files of a folder are meant: shards, by the endings of their names, or images. The folder
-may be remote.
+"""Tell which files of a folder are meant: shards, by the endings of their names, or images.
+
+The folder may be remote.
 """
 
 from __future__ import annotations
@@ -11,6 +12,11 @@ from types import ModuleType
 from dimefm import plugins
 from dimefm.errors import DataError
 
+CLASS_FILE = "classnames.txt"  # class names of a dataset, in the order of its labels
+TEMPLATE_FILES = (  # prompt templates of a dataset, the first that exists is taken
+    "templates.txt",
+    "zeroshot_classification_templates.txt",
+)
 DESCRIPTIONS = {  # files that describe a set, by name without endings
     "classnames",
     "templates",
@@ -21,27 +27,37 @@ DESCRIPTIONS = {  # files that describe a set, by name without endings
     "notice",
     "copying",
 }
+NAMED = 3  # files that a message names at most
 
 
 def readers(kind: str) -> Iterator[tuple[str, ModuleType]]:
     """Yield (name, module) of every format that can hold ``kind``."""
+    needed = {"image", "text"} if kind == "pair" else {kind}
     for name in plugins.names("sources"):
         reader = plugins.module("sources", name)
-        if kind in reader.KINDS or (kind == "pair" and {"image", "text"} <= reader.KINDS):
+        if needed <= reader.KINDS:
             yield name, reader
 
 
 def shards_among(names: Iterable[str], kind: str, input_format: str | None) -> list[str]:
     """Return the names of shard files, sorted, without text files that only describe the set."""
-    asked = (
-        [(input_format, plugins.module("sources", input_format, DataError))]
-        if input_format
-        else readers(kind)
-    )
-    suffixes = tuple({suffix for _, reader in asked for suffix in reader.SUFFIXES})
-    return sorted(
-        n for n in names if n.endswith(suffixes) and n.split(".")[0].casefold() not in DESCRIPTIONS
-    )
+    suffixes = _suffixes(kind, input_format)
+    shards: list[str] = []
+    for name in names:
+        stem, _, _ = name.partition(".")
+        if name.endswith(suffixes) and stem.casefold() not in DESCRIPTIONS:
+            shards.append(name)
+    return sorted(shards)
+
+
+def _suffixes(kind: str, input_format: str | None) -> tuple[str, ...]:
+    """Return the endings of shard files, of one format if it is given."""
+    if input_format:
+        return plugins.module("sources", input_format, DataError).SUFFIXES
+    suffixes: set[str] = set()
+    for _, reader in readers(kind):
+        suffixes.update(reader.SUFFIXES)
+    return tuple(suffixes)
 
 
 def refuse_mixtures(
@@ -51,33 +67,40 @@ def refuse_mixtures(
     input_format: str | None,
     holds_images: Callable[[], bool],
 ) -> None:
-    """Raise DataError when it cannot be told which files of ``folder`` are meant: shards or images,
-    images or texts.
+    """Raise DataError when it is not clear which files of ``folder`` are meant.
+
+    They may be shards or images, image shards or text shards.
     """
-    if {"image", "text"} <= {
-        start for start in ("image", "text") for n in shards if n.casefold().startswith(start)
-    }:
-        pattern = (
-            f"{folder}/{'text' if kind == 'text' else 'image'}*{PurePosixPath(shards[0]).suffix}"
-        )
+    if _any_begins(shards, "image") and _any_begins(shards, "text"):
+        begin = "text" if kind == "text" else "image"
+        pattern = f"{folder}/{begin}*{PurePosixPath(shards[0]).suffix}"
         raise DataError(
             f"{folder}: holds both image and text files ({_few(shards)}); name those meant with a"
             f" pattern, like '{pattern}'"
         )
     if shards and kind != "text" and input_format is None and holds_images():
-        count = f"{len(shards)} shard file{'s' * (len(shards) > 1)}"
+        files = "shard file" if len(shards) == 1 else "shard files"
         raise DataError(
-            f"{folder}: holds images and {count} ({_few(shards)}); say --input-format folder for"
-            " the images, or name the file meant"
+            f"{folder}: holds images and {len(shards)} {files} ({_few(shards)}); pass"
+            " --input-format folder for the images, or name the file meant"
         )
 
 
+def _any_begins(names: list[str], begin: str) -> bool:
+    """Tell whether a name begins with ``begin``, in any case."""
+    return any(name.casefold().startswith(begin) for name in names)
+
+
 def are_images(names: Iterable[str]) -> bool:
-    """Say whether any of the file names is an image's."""
+    """Tell whether any of the file names is an image's."""
     from dimefm.data.formats.folder import IMAGE_SUFFIXES
 
     return any(name.lower().endswith(IMAGE_SUFFIXES) for name in names)
 
 
 def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    """Return the first names, and how many more there are."""
+    text = ", ".join(names[:NAMED])
+    if len(names) > NAMED:
+        text += f" and {len(names) - NAMED} more"
+    return text

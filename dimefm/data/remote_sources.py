@@ -1,13 +1,11 @@
-"""Sources at a URL: what is there is listed as a local source would be, and then copied, so that
-all the rest is local.
+"""Sources at a URL: listed as local sources would be, and then copied to this machine.
 
-A shard brings the files that its reader looks for beside it. The files that a table names do not
-come along.
+A shard brings the files that its reader looks for in the same folder. The files that a table names
+are not copied.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 import posixpath
 import re
@@ -18,16 +16,23 @@ from glob import has_magic
 from pathlib import Path
 from typing import Any
 
-from dimefm.data.folders import are_images, refuse_mixtures, shards_among
+from dimefm.data.folders import (
+    CLASS_FILE,
+    TEMPLATE_FILES,
+    are_images,
+    refuse_mixtures,
+    shards_among,
+)
 from dimefm.errors import DataError
 from dimefm.storage.remote import fetch, filesystem, forget, is_url, local_path, reported, stat
 
-AT_ONCE = 8  # files on their way
+AT_ONCE = 8  # files that are copied at a time
 COMPANIONS = {".tsv": (".lineidx", ".linelist")}  # of a shard, by its ending
-CLASS_FILES = ("classnames.txt", "templates.txt", "zeroshot_classification_templates.txt")
-CLASSES_ABOVE = (
-    2  # folders above a shard's own in which class files are looked for: NAME/data/train/00.tar
-)
+CLASS_FILES = (CLASS_FILE, *TEMPLATE_FILES)
+# Folders above a shard's folder that may hold class files: NAME/data/train/00.tar
+CLASSES_ABOVE = 2
+
+Info = Mapping[str, Any]  # what a store says of a file or folder
 
 
 @dataclass(frozen=True)
@@ -35,172 +40,180 @@ class Remote:
     """A remote file, or a folder of images, with what the store says of it."""
 
     url: str
-    info: Mapping[str, Any]
+    info: Info
 
     @property
     def is_folder(self) -> bool:
-        """Say whether this is a folder."""
+        """Whether this is a folder."""
         return self.info["type"] == "directory"
 
 
 def join(root: str, name: str = "") -> str:
-    """Return the URL of ``name`` below ``root``, or of ``root`` itself, where ``..`` leads upward
-    as in a path.
+    """Return the URL of ``name`` below ``root``, or of ``root`` itself.
+
+    ``..`` leads upward as in a path.
     """
     protocol, _, top = root.partition("://")
-    return f"{protocol}://{posixpath.normpath(posixpath.join(top, name))}"
+    path = posixpath.normpath(posixpath.join(top, name))
+    return f"{protocol}://{path}"
 
 
 def above(url: str) -> str | None:
     """Return the URL of the folder that holds ``url``; None for the topmost."""
     protocol, _, path = url.partition("://")
-    folder = path.rpartition("/")[0]
-    return f"{protocol}://{folder}" if folder.strip("/") else None
+    folder, _, _ = path.rpartition("/")
+    if not folder.strip("/"):
+        return None
+    return f"{protocol}://{folder}"
 
 
 def find(url: str, kind: str, input_format: str | None) -> list[Remote]:
-    """Return the shard files and image folders that a URL stands for, in order: a file, a folder,
-    or a pattern.
+    """Return the shard files and image folders of a URL, in order: a file, a folder, a pattern.
 
-    Raises DataError when there is nothing, or when it cannot be told what is meant.
+    Raises DataError when there is nothing, or when it is not clear which files are meant.
     """
     info = stat(url)
-    found = [Remote(url, info)] if info is not None else _matches(url) if has_magic(url) else []
-    if not found:
+    if info is not None:
+        matches = [Remote(url, info)]
+    elif has_magic(url):
+        matches = _matches(url)
+    else:
+        matches = []
+    if not matches:
         raise DataError(
             f"source {url}: no such file or folder, and no pattern that matches one; check"
             " --dataroot"
         )
-    return [
-        shard
-        for each in found
-        for shard in (_inside(each, kind, input_format) if each.is_folder else [each])
-    ]
+    shards: list[Remote] = []
+    for match in matches:
+        if match.is_folder:
+            shards += _inside(match, kind, input_format)
+        else:
+            shards.append(match)
+    return shards
 
 
 def _matches(pattern: str) -> list[Remote]:
-    """Return what fits a pattern, sorted, as local ones match: ``**`` is ``*``, and a leading dot
-    must be asked for.
+    """Return the files and folders that fit a pattern, sorted, as local ones match.
+
+    ``**`` is ``*``, and only a pattern with a leading dot matches a name with one.
     """
     fs, path = filesystem(re.sub(r"\*\*+", "*", pattern))
     with reported(pattern):
-        found = fs.glob(path, detail=True)
-    asked = path.strip("/").split("/")
-    return [
-        Remote(_url(name, pattern), info)
-        for name, info in sorted(found.items())
-        if not any(
-            n.startswith(".") > a.startswith(".")
-            for n, a in zip(name.strip("/").split("/"), asked, strict=True)
-        )
-    ]
+        infos = fs.glob(path, detail=True)
+    matches: list[Remote] = []
+    for name, info in sorted(infos.items()):
+        if not _is_hidden(name, path):
+            matches.append(Remote(_url(name, pattern), info))
+    return matches
+
+
+def _is_hidden(name: str, pattern: str) -> bool:
+    """Tell whether a part of a path has a leading dot where the pattern has none."""
+    parts = name.strip("/").split("/")
+    pattern_parts = pattern.strip("/").split("/")
+    for part, pattern_part in zip(parts, pattern_parts, strict=True):
+        if part.startswith(".") and not pattern_part.startswith("."):
+            return True
+    return False
 
 
 def _url(name: str, like: str) -> str:
     """Return the URL of a path as the filesystem of the URL ``like`` has it."""
-    return name if is_url(name) else f"{like.partition('://')[0]}://{name}"
+    if is_url(name):
+        return name
+    protocol, _, _ = like.partition("://")
+    return f"{protocol}://{name}"
 
 
 def _inside(folder: Remote, kind: str, input_format: str | None) -> list[Remote]:
-    """Return the shards directly inside a folder, or the folder itself when it holds images
-    instead.
-    """
-    files = {} if input_format == "folder" else _listed(folder.url, 1)
-    shards = shards_among(files, kind, input_format)
+    """Return the shards directly inside a folder; without any, the folder of images."""
+    files: dict[str, Info] = {}
+    if input_format != "folder":
+        files = _listed(folder.url, 1)
+    names = shards_among(files, kind, input_format)
     refuse_mixtures(
-        folder.url, shards, kind, input_format, lambda: are_images(_listed(folder.url, 2))
+        folder.url,
+        names,
+        kind,
+        input_format,
+        lambda: are_images(_listed(folder.url, 2)),
     )
-    if not shards and kind == "text":
+    if names:
+        return [Remote(f"{folder.url}/{name}", files[name]) for name in names]
+    if kind == "text":
         raise DataError(
             f"{folder.url}: no files of sentences in this folder; name the folder or the files that"
             " hold them"
         )
-    return [Remote(f"{folder.url}/{name}", files[name]) for name in shards] or [folder]
+    return [folder]
 
 
-def _listed(url: str, depth: int | None = None) -> dict[str, Mapping[str, Any]]:
-    """Return the files in a folder, and ``depth - 1`` folders further down: path relative to it ->
-    the store's description.
+def _listed(url: str, depth: int | None = None) -> dict[str, Info]:
+    """Return the files in a folder, and ``depth - 1`` folders further down.
+
+    The result maps the path relative to the folder to the store's description.
 
     Raises DataError when the store lists a file that is not in the folder.
     """
     fs, path = filesystem(url)
     with reported(url):
-        found = fs.find(path, maxdepth=depth, detail=True)
+        infos = fs.find(path, maxdepth=depth, detail=True)
     top = path.rstrip("/") + "/"
-    stray = next(
-        (name for name in found if not name.startswith(top) or ".." in name.split("/")), None
-    )
-    if stray is not None:
-        raise DataError(
-            f"{url}: the listing names '{stray}', which leads outside that folder; name the files"
-            " meant"
-        )
-    return {name.removeprefix(top): info for name, info in found.items()}
+    listed: dict[str, Info] = {}
+    for name, info in infos.items():
+        if not name.startswith(top) or ".." in name.split("/"):
+            raise DataError(
+                f"{url}: the listing names '{name}', which leads outside that folder; name the"
+                " files meant"
+            )
+        listed[name.removeprefix(top)] = info
+    return listed
 
 
-def copies(found: list[Remote], kind: str, scratch: Path) -> list[Path]:
-    """Return the local copies of files and image folders, with the files that belong to them;
-    several come at once.
+def copies(shards: list[Remote], kind: str, scratch: Path) -> list[Path]:
+    """Return the local copies of files and image folders, with the files that belong to them.
 
-    A folder's copy holds the images that the remote one has now and no others. Raises DataError
-    when one cannot be had.
+    Several files are copied at a time. A folder's copy holds the images that the remote one has now
+    and no others. Raises DataError when a file cannot be copied.
     """
-    images = {each.url: _images(each.url) for each in found if each.is_folder}
-    shards = [each for each in found if not each.is_folder]
-    companions = {name for shard in shards for name in _companions(shard.url)}
-    companions |= _class_files(found) if kind == "pair" else set()
-    files = {file.url: file.info for file in [*shards, *itertools.chain(*images.values())]}
+    images: dict[str, list[Remote]] = {}  # of each folder
+    files: dict[str, Info] = {}
+    optional: set[str] = set()
+    for shard in shards:
+        if shard.is_folder:
+            images[shard.url] = _images(shard.url)
+        else:
+            files[shard.url] = shard.info
+            optional.update(_companions(shard.url))
+    for in_folder in images.values():
+        files.update((image.url, image.info) for image in in_folder)
+    if kind == "pair":
+        optional |= _class_files(shards)
+    _fetch_all(files, optional, scratch)
+    for url, in_folder in images.items():
+        wanted = {local_path(image.url, scratch) for image in in_folder}
+        _drop_further_images(local_path(url, scratch), wanted)
+    return [local_path(shard.url, scratch) for shard in shards]
+
+
+def _fetch_all(files: Mapping[str, Info], optional: set[str], scratch: Path) -> None:
+    """Fetch files by URL, several at a time, and the ``optional`` ones that exist."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        waiting: list[Future] = [
-            pool.submit(_fetch_if_there, url, scratch) for url in sorted(companions)
-        ]
-        waiting += [pool.submit(fetch, url, scratch, info) for url, info in files.items()]
+        waiting: list[Future] = []
+        for url in sorted(optional):
+            waiting.append(pool.submit(_fetch_optional, url, scratch))
+        for url, info in files.items():
+            waiting.append(pool.submit(fetch, url, scratch, info))
         try:
-            for each in waiting:
-                each.result()
+            for future in waiting:
+                future.result()
         finally:
             pool.shutdown(cancel_futures=True)
-    for url, of_folder in images.items():
-        _drop_others(
-            local_path(url, scratch), {local_path(file.url, scratch) for file in of_folder}
-        )
-    return [local_path(each.url, scratch) for each in found]
 
 
-def _images(folder: str) -> list[Remote]:
-    """Return the image files in a folder at any depth; raise DataError when there are none."""
-    files = [
-        Remote(f"{folder}/{name}", info)
-        for name, info in _listed(folder).items()
-        if are_images([name])
-    ]
-    if not files:
-        raise DataError(
-            f"{folder}: no image files and no shards in this folder; name the folder that holds"
-            " them"
-        )
-    return files
-
-
-def _companions(url: str) -> list[str]:
-    stem, ending = posixpath.splitext(url)
-    return [stem + other for other in COMPANIONS.get(ending, ())]
-
-
-def _class_files(found: Iterable[Remote]) -> set[str]:
-    """Return where class names and templates of shards and image folders may lie."""
-    folders: set[str] = set()
-    for each in found:
-        folder = each.url if each.is_folder else above(each.url)
-        for _ in range(1 + CLASSES_ABOVE):
-            folders |= {folder} if folder else set()
-            folder = above(folder) if folder else None
-    return {join(folder, name) for folder in folders for name in CLASS_FILES}
-
-
-def _fetch_if_there(url: str, scratch: Path) -> None:
-    """Fetch a file that may be absent; then an earlier copy of it goes too."""
+def _fetch_optional(url: str, scratch: Path) -> None:
+    """Fetch a file that may be absent; then an earlier copy of it is removed too."""
     info = stat(url)
     if info is None:
         forget(local_path(url, scratch))
@@ -208,8 +221,41 @@ def _fetch_if_there(url: str, scratch: Path) -> None:
         fetch(url, scratch, info)
 
 
-def _drop_others(folder: Path, wanted: set[Path]) -> None:
-    """Remove image files from a copied folder that the remote one does not have (any more)."""
+def _images(folder: str) -> list[Remote]:
+    """Return the image files in a folder at any depth; raise DataError when there are none."""
+    images: list[Remote] = []
+    for name, info in _listed(folder).items():
+        if are_images([name]):
+            images.append(Remote(f"{folder}/{name}", info))
+    if not images:
+        raise DataError(
+            f"{folder}: no image files and no shards in this folder; name the folder that holds"
+            " them"
+        )
+    return images
+
+
+def _companions(url: str) -> list[str]:
+    """Return the URLs of the files that a shard's reader looks for in its folder."""
+    stem, ending = posixpath.splitext(url)
+    return [stem + companion for companion in COMPANIONS.get(ending, ())]
+
+
+def _class_files(shards: Iterable[Remote]) -> set[str]:
+    """Return the URLs that may hold class names and templates of shards and image folders."""
+    folders: set[str] = set()
+    for shard in shards:
+        folder = shard.url if shard.is_folder else above(shard.url)
+        for _ in range(1 + CLASSES_ABOVE):
+            if folder is None:
+                break
+            folders.add(folder)
+            folder = above(folder)
+    return {join(folder, name) for folder in folders for name in CLASS_FILES}
+
+
+def _drop_further_images(folder: Path, wanted: set[Path]) -> None:
+    """Remove image files from a copied folder that the remote one does not have any more."""
     for place, _, names in os.walk(folder):
         for name in names:
             file = Path(place, name)

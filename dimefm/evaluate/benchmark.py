@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import TypeGuard
 
 from dimefm import plugins
+from dimefm.data.folders import CLASS_FILE, TEMPLATE_FILES
 from dimefm.errors import DataError, did_you_mean
 from dimefm.evaluate.metrics import METRICS
 
-CLASS_FILE = "classnames.txt"
-TEMPLATE_FILES = ("templates.txt", "zeroshot_classification_templates.txt")
 PLAIN_TEMPLATE = "a photo of a {}."
 VERSION = re.compile(r"-(\d{8}|v\d+(\.\d+)*)$")
 ELEVATER_SETS = 20

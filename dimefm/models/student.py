@@ -92,11 +92,10 @@ def _config(name: str) -> dict:
 
 
 def new_tower(config: dict, text: bool) -> ImageTower | TextTower:
-    return (
-        TextTower(open_clip.text_tower(config))
-        if text
-        else ImageTower(open_clip.image_tower(config))
-    )
+    """Return the image tower, or the text tower, of a model config with random weights."""
+    if text:
+        return TextTower(open_clip.text_tower(config))
+    return ImageTower(open_clip.image_tower(config))
 
 
 def build(

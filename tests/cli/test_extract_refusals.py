@@ -48,9 +48,9 @@ def test_bad_usage_is_exit_code_2(raw, monkeypatch, arguments, message):
         ),
         (
             ["--texts", "photos/0.png"],
-            r"0\.png: cannot tell its format for text rows.*say --input-format",
+            r"0\.png: cannot tell its format for text rows.*pass --input-format",
         ),
-        (["--texts", "s.txt", "s.txt"], r"s\.txt is named twice"),
+        (["--texts", "s.txt", "s.txt"], r"s\.txt is listed twice"),
     ],
 )
 def test_a_source_that_is_not_there_or_not_known_is_one_line(raw, monkeypatch, arguments, message):

@@ -58,8 +58,8 @@ def test_a_list_elsewhere_is_relative_to_the_dataroot(tree, tmp_path_factory):
         (b"\xff\xfe\x00", "not UTF-8"),
         (b"texts/a.txt\nx.list\n", "names another list"),
         (b"texts/none.txt", "no such file"),
-        (b"texts/a.txt\ntexts/a.txt\n", "named twice"),
-        (b"texts/a.txt\ntexts/../texts/a.txt\n", "named twice"),
+        (b"texts/a.txt\ntexts/a.txt\n", "listed twice"),
+        (b"texts/a.txt\ntexts/../texts/a.txt\n", "listed twice"),
     ],
 )
 def test_a_list_that_cannot_be_meant_is_refused(tree, content, reason):
@@ -128,13 +128,13 @@ def test_names_do_not_depend_on_where_the_command_runs(tree, monkeypatch):
         (["nowhere"], {}, "nowhere: no such file or folder"),
         (["texts/a.txt"], {"dataroot": "none"}, "--dataroot .*none: there is no such folder"),
         ([], {}, "no text source was given"),
-        (["texts", "texts/b.txt"], {}, r"b\.txt is named twice"),
+        (["texts", "texts/b.txt"], {}, r"b\.txt is listed twice"),
         (
             ["texts/a.txt"],
             {"input_format": "txt"},
             "unknown input format 'txt': did you mean 'text'",
         ),
-        (["photos/1.png"], {}, r"1\.png: cannot tell its format for text rows.*say --input-format"),
+        (["photos/1.png"], {}, r"1\.png: cannot tell its format for text rows.*pass --input-format"),
         (["photos"], {"kind": "pair", "input_format": "folder"}, None),
     ],
 )
@@ -316,7 +316,7 @@ def test_a_stray_table_does_not_hijack_a_folder_of_images(tree, inner):
         with pytest.raises(
             DataError,
             match=(
-                r"photos: holds images and 1 shard file \(labels\.csv\); say --input-format folder"
+                r"photos: holds images and 1 shard file \(labels\.csv\); pass --input-format folder"
             ),
         ):
             open_rows([photos], kind)

@@ -253,7 +253,7 @@ def test_pairs_bring_their_class_names_and_images_do_not(store, scratch):
         (
             "stray",
             "image",
-            r"tree/stray: holds images and 1 shard file \(a\.csv\); say --input-format folder",
+            r"tree/stray: holds images and 1 shard file \(a\.csv\); pass --input-format folder",
         ),
         ("photos/cat/1.png", "image", "is one image; name its folder"),
     ],

@@ -1,0 +1,208 @@
+"""From what the user names to shards: files, folders, patterns and data lists, also by URL."""
+
+from __future__ import annotations
+
+import glob
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from dimefm.data import remote_sources
+from dimefm.data.folders import are_images, refuse_mixtures, shards_among
+from dimefm.data.remote_sources import Remote
+from dimefm.data.source_list import read_list
+from dimefm.errors import DataError
+from dimefm.storage.remote import fetch, is_url, stat
+
+Root = str | Path | None  # the data root as the user gave it: a folder or a URL
+
+
+class Weighted(NamedTuple):
+    """A shard file or image folder, and its weight in the data list that names it (else 1)."""
+
+    place: Path | Remote
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Resolver:
+    """Finds the shard files and image folders that a source stands for.
+
+    ``kind`` is what is wanted of each row, ``input_format`` the name of a format or None. Relative
+    sources are looked up under ``root``. Remote files are copied below ``scratch``.
+    """
+
+    kind: str
+    input_format: str | None
+    root: Root
+    scratch: Path
+
+    def resolve(self, source: str | Path) -> list[tuple[Path, float]]:
+        """Return the shard files and image folders of one source, in order, with weights.
+
+        The paths are absolute. Remote files are copied first; their paths are those of the copies.
+        Raises DataError when the source stands for nothing.
+        """
+        place = self._place(str(source))
+        shards = self._shards(place, self.root)
+        remote = [shard.place for shard in shards if isinstance(shard.place, Remote)]
+        copies = iter(self._copies(remote))
+        resolved: list[tuple[Path, float]] = []
+        for shard in shards:
+            path = next(copies) if isinstance(shard.place, Remote) else shard.place
+            resolved.append((path, shard.weight))
+        return resolved
+
+    def _copies(self, remote: list[Remote]) -> list[Path]:
+        """Return the local copies of remote shards, which are fetched together."""
+        if not remote:
+            return []
+        return remote_sources.copies(remote, self.kind, self.scratch)
+
+    def _place(self, source: str) -> str:
+        """Return the path or URL that a source means.
+
+        It is below the root if there is one; a source that only exists as it stands is taken so.
+        """
+        if is_url(source):
+            return remote_sources.join(source)
+        if self.root is None or Path(source).is_absolute():
+            return source
+        if is_url(self.root):
+            below = remote_sources.join(str(self.root), source)
+            exists_only_here = Path(source).exists() and stat(below) is None
+        else:
+            below = str(Path(self.root) / source)
+            exists_only_here = Path(source).exists() and not Path(below).exists()
+        return source if exists_only_here else below
+
+    def _shards(self, place: str, root: Root) -> list[Weighted]:
+        """Return the shards at a path or URL; entries of a list are looked up below ``root``."""
+        if _is_list(place):
+            return self._listed(place, root)
+        shards: list[Weighted] = []
+        for shard in self._matches(place):
+            name = shard.url if isinstance(shard, Remote) else str(shard)
+            if _is_list(name):  # a pattern matched it
+                shards += self._listed(name, None)
+            else:
+                shards.append(Weighted(shard))
+        return shards
+
+    def _listed(self, place: str, root: Root) -> list[Weighted]:
+        """Return the shards of a data list, whose entries are below ``root`` or the list's folder.
+
+        A weight in the list holds for all shards of its entry.
+        """
+        folder = root or _folder_of(place)
+        path = fetch(place, self.scratch) if is_url(place) else Path(place)
+        entries = [(_below(folder, line, place), weight) for line, weight in read_list(path)]
+        shards: list[Weighted] = []
+        for entry, weight in entries:
+            for shard in self._shards(entry, folder):
+                shards.append(Weighted(shard.place, weight))
+        return shards
+
+    def _matches(self, place: str) -> list[Path] | list[Remote]:
+        """Return the files and image folders of a file, a folder or a pattern."""
+        if is_url(place):
+            return remote_sources.find(place, self.kind, self.input_format)
+        return self._local(Path(place))
+
+    def _local(self, path: Path) -> list[Path]:
+        """Return the files and image folders of a local file, folder or pattern."""
+        if path.is_dir():
+            return self._in_folder(path)
+        if path.is_file():
+            return [_absolute(path)]
+        pattern = str(path)
+        matches = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else []
+        if not matches:
+            raise DataError(
+                f"source {path}: no such file or folder, and no pattern that matches one; check"
+                " --dataroot"
+            )
+        shards: list[Path] = []
+        for match in matches:
+            shards += self._local(Path(match))
+        return shards
+
+    def _in_folder(self, folder: Path) -> list[Path]:
+        """Return the shard files directly inside a folder; without any, the folder of images."""
+        files: list[str] = []
+        if self.input_format != "folder":
+            files = [path.name for path in folder.iterdir() if path.is_file()]
+        names = shards_among(files, self.kind, self.input_format)
+        refuse_mixtures(
+            folder,
+            names,
+            self.kind,
+            self.input_format,
+            lambda: _holds_images(folder),
+        )
+        if not names:
+            return [_absolute(folder)]
+        return [_absolute(folder / name) for name in names]
+
+
+def _absolute(path: Path) -> Path:
+    """Return a path from the root of the file system; links stay as they are."""
+    return Path(os.path.abspath(path))
+
+
+def _is_list(place: str) -> bool:
+    """Tell whether a data list is at a path or URL."""
+    if not place.endswith(".list"):
+        return False
+    if not is_url(place):
+        return Path(place).is_file()
+    info = stat(place)
+    return info is not None and info["type"] == "file"
+
+
+def _folder_of(place: str) -> str | Path | None:
+    """Return the folder that holds the file at a path or URL."""
+    if is_url(place):
+        return remote_sources.above(place)
+    return Path(place).parent
+
+
+def _below(top: str | Path, line: str, listed_in: str) -> str:
+    """Return the place of a list's entry below ``top``; raise DataError when it leads elsewhere.
+
+    A local list may also name URLs, but no ``file://``.
+    """
+    if _names_a_store(top, line, listed_in):
+        return line
+    if is_url(top):
+        folder = remote_sources.join(str(top)).rstrip("/") + "/"
+        place = remote_sources.join(line) if is_url(line) else remote_sources.join(str(top), line)
+        is_inside = place.startswith(folder)
+    else:
+        place = os.path.abspath(Path(top) / line)
+        is_inside = not is_url(line) and Path(place).is_relative_to(os.path.abspath(top))
+    if not is_inside:
+        raise DataError(
+            f"{listed_in}: '{line}' leads outside {top}; give the folder that holds it with"
+            " --dataroot"
+        )
+    return place
+
+
+def _names_a_store(top: str | Path, line: str, listed_in: str) -> bool:
+    """Tell whether a line of a local list is a URL of another machine."""
+    if not is_url(line):
+        return False
+    if is_url(top) or is_url(listed_in):
+        return False
+    return not line.startswith(("file:", "local:"))
+
+
+def _holds_images(folder: Path) -> bool:
+    """Tell whether image files are in ``folder`` or in a folder directly inside it."""
+    folders = [folder]
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            folders.append(path)
+    return any(are_images(os.listdir(place)) for place in folders)
