@@ -189,7 +189,7 @@ def untrained(encoder: Encoder, run: Path, seed: int) -> Encoder:
     step.
     """
     record = folder.read(run)
-    spec = student.Spec(record["model_cfg"], record["model_cfg"]["vision_cfg"]["image_size"])
+    spec = student.StudentSpec(record["model_cfg"], record["model_cfg"]["vision_cfg"]["image_size"])
     tower: ImageTower = (
         student.build(spec, both_towers=False, seed=seed)[0].eval().requires_grad_(False)
     )

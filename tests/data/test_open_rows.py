@@ -134,7 +134,11 @@ def test_names_do_not_depend_on_where_the_command_runs(tree, monkeypatch):
             {"input_format": "txt"},
             "unknown input format 'txt': did you mean 'text'",
         ),
-        (["photos/1.png"], {}, r"1\.png: cannot tell its format for text rows.*pass --input-format"),
+        (
+            ["photos/1.png"],
+            {},
+            r"1\.png: cannot tell its format for text rows.*pass --input-format",
+        ),
         (["photos"], {"kind": "pair", "input_format": "folder"}, None),
     ],
 )
