@@ -48,7 +48,8 @@ def probabilities(images: np.ndarray, weights: np.ndarray, scale: float = 100.0)
     """
     images = _as_float(images)
     weights = _as_float(weights)
-    if images.ndim != 2 or weights.ndim != 2 or images.shape[1] != weights.shape[1]:
+    are_matrices = images.ndim == 2 and weights.ndim == 2
+    if not are_matrices or images.shape[1] != weights.shape[1]:
         raise DataError(
             f"zero-shot: image embeddings {images.shape} and class weights {weights.shape} do not"
             " share a dimension; encode both with the two towers of one model"
@@ -59,8 +60,10 @@ def probabilities(images: np.ndarray, weights: np.ndarray, scale: float = 100.0)
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Return probabilities [n, C] of logits [n, C], in their precision."""
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return exponentials / exponentials.sum(axis=1, keepdims=True)
+    highest = logits.max(axis=1, keepdims=True)
+    exponentials = np.exp(logits - highest)
+    total = exponentials.sum(axis=1, keepdims=True)
+    return exponentials / total
 
 
 def _as_float(values: np.ndarray) -> np.ndarray:
@@ -75,9 +78,8 @@ def _unit(embeddings: np.ndarray, name: str) -> np.ndarray:
     """Return embeddings [n, D] at unit length, without an epsilon; ``name`` is for the error."""
     lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
     usable = np.isfinite(lengths) & (lengths > 0)
-    bad = np.flatnonzero(~usable)
-    if len(bad):
-        raise DataError(
-            f"zero-shot: {name} {bad[0]} has length {lengths[bad[0], 0]}; encode it again"
-        )
+    if not usable.all():
+        first = np.flatnonzero(~usable)[0]
+        length = lengths[first, 0]
+        raise DataError(f"zero-shot: {name} {first} has length {length}; encode it again")
     return embeddings / lengths

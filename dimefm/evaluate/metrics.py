@@ -16,6 +16,9 @@ from dimefm.errors import DataError
 
 RECALLS = np.linspace(1, 0, 11)
 
+Metric = Callable[[np.ndarray, np.ndarray], float]
+"""Computes one number, 0 to 1, from scores and labels."""
+
 
 def accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
     """Return the share of rows whose highest score is at their label.
@@ -25,7 +28,8 @@ def accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
     """
     scores, labels = _one_label(scores, labels)
     predicted = scores.argmax(axis=1)
-    return float(np.mean(predicted == labels))
+    right = predicted == labels
+    return float(np.mean(right))
 
 
 def mean_per_class(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -37,11 +41,13 @@ def mean_per_class(scores: np.ndarray, labels: np.ndarray) -> float:
     """
     scores, labels = _one_label(scores, labels)
     present, class_of_row = np.unique(labels, return_inverse=True)
-    predicted = scores[:, present].argmax(axis=1)
+    scores = scores[:, present]
+    predicted = scores.argmax(axis=1)
     right = predicted == class_of_row
     accuracies = []
     for number in range(len(present)):
-        accuracies.append(right[class_of_row == number].mean())
+        of_class = right[class_of_row == number]
+        accuracies.append(of_class.mean())
     return float(np.mean(accuracies))
 
 
@@ -60,9 +66,9 @@ def map_11_point(scores: np.ndarray, labels: np.ndarray) -> float:
             f"map_11_point: expected 0/1 labels of shape {scores.shape}, found shape {labels.shape}"
         )
     precisions = []
-    for column in range(scores.shape[1]):
-        positive = labels[:, column] == 1
-        precisions.append(_average_precision(scores[:, column], positive))
+    for class_scores, class_labels in zip(scores.T, labels.T, strict=True):
+        positive = class_labels == 1
+        precisions.append(_average_precision(class_scores, positive))
     return float(np.mean(precisions))
 
 
@@ -77,18 +83,27 @@ def roc_auc(scores: np.ndarray, labels: np.ndarray) -> float:
     positives = int(labels.sum()) if n_classes == 2 else 0
     negatives = len(labels) - positives
     if positives == 0 or negatives == 0:
+        present = len(np.unique(labels))
         raise DataError(
             f"roc_auc: expected two classes with rows in both, found {n_classes} classes, of which"
-            f" {len(np.unique(labels))} have rows; score this set with accuracy"
+            f" {present} have rows; score this set with accuracy"
         )
-    _, place, count = np.unique(scores[:, 1], return_inverse=True, return_counts=True)
-    mean_ranks = np.cumsum(count) - (count - 1) / 2
-    positive_ranks = mean_ranks[place][labels == 1].sum()
-    wins = positive_ranks - positives * (positives + 1) / 2
+    ranks = _mean_ranks(scores[:, 1])
+    rank_sum = ranks[labels == 1].sum()
+    least_sum = positives * (positives + 1) / 2
+    wins = rank_sum - least_sum
     return float(wins / (positives * negatives))
 
 
-METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+def _mean_ranks(values: np.ndarray) -> np.ndarray:
+    """Return the rank of each value, counted from 1; equal values share the mean of their ranks."""
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    last_rank = np.cumsum(count)
+    mean_rank = last_rank - (count - 1) / 2
+    return mean_rank[place]
+
+
+METRICS: dict[str, Metric] = {
     "accuracy": accuracy,
     "mean_per_class": mean_per_class,
     "map_11_point": map_11_point,
@@ -124,12 +139,15 @@ def _average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
     order = np.argsort(-scores, kind="stable")
     changes = np.flatnonzero(np.diff(scores[order]))
     last_of_equal = np.append(changes, len(scores) - 1)
-    hits = np.cumsum(positive[order])[last_of_equal]
-    precision = np.append(hits / (last_of_equal + 1), 1.0)
+    hits = np.cumsum(positive[order])
+    hits = hits[last_of_equal]
+    retrieved = last_of_equal + 1
+    precision = np.append(hits / retrieved, 1.0)
     recall = np.append(hits / positives, 0.0)
     best_precisions = []
     for least_recall in RECALLS:
-        best_precisions.append(precision[recall >= least_recall].max())
+        reached = precision[recall >= least_recall]
+        best_precisions.append(reached.max())
     return float(np.mean(best_precisions))
 
 
@@ -155,14 +173,16 @@ def _one_label(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.n
     scores = _finite(scores)
     labels = np.asarray(labels)
     n_rows, n_classes = scores.shape
-    if labels.shape != (n_rows,) or not np.issubdtype(labels.dtype, np.integer):
+    are_integers = np.issubdtype(labels.dtype, np.integer)
+    if labels.shape != (n_rows,) or not are_integers:
         raise DataError(
             f"metric: expected {n_rows} integer labels, found {labels.dtype} of shape"
             f" {labels.shape}"
         )
-    if labels.min() < 0 or labels.max() >= n_classes:
+    lowest = labels.min()
+    highest = labels.max()
+    if lowest < 0 or highest >= n_classes:
         raise DataError(
-            f"metric: labels run from {labels.min()} to {labels.max()} but there are {n_classes}"
-            " classes"
+            f"metric: labels run from {lowest} to {highest} but there are {n_classes} classes"
         )
     return scores, labels

@@ -1,10 +1,9 @@
-"""Image-text retrieval from two caches of one encoder: recall at 1, 5 and 10 in both directions.
-numpy only.
+"""Image-text retrieval from two caches of one encoder, with numpy only.
 
-Rows are compared by cosine in float32. A query counts as found at K when one of its right
-candidates is among the first K; of its right ones the best counts, and every other candidate with a
-score that is as high (to within 1e-6, which is what float32 sums leave open) stands before it. So
-ties never help: a model that gives all the same vector scores 0.
+Recall at 1, 5 and 10 is measured in both directions. Embeddings are compared by cosine in float32.
+A query counts as found at K when its best right candidate is among the first K. Every wrong
+candidate with a cosine as high (to within 1e-6, the uncertainty of float32 sums) is ranked before
+it. So ties never help: a model that gives all inputs the same vector scores 0.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from dimefm.runs.scores import RETRIEVAL, Result, RetrievalScores, recall_name
 
 AT = (1, 5, 10)
 TIE = np.float32(1e-6)
-BLOCK = 4096  # rows of queries and of candidates that are compared at once
+BLOCK = 4096  # queries, and candidates, that are compared at once
 PROTOCOL = "cosine, float32; the best right candidate counts; ties count against it"
 TEXT_TO_IMAGE = "text to image"
 IMAGE_TO_TEXT = "image to text"
@@ -33,20 +32,20 @@ HEADS = ("direction", *(f"R@{k}" for k in AT), "queries", "candidates")
 
 @dataclass(frozen=True)
 class Subset:
-    """The rows ``numbers`` of an array or cache, to be read in slices."""
+    """The rows ``numbers``, int64, of an array or cache, to be read in slices."""
 
-    rows: np.ndarray | FeatureCache
+    source: np.ndarray | FeatureCache
     numbers: np.ndarray
 
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def of(self, places: np.ndarray) -> Subset:
-        """Return those of these rows that stand at ``places``, int64."""
-        return Subset(self.rows, self.numbers[places])
+    def select(self, places: np.ndarray) -> Subset:
+        """Return the rows at ``places``, int64, of this subset."""
+        return Subset(self.source, self.numbers[places])
 
-    def __getitem__(self, wanted: slice | np.ndarray) -> np.ndarray:
-        return self.rows[self.numbers[wanted]]
+    def __getitem__(self, places: slice | np.ndarray) -> np.ndarray:
+        return self.source[self.numbers[places]]
 
 
 def ranks(
@@ -67,51 +66,59 @@ def ranks(
     """
     if not np.isin(groups, candidate_groups).all():
         raise ValueError("a query has no right candidate")
-    order = np.argsort(candidate_groups, kind="stable")
-    ordered = candidate_groups[order]
-    found = np.zeros(len(queries), dtype=np.int64)
-    for start in range(0, len(queries), block):
-        here = slice(start, start + block)
-        rows, group = _unit(queries[here]), groups[here]
-        least = _best_right(rows, group, candidates, order, ordered, block) - TIE
-        for other in range(0, len(candidates), block):
-            there = slice(other, other + block)
-            before = rows @ _unit(candidates[there]).T >= least[:, None]
-            before &= group[:, None] != candidate_groups[there]
-            found[here] += np.count_nonzero(before, axis=1)
-    return found
+    by_group = np.argsort(candidate_groups, kind="stable")
+    sorted_groups = candidate_groups[by_group]
+    query_ranks = np.zeros(len(queries), dtype=np.int64)
+    for query_start in range(0, len(queries), block):
+        query_block = slice(query_start, query_start + block)
+        unit_queries = _unit(queries[query_block])
+        query_groups = groups[query_block]
+        best = _best_right(unit_queries, query_groups, candidates, by_group, sorted_groups, block)
+        least = (best - TIE)[:, None]
+        for start in range(0, len(candidates), block):
+            candidate_block = slice(start, start + block)
+            unit_candidates = _unit(candidates[candidate_block])
+            ranked_before = unit_queries @ unit_candidates.T >= least
+            ranked_before &= query_groups[:, None] != candidate_groups[candidate_block]
+            query_ranks[query_block] += np.count_nonzero(ranked_before, axis=1)
+    return query_ranks
 
 
 def _best_right(
-    rows: np.ndarray,
-    group: np.ndarray,
+    unit_queries: np.ndarray,
+    groups: np.ndarray,
     candidates: np.ndarray | Subset,
-    order: np.ndarray,
-    ordered: np.ndarray,
+    by_group: np.ndarray,
+    sorted_groups: np.ndarray,
     block: int,
 ) -> np.ndarray:
-    """Return the highest cosine, float32 [n], of unit ``rows`` with a candidate of their group.
+    """Return the highest cosine, float32 [n], of each query with a candidate of its group.
 
-    ``order`` sorts the candidates by group, ``ordered`` are the groups so sorted: the right ones of
-    a query are a range.
+    ``by_group`` sorts the candidates by group and ``sorted_groups`` are their groups in this order,
+    so the right candidates of a query are a range. The (query, right candidate) pairs of all
+    queries are compared in blocks.
     """
-    first, end = (
-        np.searchsorted(ordered, group, side="left"),
-        np.searchsorted(ordered, group, side="right"),
-    )
-    starts = np.concatenate([[0], np.cumsum(end - first)])
-    best = np.full(len(rows), -np.inf, dtype=np.float32)
-    for start in range(0, starts[-1], block):
-        pairs = np.arange(start, min(start + block, starts[-1]))
-        query = np.searchsorted(starts, pairs, side="right") - 1
-        right = _unit(candidates[order[first[query] + pairs - starts[query]]])
-        np.maximum.at(best, query, np.einsum("pd,pd->p", rows[query], right))
+    first = np.searchsorted(sorted_groups, groups, side="left")
+    end = np.searchsorted(sorted_groups, groups, side="right")
+    pair_starts = np.concatenate([[0], np.cumsum(end - first)])
+    n_pairs = pair_starts[-1]
+    best = np.full(len(unit_queries), -np.inf, dtype=np.float32)
+    for start in range(0, n_pairs, block):
+        pairs = np.arange(start, min(start + block, n_pairs))
+        query = np.searchsorted(pair_starts, pairs, side="right") - 1
+        place_in_range = pairs - pair_starts[query]
+        right = by_group[first[query] + place_in_range]
+        unit_right = _unit(candidates[right])
+        cosines = np.einsum("pd,pd->p", unit_queries[query], unit_right)
+        np.maximum.at(best, query, cosines)
     return best
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
+    """Return rows [n, D] at unit length in float32; a row of zeros stays zeros."""
     rows = np.asarray(rows, dtype=np.float32)
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.maximum(lengths, np.finfo(np.float32).tiny)
 
 
 def retrieval(
@@ -141,9 +148,9 @@ def retrieval(
             f" {_first_key(images)} in {images.store}){_in_split(split)}; expected equal keys, or"
             " KEY#NUMBER for several texts of an image"
         )
-    paired_texts = all_texts.of(with_image)
+    paired_texts = all_texts.select(with_image)
     paired_text_groups = text_groups[with_image]
-    paired_images = all_images.of(with_text)
+    paired_images = all_images.select(with_text)
     paired_image_groups = image_groups[with_text]
 
     image_ranks = ranks(paired_texts, paired_text_groups, all_images, image_groups, block)
@@ -194,25 +201,33 @@ def retrieval_scores(images: FeatureCache, result: Result) -> RetrievalScores:
 def _of_split(
     cache: FeatureCache, split: tuple[float, float] | None
 ) -> tuple[Subset, Iterable[str]]:
-    """Return the rows of a cache that lie in the split, None: all, and their keys; raise DataError
-    when there is none.
+    """Return the rows of a cache that lie in the split, and their keys; None means all rows.
+
+    Raises DataError when no row does.
     """
     if split is None:
         return Subset(cache, np.arange(len(cache))), keys_of(cache)
-    found = {number: key for number, key in enumerate(keys_of(cache)) if within(key, split)}
-    if not found:
+    numbers: list[int] = []
+    keys: list[str] = []
+    for number, key in enumerate(keys_of(cache)):
+        if within(key, split):
+            numbers.append(number)
+            keys.append(key)
+    if not numbers:
         raise DataError(
             f"{cache.store}: none of its {len(cache)} rows is{_in_split(split)}; choose a wider one"
         )
-    return Subset(cache, np.array(list(found), dtype=np.int64)), found.values()
+    return Subset(cache, np.array(numbers, dtype=np.int64)), keys
 
 
 def _in_split(split: tuple[float, float] | list[float] | None) -> str:
-    return "" if split is None else f" in split {split[0]}:{split[1]}"
+    if split is None:
+        return ""
+    return f" in split {split[0]}:{split[1]}"
 
 
 def check_same_encoder(images: FeatureCache, texts: FeatureCache) -> None:
-    """Raise CacheError unless these are centre views and sentences, as one encoder has them."""
+    """Raise CacheError unless one encoder made both, of centre views and unchanged sentences."""
     for cache, kind in ((images, "image"), (texts, "text")):
         if cache.manifest.kind != kind:
             raise CacheError(
@@ -243,7 +258,7 @@ def _first_key(cache: FeatureCache) -> str:
 
 
 def notes(scores: RetrievalScores) -> list[str]:
-    """Return a sentence for each thing a reader of the scores must know."""
+    """Return a sentence for each limit of the scores that a reader must know."""
     details = scores.result.details
     images = details["images"]
     texts = details["texts"]

@@ -1,7 +1,7 @@
-"""Zero-shot classification token by token: prompts become tokens of classes, images scores, batch
-by batch.
+"""Zero-shot classification by tokens: prompts become class tokens, and images become scores.
 
-Tokens of an image are many times its row, so nothing of them is kept.
+The tokens of an image are many times as large as its embedding, so images are scored batch by batch
+and no token is kept.
 """
 
 from __future__ import annotations
@@ -30,69 +30,77 @@ PROTOCOL = (
 )
 
 
-class Scored(Images):
-    """Images to scores [n, C] in place of rows."""
+class ImageScores(Images):
+    """A stage that turns images into class scores [n, C] instead of embeddings."""
 
     def __init__(self, encoder: Encoder, settings: Settings, score: Callable[[Tensor], Tensor]):
         super().__init__(encoder, settings)
         self.score = score
 
     def encode(self, inputs: Tensor) -> Tensor:
-        return self.score(self.decoder.finish(inputs, self.encoder.device))
+        pixels = self.decoder.finish(inputs, self.encoder.device)
+        return self.score(pixels)
 
 
 def probabilities(
     encoder: Encoder, maps: TokenMaps, benchmark: Benchmark, rows: Rows, settings: Settings
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return (probabilities [n, C], numbers of the rows that could be used [n]) of a benchmark's
-    images, prepared as ``encoder`` says.
+    """Return the class probabilities [n, C] of a benchmark's readable images.
 
-    Raises DataError when not one of them can be used.
+    The second array, int64 [n], holds the numbers of these images among all rows. Images are
+    prepared with the preprocessing of ``encoder``. Raises DataError when no image can be used.
     """
-    classes = of_classes(encoder, maps, benchmark, settings.batch_size)
-    stage = Scored(encoder, settings, lambda pixels: maps.scores(encoder, pixels, classes))
-    jobs = {
-        ShardTask(stage, shard, range(len(shard))): start
-        for shard, start in zip(rows.shards, rows.starts, strict=False)
-    }
-    scores, numbers, bad = (
-        [np.empty((0, len(benchmark.classes)), np.float32)],
-        [np.empty(0, np.int64)],
-        [],
-    )
+    classes = tokens_of_classes(encoder, maps, benchmark, settings.batch_size)
+    stage = ImageScores(encoder, settings, lambda pixels: maps.scores(encoder, pixels, classes))
+    first_row: dict[ShardTask, int] = {}
+    for shard, start in zip(rows.shards, rows.starts, strict=False):
+        task = ShardTask(stage, shard, range(len(shard)))
+        first_row[task] = start
+    groups = [[task] for task in first_row]
+
+    n_classes = len(benchmark.classes)
+    scores = [np.empty((0, n_classes), np.float32)]
+    numbers = [np.empty(0, np.int64)]
+    problems: list[str] = []
     with Progress(len(rows), "images", "row", quiet=not settings.progress) as bar:
-        for job, batch in encoded([[job] for job in jobs], encoder.device, settings.workers):
-            bad += [f"{job.shard.name} row {each.row}: {each.reason}" for each in batch.bad]
+        for task, batch in encoded(groups, encoder.device, settings.workers):
+            for bad in batch.bad:
+                problems.append(f"{task.shard.name} row {bad.row}: {bad.reason}")
             bar.update(len(batch.numbers) + len(batch.bad))
-            if batch.pending is not None:
-                found, _ = batch.pending.fetch()
-                usable = np.isfinite(found).all(axis=1)
-                scores.append(found[usable])
-                numbers.append(jobs[job] + np.array(batch.numbers)[usable])
-                bad += [
-                    f"{job.shard.name} row {batch.numbers[i]}: its scores are not finite"
-                    for i in np.flatnonzero(~usable)
-                ]
-    good = np.concatenate(numbers)
-    if not len(good):
-        first = f"; the first, {bad[0]}" if bad else ""
-        raise DataError(f"none of the {len(rows)} rows could be used{first}; mend the source")
-    return softmax(np.concatenate(scores).astype(np.float64)), good
+            if batch.pending is None:
+                continue
+            batch_scores, _ = batch.pending.fetch()
+            batch_numbers = np.array(batch.numbers)
+            finite = np.isfinite(batch_scores).all(axis=1)
+            scores.append(batch_scores[finite])
+            numbers.append(first_row[task] + batch_numbers[finite])
+            for row in batch_numbers[~finite]:
+                problems.append(f"{task.shard.name} row {row}: its scores are not finite")
+
+    readable = np.concatenate(numbers)
+    if not len(readable):
+        first = f"; the first, {problems[0]}" if problems else ""
+        raise DataError(f"none of the {len(rows)} rows could be used{first}; fix the source")
+    logits = np.concatenate(scores)
+    return softmax(logits.astype(np.float64)), readable
 
 
-def of_classes(
+def tokens_of_classes(
     encoder: Encoder, maps: TokenMaps, benchmark: Benchmark, batch_size: int
 ) -> TokenEmbeddings:
-    """Return the tokens [C, L, E] of a benchmark's classes; at most ``batch_size`` prompts are
-    encoded at once.
+    """Return the tokens [C, L, E] of a benchmark's classes.
+
+    At most ``batch_size`` prompts are encoded at once.
     """
-    filled, count = prompts(benchmark), len(benchmark.templates)
-    together = max(1, batch_size // count)
+    class_prompts = prompts(benchmark)
+    n_templates = len(benchmark.templates)
+    classes_at_once = max(1, batch_size // n_templates)
     parts = []
-    for start in range(0, len(filled), together):
-        tokens, _ = encoder.tokenize(
-            [sentence for row in filled[start : start + together] for sentence in row]
-        )
-        words = joined([maps.words(encoder, part) for part in tokens.split(batch_size)])
-        parts.append(class_tokens(words, count))
+    for start in range(0, len(class_prompts), classes_at_once):
+        texts = []
+        for prompts_of_class in class_prompts[start : start + classes_at_once]:
+            texts += prompts_of_class
+        tokens, _ = encoder.tokenize(texts)
+        embeddings = [maps.words(encoder, chunk) for chunk in tokens.split(batch_size)]
+        parts.append(class_tokens(joined(embeddings), n_templates))
     return joined(parts)

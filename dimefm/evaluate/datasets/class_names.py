@@ -43,16 +43,22 @@ def numbers(
     means) unknown names stand for the class at their place if the list is as long as ``classes``
     and no known name stands elsewhere. Raises DataError that names the unknown names and the fix.
     """
+    n_classes = len(classes)
     number_of = _number_by_name(classes, aliases)
-    matches = [number_of.get(name) for name in _usual_names(names, aliases)]
-    unknown = [name for name, match in zip(names, matches, strict=True) if match is None]
+    matches: list[int | None] = []
+    unknown: list[str] = []
+    for name, usual_name in zip(names, _usual_names(names, aliases), strict=True):
+        match = number_of.get(usual_name)
+        matches.append(match)
+        if match is None:
+            unknown.append(name)
     if unknown:
         if all(name.isascii() and name.isdecimal() for name in names):
-            return _decimal([int(name) for name in names], len(classes), where)
-        if positional and len(names) == len(classes) and _known_are_in_place(matches):
-            return np.arange(len(classes), dtype=np.int64)
+            return _decimal(names, n_classes, where)
+        if positional and len(names) == n_classes and _known_are_in_place(matches):
+            return np.arange(n_classes, dtype=np.int64)
         raise DataError(
-            f"{where}: {len(unknown)} class names are not among the {len(classes)} known:"
+            f"{where}: {len(unknown)} class names are not among the {n_classes} known:"
             f" {_quoted(unknown)}; expected names like {_quoted(classes)}; rename them, or put a"
             " classnames.txt (one name per line) beside the data"
         )
@@ -97,10 +103,13 @@ def _known_are_in_place(matches: Sequence[int | None]) -> bool:
     return True
 
 
-def _decimal(values: list[int], n_classes: int, where: str) -> np.ndarray:
-    """Return class numbers that count from 0; ``values`` may count from 1."""
-    counted_from_one = max(values) == n_classes and min(values) > 0
-    return within(np.array(values) - counted_from_one, n_classes, where)
+def _decimal(names: Sequence[str], n_classes: int, where: str) -> np.ndarray:
+    """Return class numbers that count from 0, of decimal ``names`` that may count from 1."""
+    values = np.array([int(name) for name in names])
+    counted_from_one = values.max() == n_classes and values.min() > 0
+    if counted_from_one:
+        values = values - 1
+    return within(values, n_classes, where)
 
 
 def _usual_names(names: Sequence[str], aliases: Mapping[str, str]) -> list[str]:

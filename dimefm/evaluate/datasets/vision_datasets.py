@@ -1,10 +1,9 @@
-"""The vision-datasets layout, in which ELEVATER is published: an index per split, images in zip
-files beside it.
+"""The vision-datasets layout, in which ELEVATER is published: an index and zip files beside it.
 
-Two index forms. Iris: ``test.txt`` (or ``test_images.txt``, ``test_ic.txt``) with ``<path>
-<label[,label]>`` per line, labels counted from 0, and ``labels.txt`` or ``labelmap.txt`` with one
-class name per line. COCO: ``test.json`` or ``test_meta.json`` with ``images``, ``annotations`` and
-``categories``. ``train.zip@dir/x.jpg`` is a file inside a zip.
+There are two forms of index. Iris: ``test.txt`` (or ``test_images.txt``, ``test_ic.txt``) with
+``<path> <label[,label]>`` per line, labels counted from 0, and ``labels.txt`` or ``labelmap.txt``
+with one class name per line. COCO: ``test.json`` or ``test_meta.json`` with ``images``,
+``annotations`` and ``categories``. ``train.zip@dir/x.jpg`` is a file inside a zip.
 
 Source: vision-datasets 0.2.17 as used by Elevater_Toolkit_IC,
 ``resources/datasets/vision_datasets.json``.
@@ -16,7 +15,8 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,16 +25,26 @@ from dimefm.data import Row, Rows, Shard
 from dimefm.data.rows import inside
 from dimefm.errors import BadRow, DataError
 from dimefm.evaluate.benchmark import Benchmark
-from dimefm.evaluate.datasets import class_names
+from dimefm.evaluate.datasets import class_names, labels
 
 TRIES = "{0}.txt, {0}_images.txt, {0}_ic.txt, {0}.json, {0}_meta.json"
 LABEL_FILES = ("labels.txt", "labelmap.txt")
 IRIS_LINE = re.compile(r"(?P<path>\S.*) (?P<labels>\d+(,\d+)*)")
 
 
+@dataclass(frozen=True)
+class Index:
+    """What an index says: n files, the labels of each, and the name of each label, if stated."""
+
+    files: list[str]
+    labels: list[list[int]]
+    names: Sequence[str] | None
+
+
 def locate(folder: Path, words: Sequence[str]) -> list[Path]:
-    """Return the index of a split, [] when there is none; a ``.txt`` counts only if its first line
-    is an index line.
+    """Return the index of a split, [] when there is none.
+
+    A ``.txt`` counts only if its first line is a line of an index.
     """
     for word in words:
         for name in TRIES.format(word).split(", "):
@@ -45,108 +55,124 @@ def locate(folder: Path, words: Sequence[str]) -> list[Path]:
 
 
 def read(folder: Path, paths: list[Path], benchmark: Benchmark) -> tuple[Rows, np.ndarray, str]:
-    """Return (rows, labels int64 [n] or 0/1 [n, C], remark) of one index; raise DataError when it
-    cannot be used.
+    """Return (rows, labels int64 [n] or 0/1 [n, C], remark) of one index.
+
+    Raises DataError when the index cannot be used.
     """
     path = paths[0]
-    files, label_lists, names = _coco(path) if path.suffix == ".json" else _iris(folder, path)
-    count = len(benchmark.classes)
-    remark = ""
-    if names is None:
-        meaning = np.arange(count)
-        remark = "labels taken by number in the card's order"
+    index = _read_coco(path) if path.suffix == ".json" else _read_iris(folder, path)
+    n_classes = len(benchmark.classes)
+    if index.names is None:
+        number_of_label = np.arange(n_classes)
+        remark = labels.BY_NUMBER
     else:
-        meaning = class_names.numbers(
-            names, benchmark.classes, benchmark.aliases, str(path), positional=True
+        number_of_label = class_names.numbers(
+            index.names, benchmark.classes, benchmark.aliases, str(path), positional=True
         )
+        remark = ""
     if benchmark.multilabel:
-        labels = np.zeros((len(files), count), dtype=np.int64)
-        for row, found in enumerate(label_lists):
-            labels[row, meaning[class_names.within(found, len(meaning), str(path))]] = 1
+        numbers = labels.marks(index.labels, number_of_label, n_classes, str(path))
+        shard = IndexShard(path, folder, index.files, None)
     else:
-        for file, found in zip(files, label_lists, strict=True):
-            if len(found) != 1:
-                raise DataError(
-                    f"{path}: {file} has {len(found)} labels, {benchmark.name} has one; correct the"
-                    " index"
-                )
-        labels = meaning[
-            class_names.within([found[0] for found in label_lists], len(meaning), str(path))
-        ]
-    return (
-        Rows(
-            [IndexShard(path, path.name, folder, files, None if benchmark.multilabel else labels)]
-        ),
-        labels,
-        remark,
-    )
+        single_labels = _single_labels(index, path, benchmark)
+        checked = class_names.within(single_labels, len(number_of_label), str(path))
+        numbers = number_of_label[checked]
+        shard = IndexShard(path, folder, index.files, numbers)
+    return Rows([shard]), numbers, remark
+
+
+def _single_labels(index: Index, path: Path, benchmark: Benchmark) -> list[int]:
+    """Return the label of each file; raise DataError when a file has none or several."""
+    single_labels = []
+    for file, file_labels in zip(index.files, index.labels, strict=True):
+        if len(file_labels) != 1:
+            raise DataError(
+                f"{path}: {file} has {len(file_labels)} labels, {benchmark.name} has one; correct"
+                " the index"
+            )
+        single_labels.append(file_labels[0])
+    return single_labels
 
 
 def _is_iris(path: Path) -> bool:
     with path.open(encoding="utf-8-sig", errors="replace") as file:
-        return IRIS_LINE.fullmatch(file.readline().strip()) is not None
+        first_line = file.readline().strip()
+    return IRIS_LINE.fullmatch(first_line) is not None
 
 
-def _iris(folder: Path, path: Path) -> tuple[list[str], list[list[int]], list[str] | None]:
-    files, labels = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
-        if not line.strip():
+def _read_iris(folder: Path, path: Path) -> Index:
+    """Read an Iris index, and the label names beside it."""
+    files: list[str] = []
+    label_lists: list[list[int]] = []
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    for number, line in enumerate(lines, start=1):
+        line = line.strip()
+        if not line:
             continue
-        found = IRIS_LINE.fullmatch(line.strip())
-        if found is None:
+        match = IRIS_LINE.fullmatch(line)
+        if match is None:
             raise DataError(
-                f"{path}, line {number}: expected '<path> <label[,label]>', found"
-                f" '{line.strip()[:80]}'"
+                f"{path}, line {number}: expected '<path> <label[,label]>', found '{line[:80]}'"
             )
-        files.append(found["path"])
-        labels.append([int(label) for label in found["labels"].split(",")])
-    named = next((folder / name for name in LABEL_FILES if (folder / name).is_file()), None)
-    names = named.read_text(encoding="utf-8-sig").rstrip().splitlines() if named else None
-    return files, labels, names
+        files.append(match["path"])
+        label_lists.append([int(label) for label in match["labels"].split(",")])
+    return Index(files, label_lists, _label_names(folder))
 
 
-def _coco(path: Path) -> tuple[list[str], list[list[int]], list[str] | None]:
+def _label_names(folder: Path) -> list[str] | None:
+    """Return the lines of the first label file in a folder, None when it has none."""
+    for name in LABEL_FILES:
+        path = folder / name
+        if path.is_file():
+            return path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+    return None
+
+
+def _read_coco(path: Path) -> Index:
+    """Read a COCO index; a label is the place of its category among the sorted ids."""
     try:
-        index = json.loads(path.read_text(encoding="utf-8-sig"))
-        images = {image["id"]: image for image in index["images"]}
-        marks = [(mark["image_id"], mark["category_id"]) for mark in index["annotations"]]
-        categories = {item["id"]: item.get("name") for item in index.get("categories", [])}
-        ids = sorted(categories or {category for _, category in marks})
-        labels: dict[object, list[int]] = {image: [] for image in images}
-        for image, category in marks:
-            labels[image].append(ids.index(category))
-        files = [_coco_file(image) for image in images.values()]
+        return _parse_coco(json.loads(path.read_text(encoding="utf-8-sig")))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise DataError(
             f"{path}: not a COCO index of images and annotations ({reason}); fetch it again"
         ) from error
-    names = (
-        [categories[number] for number in ids] if categories and all(categories.values()) else None
-    )
-    return files, list(labels.values()), names
 
 
-def _coco_file(image: dict) -> str:
-    return (
-        f"{image['zip_file']}@{image['file_name']}" if image.get("zip_file") else image["file_name"]
-    )
+def _parse_coco(content: dict) -> Index:
+    images = {image["id"]: image for image in content["images"]}
+    annotations = [(mark["image_id"], mark["category_id"]) for mark in content["annotations"]]
+    name_of_category = {item["id"]: item.get("name") for item in content.get("categories", [])}
+    categories = sorted(name_of_category or {category for _, category in annotations})
+
+    labels_of_image: dict[object, list[int]] = {image: [] for image in images}
+    for image, category in annotations:
+        labels_of_image[image].append(categories.index(category))
+
+    files = [_coco_file(image) for image in images.values()]
+    names = [name_of_category.get(category) for category in categories]
+    stated = bool(name_of_category) and all(names)
+    return Index(files, list(labels_of_image.values()), names if stated else None)
+
+
+def _coco_file(image: Mapping) -> str:
+    """Return the path of an image of a COCO index, ``ZIP@MEMBER`` inside a zip."""
+    if image.get("zip_file"):
+        return f"{image['zip_file']}@{image['file_name']}"
+    return image["file_name"]
 
 
 class IndexShard(Shard):
-    """The images that one index names, in its order; paths are relative to ``folder`` and may not
-    leave it.
-    """
+    """The images of one index, in its order; paths are relative to ``folder`` and stay in it."""
 
-    def __init__(
-        self, path: Path, name: str, folder: Path, files: list[str], labels: np.ndarray | None
-    ):
-        super().__init__(path, name)
+    def __init__(self, path: Path, folder: Path, files: list[str], labels: np.ndarray | None):
+        super().__init__(path, path.name)
         self.folder = folder
         self.files = files
-        self.labels = labels
+        self._labels = labels
         self._zips: tuple[int, dict[str, zipfile.ZipFile]] = (os.getpid(), {})
-        for container in sorted({_split(file)[0] for file in files} - {""}):
+        containers = {_split(file)[0] for file in files}
+        for container in sorted(containers - {""}):
             if not inside(folder, container).is_file():
                 raise DataError(
                     f"{path}: names images in {container}, which is not in {folder}; put it there"
@@ -160,32 +186,38 @@ class IndexShard(Shard):
 
     def __getitem__(self, index: int) -> Row:
         file = self.files[index]
+        label = None if self._labels is None else int(self._labels[index])
+        return Row(file, image=self._read(file), label=label)
+
+    def _read(self, file: str) -> bytes:
+        """Return the bytes of an image; raise BadRow when it cannot be read."""
         container, member = _split(file)
-        label = None if self.labels is None else int(self.labels[index])
         try:
-            if not container:
-                return Row(file, image=inside(self.folder, member).read_bytes(), label=label)
-            return Row(file, image=self._zip(container).read(member), label=label)
+            if container:
+                return self._zip(container).read(member)
+            return inside(self.folder, member).read_bytes()
         except KeyError as error:
             raise BadRow(f"{container} has no member {member}") from error
         except (OSError, RuntimeError, zipfile.BadZipFile) as error:
             raise BadRow(f"cannot be read: {error}") from error
 
     def _zip(self, container: str) -> zipfile.ZipFile:
-        """Return the open zip file; every process opens its own, because a shared file position is
-        shared by a fork.
+        """Return the open zip file.
+
+        Every process opens its own, because processes that are forked share a file's position.
         """
-        if self._zips[0] != os.getpid():
-            self._zips = (os.getpid(), {})
-        opened = self._zips[1]
-        if container not in opened:
+        process = os.getpid()
+        if self._zips[0] != process:
+            self._zips = (process, {})
+        zips = self._zips[1]
+        if container not in zips:
             try:
-                opened[container] = zipfile.ZipFile(inside(self.folder, container))
+                zips[container] = zipfile.ZipFile(inside(self.folder, container))
             except (OSError, zipfile.BadZipFile) as error:
                 raise DataError(
                     f"{self.folder / container}: not a whole zip file ({error}); fetch it again"
                 ) from error
-        return opened[container]
+        return zips[container]
 
     def __getstate__(self):
         return {**self.__dict__, "_zips": (0, {})}
@@ -194,4 +226,6 @@ class IndexShard(Shard):
 def _split(file: str) -> tuple[str, str]:
     """Return (zip file, member), or ("", path) of a plain file."""
     container, at, member = file.partition("@")
-    return (container, member) if at and container.lower().endswith(".zip") else ("", file)
+    if at and container.lower().endswith(".zip"):
+        return container, member
+    return "", file
