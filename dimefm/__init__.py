@@ -11,7 +11,7 @@ Four steps, each a function::
     dimefm.train(
         None,
         "runs/first",
-        images="photos/",
+        images=["photos/"],
         image_cache="cache/images",
         text_cache="cache/texts",
         student="ViT-T-16",

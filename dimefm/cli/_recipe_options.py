@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
 
 from dimefm.recipe import KEYS, SECTIONS
 from dimefm.recipe.keys import Key
+from dimefm.recipe.section import Section
 
 SOURCES = ("dataroot", "input_format")
 COLUMNS = ("image_column", "text_column", "key_column", "separator")
@@ -30,16 +31,24 @@ def help_of(key: Key) -> str:
     return key.help if default is None else f"{key.help}  [default: {default}]"
 
 
-def recipe_option(key: Key, checked_later: bool = True) -> Decorator:
+def recipe_option(
+    key: Key, checked_later: bool = True, kind: Any = None, required: bool = False
+) -> Decorator:
     """Return the option of a key; it is None, or an empty tuple, when it is not given.
 
-    The bounds of numbers are left to the recipe, unless they are not ``checked_later``.
+    The bounds of numbers are left to the recipe, unless they are not ``checked_later``. ``kind`` is
+    click's type of the value, where the key's own type does not tell.
     """
-    settings: dict[str, Any] = {"metavar": key.metavar, "help": help_of(key), "default": None}
+    settings: dict[str, Any] = {
+        "metavar": key.metavar,
+        "help": help_of(key),
+        "default": None,
+        "required": required,
+    }
     if key.value_type is bool:
         settings["is_flag"] = True
     else:
-        settings["type"] = _type_of(key, checked_later)
+        settings["type"] = kind or _type_of(key, checked_later)
         settings["multiple"] = key.many
     return click.option(flag_of(key), key.name, **settings)
 
@@ -78,6 +87,28 @@ def recipe_options(command: Callable) -> Callable:
         if key.flag and key.formerly is not None:
             command = former_option(key)(command)
     return command
+
+
+def section_options(
+    section: type[Section],
+    *,
+    types: Mapping[str, Any] | None = None,
+    required: Sequence[str] = (),
+) -> Decorator:
+    """Return what adds the options of one section's keys to a command.
+
+    ``types`` are click's types of keys whose own type does not tell the values.
+    """
+    types = types or {}
+
+    def add(command: Callable) -> Callable:
+        for name, key in reversed(section.schema_keys().items()):
+            if key.flag:
+                option = recipe_option(key, False, types.get(name), name in required)
+                command = option(command)
+        return command
+
+    return add
 
 
 def recipe_sections() -> dict[str, str]:

@@ -82,7 +82,8 @@ class Key:
     @property
     def choices(self) -> tuple[str, ...]:
         """The values that the key may have, () when there is no such list."""
-        return get_args(self.type) if get_origin(self.type) is Literal else ()
+        kind = self.value_type
+        return get_args(kind) if get_origin(kind) is Literal else ()
 
     @property
     def value_type(self) -> type:

@@ -19,7 +19,7 @@ texts = ["sentences.txt"]
 [train]
 student = "ResNet-mini-32"
 images = ["pairs.parquet", "more.tsv"]
-view = "free"
+crops = "free"
 resize = 0
 steps = 12
 batch_size = 8

@@ -12,6 +12,7 @@ BESIDE = [
     path for folder in ("tests", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))
 ]
 LINES = 500
+COLUMNS = 100
 TEXTS = [
     p
     for p in ROOT.rglob("*")
@@ -38,6 +39,15 @@ def test_modules_of_tests_and_benchmarks_are_small_too():
     lines = {relative(path): path.read_text(encoding="utf-8").count("\n") for path in BESIDE}
     assert {name: count for name, count in lines.items() if count > LINES} == {}
     assert len(lines) > 100
+
+
+def test_lines_are_narrow():
+    wide = []
+    for path in [*MODULES, *BESIDE]:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            if len(line) > COLUMNS:
+                wide.append(f"{relative(path)}:{number}")
+    assert wide == []
 
 
 @pytest.mark.parametrize("path", MODULES, ids=relative)
