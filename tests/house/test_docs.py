@@ -116,19 +116,38 @@ def test_the_reader_on_the_format_page_reads_what_ours_reads(dtype, tmp_path):
         np.testing.assert_allclose(names["row"](tmp_path, number), cache[number], rtol=0, atol=1e-6)
 
 
-def test_the_session_of_the_readme_runs(quickstarted, tmp_path, monkeypatch):
+@pytest.fixture
+def beside_the_quickstart(quickstarted, tmp_path, monkeypatch):
+    """Work in an empty folder that has the quickstart's folder in it."""
     (tmp_path / "quickstart").symlink_to(quickstarted)
     monkeypatch.chdir(tmp_path)
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    session = [
-        line[2:]
-        for block in re.findall(r"```console\n(.*?)```", text, re.S)
-        for line in block.splitlines()
-    ]
+    return tmp_path
+
+
+def test_the_session_of_the_cache_page_runs(beside_the_quickstart):
+    text = (ROOT / "docs/cache.md").read_text(encoding="utf-8")
+    session = []
+    for block in re.findall(r"```console\n(.*?)```", text, re.S):
+        session += [line.removeprefix("$ ") for line in block.splitlines()]
     assert len(session) > 4
     for line in session:
         result = CliRunner().invoke(main, shlex.split(line)[1:])
         assert result.exit_code == 0, f"{line}\n{result.output}"
+    assert (beside_the_quickstart / "scores/first/scores.json").exists()
+
+
+def test_the_python_page_runs(beside_the_quickstart, capsys):
+    text = (ROOT / "docs/python.md").read_text(encoding="utf-8")
+    names: dict = {}
     for snippet in re.findall(r"```python\n(.*?)```", text, re.S):
-        exec(compile(snippet, "README.md", "exec"), {})
-    assert (tmp_path / "cache/student/manifest.json").exists()
+        exec(compile(snippet, "python.md", "exec"), names)
+    assert (beside_the_quickstart / "python/cache/images/manifest.json").exists()
+    assert (beside_the_quickstart / "python/run/run.json").exists()
+    assert (beside_the_quickstart / "python/scores/scores.json").exists()
+    assert {
+        result.dataset
+        for result in names["dimefm"].evaluate(
+            names["run"], "quickstart/data/eval", datasets=["digits"], device="cpu"
+        )
+    } == {"digits"}
+    assert "digits {'accuracy'" in capsys.readouterr().out
