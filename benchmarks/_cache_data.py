@@ -84,7 +84,7 @@ def spooled(
     parts = cut(len(rows), shards)
     writer = CacheWriter(root, head, [(name, stop - start) for name, start, stop in parts])
     for name, start, stop in parts:
-        with writer.spool(name) as spool:
+        with writer.row_buffer(name) as spool:
             for a in range(start, stop, portion):
                 b = min(a + portion, stop)
                 spool.add(keys[a:b], rows[a:b])

@@ -89,7 +89,7 @@ def create(root: Path, rows: int, dim: int, shards: int) -> dict[str, float]:
             root, header("hdf5", dim), [(name, stop - start) for name, start, stop in parts]
         )
         for name, start, stop in parts:
-            with writer.spool(name) as spool:
+            with writer.row_buffer(name) as spool:
                 for a in range(start, stop, BLOCK):
                     b = min(a + BLOCK, stop)
                     spool.add(names(a, b), block[: b - a])

@@ -71,7 +71,7 @@ def _convert(cache: FeatureCache, writer: CacheWriter) -> Manifest:
         bad.setdefault(source, []).append(row)
     for info in cache.manifest.shards:
         if info.source not in writer:
-            with writer.spool(info.source) as spool:
+            with writer.row_buffer(info.source) as spool:
                 for keys, rows in cache.blocks(info):
                     spool.add(keys, _as(cache, rows, writer.header.dtype))
                 writer.write(info.source, spool.keys, spool.rows(), bad.get(info.source, ()))

@@ -128,35 +128,6 @@ def header_of(where: str, text: str) -> Manifest:
         ) from error
 
 
-def source_differences(ours: list[list], theirs: list[list]) -> list[str]:
-    """Return in words how two lists of (source, rows, digest) differ."""
-    held, given = {name: rest for name, *rest in theirs}, {name: rest for name, *rest in ours}
-    found = []
-    for which, names in (
-        ("only here", given.keys() - held.keys()),
-        ("only in the folder", held.keys() - given.keys()),
-    ):
-        if names:
-            few = ", ".join(sorted(names)[:3]) + (
-                f" and {len(names) - 3} more" if len(names) > 3 else ""
-            )
-            found.append(f"sources {which}: {few}")
-    for name in sorted(given.keys() & held.keys()):
-        (rows, digest), (rows_then, digest_then) = given[name], held[name]
-        if rows != rows_then:
-            found.append(f"rows of source {name}: {rows} against {rows_then}")
-        elif digest != digest_then:
-            found.append(
-                f"content of source {name}: digest {digest[:12]!r} against {digest_then[:12]!r}"
-            )
-    if not found and ours != theirs:
-        place = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
-        found.append(
-            f"order of sources: {ours[place][0]} against {theirs[place][0]} at place {place}"
-        )
-    return found[:8]
-
-
 def shard_files(sources: Sequence[str], suffix: str) -> dict[str, str]:
     """Return source name -> shard file: the source's last extension replaced by ``.feat`` and the
     format's suffix.

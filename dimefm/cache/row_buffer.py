@@ -1,5 +1,5 @@
-"""Vectors on their way into a shard: gathered on disk in the stored dtype, so that memory does not
-grow with the shard.
+"""The rows of one shard before its file is written: on disk, in the stored dtype, so that memory
+does not grow with the shard.
 """
 
 from __future__ import annotations
@@ -14,31 +14,33 @@ from dimefm.cache.int8 import AffineQuantizer
 from dimefm.cache.manifest import Manifest
 from dimefm.errors import CacheError
 
-FEW = 512  # rows that stay in the processor's cache while they are checked
+CHECKED_ROWS = 512  # rows checked at once: few enough for the processor's cache
 
 
-class Spool:
-    """The stored rows of one shard on their way to its file, so that memory does not grow with the
-    shard.
+class RowBuffer:
+    """Gathers the keys and rows of one shard; the rows are appended to a temporary file.
 
-    ``keys`` are those of the shard so far; the file has ``count`` rows, fewer where several keys
-    have one.
+    ``keys`` are all keys so far. The file has ``count`` rows, which may be fewer than the keys:
+    several keys may share one row.
     """
 
     def __init__(self, path: Path, header: Manifest, source: str):
-        self.path, self.header, self.source = path, header, source
-        self.keys, self.count, self._places = list[str](), 0, [np.empty(0, np.int64)]
+        self.path = path
+        self.header = header
+        self.source = source
+        self.keys: list[str] = []
+        self.count = 0
+        self._places = [np.empty(0, np.int64)]
         try:
             self._file = path.open("wb")
         except OSError as error:
             raise self._failed(error) from error
 
     def add(self, keys: Sequence[str], rows: np.ndarray, places: np.ndarray | None = None) -> None:
-        """Append rows [n, dim], floats or in the stored dtype; raise CacheError when one cannot be
-        stored.
+        """Append rows [n, dim], floats or in the stored dtype.
 
-        ``places`` [len(keys)] says which row of the file each key has, new or earlier; without it
-        the new ones, in order.
+        ``places`` [len(keys)] is the row of the file for each key, new or earlier; by default the
+        new rows in order. Raises CacheError when a row cannot be stored.
         """
         if places is None:
             places = np.arange(self.count, self.count + len(rows))
@@ -52,25 +54,30 @@ class Spool:
         self._places.append(places)
 
     def _stored(self, rows: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """Return rows in the stored dtype; the number in a complaint is that of the first key with
-        the row.
-        """
+        """Return rows in the stored dtype; an error has the number of the row's first key."""
         try:
             return stored(rows, self.header, self.source, len(self.keys))
         except CacheError:
-            for place in range(len(rows) if len(places) > len(rows) else 0):
-                first = int(np.flatnonzero(places == self.count + place)[0])
-                stored(rows[place : place + 1], self.header, self.source, len(self.keys) + first)
+            if len(places) > len(rows):
+                self._refuse_by_key(rows, places)
             raise
 
-    def rows(self) -> Spooled:
+    def _refuse_by_key(self, rows: np.ndarray, places: np.ndarray) -> None:
+        """Raise the CacheError of the first bad row with the number of the row's first key."""
+        for number in range(len(rows)):
+            keys_of_row = np.flatnonzero(places == self.count + number)
+            first_key = len(self.keys) + int(keys_of_row[0])
+            stored(rows[number : number + 1], self.header, self.source, first_key)
+
+    def rows(self) -> BufferedRows:
         """Return the rows of all keys so far, [n, dim] in the stored dtype."""
         try:
             self._file.flush()
         except OSError as error:
             raise self._failed(error) from error
         self._places = [np.concatenate(self._places)]
-        return Spooled(self.path, self._places[0], self.header.dim, np.dtype(self.header.dtype))
+        dtype = np.dtype(self.header.dtype)
+        return BufferedRows(self.path, self._places[0], self.header.dim, dtype)
 
     def _failed(self, error: OSError) -> CacheError:
         return CacheError(
@@ -78,7 +85,7 @@ class Spool:
             " finished shards are kept: make room, then run the same command again"
         )
 
-    def __enter__(self) -> Spool:
+    def __enter__(self) -> RowBuffer:
         return self
 
     def __exit__(self, *error) -> None:
@@ -87,15 +94,17 @@ class Spool:
         self.path.unlink(missing_ok=True)
 
 
-class Spooled:
-    """Rows [n, dim] in a file that were checked when they were written there; slices of them are
-    read, nothing is mapped.
+class BufferedRows:
+    """Rows [n, dim] in a file, checked when they were written; slices are read, nothing is mapped.
 
-    Row i stands at ``places[i]`` of the file.
+    Row i is row ``places[i]`` of the file.
     """
 
     def __init__(self, path: Path, places: np.ndarray, dim: int, dtype: np.dtype):
-        self.path, self.places, self.shape, self.dtype = path, places, (len(places), dim), dtype
+        self.path = path
+        self.places = places
+        self.shape = (len(places), dim)
+        self.dtype = dtype
         self.nbytes = len(places) * dim * dtype.itemsize
 
     def __len__(self) -> int:
@@ -105,46 +114,38 @@ class Spooled:
         if not isinstance(rows, slice):
             return self[rows : rows + 1][0]
         places = self.places[rows]
-        wanted, which = np.unique(places, return_inverse=True)
-        found = [
-            self._read(run) for run in np.split(wanted, np.flatnonzero(np.diff(wanted) > 1) + 1)
-        ]
-        return (
-            found[0]
-            if len(found) == 1 and np.array_equal(wanted, places)
-            else np.concatenate(found)[which]
-        )
+        distinct, inverse = np.unique(places, return_inverse=True)
+        gaps = np.diff(distinct) > 1
+        run_starts = np.flatnonzero(gaps) + 1
+        runs = [self._read(run) for run in np.split(distinct, run_starts)]
+        if len(runs) == 1 and np.array_equal(distinct, places):
+            return runs[0]
+        return np.concatenate(runs)[inverse]
 
     def _read(self, run: np.ndarray) -> np.ndarray:
-        """Return the rows at places that follow each other."""
-        dim, first = self.shape[1], int(run[0]) if len(run) else 0
-        found = np.fromfile(
-            self.path, self.dtype, len(run) * dim, offset=first * dim * self.dtype.itemsize
-        )
-        return found.reshape(-1, dim)
+        """Return the rows of the file at consecutive places."""
+        dim = self.shape[1]
+        first = int(run[0]) if len(run) else 0
+        offset = first * dim * self.dtype.itemsize
+        numbers = np.fromfile(self.path, self.dtype, len(run) * dim, offset=offset)
+        return numbers.reshape(-1, dim)
 
 
 def stored(rows: np.ndarray, header: Manifest, source: str, first: int = 0) -> np.ndarray:
     """Return rows [n, dim], floats or in the stored dtype already, in the dtype of ``header``.
 
-    ``first`` is the number of the first, for messages. Raises CacheError naming the row that is not
-    finite, overflows the dtype, or lies outside the int8 code.
+    ``first`` is the number of the first row, for messages. Raises CacheError naming the row that is
+    not finite, overflows the dtype, or lies outside the int8 code.
     """
     if header.code is not None:
-        try:
-            return (
-                rows
-                if rows.dtype == np.int8
-                else AffineQuantizer.from_fields(header.code).encode(rows, first)
-            )
-        except CacheError as error:
-            raise CacheError(f"{source}, stored {error}") from error
+        return _quantized(rows, header.code, source, first)
     with np.errstate(over="ignore"):
         rows = rows.astype(header.dtype, copy=False)
-    for start in range(0, len(rows), FEW):
-        part = rows[start : start + FEW]
-        if not _finite(part):
-            row = first + start + int(np.flatnonzero(~np.isfinite(part).all(1))[0])
+    for start in range(0, len(rows), CHECKED_ROWS):
+        part = rows[start : start + CHECKED_ROWS]
+        if not _is_finite(part):
+            bad_rows = np.flatnonzero(~np.isfinite(part).all(1))
+            row = first + start + int(bad_rows[0])
             raise CacheError(
                 f"{source}, stored row {row}: the vector is not finite as {header.dtype};"
                 " quarantine it before writing"
@@ -152,10 +153,21 @@ def stored(rows: np.ndarray, header: Manifest, source: str, first: int = 0) -> n
     return rows
 
 
-def _finite(rows: np.ndarray) -> bool:
-    """Say whether all numbers are finite; float16 is judged by its exponent bits, which numpy does
-    five times faster.
+def _quantized(rows: np.ndarray, code: dict, source: str, first: int) -> np.ndarray:
+    if rows.dtype == np.int8:
+        return rows
+    try:
+        return AffineQuantizer.from_fields(code).encode(rows, first)
+    except CacheError as error:
+        raise CacheError(f"{source}, stored {error}") from error
+
+
+def _is_finite(rows: np.ndarray) -> bool:
+    """Return whether all numbers are finite.
+
+    float16 is checked by its exponent bits, which numpy does five times faster.
     """
     if rows.dtype != np.float16:
         return bool(np.isfinite(rows).all())
-    return bool((rows.view(np.uint16) & 0x7C00).max(initial=0) < 0x7C00)
+    exponents = rows.view(np.uint16) & 0x7C00
+    return bool(exponents.max(initial=0) < 0x7C00)

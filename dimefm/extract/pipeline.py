@@ -19,7 +19,7 @@ import numpy as np
 
 from dimefm.cache import CacheWriter, FeatureCache, Manifest, ShardInfo
 from dimefm.cache.plan import QUARANTINE
-from dimefm.cache.row_buffer import Spool, stored
+from dimefm.cache.row_buffer import RowBuffer, stored
 from dimefm.cache.writer import Bad
 from dimefm.data import Shard
 from dimefm.errors import DataError, DimefmError
@@ -203,7 +203,7 @@ class ShardInProgress(ShardTask):
             self.met = (
                 None  # repeats find their rows in the spool, which such rows do not go through
             )
-        self.spool = work.writer.spool(shard.name)
+        self.spool = work.writer.row_buffer(shard.name)
         self.places = np.empty(
             0, np.int64
         )  # in the spool, of each vector so far of which others are repeats; -1: unusable
@@ -276,7 +276,7 @@ class ShardInProgress(ShardTask):
             )
 
     def _merge(self, old: ShardInfo) -> None:
-        """Spool the stored rows of ``old`` together with those that can be encoded now."""
+        """Buffer the stored rows of ``old`` together with those that can be encoded now."""
         writer = self.work.writer
         numbers = np.array([number for part, _, _ in self.mended for number in part])
         keys = [key for _, part, _ in self.mended for key in part]
@@ -336,7 +336,7 @@ class BackgroundWriter:
 
 
 def _merge(
-    spool: Spool,
+    spool: RowBuffer,
     cache: FeatureCache,
     old: ShardInfo,
     numbers: np.ndarray,

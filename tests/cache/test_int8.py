@@ -77,7 +77,7 @@ def test_the_row_outside_the_int8_code_is_numbered_within_its_shard(tmp_path):
         Manifest("text", "hdf5", "int8", 3, False, card, {}, {}, code=fit.code().fields()),
         [("a", 9)],
     )
-    with writer.spool("a") as spool:
+    with writer.row_buffer("a") as spool:
         spool.add([str(i) for i in range(8)], rows)
         with pytest.raises(CacheError, match="a, stored row 8, dimension 1"):
             spool.add(["8"], np.array([[0, 1e6, 0]], np.float32))

@@ -9,7 +9,7 @@ import pytest
 
 from dimefm.cache import CacheWriter, EncoderCard, FeatureCache, Manifest
 from dimefm.cache.formats import BLOCK
-from dimefm.cache.row_buffer import Spool
+from dimefm.cache.row_buffer import RowBuffer
 from dimefm.cache.writer import Bad
 from dimefm.data.formats.text import TextShard
 from dimefm.errors import BadRow
@@ -164,7 +164,7 @@ def test_bad_rows_around_the_blocks_of_a_large_shard_are_filled_in_the_right_pla
     writer.seal()
     cache = FeatureCache(tmp_path / "out")
     for mended in (bad, bad[::2], bad[-1:], bad[:1]):
-        with Spool(tmp_path / "spool", header, "a") as spool:
+        with RowBuffer(tmp_path / "spool", header, "a") as spool:
             _merge(
                 spool, cache, cache.manifest.shards[0], mended, list(map(str, mended)), rows[mended]
             )

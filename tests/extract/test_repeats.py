@@ -235,7 +235,7 @@ def test_a_spool_gives_each_key_its_row(tmp_path, order):
     vectors = np.arange(3 * (max(order) + 1), dtype=np.float32).reshape(-1, 3)
     writer = CacheWriter(tmp_path, header("float32"), [("a", len(order))])
     for size in (1, 2, 100):
-        with writer.spool("a") as spool:
+        with writer.row_buffer("a") as spool:
             for start in range(0, len(order), size):
                 part = np.array(order[start : start + size])
                 spool.add(
@@ -262,7 +262,7 @@ def test_a_row_that_cannot_be_stored_is_numbered_by_its_first_key(tmp_path):
     fit.add(np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32))
     writer = CacheWriter(tmp_path, header("int8", code=fit.code().fields()), [("a", 9)])
     rows = np.zeros((3, 3), np.float32)
-    with writer.spool("a") as spool:
+    with writer.row_buffer("a") as spool:
         spool.add(["0", "1"], rows[:1], np.array([0, 0]))
         rows[2, 1] = 1e6
         with pytest.raises(CacheError, match="a, stored row 6, dimension 1"):

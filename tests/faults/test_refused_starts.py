@@ -15,8 +15,8 @@ from dimefm.errors import CacheError
 ONE, OTHER = "ResNet-mini-64/random:0", "ResNet-mini-64/random:1"
 HOLD = """
 import sys
-from dimefm.cache.plan import presence
-with presence(sys.argv[1], shared=True):
+from dimefm.cache.plan import write_lock
+with write_lock(sys.argv[1], shared=True):
     print("here", flush=True)
     sys.stdin.read()
 """

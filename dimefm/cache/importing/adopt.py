@@ -290,7 +290,7 @@ def _write(shards: Sequence[Piece], writer: CacheWriter, normalize: bool, quiet:
         for piece in todo:
             (keys, rows), first = piece.read(), 0
             bad: list[Bad] = []
-            with writer.spool(piece.name) as spool:
+            with writer.row_buffer(piece.name) as spool:
                 for block in _blocks(rows, normalize):
                     lengths = _lengths(block, dtype)
                     good = _usable(lengths)
