@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any
 
-from dimefm.errors import RecipeError, did_you_mean
+from dimefm.recipe.files import read_files
+from dimefm.recipe.implied import with_layer
 
 
 def read_tables(path: Path, small: bool) -> dict[str, dict[str, Any]]:
-    """Return the tables of a pipeline file; with ``small``, those of [small] win key by key."""
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"{path}: cannot be read as TOML: {error}") from error
-    reduced = tables.pop("small", {})
-    for name, keys in reduced.items():
-        if name not in tables or not isinstance(keys, dict):
-            raise RecipeError(f"{path}: unknown table 'small.{name}': {did_you_mean(name, tables)}")
-        if small:
-            tables[name] = {**tables.get(name, {}), **keys}
+    """Return the tables of a pipeline file and of the files that it is based on, key by key; with
+    ``small``, those of [small] win.
+    """
+    files = read_files(path)
+    layers = [file.stages for file in files]
+    if small:
+        layers += [file.small for file in files]
+    tables: dict[str, dict[str, Any]] = {}
+    for layer in layers:
+        for name, keys in layer.items():
+            below = tables.get(name, {})
+            tables[name] = with_layer(below, keys) if name == "train" else {**below, **keys}
     return tables
