@@ -1,16 +1,15 @@
-"""Reading a cache: any rows by number, from memory maps."""
+"""Reading a cache: any rows by number, and whole shards in blocks."""
 
 from __future__ import annotations
 
 import functools
 import itertools
-import mmap
 import os
 import threading
-import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,75 +18,34 @@ from dimefm.cache.flat import check_flat, flat_copy, flat_path
 from dimefm.cache.int8 import AffineQuantizer
 from dimefm.cache.manifest import Manifest
 from dimefm.cache.shard_info import ShardInfo
+from dimefm.cache.shard_rows import MappedRows, PreadRows, ShardHandle
 from dimefm.errors import CacheError
 from dimefm.storage.files import KeyDigest, companions_sha256, sha256_file
 from dimefm.storage.stores import open_store
 
-DAMAGE = (
-    ValueError,
-    OSError,
-    KeyError,
-    RuntimeError,
-    TypeError,
-    MemoryError,
-)  # what h5py, pyarrow and numpy raise
-MMAP_LIMIT = (
-    1 << 30
-)  # bytes of rows up to which a cache is mapped; of a larger one every row is read by itself
-MAPS, FILES = 8192, 256  # shards that are mapped, or open, at once
+# what h5py, pyarrow and numpy raise for a damaged file
+DAMAGE = (ValueError, OSError, KeyError, RuntimeError, TypeError, MemoryError)
+MMAP_LIMIT = 1 << 30  # bytes of rows up to which a cache is memory-mapped
 
 
-class ShardHandle:
-    """The rows of one shard in a file, mapped (``rows`` [n, dim], ``raw`` their bytes) or read on
-    demand.
-    """
+class RowRange(NamedTuple):
+    """Consecutive rows of one shard: ``start`` to ``stop``, counted over the whole cache."""
 
-    def __init__(
-        self, path: Path, offset: int, shape: tuple[int, int], dtype: np.dtype, mapped: bool
-    ):
-        self.path, self.offset, self.width = path, offset, shape[1] * dtype.itemsize
-        self.rows, self.raw, self._file = np.empty((0, shape[1]), dtype=dtype), memoryview(b""), -1
-        file = os.open(path, os.O_RDONLY)
-        closing = weakref.finalize(self, os.close, file)
-        size, needed = os.fstat(file).st_size, offset + shape[0] * self.width
-        if size < needed:
-            raise ValueError(f"{size} bytes, its rows end at byte {needed}")
-        if not mapped:
-            self._file = file
-            return
-        if shape[0]:
-            self.raw = memoryview(mmap.mmap(file, 0, access=mmap.ACCESS_READ))[offset:needed]
-            self.rows = np.frombuffer(self.raw, dtype=dtype).reshape(shape)
-        closing()
-
-    def read(self, start: int, out: np.ndarray) -> None:
-        """Fill ``out`` [n, dim], contiguous, with the rows from ``start`` on; raise CacheError when
-        the file ends there.
-        """
-        if self._file < 0:
-            out[:] = self.rows[start : start + len(out)]
-            return
-        done, wanted = 0, memoryview(out).cast("B")
-        while done < len(wanted):
-            count = os.preadv(self._file, [wanted[done:]], self.offset + start * self.width + done)
-            if not count:
-                raise CacheError(
-                    f"{self.path}: ends before row {start + len(out)}; it was cut short; restore"
-                    " it, or extract again"
-                )
-            done += count
+    shard: int
+    start: int
+    stop: int
 
 
 class FeatureCache:
-    """The vectors of a sealed cache as one array: ``cache[rows]`` -> [n, dim]; int8 rows are
-    decoded to float32.
+    """The vectors of a sealed cache as one array: ``cache[rows]`` -> [n, dim].
 
-    ``root`` is a folder or an fsspec URL. Opening reads the manifest only. A shard is opened when
-    it is first used: where it lies if the format allows it (HDF5), else as a flat copy that is made
-    once under ``scratch`` (default: ``.flat`` in the cache). Rows of up to RESIDENT bytes are
-    memory-mapped; those of a larger cache are read one by one, so that memory does not grow with
-    it. Threads may share one; after a fork or unpickling a process opens anew. Raises CacheError
-    when the cache is unfinished, or a shard is missing, cut short or damaged.
+    int8 rows are decoded to float32. ``root`` is a folder or an fsspec URL. Opening reads the
+    manifest only. A shard is opened when it is first used: where it lies if the format allows it
+    (HDF5), else as a flat copy that is made once under ``scratch`` (default: ``.flat`` in the
+    cache). A cache of at most MMAP_LIMIT bytes of rows is memory-mapped; the rows of a larger one
+    are read one by one, so that memory does not grow with it. Threads may share one; after a fork
+    or unpickling a process opens the shards again. Raises CacheError when the cache is unfinished,
+    or a shard is missing, cut short or damaged.
     """
 
     def __init__(self, root: str | Path, scratch: str | Path | None = None):
@@ -95,17 +53,24 @@ class FeatureCache:
         self.root = self.store.root
         self.manifest = Manifest.read(self.store)
         self.scratch = Path(scratch) if scratch else self.root / ".flat"
-        counts = (shard.rows for shard in self.manifest.shards)
-        self.starts = np.array(list(itertools.accumulate(counts, initial=0)), dtype=np.int64)
-        self.code = AffineQuantizer.from_fields(self.manifest.code) if self.manifest.code else None
+        row_counts = [shard.rows for shard in self.manifest.shards]
+        self.starts = np.array(list(itertools.accumulate(row_counts, initial=0)), dtype=np.int64)
+        self.code = None
+        if self.manifest.code:
+            self.code = AffineQuantizer.from_fields(self.manifest.code)
         self._little = np.dtype(self.manifest.dtype).newbyteorder("<")
-        self._width = self.dim * self._little.itemsize
-        self._mapped = len(self) * self._width <= MMAP_LIMIT
-        self._fresh()
+        row_bytes = self.dim * self._little.itemsize
+        self._rows: MappedRows | PreadRows
+        if len(self) * row_bytes <= MMAP_LIMIT:
+            self._rows = MappedRows(self.dim, self._little)
+        else:
+            self._rows = PreadRows(self.dim, self._little)
+        self._forget_open_shards()
 
-    def _fresh(self) -> None:
-        self._places: dict[int, ShardHandle] = {}
-        self._lock, self._process = threading.Lock(), os.getpid()
+    def _forget_open_shards(self) -> None:
+        self._open_shards: dict[int, ShardHandle] = {}
+        self._lock = threading.Lock()
+        self._process = os.getpid()
 
     @functools.cached_property
     def format(self) -> ModuleType:
@@ -121,11 +86,9 @@ class FeatureCache:
         return self.manifest.dim
 
     def __getitem__(self, rows: int | slice | np.ndarray) -> np.ndarray:
-        """Return rows by number in any order, repeats allowed: [n, dim], or [dim] for one
-        integer.
-        """
-        found = self.stored(rows)
-        return found if self.code is None else self.code.decode(found)
+        """Return rows by number in any order, repeats allowed: [n, dim], or [dim] of an integer."""
+        stored = self.stored(rows)
+        return stored if self.code is None else self.code.decode(stored)
 
     def stored(self, rows: int | slice | np.ndarray) -> np.ndarray:
         """Return rows as they are stored: int8 codes are not decoded."""
@@ -140,84 +103,78 @@ class FeatureCache:
                 f"row numbers are whole numbers, not {wanted.dtype}; of a mask take"
                 " np.flatnonzero(mask)"
             )
-        found = self._gather(wanted.astype(np.int64, copy=False))
-        return found[0] if np.ndim(rows) == 0 else found
+        gathered = self._gather(wanted.astype(np.int64, copy=False))
+        return gathered[0] if np.ndim(rows) == 0 else gathered
 
     def _range(self, start: int, stop: int) -> np.ndarray:
+        """Return the rows from ``start`` to ``stop``."""
+        pieces = self._pieces(start, stop)
+        for piece in pieces:  # before memory is asked for what the manifest promises
+            if piece.shard not in self._open_shards:
+                self.check_size(self.manifest.shards[piece.shard])
+        rows = np.empty((stop - start, self.dim), dtype=self._little)
+        for piece in pieces:
+            first_of_shard = int(self.starts[piece.shard])
+            out = rows[piece.start - start : piece.stop - start]
+            self._shard(piece.shard).read(piece.start - first_of_shard, out)
+        return rows.astype(self.manifest.dtype, copy=False)
+
+    def _pieces(self, start: int, stop: int) -> list[RowRange]:
+        """Return the parts of the rows from ``start`` to ``stop`` that lie in one shard each."""
         pieces = []
-        for shard in range(
-            int(np.searchsorted(self.starts, start, side="right")) - 1, len(self.starts) - 1
-        ):
-            low, high = (int(edge) for edge in self.starts[shard : shard + 2])
-            if low >= stop:
+        first_shard = int(np.searchsorted(self.starts, start, side="right")) - 1
+        for shard in range(first_shard, len(self.manifest.shards)):
+            shard_start = int(self.starts[shard])
+            shard_stop = int(self.starts[shard + 1])
+            if shard_start >= stop:
                 break
-            if max(start, low) < min(stop, high):
-                pieces.append((shard, low, max(start, low), min(stop, high)))
-        for shard, *_ in pieces:  # before memory is asked for what the manifest promises
-            if shard not in self._places:
-                self.check_size(self.manifest.shards[shard])
-        found = np.empty((stop - start, self.dim), dtype=self._little)
-        for shard, low, a, b in pieces:
-            self._place(shard).read(a - low, found[a - start : b - start])
-        return found.astype(self.manifest.dtype, copy=False)
+            piece = RowRange(shard, max(start, shard_start), min(stop, shard_stop))
+            if piece.start < piece.stop:
+                pieces.append(piece)
+        return pieces
 
     def _gather(self, wanted: np.ndarray) -> np.ndarray:
+        """Return the ``wanted`` rows [n], in this order."""
         if not len(wanted):
             return np.empty((0, self.dim), dtype=self.manifest.dtype)
-        low, high = int(wanted.min()), int(wanted.max())
-        if low < 0 or high >= len(self):
-            worst = low if low < 0 else high
+        lowest = int(wanted.min())
+        highest = int(wanted.max())
+        if lowest < 0 or highest >= len(self):
+            outside = lowest if lowest < 0 else highest
             raise IndexError(
-                f"{self.store}: row {worst} asked for, the cache has rows 0 to {len(self) - 1}"
+                f"{self.store}: row {outside} asked for, the cache has rows 0 to {len(self) - 1}"
             )
         shards = np.searchsorted(self.starts, wanted, side="right") - 1
-        if self._mapped and len(set(shards.tolist())) == 1:
-            found = np.take(
-                self._place(int(shards[0])).rows, wanted - self.starts[shards[0]], axis=0
-            )
-        elif self._mapped:
-            raw, width = (
-                {shard: self._place(shard).raw for shard in set(shards.tolist())},
-                self._width,
-            )
-            local = ((wanted - self.starts[shards]) * width).tolist()
-            picked = [
-                raw[shard][at : at + width]
-                for shard, at in zip(shards.tolist(), local, strict=True)
-            ]
-            found = np.frombuffer(bytearray().join(picked), dtype=self._little).reshape(
-                len(wanted), self.dim
-            )
-        else:
-            found = np.empty((len(wanted), self.dim), dtype=self._little)
-            for i in np.argsort(
-                wanted
-            ).tolist():  # shard after shard: no more of them are open than FILES
-                shard = int(shards[i])
-                self._place(shard).read(int(wanted[i] - self.starts[shard]), found[i : i + 1])
-        return found.astype(self.manifest.dtype, copy=False)
+        local = wanted - self.starts[shards]
+        rows = self._rows.gather(self._shard, shards, local)
+        return rows.astype(self.manifest.dtype, copy=False)
 
-    def _place(self, number: int) -> ShardHandle:
-        """Return where the rows of shard ``number`` lie, opened when it is first used."""
+    def _shard(self, number: int) -> Any:
+        """Return shard ``number``, a handle of the backend, opened when it is first used."""
         if self._process != os.getpid():
-            self._fresh()
-        place = self._places.get(number)
-        if place is None:
-            with self._lock:
-                place = self._places.get(number)
-                if place is None:
-                    if len(self._places) >= (MAPS if self._mapped else FILES):
-                        self._places.clear()
-                    place = self._places[number] = self._open(number)
-        return place
+            self._forget_open_shards()
+        shard = self._open_shards.get(number)
+        if shard is not None:
+            return shard
+        with self._lock:
+            shard = self._open_shards.get(number)
+            if shard is None:
+                if len(self._open_shards) >= self._rows.most_open:
+                    self._open_shards.clear()
+                shard = self._open(number)
+                self._open_shards[number] = shard
+        return shard
 
     def _open(self, number: int) -> ShardHandle:
         info = self.manifest.shards[number]
-        path, offset = self.check_size(info), info.offset
-        if offset is None and info.rows:
-            path, offset = flat_copy(self, info), 0
+        path = self.check_size(info)
+        offset = info.offset
+        if offset is None:
+            offset = 0
+            if info.rows:
+                path = flat_copy(self, info)
         try:
-            return ShardHandle(path, offset or 0, (info.rows, self.dim), self._little, self._mapped)
+            return self._rows.handle(path, offset, (info.rows, self.dim), self._little)
         except (ValueError, OSError) as error:
             raise CacheError(f"{path}: damaged ({error}); remove it, or extract again") from error
 
@@ -227,46 +184,53 @@ class FeatureCache:
         return self.manifest.shards[shard], row - int(self.starts[shard])
 
     def blocks(self, info: ShardInfo) -> Iterator[tuple[list[str], np.ndarray]]:
-        """Yield (keys, stored rows) of a shard in blocks; raise CacheError when it is not what its
-        record says.
+        """Yield (keys, stored rows) of a shard in blocks.
+
+        Raises CacheError when the shard is not what its record says.
         """
-        path, keys = self.check_size(info), KeyDigest()
+        path = self.check_size(info)
+        digest = KeyDigest()
         self.check_companions(info)
         for name in self.companions(info):
             self.store.local(name)
         try:
-            for part, rows in self.format.blocks(path, (info.rows, self.dim), self.manifest.dtype):
-                if len(part) != len(rows):
-                    raise ValueError(f"{len(part)} keys for {len(rows)} rows")
-                keys.add(part)
-                yield part, rows
+            shape = (info.rows, self.dim)
+            for keys, rows in self.format.blocks(path, shape, self.manifest.dtype):
+                if len(keys) != len(rows):
+                    raise ValueError(f"{len(keys)} keys for {len(rows)} rows")
+                digest.add(keys)
+                yield keys, rows
         except DAMAGE as error:
             raise CacheError(
                 f"{self.store.where(info.file)}: damaged ({error}); restore it, or remove the cache"
                 " and extract again"
             ) from error
-        if (keys.count, keys.sha256) != (info.rows, info.keys_sha256):
+        if (digest.count, digest.sha256) != (info.rows, info.keys_sha256):
             raise CacheError(
-                f"{self.store.where(info.file)}: holds {keys.count} rows with keys"
-                f" {keys.sha256[:12]}, the manifest says {info.rows} with {info.keys_sha256[:12]};"
-                " restore the shard or extract again"
+                f"{self.store.where(info.file)}: holds {digest.count} rows with keys"
+                f" {digest.sha256[:12]}, the manifest says {info.rows} with"
+                f" {info.keys_sha256[:12]}; restore the shard or extract again"
             )
 
     def read(self, info: ShardInfo) -> tuple[list[str], np.ndarray]:
-        """Return (keys, stored rows) of a whole shard, checked against its record; raise CacheError
-        when they differ.
+        """Return (keys, stored rows) of a whole shard.
+
+        Raises CacheError when the shard is not what its record says.
         """
-        parts = list(self.blocks(info))
-        empty = np.empty((0, self.dim), dtype=self.manifest.dtype)
-        return [key for keys, _ in parts for key in keys], np.concatenate(
-            [empty, *(rows for _, rows in parts)]
-        )
+        all_keys: list[str] = []
+        parts = [np.empty((0, self.dim), dtype=self.manifest.dtype)]
+        for keys, rows in self.blocks(info):
+            all_keys += keys
+            parts.append(rows)
+        return all_keys, np.concatenate(parts)
 
     def check_size(self, info: ShardInfo) -> Path:
-        """Return a local path of a shard; raise CacheError when it is missing or has another size
-        than recorded.
+        """Return a local path of a shard.
+
+        Raises CacheError when the shard is missing or has another size than recorded.
         """
-        where, size = self.store.where(info.file), self.store.size(info.file)
+        where = self.store.where(info.file)
+        size = self.store.size(info.file)
         if size is None:
             raise CacheError(
                 f"{where}: the shard is missing; restore it, or remove {self.store} and extract"
@@ -280,31 +244,30 @@ class FeatureCache:
         return self.store.local(info.file)
 
     def check_sha256(self, info: ShardInfo) -> None:
-        """Raise CacheError when the bytes of a shard or of its companions are not those
-        recorded.
-        """
+        """Raise CacheError when the bytes of a shard or its companions are not as recorded."""
         path = self.check_size(info)
-        found = sha256_file(path)
-        if found != info.sha256:
+        digest = sha256_file(path)
+        if digest != info.sha256:
             raise CacheError(
-                f"{self.store.where(info.file)}: SHA-256 {found[:12]}, the manifest says"
+                f"{self.store.where(info.file)}: SHA-256 {digest[:12]}, the manifest says"
                 f" {info.sha256[:12]}; restore the shard"
             )
         self.check_companions(info)
         names = self.companions(info)
-        if (
-            companions_sha256(sha256_file(self.store.local(name)) for name in names)
-            != info.companions_sha256
-        ):
+        digests = [sha256_file(self.store.local(name)) for name in names]
+        if companions_sha256(digests) != info.companions_sha256:
+            first_file = names[0] if names else info.file
             raise CacheError(
-                f"{self.store.where((names or [info.file])[0])} is not as recorded; restore it, or"
-                " remove the cache and extract again"
+                f"{self.store.where(first_file)} is not as recorded; restore it, or remove the"
+                " cache and extract again"
             )
 
     def verify(self, sha256: bool = False) -> int:
-        """Check every shard and return how many there are: its size; with ``sha256`` also bytes,
-        keys, finite rows, and that the rows that are mapped are the rows that the format reads.
-        Raises CacheError naming file and row.
+        """Check the size of every shard and return how many shards there are.
+
+        With ``sha256`` bytes, keys and rows are checked too: that all numbers are finite, and that
+        the rows that are mapped are the rows that the format reads. Raises CacheError naming file
+        and row.
         """
         for number, info in enumerate(self.manifest.shards):
             self.check_size(info)
@@ -316,19 +279,21 @@ class FeatureCache:
         return len(self.manifest.shards)
 
     def _check_rows(self, number: int, info: ShardInfo) -> None:
-        start, where = 0, self.store.where(info.file)
+        where = self.store.where(info.file)
+        has_array = info.offset is not None
+        start = 0
         for _, rows in self.blocks(info):
-            if not np.isfinite(rows).all():
-                row = start + int(np.flatnonzero(~np.isfinite(rows).all(1))[0])
+            finite = np.isfinite(rows)
+            if not finite.all():
+                row = start + int(np.flatnonzero(~finite.all(1))[0])
                 raise CacheError(f"{where}, row {row}: not finite; extract the shard again")
-            if info.offset is not None or flat_path(self, info).exists():
+            if has_array or flat_path(self, info).exists():
                 first = int(self.starts[number]) + start
-                if self.stored(slice(first, first + len(rows))).tobytes() != rows.tobytes():
-                    place = (
-                        f"at byte {info.offset}"
-                        if info.offset is not None
-                        else f"of {flat_path(self, info)}"
-                    )
+                by_number = self.stored(slice(first, first + len(rows)))
+                if by_number.tobytes() != rows.tobytes():
+                    place = f"of {flat_path(self, info)}"
+                    if has_array:
+                        place = f"at byte {info.offset}"
                     raise CacheError(
                         f"{where}: the rows {place} are not those of the shard; extract it again"
                     )
@@ -346,12 +311,15 @@ class FeatureCache:
     def companions(self, info: ShardInfo) -> list[str]:
         """Return the names of a shard's companion files."""
         suffixes = self.format.SUFFIXES
-        return [info.file.removesuffix(suffixes[-1]) + suffix for suffix in suffixes[:-1]]
+        stem = info.file.removesuffix(suffixes[-1])
+        return [stem + suffix for suffix in suffixes[:-1]]
 
     def __getstate__(self):
-        dropped = {"_places", "_lock", "_process", "format"}
-        return {name: value for name, value in self.__dict__.items() if name not in dropped}
+        state = dict(self.__dict__)
+        for name in ("_open_shards", "_lock", "_process", "format"):
+            state.pop(name, None)
+        return state
 
     def __setstate__(self, state):
         self.__dict__.update(state)
-        self._fresh()
+        self._forget_open_shards()

@@ -9,15 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dimefm.cache import CacheWriter, FeatureCache, reader
+from dimefm.cache import CacheWriter, FeatureCache, reader, shard_rows
+from dimefm.cache.shard_rows import MappedRows, PreadRows, PreadShard
 from tests.contracts.formats.conftest import header, make, run_program
 
 
 def test_a_cache_too_large_to_be_mapped_gives_the_same_rows(tmp_path, format_, monkeypatch):
     cache, rows, _ = make(tmp_path, (700, 0, 300), format_, dim=64)
-    mapped, read = [], reader.mmap.mmap
+    mapped, read = [], shard_rows.mmap.mmap
     monkeypatch.setattr(
-        reader.mmap, "mmap", lambda *given, **named: mapped.append(given) or read(*given, **named)
+        shard_rows.mmap,
+        "mmap",
+        lambda *given, **named: mapped.append(given) or read(*given, **named),
     )
     monkeypatch.setattr(reader, "MMAP_LIMIT", rows.nbytes - 1)
     large = FeatureCache(tmp_path)
@@ -52,8 +55,9 @@ def test_blocks_never_map_the_shard(tmp_path, format_):
 @pytest.mark.parametrize("resident", [0, 1 << 30])
 def test_more_shards_than_may_be_open_at_once_are_read(tmp_path, format_, monkeypatch, resident):
     _, rows, _ = make(tmp_path, tuple([3] * 20), format_)
-    for name, value in (("MAPS", 4), ("FILES", 4), ("MMAP_LIMIT", resident)):
-        monkeypatch.setattr(reader, name, value)
+    monkeypatch.setattr(reader, "MMAP_LIMIT", resident)
+    for backend in (MappedRows, PreadRows):
+        monkeypatch.setattr(backend, "most_open", 4)
     cache, draw = FeatureCache(tmp_path), np.random.default_rng(0)
     kept = cache[:2]
     for _ in range(10):
@@ -67,11 +71,11 @@ def test_one_gather_over_a_large_cache_opens_no_more_shards_than_may_be_open(
     tmp_path, format_, monkeypatch
 ):
     monkeypatch.setattr(reader, "MMAP_LIMIT", 0)
-    monkeypatch.setattr(reader, "FILES", 3)
+    monkeypatch.setattr(PreadRows, "most_open", 3)
     made, rows, _ = make(tmp_path, tuple([2] * 24), format_)
-    alive, opened = [], reader.ShardHandle
+    alive = []
 
-    class Watched(opened):
+    class Watched(PreadShard):
         def __init__(self, *args):
             super().__init__(*args)
             alive.append(weakref.ref(self))
@@ -80,7 +84,7 @@ def test_one_gather_over_a_large_cache_opens_no_more_shards_than_may_be_open(
             assert sum(each() is not None for each in alive) <= 4
             super().read(start, out)
 
-    monkeypatch.setattr(reader, "ShardHandle", Watched)
+    monkeypatch.setattr(PreadRows, "handle", Watched)
     wanted = np.random.default_rng(0).permutation(len(rows))
     np.testing.assert_array_equal(FeatureCache(tmp_path)[wanted], rows[wanted])
     assert len(alive) == 24
