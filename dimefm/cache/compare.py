@@ -1,6 +1,4 @@
-"""How two caches differ: in what they say of themselves, in their rows, and in the vectors of the
-rows that both have.
-"""
+"""How two caches differ: in their manifests, in their rows, and in the vectors of common rows."""
 
 from __future__ import annotations
 
@@ -8,17 +6,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dimefm.cache.int8 import unit_rows
 from dimefm.cache.manifest import Manifest, differences
 from dimefm.cache.reader import FeatureCache
 from dimefm.cache.shard_info import ShardInfo
+from dimefm.cache.skip_index import SkipIndex
+from dimefm.runtime.text import first_few
 
 ROWS = 4096  # common rows whose vectors are compared
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """``fields`` and ``shards`` that differ, in words; cosines of ``compared`` common rows, None
-    where dims differ.
+    """What two caches have in common.
+
+    ``same`` is whether their fingerprints are equal; ``fields`` and ``shards`` are what differs, in
+    words. ``common`` rows are in both caches, ``compared`` of them were compared; the cosines are
+    None when no vectors could be compared.
     """
 
     same: bool
@@ -30,113 +34,140 @@ class Comparison:
     mean_cosine: float | None
 
     def describe(self) -> str:
-        """Return a few lines for people."""
-        lines = [
-            (
-                "same fingerprint: the same rows, encoder and settings"
-                if self.same
-                else "different fingerprints"
-            )
-        ]
-        lines += [f"  {line}" for line in (*self.fields, *self.shards)]
+        """Return a human-readable summary of a few lines."""
+        lines = ["different fingerprints"]
+        if self.same:
+            lines = ["same fingerprint: the same rows, encoder and settings"]
+        for line in (*self.fields, *self.shards):
+            lines.append(f"  {line}")
+        summary = f"{self.common:,} rows in both"
         if self.min_cosine is not None:
-            lines.append(
-                f"{self.common:,} rows in both; of {self.compared:,} compared, cosine at least"
-                f" {self.min_cosine:.6f}, mean {self.mean_cosine:.6f}"
+            summary += (
+                f"; of {self.compared:,} compared, cosine at least {self.min_cosine:.6f}, mean"
+                f" {self.mean_cosine:.6f}"
             )
-        else:
-            lines.append(
-                f"{self.common:,} rows in both"
-                + ("; their dimensions differ" if self.common else "")
-            )
+        elif self.common:
+            summary += "; their dimensions differ"
+        lines.append(summary)
         return "\n".join(lines)
 
 
-def compare(a: FeatureCache, b: FeatureCache, rows: int = ROWS) -> Comparison:
-    """Compare two caches; ``rows`` evenly spaced common rows (same source shard and source row)
-    have vectors compared.
+def compare(first: FeatureCache, second: FeatureCache, rows: int = ROWS) -> Comparison:
+    """Compare two caches, and the vectors of ``rows`` evenly spaced common rows.
+
+    A common row has the same source shard and the same row number in it.
     """
-    for cache in (a, b):
-        cache.verify()
-    fields = differences(_fields(a.manifest), _fields(b.manifest))
-    ours, theirs = (
-        {shard.source: i for i, shard in enumerate(cache.manifest.shards)} for cache in (a, b)
-    )
-    shards = _only(ours, theirs, "first") + _only(theirs, ours, "second")
-    pairs = [(ours[name], theirs[name]) for name in ours if name in theirs]
-    matched: list[tuple[np.ndarray, np.ndarray]] = []
-    for i, j in pairs:
-        one, other = a.manifest.shards[i], b.manifest.shards[j]
-        shards += _changes(one, other)
-        if one.source_rows == other.source_rows:
-            here, there = _common(one, other)
-            matched.append((a.starts[i] + here, b.starts[j] + there))
-    empty = np.empty(0, dtype=np.int64)
-    here, there = (np.concatenate([empty, *(pair[side] for pair in matched)]) for side in (0, 1))
-    same = a.manifest.fingerprint == b.manifest.fingerprint
-    if not len(here) or a.dim != b.dim:
-        return Comparison(same, fields, shards, len(here), 0, None, None)
-    keep = np.unique(np.linspace(0, len(here) - 1, min(rows, len(here))).astype(np.int64))
-    cosines = (_unit(a[here[keep]]) * _unit(b[there[keep]])).sum(1)
-    return Comparison(
-        same, fields, shards, len(here), len(keep), float(cosines.min()), float(cosines.mean())
-    )
+    first.verify()
+    second.verify()
+    first_fields = _fields(first.manifest)
+    second_fields = _fields(second.manifest)
+    fields = differences(first_fields, second_fields)
+    shards = _shard_differences(first.manifest, second.manifest)
+    first_rows, second_rows = _common_rows(first, second)
+    common = len(first_rows)
+    same = first.manifest.fingerprint == second.manifest.fingerprint
+    if common == 0 or first.dim != second.dim:
+        return Comparison(same, fields, shards, common, 0, None, None)
+    most = min(rows, common)
+    evenly_spaced = np.linspace(0, common - 1, most)
+    chosen = np.unique(evenly_spaced.astype(np.int64))
+    first_unit = unit_rows(first[first_rows[chosen]])
+    second_unit = unit_rows(second[second_rows[chosen]])
+    cosines = (first_unit * second_unit).sum(1)
+    lowest = float(cosines.min())
+    mean = float(cosines.mean())
+    return Comparison(same, fields, shards, common, len(chosen), lowest, mean)
 
 
 def _fields(manifest: Manifest) -> dict:
     """Return the fields to compare; a code differs as a whole and not number by number."""
     fields = manifest.header()
-    fields["code"] = None if manifest.code is None else "int8 per dimension"
+    if manifest.code is not None:
+        fields["code"] = "int8 per dimension"
     del fields["effect"]
     return fields
 
 
-def _only(ours: dict[str, int], theirs: dict[str, int], which: str) -> list[str]:
-    names = [name for name in ours if name not in theirs]
-    few = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return (
-        [f"{len(names)} shard{'s' * (len(names) > 1)} only in the {which}: {few}"] if names else []
-    )
+def _shards_by_source(manifest: Manifest) -> dict[str, int]:
+    """Return source name -> number of its shard."""
+    return {shard.source: number for number, shard in enumerate(manifest.shards)}
 
 
-def _changes(one: ShardInfo, other: ShardInfo) -> list[str]:
-    """Return in words what differs between the two shards of one source."""
-    found = []
-    for name in ("source_rows", "source_digest"):
-        a, b = getattr(one, name), getattr(other, name)
-        if a != b:
-            found.append(
-                f"{one.source}: {name} {a[:12] if isinstance(a, str) else a} against"
-                f" {b[:12] if isinstance(b, str) else b}"
-            )
-    ours, theirs = set(one.bad) - set(other.bad), set(other.bad) - set(one.bad)
-    if ours or theirs:
-        found.append(
-            f"{one.source}: rows quarantined only in the first: {_few(ours)}; only in the second:"
-            f" {_few(theirs)}"
+def _shard_differences(first: Manifest, second: Manifest) -> list[str]:
+    """Return in words how the shards of two caches differ."""
+    first_numbers = _shards_by_source(first)
+    second_numbers = _shards_by_source(second)
+    only_first = [name for name in first_numbers if name not in second_numbers]
+    only_second = [name for name in second_numbers if name not in first_numbers]
+    lines = _only_in(only_first, "first")
+    lines += _only_in(only_second, "second")
+    for name, number in first_numbers.items():
+        if name not in second_numbers:
+            continue
+        shard = first.shards[number]
+        second_shard = second.shards[second_numbers[name]]
+        lines += _changes(shard, second_shard)
+    return lines
+
+
+def _only_in(names: list[str], which: str) -> list[str]:
+    if not names:
+        return []
+    count = len(names)
+    shards = "shards" if count > 1 else "shard"
+    few = first_few(names, 3)
+    return [f"{count} {shards} only in the {which}: {few}"]
+
+
+def _changes(first: ShardInfo, second: ShardInfo) -> list[str]:
+    """Return in words what differs between two shards of one source."""
+    source = first.source
+    lines = []
+    if first.source_rows != second.source_rows:
+        lines.append(f"{source}: source_rows {first.source_rows} against {second.source_rows}")
+    if first.source_digest != second.source_digest:
+        first_digest = first.source_digest[:12]
+        second_digest = second.source_digest[:12]
+        lines.append(f"{source}: source_digest {first_digest} against {second_digest}")
+    only_first = set(first.bad) - set(second.bad)
+    only_second = set(second.bad) - set(first.bad)
+    if only_first or only_second:
+        lines.append(
+            f"{source}: rows quarantined only in the first: {_few(only_first)}; only in the second:"
+            f" {_few(only_second)}"
         )
-    elif one.keys_sha256 != other.keys_sha256:
-        found.append(f"{one.source}: other keys")
-    return found
+    elif first.keys_sha256 != second.keys_sha256:
+        lines.append(f"{source}: other keys")
+    return lines
 
 
 def _few(rows: set[int]) -> str:
-    return (
-        ", ".join(map(str, sorted(rows)[:4]))
-        + (f" and {len(rows) - 4} more" if len(rows) > 4 else "")
-        or "none"
-    )
+    return first_few(sorted(rows), 4) or "none"
 
 
-def _common(one: ShardInfo, other: ShardInfo) -> tuple[np.ndarray, np.ndarray]:
-    """Return the stored row numbers, in each shard, of the source rows that both have."""
-    good = np.setdiff1d(np.arange(one.source_rows), np.union1d(one.bad, other.bad).astype(np.int64))
-    here, there = (
-        good - np.searchsorted(np.array(shard.bad, dtype=np.int64), good) for shard in (one, other)
-    )
-    return here, there
+def _common_rows(first: FeatureCache, second: FeatureCache) -> tuple[np.ndarray, np.ndarray]:
+    """Return the numbers of the common rows in each cache, int64 [n], in the order of the first."""
+    second_numbers = _shards_by_source(second.manifest)
+    first_parts = [np.empty(0, dtype=np.int64)]
+    second_parts = [np.empty(0, dtype=np.int64)]
+    for number, info in enumerate(first.manifest.shards):
+        second_number = second_numbers.get(info.source)
+        if second_number is None:
+            continue
+        second_info = second.manifest.shards[second_number]
+        if info.source_rows != second_info.source_rows:
+            continue
+        source_rows = _rows_in_both(info, second_info)
+        first_stored = SkipIndex.from_rows(info.bad).to_stored(source_rows)
+        second_stored = SkipIndex.from_rows(second_info.bad).to_stored(source_rows)
+        first_parts.append(first.starts[number] + first_stored)
+        second_parts.append(second.starts[second_number] + second_stored)
+    return np.concatenate(first_parts), np.concatenate(second_parts)
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
-    rows = rows.astype(np.float32)
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+def _rows_in_both(first: ShardInfo, second: ShardInfo) -> np.ndarray:
+    """Return the source rows that two shards of one source both hold, ascending."""
+    bad = np.union1d(first.bad, second.bad)
+    bad = bad.astype(np.int64)
+    count = first.source_rows - len(bad)
+    return SkipIndex(bad).to_source(np.arange(count))

@@ -1,8 +1,8 @@
 """The int8 code of a cache: one affine map per dimension, ``value = code * scale + offset``.
 
-Per dimension and not per row, since CLIP's features have a few huge dimensions that would waste a
-row's range. The code is fitted on a sample and widened by a margin; a value outside it is refused,
-never clipped.
+The map is per dimension and not per row, since CLIP's features have a few huge dimensions that
+would waste a row's range. The code is fitted on a sample and widened by a margin; a value outside
+it is refused, never clipped.
 """
 
 from __future__ import annotations
@@ -14,27 +14,25 @@ import numpy as np
 from dimefm.errors import CacheError
 
 TOP = 127  # codes run from -127 to 127
-MARGIN = 0.5  # the range of the sample is widened by this share of it, half at each end
-LEAST = 1e-4  # narrowest range of a dimension
-SAMPLE = 2048  # rows that the effect is measured on; the KL compares each with all others
+MARGIN = 0.5  # the range of the sample is widened by this fraction, half of it at each end
+NARROWEST = 1e-4  # narrowest range of a dimension
+SAMPLE = 2048  # rows that the error is measured on; the KL compares each row with all others
 
 
 @dataclass(frozen=True)
 class AffineQuantizer:
-    """``scale`` and ``offset``, both float32 [D]."""
+    """The affine code of each dimension: ``scale`` and ``offset``, both float32 [D]."""
 
     scale: np.ndarray
     offset: np.ndarray
 
     @staticmethod
     def from_fields(fields: dict) -> AffineQuantizer:
-        """Return the code that a manifest holds; raise ValueError when it is none."""
-        scale, offset = (np.array(fields[name], dtype=np.float32) for name in ("scale", "offset"))
-        if (
-            scale.ndim != 1
-            or scale.shape != offset.shape
-            or not (np.isfinite(offset) & np.isfinite(scale) & (scale > 0)).all()
-        ):
+        """Return the code that a manifest holds; raise ValueError when it is no code."""
+        scale = np.array(fields["scale"], dtype=np.float32)
+        offset = np.array(fields["offset"], dtype=np.float32)
+        has_shape = scale.ndim == 1 and scale.shape == offset.shape
+        if not has_shape or not _are_usable(scale, offset):
             raise ValueError(
                 "code: scale and offset must be equally long lists of finite numbers, scale above 0"
             )
@@ -42,27 +40,37 @@ class AffineQuantizer:
 
     def fields(self) -> dict:
         """Return plain values for a manifest; short decimals that read back as the same float32."""
-        return {
-            "scale": [float(str(x)) for x in self.scale],
-            "offset": [float(str(x)) for x in self.offset],
-        }
+        return {"scale": _decimals(self.scale), "offset": _decimals(self.offset)}
 
     def encode(self, rows: np.ndarray, first: int = 0) -> np.ndarray:
-        """Return int8 codes of ``rows`` [n, D]; raise CacheError naming row and dimension when one
-        does not fit.
+        """Return int8 codes of ``rows`` [n, D].
 
-        ``first`` is the number of the first row, for messages.
+        ``first`` is the number of the first row, for messages. Raises CacheError naming the row and
+        the dimension of a value that lies outside the code.
         """
-        codes = np.rint((rows.astype(np.float32) - self.offset) / self.scale)
-        if codes.size and not np.abs(codes).max() <= TOP:
-            row, d = (int(i) for i in np.argwhere(~(np.abs(codes) <= TOP))[0])
-            low, high = (float(self.offset[d] + side * TOP * self.scale[d]) for side in (-1, 1))
-            raise CacheError(
-                f"row {first + row}, dimension {d}: {float(rows[row, d]):.5g} lies outside the int8"
-                f" code's {low:.5g} to {high:.5g}, which was fitted on a sample; extract as"
-                " float16, then dimefm cache convert --dtype int8 fits every row"
-            )
+        centered = rows.astype(np.float32) - self.offset
+        codes = np.rint(centered / self.scale)
+        if codes.size:
+            largest = np.abs(codes).max()
+            if not largest <= TOP:  # also when it is NaN
+                raise self._outside(rows, codes, first)
         return codes.astype(np.int8)
+
+    def _outside(self, rows: np.ndarray, codes: np.ndarray, first: int) -> CacheError:
+        """Return the error that names the first value outside the code."""
+        outside = ~(np.abs(codes) <= TOP)
+        row, dimension = np.argwhere(outside)[0].tolist()
+        value = float(rows[row, dimension])
+        middle = self.offset[dimension]
+        reach = TOP * self.scale[dimension]
+        low = float(middle - reach)
+        high = float(middle + reach)
+        number = first + row
+        return CacheError(
+            f"row {number}, dimension {dimension}: {value:.5g} lies outside the int8 code's"
+            f" {low:.5g} to {high:.5g}, which was fitted on a sample; extract as float16, then"
+            " dimefm cache convert --dtype int8 fits every row"
+        )
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Return float32 rows of int8 ``codes`` [.., D]."""
@@ -72,57 +80,84 @@ class AffineQuantizer:
         return rows
 
 
+def _are_usable(scale: np.ndarray, offset: np.ndarray) -> bool:
+    if not np.isfinite(offset).all():
+        return False
+    if not np.isfinite(scale).all():
+        return False
+    return bool((scale > 0).all())
+
+
+def _decimals(values: np.ndarray) -> list[float]:
+    return [float(str(value)) for value in values]
+
+
 class QuantizerFitter:
-    """A code fitted to rows that come in portions; evenly spaced ones are kept to measure what it
-    costs.
-    """
+    """Fits a code to rows that come in blocks; keeps evenly spaced rows to measure its error."""
 
     def __init__(self, rows: int):
         """``rows`` is how many will come."""
-        self._every, self._seen = -(-rows // SAMPLE), 0
-        self._low = self._high = np.empty(0)
+        self._every = -(-rows // SAMPLE)
+        self._seen = 0
+        self._low = np.empty(0)
+        self._high = np.empty(0)
         self._kept: list[np.ndarray] = []
 
     def add(self, rows: np.ndarray) -> None:
-        """Take up rows [n, D]."""
+        """Widen the ranges to ``rows`` [n, D]."""
         if not len(rows):
             return
-        low, high = rows.min(0).astype(np.float64), rows.max(0).astype(np.float64)
-        self._low = np.minimum(self._low, low) if self._seen else low
-        self._high = np.maximum(self._high, high) if self._seen else high
-        self._kept.append(rows[-self._seen % self._every :: self._every].astype(np.float32))
+        low = rows.min(0).astype(np.float64)
+        high = rows.max(0).astype(np.float64)
+        if self._seen:
+            low = np.minimum(self._low, low)
+            high = np.maximum(self._high, high)
+        self._low = low
+        self._high = high
+        first_kept = -self._seen % self._every
+        kept = rows[first_kept :: self._every]
+        self._kept.append(kept.astype(np.float32))
         self._seen += len(rows)
 
     def code(self, margin: float = MARGIN) -> AffineQuantizer:
-        """Return the code whose range holds every row and ``margin`` more; raise CacheError when
-        there was no row.
+        """Return the code whose range holds every row and ``margin`` more.
+
+        Raises CacheError when there was no row.
         """
         if not self._seen:
             raise CacheError(
-                "no row could be encoded to fit the int8 code on; mend the sources, or take --dtype"
-                " float16"
+                "no row could be encoded to fit the int8 code on. Fix: repair the sources, or use"
+                " --dtype float16"
             )
-        span = np.maximum((self._high - self._low) * (1 + margin), LEAST)
+        span = (self._high - self._low) * (1 + margin)
+        span = np.maximum(span, NARROWEST)
+        scale = span / (2 * TOP)
+        offset = (self._low + self._high) / 2
         return AffineQuantizer(
-            (span / (2 * TOP)).astype(np.float32), ((self._low + self._high) / 2).astype(np.float32)
+            scale=scale.astype(np.float32),
+            offset=offset.astype(np.float32),
         )
 
     def quantization_error(self, code: AffineQuantizer, logit_scale: float) -> dict:
-        """Return what ``code`` costs on the rows kept, for a manifest."""
+        """Return the error of ``code`` on the kept rows, for a manifest."""
         rows = np.concatenate(self._kept)
-        return quantization_error(rows, code.decode(code.encode(rows)), logit_scale)
+        coded = code.decode(code.encode(rows))
+        return quantization_error(rows, coded, logit_scale)
 
 
 def quantization_error(rows: np.ndarray, coded: np.ndarray, logit_scale: float) -> dict:
     """Return what storing ``rows`` [n, D] as ``coded`` [n, D] costs: a dict for the manifest.
 
-    ``min_cosine`` and ``mean_cosine`` of a row with its stored form; ``kl``: of the softmax of
-    ``logit_scale`` x cosines of a row with all others, exact against stored, averaged over the
-    rows, in nats; ``rows`` is n.
+    ``min_cosine`` and ``mean_cosine`` are of a row with its stored form. ``kl`` is of the softmax
+    of ``logit_scale`` x cosines of a row with all others, exact against stored, averaged over the
+    rows, in nats. ``rows`` is n.
     """
-    exact, stored = _unit(rows), _unit(coded)
+    exact = unit_rows(rows)
+    stored = unit_rows(coded)
     cosines = np.einsum("nd,nd->n", exact, stored, dtype=np.float64)
-    kl = _kl(logit_scale * (exact @ exact.T), logit_scale * (stored @ stored.T))
+    exact_logits = logit_scale * (exact @ exact.T)
+    stored_logits = logit_scale * (stored @ stored.T)
+    kl = _kl(exact_logits, stored_logits)
     return {
         "rows": len(rows),
         "min_cosine": round(float(cosines.min()), 7),
@@ -132,24 +167,31 @@ def quantization_error(rows: np.ndarray, coded: np.ndarray, logit_scale: float) 
     }
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
+def unit_rows(rows: np.ndarray) -> np.ndarray:
+    """Return float32 ``rows`` [n, D] divided by their lengths."""
     rows = rows.astype(np.float32)
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.maximum(lengths, 1e-12)
 
 
-def _kl(exact: np.ndarray, stored: np.ndarray) -> float:
-    """Return the mean KL of the rows' softmaxes, a row's similarity to itself left out."""
-    if len(exact) < 2:
+def _kl(exact_logits: np.ndarray, stored_logits: np.ndarray) -> float:
+    """Return the mean KL of the rows' softmaxes, without a row's similarity to itself."""
+    if len(exact_logits) < 2:
         return 0.0
-    exact, stored = (_log_softmax(logits) for logits in (exact, stored))
+    exact = _log_softmax(exact_logits)
+    stored = _log_softmax(stored_logits)
     probability = np.exp(exact)
     np.fill_diagonal(exact, 0)
     np.fill_diagonal(stored, 0)
-    return float((probability * (exact - stored)).sum(1, dtype=np.float64).mean())
+    terms = probability * (exact - stored)
+    per_row = terms.sum(1, dtype=np.float64)
+    return float(per_row.mean())
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Return the log-softmax of each row without its diagonal; ``logits`` is overwritten."""
     np.fill_diagonal(logits, -np.inf)
     logits -= logits.max(1, keepdims=True)
-    logits -= np.log(np.exp(logits).sum(1, keepdims=True))
+    total = np.exp(logits).sum(1, keepdims=True)
+    logits -= np.log(total)
     return logits
