@@ -67,5 +67,5 @@ def test_cache_commands_on_something_else_are_one_line(raw):
         result = look(command, raw / folder)
         assert (
             result.exit_code == 1
-            and "no manifest.json, so no cache; check the path" in result.output
+            and "no manifest.json, so no cache. Fix: check the path" in result.output
         )

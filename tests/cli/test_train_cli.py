@@ -251,7 +251,7 @@ def test_flags_that_cannot_be_are_refused_in_one_line(place, flags, message):
         ({"image_cache": "cache"}, "cache: no manifest.json, so no cache; did you mean "),
         ({"image_cache": "cache"}, "/cache/images?"),
         ({"text_cache": "cache"}, "/cache/texts?"),
-        ({"image_cache": "nowhere"}, "nowhere: no manifest.json, so no cache; check the path"),
+        ({"image_cache": "nowhere"}, "nowhere: no manifest.json, so no cache. Fix: check the path"),
         (
             {"image_cache": "cache/texts"},
             "cache/texts: holds text features, image features are needed; swap the folders",

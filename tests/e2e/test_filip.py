@@ -213,7 +213,7 @@ def test_a_run_keeps_the_maps_of_its_averaged_weights_and_others_none(place):
     average = load_file(place / "filip/checkpoints/00000003/ema.safetensors")
     assert len(kept) == 4
     for name, weights in kept.items():
-        assert torch.equal(weights, average[f"module.learnt.0.{name}"])
+        assert torch.equal(weights, average[f"module.loss_modules.0.{name}"])
     assert "token_maps" not in json.loads((place / "clip/run.json").read_text())
     assert not (place / "clip/token_maps.safetensors").exists()
 

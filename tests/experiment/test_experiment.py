@@ -155,6 +155,17 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(place, finished, tmp_path)
     assert plan.count("done already") == 3
 
 
+def test_train_takes_the_same_file(place, finished, tmp_path):
+    out, _printed = finished
+    words = ["train", "--recipe", place / "pipeline.toml", "--small", "--dataroot", place]
+    words += ["--image-cache", out / "cache/images", "--text-cache", out / "cache/texts"]
+    words += ["--out", tmp_path / "run"]
+    result = CliRunner().invoke(main, [str(word) for word in words])
+    assert result.exit_code == 0, result.output
+    weights = "image_tower.safetensors"
+    assert (tmp_path / "run" / weights).read_bytes() == (out / "run" / weights).read_bytes()
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
