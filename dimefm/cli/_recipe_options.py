@@ -74,7 +74,7 @@ def _type_of(key: Key, checked_later: bool) -> Any:
     if key.folder:
         return click.Path(file_okay=False)
     if key.value_type is int and not checked_later:
-        return click.IntRange(min=int(key.bounds["gt"]), min_open=True)
+        return click.IntRange(min=int(key.bounds["gt"]) + 1)
     return key.value_type
 
 

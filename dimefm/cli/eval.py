@@ -29,7 +29,9 @@ def command():
     help="One folder per dataset.",
 )
 @click.option(
-    "--datasets", metavar="A,B", help="Benchmarks or folders.  [every folder that has a card]"
+    "--datasets",
+    metavar="A,B",
+    help="Benchmarks or folders.  [default: every folder that has a card]",
 )
 @click.option(
     "--out",

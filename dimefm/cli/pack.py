@@ -30,7 +30,7 @@ from dimefm.errors import DataError
 @click.option(
     "--quality", default=90, show_default=True, type=click.IntRange(1, 100), help="Of the JPEGs."
 )
-@click.option("--workers", type=click.IntRange(1), help="Threads.  [one for each core]")
+@click.option("--workers", type=click.IntRange(1), help="Threads.  [default: one for each core]")
 @source_options
 @selection_options
 def command(sources, out, size, quality, workers, **flags):

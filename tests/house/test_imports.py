@@ -156,7 +156,12 @@ def test_losses_import_torch_only():
 
 @pytest.mark.parametrize(
     "statement",
-    ["import dimefm", "import dimefm.cli; dimefm.cli.main(['--help'], standalone_mode=False)"],
+    [
+        "import dimefm",
+        "import dimefm.recipe; dimefm.recipe.read()",
+        "import dimefm.cli; dimefm.cli.main(['--help'], standalone_mode=False)",
+        "import dimefm.cli; dimefm.cli.main(['train', '--help'], standalone_mode=False)",
+    ],
 )
 def test_starting_is_light(statement):
     heavy = "{'torch', 'pyarrow', 'open_clip', 'h5py'} & set(sys.modules)"

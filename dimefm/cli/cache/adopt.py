@@ -17,6 +17,7 @@ from dimefm.cli._recipe_options import source_options
 if TYPE_CHECKING:
     from dimefm.cache import EncoderCard
 
+LOGIT_SCALE = 100.0
 PROVENANCE = (
     "encoder_name",
     "weights_sha256",
@@ -42,7 +43,9 @@ PROVENANCE = (
     help="To write.",
 )
 @click.option(
-    "--dtype", type=click.Choice(["float16", "float32"]), help="[as SRC; float64 becomes float32]"
+    "--dtype",
+    type=click.Choice(["float16", "float32"]),
+    help="Number format of the rows.  [default: that of SRC; float64 becomes float32]",
 )
 @click.option("--array", metavar="NAME", help="Array of .npz files that holds the vectors.")
 @click.option(
@@ -67,7 +70,7 @@ PROVENANCE = (
 @click.option(
     "--logit-scale",
     type=click.FloatRange(min=0, min_open=True),
-    help="The factor, not its log.  [100]",
+    help=f"Its factor on cosines, not the logarithm.  [default: {LOGIT_SCALE:g}]",
 )
 @click.option("--logit-bias", type=float, help="Of a SigLIP.")
 @click.option("--tokenizer", metavar="NAME", help="Its tokenizer.")
@@ -150,7 +153,7 @@ def _card(teacher: str | None, facts: Mapping) -> Callable[[int], EncoderCard]:
 
     name = given.pop("encoder_name", UNKNOWN)
     return lambda dim: EncoderCard(
-        name=name, dim=dim, **{"weights_sha256": None, "logit_scale": 100.0, **given}
+        name=name, dim=dim, **{"weights_sha256": None, "logit_scale": LOGIT_SCALE, **given}
     )
 
 

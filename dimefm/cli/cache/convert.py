@@ -18,12 +18,12 @@ from dimefm.cli._recipe_options import scratch_option
     "--format",
     "format_",
     type=click.Choice(plugins.names("caches")),
-    help="Of the new shards.  [as it is]",
+    help="Format of the new shards.  [default: that of the cache]",
 )
 @click.option(
     "--dtype",
     type=click.Choice(["float16", "float32", "int8"]),
-    help="Of the new rows.  [as it is]",
+    help="Number format of the new rows.  [default: that of the cache]",
 )
 @scratch_option
 def command(root, out, format_, dtype, scratch):

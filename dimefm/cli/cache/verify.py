@@ -23,7 +23,9 @@ from dimefm.cli.cache import caches
     help="Encode N random rows again and compare.",
 )
 @click.option(
-    "--teacher", metavar="SPEC", help="The teacher that made the cache.  [as the manifest names it]"
+    "--teacher",
+    metavar="SPEC",
+    help="The teacher that made the cache.  [default: the one that the manifest names]",
 )
 @click.option(
     "--images", multiple=True, metavar="SRC...", help="The images that the cache was made from."

@@ -115,8 +115,8 @@ class Views(Section):
         "replay",
         "Crops that the student sees. replay: those that the teacher saw, from a cache of --views; "
         "free: other random crops; center: the center.",
-        more="replay: crop_scale, crop_ratio and flip must be those of the cache. center is for a "
-        "cache without --views. Pairs without caches have random crops with both others.",
+        more="With replay, crop_scale, crop_ratio and flip must be those of the cache. center is "
+        "for a cache without --views. Pairs without caches have random crops with replay and free.",
         unset="replay; with --tsv-file-list free",
         formerly="view",
         former_values={"cached": "replay"},
@@ -141,6 +141,7 @@ class Views(Section):
     crop_ratio: Range = key(
         (0.75, 4 / 3),
         "Range of a crop's aspect ratio, width / height.",
+        unset="[0.75, 4/3]",
         flag=False,
         applies_to=IMAGE_STUDENT,
         tolerated=True,
