@@ -84,12 +84,16 @@ class ManyValues(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options in their sections."""
-        found, heading = dict[str, list[tuple[str, str]]](), "Options"
+        sections: dict[str, list[tuple[str, str]]] = {}
+        heading = "Options"
         for param in self.get_params(ctx):
+            if not isinstance(param, click.Option):
+                continue  # the usage line shows arguments
             heading = self.sections.get(param.opts[0], heading)
-            if (record := param.get_help_record(ctx)) is not None:
-                found.setdefault(heading, []).append(record)
-        for heading, records in found.items():
+            record = param.get_help_record(ctx)
+            if record is not None:
+                sections.setdefault(heading, []).append(record)
+        for heading, records in sections.items():
             with formatter.section(heading):
                 formatter.write_dl(records)
 

@@ -47,8 +47,9 @@ def command(pipeline, dataroot, out, small, teacher, settings, dry_run):
 
     \b
     Example:
-      dimefm run pipelines/dime_fm_vitb32.toml --dataroot data/ --out runs/dime --dry-run
-      torchrun --nproc-per-node 4 -m dimefm run pipelines/dime_fm_vitb32.toml --dataroot data/
+      dimefm run pipelines/dime_fm_vitb32.toml --dataroot data/ --dry-run
+      dimefm run pipelines/dime_fm_vitb32.toml --dataroot data/ --out runs/dime
+      torchrun --nproc-per-node 4 -m dimefm run FILE --dataroot data/
     """
     from dimefm.experiment.file import read_experiment
     from dimefm.experiment.plan import describe_plan
