@@ -47,7 +47,7 @@ def command(recipe, small, settings, out, resume, **flags):
     \b
     Example: an image tower, against the teacher's text tower:
       dimefm train --images images/ --image-cache cache/images --text-cache cache/texts \\
-                   --student dime-ViT-B-32 --out runs/image --use-pvl-loss
+                   --student dime-ViT-B-32 --crops free --use-pvl-loss --out runs/image
 
     \b
     A text tower, against the teacher's image tower; without --text-cache a text learns
