@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dimefm.errors import RecipeError, did_you_mean
-from dimefm.experiment.tables import read_tables
+from dimefm.experiment.tables import read_tables, set_keys
 from dimefm.recipe import Recipe
 from dimefm.recipe.schema.evaluation import Eval
 from dimefm.recipe.schema.extraction import Extract
@@ -53,7 +53,7 @@ def read_experiment(
     for name, values in (settings or {}).items():
         if name not in TABLES:
             raise RecipeError(f"--set {name}: unknown table: {did_you_mean(name, TABLES)}")
-        tables[name] = {**tables.get(name, {}), **values}
+        set_keys(tables, name, values)
     return Experiment(
         path=path,
         extract=_checked(Extract, "extract", tables, path),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,11 @@ def read_tables(path: Path, small: bool) -> dict[str, dict[str, Any]]:
     tables: dict[str, dict[str, Any]] = {}
     for layer in layers:
         for name, keys in layer.items():
-            below = tables.get(name, {})
-            tables[name] = with_layer(below, keys) if name == "train" else {**below, **keys}
+            set_keys(tables, name, keys)
     return tables
+
+
+def set_keys(tables: dict[str, dict[str, Any]], name: str, keys: Mapping[str, Any]) -> None:
+    """Set keys of one table, and what they imply; they win over those that the table has."""
+    below = tables.get(name, {})
+    tables[name] = with_layer(below, keys) if name == "train" else {**below, **keys}

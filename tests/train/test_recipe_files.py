@@ -3,6 +3,7 @@
 import pytest
 
 from dimefm.errors import RecipeError
+from dimefm.experiment.file import read_experiment
 from dimefm.recipe import Recipe, read
 
 
@@ -91,6 +92,17 @@ def test_the_recipe_of_a_pipeline_file_is_its_table_train(write):
     path = write("pipeline.toml", PIPELINE)
     assert read(path) == expected
     assert read(path, small=True) == expected.replace(steps=3)
+
+
+def test_dimefm_run_reads_the_same_recipe(write):
+    write("base.toml", PIPELINE)
+    path = write("pipeline.toml", 'base = "base.toml"\n[train]\naugment = "clip-kd"\n')
+    for small in (False, True):
+        assert read_experiment(path, small).train == read(path, small)
+    settings = {"augment": "moco-v2", "view": "free"}
+    changed = read_experiment(path, settings={"train": settings}).train
+    assert changed == read(path, **settings)
+    assert changed.crop_scale == (0.2, 1.0)
 
 
 def test_files_of_both_forms_may_be_based_on_each_other(write):
