@@ -16,4 +16,7 @@ not hold ``shape`` rows of ``dtype``. It reads the file piece by piece and never
 memory: the pages of a map count as resident memory, which must not grow with the shard.
 """
 
+import numpy as np
+
 BLOCK = 16_384  # rows
+Block = tuple[list[str], np.ndarray]  # keys, and their rows [n, dim]
