@@ -1,3 +1,1 @@
-"""The ground floor for processes: seeds, threads, devices, torchrun, progress bars and library
-versions.
-"""
+"""Helpers for processes: seeds, threads, devices, torchrun, progress, library versions, texts."""

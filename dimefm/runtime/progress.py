@@ -1,6 +1,4 @@
-"""One progress bar; where there is no terminal (a cluster's log file), a line every half minute
-instead.
-"""
+"""One progress bar; without a terminal (a cluster's log file), a line every half minute instead."""
 
 from __future__ import annotations
 
@@ -17,18 +15,22 @@ class Progress:
 
     def __init__(self, total: int, name: str, unit: str, done: int = 0, quiet: bool = False):
         self.lines = not quiet and not sys.stderr.isatty()
-        hidden = quiet or self.lines
         self.bar = tqdm(
             total=total,
             initial=done,
             desc=name,
             unit=unit,
             unit_scale=total > 10_000,
-            disable=hidden,
+            disable=quiet or self.lines,
         )
-        self.name, self.unit, self.total, self.done, self.first = name, unit, total, done, done
+        self.name = name
+        self.unit = unit
+        self.total = total
+        self.done = done
+        self.first = done
         self.note = ""
-        self.started = self.spoken = time.monotonic()
+        self.started = time.monotonic()
+        self.printed = self.started
 
     def __enter__(self) -> Progress:
         return self
@@ -44,12 +46,21 @@ class Progress:
             self.bar.set_postfix_str(note, refresh=False)
         self.bar.update(count)
         now = time.monotonic()
-        if self.lines and now - self.spoken >= EVERY:
-            self.spoken = now
-            rate = (self.done - self.first) / (now - self.started)
-            left = f"{(self.total - self.done) / rate:,.0f} s left" if rate else "time left unknown"
-            text = (
-                f"{self.name}: {self.done:,} of {self.total:,} {self.unit}s, {rate:,.1f}"
-                f" {self.unit}s/s, {left}"
-            )
-            print(f"{text}{', ' + self.note if self.note else ''}", file=sys.stderr, flush=True)
+        if self.lines and now - self.printed >= EVERY:
+            self.printed = now
+            print(self._line(now), file=sys.stderr, flush=True)
+
+    def _line(self, now: float) -> str:
+        """Return the line that stands for the bar where there is no terminal."""
+        rate = (self.done - self.first) / (now - self.started)
+        left = "time left unknown"
+        if rate:
+            seconds = (self.total - self.done) / rate
+            left = f"{seconds:,.0f} s left"
+        line = (
+            f"{self.name}: {self.done:,} of {self.total:,} {self.unit}s, {rate:,.1f}"
+            f" {self.unit}s/s, {left}"
+        )
+        if self.note:
+            line += f", {self.note}"
+        return line

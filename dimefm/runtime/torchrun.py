@@ -1,4 +1,4 @@
-"""What torchrun's environment says about this process."""
+"""The rank of this process, from torchrun's environment."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 
 def rank_of(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
-    """Return (number of this process, number of processes) that torchrun's RANK and WORLD_SIZE say;
-    (0, 1) alone.
-    """
-    return int(environment.get("RANK", "0")), int(environment.get("WORLD_SIZE", "1"))
+    """Return (rank, number of processes), from RANK and WORLD_SIZE; (0, 1) without torchrun."""
+    rank = int(environment.get("RANK", "0"))
+    world_size = int(environment.get("WORLD_SIZE", "1"))
+    return rank, world_size

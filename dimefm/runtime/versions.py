@@ -1,20 +1,22 @@
-"""Which versions computed something."""
+"""The library versions that computed something."""
 
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Sequence
 
 NAMES = ("dimefm", "torch", "torchvision", "open_clip_torch", "timm", "numpy", "pillow")
 
 
-def libraries() -> dict[str, str]:
-    """Return name -> version of the libraries that decide numbers; "absent" for one that is not
-    installed.
+def libraries(names: Sequence[str] = NAMES) -> dict[str, str]:
+    """Return name -> version of libraries; "absent" for a library that is not installed.
+
+    By default they are the libraries that decide the numbers of features and of training.
     """
-    found = {}
-    for name in NAMES:
+    versions = {}
+    for name in names:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "absent"
-    return found
+            versions[name] = "absent"
+    return versions

@@ -12,10 +12,16 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+CHUNK = 1 << 22  # bytes that are written and hashed at once
+# a file of up to SAMPLES * SAMPLE_BYTES = 4 MiB is hashed as a whole, a larger one by samples
+SAMPLE_BYTES = 16_384
+SAMPLES = 256
+
 
 def commit(part: Path, final: Path) -> None:
-    """Make a finished temporary file durable under its final name: fsync file, rename, fsync
-    folder.
+    """Make a finished temporary file durable under its final name.
+
+    The steps: fsync of the file, rename, fsync of the folder.
     """
     descriptor = os.open(part, os.O_RDONLY)
     try:
@@ -30,12 +36,10 @@ def commit(part: Path, final: Path) -> None:
         os.close(folder)
 
 
-CHUNK = 1 << 22  # bytes that are written and hashed at once
-
-
 class Hashed(io.RawIOBase):
-    """A new file that a second thread hashes while it is written; ``sha256`` and ``size`` are known
-    once it is closed.
+    """A new file that a second thread hashes while it is written.
+
+    ``sha256`` and ``size`` are known once it is closed.
     """
 
     def __init__(self, path: Path):
@@ -54,16 +58,16 @@ class Hashed(io.RawIOBase):
         with memoryview(data) as view, view.cast("B") as raw:
             done = 0
             while done < len(raw):
-                end = (
-                    done + CHUNK - self.size % CHUNK
-                )  # whole pages of the file, so that large ones can map it later
-                with raw[done:end] as part:
+                # end at a whole chunk of the file, so that large pages can map it later
+                room = CHUNK - self.size % CHUNK
+                with raw[done : done + room] as part:
                     hashing = self._pool.submit(self._digest.update, part)
                     try:
                         self._write(part)
                     finally:
                         hashing.result()
-                    self.size, done = self.size + len(part), done + len(part)
+                    self.size += len(part)
+                    done += len(part)
             return len(raw)
 
     def _write(self, part: memoryview) -> None:
@@ -98,23 +102,19 @@ def write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def remove_new_dirs_on_error(folder: Path) -> Iterator[None]:
-    """On an error, remove ``folder`` and those around it that were not there before, as far as they
-    are empty.
-    """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    """On an error, remove ``folder`` and its parents that did not exist before and are empty."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         yield
     except BaseException:
         with contextlib.suppress(OSError):
-            for path in made:
+            for path in new:
                 path.rmdir()
         raise
 
 
 def to_json(value: object) -> str:
-    """Return ``value`` as indented JSON that ends in a newline; the same value gives the same
-    bytes.
-    """
+    """Return ``value`` as indented JSON with a final newline; equal values give equal bytes."""
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -124,44 +124,46 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-BLOCK, BLOCKS = 16_384, 256  # a file of up to BLOCK * BLOCKS = 4 MiB is read whole
-
-
 def sampled_sha256(path: Path) -> str:
-    """Return a digest that tells a file from another or an edited one without reading terabytes.
+    """Return a digest that tells a file from another file, without reading all of a large one.
 
-    SHA-256 over its size in decimal, a colon, and its bytes; of a file above 4 MiB only 256 blocks
-    of 16 KiB, evenly spaced from its start to its end.
+    It is the SHA-256 over the file's size in decimal, a colon, and its bytes; of a file above 4 MiB
+    only 256 samples of 16 KiB, evenly spaced from its start to its end.
     """
     size = path.stat().st_size
     digest = hashlib.sha256(b"%d:" % size)
     with path.open("rb") as file:
-        if size <= BLOCK * BLOCKS:
+        if size <= SAMPLES * SAMPLE_BYTES:
             digest.update(file.read())
-        else:
-            for number in range(BLOCKS):
-                file.seek((size - BLOCK) * number // (BLOCKS - 1))
-                digest.update(file.read(BLOCK))
+            return digest.hexdigest()
+        last_start = size - SAMPLE_BYTES
+        for number in range(SAMPLES):
+            file.seek(last_start * number // (SAMPLES - 1))
+            digest.update(file.read(SAMPLE_BYTES))
     return digest.hexdigest()
 
 
 class KeyDigest:
-    """The digest of keys that come in portions: SHA-256 over ``LENGTH:KEY`` of each, LENGTH in
-    bytes of UTF-8.
+    """The digest of keys that come in parts: SHA-256 over ``LENGTH:KEY`` of every key.
+
+    LENGTH is in bytes of UTF-8. ``count`` is the number of keys so far.
     """
 
     def __init__(self):
-        self.count, self._digest = 0, hashlib.sha256()
+        self.count = 0
+        self._digest = hashlib.sha256()
 
     def add(self, keys: Iterable[str]) -> KeyDigest:
-        """Take up further keys."""
-        keys = iter(keys)
-        while some := [
-            key.encode("utf-8", "surrogatepass") for key in itertools.islice(keys, 4096)
-        ]:
-            self._digest.update(b"".join([b"%d:%b" % (len(key), key) for key in some]))
+        """Add further keys and return this digest."""
+        remaining = iter(keys)
+        while True:
+            some = list(itertools.islice(remaining, 4096))
+            if not some:
+                return self
+            encoded = [key.encode("utf-8", "surrogatepass") for key in some]
+            prefixed = [b"%d:%b" % (len(key), key) for key in encoded]
+            self._digest.update(b"".join(prefixed))
             self.count += len(some)
-        return self
 
     @property
     def sha256(self) -> str:
@@ -175,8 +177,8 @@ def sha256_keys(keys: Iterable[str]) -> str:
 
 
 def companions_sha256(digests: Iterable[str]) -> str:
-    """Return one digest over the SHA-256 of each companion file of a shard, "" when there is
-    none.
-    """
+    """Return one digest over the SHA-256 of a shard's companion files, "" when it has none."""
     digests = list(digests)
-    return sha256_keys(digests) if digests else ""
+    if not digests:
+        return ""
+    return sha256_keys(digests)

@@ -1,8 +1,8 @@
-"""Claims: which process works on what, so that several may extract into one folder.
+"""Claims: they mark which process works on what, so that several may extract into one folder.
 
-A claim is an advisory lock (flock) on a small file. The operating system gives it back when its
-process ends, however it ends, so a killed process never blocks another. Object stores have no such
-lock: there each process needs work of its own.
+A claim is an advisory lock (flock) on a small file. The operating system releases it when its
+process ends, however it ends, so a killed process never blocks another. Object stores have no
+locks: there the processes must not share work.
 """
 
 from __future__ import annotations
@@ -18,21 +18,25 @@ try:
 except ModuleNotFoundError:  # Windows: every claim is granted
     fcntl = None
 
+# errors of file systems without locks, where every claim is granted
 UNSUPPORTED = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
-"""What file systems answer that have no locks; there a claim is granted to everyone."""
 
 
 class Claim:
-    """What a process holds until it releases it; use it as a context manager or call
-    :meth:`release`.
+    """A claim that this process holds; use it as a context manager or call :meth:`release`.
+
+    ``descriptor`` is the locked file, None for a claim that needs no lock. ``exclusive_path`` is
+    its path when no other process can hold the claim; the file is then removed on release.
     """
 
-    def __init__(self, descriptor: int | None = None, alone: Path | None = None):
-        self._descriptor, self._alone = descriptor, alone
+    def __init__(self, descriptor: int | None = None, exclusive_path: Path | None = None):
+        self._descriptor = descriptor
+        self._exclusive_path = exclusive_path
 
     def last(self) -> bool:
-        """Tell whether no other process shares what this one holds; from then on none can. False
-        where nobody knows.
+        """Return whether no other process holds this claim; if so, none can take it from now on.
+
+        False when that is unknown.
         """
         try:
             if fcntl is None or self._descriptor is None:
@@ -43,16 +47,15 @@ class Claim:
         return True
 
     def release(self) -> None:
-        """Give the claim back; twice does no harm."""
-        if self._descriptor is not None:
-            if (
-                self._alone is not None
-            ):  # nobody else can hold a file that is not shared, so it leaves no trace
-                with contextlib.suppress(OSError):
-                    self._alone.unlink()
-                    self._alone.parent.rmdir()
-            os.close(self._descriptor)
-            self._descriptor = None
+        """Release the claim; a second call does nothing."""
+        if self._descriptor is None:
+            return
+        if self._exclusive_path is not None:
+            with contextlib.suppress(OSError):
+                self._exclusive_path.unlink()
+                self._exclusive_path.parent.rmdir()
+        os.close(self._descriptor)
+        self._descriptor = None
 
     def __enter__(self) -> Claim:
         return self
@@ -64,18 +67,17 @@ class Claim:
 
 
 def claim(path: Path, *, shared: bool = False, wait: bool = False) -> Claim | None:
-    """Claim ``path``, a file that is made if need be; None when another process holds it and
-    ``wait`` is not set.
+    """Claim ``path``, a file that is created if necessary.
 
-    A ``shared`` claim goes together with other shared ones. Raises OSError when the file cannot be
-    made.
+    Without ``wait``, returns None when another process holds the claim. Several processes may hold
+    a ``shared`` claim. Raises OSError when the file cannot be created.
     """
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except FileNotFoundError:  # whoever finished the work removed the folder in this moment
-            continue
+        except FileNotFoundError:
+            continue  # another process finished the work and removed the folder just now
         held = Claim(descriptor)
         try:
             _lock(descriptor, shared, wait)
@@ -85,7 +87,7 @@ def claim(path: Path, *, shared: bool = False, wait: bool = False) -> Claim | No
         except BaseException:
             held.release()
             raise
-        if _names(path, descriptor):
+        if _is_at(path, descriptor):
             return Claim(descriptor, None if shared else path)
         held.release()
 
@@ -94,19 +96,20 @@ def _lock(descriptor: int, shared: bool, wait: bool) -> None:
     """Lock an open file; raise BlockingIOError when another process holds it."""
     if fcntl is None:
         return
+    operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    if not wait:
+        operation |= fcntl.LOCK_NB
     try:
-        fcntl.flock(
-            descriptor,
-            (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB),
-        )
+        fcntl.flock(descriptor, operation)
     except OSError as error:
         if error.errno not in UNSUPPORTED:
             raise
 
 
-def _names(path: Path, descriptor: int) -> bool:
-    """Tell whether ``path`` is still the file that was locked: its folder may have been removed and
-    made anew.
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Return whether ``path`` is still the locked file.
+
+    Another process may have removed its folder and created it again.
     """
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))

@@ -1,10 +1,9 @@
-"""Remote files by URL (``s3://``, ``gs://``, whatever fsspec speaks) as local copies that are
-checked and fetched once.
+"""Local copies of remote files (``s3://``, ``gs://``, every protocol of fsspec), fetched once.
 
-A copy lies at ``SCRATCH/PROTOCOL/PATH`` and its seal, ``.NAME.seal``, beside it: the URL, the size,
-and what the store says identifies the content. A copy whose size is not the sealed one, or whose
-store says something else by now, is fetched anew. Copies stay until somebody removes them; any of
-them may be removed at any time.
+A copy lies at ``SCRATCH/PROTOCOL/PATH`` and its seal, ``.NAME.seal``, in the same folder. The seal
+has the URL, the size, and the store's identifier of the content. A copy is fetched again when its
+size is not the sealed size, or the store's identifier has changed. Copies may be removed at any
+time.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ from dimefm.errors import DataError, DimefmError, did_you_mean
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # two letters at least: C:// is a drive
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # at least two letters: C:// is a drive
 REMEDIES = {
     "s3": "pip install 'dimefm[s3]'",
     "gs": "pip install 'dimefm[gs]'",
     "gcs": "pip install 'dimefm[gs]'",
 }
-# what stores call that by which one content is told from another, the most telling first
+# the stores' names for an identifier of the content, the most reliable first
 VERSIONS = (
     "etag",
     "md5hash",
@@ -42,24 +41,20 @@ VERSIONS = (
     "updated",
     "created",
 )
-FULL = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EROFS,
-)  # of the folder for copies, not of a store
+# errors of the folder for copies, not of a store
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def is_url(text: str | Path) -> bool:
-    """Say whether ``text`` begins like a URL. Give it what the user wrote: ``Path("s3://a")`` has
-    lost a slash.
+    """Return whether ``text`` begins like a URL.
+
+    Pass what the user wrote, not a Path: ``Path("s3://a")`` has lost a slash.
     """
     return URL.match(str(text)) is not None
 
 
 def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
-    """Return the fsspec filesystem of ``url``, which remembers no earlier listing, and the path in
-    it.
+    """Return the fsspec filesystem of ``url``, without cached listings, and the path in it.
 
     Raises DataError when the protocol is unknown, its package is not installed, or the store
     refuses the connection.
@@ -86,11 +81,10 @@ def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
 
 @contextlib.contextmanager
 def reported(url: str) -> Iterator[None]:
-    """Turn whatever a store raises inside the block into a DataError of one line that names
-    ``url``.
+    """Turn the errors of a store inside the block into a DataError of one line that names ``url``.
 
-    Every backend has its own classes of errors, so all are caught; dimefm's own and a full disk
-    pass through.
+    Every backend has its own classes of errors, so all are caught. Errors of dimefm and of a full
+    disk pass through.
     """
     try:
         yield
@@ -109,18 +103,20 @@ def reported(url: str) -> Iterator[None]:
 
 
 def scratch_folder(given: str | Path | None) -> Path:
-    """Return the absolute folder for local copies: ``given``, else ``$XDG_CACHE_HOME/dimefm``, else
-    ``~/.cache/dimefm``.
+    """Return the absolute folder for local copies.
+
+    It is ``given``, else ``$XDG_CACHE_HOME/dimefm``, else ``~/.cache/dimefm``.
     """
+    if given is not None:
+        return Path(os.path.abspath(given))
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.path.abspath(given if given is not None else Path(caches) / "dimefm"))
+    return Path(os.path.abspath(Path(caches) / "dimefm"))
 
 
 def stat(url: str) -> Mapping[str, Any] | None:
-    """Return what the store says of a file or folder (``type``, ``size``, ...), None when there is
-    none.
+    """Return the store's facts of a file or folder (``type``, ``size``, ...), None if not found.
 
-    Raises DataError when the store cannot be asked.
+    Raises DataError when the store cannot be read.
     """
     fs, path = filesystem(url)
     with reported(url):
@@ -131,38 +127,39 @@ def stat(url: str) -> Mapping[str, Any] | None:
 
 
 def local_path(url: str, scratch: Path) -> Path:
-    """Return where the local copy of ``url`` belongs, whether it is there or not.
+    """Return the path of the local copy of ``url``, whether it exists or not.
 
-    Raises DataError when the path has segments that a folder cannot hold as they are, or that lead
-    elsewhere.
+    Raises DataError when the URL has segments that a folder cannot hold, or that lead elsewhere.
     """
     protocol, _, path = url.partition("://")
     segments = path.strip("/").split("/")
-    if any(segment in ("", ".", "..") or "\0" in segment for segment in segments):
-        raise DataError(
-            f"{url}: expected a path without '..', '.' and empty segments, as it is copied to"
-            f" {scratch}"
-        )
+    for segment in segments:
+        if segment in ("", ".", "..") or "\0" in segment:
+            raise DataError(
+                f"{url}: expected a path without '..', '.' and empty segments, as it is copied to"
+                f" {scratch}"
+            )
     return scratch.joinpath(protocol, *segments)
 
 
 def fetch(url: str, scratch: Path, info: Mapping[str, Any] | None = None) -> Path:
-    """Return the local copy of one remote file; it is fetched when there is none of the present
-    content.
+    """Return the local copy of one remote file; it is fetched unless the copy is up to date.
 
-    ``info`` is what a listing said of the file, when the caller has one; else the store is asked.
-    Processes that want the same file wait for one another. Raises DataError when the file is
-    missing, cannot be read or cannot be kept.
+    ``info`` are the facts of the file in a listing, when the caller has one; else the store is
+    asked. Processes that want the same file wait for one another. Raises DataError when the file is
+    missing, cannot be read or cannot be stored.
     """
     copy = local_path(url, scratch)
     fs, path = filesystem(url)
-    with reported(url):
-        info = fs.info(path) if info is None else info
+    if info is None:
+        with reported(url):
+            info = fs.info(path)
     if info["type"] == "directory":
         raise DataError(f"{url}: is a folder; expected a file")
-    size, version = info.get("size"), _version(info)
+    size = info.get("size")
+    version = _version(info)
     with _sealed(copy) as seal:
-        if not _holds(copy, seal, size, version):
+        if not _is_current(copy, seal, size, version):
             seal.seek(0)
             seal.truncate()
             size = _download(fs, path, url, copy, size)
@@ -173,7 +170,7 @@ def fetch(url: str, scratch: Path, info: Mapping[str, Any] | None = None) -> Pat
 
 
 def forget(copy: Path) -> None:
-    """Remove a local copy, if it is there, and its seal."""
+    """Remove a local copy and its seal, if they exist."""
     copy.unlink(missing_ok=True)
     _seal_path(copy).unlink(missing_ok=True)
 
@@ -184,14 +181,13 @@ def _seal_path(copy: Path) -> Path:
 
 @contextlib.contextmanager
 def _sealed(copy: Path) -> Iterator[TextIO]:
-    """Open the seal of ``copy``, empty when it is new, for this caller alone; the others wait."""
+    """Open the seal of ``copy``, empty when it is new, for this caller alone; others wait."""
     import fcntl
 
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
-        seal = open(
-            os.open(_seal_path(copy), os.O_RDWR | os.O_CREAT, 0o666), "r+", encoding="utf-8"
-        )
+        descriptor = os.open(_seal_path(copy), os.O_RDWR | os.O_CREAT, 0o666)
+        seal = open(descriptor, "r+", encoding="utf-8")
     except OSError as error:
         raise DataError(
             f"{copy}: cannot be written ({error.strerror}); name another folder with --scratch"
@@ -202,41 +198,42 @@ def _sealed(copy: Path) -> Iterator[TextIO]:
 
 
 def _version(info: Mapping[str, Any]) -> str | None:
-    """Return the first thing in a store's description of a file that tells its content from
-    another, or None.
-    """
-    known = {
-        name.lower().replace("_", "-"): value for name, value in info.items() if value is not None
-    }
-    found = next((known[name] for name in VERSIONS if name in known), None)
-    return None if found is None else str(found).strip('"')
+    """Return the most reliable identifier of the content among a store's facts, None without."""
+    known = {}
+    for name, value in info.items():
+        if value is not None:
+            known[name.lower().replace("_", "-")] = value
+    for name in VERSIONS:
+        if name in known:
+            return str(known[name]).strip('"')
+    return None
 
 
-def _holds(copy: Path, seal: TextIO, size: int | None, version: str | None) -> bool:
-    """Say whether ``copy`` is whole, as its seal has it, and of the content that the store has
-    now.
-    """
+def _is_current(copy: Path, seal: TextIO, size: int | None, version: str | None) -> bool:
+    """Return whether ``copy`` is as its seal says, and has the content that the store has now."""
     try:
         sealed = json.load(seal)
-        found = copy.stat().st_size
+        copied = copy.stat().st_size
     except (ValueError, OSError):
         return False
-    return sealed["size"] == found and size in (None, found) and sealed["version"] == version
+    if sealed["size"] != copied or sealed["version"] != version:
+        return False
+    return size is None or size == copied
 
 
 def _download(fs: AbstractFileSystem, path: str, url: str, copy: Path, size: int | None) -> int:
-    """Put the file into place under its own name, whole and flushed to disk; return its bytes."""
+    """Fetch the file to ``copy``, whole and flushed to disk; return its size in bytes."""
     part = copy.with_name(f".{copy.name}.part")
     try:
         with reported(url):
             fs.get_file(path, str(part))
         with part.open("rb+") as file:
             os.fsync(file.fileno())
-            found = os.fstat(file.fileno()).st_size
-        if size is not None and found != size:
+            fetched = os.fstat(file.fileno()).st_size
+        if size is not None and fetched != size:
             raise DataError(
-                f"{url}: {found} bytes came of {size}; it was cut short or changed meanwhile, run"
-                " again"
+                f"{url}: {fetched} bytes came of {size}; it was cut short or changed"
+                " meanwhile. Fix: run again"
             )
         os.replace(part, copy)
     except OSError as error:
@@ -245,4 +242,4 @@ def _download(fs: AbstractFileSystem, path: str, url: str, copy: Path, size: int
         ) from error
     finally:
         part.unlink(missing_ok=True)
-    return found
+    return fetched

@@ -1,8 +1,8 @@
 """Where a cache lies: a local folder, or a folder at an fsspec URL.
 
-Both keep one promise: a file appears under its name whole or not at all. On a local disk that takes
-a temporary name, fsync of file and folder, and a rename; an object store gives it by itself, since
-an upload becomes visible when it is complete.
+In both a file appears under its name whole or not at all. On a local disk that takes a temporary
+name, fsync of file and folder, and a rename; in an object store an upload becomes visible only when
+it is complete.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from dimefm.storage.locks import Claim, claim
 
 
 def open_store(root: str | Path, scratch: str | Path | None = None) -> Store:
-    """Return the store at ``root``, a path or an fsspec URL; ``scratch`` holds local copies of
-    remote files.
+    """Return the store at ``root``, a path or an fsspec URL.
+
+    ``scratch`` is the folder for local copies of remote files.
     """
     if isinstance(root, str) and remote.is_url(root):
         return RemoteStore(root, remote.scratch_folder(scratch))
@@ -28,17 +29,16 @@ def open_store(root: str | Path, scratch: str | Path | None = None) -> Store:
 
 
 def safe(name: str) -> bool:
-    """Say whether ``name`` is a plain relative path that stays inside the folder it is looked up
-    in.
-    """
-    parts = PurePosixPath(name).parts
-    plain = (
-        bool(parts)
-        and not name.startswith("/")
-        and ".." not in parts
-        and PurePosixPath(name).as_posix() == name
-    )
-    return plain and not any(c in name for c in "\0\\") and not (len(name) > 1 and name[1] == ":")
+    """Return whether ``name`` is a plain relative path that stays inside its folder."""
+    path = PurePosixPath(name)
+    if not path.parts or path.as_posix() != name:
+        return False
+    if name.startswith("/") or ".." in path.parts:
+        return False
+    if "\0" in name or "\\" in name:
+        return False
+    has_drive = len(name) > 1 and name[1] == ":"
+    return not has_drive
 
 
 class Store:
@@ -55,11 +55,13 @@ class Store:
         return str(self.root / name)
 
     def path(self, name: str) -> Path:
-        """Return the path of ``name``; raise CacheError when it leaves the folder, also through
-        links.
+        """Return the path of ``name``.
+
+        Raises CacheError when the path leads outside the folder, also through links.
         """
         path = self.root / name
-        if not safe(name) or not path.resolve().is_relative_to(self.root.resolve()):
+        root = self.root.resolve()
+        if not safe(name) or not path.resolve().is_relative_to(root):
             raise CacheError(
                 f"{self.root}: the file name {name!r} leads outside the cache; the cache is not to"
                 " be trusted"
@@ -67,14 +69,18 @@ class Store:
         return path
 
     def size(self, name: str) -> int | None:
-        """Return the bytes of a file, None when it is not there."""
+        """Return the size of a file in bytes, None when there is no such file."""
         path = self.path(name)
-        return path.stat().st_size if path.is_file() else None
+        if not path.is_file():
+            return None
+        return path.stat().st_size
 
     def read(self, name: str) -> str | None:
-        """Return a text file, None when it is not there."""
+        """Return the content of a text file, None when there is no such file."""
         path = self.path(name)
-        return path.read_text(encoding="utf-8") if path.is_file() else None
+        if not path.is_file():
+            return None
+        return path.read_text(encoding="utf-8")
 
     def write(self, name: str, text: str) -> None:
         """Write a text file, atomically."""
@@ -101,17 +107,17 @@ class Store:
         return claim(self.path(name), shared=shared, wait=wait)
 
     def remove(self, name: str) -> None:
-        """Remove a file, or a folder with all that is in it, if it is there."""
+        """Remove a file, or a folder with its content; do nothing when there is none."""
         path = self.path(name)
         while path.is_dir():
             try:
                 shutil.rmtree(path)
-            except OSError as error:  # another process removes it too, or puts its claim there
+            except OSError as error:
+                # another process removes the folder too, or puts its claim into it
                 if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
                     raise
-        if (
-            path.exists() or path.is_symlink()
-        ):  # asked first: a read-only disk refuses to remove even what is not there
+        # a read-only disk refuses to remove even a file that does not exist
+        if path.exists() or path.is_symlink():
             path.unlink(missing_ok=True)
 
 
@@ -120,7 +126,8 @@ class RemoteStore(Store):
 
     def __init__(self, url: str, scratch: Path):
         super().__init__(remote.local_path(url, scratch))
-        self.url, self.scratch = url.rstrip("/"), scratch
+        self.url = url.rstrip("/")
+        self.scratch = scratch
         self.fs, self.base = remote.filesystem(self.url)
 
     def __str__(self) -> str:
@@ -129,26 +136,30 @@ class RemoteStore(Store):
     def where(self, name: str) -> str:
         return f"{self.url}/{name}"
 
-    def _at(self, name: str) -> str:
-        self.path(name)
+    def _remote_path(self, name: str) -> str:
+        self.path(name)  # refuses names that lead outside
         return f"{self.base}/{name}"
 
     def size(self, name: str) -> int | None:
         with remote.reported(self.where(name)):
-            return self.fs.size(self._at(name)) if self.fs.isfile(self._at(name)) else None
+            path = self._remote_path(name)
+            if not self.fs.isfile(path):
+                return None
+            return self.fs.size(path)
 
     def read(self, name: str) -> str | None:
         with remote.reported(self.where(name)):
-            return (
-                self.fs.cat_file(self._at(name)).decode("utf-8")
-                if self.fs.isfile(self._at(name))
-                else None
-            )
+            path = self._remote_path(name)
+            if not self.fs.isfile(path):
+                return None
+            content = self.fs.cat_file(path)
+            return content.decode("utf-8")
 
     def write(self, name: str, text: str) -> None:
         with remote.reported(self.where(name)):
-            self.fs.makedirs(os.path.dirname(self._at(name)), exist_ok=True)
-            self.fs.pipe_file(self._at(name), text.encode("utf-8"))
+            path = self._remote_path(name)
+            self.fs.makedirs(os.path.dirname(path), exist_ok=True)
+            self.fs.pipe_file(path, text.encode("utf-8"))
 
     def local(self, name: str) -> Path:
         return remote.fetch(self.where(name), self.scratch)
@@ -160,8 +171,9 @@ class RemoteStore(Store):
 
     def commit(self, part: Path, name: str) -> None:
         with remote.reported(self.where(name)):
-            self.fs.makedirs(os.path.dirname(self._at(name)), exist_ok=True)
-            self.fs.put_file(str(part), self._at(name))
+            path = self._remote_path(name)
+            self.fs.makedirs(os.path.dirname(path), exist_ok=True)
+            self.fs.put_file(str(part), path)
         part.unlink()
 
     def claim(self, name: str, *, shared: bool = False, wait: bool = False) -> Claim | None:
@@ -170,5 +182,6 @@ class RemoteStore(Store):
 
     def remove(self, name: str) -> None:
         with remote.reported(self.where(name)):
-            if self.fs.exists(self._at(name)):
-                self.fs.rm(self._at(name), recursive=True)
+            path = self._remote_path(name)
+            if self.fs.exists(path):
+                self.fs.rm(path, recursive=True)
