@@ -1,10 +1,10 @@
-"""Finding the neighbours of every row of a cache, once, and writing them down."""
+"""Finding the neighbours of every row of a cache, once, and writing them to a folder."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +12,11 @@ import numpy as np
 from dimefm.cache import FeatureCache
 from dimefm.cache.manifest import differences
 from dimefm.curate.neighbours.graph import COSINES, FILE, IDS, VERSION, Neighbours, Rule
-from dimefm.curate.neighbours.search import Searcher
+from dimefm.curate.neighbours.search import Searcher, SearchResult
 from dimefm.data.views.patch_tokens import expect_rows
 from dimefm.errors import CacheError
 from dimefm.runtime.progress import Progress
+from dimefm.runtime.versions import libraries
 from dimefm.storage.files import Hashed, to_json
 from dimefm.storage.stores import Store, open_store
 
@@ -30,19 +31,22 @@ def build(
     scratch: str | Path | None = None,
     quiet: bool = True,
 ) -> Neighbours:
-    """Find the neighbours of each row of ``cache``, write them to the folder or URL ``out`` and
-    return them, opened.
+    """Find the neighbours of each row of ``cache``, write them to ``out`` and return them, opened.
 
-    What is there already by the same rule is returned as it is. Until ``neighbours.json`` is
-    written, last, there are no neighbours, and the same call begins anew. Memory is the index, 4
-    bytes x rows x dimensions, and blocks of rows. Raises CacheError when ``out`` holds others,
-    another process writes there, or the cache is damaged, of one row or of tokens.
+    ``out`` is a folder or URL. Neighbours that are in it already, by the same rule, are returned as
+    they are. ``neighbours.json`` is written last; until then there are no neighbours, and the same
+    call starts from the beginning. Memory is the index, 4 bytes x rows x dimensions, and blocks of
+    rows. Raises CacheError when ``out`` holds other neighbours, another process writes there, or
+    the cache is damaged, has one row only or holds tokens.
     """
     expect_rows([cache])
-    rule, store = rule or Rule(), open_store(out, scratch)
+    rule = rule or Rule()
+    store = open_store(out, scratch)
     fields = rule.fields(len(cache))
     if store.read(FILE) is not None:
-        return _as_before(Neighbours(out, scratch), cache, fields)
+        existing = Neighbours(out, scratch)
+        _check_same(existing, cache, fields)
+        return existing
     if len(cache) < 2:
         raise CacheError(f"{cache.store}: {len(cache)} rows; neighbours need two at least")
     claim = store.claim(CLAIM)
@@ -52,77 +56,104 @@ def build(
         )
     with claim:
         searcher = Searcher(cache, rule, quiet)
-        fields |= {"index": searcher.facts, **_write(searcher, store, quiet)}
-        of = {
-            "fingerprint": cache.manifest.fingerprint,
-            "kind": cache.manifest.kind,
-            "dtype": cache.manifest.dtype,
+        counts, files = _write(searcher, store, quiet)
+        record = {
+            "version": VERSION,
+            "cache": {
+                "fingerprint": cache.manifest.fingerprint,
+                "kind": cache.manifest.kind,
+                "dtype": cache.manifest.dtype,
+            },
+            "rows": len(cache),
+            **fields,
+            "index": searcher.facts,
+            "found": counts.rows,
+            "nearest": counts.nearest(),
+            "files": files,
+            "libraries": _libraries(),
         }
-        head = {"version": VERSION, "cache": of, "rows": len(cache)}
-        store.write(FILE, to_json({**head, **fields, "libraries": _libraries()}))
+        store.write(FILE, to_json(record))
     return Neighbours(out, scratch)
 
 
-def _as_before(there: Neighbours, cache: FeatureCache, fields: dict) -> Neighbours:
-    """Return neighbours that are there when the same call made them; raise CacheError naming what
-    differs if not.
-    """
-    there.check(cache)
-    index = {name: there.record["index"].get(name) for name in fields["index"]}
-    if "probes" in index:  # no more of them than there are lists
-        fields = {
-            **fields,
-            "index": {**fields["index"], "probes": min(index["probes"], fields["index"]["probes"])},
-        }
-    found = differences(
-        fields, {name: there.record.get(name) for name in fields} | {"index": index}
-    )
-    if found:
+def _check_same(existing: Neighbours, cache: FeatureCache, fields: dict) -> None:
+    """Raise CacheError unless the same call made the ``existing`` neighbours."""
+    existing.check(cache)
+    recorded = {name: existing.record.get(name) for name in fields}
+    wanted_index = dict(fields["index"])
+    recorded_index = {name: existing.record["index"].get(name) for name in wanted_index}
+    if "probes" in recorded_index:  # the record has no more probes than there are lists
+        wanted_index["probes"] = min(recorded_index["probes"], wanted_index["probes"])
+    wanted = {**fields, "index": wanted_index}
+    recorded["index"] = recorded_index
+    different = differences(wanted, recorded)
+    if different:
         raise CacheError(
-            f"{there.store}: holds other neighbours ({'; '.join(found)}); remove it, or give"
-            " another --out"
+            f"{existing.store}: holds other neighbours ({'; '.join(different)}); remove it, or"
+            " give another --out"
         )
-    return there
 
 
-def _write(searcher: Searcher, store: Store, quiet: bool) -> dict:
-    """Search all rows, write the two arrays, and return what the record says of them."""
-    total, k = len(searcher.cache), searcher.rule.k
-    types = {IDS: np.dtype("<i4" if total < 1 << 31 else "<i8"), COSINES: np.dtype("<f2")}
-    counts = {"full": 0, "fewer": 0, "none": 0, "cut": 0}
-    nearest = np.zeros(len(NEAR), dtype=np.int64)
-    with contextlib.ExitStack() as stack:
-        files = {
-            name: stack.enter_context(_array(store, name, (total, k), types[name]))
-            for name in types
-        }
-        progress = stack.enter_context(Progress(total, "neighbours", "row", quiet=quiet))
+@dataclass
+class Counts:
+    """How many rows have all k neighbours, fewer or none, or a search that was cut short.
+
+    ``above`` [len(NEAR)] counts the rows whose nearest other row has a cosine above each of NEAR.
+    """
+
+    k: int
+    rows: dict[str, int] = field(
+        default_factory=lambda: {"full": 0, "fewer": 0, "none": 0, "cut": 0}
+    )
+    above: np.ndarray = field(default_factory=lambda: np.zeros(len(NEAR), dtype=np.int64))
+
+    def add(self, result: SearchResult) -> None:
+        """Count the rows of a search."""
+        neighbours = (result.ids >= 0).sum(1)
+        is_full = neighbours == self.k
+        is_empty = neighbours == 0
+        self.rows["full"] += int(is_full.sum())
+        self.rows["fewer"] += int((~is_full & ~is_empty).sum())
+        self.rows["none"] += int(is_empty.sum())
+        self.rows["cut"] += int(result.cut.sum())
+        thresholds = np.array(NEAR, dtype=np.float32)
+        is_above = result.nearest[:, None] > thresholds
+        self.above += is_above.sum(0)
+
+    def nearest(self) -> dict[str, int]:
+        """Return cosine -> the rows whose nearest other row is above it."""
+        return {str(cosine): int(count) for cosine, count in zip(NEAR, self.above, strict=True)}
+
+
+def _write(searcher: Searcher, store: Store, quiet: bool) -> tuple[Counts, dict[str, dict]]:
+    """Search all rows and write the two arrays; return counts, and file name -> size and digest."""
+    total = len(searcher.cache)
+    k = searcher.rule.k
+    id_type = np.dtype("<i4" if total < 1 << 31 else "<i8")
+    cosine_type = np.dtype("<f2")
+    counts = Counts(k)
+    with (
+        _array(store, IDS, (total, k), id_type) as id_file,
+        _array(store, COSINES, (total, k), cosine_type) as cosine_file,
+        Progress(total, "neighbours", "row", quiet=quiet) as progress,
+    ):
         for rows in searcher.blocks():
-            found = searcher.search(rows)
-            files[IDS].write(found.ids.astype(types[IDS]))
-            files[COSINES].write(found.cosines.astype(types[COSINES]))
-            number = (found.ids >= 0).sum(1)
-            some = {
-                "full": number == k,
-                "fewer": (number > 0) & (number < k),
-                "none": number == 0,
-                "cut": found.cut,
-            }
-            counts = {name: counts[name] + int(some[name].sum()) for name in counts}
-            nearest += (found.nearest[:, None] > np.array(NEAR, dtype=np.float32)).sum(0)
+            result = searcher.search(rows)
+            id_file.write(result.ids.astype(id_type))
+            cosine_file.write(result.cosines.astype(cosine_type))
+            counts.add(result)
             progress.update(len(rows))
-    written = {name: {"bytes": file.size, "sha256": file.sha256} for name, file in files.items()}
-    return {
-        "found": counts,
-        "nearest": dict(zip(map(str, NEAR), nearest.tolist(), strict=True)),
-        "files": written,
-    }
+    files = {}
+    for name, file in ((IDS, id_file), (COSINES, cosine_file)):
+        files[name] = {"bytes": file.size, "sha256": file.sha256}
+    return counts, files
 
 
 @contextlib.contextmanager
 def _array(store: Store, name: str, shape: tuple[int, int], dtype: np.dtype) -> Iterator[Hashed]:
-    """Give a file to write the rows of a .npy array to; it gets its name when the block ends
-    without an error.
+    """Yield a file to write the rows of a .npy array to.
+
+    It gets its name when the block ends without an error.
     """
     part = store.part(name)
     try:
@@ -140,11 +171,12 @@ def _array(store: Store, name: str, shape: tuple[int, int], dtype: np.dtype) -> 
 
 
 def _libraries() -> dict[str, str]:
-    """Return the versions of what found the neighbours."""
+    """Return the versions of the libraries that found the neighbours."""
     import faiss
 
+    versions = libraries(("dimefm", "numpy"))
     return {
-        "dimefm": importlib.metadata.version("dimefm"),
+        "dimefm": versions["dimefm"],
         "faiss": faiss.__version__,
-        "numpy": np.__version__,
+        "numpy": versions["numpy"],
     }

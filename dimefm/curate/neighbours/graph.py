@@ -1,6 +1,4 @@
-"""The neighbours of a cache's rows as a folder: two arrays and the record that says what they
-are.
-"""
+"""The neighbours of a cache's rows as a folder: two arrays, and a record that describes them."""
 
 from __future__ import annotations
 
@@ -18,23 +16,24 @@ from dimefm.storage.stores import Store, open_store
 
 VERSION = 1
 FILE = "neighbours.json"
-IDS, COSINES = "ids.npy", "cosines.npy"
-MOST = 1024  # neighbours of a row
+IDS = "ids.npy"
+COSINES = "cosines.npy"
+MOST_NEIGHBOURS = 1024  # of a row
 KINDS = ("auto", "exact", "ivf")
-EXACT = 250_000  # rows up to which "auto" is exact
+MOST_EXACT = 250_000  # rows up to which "auto" is exact
 SAMPLE = 100_000  # rows whose cosines are described
-LOW = 0.9  # recall below which more probes are advised
+LOW_RECALL = 0.9  # recall below which more probes are advised
 
 
 @dataclass(frozen=True)
 class Rule:
     """Which rows are neighbours, and how they are found.
 
-    The ``k`` nearest by cosine, among the rows whose cosine is from ``min_cosine`` to
-    ``max_cosine``; never a row of the same key. The default cut leaves equal rows out, as those of
-    equal sentences are. ``index`` is "exact" (every row is compared with every other), "ivf" (with
-    those of the ``probes`` most similar of many lists) or "auto": exact up to EXACT rows. Raises
-    ValueError for values that cannot be.
+    A row's neighbours are its ``k`` nearest rows by cosine, among the rows whose cosine is from
+    ``min_cosine`` to ``max_cosine``, except rows with the same key. The default ``max_cosine``
+    excludes equal rows, for example of equal sentences. ``index`` is "exact" (every row is compared
+    with all others), "ivf" (with the rows of the ``probes`` most similar lists) or "auto": exact up
+    to MOST_EXACT rows. Raises ValueError for impossible values.
     """
 
     k: int = 16
@@ -44,8 +43,8 @@ class Rule:
     probes: int = 64
 
     def __post_init__(self):
-        if not 1 <= self.k <= MOST:
-            raise ValueError(f"k is {self.k}, expected 1 to {MOST}")
+        if not 1 <= self.k <= MOST_NEIGHBOURS:
+            raise ValueError(f"k is {self.k}, expected 1 to {MOST_NEIGHBOURS}")
         if not -1 <= self.min_cosine < self.max_cosine <= 1:
             raise ValueError(
                 f"cosines from {self.min_cosine:g} to {self.max_cosine:g}: expected -1 <= min < max"
@@ -59,17 +58,20 @@ class Rule:
 
     def kind(self, rows: int) -> str:
         """Return the index that a cache of ``rows`` rows gets: "exact" or "ivf"."""
-        return self.index if self.index != "auto" else "exact" if rows <= EXACT else "ivf"
+        if self.index != "auto":
+            return self.index
+        return "exact" if rows <= MOST_EXACT else "ivf"
 
     def fields(self, rows: int) -> dict:
-        """Return what of the record follows from this rule for a cache of ``rows`` rows."""
-        kind = self.kind(rows)
-        index = {"kind": kind} if kind == "exact" else {"kind": kind, "probes": self.probes}
-        window = {"min_cosine": self.min_cosine, "max_cosine": self.max_cosine}
+        """Return the fields of the record that this rule decides, for a cache of ``rows`` rows."""
+        index: dict = {"kind": self.kind(rows)}
+        if index["kind"] == "ivf":
+            index["probes"] = self.probes
         return {
             "k": self.k,
             "metric": "cosine",
-            **window,
+            "min_cosine": self.min_cosine,
+            "max_cosine": self.max_cosine,
             "excluded": ["itself", "same key"],
             "index": index,
         }
@@ -79,19 +81,20 @@ class Neighbours:
     """The nearest other rows of each row of a cache, opened from a folder or URL.
 
     ``ids`` [rows, k] holds row numbers of the cache, nearest first, -1 where there are no more;
-    ``cosines`` [rows, k], float16, their cosines, NaN there. Both are memory maps. Raises
-    CacheError when the folder is unfinished, damaged or newer; :meth:`check` when it is of another
-    cache.
+    ``cosines`` [rows, k], float16, holds their cosines, NaN where there are no more. Both are
+    memory maps. Raises CacheError when the folder is unfinished, damaged or newer; :meth:`check`
+    raises it when the neighbours are those of another cache.
     """
 
     def __init__(self, root: str | Path, scratch: str | Path | None = None):
         self.store = open_store(root, scratch)
         self.record = read_record(self.store)
-        self.rows, self.k = int(self.record["rows"]), int(self.record["k"])
+        self.rows = int(self.record["rows"])
+        self.k = int(self.record["k"])
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the file of row numbers: graphs of one fingerprint lead to the same rows."""
+        """SHA-256 of the file of row numbers."""
         return self.record["files"][IDS]["sha256"]
 
     @functools.cached_property
@@ -105,44 +108,49 @@ class Neighbours:
         return self._map(COSINES, "f")
 
     def _map(self, name: str, kind: str) -> np.ndarray:
-        stated, size = self.record["files"][name]["bytes"], self.store.size(name)
+        """Return a file of the folder as a memory map [rows, k] with numbers of this ``kind``."""
+        where = self.store.where(name)
         remedy = f"remove {self.store} and make it again: dimefm cache neighbours"
-        if size != stated:
-            found = "is missing" if size is None else f"{size} bytes, {FILE} says {stated}"
-            raise CacheError(f"{self.store.where(name)}: {found}; {remedy}")
+        recorded = self.record["files"][name]["bytes"]
+        size = self.store.size(name)
+        if size is None:
+            raise CacheError(f"{where}: is missing; {remedy}")
+        if size != recorded:
+            raise CacheError(f"{where}: {size} bytes, {FILE} says {recorded}; {remedy}")
         try:
-            found = np.lib.format.open_memmap(self.store.local(name), mode="r")
+            array = np.lib.format.open_memmap(self.store.local(name), mode="r")
         except (ValueError, OSError, EOFError) as error:
-            raise CacheError(f"{self.store.where(name)}: damaged ({error}); {remedy}") from error
-        if found.shape != (self.rows, self.k) or found.dtype.kind != kind:
+            raise CacheError(f"{where}: damaged ({error}); {remedy}") from error
+        if array.shape != (self.rows, self.k) or array.dtype.kind != kind:
             raise CacheError(
-                f"{self.store.where(name)}: {found.dtype} {list(found.shape)}, expected"
+                f"{where}: {array.dtype} {list(array.shape)}, expected"
                 f" [{self.rows}, {self.k}]; {remedy}"
             )
-        return found
+        return array
 
     def check(self, cache: FeatureCache) -> None:
-        """Raise CacheError when these are not the neighbours of the rows of ``cache``, in any
-        format or dtype of it.
+        """Raise CacheError unless these are the neighbours of the rows of ``cache``.
+
+        The format and the dtype of the cache do not matter.
         """
-        ours, theirs = self.record["cache"]["fingerprint"], cache.manifest.fingerprint
-        if ours != theirs or self.rows != len(cache):
+        recorded = self.record["cache"]["fingerprint"]
+        fingerprint = cache.manifest.fingerprint
+        if recorded != fingerprint or self.rows != len(cache):
             raise CacheError(
-                f"{self.store}: neighbours of the {self.rows:,} rows of cache {ours[:12]}, but"
-                f" {cache.store} is {theirs[:12]} with {len(cache):,} rows; make its own: dimefm"
-                f" cache neighbours {cache.store} --out DIR"
+                f"{self.store}: neighbours of the {self.rows:,} rows of cache {recorded[:12]}, but"
+                f" {cache.store} is {fingerprint[:12]} with {len(cache):,} rows; make its own:"
+                f" dimefm cache neighbours {cache.store} --out DIR"
             )
 
     def draw(
         self, rows: np.ndarray, seeds: Sequence[int] | np.ndarray, ranks: tuple[int, int]
     ) -> np.ndarray:
-        """Return one neighbour of each of ``rows`` [n], as its seed in ``seeds`` [n] (0 or more)
-        selects; int64 [n].
+        """Return one neighbour of each of ``rows`` [n], int64 [n], -1 for a row without any.
 
-        It is one of those at ranks ``ranks[0]`` to ``ranks[1] - 1`` (0 is the nearest) that the row
-        has, each equally likely; -1 where it has none there. A pure function of its arguments.
-        Raises CacheError when ``ranks`` are not in 0 <= first < end <= k, or what is stored leads
-        outside the cache; IndexError when ``rows`` do.
+        ``seeds`` [n] (0 or more) select it among the row's neighbours at ranks ``ranks[0]`` to
+        ``ranks[1] - 1`` (0 is the nearest), with equal probability. This is a pure function of its
+        arguments. Raises CacheError unless 0 <= first < end <= k, and when a stored number lies
+        outside the cache; IndexError when one of ``rows`` does.
         """
         first, end = ranks
         if not 0 <= first < end <= self.k:
@@ -152,77 +160,97 @@ class Neighbours:
                 " dimefm cache neighbours --k"
             )
         rows = np.asarray(rows, dtype=np.int64)
-        if rows.size and not 0 <= int(rows.min()) <= int(rows.max()) < self.rows:
-            raise IndexError(
-                f"{self.store}: rows {rows.min()} to {rows.max()} asked for, there are 0 to"
-                f" {self.rows - 1}"
-            )
-        some = np.asarray(self.ids[rows, first:end], dtype=np.int64)
-        if some.size and int(some.max()) >= self.rows:
+        if rows.size:
+            lowest = int(rows.min())
+            highest = int(rows.max())
+            if lowest < 0 or highest >= self.rows:
+                raise IndexError(
+                    f"{self.store}: rows {lowest} to {highest} asked for, there are 0 to"
+                    f" {self.rows - 1}"
+                )
+        candidates = np.asarray(self.ids[rows, first:end], dtype=np.int64)
+        largest = int(candidates.max(initial=-1))
+        if largest >= self.rows:
             raise CacheError(
-                f"{self.store.where(IDS)}: row {int(some.max())} of {self.rows}; damaged, make it"
-                " again"
+                f"{self.store.where(IDS)}: row {largest} of {self.rows}; damaged, make it again"
             )
-        counts = (some >= 0).sum(1).astype(np.uint64)
-        places = np.asarray(seeds, dtype=np.uint64) % np.maximum(counts, np.uint64(1))
-        return np.take_along_axis(some, places.astype(np.int64)[:, None], axis=1)[:, 0]
+        counts = (candidates >= 0).sum(1).astype(np.uint64)
+        at_least_one = np.maximum(counts, np.uint64(1))
+        places = np.asarray(seeds, dtype=np.uint64) % at_least_one
+        columns = places.astype(np.int64)[:, None]
+        drawn = np.take_along_axis(candidates, columns, axis=1)
+        return drawn[:, 0]
 
     def describe(self) -> str:
-        """Return a few lines for people."""
-        record, found = self.record, self.record["found"]
-        index = record["index"]
-        how = "exact"
-        if index["kind"] == "ivf":
-            recall = f"recall at 1 {index['recall_at_1']:.1%} of {index['recall_rows']:,} rows"
-            how = f"IVF, {index['probes']:,} of {index['lists']:,} lists, {recall}"
-        if index["kind"] == "ivf" and index["recall_at_1"] < LOW:
-            how += "; low, more --probes find more"
-        medians = [
-            _median(self.cosines[:: max(1, self.rows // SAMPLE), rank]) for rank in (0, self.k - 1)
-        ]
-        window = f"from {record['min_cosine']:g} to {record['max_cosine']:g}"
-        last = f", {medians[1]} at the last" if self.k > 1 else ""
+        """Return a human-readable summary of a few lines."""
+        record = self.record
+        counts = record["found"]
+        cache = record["cache"]
+        step = max(1, self.rows // SAMPLE)
+        medians = f"median {_median(self.cosines[::step, 0])} at the nearest"
+        if self.k > 1:
+            medians += f", {_median(self.cosines[::step, -1])} at the last"
         lines = [
-            f"{self.rows:,} {record['cache']['kind']} rows, up to {self.k} neighbours each",
-            f"search       {how}",
-            f"cosines      {window}; median {medians[0]} at the nearest{last}",
+            f"{self.rows:,} {cache['kind']} rows, up to {self.k} neighbours each",
+            f"search       {_describe_index(record['index'])}",
+            f"cosines      from {record['min_cosine']:g} to {record['max_cosine']:g}; {medians}",
             (
-                f"neighbours   {found['full']:,} rows have {self.k}, {found['fewer']:,} have fewer,"
-                f" {found['none']:,} have none"
+                f"neighbours   {counts['full']:,} rows have {self.k}, {counts['fewer']:,} have"
+                f" fewer, {counts['none']:,} have none"
             ),
-            f"of cache     {record['cache']['fingerprint'][:12]}",
         ]
-        if found["cut"]:
-            lines.insert(
-                4, f"cut short    {found['cut']:,} rows: too many rows that are left out are nearer"
+        if counts["cut"]:
+            lines.append(
+                f"cut short    {counts['cut']:,} rows: too many rows that are left out are nearer"
             )
+        lines.append(f"of cache     {cache['fingerprint'][:12]}")
         return "\n".join(lines)
 
     def report(self) -> str:
-        """Return a table of how near the nearest other row is, before the cut: how much of a cache
-        is nearly double.
+        """Return a table of the cosines of the nearest other rows: how many near-duplicates.
+
+        The window of cosines does not apply to it.
         """
         lines = [f"{'nearest other row':<20} {'rows':>12} {'share':>8}"]
         for name, count in self.record["nearest"].items():
-            lines.append(f"{'cosine > ' + name:<20} {count:>12,} {count / self.rows:>8.1%}")
+            label = f"cosine > {name}"
+            share = count / self.rows
+            lines.append(f"{label:<20} {count:>12,} {share:>8.1%}")
         return "\n".join(lines)
 
     def __getstate__(self):
-        return {
-            name: value for name, value in self.__dict__.items() if name not in ("ids", "cosines")
-        }
+        state = dict(self.__dict__)
+        state.pop("ids", None)
+        state.pop("cosines", None)
+        return state
+
+
+def _describe_index(index: dict) -> str:
+    """Return a human-readable description of the index that found the neighbours."""
+    if index["kind"] == "exact":
+        return "exact"
+    text = (
+        f"IVF, {index['probes']:,} of {index['lists']:,} lists, recall at 1"
+        f" {index['recall_at_1']:.1%} of {index['recall_rows']:,} rows"
+    )
+    if index["recall_at_1"] < LOW_RECALL:
+        text += "; low, more --probes find more"
+    return text
 
 
 def _median(cosines: np.ndarray) -> str:
-    """Return the median of those cosines that are there, for people."""
-    there = np.asarray(cosines, dtype=np.float32)
-    there = there[np.isfinite(there)]
-    return f"{np.median(there):.3f}" if len(there) else "none"
+    """Return the median of the cosines that are not NaN, as text."""
+    cosines = np.asarray(cosines, dtype=np.float32)
+    finite = cosines[np.isfinite(cosines)]
+    if not len(finite):
+        return "none"
+    return f"{np.median(finite):.3f}"
 
 
 def read_record(store: Store) -> dict:
-    """Return ``neighbours.json`` as plain values; raise CacheError when it is absent, damaged or
-    newer.
+    """Return ``neighbours.json`` as plain values.
+
+    Raises CacheError when it is absent, damaged or newer.
     """
     where = store.where(FILE)
     try:
@@ -247,20 +275,21 @@ def read_record(store: Store) -> dict:
 
 
 def _check_types(record: dict) -> None:
-    """Raise ValueError, KeyError or TypeError naming a field of a record that cannot be."""
-    whole = {"rows": record["rows"], "k": record["k"], **record["found"], **record["nearest"]}
-    whole |= {name: record["files"][name]["bytes"] for name in (IDS, COSINES)}
-    wrong = next(
-        (name for name, value in whole.items() if type(value) is not int or value < 0), None
-    )
-    if wrong or not 1 <= record["k"] <= MOST or record["rows"] < 1:
-        raise ValueError(f"{wrong or 'rows or k'} is no count")
-    digests = [
-        record["cache"]["fingerprint"],
-        *(record["files"][name]["sha256"] for name in (IDS, COSINES)),
-    ]
-    if (
-        not all(isinstance(digest, str) for digest in digests)
-        or record["index"]["kind"] not in KINDS[1:]
-    ):
-        raise ValueError("a digest or the index")
+    """Raise ValueError, KeyError or TypeError for a field with an impossible value."""
+    counts = {"rows": record["rows"], "k": record["k"]}
+    counts |= record["found"]
+    counts |= record["nearest"]
+    for name in (IDS, COSINES):
+        counts[name] = record["files"][name]["bytes"]
+    for name, value in counts.items():
+        if type(value) is not int or value < 0:
+            raise ValueError(f"{name} is no count")
+    if not 1 <= record["k"] <= MOST_NEIGHBOURS or record["rows"] < 1:
+        raise ValueError("rows or k is no count")
+    digests = [record["cache"]["fingerprint"]]
+    for name in (IDS, COSINES):
+        digests.append(record["files"][name]["sha256"])
+    if not all(isinstance(digest, str) for digest in digests):
+        raise ValueError("a digest is no text")
+    if record["index"]["kind"] not in ("exact", "ivf"):
+        raise ValueError("the kind of the index is unknown")

@@ -20,150 +20,183 @@ if TYPE_CHECKING:
 
 BLOCK = 2048  # rows that are searched at once
 MARGIN = 16  # rows that are asked for beyond k, since some are excluded
-DEEPEST = 2048  # nearest rows of one that are looked at
-DIGITS = 6  # of a cosine that are told apart: float32 sums differ in the seventh
-PER_LIST = 64  # rows that the centre of a list is trained on
+DEEPEST = 2048  # most nearest rows that are examined for one row
+DIGITS = 6  # decimals of a cosine: float32 sums differ in the seventh
+PER_LIST = 64  # rows that the center of a list is trained on
 HELD_OUT = 1000  # rows on which the recall is measured
 
 
 @dataclass(frozen=True)
-class Found:
-    """Neighbours of n rows: ``ids`` [n, k] and ``cosines`` [n, k] (-1 and NaN where there are no
-    more), nearest first; the cosine of the ``nearest`` row [n] of another key whatever its cosine,
-    -inf where none was met; and which rows [n] are ``cut``: looked at DEEPEST rows and found fewer
-    than k."""
+class SearchResult:
+    """Neighbours of n rows.
+
+    ``ids`` [n, k] and ``cosines`` [n, k] are in the order of falling cosine, -1 and NaN where there
+    are no more. ``nearest`` [n] is the cosine of the nearest row of another key, inside the window
+    or not, -inf where the search met none. ``cut`` [n] marks rows for which DEEPEST rows were
+    examined and fewer than k are neighbours.
+    """
 
     ids: np.ndarray
     cosines: np.ndarray
     nearest: np.ndarray
     cut: np.ndarray
 
+    @staticmethod
+    def empty(n: int, k: int) -> SearchResult:
+        """Return the result for n rows before any neighbour is known."""
+        return SearchResult(
+            ids=np.full((n, k), -1, dtype=np.int64),
+            cosines=np.full((n, k), np.nan, dtype=np.float32),
+            nearest=np.full(n, -np.inf, dtype=np.float32),
+            cut=np.zeros(n, dtype=bool),
+        )
+
 
 class Searcher:
-    """An index of all rows of a cache. ``leaders`` [rows] holds for each row the first of its shard
-    that has its key.
+    """An index of all rows of a cache.
+
+    ``leaders`` [rows] holds for each row the first row of its shard with the same key. ``facts``
+    describe the index, for the record.
     """
 
     def __init__(self, cache: FeatureCache, rule: Rule, quiet: bool = True):
         import faiss
 
-        self.cache, self.rule = cache, rule
+        self.cache = cache
+        self.rule = rule
         self.facts: dict[str, Any] = dict(rule.fields(len(cache))["index"])
         held_out = None
         if self.facts["kind"] == "exact":
             self.index: faiss.Index = faiss.IndexFlatIP(cache.dim)
         else:
-            self.index, held_out = self._lists(faiss)
+            self.index, held_out = self._train_lists(faiss)
         self.leaders = np.empty(len(cache), dtype=np.int64)
         with Progress(len(cache), "index", "row", quiet=quiet) as progress:
-            for start, stop, rows in self._read():
+            for rows in self._read():
                 self.index.add(rows)
-                progress.update(stop - start)
+                progress.update(len(rows))
         if held_out is not None:
-            self.facts |= {"recall_at_1": self._recall(held_out), "recall_rows": len(held_out)}
+            self.facts["recall_at_1"] = self._recall(held_out)
+            self.facts["recall_rows"] = len(held_out)
 
-    def _lists(self, faiss: Any) -> tuple[faiss.Index, np.ndarray]:
-        """Return a trained index of inverted lists, and numbers of rows that it was not trained
-        on.
-        """
+    def _train_lists(self, faiss: Any) -> tuple[faiss.Index, np.ndarray]:
+        """Return a trained index of inverted lists, and row numbers that it was not trained on."""
         total = len(self.cache)
-        lists, held = (
-            max(1, min(4 * isqrt(total), total // (PER_LIST + MARGIN))),
-            max(1, min(HELD_OUT, total // 10)),
-        )
-        drawn = np.random.default_rng(0).choice(
-            total, min(lists * PER_LIST, total - held) + held, replace=False
-        )
-        index = faiss.IndexIVFFlat(
-            faiss.IndexFlatIP(self.cache.dim), self.cache.dim, lists, faiss.METRIC_INNER_PRODUCT
-        )
-        index.train(self.unit(np.sort(drawn[held:])))
+        dim = self.cache.dim
+        most_lists = total // (PER_LIST + MARGIN)
+        lists = min(4 * isqrt(total), most_lists)
+        lists = max(1, lists)
+        held_out = min(HELD_OUT, total // 10)
+        held_out = max(1, held_out)
+        trained_on = min(lists * PER_LIST, total - held_out)
+        generator = np.random.default_rng(0)
+        drawn = generator.choice(total, trained_on + held_out, replace=False)
+        coarse = faiss.IndexFlatIP(dim)
+        index = faiss.IndexIVFFlat(coarse, dim, lists, faiss.METRIC_INNER_PRODUCT)
+        training_rows = np.sort(drawn[held_out:])
+        index.train(self.unit(training_rows))
         index.nprobe = min(self.rule.probes, lists)
-        self.facts |= {"lists": lists, "probes": index.nprobe}
-        return index, np.sort(drawn[:held])
+        self.facts["lists"] = lists
+        self.facts["probes"] = index.nprobe
+        return index, np.sort(drawn[:held_out])
 
-    def _read(self) -> Iterator[tuple[int, int, np.ndarray]]:
-        """Yield (first row, end, unit rows) of the whole cache, shard by shard, and note the
-        leaders.
-        """
-        cache, row = self.cache, 0
+    def _read(self) -> Iterator[np.ndarray]:
+        """Yield the rows of the whole cache in blocks, at unit length, and fill ``leaders``."""
+        cache = self.cache
+        start = 0
         for info in cache.manifest.shards:
-            first: dict[str, int] = {}
-            for keys, stored in cache.blocks(info):
-                stop = row + len(keys)
-                self.leaders[row:stop] = [
-                    first.setdefault(row_key(key), row + i) for i, key in enumerate(keys)
-                ]
-                yield (
-                    row,
-                    stop,
-                    _unit(
-                        cache,
-                        np.arange(row, stop),
-                        stored if cache.code is None else cache.code.decode(stored),
-                    ),
-                )
-                row = stop
+            first_with_key: dict[str, int] = {}
+            for keys, rows in cache.blocks(info):
+                leaders = []
+                for number, key in enumerate(keys, start):
+                    leader = first_with_key.setdefault(row_key(key), number)
+                    leaders.append(leader)
+                stop = start + len(keys)
+                self.leaders[start:stop] = leaders
+                if cache.code is not None:
+                    rows = cache.code.decode(rows)
+                numbers = np.arange(start, stop)
+                yield _unit(cache, numbers, rows)
+                start = stop
 
     def unit(self, rows: np.ndarray) -> np.ndarray:
-        """Return rows by number at unit length, float32 [n, dim]; raise CacheError for one that has
-        no direction.
+        """Return rows by number at unit length, float32 [n, dim].
+
+        Raises CacheError for a row whose length is 0 or not finite.
         """
         return _unit(self.cache, rows, self.cache[rows])
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Yield the numbers of all rows, block by block."""
-        return (
-            np.arange(start, min(start + BLOCK, len(self.cache)))
-            for start in range(0, len(self.cache), BLOCK)
-        )
+        total = len(self.cache)
+        for start in range(0, total, BLOCK):
+            yield np.arange(start, min(start + BLOCK, total))
 
-    def search(self, rows: np.ndarray) -> Found:
+    def search(self, rows: np.ndarray) -> SearchResult:
         """Return the neighbours of ``rows`` [n].
 
-        Equal cosines (to DIGITS digits) are in the order of row numbers. A row of which too many of
-        the nearest are excluded is searched again, deeper, down to DEEPEST.
+        Equal cosines (to DIGITS decimals) are in the order of row numbers. When too many of a row's
+        nearest rows are excluded, it is searched again, deeper, down to DEEPEST.
         """
-        queries, k, total = self.unit(rows), self.rule.k, len(self.cache)
-        found = Found(
-            np.full((len(rows), k), -1, dtype=np.int64),
-            np.full((len(rows), k), np.nan, dtype=np.float32),
-            np.full(len(rows), -np.inf, dtype=np.float32),
-            np.zeros(len(rows), dtype=bool),
-        )
-        todo, depth = np.arange(len(rows)), min(k + MARGIN, total)
+        k = self.rule.k
+        total = len(self.cache)
+        queries = self.unit(rows)
+        result = SearchResult.empty(len(rows), k)
+        todo = np.arange(len(rows))  # places in ``rows``
+        depth = min(k + MARGIN, total)
         while len(todo):
             cosines, ids = self.index.search(queries[todo], depth)
-            cosines = np.round(np.clip(cosines, -1, 1), DIGITS)
-            other = (ids >= 0) & (self.leaders[ids] != self.leaders[rows[todo], None])
-            good = other & within(cosines, self.rule)
-            found.nearest[todo] = np.where(other, cosines, -np.inf).max(1)
-            found.ids[todo], found.cosines[todo] = _first(ids, cosines, good, k)
-            more = (ids[:, -1] >= 0) & (cosines[:, -1] >= self.rule.min_cosine) & (depth < total)
-            todo = todo[more & (good.sum(1) < k)]
+            cosines = _rounded(cosines)
+            leaders = self.leaders[rows[todo]]
+            has_other_key = self.leaders[ids] != leaders[:, None]
+            candidate = (ids >= 0) & has_other_key
+            good = candidate & within(cosines, self.rule)
+            candidate_cosines = np.where(candidate, cosines, -np.inf)
+            result.nearest[todo] = candidate_cosines.max(1)
+            first_ids, first_cosines = _first(ids, cosines, good, k)
+            result.ids[todo] = first_ids
+            result.cosines[todo] = first_cosines
+
+            last_is_row = ids[:, -1] >= 0
+            last_is_inside = cosines[:, -1] >= self.rule.min_cosine
+            lacks_some = good.sum(1) < k
+            search_again = last_is_row & last_is_inside & (depth < total) & lacks_some
+            todo = todo[search_again]
             if depth == DEEPEST:
-                found.cut[todo] = True
+                result.cut[todo] = True
                 break
             depth = min(depth * 4, DEEPEST, total)
-        return found
+        return result
 
     def _recall(self, rows: np.ndarray) -> float:
-        """Return the share of ``rows`` with a neighbour whose nearest one the index finds, against
-        all rows of the cache.
+        """Return the recall at 1: how many nearest neighbours of ``rows`` the index finds.
+
+        It is a fraction of the rows that have a neighbour; the truth is a comparison with all rows.
         """
-        queries, best = self.unit(rows), np.full(len(rows), -np.inf, dtype=np.float32)
+        queries = self.unit(rows)
+        leaders = self.leaders[rows]
+        best = np.full(len(rows), -np.inf, dtype=np.float32)
         for numbers in self.blocks():
-            cosines = np.round(np.clip(queries @ self.unit(numbers).T, -1, 1), DIGITS)
-            good = within(cosines, self.rule) & (self.leaders[numbers] != self.leaders[rows, None])
-            best = np.maximum(best, np.where(good, cosines, -np.inf).max(1))
-        found = self.search(rows).cosines[:, 0]
-        some = np.isfinite(best)
-        return float((found[some] >= best[some] - 10.0**-DIGITS * 2).mean()) if some.any() else 1.0
+            block = self.unit(numbers)
+            cosines = _rounded(queries @ block.T)
+            has_other_key = self.leaders[numbers] != leaders[:, None]
+            good = within(cosines, self.rule) & has_other_key
+            good_cosines = np.where(good, cosines, -np.inf)
+            best = np.maximum(best, good_cosines.max(1))
+        has_neighbour = np.isfinite(best)
+        if not has_neighbour.any():
+            return 1.0
+        searched = self.search(rows).cosines[:, 0]
+        tolerance = 10.0**-DIGITS * 2
+        lowest = best - tolerance
+        is_found = searched[has_neighbour] >= lowest[has_neighbour]
+        return float(is_found.mean())
 
 
 def row_key(key: str) -> str:
-    """Return what all sentences or views of one row have as their key: ``key`` without any ``#``
-    and number at its end.
+    """Return the key that all views or sentences of one row share.
+
+    It is ``key`` without every ``#NUMBER`` at its end.
     """
     if "#" not in key:
         return key
@@ -172,36 +205,52 @@ def row_key(key: str) -> str:
 
 
 def within(cosines: np.ndarray, rule: Rule) -> np.ndarray:
-    """Say which cosines are those of a neighbour."""
+    """Return which cosines lie in the window of ``rule``."""
     return (cosines >= rule.min_cosine) & (cosines <= rule.max_cosine)
 
 
+def _rounded(cosines: np.ndarray) -> np.ndarray:
+    """Return inner products of unit rows as cosines: inside -1 to 1, of DIGITS decimals."""
+    return np.round(np.clip(cosines, -1, 1), DIGITS)
+
+
 def _first(
-    ids: np.ndarray, cosines: np.ndarray, good: np.ndarray, k: int
+    ids: np.ndarray,
+    cosines: np.ndarray,
+    good: np.ndarray,
+    k: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first k good ids [n, k] and cosines, by falling cosine and then row number; -1 and
-    NaN behind them.
+    """Return the first k good ids [n, k] and cosines [n, k], by falling cosine, then row number.
+
+    Places without a neighbour have -1 and NaN.
     """
-    order = np.lexsort((ids, np.where(good, -cosines, np.inf)), axis=-1)[:, :k]
-    ids, cosines, good = (
-        np.take_along_axis(values, order, axis=1) for values in (ids, cosines, good)
-    )
-    room = ((0, 0), (0, k - ids.shape[1]))
-    return (
-        np.pad(np.where(good, ids, -1), room, constant_values=-1),
-        np.pad(np.where(good, cosines, np.nan), room, constant_values=np.nan),
-    )
+    sort_value = np.where(good, -cosines, np.inf)
+    order = np.lexsort((ids, sort_value), axis=-1)
+    order = order[:, :k]
+    ids = np.take_along_axis(ids, order, axis=1)
+    cosines = np.take_along_axis(cosines, order, axis=1)
+    good = np.take_along_axis(good, order, axis=1)
+    ids = np.where(good, ids, -1)
+    cosines = np.where(good, cosines, np.nan)
+    missing = ((0, 0), (0, k - ids.shape[1]))
+    padded_ids = np.pad(ids, missing, constant_values=-1)
+    padded_cosines = np.pad(cosines, missing, constant_values=np.nan)
+    return padded_ids, padded_cosines
 
 
 def _unit(cache: FeatureCache, numbers: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return ``rows`` [n, dim], which have these ``numbers`` in the cache, at unit length."""
     rows = np.asarray(rows, dtype=np.float32)
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    wrong = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))
-    if len(wrong):
-        info, inside = cache.locate(int(numbers[wrong[0]]))
+    usable = np.isfinite(lengths) & (lengths > 0)
+    unusable = np.flatnonzero(~usable)
+    if len(unusable):
+        first = int(unusable[0])
+        length = float(lengths[first, 0])
+        info, row = cache.locate(int(numbers[first]))
+        where = cache.store.where(info.file)
         raise CacheError(
-            f"{cache.store.where(info.file)}, row {inside}: its length is"
-            f" {float(lengths[wrong[0], 0])}, so it has no direction and no neighbours; extract the"
-            " shard again"
+            f"{where}, row {row}: its length is {length}, so it has no direction and no"
+            " neighbours; extract the shard again"
         )
     return rows / lengths
