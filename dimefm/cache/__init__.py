@@ -1,5 +1,4 @@
-"""The feature cache: vectors of one encoder over the rows of a source, in shards, sealed by a
-manifest.
+"""The feature cache: embeddings of one encoder for the rows of a source, in sealed shards.
 
 This package imports numpy and, inside the format files only, pyarrow and h5py. It never imports
 torch. The bytes are specified in ``docs/cache-format.md``.

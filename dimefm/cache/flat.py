@@ -1,9 +1,8 @@
-"""Flat copies: the rows of a shard whose format has no random access, as one little-endian array in
-a file of its own.
+"""Flat copies of shards whose format has no random access: one little-endian array in a file.
 
-``NAME.SHA.flat`` holds nothing but the rows; ``NAME.SHA.flat.sha256`` beside it seals it and is
-written last. The name carries the digest of the shard, so the copy of another shard is never taken
-for it. Copies can be removed at any time.
+``NAME.SHA.flat`` holds nothing but the rows. ``NAME.SHA.flat.sha256`` in the same folder is its
+seal and is written last. The name contains the digest of the shard, so the copy of another shard is
+never mistaken for it. Copies can be removed at any time.
 """
 
 from __future__ import annotations
@@ -27,9 +26,7 @@ from dimefm.storage.locks import Claim, claim
 
 
 class CheckedShards(Protocol):
-    """What a flat copy is made from: the shards of an opened cache, as ``FeatureCache`` reads
-    them.
-    """
+    """What a flat copy is made from: an opened cache, as ``FeatureCache`` has it."""
 
     manifest: Manifest
     scratch: Path
@@ -39,45 +36,48 @@ class CheckedShards(Protocol):
         """Length of a vector."""
 
     def check_sha256(self, info: ShardInfo) -> None:
-        """Raise CacheError when the bytes of a shard are not those recorded."""
+        """Raise CacheError when the bytes of a shard are not as recorded."""
 
     def blocks(self, info: ShardInfo) -> Iterator[tuple[list[str], np.ndarray]]:
         """Yield (keys, stored rows) of a shard in blocks."""
 
 
 def flat_path(cache: CheckedShards, info: ShardInfo) -> Path:
-    """Return where the flat copy of a shard lies, whether it is there or not."""
-    return cache.scratch / f"{info.file.replace('/', '%2F')}.{info.sha256[:16]}.flat"
+    """Return the path of the flat copy of a shard, whether it exists or not."""
+    name = info.file.replace("/", "%2F")
+    return cache.scratch / f"{name}.{info.sha256[:16]}.flat"
 
 
 def flat_copy(cache: CheckedShards, info: ShardInfo) -> Path:
-    """Return the flat copy of a shard, made from the whole and checked shard when there is none.
+    """Return the flat copy of a shard; without one, make it from the whole and checked shard.
 
     Raises CacheError when the shard is damaged, or the copy has another size or cannot be written.
     """
     path = flat_path(cache, info)
-    size = info.rows * cache.dim * cache.manifest.itemsize
     if not _seal(path).exists():
         cache.check_sha256(info)
         _make(cache, info, path)
-    found = path.stat().st_size if path.exists() else None
-    if found != size:
+    expected = info.rows * cache.dim * cache.manifest.itemsize
+    size = path.stat().st_size if path.exists() else None
+    if size != expected:
         raise CacheError(
-            f"{path}: {found} bytes, expected {size}; remove {path.name} and its .sha256, it is"
-            " made anew"
+            f"{path}: {size} bytes, expected {expected}; remove {path.name} and its .sha256, it is"
+            " made again"
         )
     return path
 
 
 def check_flat(cache: CheckedShards, info: ShardInfo) -> None:
-    """Raise CacheError when a flat copy is there and its bytes are not those of its seal."""
+    """Raise CacheError when a flat copy exists and its bytes are not as its seal says."""
     path = flat_path(cache, info)
-    if _seal(path).exists() and (
-        not path.exists() or sha256_file(path) != _seal(path).read_text("utf-8").split()[0]
-    ):
-        raise CacheError(
-            f"{path}: not as its seal says; remove {path.name} and its .sha256, it is made anew"
-        )
+    seal = _seal(path)
+    if not seal.exists():
+        return
+    if path.exists() and sha256_file(path) == seal.read_text("utf-8").split()[0]:
+        return
+    raise CacheError(
+        f"{path}: not as its seal says; remove {path.name} and its .sha256, it is made again"
+    )
 
 
 def _seal(path: Path) -> Path:
@@ -85,11 +85,10 @@ def _seal(path: Path) -> Path:
 
 
 def _make(cache: CheckedShards, info: ShardInfo, path: Path) -> None:
-    """Make a flat copy; of processes that want the same one, the first makes it where files can be
-    locked.
-    """
+    """Make a flat copy; where files can be locked, only the first of several processes makes it."""
+    lock = path.with_name(path.name + ".making")
     try:
-        with claim(path.with_name(path.name + ".making"), wait=True) or Claim():
+        with claim(lock, wait=True) or Claim():
             if not _seal(path).exists():
                 _write(cache, info, path)
     except OSError as error:
@@ -101,12 +100,11 @@ def _make(cache: CheckedShards, info: ShardInfo, path: Path) -> None:
 
 
 def _write(cache: CheckedShards, info: ShardInfo, path: Path) -> None:
-    here = f"{path.name}.{socket.gethostname()}."
-    part = path.with_name(
-        f"{here}{os.getpid()}.{threading.get_ident()}.part"
-    )  # without locks others may make it at once
+    # without locks several threads and processes may make the copy at the same time
+    prefix = f"{path.name}.{socket.gethostname()}."
+    part = path.with_name(f"{prefix}{os.getpid()}.{threading.get_ident()}.part")
     little = np.dtype(cache.manifest.dtype).newbyteorder("<")
-    _remove_dead(path, here)
+    _remove_abandoned(path, prefix)
     try:
         with Hashed(part) as file:
             for _, rows in cache.blocks(info):
@@ -118,11 +116,12 @@ def _write(cache: CheckedShards, info: ShardInfo, path: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def _remove_dead(path: Path, here: str) -> None:
-    """Remove unfinished copies of processes of this machine that are no more."""
-    for part in path.parent.glob(f"{glob.escape(here)}*.part"):
+def _remove_abandoned(path: Path, prefix: str) -> None:
+    """Remove unfinished copies of processes of this machine that have ended."""
+    for part in path.parent.glob(f"{glob.escape(prefix)}*.part"):
         with contextlib.suppress(ValueError, OSError):
-            pid = int(part.name.removeprefix(here).split(".")[0])
+            process_id, _, _ = part.name.removeprefix(prefix).partition(".")
+            pid = int(process_id)
             try:
                 os.kill(pid, 0)
             except ProcessLookupError:

@@ -1,6 +1,4 @@
-"""What a cache is to become: its plan, the names of its files, and which processes are making
-it.
-"""
+"""The files of an unfinished cache: its plan, its shards' names, and the locks of its writers."""
 
 from __future__ import annotations
 
@@ -17,17 +15,16 @@ from dimefm.storage.locks import Claim
 from dimefm.storage.stores import Store, open_store
 
 QUARANTINE = "quarantine.jsonl"
-SYNONYMS = (  # the table that text views were drawn with, where it is not the built-in one
-    "synonyms.tsv"
-)
+SYNONYMS = "synonyms.tsv"  # the table of synonyms of text views, when it is not the built-in one
 PARTIAL = ".partial"
 PLAN = f"{PARTIAL}/plan.json"
 REPLACED = f"{PARTIAL}/replaced.json"
 
 
 def read_plan(root: str | Path, scratch: str | Path | None = None) -> Manifest | None:
-    """Return the manifest of the cache at ``root``, the header (no shards) of an unfinished one,
-    None when there is none.
+    """Return the manifest of the cache at ``root``, without shards when it is unfinished.
+
+    Returns None when there is no cache.
     """
     store = open_store(root, scratch)
     if store.size(FILE) is not None:
@@ -40,12 +37,11 @@ def read_plan(root: str | Path, scratch: str | Path | None = None) -> Manifest |
 def write_lock(
     root: str | Path, *, shared: bool, scratch: str | Path | None = None
 ) -> Iterator[None]:
-    """Claim the cache at ``root`` for writing, alone or together with others that write ``shared``,
-    until the block ends.
+    """Claim the cache at ``root`` for writing until the block ends.
 
-    A block that ends in an error before any shard is finished leaves no plan behind, and no folder
-    that was not there; an interrupt is no error. Raises CacheError when another process writes
-    there. A finished cache is not claimed to share the making of it.
+    Several processes may hold ``shared`` claims. A block that ends in an error before any shard is
+    finished leaves no plan and no new folder behind; an interrupt is no error. Raises CacheError
+    when another process writes there. A shared claim of a finished cache claims nothing.
     """
     store = open_store(root, scratch)
     if shared and store.size(FILE) is not None:
@@ -53,38 +49,37 @@ def write_lock(
         return
     with remove_new_dirs_on_error(store.root):
         with plan_lock(root, scratch):
-            found = _claimed(store, shared)
+            claim = _claim_writing(store, shared)
         try:
             yield
         except Exception:
             with plan_lock(root, scratch):
-                if found.last():
-                    _forget_idle(store)
-                found.release()
+                if claim.last():
+                    _remove_unused_plan(store)
+                claim.release()
             raise
         finally:
-            found.release()
+            claim.release()
 
 
-def _claimed(store: Store, shared: bool) -> Claim:
+def _claim_writing(store: Store, shared: bool) -> Claim:
     try:
-        found = store.claim(f"{PARTIAL}/writers", shared=shared)
+        claim = store.claim(f"{PARTIAL}/writers", shared=shared)
     except OSError:
-        return Claim()  # nothing can be written there, as the writer will say
-    if found is None:
+        return Claim()  # the folder cannot be written; the writer raises the error
+    if claim is None:
         raise CacheError(
             f"{store}: another process is writing there; wait until it has ended, or stop it"
         )
-    return found
+    return claim
 
 
-def _forget_idle(store: Store) -> None:
-    """Remove the plan of a cache of which no shard is finished: it binds nobody."""
-    records = {path.name for path in (store.root / PARTIAL).glob("*.json")} - {
-        Path(PLAN).name,
-        Path(REPLACED).name,
-    }
-    if records or store.size(FILE) is not None:
+def _remove_unused_plan(store: Store) -> None:
+    """Remove the plan of a cache without finished shards, so that another plan can follow."""
+    not_records = {Path(PLAN).name, Path(REPLACED).name}
+    names = {path.name for path in (store.root / PARTIAL).glob("*.json")}
+    has_finished_shards = bool(names - not_records)
+    if has_finished_shards or store.size(FILE) is not None:
         return
     with contextlib.suppress(OSError):
         if store.size(PLAN) is not None:
@@ -93,7 +88,7 @@ def _forget_idle(store: Store) -> None:
 
 
 def plan_lock(root: str | Path, scratch: str | Path | None = None) -> Claim:
-    """Claim the planning of a cache, once whoever holds that has released it."""
+    """Claim the planning of a cache; wait until no other process holds it."""
     try:
         return open_store(root, scratch).claim(f"{PARTIAL}/plan.lock", wait=True) or Claim()
     except OSError:
@@ -101,8 +96,9 @@ def plan_lock(root: str | Path, scratch: str | Path | None = None) -> Claim:
 
 
 def text_of(store: Store, name: str) -> str | None:
-    """Return a text file of a store, None when it is not there; raise CacheError when it is no
-    text.
+    """Return a text file of a store, None when it does not exist.
+
+    Raises CacheError when the file is no text.
     """
     try:
         return store.read(name)
@@ -114,14 +110,14 @@ def text_of(store: Store, name: str) -> str | None:
 
 
 def header_of(where: str, text: str) -> Manifest:
-    """Return the manifest without shards that the text of a plan states; raise CacheError when it
-    is damaged.
+    """Return the manifest, without shards, in the text of a plan.
+
+    Raises CacheError when the plan is damaged.
     """
     try:
         fields = json.loads(text)
-        return Manifest.from_fields(
-            {name: value for name, value in fields.items() if name != "sources"}
-        )
+        header = {name: value for name, value in fields.items() if name != "sources"}
+        return Manifest.from_fields(header)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CacheError(
             f"{where}: damaged ({error}); remove the folder and run the same command again"
@@ -129,22 +125,35 @@ def header_of(where: str, text: str) -> Manifest:
 
 
 def shard_files(sources: Sequence[str], suffix: str) -> dict[str, str]:
-    """Return source name -> shard file: the source's last extension replaced by ``.feat`` and the
-    format's suffix.
+    """Return source name -> shard file.
 
-    Sources that would share a file keep their extension in its name, so that each has its own.
+    The source's last extension is replaced by ``.feat`` and the format's suffix. Sources that would
+    share a file keep their extension in its name.
     """
-    stems = {
-        name: name.rsplit(".", 1)[0] if "." in name.rsplit("/", 1)[-1] else name for name in sources
-    }
-    while len(shared := {stem for stem, count in Counter(stems.values()).items() if count > 1}):
-        stems = {name: name if stem in shared else stem for name, stem in stems.items()}
+    stems = {name: _without_extension(name) for name in sources}
+    while True:
+        counts = Counter(stems.values())
+        shared = {stem for stem, count in counts.items() if count > 1}
+        if not shared:
+            break
+        for name, stem in stems.items():
+            if stem in shared:
+                stems[name] = name
     return {name: f"{stem}.feat{suffix}" for name, stem in stems.items()}
 
 
+def _without_extension(name: str) -> str:
+    _, _, last_part = name.rpartition("/")
+    if "." not in last_part:
+        return name
+    stem, _, _ = name.rpartition(".")
+    return stem
+
+
 def next_name(file: str, suffix: str) -> str:
-    """Return a further name for a shard: ``a.feat.h5``, ``a.r1.feat.h5``, ``a.r2.feat.h5``, ..."""
+    """Return the next name for a shard: ``a.feat.h5``, ``a.r1.feat.h5``, ``a.r2.feat.h5``, ..."""
     stem = file.removesuffix(f".feat{suffix}")
-    head, dot, number = stem.rpartition(".r")
-    stem, count = (head, int(number)) if dot and number.isdecimal() else (stem, 0)
-    return f"{stem}.r{count + 1}.feat{suffix}"
+    head, separator, number = stem.rpartition(".r")
+    if separator and number.isdecimal():
+        return f"{head}.r{int(number) + 1}.feat{suffix}"
+    return f"{stem}.r1.feat{suffix}"

@@ -1,4 +1,4 @@
-"""The rows that a cache left out, with their reasons."""
+"""The quarantined rows of a cache, with their reasons."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from dimefm.storage.stores import Store
 def quarantined(store: Store, manifest: Manifest) -> Iterator[tuple[str, Bad]]:
     """Yield (source, row) of every quarantined row, in the manifest's order.
 
-    The manifest says which rows they are, ``quarantine.jsonl`` their keys and reasons; where it has
-    lost one, the reason says so. Raises CacheError when a line of it cannot be read.
+    The manifest has the row numbers, ``quarantine.jsonl`` has the keys and reasons; for a row that
+    it does not list, the reason says so. Raises CacheError when a line of it cannot be read.
     """
     listed: dict[tuple[str, int], Bad] = {}
     try:
@@ -38,7 +38,7 @@ def quarantined(store: Store, manifest: Manifest) -> Iterator[tuple[str, Bad]]:
             ) from error
     for shard in manifest.shards:
         for row in shard.bad:
-            yield (
-                shard.source,
-                listed.get((shard.source, row), Bad(row, "", f"not listed in {QUARANTINE}")),
-            )
+            bad = listed.get((shard.source, row))
+            if bad is None:
+                bad = Bad(row, "", f"not listed in {QUARANTINE}")
+            yield shard.source, bad

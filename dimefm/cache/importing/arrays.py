@@ -1,4 +1,4 @@
-"""NumPy's ``.npy`` and ``.npz``; the bytes are those of numpy.lib.format, versions 1 to 3."""
+"""Feature files of NumPy: ``.npy`` and ``.npz``, in versions 1 to 3 of numpy.lib.format."""
 
 from __future__ import annotations
 
@@ -22,40 +22,41 @@ KEYS_ARRAY = "keys"
 
 
 def open_npy(path: Path, key_file: Path | None = None, column: str | None = None) -> Vectors:
-    """Open one ``.npy`` file; ``key_file`` (and a column of it) has its keys, else they are row
-    numbers.
+    """Open one ``.npy`` file; its keys are in ``key_file`` (and ``column``), else row numbers.
 
     Raises CacheError for a file that is cut short or pickled, no array [n, D] of floats, or another
     number of keys.
     """
     rows = map_npy(path)
+    named_by = ROW_NUMBERS
     if key_file is not None:
-        check_count(path, len(rows), len(read_keys(key_file, column)), key_file)
+        named_by = _named(key_file, column)
+        keys = read_keys(key_file, column)
+        check_count(path, len(rows), len(keys), key_file)
 
     def read(start: int, stop: int) -> tuple[list[str], np.ndarray]:
-        keys = (
-            row_numbers(start, stop)
-            if key_file is None
-            else read_keys(key_file, column)[start:stop]
-        )
+        if key_file is None:
+            keys = row_numbers(start, stop)
+        else:
+            keys = read_keys(key_file, column)[start:stop]
         return keys, map_npy(path)[start:stop]
 
-    named_by = _named(key_file, column) if key_file else ROW_NUMBERS
     return Vectors(
-        path,
-        "npy",
-        len(rows),
-        rows.shape[1],
-        rows.dtype.name,
-        read,
-        named_by,
-        (key_file,) if key_file else (),
+        path=path,
+        form="npy",
+        count=len(rows),
+        dim=rows.shape[1],
+        dtype=rows.dtype.name,
+        read=read,
+        named_by=named_by,
+        key_files=(key_file,) if key_file else (),
     )
 
 
 def map_npy(path: Path) -> np.ndarray:
-    """Return the vectors [n, D] of a ``.npy`` file as a memory map; raise CacheError when it holds
-    none.
+    """Return the vectors [n, D] of a ``.npy`` file as a memory map.
+
+    Raises CacheError when the file holds no vectors.
     """
     try:
         with path.open("rb") as file:
@@ -74,41 +75,54 @@ def open_npz(
 ) -> Vectors:
     """Open one ``.npz`` file; its vectors are ``array``, or the only array besides the keys.
 
-    Keys are those of ``key_file``, else the array ``column`` (default ``keys``, if it is there),
-    else row numbers. Raises CacheError as :func:`open_npy`, and when it cannot be told which array
-    is meant.
+    Keys are those of ``key_file``, else the array ``column`` (default ``keys``, if the file has
+    it), else row numbers. Raises CacheError as :func:`open_npy`, and when several arrays could be
+    the vectors.
     """
     names = _names(path)
-    key_array = None if key_file else column or (KEYS_ARRAY if KEYS_ARRAY in names else None)
-    chosen = array or _only(path, [name for name in names if name != (key_array or KEYS_ARRAY)])
+    key_array = None
+    if key_file is None:
+        key_array = column
+        if not key_array and KEYS_ARRAY in names:
+            key_array = KEYS_ARRAY
+    chosen = array
+    if not chosen:
+        not_vectors = key_array or KEYS_ARRAY
+        chosen = _only(path, [name for name in names if name != not_vectors])
     for name in (chosen, key_array):
         if name is not None and name not in names:
             raise CacheError(f"{path}: there is no array {name}; it holds {', '.join(names)}")
     rows = checked(f"{path}, array {chosen}", _load(path, chosen))
-    count, dim, dtype = len(rows), rows.shape[1], rows.dtype.name
+    count = len(rows)
+    dim = rows.shape[1]
+    dtype = rows.dtype.name
 
     def keys() -> list[str]:
         if key_file is not None:
             return read_keys(key_file, column)
-        return (
-            row_numbers(0, count)
-            if key_array is None
-            else _texts(f"{path}, array {key_array}", _load(path, key_array))
-        )
+        if key_array is None:
+            return row_numbers(0, count)
+        return _texts(f"{path}, array {key_array}", _load(path, key_array))
 
     def read(start: int, stop: int) -> tuple[list[str], np.ndarray]:
         return keys()[start:stop], _load(path, chosen)[start:stop]
 
     check_count(path, count, len(keys()), key_file or path)
-    named_by = (
-        _named(key_file, column)
-        if key_file
-        else ROW_NUMBERS
-        if key_array is None
-        else f"array {key_array}"
+    named_by = ROW_NUMBERS
+    if key_file is not None:
+        named_by = _named(key_file, column)
+    elif key_array is not None:
+        named_by = f"array {key_array}"
+    return Vectors(
+        path=path,
+        form="npz",
+        count=count,
+        dim=dim,
+        dtype=dtype,
+        read=read,
+        named_by=named_by,
+        key_files=(key_file,) if key_file else (),
     )
-    key_files = (key_file,) if key_file else ()
-    return Vectors(path, "npz", count, dim, dtype, read, named_by, key_files)
 
 
 def _named(key_file: Path, column: str | None) -> str:
@@ -117,8 +131,8 @@ def _named(key_file: Path, column: str | None) -> str:
 
 def _names(path: Path) -> list[str]:
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
-            return list(found.files)
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return list(arrays.files)
     except (*DAMAGE, AttributeError, TypeError) as error:
         raise CacheError(
             f"{path}: not a whole .npz file ({first_line(error)}); fetch or write it again"
@@ -127,8 +141,8 @@ def _names(path: Path) -> list[str]:
 
 def _load(path: Path, name: str) -> np.ndarray:
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
-            return found[name]
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return arrays[name]
     except DAMAGE as error:
         raise CacheError(
             f"{path}, array {name}: cannot be read ({first_line(error)}); write the file again"
@@ -136,14 +150,12 @@ def _load(path: Path, name: str) -> np.ndarray:
 
 
 def _only(path: Path, names: list[str]) -> str:
-    if len(names) != 1:
-        held = (
-            f"{len(names)} arrays could be the vectors ({', '.join(names)})"
-            if names
-            else "there are no vectors"
-        )
-        raise CacheError(f"{path}: {held}; say which with --array")
-    return names[0]
+    if len(names) == 1:
+        return names[0]
+    held = "there are no vectors"
+    if names:
+        held = f"{len(names)} arrays could be the vectors ({', '.join(names)})"
+    raise CacheError(f"{path}: {held}; name one with --array")
 
 
 def _texts(where: str, keys: np.ndarray) -> list[str]:

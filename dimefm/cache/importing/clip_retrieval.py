@@ -1,9 +1,9 @@
-"""clip-retrieval's output folder: ``img_emb/img_emb_N.npy``, ``text_emb/text_emb_N.npy``,
-``metadata/metadata_N.parquet``.
+"""The output folder of clip-retrieval: ``.npy`` files of embeddings and Parquet files of metadata.
 
-N numbers a partition, padded with zeros or not, and a partition without rows has no files. The
-metadata has a row for each vector, with ``image_path`` when images were encoded. Source:
-clip-retrieval, clip_inference/writer.py (OutputSink).
+The files are ``img_emb/img_emb_N.npy``, ``text_emb/text_emb_N.npy`` and
+``metadata/metadata_N.parquet``. N is the number of a partition, with or without leading zeros; a
+partition without rows has no files. The metadata has a row for each vector, with ``image_path``
+when images were encoded. Source: clip-retrieval, clip_inference/writer.py (OutputSink).
 """
 
 from __future__ import annotations
@@ -23,70 +23,92 @@ from dimefm.cache.importing.vectors import (
 )
 from dimefm.errors import CacheError
 
-FOLDERS = {"image": "img_emb", "text": "text_emb"}  # kind -> folder, and how its files begin
+FOLDERS = {"image": "img_emb", "text": "text_emb"}  # kind -> folder, also the prefix of its files
 KEY_COLUMNS = ("image_path", "key")  # in order of preference
 
 
 def open_partitions(folder: Path, kind: str, column: str | None = None) -> list[Vectors]:
-    """Open the partitions of ``kind`` in the order of their numbers; keys are those of ``column``
-    of the metadata.
+    """Open the partitions of ``kind`` in the order of their numbers.
 
-    Without ``column`` they are ``image_path``, else ``key``, else row numbers. Raises CacheError
-    when there are no vectors of this kind, a partition lacks its metadata, or the metadata has
-    another number of rows or lacks the column.
+    The keys are those of ``column`` of the metadata; without it ``image_path``, else ``key``, else
+    row numbers. Raises CacheError when there are no vectors of this kind, a partition lacks its
+    metadata, or the metadata has another number of rows or lacks the column.
     """
-    files = _numbered(folder / FOLDERS[kind], FOLDERS[kind], "npy")
+    prefix = FOLDERS[kind]
+    files = _numbered(folder / prefix, prefix, "npy")
     tables = _numbered(folder / "metadata", "metadata", "parquet")
     if not files:
-        other = next(there for there in FOLDERS if there != kind)
+        other_kind = "text" if kind == "image" else "image"
         raise CacheError(
-            f"{folder}: no {FOLDERS[kind]}_N.npy in {FOLDERS[kind]}/; did you mean --kind {other}?"
+            f"{folder}: no {prefix}_N.npy in {prefix}/; did you mean --kind {other_kind}?"
         )
-    lost = next((number for number in files if number not in tables), None)
-    if lost is not None:
-        raise CacheError(
-            f"{files[lost]}: metadata/metadata_{lost}.parquet is missing, which has its keys;"
-            " restore it, or adopt the .npy files by themselves"
-        )
-    return [_partition(path, tables[number], column) for number, path in files.items()]
+    partitions = []
+    for number, path in files.items():
+        if number not in tables:
+            raise CacheError(
+                f"{path}: metadata/metadata_{number}.parquet is missing, which has its keys;"
+                " restore it, or adopt the .npy files by themselves"
+            )
+        partitions.append(_partition(path, tables[number], column))
+    return partitions
 
 
-def _numbered(folder: Path, begin: str, ending: str) -> dict[int, Path]:
+def _numbered(folder: Path, prefix: str, ending: str) -> dict[int, Path]:
     """Return partition number -> file, in the order of the numbers."""
-    matches = (
-        (re.fullmatch(rf"{begin}_(\d+)\.{ending}", path.name), path)
-        for path in folder.glob(f"*.{ending}")
-    )
-    found = sorted((int(match[1]), path) for match, path in matches if match)
-    twice = next((b for (i, _), (j, b) in zip(found, found[1:], strict=False) if i == j), None)
-    if twice is not None:
-        raise CacheError(
-            f"{twice}: another file has this partition's number too; remove the one that does not"
-            " belong here"
-        )
-    return dict(found)
+    files: dict[int, Path] = {}
+    for path in sorted(folder.glob(f"*.{ending}")):
+        match = re.fullmatch(rf"{prefix}_(\d+)\.{ending}", path.name)
+        if match is None:
+            continue
+        number = int(match[1])
+        if number in files:
+            raise CacheError(
+                f"{path}: another file has this partition's number too; remove the one that does"
+                " not belong here"
+            )
+        files[number] = path
+    return dict(sorted(files.items()))
 
 
 def _partition(path: Path, table: Path, column: str | None) -> Vectors:
     rows = map_npy(path)
-    count, columns = _described(table)
+    count, columns = _rows_and_columns(table)
     check_count(path, len(rows), count, table)
     if column is not None and column not in columns:
         raise CacheError(f"{table}: there is no column {column}; it has {', '.join(columns)}")
-    chosen = column or next((name for name in KEY_COLUMNS if name in columns), None)
+    key_column = column or _default_key_column(columns)
+    named_by = ROW_NUMBERS
+    if key_column is not None:
+        named_by = f"column {key_column} of the metadata"
 
     def read(start: int, stop: int) -> tuple[list[str], np.ndarray]:
-        keys = row_numbers(start, stop) if chosen is None else _column(table, chosen)[start:stop]
+        if key_column is None:
+            keys = row_numbers(start, stop)
+        else:
+            keys = _column(table, key_column)[start:stop]
         return keys, map_npy(path)[start:stop]
 
-    named_by = f"column {chosen} of the metadata" if chosen else ROW_NUMBERS
     return Vectors(
-        path, "clip-retrieval", len(rows), rows.shape[1], rows.dtype.name, read, named_by, (table,)
+        path=path,
+        form="clip-retrieval",
+        count=len(rows),
+        dim=rows.shape[1],
+        dtype=rows.dtype.name,
+        read=read,
+        named_by=named_by,
+        key_files=(table,),
     )
 
 
-def _described(path: Path) -> tuple[int, list[str]]:
-    """Return (rows, names of columns) of a Parquet file."""
+def _default_key_column(columns: list[str]) -> str | None:
+    for name in KEY_COLUMNS:
+        if name in columns:
+            return name
+    return None
+
+
+def _rows_and_columns(path: Path) -> tuple[int, list[str]]:
+    """Return the number of rows and the names of the columns of a Parquet file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -100,6 +122,7 @@ def _described(path: Path) -> tuple[int, list[str]]:
 
 
 def _column(path: Path, name: str) -> list[str]:
+    """Return the values of a column as keys; raise CacheError naming a row without a value."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -110,9 +133,12 @@ def _column(path: Path, name: str) -> list[str]:
         raise CacheError(
             f"{path}, column {name}: cannot be read ({first_line(error)}); write it again"
         ) from error
-    empty = next((row for row, value in enumerate(values) if value is None), None)
-    if empty is not None:
-        raise CacheError(
-            f"{path}, row {empty}: {name} is empty, so there is no key; choose another --key-column"
-        )
-    return [str(value) for value in values]
+    keys = []
+    for row, value in enumerate(values):
+        if value is None:
+            raise CacheError(
+                f"{path}, row {row}: {name} is empty, so there is no key; choose another"
+                " --key-column"
+            )
+        keys.append(str(value))
+    return keys

@@ -1,5 +1,4 @@
-"""DIME-FM's own feature TSVs, which carry no word of who made them: ``key <tab> base64 of
-float32``.
+"""DIME-FM's feature TSVs: lines of ``key <tab> base64 of float32``, without a manifest.
 
 Source: DIME-FM (ICCV 2023), released Training/datasets/tsv_file.py.
 """
@@ -19,30 +18,33 @@ from dimefm.errors import CacheError
 
 
 def open_tsvs(paths: Sequence[Path]) -> list[Vectors]:
-    """Open feature TSVs; the first row of the first says the dimension of all.
+    """Open feature TSVs; the first row of the first file gives the dimension of all.
 
-    Raises CacheError when that is no feature; ``read`` of a file raises it for a row of another
-    byte length, which means another dtype or teacher, and for float16, which the file itself does
-    not tell.
+    Raises CacheError when that row is no feature. ``read`` of a file raises it for a row of another
+    byte length, which means another dtype or teacher, and for float16, which the file does not
+    state.
     """
     dim = _first_dim(paths[0])
-    return [
-        Vectors(
-            path,
-            "dime-fm tsv",
-            _lines(path),
-            dim,
-            "float32",
-            partial(_read, path, dim),
-            "first column",
+    files = []
+    for path in paths:
+        vectors = Vectors(
+            path=path,
+            form="dime-fm tsv",
+            count=_lines(path),
+            dim=dim,
+            dtype="float32",
+            read=partial(_read, path, dim),
+            named_by="first column",
         )
-        for path in paths
-    ]
+        files.append(vectors)
+    return files
 
 
 def _first_dim(path: Path) -> int:
+    """Return the number of float32 values in the first row of a file."""
     with path.open("rb") as file:
-        value = file.readline().rstrip(b"\r\n").partition(b"\t")[2]
+        line = file.readline().rstrip(b"\r\n")
+    _, _, value = line.partition(b"\t")
     try:
         size = len(base64.b64decode(value, validate=True))
     except binascii.Error as error:
@@ -58,12 +60,19 @@ def _first_dim(path: Path) -> int:
 
 
 def _lines(path: Path) -> int:
-    """Return the number of rows: newlines, and one more for a last row without."""
-    count, last = 0, b"\n"
+    """Return the number of lines; the last may lack its newline."""
+    count = 0
+    last = b"\n"
     with path.open("rb") as file:
-        while block := file.read(1 << 24):
-            count, last = count + block.count(b"\n"), block[-1:]
-    return count + (last != b"\n")
+        while True:
+            block = file.read(1 << 24)
+            if not block:
+                break
+            count += block.count(b"\n")
+            last = block[-1:]
+    if last != b"\n":
+        count += 1
+    return count
 
 
 def _read(path: Path, dim: int, start: int, stop: int) -> tuple[list[str], np.ndarray]:
@@ -80,15 +89,19 @@ def _read(path: Path, dim: int, start: int, stop: int) -> tuple[list[str], np.nd
 
 
 def _refuse_float16(path: Path, rows: np.ndarray) -> None:
-    """Raise CacheError when the bytes make sense as float16 and not as float32: the file itself
-    does not say.
+    """Raise CacheError when the bytes make sense as float16 and not as float32.
+
+    The file itself does not state its dtype.
     """
     halves = np.ascontiguousarray(rows).view(np.float16)
-    if not len(rows) or not (np.abs(halves) < 256).all():
+    magnitudes = np.abs(halves)
+    if not len(rows) or not (magnitudes < 256).all():
         return
-    if 0 < np.median(np.abs(np.nan_to_num(rows))) < 1e-3 < np.median(np.abs(halves)):
+    typical_single = np.median(np.abs(np.nan_to_num(rows)))
+    typical_half = np.median(magnitudes)
+    if 0 < typical_single < 1e-3 < typical_half:
         raise CacheError(
             f"{path}: as float32[{rows.shape[1]}] the values vanish, as float16[{halves.shape[1]}]"
-            " they do not; features of DIME-FM are float32: write the file anew as float32, or"
+            " they do not; features of DIME-FM are float32: write the file again as float32, or"
             " extract with dimefm"
         )

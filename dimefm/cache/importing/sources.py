@@ -1,5 +1,4 @@
-"""Feature files that others wrote: NumPy's arrays, clip-retrieval's output folder and DIME-FM's
-TSVs.
+"""Feature files of other programs: NumPy's arrays, clip-retrieval's folders, DIME-FM's TSVs.
 
 =================== ================================================================================
 form                what it is
@@ -12,7 +11,7 @@ form                what it is
 ``dime-fm tsv``     lines of ``key <tab> base64 of float32``; read into memory
 =================== ================================================================================
 
-Numbers are float16, float32 or float64. Nothing here unpickles.
+Numbers are float16, float32 or float64. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -32,19 +31,16 @@ ENDINGS = {".npy": "npy", ".npz": "npz", ".tsv": "dime-fm tsv"}
 
 
 def form_of(path: Path) -> str:
-    """Return the form of a feature file or folder, told by its ending and, for a folder, by what is
-    in it.
+    """Return the form of a feature file, by its ending, or of a folder, by its content.
 
     Raises CacheError when it is none of the four.
     """
     if path.is_dir():
         if any((path / part).is_dir() for part in FOLDERS.values()):
             return "clip-retrieval"
-        hint = (
-            "name the folder around it"
-            if path.name in FOLDERS.values()
-            else "name feature files one by one"
-        )
+        hint = "name feature files one by one"
+        if path.name in FOLDERS.values():
+            hint = "name the folder around it"
         raise CacheError(
             f"{path}: holds neither img_emb/ nor text_emb/, so it is no output of clip-retrieval;"
             f" {hint}"
@@ -67,8 +63,7 @@ def open_vectors(
     keys: Sequence[Path] = (),
     key_column: str | None = None,
 ) -> list[Vectors]:
-    """Open feature files of one form, in order; a clip-retrieval folder gives one :class:`Vectors`
-    a partition.
+    """Open feature files of one form, in order; a clip-retrieval folder gives its partitions.
 
     ``kind``, "image" or "text", chooses img_emb or text_emb. ``array`` names the array of ``.npz``
     files. ``keys`` are files that hold the keys, one for each path: ``.txt`` (a key a line),
@@ -86,29 +81,34 @@ def open_vectors(
             " by itself"
         )
     form = forms[0]
-    _refuse_idle(form, paths, array, keys, key_column)
-    files = dict(zip(paths, keys, strict=False))
+    _refuse_unused(form, paths, array, keys, key_column)
+    key_files = dict(zip(paths, keys, strict=False))
+    opened: list[Vectors] = []
     if form == "npy":
-        found = [open_npy(path, files.get(path), key_column) for path in paths]
+        for path in paths:
+            opened.append(open_npy(path, key_files.get(path), key_column))
     elif form == "npz":
-        found = [open_npz(path, array, files.get(path), key_column) for path in paths]
+        for path in paths:
+            opened.append(open_npz(path, array, key_files.get(path), key_column))
     elif form == "clip-retrieval":
-        found = [part for path in paths for part in open_partitions(path, kind, key_column)]
+        for path in paths:
+            opened += open_partitions(path, kind, key_column)
     else:
-        found = open_tsvs(paths)
-    other = next((each for each in found if each.dim != found[0].dim), None)
-    if other is not None:
-        raise CacheError(
-            f"{other.path}: vectors of {other.dim} numbers, expected {found[0].dim} as in"
-            f" {found[0].path}; adopt features of one encoder at a time"
-        )
-    return found
+        opened = open_tsvs(paths)
+    first = opened[0]
+    for vectors in opened:
+        if vectors.dim != first.dim:
+            raise CacheError(
+                f"{vectors.path}: vectors of {vectors.dim} numbers, expected {first.dim} as in"
+                f" {first.path}; adopt features of one encoder at a time"
+            )
+    return opened
 
 
-def _refuse_idle(
+def _refuse_unused(
     form: str, paths: Sequence[Path], array: str | None, keys: Sequence[Path], column: str | None
 ) -> None:
-    """Raise CacheError for an option that would do nothing, or too few of one."""
+    """Raise CacheError for an option without effect, or another number of key files than paths."""
     if keys and form not in ("npy", "npz"):
         raise CacheError(f"--keys {keys[0]}: {form} files have keys of their own; leave it out")
     if keys and len(keys) != len(paths):
@@ -118,9 +118,16 @@ def _refuse_idle(
         )
     if array is not None and form != "npz":
         raise CacheError(f"--array {array}: {form} files hold one array; leave it out")
-    plain = next((path for path in keys if path.suffix not in (".tsv", ".csv")), None)
-    if column is not None and (plain or (not keys and form in ("npy", "dime-fm tsv"))):
+    if column is None:
+        return
+    without_columns: Path | str | None = None
+    for path in keys:
+        if path.suffix not in (".tsv", ".csv"):
+            without_columns = path
+            break
+    if not keys and form in ("npy", "dime-fm tsv"):
+        without_columns = f"{form} files"
+    if without_columns is not None:
         raise CacheError(
-            f"--key-column {column}: {plain or f'{form} files'} have no columns to choose from;"
-            " leave it out"
+            f"--key-column {column}: {without_columns} have no columns to choose from; leave it out"
         )

@@ -1,4 +1,4 @@
-"""One foreign feature file, and the keys that stand key_files it."""
+"""One feature file of another program, and the files that hold its keys."""
 
 from __future__ import annotations
 
@@ -15,13 +15,8 @@ from dimefm.storage.files import sampled_sha256, sha256_keys
 
 FLOATS = ("float16", "float32", "float64")
 ROW_NUMBERS = "row numbers"
-DAMAGE = (
-    ValueError,
-    OSError,
-    EOFError,
-    KeyError,
-    zipfile.BadZipFile,
-)  # what numpy raises on files that are damaged
+# what numpy raises for damaged files
+DAMAGE = (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -29,8 +24,8 @@ class Vectors:
     """One opened feature file: ``count`` rows of ``dtype[dim]``, read when they are asked for.
 
     ``read(start, stop)`` returns (keys, rows [stop - start, dim]), a memory map if the file is
-    ``mapped``. ``named_by`` says where the keys come from, ``key_files`` are the other files that
-    they are read from.
+    ``mapped``. ``named_by`` tells where the keys come from; ``key_files`` are the other files that
+    hold them.
     """
 
     path: Path
@@ -44,22 +39,22 @@ class Vectors:
 
     @property
     def mapped(self) -> bool:
-        """Whether any of its rows can be read without the others."""
+        """Whether rows can be read without reading the whole file."""
         return self.path.suffix == ".npy"
 
     def digest(self) -> str:
         """Return a digest of the files' content that does not depend on where they lie."""
-        own = sampled_sha256(self.path)
-        return (
-            sha256_keys([own, *(sampled_sha256(path) for path in self.key_files)])
-            if self.key_files
-            else own
-        )
+        digest = sampled_sha256(self.path)
+        if not self.key_files:
+            return digest
+        key_digests = [sampled_sha256(path) for path in self.key_files]
+        return sha256_keys([digest, *key_digests])
 
 
 def checked(where: object, rows: np.ndarray) -> np.ndarray:
-    """Return ``rows`` if it is [n, D] of a floating-point type; raise CacheError, beginning with
-    ``where``, if not.
+    """Return ``rows`` when it is [n, D] of a floating-point type.
+
+    Raises CacheError, beginning with ``where``, for any other array.
     """
     if rows.ndim != 2 or not rows.shape[1]:
         raise CacheError(
@@ -74,18 +69,15 @@ def checked(where: object, rows: np.ndarray) -> np.ndarray:
 
 
 def check_count(path: Path, rows: int, keys: int, key_files: Path) -> None:
-    """Raise CacheError when the keys in ``key_files`` are more or fewer than the rows of
-    ``path``.
-    """
-    if keys != rows:
-        header = (
-            "; if its first line is a header, name a column of it with --key-column"
-            if keys == rows + 1
-            else ""
-        )
-        raise CacheError(
-            f"{path}: {rows} rows, but {key_files} has {keys} keys; expected one key a row{header}"
-        )
+    """Raise CacheError unless ``path`` has as many rows as ``key_files`` has keys."""
+    if keys == rows:
+        return
+    hint = ""
+    if keys == rows + 1:
+        hint = "; if its first line is a header, name a column of it with --key-column"
+    raise CacheError(
+        f"{path}: {rows} rows, but {key_files} has {keys} keys; expected one key a row{hint}"
+    )
 
 
 def row_numbers(start: int, stop: int) -> list[str]:
@@ -94,33 +86,35 @@ def row_numbers(start: int, stop: int) -> list[str]:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, or its type."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """Return the first line of an error's text, or its type when it has no text."""
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def read_keys(path: Path, column: str | None = None) -> list[str]:
-    """Return the keys that a file holds: the lines of a ``.txt``, or a column of a ``.tsv`` or
-    ``.csv``.
+    """Return the keys of a file: the lines of a ``.txt``, or a column of a ``.tsv`` or ``.csv``.
 
-    With ``column`` the table's first line names its columns; without, every line counts and the
-    first column is taken. Raises CacheError when the file is not UTF-8, or lacks the column.
+    With ``column`` the table's first line names its columns. Without it every line is a row, and
+    the keys are in the first column. Raises CacheError when the file is not UTF-8, or lacks the
+    column.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             if path.suffix not in (".tsv", ".csv"):
                 return [line.rstrip("\r\n") for line in file]
-            tabs = path.suffix == ".tsv"
-            table = csv.reader(
-                file,
-                delimiter="\t" if tabs else ",",
-                quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
-            )
-            head = next(table, []) if column else []
-            if column and column not in head:
-                raise CacheError(
-                    f"{path}: there is no column {column}; its first line has {', '.join(head)}"
-                )
-            place = head.index(column) if column else 0
+            if path.suffix == ".tsv":
+                table = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+            else:
+                table = csv.reader(file)
+            place = 0
+            if column:
+                names = next(table, [])
+                if column not in names:
+                    raise CacheError(
+                        f"{path}: there is no column {column}; its first line has"
+                        f" {', '.join(names)}"
+                    )
+                place = names.index(column)
             return [row[place] for row in table if row]
     except (OSError, UnicodeDecodeError, csv.Error, IndexError) as error:
         raise CacheError(

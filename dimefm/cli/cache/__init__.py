@@ -1,4 +1,4 @@
-"""``dimefm cache``: one file per command, imported when it is used."""
+"""``dimefm cache``: a file for each command, imported when the command is used."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ COMMANDS = {
 
 @click.group("cache", cls=Lazy, modules=COMMANDS)
 def command():
-    """Look into feature caches, check, convert and adopt them."""
+    """Inspect, check, convert and adopt feature caches."""
 
 
 def caches(root: str) -> Iterator[str]:
-    """Yield the caches that ``root``, a folder or URL, means: itself, or its ``images`` and
-    ``texts``.
-    """
+    """Yield the caches of a folder or URL: itself, or ``images`` and ``texts`` inside it."""
     from dimefm.cache.manifest import FILE
     from dimefm.storage.stores import open_store
 
     store = open_store(root)
-    inner = [
-        f"{root.rstrip('/')}/{name}"
-        for name in ("images", "texts")
-        if store.size(f"{name}/{FILE}") is not None
-    ]
-    yield from inner if inner and store.size(FILE) is None else [root]
+    inner = []
+    for name in ("images", "texts"):
+        if store.size(f"{name}/{FILE}") is not None:
+            inner.append(f"{root.rstrip('/')}/{name}")
+    root_is_cache = store.size(FILE) is not None
+    if root_is_cache or not inner:
+        yield root
+    else:
+        yield from inner

@@ -28,11 +28,11 @@ PROVENANCE = (
 )
 
 
-@click.command("adopt", cls=ManyValues, short_help="Make a cache of feature files of others.")
+@click.command("adopt", cls=ManyValues, short_help="Import feature files of other programs.")
 @click.argument("sources", nargs=-1, required=True, metavar="SRC...")
 @click.option("--out", required=True, metavar="DIR", help="Folder or URL of the cache.")
 @click.option(
-    "--kind", required=True, type=click.Choice(["image", "text"]), help="What was encoded."
+    "--kind", required=True, type=click.Choice(["image", "text"]), help="Kind of the samples."
 )
 @click.option(
     "--format",
@@ -40,7 +40,7 @@ PROVENANCE = (
     default="hdf5",
     show_default=True,
     type=click.Choice(plugins.names("caches")),
-    help="To write.",
+    help="Format of the cache.",
 )
 @click.option(
     "--dtype",
@@ -49,89 +49,107 @@ PROVENANCE = (
 )
 @click.option("--array", metavar="NAME", help="Array of .npz files that holds the vectors.")
 @click.option(
-    "--keys", multiple=True, metavar="FILE...", help="One per SRC: a key a line, or a .tsv or .csv."
+    "--keys",
+    multiple=True,
+    metavar="FILE...",
+    help="Key file of each SRC: a key a line, or .tsv or .csv.",
 )
 @click.option(
     "--rows-of",
     multiple=True,
     metavar="RAW...",
-    help="Images or sentences that the rows belong to.",
+    help="Images or texts that were encoded; they give the rows their keys.",
 )
-@click.option("--normalize", is_flag=True, help="Make every row unit length.")
+@click.option("--normalize", is_flag=True, help="Scale every row to unit length.")
 @click.option(
     "--teacher",
     metavar="SPEC",
-    help="Encoder that made the vectors; its identity goes into the manifest.",
+    help="Encoder that made the vectors; the manifest records its identity.",
 )
-@click.option("--encoder-name", metavar="NAME", help="Its name, when the weights are not at hand.")
+@click.option("--encoder-name", metavar="NAME", help="Name of the encoder, without --teacher.")
 @click.option(
-    "--weights-sha256", metavar="HEX", help="Digest of its weights, as another manifest states it."
+    "--weights-sha256",
+    metavar="HEX",
+    help="Digest of the encoder's weights, of another manifest.",
 )
 @click.option(
     "--logit-scale",
     type=click.FloatRange(min=0, min_open=True),
-    help=f"Its factor on cosines, not the logarithm.  [default: {LOGIT_SCALE:g}]",
+    help=f"Factor on the encoder's cosines, not its logarithm.  [default: {LOGIT_SCALE:g}]",
 )
-@click.option("--logit-bias", type=float, help="Of a SigLIP.")
-@click.option("--tokenizer", metavar="NAME", help="Its tokenizer.")
-@click.option(
-    "--preprocess", metavar="JSON", help="How images were prepared, as an object of facts."
-)
+@click.option("--logit-bias", type=float, help="Bias of a SigLIP encoder's logits.")
+@click.option("--tokenizer", metavar="NAME", help="Name of the encoder's tokenizer.")
+@click.option("--preprocess", metavar="JSON", help="Preprocessing of the images, as a JSON object.")
 @source_options
 def command(sources, out, kind, format_, dtype, array, keys, rows_of, normalize, teacher, **flags):
-    """Give feature files that others wrote a manifest, so that they are a cache.
+    """Import feature files of other programs into a cache.
 
     SRC are .npy or .npz arrays [rows, dimensions], DIME-FM's feature TSVs, .list files of these, or
-    output folders of clip-retrieval. What is not stated about the encoder is recorded as unknown.
+    output folders of clip-retrieval. Facts about the encoder that are not stated are recorded as
+    unknown.
 
-    To train on them, name with --rows-of the images or sentences that were encoded: shards get
-    their names and keys, and column options and --input-format say how they are read. Without it
-    shards are called like the feature files, and --key-column names the keys in --keys (default:
-    the first column), in clip-retrieval's metadata (image_path) or in the .npz (keys).
+    To train on the cache, pass the images or texts that were encoded with --rows-of: the shards get
+    their names and keys. Column options and --input-format describe how to read them. Without
+    --rows-of the shards have the names of the feature files. Then --key-column names the column of
+    keys in --keys (default: the first), in clip-retrieval's metadata (image_path), or the array in
+    the .npz (keys).
 
     \b
     Example:
-      dimefm cache adopt img_emb_*.npy --kind image --rows-of photos/ --teacher ViT-L-14/openai
-      --out cache/images dimefm cache verify cache/images --against-teacher 64 --images photos/
+      dimefm cache adopt img_emb_*.npy --kind image --rows-of photos/ \\
+        --teacher ViT-L-14/openai --out cache/images
+      dimefm cache verify cache/images --against-teacher 64 --images photos/
     """
     from dimefm.cache.importing.adopt import adopt, header, pieces, pieces_of
     from dimefm.cache.importing.sources import open_vectors
     from dimefm.data.sources import local_root, shard_names
 
-    card = _card(teacher, flags)
-    files = _expand(sources, flags["dataroot"], flags["scratch"])
+    card_of_dim = _card(teacher, flags)
+    dataroot = flags["dataroot"]
+    scratch = flags["scratch"]
+    files = _expand(sources, dataroot, scratch)
+    key_files = [Path(key) for key in keys]
     column = None if rows_of else flags["key_column"]
-    vectors = open_vectors(
-        files, kind, array=array, keys=[Path(key) for key in keys], key_column=column
-    )
-    head = header(vectors, kind, card(vectors[0].dim), format_, dtype)
+    vectors = open_vectors(files, kind, array=array, keys=key_files, key_column=column)
+    card = card_of_dim(vectors[0].dim)
+    head = header(vectors, kind, card, format_, dtype)
     if rows_of:
-        shards = pieces_of(vectors, open_sources(rows_of, kind, flags).shards)
+        raw = open_sources(rows_of, kind, flags)
+        shards = pieces_of(vectors, raw.shards)
     else:
-        root = local_root(flags["dataroot"], flags["scratch"])
-        shards = pieces(vectors, shard_names([v.path for v in vectors], root, flags["scratch"]))
+        root = local_root(dataroot, scratch)
+        paths = [file.path for file in vectors]
+        shards = pieces(vectors, shard_names(paths, root, scratch))
     result = adopt(shards, head, out, normalize=normalize, quiet=False)
     click.echo(result.describe())
 
 
 def _expand(sources: Sequence[str], dataroot: str | None, scratch: str | None) -> list[Path]:
-    """Return feature files as absolute paths; a folder stands for itself, a pattern or .list for
-    what it names.
-    """
+    """Return feature files and folders as absolute paths; patterns and .list files are expanded."""
     from dimefm.data.sources import expand
 
-    found: list[Path] = []
+    files: list[Path] = []
     for source in sources:
-        folder = next(
-            (path for path in (Path(dataroot or "", source), Path(source)) if path.is_dir()), None
-        )
-        found += [folder.absolute()] if folder else expand(source, dataroot, scratch=scratch)
-    return found
+        folder = _folder(source, dataroot)
+        if folder is not None:
+            files.append(folder.absolute())
+        else:
+            files += expand(source, dataroot, scratch=scratch)
+    return files
+
+
+def _folder(source: str, dataroot: str | None) -> Path | None:
+    """Return the folder that a source names, in the data root or the working folder, if any."""
+    for path in (Path(dataroot or "", source), Path(source)):
+        if path.is_dir():
+            return path
+    return None
 
 
 def _card(teacher: str | None, facts: Mapping) -> Callable[[int], EncoderCard]:
-    """Return a function from dimension to :class:`EncoderCard`: the teacher's own, or what the
-    flags state.
+    """Return a function from dimension to :class:`EncoderCard`.
+
+    The card is the teacher's, or made from the facts that the flags state.
     """
     given = {name: facts[name] for name in PROVENANCE if facts[name] is not None}
     if teacher and given:
@@ -159,11 +177,11 @@ def _card(teacher: str | None, facts: Mapping) -> Callable[[int], EncoderCard]:
 
 def _preprocess(text: str) -> dict:
     try:
-        found = json.loads(text)
+        facts = json.loads(text)
     except ValueError as error:
         raise click.BadParameter(f"not JSON ({error})", param_hint="--preprocess") from error
-    if not isinstance(found, dict):
+    if not isinstance(facts, dict):
         raise click.BadParameter(
             'expected a JSON object like {"size": 224}', param_hint="--preprocess"
         )
-    return found
+    return facts

@@ -27,8 +27,9 @@ from dimefm.cli._recipe_options import scratch_option
 )
 @scratch_option
 def command(root, out, format_, dtype, scratch):
-    """Write the cache at ROOT to OUT in another format, losslessly, or dtype; the fingerprint
-    stays.
+    """Write the cache at ROOT to OUT in another format or dtype.
+
+    Another format is lossless. The fingerprint stays the same.
 
     \b
     Example:
@@ -41,10 +42,11 @@ def command(root, out, format_, dtype, scratch):
 
     cache = FeatureCache(root, scratch)
     made = convert(cache, out, format_, dtype, scratch)
-    before, after = (sum(shard.bytes for shard in m.shards) for m in (cache.manifest, made))
+    bytes_before = sum(shard.bytes for shard in cache.manifest.shards)
+    bytes_after = sum(shard.bytes for shard in made.shards)
     click.echo(
-        f"{out}: {made.rows:,} rows of {made.dtype}[{made.dim}] as {made.format}, {after:,} bytes"
-        f" (before: {before:,}); fingerprint {made.fingerprint[:12]} as before"
+        f"{out}: {made.rows:,} rows of {made.dtype}[{made.dim}] as {made.format}, {bytes_after:,}"
+        f" bytes (before: {bytes_before:,}); fingerprint {made.fingerprint[:12]} as before"
     )
     if made.quantization_error and made.dtype == "int8":
         click.echo(f"  {describe_quantization_error(made.quantization_error)}")

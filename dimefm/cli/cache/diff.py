@@ -8,7 +8,7 @@ from dimefm.cli._options import CONTEXT
 from dimefm.cli._recipe_options import scratch_option
 
 
-@click.command("diff", context_settings=CONTEXT, short_help="Say how two caches differ.")
+@click.command("diff", context_settings=CONTEXT, short_help="Show how two caches differ.")
 @click.argument("a")
 @click.argument("b")
 @click.option(
@@ -16,19 +16,20 @@ from dimefm.cli._recipe_options import scratch_option
     default=4096,
     show_default=True,
     type=click.IntRange(1),
-    help="Common rows to compare vectors of.",
+    help="Number of common rows whose vectors are compared.",
 )
 @scratch_option
 @click.pass_context
 def command(context, a, b, rows, scratch):
-    """Say how the caches A and B differ: fields, shards, quarantined rows, vectors. Exits with 1
-    when fingerprints differ.
+    """Show how the caches A and B differ: fields, shards, quarantined rows, vectors.
+
+    Exits with 1 when the fingerprints differ.
 
     Example: dimefm cache diff cache/images other/images
     """
     from dimefm.cache import FeatureCache
     from dimefm.cache.compare import compare
 
-    found = compare(FeatureCache(a, scratch), FeatureCache(b, scratch), rows)
-    click.echo(f"{a} against {b}: {found.describe()}")
-    context.exit(0 if found.same else 1)
+    comparison = compare(FeatureCache(a, scratch), FeatureCache(b, scratch), rows)
+    click.echo(f"{a} against {b}: {comparison.describe()}")
+    context.exit(0 if comparison.same else 1)

@@ -11,15 +11,17 @@ from dimefm.cli.cache import caches
 
 
 @click.command(
-    "info", context_settings=CONTEXT, short_help="Print what a cache holds and who made it."
+    "info", context_settings=CONTEXT, short_help="Print the content and the encoder of a cache."
 )
 @click.argument("root")
 def command(root):
-    """Print what the cache at ROOT, a folder or URL, holds and who made it.
+    """Print the content of the cache at ROOT, a folder or URL, and the encoder that made it.
 
     Example: dimefm cache info cache/images
     """
     from dimefm.cache import Manifest
 
     for folder in caches(root):
-        click.echo(f"{folder}\n{textwrap.indent(Manifest.read(folder).describe(), '  ')}")
+        summary = Manifest.read(folder).describe()
+        click.echo(folder)
+        click.echo(textwrap.indent(summary, "  "))

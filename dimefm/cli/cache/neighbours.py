@@ -27,58 +27,60 @@ from dimefm.cli._recipe_options import scratch_option
     default=0.9999,
     show_default=True,
     type=click.FloatRange(-1, 1),
-    help="Leave out rows that are nearer: duplicates.",
+    help="Exclude rows with a higher cosine: duplicates.",
 )
 @click.option(
     "--min-cosine",
     default=-1.0,
     show_default=True,
     type=click.FloatRange(-1, 1),
-    help="Leave out rows that are further.",
+    help="Exclude rows with a lower cosine.",
 )
 @click.option(
     "--index",
     default="auto",
     show_default=True,
     type=click.Choice(["auto", "exact", "ivf"]),
-    help="Compare all rows, or those of near lists; auto: exact up to 250,000 rows.",
+    help="Compare with all rows, or with near lists. auto: exact up to 250,000 rows.",
 )
 @click.option(
     "--probes",
     default=64,
     show_default=True,
     type=click.IntRange(1),
-    help="Lists of ivf that are searched.",
+    help="Number of lists that ivf searches.",
 )
 @click.option("--report", is_flag=True, help="Also print how many rows have a near-duplicate.")
 @scratch_option
 @click.pass_context
 def command(context, root, out, report, scratch, **rule):
-    """Find the nearest other rows of each row of the cache at ROOT, and write their numbers and
-    cosines to DIR.
+    """Find the nearest other rows of each row of the cache at ROOT.
 
-    Rows of one key (its views, or its sentences KEY#0, KEY#1, ...) are no neighbours of each other.
-    Where fewer than k are left, the rest is -1. An ivf index measures its recall at 1 on rows that
-    it was not trained on and records it. The search uses as many threads as OMP_NUM_THREADS says;
-    the index takes 4 bytes x rows x dimensions of memory.
+    Their numbers and cosines are written to DIR. Rows with one key (its views, or its texts KEY#0,
+    KEY#1, ...) are never neighbours of each other. A row with fewer than k neighbours has -1 in the
+    other places. An ivf index measures its recall at 1 on rows that it was not trained on, and
+    records it. OMP_NUM_THREADS sets the number of search threads. The index needs 4 bytes x rows x
+    dimensions of memory.
 
     \b
     Example:
       dimefm cache neighbours cache/texts --out neighbours/texts --report
-      dimefm cache neighbours cache/texts --out neighbours/loose --min-cosine 0.7 --max-cosine 0.95
+      dimefm cache neighbours cache/texts --out neighbours/loose \\
+        --min-cosine 0.7 --max-cosine 0.95
     """
     from dimefm.cache import FeatureCache
     from dimefm.curate.neighbours import Rule, build
 
     try:
-        checked = Rule(**rule)
+        checked_rule = Rule(**rule)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     try:
-        made = build(FeatureCache(root, scratch), out, checked, scratch, quiet=False)
+        made = build(FeatureCache(root, scratch), out, checked_rule, scratch, quiet=False)
     except KeyboardInterrupt:
-        click.echo("\ninterrupted; nothing is kept, the same command begins anew", err=True)
+        click.echo("\ninterrupted; nothing is kept, the same command starts again", err=True)
         context.exit(130)
-    click.echo(f"{out}\n{textwrap.indent(made.describe(), '  ')}")
+    click.echo(out)
+    click.echo(textwrap.indent(made.describe(), "  "))
     if report:
         click.echo(textwrap.indent(made.report(), "  "))

@@ -13,14 +13,14 @@ from dimefm.cli.cache import caches
 @click.command(
     "quarantine",
     context_settings=CONTEXT,
-    short_help="List the rows that a cache left out, and why.",
+    short_help="List the quarantined rows of a cache, with reasons.",
 )
 @click.argument("root")
 @click.option(
     "--summary", is_flag=True, help="Count the rows of each source instead of listing them."
 )
 def command(root, summary):
-    """List the rows that the cache at ROOT left out: source, row, key, reason, separated by tabs.
+    """List the quarantined rows of the cache at ROOT: source, row, key, reason, tab-separated.
 
     dimefm extract-features --retry-bad tries them again.
 
@@ -33,13 +33,15 @@ def command(root, summary):
     for folder in caches(root):
         store = open_store(folder)
         manifest = Manifest.read(store)
-        found = list(quarantined(store, manifest))
-        click.echo(
-            f"{folder}: {len(found):,} of {manifest.rows + len(found):,} rows quarantined", err=True
-        )
+        bad_rows = list(quarantined(store, manifest))
+        count = len(bad_rows)
+        total = manifest.rows + count
+        click.echo(f"{folder}: {count:,} of {total:,} rows quarantined", err=True)
         if summary:
-            for source, count in Counter(source for source, _ in found).most_common():
-                click.echo(f"{count}\t{source}")
+            counts = Counter(source for source, _ in bad_rows)
+            for source, source_count in counts.most_common():
+                click.echo(f"{source_count}\t{source}")
             continue
-        for source, bad in found:
-            click.echo("\t".join((source, str(bad.row), bad.key, " ".join(bad.reason.split()))))
+        for source, bad in bad_rows:
+            reason = " ".join(bad.reason.split())
+            click.echo(f"{source}\t{bad.row}\t{bad.key}\t{reason}")

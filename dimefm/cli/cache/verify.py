@@ -10,7 +10,9 @@ from dimefm.cli.cache import caches
 
 
 @click.command(
-    "verify", cls=ManyValues, short_help="Check its files, or compare it with its teacher."
+    "verify",
+    cls=ManyValues,
+    short_help="Check a cache, or compare it with its teacher.",
 )
 @click.argument("root")
 @click.option(
@@ -25,27 +27,33 @@ from dimefm.cli.cache import caches
 @click.option(
     "--teacher",
     metavar="SPEC",
-    help="The teacher that made the cache.  [default: the one that the manifest names]",
+    help="Teacher that made the cache.  [default: the teacher that the manifest names]",
 )
 @click.option(
-    "--images", multiple=True, metavar="SRC...", help="The images that the cache was made from."
+    "--images", multiple=True, metavar="SRC...", help="Images that the cache was made from."
 )
 @click.option(
-    "--texts", multiple=True, metavar="SRC...", help="The sentences that the cache was made from."
+    "--texts", multiple=True, metavar="SRC...", help="Texts that the cache was made from."
 )
 @click.option(
     "--min-cosine",
     default=0.999,
     show_default=True,
     type=click.FloatRange(-1, 1),
-    help="Fail below this agreement.",
+    help="Lowest cosine that passes.",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="Device: auto, cpu, cuda or cuda:N.",
+)
 @source_options
 @selection_options
 def command(root, sha256, against_teacher, teacher, min_cosine, device, **flags):
-    """Check that the cache at ROOT, a folder or URL, is whole; and, if asked, that its teacher
-    still says the same.
+    """Check that the cache at ROOT, a folder or URL, is whole.
+
+    With --against-teacher, also encode random rows again and compare them with the cache.
 
     \b
     Example:
@@ -59,18 +67,17 @@ def command(root, sha256, against_teacher, teacher, min_cosine, device, **flags)
     for folder in folders:
         cache = FeatureCache(folder, flags["scratch"])
         shards = cache.verify(sha256)
-        click.echo(
-            f"{folder}: {shards} shard{'s' * (shards != 1)}, {len(cache):,} rows, "
-            f"{'SHA-256 and rows' if sha256 else 'sizes'} as recorded"
-        )
+        plural = "s" if shards != 1 else ""
+        checked = "SHA-256 and rows" if sha256 else "sizes"
+        click.echo(f"{folder}: {shards} shard{plural}, {len(cache):,} rows, {checked} as recorded")
         if against_teacher:
             agreement = _agreement(cache, against_teacher, teacher, device, flags)
             click.echo(f"  {agreement.describe()}")
             if agreement.min_cosine < min_cosine:
                 raise CacheError(
                     f"{folder}: cosine {agreement.min_cosine:.6f} at {agreement.worst}, expected at"
-                    f" least {min_cosine}; the cache does not hold what this teacher says: extract"
-                    " it again, or say --min-cosine"
+                    f" least {min_cosine}; this teacher makes other features than the cache holds."
+                    " Fix: extract it again, or set --min-cosine"
                 )
 
 
@@ -79,11 +86,11 @@ def _agreement(cache, number, teacher, device, flags):
     from dimefm.models.encoder import load_encoder
 
     kind = cache.manifest.kind
-    found = flags[f"{kind}s"]
-    if not found:
+    sources = flags[f"{kind}s"]
+    if not sources:
         raise click.UsageError(
             f"--against-teacher needs the raw {kind}s of {cache.store}: name them with --{kind}s"
         )
     precision = cache.manifest.how.get("precision", "fp32")
     encoder = load_encoder(teacher or cache.manifest.encoder.name, device, precision)
-    return against_teacher(cache, encoder, open_sources(found, kind, flags), number)
+    return against_teacher(cache, encoder, open_sources(sources, kind, flags), number)

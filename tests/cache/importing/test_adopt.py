@@ -112,7 +112,7 @@ def test_float16_features_are_refused_and_not_read_as_nonsense(tmp_path, length,
     path = feature_tsv(tmp_path / "a.feat.tsv", vectors(5, dim, "float16", length))
     with pytest.raises(
         CacheError,
-        match=rf"a\.feat\.tsv: as float32\[{dim // 2}\].*as float16\[{dim}\].*write the file anew",
+        match=rf"a\.feat\.tsv: as float32\[{dim // 2}\].*as float16\[{dim}\].*write the file again",
     ):
         adopt_tsv([path], ["a.tsv"], "image", tmp_path / "out")
     with pytest.raises(CacheError):

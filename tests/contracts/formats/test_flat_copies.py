@@ -1,5 +1,5 @@
 """Formats whose rows do not lie flat in the file are copied once for random access: sealed, and
-made anew when lost.
+made again when lost.
 """
 
 import shutil
@@ -26,11 +26,11 @@ def test_a_flat_copy_is_sealed_and_an_altered_one_is_found(tmp_path, format_):
         whole = path.read_bytes()
         path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
         with pytest.raises(
-            CacheError, match=r"\.flat: not as its seal says; remove .* it is made anew"
+            CacheError, match=r"\.flat: not as its seal says; remove .* it is made again"
         ):
             FeatureCache(tmp_path).verify(sha256=True)
         path.write_bytes(whole[:-1])
-        with pytest.raises(CacheError, match=r"bytes, expected .*; remove .* it is made anew"):
+        with pytest.raises(CacheError, match=r"bytes, expected .*; remove .* it is made again"):
             FeatureCache(tmp_path)[:]
         path.unlink()
         path.with_name(f"{path.name}.sha256").unlink()
