@@ -67,5 +67,7 @@ def test_an_interrupt_says_that_nothing_is_kept(cache, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("dimefm.curate.neighbours.search.Searcher.search", interrupted)
-    assert "starts again" in dimefm("cache", "neighbours", cache, "--out", tmp_path / "nn", code=130)
+    assert "starts again" in dimefm(
+        "cache", "neighbours", cache, "--out", tmp_path / "nn", code=130
+    )
     assert not (tmp_path / "nn").exists()
