@@ -54,7 +54,9 @@ def flat_copy(cache: CheckedShards, info: ShardInfo) -> Path:
     Raises CacheError when the shard is damaged, or the copy has another size or cannot be written.
     """
     path = flat_path(cache, info)
-    if not _seal(path).exists():
+    if _seal(path).exists():
+        _remove_abandoned_lock(path)
+    else:
         cache.check_sha256(info)
         _make(cache, info, path)
     expected = info.rows * cache.dim * cache.manifest.itemsize
@@ -84,11 +86,14 @@ def _seal(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
+def _lock(path: Path) -> Path:
+    return path.with_name(path.name + ".making")
+
+
 def _make(cache: CheckedShards, info: ShardInfo, path: Path) -> None:
     """Make a flat copy; where files can be locked, only the first of several processes makes it."""
-    lock = path.with_name(path.name + ".making")
     try:
-        with claim(lock, wait=True) or Claim():
+        with claim(_lock(path), wait=True) or Claim():
             if not _seal(path).exists():
                 _write(cache, info, path)
     except OSError as error:
@@ -114,6 +119,16 @@ def _write(cache: CheckedShards, info: ShardInfo, path: Path) -> None:
         commit(part, _seal(path))
     finally:
         part.unlink(missing_ok=True)
+
+
+def _remove_abandoned_lock(path: Path) -> None:
+    """Remove the lock file of a process that was killed when its copy was whole already."""
+    if not _lock(path).exists():
+        return
+    with contextlib.suppress(OSError):
+        lock = claim(_lock(path))
+        if lock is not None:
+            lock.release()
 
 
 def _remove_abandoned(path: Path, prefix: str) -> None:

@@ -101,6 +101,20 @@ def test_processes_that_want_the_same_copy_make_it_once(tmp_path, format_, monke
     assert {path.suffix for path in flat_files(tmp_path)} <= {".flat", ".sha256"}
 
 
+def test_the_lock_of_a_process_that_was_killed_is_removed(tmp_path, format_):
+    cache, rows, _ = make(tmp_path, (5,), format_)
+    np.testing.assert_array_equal(cache[:], rows)
+    locks = [
+        path.with_name(path.name + ".making")
+        for path in flat_files(tmp_path)
+        if path.suffix == ".flat"
+    ]
+    for lock in locks:
+        lock.touch()
+    np.testing.assert_array_equal(FeatureCache(tmp_path)[:], rows)
+    assert not [lock for lock in locks if lock.exists()]
+
+
 def test_a_shard_of_any_name_is_copied(tmp_path, format_):
     rows = np.eye(3, 4, dtype=np.float32)
     header = Manifest(
