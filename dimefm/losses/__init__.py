@@ -1,41 +1,42 @@
-"""Losses as pure functions ``(student: Features, teacher: Features, *, parts, options) -> scalar``;
-one paper a file.
+"""Losses as pure functions ``(student: Features, teacher: Features, *, modules, options)``.
 
-A name is ``FILE.FUNCTION``, e.g. ``dime.pvl``; a file's ``__all__`` lists its terms. What of a loss
-learns is a part that it is given, see ``uses_modules``. Legend: B images, N sentences, D
-dimensions. Similarities and softmax are computed in float32 (float64 stays float64).
+Each returns a scalar. There is one paper a file. A name is ``FILE.FUNCTION``, e.g. ``dime.pvl``; a
+file's ``__all__`` lists its terms. Trainable modules are passed to a loss as arguments, see
+``uses_modules``. Legend: B images, N captions, D dimensions. Similarities and softmax are computed
+in float32 (float64 stays float64).
 """
 
-from dimefm.losses._features import (
-    Features,
-    Term,
-    TextTokenStates,
-    described,
-    needs,
-    options_of,
-    resolve,
-    terms,
+from dimefm.losses._features import Features, TextTokenStates
+from dimefm.losses._late_interaction import (
+    Padding,
+    TokenEmbeddings,
+    late_similarity,
+    word_mask,
 )
-from dimefm.losses._late_interaction import Padding, TokenEmbeddings, late, present
 from dimefm.losses._modules import FeatureDims, project_to_teacher, uses_modules
+from dimefm.losses._needs import Need, Provider, outputs_of
 from dimefm.losses._objective import LossConfig, Objective
+from dimefm.losses._terms import Term, describe, needs, options_of, resolve, terms
 
 __all__ = [
+    "FeatureDims",
     "Features",
+    "LossConfig",
+    "Need",
     "Objective",
     "Padding",
+    "Provider",
     "Term",
-    "TokenEmbeddings",
-    "LossConfig",
-    "FeatureDims",
     "TextTokenStates",
-    "described",
-    "late",
-    "uses_modules",
-    "project_to_teacher",
+    "TokenEmbeddings",
+    "describe",
+    "late_similarity",
     "needs",
     "options_of",
-    "present",
+    "outputs_of",
+    "project_to_teacher",
     "resolve",
     "terms",
+    "uses_modules",
+    "word_mask",
 ]

@@ -1,12 +1,13 @@
-"""Heads that DeCLIP's and SLIP's terms learn beside the student; none of them is a part of what
-comes out.
+"""Trainable heads of DeCLIP's and SLIP's terms; none of them is part of the finished model.
 
-Batch normalisation is by the batch at hand, always, so no running statistics are kept. A loss sees
-the rows of all processes, so it is by the whole batch, where the releases normalise each process's
-rows alone.
+Batch normalization always uses the statistics of the batch at hand, so no running statistics are
+kept. A loss sees the rows of all processes, so these are of the whole batch, where the releases
+normalize each process's rows alone.
 """
 
 from __future__ import annotations
+
+import itertools
 
 from torch import nn
 
@@ -14,66 +15,77 @@ from dimefm.losses._modules import FeatureDims
 
 
 def _perceptron(*widths: int, last_norm: bool = False) -> nn.Sequential:
-    """Linear maps between ``widths``, batch normalisation and ReLU between them, and normalisation
-    behind all if asked.
+    """Linear maps between ``widths``, with batch normalization and ReLU between them.
+
+    ``last_norm`` adds batch normalization at the end.
     """
     layers: list[nn.Module] = []
-    for before, after in zip(widths[:-1], widths[1:], strict=True):
-        layers += [nn.Linear(before, after), _norm(after), nn.ReLU()]
-    return nn.Sequential(*layers[: -1 if last_norm else -2])
+    for before, after in itertools.pairwise(widths):
+        layers.append(nn.Linear(before, after))
+        layers.append(_batch_norm(after))
+        layers.append(nn.ReLU())
+    layers.pop()  # the last ReLU
+    if not last_norm:
+        layers.pop()
+    return nn.Sequential(*layers)
 
 
-def _norm(width: int) -> nn.Module:
+def _batch_norm(width: int) -> nn.Module:
     return nn.BatchNorm1d(width, track_running_stats=False)
 
 
-def projector(widths: FeatureDims, width: int) -> nn.Module:
-    """SimSiam's projection of the student's rows [B, D] to [B, width]: three linear maps, each with
-    batch normalisation.
-    """
-    return _perceptron(widths.student, width, width, width, last_norm=True)
+def projector(dims: FeatureDims, width: int) -> nn.Module:
+    """SimSiam's projection [B, D] -> [B, width]: three linear maps with batch normalization."""
+    return _perceptron(dims.student, width, width, width, last_norm=True)
 
 
-def predictor(widths: FeatureDims, width: int) -> nn.Module:
-    """SimSiam's prediction [B, width] → [B, width] of one view's projection from another's, by way
-    of half the width.
+def predictor(dims: FeatureDims, width: int) -> nn.Module:
+    """SimSiam's prediction [B, width] -> [B, width] of one view's projection from another's.
+
+    It goes through half the width.
     """
     return _perceptron(width, width // 2, width)
 
 
-def simclr_head(widths: FeatureDims, width: int, dim: int) -> nn.Module:
-    """SLIP's projection of features before the last projection [B, W] to [B, dim]: three linear
-    maps.
-    """
-    return _perceptron(_known(widths.hidden), width, width, dim)
+def simclr_head(dims: FeatureDims, width: int, dim: int) -> nn.Module:
+    """SLIP's projection of features before the last projection: [B, W] -> [B, dim]."""
+    hidden = _known(dims.hidden)
+    return _perceptron(hidden, width, width, dim)
 
 
-def word_head(widths: FeatureDims) -> nn.Module:
+def word_head(dims: FeatureDims) -> nn.Module:
     """A linear map with bias from states of words [M, W] to logits of the vocabulary."""
-    return nn.Linear(_known(widths.words), _known(widths.vocabulary))
+    words = _known(dims.words)
+    vocabulary = _known(dims.vocabulary)
+    return nn.Linear(words, vocabulary)
 
 
-def image_mapping(widths: FeatureDims, width: int) -> nn.Module:
+def image_mapping(dims: FeatureDims, width: int) -> nn.Module:
     """A linear map with bias of patches [B, P, W] to [B, P, width]."""
-    return nn.Linear(_known(widths.patches), width)
+    patches = _known(dims.patches)
+    return nn.Linear(patches, width)
 
 
-def text_mapping(widths: FeatureDims, width: int) -> nn.Module:
+def text_mapping(dims: FeatureDims, width: int) -> nn.Module:
     """A linear map with bias of states of words [B, L, W] to [B, L, width]."""
-    return nn.Linear(_known(widths.words), width)
+    words = _known(dims.words)
+    return nn.Linear(words, width)
 
 
-def patch_projection(widths: FeatureDims) -> nn.Module:
+def patch_projection(dims: FeatureDims) -> nn.Module:
     """A linear map with bias of patches [B, P, W] to the teacher's dimension."""
-    return nn.Linear(_known(widths.patches), widths.teacher)
+    patches = _known(dims.patches)
+    return nn.Linear(patches, dims.teacher)
 
 
-def word_projection(widths: FeatureDims) -> nn.Module:
+def word_projection(dims: FeatureDims) -> nn.Module:
     """A linear map with bias of states of words [B, L, W] to the teacher's dimension."""
-    return nn.Linear(_known(widths.words), widths.teacher)
+    words = _known(dims.words)
+    return nn.Linear(words, dims.teacher)
 
 
 def _known(width: int | None) -> int:
+    """Return a dimension that a head needs; raise ValueError when it is not known."""
     if width is None:
         raise ValueError("a head on features whose width is not known; expected it in FeatureDims")
     return width

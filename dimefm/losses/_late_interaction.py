@@ -1,4 +1,4 @@
-"""Late interaction: similarities of images and sentences by their tokens, as FILIP has them."""
+"""Late interaction: similarities of images and captions by their tokens, as in FILIP."""
 
 from __future__ import annotations
 
@@ -10,83 +10,116 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from dimefm.losses._features import TextTokenStates, full
+from dimefm.losses._features import TextTokenStates, to_full_precision
 
-CHUNK = 2**24  # similarities of tokens at a time
+CHUNK = 2**24
+"""Similarities of tokens that are in memory at a time."""
 
 Padding = Literal["counted", "left out"]
 
 
 @dataclass(frozen=True)
 class TokenEmbeddings:
-    """Unit tokens [B, n, E] of items; where ``there`` [B, n] is False a token does not count. None:
-    all do.
+    """Unit tokens [B, n, E] of items.
+
+    A token counts where ``valid`` [B, n] is True; None: all count.
     """
 
     rows: Tensor
-    there: Tensor | None = None
+    valid: Tensor | None = None
 
     @staticmethod
-    def from_rows(rows: Tensor, there: Tensor | None = None) -> TokenEmbeddings:
+    def from_rows(rows: Tensor, valid: Tensor | None = None) -> TokenEmbeddings:
         """Return tokens from rows of any length."""
-        return TokenEmbeddings(F.normalize(full(rows), dim=-1), there)
+        rows = to_full_precision(rows)
+        return TokenEmbeddings(F.normalize(rows, dim=-1), valid)
 
-    def most(self, others: TokenEmbeddings, count: int) -> TokenEmbeddings:
-        """Return of each item the ``count`` tokens, or all, with the largest sum of similarities to
-        those of its partner.
+    def top(self, partners: TokenEmbeddings, count: int) -> TokenEmbeddings:
+        """Return the ``count`` tokens of each item that are most similar to its partner's tokens.
 
-        The choice has no gradient, the chosen tokens do.
+        They have the largest sums of similarities; all tokens are returned if there are fewer. The
+        choice has no gradient, the chosen tokens do.
         """
-        with torch.no_grad():
-            partner = others.rows if others.there is None else others.rows * others.there[..., None]
-            score = (self.rows @ partner.sum(1)[..., None])[..., 0]
-            score = score if self.there is None else score.masked_fill(~self.there, -torch.inf)
-            best = score.topk(min(count, score.shape[1]), dim=1).indices
-        rows = self.rows.gather(1, best[..., None].expand(-1, -1, self.rows.shape[2]))
-        return TokenEmbeddings(rows, None if self.there is None else self.there.gather(1, best))
+        chosen = self._top_places(partners, count)
+        dim = self.rows.shape[2]
+        index = chosen[..., None].expand(-1, -1, dim)
+        rows = self.rows.gather(1, index)
+        valid = None
+        if self.valid is not None:
+            valid = self.valid.gather(1, chosen)
+        return TokenEmbeddings(rows, valid)
+
+    @torch.no_grad()
+    def _top_places(self, partners: TokenEmbeddings, count: int) -> Tensor:
+        """Return the places [B, count] of the tokens that :meth:`top` chooses."""
+        partner = partners.rows
+        if partners.valid is not None:
+            partner = partner * partners.valid[..., None]
+        partner_sum = partner.sum(1)
+        scores = (self.rows @ partner_sum[..., None])[..., 0]
+        if self.valid is not None:
+            scores = scores.masked_fill(~self.valid, -torch.inf)
+        count = min(count, scores.shape[1])
+        return scores.topk(count, dim=1).indices
 
 
-def present(words: TextTokenStates, padding: Padding) -> Tensor | None:
-    """Return which places of sentences are words [B, L], or None where padding counts as words."""
+def word_mask(words: TextTokenStates, padding: Padding) -> Tensor | None:
+    """Return which places of captions count as words [B, L]; None where padding counts too."""
     if padding == "counted":
         return None
-    return torch.arange(words.states.shape[1], device=words.states.device) < words.lengths[:, None]
+    length = words.states.shape[1]
+    places = torch.arange(length, device=words.states.device)
+    return places < words.lengths[:, None]
 
 
-def late(
+def late_similarity(
     queries: TokenEmbeddings, keys: TokenEmbeddings, *, pool: Literal["mean", "max"] = "mean"
 ) -> Tensor:
-    """Return [B, N]: over the tokens of item i the mean (or largest) of their largest cosine to a
-    token of item j.
+    """Return the token-wise similarities [B, N] of items.
 
-    Items of ``queries`` go in chunks that are computed again for the gradient, so memory is that of
-    one chunk of similarities of tokens and of [B, N].
+    For items i and j: the mean (or largest) over the tokens of i of the largest cosine to a token
+    of j. Items of ``queries`` go in chunks that are computed again for the gradient, so memory is
+    that of one chunk of similarities of tokens and of [B, N].
     """
-    count, n = queries.rows.shape[:2]
-    others, k = keys.rows.shape[:2]
-    size = max(1, CHUNK // (n * others * k))
-    there = (
-        queries.there
-        if queries.there is not None
-        else queries.rows.new_ones(count, n, dtype=torch.bool)
-    )
-    parts = [
-        (rows, own, keys, pool)
-        for rows, own in zip(queries.rows.split(size), there.split(size), strict=True)
-    ]
-    if len(parts) == 1 or not torch.is_grad_enabled():
-        return torch.cat([_late(*part) for part in parts])
-    return torch.cat(
-        [checkpoint(_late, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
-    )
+    chunks = _chunks_of(queries, keys)
+    recompute = len(chunks) > 1 and torch.is_grad_enabled()
+    similarities = []
+    for rows, valid in chunks:
+        if recompute:
+            similarity = checkpoint(
+                _late_similarity,
+                rows,
+                valid,
+                keys,
+                pool,
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
+        else:
+            similarity = _late_similarity(rows, valid, keys, pool)
+        similarities.append(similarity)
+    return torch.cat(similarities)
 
 
-def _late(queries: Tensor, there: Tensor, keys: TokenEmbeddings, pool: str) -> Tensor:
-    """Return late similarities [C, N] of tokens [C, n, E] that are ``there`` [C, n]."""
-    found = torch.einsum("cne,jke->cnjk", queries, keys.rows)
-    if keys.there is not None:
-        found = found.masked_fill(~keys.there, -torch.inf)
-    best = found.max(dim=-1).values
+def _chunks_of(queries: TokenEmbeddings, keys: TokenEmbeddings) -> list[tuple[Tensor, Tensor]]:
+    """Return the tokens of some items each, and which of them count."""
+    count, tokens, _ = queries.rows.shape
+    key_count, key_tokens, _ = keys.rows.shape
+    size = max(1, CHUNK // (tokens * key_count * key_tokens))
+    valid = queries.valid
+    if valid is None:
+        valid = queries.rows.new_ones(count, tokens, dtype=torch.bool)
+    rows = queries.rows.split(size)
+    return list(zip(rows, valid.split(size), strict=True))
+
+
+def _late_similarity(queries: Tensor, valid: Tensor, keys: TokenEmbeddings, pool: str) -> Tensor:
+    """Return similarities [C, N] of tokens [C, n, E], of which the ``valid`` [C, n] count."""
+    cosines = torch.einsum("cne,jke->cnjk", queries, keys.rows)
+    if keys.valid is not None:
+        cosines = cosines.masked_fill(~keys.valid, -torch.inf)
+    best = cosines.max(dim=-1).values
+    counts = valid[..., None]
     if pool == "max":
-        return best.masked_fill(~there[..., None], -torch.inf).max(dim=1).values
-    return (best * there[..., None]).sum(1) / there.sum(1, keepdim=True)
+        return best.masked_fill(~counts, -torch.inf).max(dim=1).values
+    return (best * counts).sum(1) / valid.sum(1, keepdim=True)

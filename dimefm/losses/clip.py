@@ -6,13 +6,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dimefm.losses._features import Features, needs
+from dimefm.losses._features import Features
+from dimefm.losses._needs import Need
 from dimefm.losses._primitives import info_nce
+from dimefm.losses._terms import needs
 
 __all__ = ["contrastive"]
 
 
-@needs("pairs")
+@needs(Need.PAIRS)
 def contrastive(student: Features, teacher: Features | None = None) -> Tensor:
     """Symmetric InfoNCE over B pairs: mean of image → text and text → image, rows [B, B] at the
     student's scale.

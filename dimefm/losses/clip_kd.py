@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dimefm.losses._features import Features, needs
+from dimefm.losses._features import Features
 from dimefm.losses._modules import (
     Scale,
     fusion,
@@ -33,14 +33,16 @@ from dimefm.losses._modules import (
     scale,
     uses_modules,
 )
+from dimefm.losses._needs import Need
 from dimefm.losses._primitives import info_nce, logits, similarity_kl
+from dimefm.losses._terms import needs
 
 __all__ = ["afd", "crd", "cross_kd", "fd", "gd", "icl"]
 
 Kind = Literal["raw", "exp"]
 
 
-@needs("teacher")
+@needs(Need.TEACHER)
 def crd(student: Features, teacher: Features) -> Tensor:
     """Contrastive relational distillation: image-sentence scores follow the teacher's, each at its
     own scale.
@@ -53,7 +55,7 @@ def crd(student: Features, teacher: Features) -> Tensor:
     return similarity_kl(s, t, 1.0, both_ways=True) / 2
 
 
-@needs("teacher")
+@needs(Need.TEACHER)
 @uses_modules(image_projection=projection, text_projection=projection)
 def fd(
     student: Features, teacher: Features, *, image_projection: nn.Module, text_projection: nn.Module
@@ -69,7 +71,7 @@ def fd(
     return F.mse_loss(image, teacher.image) + F.mse_loss(text, teacher.text)
 
 
-@needs("teacher", "pairs")
+@needs(Need.TEACHER, Need.PAIRS)
 @uses_modules(image_projection=projection, text_projection=projection, cross_scale=scale)
 def icl(
     student: Features,
@@ -93,7 +95,7 @@ def icl(
     return (info_nce(image, teacher.text, factor) + info_nce(text, teacher.image, factor)) / 2
 
 
-@needs("teacher")
+@needs(Need.TEACHER)
 @uses_modules(image_projection=projection, text_projection=projection, cross_scale=scale)
 def cross_kd(
     student: Features,
@@ -117,7 +119,7 @@ def cross_kd(
     return (forth + back) / 2
 
 
-@needs("teacher", "pairs")
+@needs(Need.TEACHER, Need.PAIRS)
 @uses_modules(image_projection=projection, text_projection=projection)
 def gd(
     student: Features,
@@ -149,7 +151,7 @@ def gd(
     return distances[0] + distances[1] + distances[2] + distances[3]
 
 
-@needs("teacher", "pairs")
+@needs(Need.TEACHER, Need.PAIRS)
 @uses_modules(
     image_projection=projection,
     text_projection=projection,

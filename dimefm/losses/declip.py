@@ -1,5 +1,4 @@
-"""DeCLIP: Supervision Exists Everywhere (Li et al., ICLR 2022), with SLIP's and FILIP's terms as
-its release has them.
+"""DeCLIP: Supervision Exists Everywhere (Li et al., ICLR 2022), with its release's SLIP and FILIP.
 
 The mixes of the release, for two views of each image and two captions:
 
@@ -27,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dimefm.losses._features import Features, full, needs
+from dimefm.losses._features import Features, to_full_precision
 from dimefm.losses._heads import (
     image_mapping,
     patch_projection,
@@ -38,10 +37,12 @@ from dimefm.losses._heads import (
     word_head,
     word_projection,
 )
-from dimefm.losses._late_interaction import Padding, TokenEmbeddings, late, present
+from dimefm.losses._late_interaction import Padding, TokenEmbeddings, late_similarity, word_mask
 from dimefm.losses._modules import Scale, projection, scale, uses_modules
+from dimefm.losses._needs import Need
 from dimefm.losses._primitives import cross_entropy, info_nce, nt_xent
 from dimefm.losses._queue import Bank, Wrap, bank, teacher_bank
+from dimefm.losses._terms import needs
 
 __all__ = [
     "filip",
@@ -59,7 +60,7 @@ Ways = Literal["one", "both"]
 Repeated = Literal["counted", "left out"]
 
 
-@needs("views", whole=True)
+@needs(Need.VIEWS, sees_all_views=True)
 @uses_modules(projector=projector, predictor=predictor)
 def simsiam(
     student: Features,
@@ -69,7 +70,7 @@ def simsiam(
     predictor: nn.Module,
     width: int = 1024,
 ) -> Tensor:
-    """SimSiam: from one view of an image the student predicts what it says of another.
+    """SimSiam: the student predicts from one view of an image its projection of another view.
 
     Minus the cosine of a predicted view and a projected one, without gradient through the latter;
     the mean over B and both directions, and over the pairs of views of [B, V, D]. Heads see the
@@ -78,13 +79,15 @@ def simsiam(
     """
     projected = [projector(view) for view in _views(student).unbind(1)]
     predicted = [predictor(rows) for rows in projected]
-    pairs = list(itertools.permutations(range(len(projected)), 2))
-    return -sum(
-        F.cosine_similarity(predicted[a], projected[b].detach()).mean() for a, b in pairs
-    ) / len(pairs)
+    cosines = []
+    for view, other_view in itertools.permutations(range(len(projected)), 2):
+        target = projected[other_view].detach()
+        cosine = F.cosine_similarity(predicted[view], target)
+        cosines.append(cosine.mean())
+    return -sum(cosines) / len(cosines)
 
 
-@needs("views", "hidden", whole=True)
+@needs(Need.VIEWS, Need.HIDDEN, sees_all_views=True)
 @uses_modules(simclr_head=simclr_head)
 def simclr(
     student: Features,
@@ -95,39 +98,40 @@ def simclr(
     width: int = 4096,
     dim: int = 256,
 ) -> Tensor:
-    """SimCLR as in SLIP: the two last views of an image find each other among all views of the
-    batch.
+    """SimCLR as in SLIP: the last two views of an image find each other among those of the batch.
 
     NT-Xent of 2 B rows behind a head on the features before the last projection, ``hidden`` [B, V,
     W]. With three views the first is left to the other terms, as in SLIP; with two both are seen by
     all. No pairs needed. Source: SLIP, as released with DeCLIP: model/slip.py:50-109, 214-215;
     loss_functions/nt_xent.py:47-97.
     """
-    rows = torch.cat([simclr_head(view) for view in full(student.hidden)[:, -2:].unbind(1)])
+    hidden = to_full_precision(student.hidden)
+    last_two = hidden[:, -2:].unbind(1)
+    rows = torch.cat([simclr_head(view) for view in last_two])
     return nt_xent(F.normalize(rows, dim=1), 1 / temperature)
 
 
-@needs("words", "masked", whole=True)
+@needs(Need.WORDS, Need.MASKED, sees_all_views=True)
 @uses_modules(word_head=word_head)
 def mlm(student: Features, teacher: Features | None = None, *, word_head: nn.Linear) -> Tensor:
-    """Masked language modelling: the text tower tells which words of the first caption were hidden
-    from it.
+    """Masked language modelling: the text tower predicts the hidden words of the first caption.
 
     Mean cross-entropy over the hidden words of the batch, of a linear map of states [B, L, W] to
     the vocabulary; 0 when none is hidden, where the release has no number. A tower with a causal
     mask guesses from the words before only, as released. Logits are computed in chunks. No pairs
     needed. Source: DeCLIP, released model/declip.py:170-171, 326-334.
     """
-    hidden = student.words.labels >= 0
-    states, labels = full(student.words.states)[hidden], student.words.labels[hidden]
-    if not len(labels):
-        return 0 * (
-            student.words.states.float().sum() + word_head.weight.sum() + word_head.bias.sum()
-        )
+    words = student.words
+    hidden = words.labels >= 0
+    states = to_full_precision(words.states)[hidden]
+    labels = words.labels[hidden]
+    if not len(labels):  # all that trains still has a gradient
+        everything = words.states.float().sum() + word_head.weight.sum() + word_head.bias.sum()
+        return 0 * everything
     return cross_entropy(states, word_head.weight, word_head.bias, labels)
 
 
-@needs("pairs", whole=True)
+@needs(Need.PAIRS, sees_all_views=True)
 @uses_modules(bank=bank)
 def nns(
     student: Features,
@@ -139,8 +143,7 @@ def nns(
     wrap: Wrap = "released",
     repeated: Repeated = "counted",
 ) -> Tensor:
-    """Nearest-neighbour supervision: each image finds the nearest neighbour of its caption among
-    those of the batch.
+    """Nearest-neighbor supervision: each image finds its caption's neighbor among the batch's.
 
     InfoNCE at the student's scale of images [B, D] against neighbours [B, D], the mean over views
     and captions. Neighbours are looked up in a ring of the ``size`` sentences that the student saw
@@ -152,10 +155,14 @@ def nns(
     memory_bank.py:54-87; loss.py:24-47.
     """
     views = F.normalize(_views(student), dim=-1)
-    return _looked_up(views, _captions(student), bank, student.logit_scale, (ways, wrap, repeated))
+    captions = _captions(student)
+    neighbors = [bank.nearest(caption) for caption in captions]
+    loss = _info_nce_with_neighbors(views, neighbors, student.logit_scale, ways, repeated)
+    _remember(captions, bank, wrap)
+    return loss
 
 
-@needs("teacher", "pairs", whole=True)
+@needs(Need.TEACHER, Need.PAIRS, sees_all_views=True)
 @uses_modules(teacher_bank=teacher_bank, image_projection=projection)
 def nns_cached(
     student: Features,
@@ -176,12 +183,14 @@ def nns_cached(
     (model/declip.py:281-300) on cached rows.
     """
     views = F.normalize(image_projection(_views(student)), dim=-1)
-    return _looked_up(
-        views, _captions(teacher), teacher_bank, student.logit_scale, (ways, wrap, repeated)
-    )
+    captions = _captions(teacher)
+    neighbors = [teacher_bank.nearest(caption) for caption in captions]
+    loss = _info_nce_with_neighbors(views, neighbors, student.logit_scale, ways, repeated)
+    _remember(captions, teacher_bank, wrap)
+    return loss
 
 
-@needs("teacher", "pairs", "neighbours", whole=True)
+@needs(Need.TEACHER, Need.PAIRS, Need.NEIGHBOURS, sees_all_views=True)
 @uses_modules(image_projection=projection)
 def nns_graph(
     student: Features,
@@ -200,16 +209,11 @@ def nns_graph(
     neighbours, as CLIP-PING (arXiv 2412.03871).
     """
     views = F.normalize(image_projection(_views(student)), dim=-1)
-    return _towards(
-        views,
-        [F.normalize(full(teacher.neighbor_text), dim=-1)],
-        student.logit_scale,
-        ways,
-        repeated,
-    )
+    neighbor = F.normalize(to_full_precision(teacher.neighbor_text), dim=-1)
+    return _info_nce_with_neighbors(views, [neighbor], student.logit_scale, ways, repeated)
 
 
-@needs("patches", "words", "pairs", whole=True)
+@needs(Need.PATCHES, Need.WORDS, Need.PAIRS, sees_all_views=True)
 @uses_modules(image_mapping=image_mapping, text_mapping=text_mapping, dense_scale=scale)
 def filip(
     student: Features,
@@ -233,14 +237,16 @@ def filip(
     ``padding = "left out"`` is what FILIP's paper says (arXiv 2111.07783). Source: FILIP, as
     released with DeCLIP: model/filip.py:39-44, 71-106.
     """
-    words = student.words
-    image = TokenEmbeddings.from_rows(image_mapping(full(student.patches)))
-    text = TokenEmbeddings.from_rows(text_mapping(full(words.states)), present(words, padding))
-    found = late(image, text.most(image, tokens)), late(text, image.most(text, tokens))
-    return _told_apart(found, dense_scale("exp"))
+    patches = image_mapping(to_full_precision(student.patches))
+    image = TokenEmbeddings.from_rows(patches)
+    words = text_mapping(to_full_precision(student.words.states))
+    text = TokenEmbeddings.from_rows(words, word_mask(student.words, padding))
+    image_to_text = late_similarity(image, text.top(image, tokens))
+    text_to_image = late_similarity(text, image.top(text, tokens))
+    return _contrast_both_ways(image_to_text, text_to_image, dense_scale("exp"))
 
 
-@needs("teacher", "patches", whole=True)
+@needs(Need.TEACHER, Need.PATCHES, sees_all_views=True)
 @uses_modules(patch_projection=patch_projection)
 def filip_pooled(
     student: Features, teacher: Features, *, patch_projection: nn.Module, temperature: float = 1.0
@@ -254,14 +260,16 @@ def filip_pooled(
     Source: none released; FILIP's score (model/filip.py:71-106) with one token for a sentence,
     taught as ``clip_kd.crd``.
     """
-    image = TokenEmbeddings.from_rows(patch_projection(full(student.patches)))
+    patches = patch_projection(to_full_precision(student.patches))
+    image = TokenEmbeddings.from_rows(patches)
+    captions = TokenEmbeddings(teacher.text[:, None])
     factor = teacher.logit_scale / temperature
-    found = factor * late(image, TokenEmbeddings(teacher.text[:, None]), pool="max")
-    wanted = factor * teacher.image @ teacher.text.T
-    return (_divergence(found, wanted) + _divergence(found.T, wanted.T)) / 2
+    scores = factor * late_similarity(image, captions, pool="max")
+    targets = factor * teacher.image @ teacher.text.T
+    return (_divergence(scores, targets) + _divergence(scores.T, targets.T)) / 2
 
 
-@needs("teacher", "patches", "words", "pairs", "tokens", whole=True)
+@needs(Need.TEACHER, Need.PATCHES, Need.WORDS, Need.PAIRS, Need.TOKENS, sees_all_views=True)
 @uses_modules(patch_projection=patch_projection, word_projection=word_projection, token_scale=scale)
 def filip_tokens(
     student: Features,
@@ -280,79 +288,77 @@ def filip_tokens(
     their ``lengths`` say. Source: none released; FILIP as released with DeCLIP,
     model/filip.py:71-106, whose other side is sixteen tokens too.
     """
-    words, cached = student.words, teacher.words
-    image = TokenEmbeddings.from_rows(patch_projection(full(student.patches)))
-    text = TokenEmbeddings.from_rows(word_projection(full(words.states)), present(words, padding))
-    theirs = (
-        TokenEmbeddings.from_rows(teacher.patches),
-        TokenEmbeddings.from_rows(cached.states, present(cached, "left out")),
-    )
-    return _told_apart((late(image, theirs[1]), late(text, theirs[0])), token_scale("exp"))
+    patches = patch_projection(to_full_precision(student.patches))
+    image = TokenEmbeddings.from_rows(patches)
+    words = word_projection(to_full_precision(student.words.states))
+    text = TokenEmbeddings.from_rows(words, word_mask(student.words, padding))
+    teacher_image = TokenEmbeddings.from_rows(teacher.patches)
+    cached = teacher.words
+    teacher_text = TokenEmbeddings.from_rows(cached.states, word_mask(cached, "left out"))
+    image_to_text = late_similarity(image, teacher_text)
+    text_to_image = late_similarity(text, teacher_image)
+    return _contrast_both_ways(image_to_text, text_to_image, token_scale("exp"))
 
 
 def _views(side: Features) -> Tensor:
-    """Return all views [B, V, D] before they were made unit rows."""
-    return (side.raw or (side.image,))[0][:, None] if side.views is None else full(side.views)
+    """Return all views [B, V, D] before normalization."""
+    if side.views is not None:
+        return to_full_precision(side.views)
+    image = side.image if side.raw is None else side.raw[0]
+    return image[:, None]
 
 
 def _captions(side: Features) -> list[Tensor]:
     """Return unit rows [B, D] of each caption."""
-    return (
-        [side.text]
-        if side.captions is None
-        else list(F.normalize(full(side.captions), dim=-1).unbind(1))
-    )
+    if side.captions is None:
+        return [side.text]
+    captions = F.normalize(to_full_precision(side.captions), dim=-1)
+    return list(captions.unbind(1))
 
 
-def _looked_up(
+def _remember(captions: list[Tensor], ring: Bank, wrap: Wrap) -> None:
+    """Put captions into a ring, the last caption first; only in training mode."""
+    if not ring.training:
+        return
+    for rows in reversed(captions):
+        ring.push(rows, wrap)
+
+
+def _info_nce_with_neighbors(
     views: Tensor,
-    captions: list[Tensor],
-    ring: Bank,
+    neighbors: list[Tensor],
     scale: Tensor | float,
-    options: tuple[Ways, Wrap, Repeated],
+    ways: Ways,
+    repeated: Repeated,
 ) -> Tensor:
-    """Return the loss of unit views [B, V, D] towards the neighbours of captions in a ring, which
-    then takes them in.
-    """
-    ways, wrap, repeated = options
-    loss = _towards(views, [ring.nearest(rows) for rows in captions], scale, ways, repeated)
-    if ring.training:
-        for rows in reversed(captions):
-            ring.push(rows, wrap)
-    return loss
+    """Return the mean InfoNCE of unit views [B, V, D] and unit neighbors [B, D] of each caption."""
+    both_ways = ways == "both"
+    losses = []
+    for neighbor in neighbors:
+        ids = None
+        if repeated == "left out":
+            ids = torch.unique(neighbor, dim=0, return_inverse=True)[1]
+        for view in views.unbind(1):
+            loss = info_nce(view, neighbor, scale, both_ways=both_ways, duplicate_ids=ids)
+            losses.append(loss)
+    summed = sum(losses, start=views.new_zeros(()))
+    directions = 2 if both_ways else 1
+    return summed / (len(losses) * directions)
 
 
-def _towards(
-    views: Tensor, neighbours: list[Tensor], scale: Tensor | float, ways: Ways, repeated: Repeated
-) -> Tensor:
-    """Return InfoNCE of unit views [B, V, D] against unit neighbours [B, D] of each caption, the
-    mean.
-    """
-    both = ways == "both"
-    found = []
-    for neighbor in neighbours:
-        duplicate_ids = (
-            torch.unique(neighbor, dim=0, return_inverse=True)[1]
-            if repeated == "left out"
-            else None
-        )
-        found += [
-            info_nce(view, neighbor, scale, both_ways=both, duplicate_ids=duplicate_ids)
-            for view in views.unbind(1)
-        ]
-    return sum(found, start=views.new_zeros(())) / (len(found) * (2 if both else 1))
+def _contrast_both_ways(image_to_text: Tensor, text_to_image: Tensor, factor: Tensor) -> Tensor:
+    """Return the mean cross-entropy of item i in row i of two matrices [B, B] of cosines."""
+    labels = torch.arange(len(image_to_text), device=factor.device)
+    of_images = F.cross_entropy(factor * image_to_text, labels)
+    of_captions = F.cross_entropy(factor * text_to_image, labels)
+    return (of_images + of_captions) / 2
 
 
-def _told_apart(cosines: tuple[Tensor, Tensor], factor: Tensor) -> Tensor:
-    """Return the cross-entropy of item i under each of two matrices [B, B] of cosines, averaged."""
-    labels = torch.arange(len(cosines[0]), device=factor.device)
-    return (
-        F.cross_entropy(factor * cosines[0], labels) + F.cross_entropy(factor * cosines[1], labels)
-    ) / 2
-
-
-def _divergence(found: Tensor, wanted: Tensor) -> Tensor:
-    """Return the mean over rows of KL(softmax(wanted) || softmax(found))."""
+def _divergence(scores: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean over rows of KL(softmax(targets) || softmax(scores))."""
     return F.kl_div(
-        found.log_softmax(1), wanted.detach().log_softmax(1), reduction="batchmean", log_target=True
+        scores.log_softmax(1),
+        targets.detach().log_softmax(1),
+        reduction="batchmean",
+        log_target=True,
     )

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dimefm.losses._features import Features, needs
+from dimefm.losses._features import Features
+from dimefm.losses._needs import Need
 from dimefm.losses._primitives import logits, similarity_kl
+from dimefm.losses._terms import needs
 
 __all__ = ["vl", "pvl", "udist"]
 
 
-@needs("teacher", "width")
+@needs(Need.TEACHER, Need.WIDTH)
 def vl(student: Features, teacher: Features, *, temperature: float = 1.0) -> Tensor:
     """Vision-language score distillation: student images against teacher sentences, both
     directions.
@@ -30,7 +32,7 @@ def vl(student: Features, teacher: Features, *, temperature: float = 1.0) -> Ten
     return similarity_kl(s, t, temperature, both_ways=True)
 
 
-@needs("teacher", "width")
+@needs(Need.TEACHER, Need.WIDTH)
 def pvl(student: Features, teacher: Features, *, temperature: float = 3.0) -> Tensor:
     """Pseudo vision-language distillation: teacher images stand in for sentences.
 
@@ -42,7 +44,7 @@ def pvl(student: Features, teacher: Features, *, temperature: float = 3.0) -> Te
     return 2 * similarity_kl(s, t, temperature)
 
 
-@needs("teacher", "width")
+@needs(Need.TEACHER, Need.WIDTH)
 def udist(student: Features, teacher: Features, *, temperature: float = 7.0) -> Tensor:
     """Uni-modal distance preservation: similarities among student images follow those among teacher
     images.

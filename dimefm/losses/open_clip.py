@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dimefm.losses._features import Features, needs
+from dimefm.losses._features import Features
+from dimefm.losses._needs import Need
 from dimefm.losses._primitives import logits, soft_cross_entropy
+from dimefm.losses._terms import needs
 
 __all__ = ["distill"]
 
 
-@needs("teacher")
+@needs(Need.TEACHER)
 def distill(student: Features, teacher: Features, *, temperature: float = 1.0) -> Tensor:
     """Distillation of scores: softmaxed rows follow the teacher's, each at its own scale.
 

@@ -6,13 +6,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dimefm.losses._features import Features, needs
+from dimefm.losses._features import Features
+from dimefm.losses._needs import Need
 from dimefm.losses._primitives import sigmoid_loss
+from dimefm.losses._terms import needs
 
 __all__ = ["sigmoid"]
 
 
-@needs("pairs", "bias")
+@needs(Need.PAIRS, Need.BIAS)
 def sigmoid(student: Features, teacher: Features | None = None) -> Tensor:
     """Each of B x B images and sentences is told apart by itself: do they belong together?
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dimefm.losses._features import Features, needs
+from dimefm.losses._features import Features
+from dimefm.losses._needs import Need
 from dimefm.losses._primitives import logits, soft_cross_entropy
+from dimefm.losses._terms import needs
 
 __all__ = ["affinity"]
 
 
-@needs("teacher")
+@needs(Need.TEACHER)
 def affinity(
     student: Features,
     teacher: Features,

@@ -26,9 +26,9 @@ from dimefm.losses import (
     Padding,
     TextTokenStates,
     TokenEmbeddings,
-    late,
+    late_similarity,
     options_of,
-    present,
+    word_mask,
 )
 from dimefm.models import intermediate
 from dimefm.models.encoder import Encoder
@@ -58,7 +58,8 @@ class TokenMaps:
         no memory for one image.
         """
         return encoder.image_pieces.encode(
-            lambda part: late(TokenEmbeddings(self._patches(encoder, part)), classes), pixels
+            lambda part: late_similarity(TokenEmbeddings(self._patches(encoder, part)), classes),
+            pixels,
         )
 
     @torch.inference_mode()
@@ -69,7 +70,7 @@ class TokenMaps:
         rows = encoder.text_pieces.encode(functools.partial(self._words, encoder), tokens)
         return TokenEmbeddings(
             rows,
-            present(
+            word_mask(
                 TextTokenStates(rows, encoder.lengths_read(tokens).to(rows.device)), self.padding
             ),
         )
@@ -98,7 +99,7 @@ def class_tokens(words: TokenEmbeddings, prompts: int) -> TokenEmbeddings:
     common length. A place that is padding in a prompt adds nothing to the mean, and counts when it
     is a word in another.
     """
-    there = None if words.there is None else words.there.unflatten(0, (-1, prompts))
+    there = None if words.valid is None else words.valid.unflatten(0, (-1, prompts))
     rows = words.rows.unflatten(0, (-1, prompts))
     mean = (rows if there is None else rows * there[..., None]).mean(1)
     return TokenEmbeddings(
@@ -108,7 +109,7 @@ def class_tokens(words: TokenEmbeddings, prompts: int) -> TokenEmbeddings:
 
 def joined(parts: Sequence[TokenEmbeddings]) -> TokenEmbeddings:
     """Return the tokens of all parts, of the same places and dimensions, as one."""
-    there = None if parts[0].there is None else torch.cat([part.there for part in parts])
+    there = None if parts[0].valid is None else torch.cat([part.valid for part in parts])
     return TokenEmbeddings(torch.cat([part.rows for part in parts]), there)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dimefm.errors import ModelError
-from dimefm.losses import Features, TextTokenStates
+from dimefm.losses import Features, Need, Provider, TextTokenStates, outputs_of
 from dimefm.models import intermediate
 from dimefm.models import projection as projections
 from dimefm.models.student import StudentSpec, new_tower
@@ -31,11 +31,11 @@ class Extras:
     apart: bool = False
 
     @staticmethod
-    def of(needs: frozenset[str], apart: bool) -> Extras:
+    def of(needs: frozenset[Need], apart: bool) -> Extras:
         """Return what terms with these ``needs`` ask for."""
-        return Extras(
-            tuple(name for name in ("hidden", "patches") if name in needs), "words" in needs, apart
-        )
+        image = [need.value for need in outputs_of(Provider.IMAGE_TOWER, needs)]
+        words = Need.WORDS in needs
+        return Extras(tuple(image), words, apart)
 
 
 class Student(nn.Module):

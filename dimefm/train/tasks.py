@@ -10,15 +10,17 @@ from dataclasses import dataclass
 from torch import nn
 
 from dimefm.errors import ModelError
-from dimefm.losses import FeatureDims, Objective
+from dimefm.losses import FeatureDims, Need, Objective, Provider, outputs_of
 from dimefm.models import fast_tokenizer, intermediate, open_clip, patch_dropout, student
 from dimefm.models.student import StudentSpec
-from dimefm.recipe import Recipe
+from dimefm.recipe import KEYS, Recipe
 from dimefm.runtime.seeding import seed_of
 from dimefm.train.inputs.image_batches import Batch, Batches
 from dimefm.train.inputs.sources import Sources, TextSources
 from dimefm.train.inputs.text_batches import TextBatches
 from dimefm.train.student import Extras, Student, heads, projection_of
+
+TOWERS = (Provider.IMAGE_TOWER, Provider.TEXT_TOWER)
 
 LOSS_MODULES_STREAM = "learnt_".rstrip("_")
 """The random stream of loss modules keeps its first name: another one would draw other weights."""
@@ -73,9 +75,9 @@ class Task:
             return intermediate.feature_dims(self.model)._asdict()
         except ModelError as error:
             name = next(
-                term.name
-                for term, function in objective.terms
-                if function.needs & {"hidden", "patches", "words"}
+                config.name
+                for config, term in objective.terms
+                if any(outputs_of(tower, term.needs) for tower in TOWERS)
             )
             raise ModelError(f"loss '{name}': {error}") from error
 
@@ -107,26 +109,31 @@ def unseen(task: Task) -> str | None:
     )
 
 
-def given(recipe: Recipe) -> frozenset[str]:
-    """Return what data and student of a recipe offer to its losses, in the words of
-    :func:`~dimefm.losses.needs`.
-    """
-    pairs = recipe.text == "student"
-    config = student.resolve(recipe.student, recipe.image_size).config if pairs else {}
-    offered = {
-        "teacher": not pairs or bool(recipe.image_cache),
-        "pairs": pairs or (bool(recipe.text_student) and not recipe.text_cache),
-        "bias": config.get("init_logit_bias") is not None,
-        "width": True,
-        "views": recipe.views_per_step > 1,
-        "masked": bool(recipe.mask_words),
-        "neighbours": bool(recipe.neighbours),
-        "tokens": bool(recipe.image_tokens and recipe.text_tokens),
-        "hidden": not recipe.text_student,
-        "patches": not recipe.text_student,
-        "words": pairs,
+def given(recipe: Recipe) -> frozenset[Need]:
+    """Return which needs of losses the data and the student of a recipe fulfill."""
+    both_towers = recipe.text == "student"
+    text_tower = bool(recipe.text_student)
+    config = {}
+    if both_towers:
+        config = student.resolve(recipe.student, recipe.image_size).config
+    fulfilled = {
+        Need.TEACHER: not both_towers or bool(recipe.image_cache),
+        Need.PAIRS: both_towers or (text_tower and not recipe.text_cache),
+        Need.BIAS: config.get("init_logit_bias") is not None,
+        Need.WIDTH: True,  # checked when the dimensions are known
     }
-    return frozenset(name for name, there in offered.items() if there)
+    for need in Need:
+        if need.recipe_keys:
+            fulfilled[need] = all(_is_set(recipe, key) for key in need.recipe_keys)
+        if need.provider is Provider.IMAGE_TOWER:
+            fulfilled[need] = not text_tower
+        if need.provider is Provider.TEXT_TOWER:
+            fulfilled[need] = both_towers
+    return frozenset(need for need, is_fulfilled in fulfilled.items() if is_fulfilled)
+
+
+def _is_set(recipe: Recipe, key: str) -> bool:
+    return getattr(recipe, key) != KEYS[key].default
 
 
 def task(recipe: Recipe, sources: Sources, places: Sequence[int]) -> Task:

@@ -24,7 +24,7 @@ from dimefm.losses import (
     resolve,
     terms,
 )
-from dimefm.losses._features import check_options
+from dimefm.losses._terms import check_options
 from dimefm.train.distributed import DistributedContext, GlobalBatch
 from dimefm.train.grad_cache import Gradients, MicroBatch
 
@@ -338,7 +338,7 @@ def test_learnt_parts_learn_and_lead_to_the_teachers_width(name):
     reached = {
         name for name, rows in own.items() if rows.grad is not None and rows.grad.abs().sum() > 0
     }
-    assert reached >= (set(own) & term.needs if term.whole else set(own))
+    assert reached >= (set(own) & term.needs if term.sees_all_views else set(own))
     assert reached
     first = [
         p for name, p in parts.named_parameters() if not name.endswith("bias")

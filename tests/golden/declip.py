@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dimefm.losses import late
+from dimefm.losses import late_similarity
 from dimefm.losses._queue import Bank
 
 GOLDEN = np.load(Path(__file__).parent / "declip_losses.npz", allow_pickle=False)
@@ -59,4 +59,6 @@ def ring(before, dtype):
 
 def scores(image, text, count):
     """Return the cosines [B, B] by tokens of images to sentences, and of sentences to images."""
-    return late(image, text.most(image, count)), late(text, image.most(text, count))
+    return late_similarity(image, text.top(image, count)), late_similarity(
+        text, image.top(text, count)
+    )

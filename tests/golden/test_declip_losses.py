@@ -19,10 +19,10 @@ from dimefm.losses import (
     TokenEmbeddings,
     _late_interaction,
 )
-from dimefm.losses._features import resolve
 from dimefm.losses._heads import predictor, projector, simclr_head
 from dimefm.losses._modules import Scale
 from dimefm.losses._primitives import logits, nt_xent
+from dimefm.losses._terms import resolve
 from dimefm.train.inputs.word_masking import Draws, Masking
 from tests.golden.declip import (
     DTYPES,

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from dimefm.cache import CacheWriter, EncoderCard, FeatureCache, Manifest
 from dimefm.curate.neighbours import Rule
 from dimefm.curate.neighbours.search import Searcher
-from dimefm.losses import TokenEmbeddings, late
+from dimefm.losses import TokenEmbeddings, late_similarity
 from dimefm.losses._primitives import info_nce
 
 GOLDEN = np.load(Path(__file__).parent / "declip_losses.npz", allow_pickle=False)
@@ -42,7 +42,9 @@ def test_simsiam_by_tokens_is_the_token_score_of_an_image_with_its_other_view(dt
     """
     p1, z1, p2, z2 = leaves("simsiam_min", ("p1", "z1", "p2", "z2"), dtype)
     scores = [
-        late(TokenEmbeddings.from_rows(p), TokenEmbeddings.from_rows(z.detach())).diagonal().mean()
+        late_similarity(TokenEmbeddings.from_rows(p), TokenEmbeddings.from_rows(z.detach()))
+        .diagonal()
+        .mean()
         for p, z in ((p1, z2), (p2, z1))
     ]
     value = -sum(scores) / 2

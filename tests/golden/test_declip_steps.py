@@ -23,7 +23,7 @@ from dimefm.losses import (
     TextTokenStates,
     TokenEmbeddings,
 )
-from dimefm.losses._features import resolve
+from dimefm.losses._terms import resolve
 from tests.golden.declip import DTYPES, GIVEN, GOLDEN, LAYERS, close, leaf, load, ring, scores
 
 DECLIP = {"clip.contrastive": 0.4, "declip.nns": 0.2, "declip.simsiam": 0.2, "declip.mlm": 0.2}

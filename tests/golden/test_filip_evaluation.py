@@ -13,7 +13,7 @@ import torch
 
 from dimefm.evaluate.classifier import softmax
 from dimefm.evaluate.metrics import METRICS
-from dimefm.losses import TokenEmbeddings, _late_interaction, late
+from dimefm.losses import TokenEmbeddings, _late_interaction, late_similarity
 from dimefm.models.filip import class_tokens
 
 GOLDEN = np.load(Path(__file__).parent / "filip_evaluation.npz", allow_pickle=False)
@@ -25,7 +25,7 @@ def found(dtype):
         TokenEmbeddings.from_rows(torch.tensor(GOLDEN[f"eval_filip/{side}_dense"], dtype=dtype))
         for side in ("img", "text")
     )
-    return softmax(late(images, class_tokens(words, PROMPTS)).double().numpy())
+    return softmax(late_similarity(images, class_tokens(words, PROMPTS)).double().numpy())
 
 
 @pytest.mark.parametrize("chunk", [_late_interaction.CHUNK, 1])

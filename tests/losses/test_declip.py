@@ -21,7 +21,7 @@ from dimefm.losses import (
     _late_interaction,
     resolve,
 )
-from dimefm.losses._late_interaction import TokenEmbeddings, late
+from dimefm.losses._late_interaction import TokenEmbeddings, late_similarity
 from dimefm.losses._modules import Scale
 from dimefm.losses._primitives import cross_entropy, info_nce, nt_xent
 from dimefm.losses._queue import Bank
@@ -250,8 +250,8 @@ def test_chosen_tokens_from_a_cache_are_as_good_as_live_ones(padding):
         TokenEmbeddings.from_rows(side.patches),
         TokenEmbeddings.from_rows(side.words.states, there),
     )
-    patches, words = image.most(text, 3), text.most(image, 3)
-    cached = TextTokenStates(words.rows, words.there.sum(1))
+    patches, words = image.top(text, 3), text.top(image, 3)
+    cached = TextTokenStates(words.rows, words.valid.sum(1))
     teacher = Features(side.image, side.text, 20.0, patches=patches.rows, words=cached)
     parts = {
         "patch_projection": nn.Identity(),
@@ -283,7 +283,7 @@ def test_late_similarities_do_not_depend_on_chunks(monkeypatch, pool):
     )
 
     def values():
-        found = late(TokenEmbeddings.from_rows(queries, there), keys, pool=pool)
+        found = late_similarity(TokenEmbeddings.from_rows(queries, there), keys, pool=pool)
         return found, torch.autograd.grad((found * rows(B, 4, seed=2)).sum(), queries)[0]
 
     whole = values()

@@ -14,8 +14,8 @@ from dimefm.losses import (
     Objective,
     TextTokenStates,
     TokenEmbeddings,
-    late,
-    present,
+    late_similarity,
+    word_mask,
 )
 from dimefm.models import filip
 from dimefm.models.filip import class_tokens, joined
@@ -34,7 +34,7 @@ def prompts(padding):
     """Return the unit tokens of C * P prompts."""
     states = rows(C * P, L, E, seed=1)
     return TokenEmbeddings.from_rows(
-        states, present(TextTokenStates(states, LENGTHS.flatten()), padding)
+        states, word_mask(TextTokenStates(states, LENGTHS.flatten()), padding)
     )
 
 
@@ -58,7 +58,7 @@ def in_loops(images, words, padding):
 @pytest.mark.parametrize("padding", ["counted", "left out"])
 def test_scores_by_tokens_are_those_of_plain_loops(padding):
     images, words = TokenEmbeddings.from_rows(rows(7, 9, E, seed=2)), prompts(padding)
-    found = late(images, class_tokens(words, P))
+    found = late_similarity(images, class_tokens(words, P))
     expected = in_loops(images.rows.numpy(), words.rows.unflatten(0, (C, P)).numpy(), padding)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12)
 
@@ -71,7 +71,7 @@ def test_tokens_of_a_class_have_length_1_and_do_not_depend_on_the_others(padding
         whole.rows.flatten(1).norm(dim=1), torch.ones(C, dtype=torch.float64)
     )
     starts = [slice(0, P), slice(P, C * P)]
-    there = words.there
+    there = words.valid
     cut = joined(
         [
             class_tokens(TokenEmbeddings(words.rows[s], None if there is None else there[s]), P)
@@ -79,7 +79,7 @@ def test_tokens_of_a_class_have_length_1_and_do_not_depend_on_the_others(padding
         ]
     )
     assert torch.equal(cut.rows, whole.rows)
-    assert cut.there is whole.there is None or torch.equal(cut.there, whole.there)
+    assert cut.valid is whole.valid is None or torch.equal(cut.valid, whole.valid)
 
 
 def test_what_padding_holds_matters_only_where_it_counts():
@@ -90,7 +90,7 @@ def test_what_padding_holds_matters_only_where_it_counts():
         other[torch.arange(L) >= LENGTHS.flatten()[:, None]] *= -1
         images = TokenEmbeddings.from_rows(rows(3, 9, E))
         pair = [
-            late(images, class_tokens(TokenEmbeddings(each, words.there), P))
+            late_similarity(images, class_tokens(TokenEmbeddings(each, words.valid), P))
             for each in (words.rows, other)
         ]
         changed[padding] = not torch.equal(*pair)
