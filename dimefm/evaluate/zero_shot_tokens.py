@@ -54,7 +54,7 @@ def probabilities(
     stage = ImageScores(encoder, settings, lambda pixels: maps.scores(encoder, pixels, classes))
     first_row: dict[ShardTask, int] = {}
     for shard, start in zip(rows.shards, rows.starts, strict=False):
-        task = ShardTask(stage, shard, range(len(shard)))
+        task = ShardTask(stage, stage.index(shard), range(len(shard)))
         first_row[task] = start
     groups = [[task] for task in first_row]
 

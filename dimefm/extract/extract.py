@@ -1,9 +1,8 @@
-"""The verb ``extract``: run an encoder, or several in one pass, once over rows and write a feature
-cache of each.
+"""The verb ``extract``: encode rows once, with one or several encoders, and write feature caches.
 
-Shards of a cache correspond one to one to shards of the source, in order. A shard is the unit of
-work and of resume. How rows are read, decoded and encoded stands in ``stages.py`` and
-``stream.py``.
+The shards of a cache correspond one to one to the shards of the source, in order. A shard is the
+unit of work and of resume. The stages (``stages/``) read, decode and encode rows; ``stream.py``
+and ``pipeline.py`` move them through threads to the cache.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -23,10 +22,13 @@ from dimefm.cache.int8 import QuantizerFitter
 from dimefm.cache.plan import plan_lock, read_plan, write_lock
 from dimefm.data import Rows, Shard
 from dimefm.errors import CacheError, DataError, RecipeError
-from dimefm.extract.pipeline import CacheJob, Report, run, usable_rows
+from dimefm.extract.pipeline import CacheJob, run
+from dimefm.extract.report import Report
+from dimefm.extract.shard_writer import usable_rows
 from dimefm.extract.sharding import ALL, Share
 from dimefm.extract.stages.base import Settings, Stage
 from dimefm.extract.stages.images import Images
+from dimefm.extract.stages.sample_index import SampleIndex
 from dimefm.extract.stages.texts import Texts
 from dimefm.extract.stages.tokens import PatchTokenStage
 from dimefm.models.encoder import Encoder
@@ -34,11 +36,12 @@ from dimefm.runtime.progress import Progress
 from dimefm.runtime.versions import libraries
 
 Mode = Literal["create", "append", "retry"]
-PAUSE = 0.5  # seconds between looks at what other processes do
-SAMPLED = (
-    4096,
-    131_072,
-)  # rows that an int8 code is fitted on: a fiftieth of all, at least and at most these
+POLL_SECONDS = 0.5  # between two looks at what other processes have finished
+
+# An int8 code is fitted on one row in 50, but on this many rows at least and at most.
+FIT_FRACTION = 50
+FIT_ROWS_MIN = 4096
+FIT_ROWS_MAX = 131_072
 
 
 def extract(
@@ -52,21 +55,24 @@ def extract(
     scratch: str | None = None,
     share: Share = ALL,
 ) -> Report:
-    """Write the features of every row of ``rows`` (``kind`` "image" or "text") to the cache at
-    ``out``, a folder or URL.
+    """Write the features of every row of ``rows`` to the cache at ``out``, a folder or URL.
 
-    Vectors are unit length. A row that cannot be read or encoded is quarantined with its reason;
-    rows in = rows out + rows quarantined. ``mode`` "append" adds the shards that a finished cache
-    does not have, "retry" tries its quarantined rows again (every row of a shard whose source has
-    changed). Several processes may create one cache: each takes shards that no other is at, in the
-    order of its ``share``, and all return when the cache is finished; one that has only a part of
-    the shards returns when these are there. Raises CacheError when ``out`` holds a cache made
-    otherwise or cannot be written, DataError when there are no rows, not one of them could be used,
-    or a source changes while it is read.
+    ``kind`` is "image" or "text". The stored vectors have unit length. A row that cannot be read or
+    encoded is quarantined with its reason: rows in = rows out + rows quarantined.
+
+    ``mode`` "append" adds the shards that a finished cache lacks. "retry" encodes its quarantined
+    rows again, or every row of such a shard if its source has changed.
+
+    Several processes may create one cache: each takes shards that no other process has claimed, in
+    the order of its ``share``, and all return when the cache is finished. A process whose share is
+    a part of the shards returns when this part is finished.
+
+    Raises CacheError when ``out`` holds a cache made with other settings or cannot be written, and
+    DataError when there are no rows, no row can be used, or a source changes while it is read.
     """
-    return extract_several(
-        [(encoder, out)], rows, kind, settings, mode=mode, scratch=scratch, share=share
-    )[0]
+    caches = [(encoder, out)]
+    reports = extract_several(caches, rows, kind, settings, mode=mode, scratch=scratch, share=share)
+    return reports[0]
 
 
 def extract_several(
@@ -79,170 +85,204 @@ def extract_several(
     scratch: str | None = None,
     share: Share = ALL,
 ) -> list[Report]:
-    """Write the cache of each (encoder, folder or URL), all in one pass; return their reports in
-    this order.
+    """Write one cache for each (encoder, folder or URL) in one pass; return their reports in order.
 
-    Every cache is the one that :func:`extract` makes of its encoder alone, and is resumed on its
-    own. An image is read and decoded once for all encoders that lack its shard; sentences have
-    nothing heavy to share. The encoders are on one device. Raises as :func:`extract` does, and
-    RecipeError for several encoders with ``auto_batch``, which measures one.
+    Each cache is the same as :func:`extract` makes with its encoder alone, and resumes by itself.
+    An image is read and decoded once for all encoders that lack its shard; texts share nothing. The
+    encoders are on one device.
+
+    Raises as :func:`extract` does, and RecipeError for ``auto_batch`` with several encoders.
     """
     settings = settings or Settings()
     if not len(rows):
-        raise DataError(
-            f"the {kind} sources hold no rows ({', '.join(shard.name for shard in rows.shards)});"
-            " check them"
-        )
+        names = ", ".join(shard.name for shard in rows.shards)
+        raise DataError(f"the {kind} sources hold no rows ({names}). Fix: check the sources")
     if len(caches) > 1 and settings.auto_batch:
         raise RecipeError("--batch-size auto measures one teacher; give several teachers a number")
     stages = [stage_of(kind, encoder, settings) for encoder, _ in caches]
-    with contextlib.ExitStack() as present:
-        works = []
+    with contextlib.ExitStack() as locks:
+        jobs = []
         for stage, (_, out) in zip(stages, caches, strict=True):
-            present.enter_context(write_lock(out, shared=mode == "create", scratch=scratch))
-            works.append(_work(stage, kind, rows, out, mode, scratch))
-        left = [work for work in works if not work.report.already_finished]
-        if left:
-            _fill(left, kind, share.of(rows.shards), wait=share.whole)
-    return [work.report for work in works]
+            locks.enter_context(write_lock(out, shared=mode == "create", scratch=scratch))
+            jobs.append(_open_job(stage, kind, rows, out, mode, scratch))
+        unfinished = [job for job in jobs if not job.report.already_finished]
+        if unfinished:
+            _fill(unfinished, kind, share.of(rows.shards), wait=share.whole)
+    return [job.report for job in jobs]
 
 
-def _fill(works: Sequence[CacheJob], kind: str, shards: Sequence[Shard], wait: bool) -> None:
-    """Bring the caches as far as ``shards`` go, and finish those of which nothing is missing.
+def stage_of(kind: str, encoder: Encoder, settings: Settings) -> Stage:
+    """Return the stage that reads and encodes rows of ``kind``."""
+    stage = Images(encoder, settings) if kind == "image" else Texts(encoder, settings)
+    if settings.tokens is None:
+        return stage
+    return PatchTokenStage(stage, settings.tokens)
 
-    With ``wait``, go on until the shards that other processes hold are there or free again.
+
+def _fill(jobs: Sequence[CacheJob], kind: str, shards: Sequence[Shard], wait: bool) -> None:
+    """Write the shards that the caches lack, and seal each cache that is complete.
+
+    With ``wait``, continue until the shards of other processes are finished or free again.
     """
     started = time.perf_counter()
-    total = sum(
-        work.counted[shard.name]
-        for work in works
-        for shard in shards
-        if shard.name not in work.writer
-    )
-    with Progress(total, f"{kind}s", "row", quiet=not works[0].stage.settings.progress) as bar:
-        run(works, shards, bar)
-        while wait and any(work.writer.missing(look=True) for work in works):
+    quiet = not jobs[0].stage.settings.progress
+    with Progress(_rows_to_do(jobs, shards), f"{kind}s", "row", quiet=quiet) as bar:
+        run(jobs, shards, bar)
+        while wait and any(job.cache.missing(look=True) for job in jobs):
             bar.update(0, note="waiting for other processes")
-            time.sleep(PAUSE)
-            run(works, shards, bar)
-    for work in works:
-        work.report.missing = len(work.writer.missing(look=True))
-        if not work.report.missing:
-            _refuse_nothing(work.writer)
-            work.report.manifest = work.writer.seal()
-        work.report.wall = time.perf_counter() - started
+            time.sleep(POLL_SECONDS)
+            run(jobs, shards, bar)
+    for job in jobs:
+        job.report.missing = len(job.cache.missing(look=True))
+        if not job.report.missing:
+            _refuse_no_usable_rows(job.cache)
+            job.report.manifest = job.cache.seal()
+        job.report.wall = time.perf_counter() - started
 
 
-def _work(
+def _rows_to_do(jobs: Sequence[CacheJob], shards: Sequence[Shard]) -> int:
+    """Return how many rows the caches lack."""
+    rows = 0
+    for job in jobs:
+        for shard in shards:
+            if shard.name not in job.cache:
+                rows += job.rows_of[shard.name]
+    return rows
+
+
+def _refuse_no_usable_rows(cache: CacheWriter) -> None:
+    """Raise DataError when there were rows but none of them could be used."""
+    shards = cache.done.values()
+    source_rows = sum(shard.source_rows for shard in shards)
+    if not source_rows or any(shard.rows for shard in shards):
+        return
+    first = ""
+    listed = cache.quarantined().splitlines()
+    if listed:
+        entry = json.loads(listed[0])
+        first = f"; the first, {entry['source']} row {entry['row']}: {entry['reason']}"
+    cache.forget()
+    raise DataError(
+        f"{cache.store}: none of the {source_rows} rows could be used, so no cache was made{first}."
+        " Fix: correct the source and run the same command again"
+    )
+
+
+def _open_job(
     stage: Stage, kind: str, rows: Rows, out: str | Path, mode: Mode, scratch: str | None
 ) -> CacheJob:
-    """Return the work on the cache at ``out``; its report says so when there is none left."""
-    counted = {shard.name: stage.count(shard) for shard in rows.shards}
-    writer = _open_writer(stage, kind, rows, counted, out, mode, scratch)
-    report = Report(out=str(writer.store), resumed=len(writer.done) if mode == "create" else 0)
-    report.manifest, report.already_finished = writer.finished, writer.finished is not None
-    return CacheJob(stage, writer, report, scratch)
+    """Open the cache at ``out``; the report of the job says whether it is finished already."""
+    indexes = {shard.name: stage.index(shard) for shard in rows.shards}
+    cache = _open_cache(stage, kind, indexes, out, mode, scratch)
+    report = Report(out=str(cache.store))
+    report.manifest = cache.finished
+    report.already_finished = cache.finished is not None
+    if mode == "create":
+        report.resumed = len(cache.done)
+    return CacheJob(stage, indexes, cache, report, scratch)
 
 
-def _open_writer(
+def _open_cache(
     stage: Stage,
     kind: str,
-    rows: Rows,
-    counted: dict[str, int],
+    indexes: Mapping[str, SampleIndex],
     out: str | Path,
     mode: Mode,
     scratch: str | None,
 ) -> CacheWriter:
-    """Return the writer; processes that begin together do so one after another, so that all have
-    one int8 code.
+    """Open the cache at ``out`` for writing.
+
+    Processes that start together do this one after another, so that all have one int8 code.
     """
     with plan_lock(out, scratch):
         before = read_plan(out, scratch)
         stage.resolve_precision(out, before)
-        header = _header(
-            stage, kind, before, [(shard, counted[shard.name]) for shard in rows.shards]
+        header = _header(stage, kind, before, list(indexes.values()))
+        row_counts = [(name, stage.row_count(index)) for name, index in indexes.items()]
+        digests = {name: index.shard.digest() for name, index in indexes.items()}
+        cache = CacheWriter(
+            out,
+            header,
+            row_counts,
+            digests,
+            append=mode == "append",
+            retry=mode == "retry",
+            scratch=scratch,
         )
-        digests = {shard.name: shard.digest() for shard in rows.shards}
-        modes = {"append": mode == "append", "retry": mode == "retry"}
-        writer = CacheWriter(out, header, list(counted.items()), digests, **modes, scratch=scratch)
-        if kind == "text" and stage.settings.text_views is not None and writer.finished is None:
-            stage.settings.text_views.keep(writer.store)
-        return writer
-
-
-def stage_of(kind: str, encoder: Encoder, settings: Settings) -> Stage:
-    """Return what reads and encodes rows of ``kind``."""
-    stage = (Images if kind == "image" else Texts)(encoder, settings)
-    return stage if settings.tokens is None else PatchTokenStage(stage, settings.tokens)
-
-
-def _refuse_nothing(writer: CacheWriter) -> None:
-    """Raise DataError when there were rows and not one of them could be used; such a cache is not
-    sealed.
-    """
-    read = sum(info.source_rows for info in writer.done.values())
-    if read and not any(info.rows for info in writer.done.values()):
-        listed = writer.quarantined().splitlines()[:1]
-        first = (
-            "; the first, {source} row {row}: {reason}".format(**json.loads(listed[0]))
-            if listed
-            else ""
-        )
-        writer.forget()
-        raise DataError(
-            f"{writer.store}: none of the {read} rows could be used, so no cache was made{first};"
-            " mend the source, then run the same command again"
-        )
+        text_views = stage.settings.text_views
+        if kind == "text" and text_views is not None and cache.finished is None:
+            text_views.keep(cache.store)
+        return cache
 
 
 def _header(
-    stage: Stage, kind: str, before: Manifest | None, shards: Sequence[tuple[Shard, int]]
+    stage: Stage, kind: str, before: Manifest | None, indexes: Sequence[SampleIndex]
 ) -> Manifest:
-    """Return the manifest without shards; its int8 code is that of an earlier run, else fitted on a
-    sample now.
+    """Return the manifest without shards.
+
+    An int8 code is that of the cache ``before``; without one it is fitted on a sample.
     """
-    settings, card = stage.settings, stage.encoder.card
+    settings = stage.settings
+    card = stage.encoder.card
     dtype = settings.dtype or plugins.module("caches", settings.format, CacheError).DEFAULT_DTYPE
-    how = {"precision": stage.encoder.precision, **stage.how}
-    code, cost = None, None
+    code = None
+    error = None
     if dtype == "int8" and before is not None and before.dtype == "int8":
-        code, cost = before.code, before.quantization_error
+        code = before.code
+        error = before.quantization_error
     elif dtype == "int8":
-        fit = QuantizerFitter(min(sum(n for _, n in shards), SAMPLED[1]))
-        for found in sample(stage, shards, *SAMPLED):
-            fit.add(found)
-        code, cost = fit.code().fields(), fit.quantization_error(fit.code(), card.logit_scale)
+        code, error = _fit_int8(stage, indexes)
     return Manifest(
         kind,
         settings.format,
         dtype,
         card.dim,
-        True,
-        card,
-        how,
-        libraries(),
+        normalized=True,
+        encoder=card,
+        how={"precision": stage.encoder.precision, **stage.how},
+        libraries=libraries(),
         code=code,
-        quantization_error=cost,
+        quantization_error=error,
     )
 
 
-def sample(
-    stage: Stage, shards: Sequence[tuple[Shard, int]], least: int, most: int
-) -> Iterator[np.ndarray]:
-    """Yield the float32 vectors of evenly spaced rows of all (shard, rows): a fiftieth, but
-    ``least`` to ``most`` rows.
+def _fit_int8(stage: Stage, indexes: Sequence[SampleIndex]) -> tuple[dict, dict]:
+    """Return (int8 code, its quantization error), fitted on a sample of the rows."""
+    total = sum(stage.row_count(index) for index in indexes)
+    fitter = QuantizerFitter(min(total, FIT_ROWS_MAX))
+    for vectors in sample(stage, indexes, FIT_ROWS_MIN, FIT_ROWS_MAX):
+        fitter.add(vectors)
+    code = fitter.code()
+    error = fitter.quantization_error(code, stage.encoder.card.logit_scale)
+    return code.fields(), error
 
-    Rows that come of one input are all among them or none.
+
+def sample(
+    stage: Stage, indexes: Sequence[SampleIndex], least: int, most: int
+) -> Iterator[np.ndarray]:
+    """Yield float32 vectors [n, dim] of evenly spaced rows of all shards, batch by batch.
+
+    One row in 50 is taken, but ``least`` to ``most`` rows. The rows of one sample of a shard are
+    taken together. Rows that cannot be used are left out.
     """
-    total, several = sum(n for _, n in shards), stage.rows_per_item
-    inputs = max(1, min(total, max(least, min(total // 50, most))) // several)
-    first = np.linspace(0, total // several - 1, inputs).astype(np.int64) * several
-    wanted = (first[:, None] + np.arange(several)).reshape(-1)
+    total = sum(stage.row_count(index) for index in indexes)
+    wanted = _evenly_spaced(total, stage.rows_per_item, least, most)
     start = 0
-    for shard, n in shards:
-        here = wanted[(wanted >= start) & (wanted < start + n)] - start
-        for batch in stage.batches(shard, here.tolist()):
-            if batch.keys:
-                found = stage.encode(batch.inputs).cpu().numpy()
-                yield found[usable_rows(found)]
-        start += n
+    for index in indexes:
+        end = start + stage.row_count(index)
+        numbers = wanted[(wanted >= start) & (wanted < end)] - start
+        for batch in stage.batches(index, numbers.tolist()):
+            if batch.inputs is not None:
+                vectors = stage.encode(batch.inputs).cpu().numpy()
+                yield vectors[usable_rows(vectors)]
+        start = end
+
+
+def _evenly_spaced(total: int, rows_per_item: int, least: int, most: int) -> np.ndarray:
+    """Return the numbers of the sampled rows among ``total`` rows, ascending, int64 [n]."""
+    rows = min(total // FIT_FRACTION, most)
+    rows = min(total, max(least, rows))
+    items = max(1, rows // rows_per_item)
+    last_item = total // rows_per_item - 1
+    first_rows = np.linspace(0, last_item, items).astype(np.int64) * rows_per_item
+    return (first_rows[:, None] + np.arange(rows_per_item)).reshape(-1)

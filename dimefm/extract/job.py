@@ -1,6 +1,4 @@
-"""Engines: what runs an extraction, this process or a cluster. One file each, with a function
-``run``.
-"""
+"""The extraction that a command describes, for any process or engine to run."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ from dataclasses import dataclass
 from dimefm.data import Rows
 from dimefm.errors import RecipeError
 from dimefm.extract.extract import Mode, extract_several
-from dimefm.extract.pipeline import Report
+from dimefm.extract.report import Report
 from dimefm.extract.sharding import Share
 from dimefm.extract.stages.base import Settings
 from dimefm.models.encoder import Encoder
@@ -20,14 +18,14 @@ from dimefm.models.encoder import Encoder
 
 @dataclass(frozen=True)
 class Extraction:
-    """What ``extract-features`` was asked, so that any process can do a share of it.
+    """What ``extract-features`` was asked to do, so that any process can do a share of it.
 
-    ``teachers`` are pairs of a folder (see :func:`folders_of`) and what loads the encoder;
-    ``sources`` are pairs of a kind, "image" or "text", and what opens its rows. The cache of each
-    pair of them goes to ``out/FOLDER/KINDs``.
+    ``teachers`` are pairs (folder, function that loads the encoder), see :func:`folders_of`.
+    ``sources`` are pairs (kind, function that opens the rows), with kind "image" or "text". The
+    cache of each teacher and source goes to ``out/FOLDER/KINDs``.
     """
 
-    teachers: tuple[tuple[str, functools.partial[Encoder]], ...]  # of load_encoder
+    teachers: tuple[tuple[str, functools.partial[Encoder]], ...]
     sources: tuple[tuple[str, Callable[[], Rows]], ...]
     out: str
     settings: Settings
@@ -36,11 +34,12 @@ class Extraction:
 
     def places(self, kind: str) -> list[str]:
         """Return the folder or URL of each teacher's cache of ``kind``."""
-        top = self.out.rstrip("/") or "/"
-        return [
-            "/".join(part for part in (top, folder, f"{kind}s") if part)
-            for folder, _ in self.teachers
-        ]
+        root = self.out.rstrip("/") or "/"
+        places = []
+        for folder, _ in self.teachers:
+            parts = [part for part in (root, folder, f"{kind}s") if part]
+            places.append("/".join(parts))
+        return places
 
     def load(self) -> list[Encoder]:
         """Load all teachers."""
@@ -48,39 +47,52 @@ class Extraction:
 
     def open(self) -> list[tuple[str, Rows]]:
         """Open all sources and return (kind, rows) of each."""
-        return [(kind, opened()) for kind, opened in self.sources]
+        return [(kind, open_source()) for kind, open_source in self.sources]
 
     def run(
         self, encoders: list[Encoder], sources: list[tuple[str, Rows]], share: Share
     ) -> Iterator[Report]:
-        """Do the shards of ``share`` of opened sources, and yield the report of each cache: of each
-        kind all teachers'.
+        """Extract the shards of ``share`` from opened sources, with loaded encoders.
+
+        Yields the report of each cache: those of all teachers for the first source, then for the
+        next.
         """
-        how: dict = {"mode": self.mode, "scratch": self.scratch, "share": share}
         for kind, rows in sources:
             caches = list(zip(encoders, self.places(kind), strict=True))
-            yield from extract_several(caches, rows, kind, self.settings, **how)
+            yield from extract_several(
+                caches,
+                rows,
+                kind,
+                self.settings,
+                mode=self.mode,
+                scratch=self.scratch,
+                share=share,
+            )
 
 
 def folders_of(teachers: Sequence[str]) -> list[str]:
-    """Return the folder below --out of each teacher that is named so: none, "", for one alone.
+    """Return the folder below --out of each teacher; a single teacher has none, "".
 
-    With several, a folder is the spec with ``_`` for all but letters, digits, ``.``, ``-`` and
-    ``_``, without dots and ``_`` at its ends. Raises RecipeError when two teachers would have one
-    folder.
+    The folder of one of several teachers is its spec, with ``_`` in place of every character that
+    is not a letter, digit, ``.``, ``-`` or ``_``, and without dots and ``_`` at its ends. Raises
+    RecipeError when two teachers would have the same folder.
     """
     if len(teachers) == 1:
         return [""]
-    folders: dict[str, str] = {}
+    spec_of: dict[str, str] = {}
     for spec in teachers:
-        folder = (
-            re.sub(r"\.{2,}", ".", re.sub(r"[^A-Za-z0-9._-]", "_", spec)).strip("._") or "teacher"
-        )
-        if folder in folders:
+        folder = _folder_of(spec)
+        if folder in spec_of:
             raise RecipeError(
-                f"--teacher {folders[folder]} and {spec}: both would write to the folder {folder}"
+                f"--teacher {spec_of[folder]} and {spec}: both would write to the folder {folder}"
                 " of --out; give each teacher once, and extract teachers of one name into folders"
                 " of their own"
             )
-        folders[folder] = spec
-    return list(folders)
+        spec_of[folder] = spec
+    return list(spec_of)
+
+
+def _folder_of(spec: str) -> str:
+    safe = re.sub(r"[^A-Za-z0-9._-]", "_", spec)
+    folder = re.sub(r"\.{2,}", ".", safe).strip("._")
+    return folder or "teacher"

@@ -1,5 +1,6 @@
-"""Which shards a process works on, and in which order: alone, as a rank of torchrun, or as one part
-of several.
+"""Which shards a process works on, and in which order.
+
+A process works alone, as one rank of torchrun, or on one part of the shards.
 """
 
 from __future__ import annotations
@@ -19,11 +20,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Share:
-    """Part ``part`` (from 0) of ``parts`` of all shards, in the order of the sources or, with
-    ``seed``, in a random one.
+    """Part ``part`` (from 0) of ``parts`` of all shards.
 
-    ``rank`` of ``ranks`` processes work on the same part: each begins at another place, and they
-    take what is left.
+    The shards are tried in the order of the sources, or with ``seed`` in a random order. ``ranks``
+    processes work on the same part; each begins at another shard and takes what the others left.
     """
 
     part: int = 0
@@ -39,11 +39,11 @@ class Share:
 
     def of(self, shards: Sequence[T]) -> list[T]:
         """Return the shards of this process in the order in which it tries them."""
-        found = list(shards[self.part :: self.parts])
+        part = list(shards[self.part :: self.parts])
         if self.seed is not None:
-            random.Random(self.seed).shuffle(found)
-        begin = len(found) * self.rank // self.ranks
-        return found[begin:] + found[:begin]
+            random.Random(self.seed).shuffle(part)
+        begin = len(part) * self.rank // self.ranks
+        return part[begin:] + part[:begin]
 
 
 ALL = Share()
@@ -52,12 +52,21 @@ ALL = Share()
 def share_of(
     shard_range: str | None, seed: int | None, environment: Mapping[str, str] = os.environ
 ) -> Share:
-    """Return the share that ``--shard-range I/N`` says and that torchrun's RANK and WORLD_SIZE say;
-    raise RecipeError for a range that is none."""
-    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", shard_range or "0/1")
-    if match is None or not 0 <= int(match[1]) < int(match[2]):
-        raise RecipeError(
-            f"--shard-range {shard_range}: expected I/N with 0 <= I < N, e.g. 0/8 for the first of"
-            " 8 parts of the shards"
-        )
-    return Share(int(match[1]), int(match[2]), seed, *rank_of(environment))
+    """Return the share of ``--shard-range I/N`` and of torchrun's RANK and WORLD_SIZE.
+
+    Raises RecipeError for a range that is not I/N with 0 <= I < N.
+    """
+    part = 0
+    parts = 1
+    if shard_range:
+        match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", shard_range)
+        if match is not None:
+            part = int(match[1])
+            parts = int(match[2])
+        if match is None or part >= parts:
+            raise RecipeError(
+                f"--shard-range {shard_range}: expected I/N with 0 <= I < N, e.g. 0/8 for the first"
+                " of 8 parts of the shards"
+            )
+    rank, ranks = rank_of(environment)
+    return Share(part, parts, seed, rank, ranks)

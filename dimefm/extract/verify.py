@@ -1,30 +1,35 @@
-"""Does the teacher still say what the cache holds? A few random rows are encoded again and
-compared.
-"""
+"""Verify a cache against its teacher: encode a few random rows again and compare."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from dimefm.cache import FeatureCache, ShardInfo
+from dimefm.cache import FeatureCache, Manifest, ShardInfo
 from dimefm.cache.manifest import differences
-from dimefm.data import Rows, Shard
+from dimefm.cache.skip_index import SkipIndex
+from dimefm.data import Rows
 from dimefm.data.matching import same_name
 from dimefm.data.views.image_views import ViewPolicy
 from dimefm.data.views.patch_tokens import TokenPolicy
 from dimefm.data.views.text_views import TextPolicy
 from dimefm.errors import CacheError
 from dimefm.extract.extract import stage_of
-from dimefm.extract.stages.base import Settings
+from dimefm.extract.stages.base import Settings, Stage
+from dimefm.extract.stages.sample_index import SampleIndex
 from dimefm.models.encoder import Encoder
+from dimefm.storage.stores import Store
+
+COSINE_DECIMALS = 6  # cosines that are equal to so many decimals count as equal
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Cosines of cached rows with the same rows encoded now; ``worst`` names the row that differs
-    most.
+    """Cosines of cached rows with the same rows encoded now.
+
+    ``worst`` names the row with the lowest cosine, the first one of several.
     """
 
     rows: int
@@ -33,11 +38,25 @@ class Agreement:
     worst: str
 
     def describe(self) -> str:
-        """Return one line for people."""
+        """Return a human-readable summary of one line."""
         return (
             f"{self.rows} rows encoded again: cosine at least {self.min_cosine:.6f}, mean"
             f" {self.mean_cosine:.6f} (lowest: {self.worst})"
         )
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Rows of one cached shard that are compared.
+
+    ``cache_rows`` int64 [n] are their numbers in the whole cache, ascending, and ``shard_rows``
+    their numbers in the shard before quarantined rows were removed.
+    """
+
+    info: ShardInfo
+    index: SampleIndex
+    cache_rows: np.ndarray
+    shard_rows: list[int]
 
 
 def against_teacher(
@@ -49,87 +68,121 @@ def against_teacher(
     seed: int = 0,
     batch_size: int = 64,
 ) -> Agreement:
-    """Encode ``number`` random rows of ``cache`` again, as its manifest says, from the raw ``rows``
-    it was made from.
+    """Encode ``number`` random rows of ``cache`` again and compare them with the stored ones.
 
+    ``rows`` are the raw rows that the cache was made from; the manifest says how they are encoded.
     Raises CacheError when the encoder or the sources are not those of the manifest, naming what
-    differs, or when a row that is in the cache cannot be encoded now.
+    differs, or when a row of the cache cannot be encoded now.
     """
-    manifest = cache.manifest
-    _same_encoder(cache, encoder)
+    _refuse_other_encoder(cache, encoder)
+    settings = _settings_of(cache.manifest, cache.store, batch_size)
+    stage = stage_of(cache.manifest.kind, encoder, settings)
+    cosines: list[float] = []
+    names: list[str] = []
+    for selection in _locate(cache, rows, stage, number, seed):
+        vectors = _encode(cache, stage, selection)
+        stored = cache[selection.cache_rows].astype(np.float32)
+        for row, stored_vector, vector in zip(selection.shard_rows, stored, vectors, strict=True):
+            cosines.append(_cosine(stored_vector, vector))
+            names.append(f"{selection.info.source} row {row}")
+    if not cosines:
+        raise CacheError(f"{cache.store}: holds no rows to compare")
+    worst = names[_first_lowest(cosines)]
+    return Agreement(len(cosines), min(cosines), sum(cosines) / len(cosines), worst)
+
+
+def _settings_of(manifest: Manifest, store: Store, batch_size: int) -> Settings:
+    """Return the settings that a cache was extracted with."""
     how = manifest.how
-    settings = Settings(
+    return Settings(
         batch_size=batch_size,
         decoder=how.get("decoder", Settings.decoder),
-        captions=how.get("captions", "first"),
-        long_texts=how.get("long_texts", "quarantine"),
+        captions=how.get("captions", Settings.captions),
+        long_texts=how.get("long_texts", Settings.long_texts),
         views=ViewPolicy.from_manifest(how) if how.get("views") else None,
         tokens=TokenPolicy.from_manifest(how),
-        text_views=TextPolicy.from_manifest(how, cache.store),
+        text_views=TextPolicy.from_manifest(how, store),
     )
-    stage = stage_of(manifest.kind, encoder, settings)
-    chosen = np.sort(
-        np.random.default_rng(seed).choice(len(cache), min(number, len(cache)), replace=False)
-    )
-    places = np.searchsorted(cache.starts, chosen, side="right") - 1
-    found: list[tuple[float, str]] = []
-    for place in np.unique(places):
-        info = manifest.shards[place]
-        stored = chosen[places == place]
-        shard = _shard_of(cache, info, rows, stage.count)
-        bad = np.array(info.bad, dtype=np.int64)
-        local = stored - cache.starts[place]
-        numbers = local + np.searchsorted(bad - np.arange(len(bad)), local, side="right")
-        vectors: dict[int, np.ndarray] = {}
-        for batch in stage.batches(shard, numbers.tolist()):
-            if batch.bad:
-                raise CacheError(
-                    f"{shard.path}, row {batch.bad[0].row}: is in {cache.store}, but now"
-                    f" {batch.bad[0].reason}"
-                )
-            vectors |= dict(
-                zip(batch.numbers, stage.encode(batch.inputs).cpu().numpy(), strict=True)
-            )
-        for row, kept in zip(numbers.tolist(), cache[stored].astype(np.float32), strict=True):
-            cosine = float(
-                kept @ vectors[row] / np.linalg.norm(kept) / np.linalg.norm(vectors[row])
-            )
-            found.append((cosine, f"{info.source} row {row}"))
-    if not found:
-        raise CacheError(f"{cache.store}: holds no rows to compare")
-    cosines = [cosine for cosine, _ in found]
-    # of rows that differ in rounding only, which varies with the machine, the first is named
-    worst = min(found, key=lambda row: round(row[0], 6))
-    return Agreement(len(found), min(cosines), sum(cosines) / len(cosines), worst[1])
 
 
-def _same_encoder(cache: FeatureCache, encoder: Encoder) -> None:
-    """Raise CacheError naming the fields in which the encoder is not the manifest's; what that
-    leaves open may be any.
+def _refuse_other_encoder(cache: FeatureCache, encoder: Encoder) -> None:
+    """Raise CacheError when the encoder is not the manifest's, naming the fields that differ.
+
+    Fields that the manifest does not know may be anything.
     """
-    ours, theirs = cache.manifest.encoder.identity(), encoder.card.identity()
-    known = {name for name, value in ours.items() if value not in (None, {})}
-    if cache.manifest.encoder.weights_sha256 is None:
-        known &= {"dim"}
-    different = differences({k: ours[k] for k in known}, {k: theirs[k] for k in known})
+    recorded = cache.manifest.encoder.identity()
+    given = encoder.card.identity()
+    if recorded["weights_sha256"] is None:
+        compared = ["dim"]
+    else:
+        compared = [name for name, value in recorded.items() if value not in (None, {})]
+    different = differences(
+        {name: recorded[name] for name in compared}, {name: given[name] for name in compared}
+    )
     if different:
         raise CacheError(
             f"{cache.store}: was not made by {encoder.card.name} ({'; '.join(different)}: the"
-            " manifest against the encoder); name the teacher that made it with --teacher"
+            " manifest against the encoder). Fix: name the teacher that made it with --teacher"
         )
 
 
-def _shard_of(cache: FeatureCache, info: ShardInfo, rows: Rows, count) -> Shard:
-    """Return the raw shard that a cached shard was made from."""
+def _locate(
+    cache: FeatureCache, rows: Rows, stage: Stage, number: int, seed: int
+) -> Iterator[Selection]:
+    """Draw ``number`` rows of the cache; yield those of each shard with their source."""
+    draw = np.random.default_rng(seed)
+    drawn = np.sort(draw.choice(len(cache), min(number, len(cache)), replace=False))
+    shard_of_row = np.searchsorted(cache.starts, drawn, side="right") - 1
+    for shard_number in np.unique(shard_of_row):
+        info = cache.manifest.shards[shard_number]
+        cache_rows = drawn[shard_of_row == shard_number]
+        stored_rows = cache_rows - cache.starts[shard_number]
+        index = _source_of(cache, info, rows, stage)
+        shard_rows = SkipIndex.from_rows(info.bad).to_source(stored_rows)
+        yield Selection(info, index, cache_rows, shard_rows.tolist())
+
+
+def _source_of(cache: FeatureCache, info: ShardInfo, rows: Rows, stage: Stage) -> SampleIndex:
+    """Return the samples of the source shard that a cached shard was made from."""
     for shard in rows.shards:
-        if same_name(shard.name, info.source) and count(shard) == info.source_rows:
-            if info.source_digest in ("", shard.digest()):
-                return shard
+        if not same_name(shard.name, info.source):
+            continue
+        index = stage.index(shard)
+        if stage.row_count(index) != info.source_rows:
+            continue
+        if info.source_digest not in ("", shard.digest()):
             raise CacheError(
-                f"{shard.path}: has changed since {cache.store} was made; extract it again"
+                f"{shard.path}: has changed since {cache.store} was made. Fix: extract it again"
             )
+        return index
+    names = ", ".join(shard.name for shard in rows.shards[:4])
     raise CacheError(
         f"{cache.store}: no source called {info.source} with {info.source_rows} rows among those"
-        f" given ({', '.join(shard.name for shard in rows.shards[:4])}); name it with --images or"
-        " --texts, and --dataroot, --rows, --split and --limit as then"
+        f" given ({names}). Fix: pass the sources of the extraction as --images or --texts, with"
+        " its --dataroot, --rows, --split and --limit"
     )
+
+
+def _encode(cache: FeatureCache, stage: Stage, selection: Selection) -> Sequence[np.ndarray]:
+    """Return the vector [dim] of each selected row, encoded now."""
+    vectors: dict[int, np.ndarray] = {}
+    for batch in stage.batches(selection.index, selection.shard_rows):
+        if batch.bad:
+            bad = batch.bad[0]
+            raise CacheError(
+                f"{selection.index.shard.path}, row {bad.row}: is in {cache.store}, but now"
+                f" {bad.reason}"
+            )
+        encoded = stage.encode(batch.inputs).cpu().numpy()
+        vectors.update(zip(batch.numbers, encoded, strict=True))
+    return [vectors[row] for row in selection.shard_rows]
+
+
+def _cosine(stored: np.ndarray, vector: np.ndarray) -> float:
+    return float(stored @ vector / np.linalg.norm(stored) / np.linalg.norm(vector))
+
+
+def _first_lowest(cosines: Sequence[float]) -> int:
+    """Return the place of the first cosine that is the lowest, to a few decimals."""
+    lowest = round(min(cosines), COSINE_DECIMALS)
+    return [round(cosine, COSINE_DECIMALS) for cosine in cosines].index(lowest)

@@ -13,7 +13,7 @@ from dimefm.cache.row_buffer import RowBuffer
 from dimefm.cache.writer import Bad
 from dimefm.data.formats.text import TextShard
 from dimefm.errors import BadRow
-from dimefm.extract.pipeline import _merge
+from dimefm.extract.shard_writer import merge_retried
 from dimefm.storage.stores import Store
 from tests.cache.growing import ALL, ROWS, assert_adds_up, bad_rows, damaged, named, run, stamps
 
@@ -165,7 +165,7 @@ def test_bad_rows_around_the_blocks_of_a_large_shard_are_filled_in_the_right_pla
     cache = FeatureCache(tmp_path / "out")
     for mended in (bad, bad[::2], bad[-1:], bad[:1]):
         with RowBuffer(tmp_path / "spool", header, "a") as spool:
-            _merge(
+            merge_retried(
                 spool, cache, cache.manifest.shards[0], mended, list(map(str, mended)), rows[mended]
             )
             expected = np.union1d(good, mended)

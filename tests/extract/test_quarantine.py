@@ -65,7 +65,7 @@ def test_a_source_of_bad_rows_only_is_refused_and_can_be_mended(tiny_teacher, tm
     (tmp_path / "x.txt").write_text("\n \n\t\n")
     with pytest.raises(
         DataError,
-        match=r"none of the 3 rows could.*x\.txt row 0: sentence is empty; mend the source",
+        match=r"none of the 3 rows could.*x\.txt row 0: sentence is empty. Fix: correct the source",
     ):
         run(tiny_teacher, [tmp_path / "x.txt"], "text", tmp_path / "out")
     with pytest.raises(CacheError):

@@ -198,10 +198,10 @@ def test_a_shard_that_one_cache_has_is_done_for_the_other_only(
     with pytest.MonkeyPatch.context() as patch:
         prepared = Images.prepare_shared
 
-        def interrupt(self, others, shard, numbers):
-            if shard.path.name == "1" and 2 in numbers:
+        def interrupt(self, others, index, numbers):
+            if index.shard.path.name == "1" and 2 in numbers:
                 raise KeyboardInterrupt
-            return prepared(self, others, shard, numbers)
+            return prepared(self, others, index, numbers)
 
         patch.setattr(Images, "prepare_shared", interrupt)
         with pytest.raises(KeyboardInterrupt):
@@ -263,7 +263,9 @@ def test_beside_a_gpu_batches_of_all_teachers_are_in_flight_in_order(teachers, p
     """Any device but a CPU has readers; what they prepare is encoded in the thread that asks."""
     shards = shards_of(photos, "image").shards
     stages = [stage_of("image", encoder, QUIET) for encoder in teachers.values()]
-    groups = [[ShardTask(stage, shard, range(8)) for stage in stages] for shard in shards]
+    groups = [
+        [ShardTask(stage, stage.index(shard), range(8)) for stage in stages] for shard in shards
+    ]
     found = [*encoded(groups, torch.device("meta"), 2)]
     assert [(job.stage, job.shard) for job, _ in found] == [
         (s, shard) for shard in shards for _ in range(3) for s in stages
@@ -271,7 +273,7 @@ def test_beside_a_gpu_batches_of_all_teachers_are_in_flight_in_order(teachers, p
     assert [batch.last for _, batch in found] == [False] * 4 + [True] * 2 + [False] * 4 + [True] * 2
     assert opened.total() == 16
     for job, batch in found:
-        (again,) = job.stage.batches(job.shard, batch.numbers)
+        (again,) = job.stage.batches(job.index, batch.numbers)
         np.testing.assert_array_equal(
             batch.pending.fetch()[0], job.stage.encode(again.inputs).numpy()
         )

@@ -141,11 +141,11 @@ def test_interrupted_it_goes_on_to_the_same_bytes(
     run(tiny_teacher, source, tmp_path / "whole", EDA)
     real, seen = Texts.prepare, []
 
-    def stop_in_the_second_shard(self, shard, numbers):
-        if shard.name == "b.tsv":
+    def stop_in_the_second_shard(self, index, numbers):
+        if index.shard.name == "b.tsv":
             raise KeyboardInterrupt
-        seen.append(shard.name)
-        return real(self, shard, numbers)
+        seen.append(index.shard.name)
+        return real(self, index, numbers)
 
     monkeypatch.setattr(Texts, "prepare", stop_in_the_second_shard)
     with pytest.raises(KeyboardInterrupt):

@@ -33,9 +33,9 @@ def while_it_is_read(monkeypatch, stage, change):
     """Let ``change`` happen after the first batch of shard b was read."""
     prepare, done = stage.prepare_shared, []
 
-    def changing(self, others, shard, numbers):
-        batches = prepare(self, others, shard, numbers)
-        if "b" in shard.name and not done:
+    def changing(self, others, index, numbers):
+        batches = prepare(self, others, index, numbers)
+        if "b" in index.shard.name and not done:
             done.append(change())
         return batches
 

@@ -1,3 +1,4 @@
-"""Engines that run an extraction: this process, or a cluster. One file each, with a function
-``run``.
+"""Engines that run an extraction: this process, or a cluster.
+
+Each engine is one file with the function ``run(extraction, share, echo)``.
 """

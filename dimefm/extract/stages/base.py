@@ -1,8 +1,8 @@
-"""The two stages of extraction, images and sentences: how a shard is counted, made ready in
-batches, and encoded.
+"""What the stages of extraction share: settings, batches, and the interface of a stage.
 
-How batches follow each other through threads stands in ``stream.py``. The threads write to nothing
-that they share: a batch carries its own seconds and counts, and whoever consumes it adds them up.
+A stage knows how many samples a shard gives, prepares them in batches, and encodes them.
+``stream.py`` moves the batches through threads. Threads share no counters: a batch carries its own
+seconds and counts, and whoever consumes the batch adds them up.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from dimefm.data import Shard
 from dimefm.data.views.image_views import ViewPolicy
 from dimefm.data.views.patch_tokens import TokenPolicy
 from dimefm.data.views.text_views import TextPolicy
+from dimefm.extract.stages.sample_index import SampleIndex
 from dimefm.models.encoder import Encoder
 from dimefm.models.inference.in_flight import Pending
 from dimefm.models.inference.precision import PRECISIONS, chosen
@@ -35,14 +36,20 @@ from dimefm.runtime.threads import prefetch_map
 class Settings:
     """How to extract.
 
-    ``dtype`` None is the format's own. Images: ``decoder`` is one of data/decoders.py; ``views``
-    None encodes them through the encoder's own preprocessing, else each gives that many rows, one
-    for each view; ``auto_batch`` measures how many to encode at once, in place of ``batch_size``;
-    ``compile`` runs their tower compiled. Sentences: ``captions`` "first" keeps one a source row,
-    "all" makes a row of each; with ``text_views`` a source row gives that many, one for each view;
-    ``long_texts`` says what happens to those past the encoder's context. ``auto_precision`` takes
-    the precision of the cache that is there, else one for this machine, in place of the encoder's.
-    With ``tokens`` each image and sentence gives that many, one a row, and no row of its own.
+    Output: ``format`` of the shards, and ``dtype`` of the numbers; None is the format's default.
+
+    Images: ``decoder`` is a decoder of ``models/preprocess.py``. ``views`` encodes that many crops
+    of each image, one row per view; without it an image is preprocessed as the encoder says.
+    ``auto_batch`` measures the batch size in place of ``batch_size``; ``compile`` compiles the
+    image tower.
+
+    Texts: ``captions`` "first" encodes the first caption of a source row, "all" encodes every
+    caption, one row each. ``text_views`` encodes that many texts of each source row, one row per
+    view. ``long_texts`` is "quarantine" or "truncate", for texts longer than the context.
+
+    Both: ``tokens`` stores that many tokens of each image or text, one row per token, in place of
+    its embedding. ``auto_precision`` takes the precision of an existing cache, or else the fastest
+    one on this machine, in place of the encoder's. ``workers`` threads read and decode.
     """
 
     format: str = "hdf5"
@@ -63,41 +70,37 @@ class Settings:
 
 @dataclass
 class Batch:
-    """Rows ready to encode: their numbers and keys, the stacked inputs, and the rows that could not
-    be made ready.
+    """The rows of one batch, from preparation to encoding.
 
-    ``parts`` are inputs that are not stacked yet; ``read`` and ``decode`` are the seconds that this
-    took; ``unused`` counts captions that were left aside; ``last`` marks the end of a job. Rows
-    with equal ``digests`` have equal inputs; once repeats are left out of these, ``which`` says
-    which of all inputs of the job so far each row has.
+    ``numbers`` are the rows of the cache shard that could be prepared, and ``keys`` their keys.
+    ``bad`` are the rows that could not. ``inputs`` is the encoder's input of the prepared rows,
+    and ``pending`` its output, from the moment when it is sent through the encoder.
+
+    Rows with equal ``input_digests`` have equal inputs. When repeats are removed from ``inputs``,
+    ``vector_numbers`` says which vector each row has: the vectors of one task are numbered from 0
+    in the order of encoding.
     """
 
     numbers: list[int] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
-    parts: list[torch.Tensor] = field(default_factory=list)
-    inputs: torch.Tensor | None = None
     bad: list[Bad] = field(default_factory=list)
-    read: float = 0.0
-    decode: float = 0.0
-    unused: int = 0
-    last: bool = False
-    digests: list[bytes] = field(default_factory=list)
-    which: np.ndarray | None = None
+    inputs: torch.Tensor | None = None
+    input_digests: list[bytes] = field(default_factory=list)
+    vector_numbers: np.ndarray | None = None
     pending: Pending | PooledEncode | None = None
-
-    def stack(self) -> None:
-        """Make ``inputs`` of the parts, if there are any."""
-        if self.parts:
-            self.inputs, self.parts = torch.stack(self.parts), []
+    last: bool = False  # whether it ends its task
+    unused_captions: int = 0
+    read_seconds: float = 0.0
+    decode_seconds: float = 0.0
 
 
 class Stage(ABC):
-    """What differs between images and sentences: how many rows a shard has, and how a batch is made
-    and encoded.
+    """What differs between images, texts and tokens: how samples are counted, prepared and encoded.
 
-    ``split_batch_across_threads``: the lanes of a CPU share a batch, which was made ready
-    elsewhere; else each does the whole of one. ``rows_per_item`` rows come of one input and are
-    asked for together.
+    ``how`` is the stage's part of the manifest. Each sample gives ``rows_per_item`` rows of the
+    cache, which are asked for together. On a CPU, with ``split_batch_across_threads``, reader
+    threads prepare a batch and the encode threads share it; without, one encode thread prepares
+    and encodes a whole batch.
     """
 
     how: dict
@@ -105,91 +108,99 @@ class Stage(ABC):
     rows_per_item = 1
 
     def __init__(self, encoder: Encoder, settings: Settings):
-        self.encoder, self.settings = encoder, settings
-        self._keys: tuple[str, list[str]] | None = None
+        self.encoder = encoder
+        self.settings = settings
+        self._keys_of_shard: tuple[str, list[str]] | None = None
 
     def resolve_precision(self, out: str | Path, before: Manifest | None) -> None:
-        """With ``auto_precision`` encode as the cache ``before`` at ``out`` says, else as is quick
-        here, and say so.
+        """With ``auto_precision``, choose the encoder's precision, and print the choice.
+
+        It is the precision of ``before``, the manifest or plan of the cache at ``out``; without one
+        it is the fastest on this machine.
         """
         if not self.settings.auto_precision:
             return
-        found = None if before is None else before.how.get("precision")
-        if found in PRECISIONS:
-            precision, why = found, "as the cache there says"
+        cached = None if before is None else before.how.get("precision")
+        if cached in PRECISIONS:
+            precision = cached
+            reason = "as the cache there says"
         else:
-            precision, why = chosen(self.encoder.device, self.settings.compile)
+            precision, reason = chosen(self.encoder.device, self.settings.compile)
         self.encoder = dataclasses.replace(self.encoder, precision=precision)
         if self.settings.progress:
-            print(
-                f"note: {out}: --precision auto is {precision}, {why}", file=sys.stderr, flush=True
-            )
+            note = f"note: {out}: --precision auto is {precision}, {reason}"
+            print(note, file=sys.stderr, flush=True)
 
-    def count(self, shard: Shard) -> int:
-        """Return how many rows the shard gives."""
-        return len(shard)
+    @abstractmethod
+    def index(self, shard: Shard) -> SampleIndex:
+        """Return the samples of a shard; it may read every row, so keep the result."""
 
-    def key(self, shard: Shard, number: int) -> str:
-        """Return the key of a row that cannot be read; the keys of the present shard stay in
-        memory.
+    def row_count(self, index: SampleIndex) -> int:
+        """Return how many rows of the cache the samples of a shard give."""
+        return len(index) * self.rows_per_item
+
+    def key(self, shard: Shard, row: int) -> str:
+        """Return the key of a source row that cannot be read.
+
+        The keys of the last shard that was asked for stay in memory.
         """
-        kept = self._keys
+        kept = self._keys_of_shard
         if kept is None or kept[0] != shard.name:
-            kept = self._keys = (shard.name, shard.keys())
-        return kept[1][number]
+            kept = (shard.name, shard.keys())
+            self._keys_of_shard = kept
+        return kept[1][row]
 
     def chunk_size(self) -> int:
-        """Return how many rows are made ready together.
+        """Return how many rows are prepared together.
 
-        The same for all processes of one extraction, as the last bits of a feature may depend on
-        what it is encoded with.
+        All processes of one extraction must have the same number, because the last bits of an
+        embedding may depend on the rows that are encoded with it.
         """
         return self.settings.batch_size
 
     @abstractmethod
-    def prepare(self, shard: Shard, numbers: Sequence[int]) -> Batch:
-        """Read and decode the rows of ``numbers``, ascending; those that cannot be are in
-        ``bad``.
+    def prepare(self, index: SampleIndex, numbers: Sequence[int]) -> Batch:
+        """Read and decode the rows ``numbers`` of a shard, ascending.
+
+        Rows that cannot be read or decoded are in the ``bad`` of the batch.
         """
 
     def prepare_shared(
-        self, others: Sequence[Stage], shard: Shard, numbers: Sequence[int]
+        self, others: Sequence[Stage], index: SampleIndex, numbers: Sequence[int]
     ) -> list[Batch]:
-        """Return what ``prepare`` gives for this stage and each of ``others``, which have its
-        settings and its kind.
+        """Return the batch of this stage, then that of each of ``others``, as ``prepare`` does.
+
+        The stages are of one kind and have the same settings.
         """
-        return [stage.prepare(shard, numbers) for stage in (self, *others)]
+        return [stage.prepare(index, numbers) for stage in (self, *others)]
 
     @abstractmethod
     def encode(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return unit rows of the inputs of a batch."""
+        """Return the unit vectors [n, dim] of the inputs of a batch."""
 
     def start(self, batch: Batch, encode_threads: Executor | None = None) -> None:
-        """Send the inputs of a batch, if there are any, through the encoder; ``pending`` has them
-        from now on.
+        """Send the inputs of a batch, if there are any, through the encoder.
+
+        From then on the batch has no ``inputs``, but ``pending``.
         """
         if batch.inputs is not None:
-            batch.pending, batch.inputs = (
-                Pending(self.encode, batch.inputs, self.encoder.device),
-                None,
-            )
+            batch.pending = Pending(self.encode, batch.inputs, self.encoder.device)
+            batch.inputs = None
 
-    def batches(self, shard: Shard, numbers: Sequence[int]) -> Iterator[Batch]:
-        """Yield the rows of ``numbers``, ascending, in batches that threads prepare ahead;
-        ``count`` the shard first.
-        """
+    def batches(self, index: SampleIndex, numbers: Sequence[int]) -> Iterator[Batch]:
+        """Yield the rows ``numbers``, ascending, in batches that threads prepare ahead."""
+
+        def prepare(chunk: Sequence[int]) -> Batch:
+            return self.prepare(index, chunk)
+
         workers = self.settings.workers
+        chunks = chunked(numbers, self.chunk_size())
         with ThreadPoolExecutor(workers, "reader") as pool:
-            parts = chunked(numbers, self.chunk_size())
-            yield from (
-                batch
-                for _, batch in prefetch_map(
-                    pool, workers + 1, lambda part: self.prepare(shard, part), parts
-                )
-            )
+            for _, batch in prefetch_map(pool, workers + 1, prepare, chunks):
+                yield batch
 
 
 def chunked(numbers: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    """Yield ``numbers`` in portions of ``size``; no numbers make one portion, empty."""
+    """Yield ``numbers`` in chunks of ``size``; no numbers make one chunk, which is empty."""
     for start in range(0, max(len(numbers), 1), size):
         yield numbers[start : start + size]

@@ -1,6 +1,4 @@
-"""The stage that caches tokens: what the stage of images or sentences makes ready, with several
-rows for each item.
-"""
+"""The token stage of extraction: several rows for each image or text, one per token."""
 
 from __future__ import annotations
 
@@ -17,21 +15,27 @@ from dimefm.data.views.patch_tokens import TokenPolicy
 from dimefm.errors import RecipeError
 from dimefm.extract.stages.base import Batch, Stage
 from dimefm.extract.stages.images import Images
+from dimefm.extract.stages.sample_index import SampleIndex
 from dimefm.extract.stages.texts import Texts
 from dimefm.models import patch_tokens
 from dimefm.models.inference.text_batches import encode_sentences
 
 
 class PatchTokenStage(Stage):
-    """Items to tokens: token t of item i of a shard is row i * count + t. Items are encoded whole:
-    a batch has all tokens of each of its items, also of one of which a single row was asked for."""
+    """Encodes the tokens of the images or texts that another stage, ``inner``, prepares.
+
+    Token t of sample i of a shard is row i * count + t. A sample is encoded whole: a batch has all
+    tokens of a sample, even when only one row of the sample was asked for.
+    """
 
     def __init__(self, inner: Images | Texts, policy: TokenPolicy):
-        """Raises RecipeError for settings that do not go with tokens, ModelError when the encoder
-        gives none.
+        """Raises RecipeError for settings that exclude tokens, ModelError for an encoder without
+        tokens.
         """
         super().__init__(inner.encoder, inner.settings)
-        self.inner, self.policy, self.rows_per_item = inner, policy, policy.count
+        self.inner = inner
+        self.policy = policy
+        self.rows_per_item = policy.count
         self.how = {**inner.how, "tokens": policy.how()}
         check_settings(inner.settings.views, inner.settings.text_views, inner.settings.compile)
         patch_tokens.check(inner.encoder, "image" if isinstance(inner, Images) else "text")
@@ -40,59 +44,69 @@ class PatchTokenStage(Stage):
         self.inner.resolve_precision(out, before)
         self.encoder = self.inner.encoder
 
-    def count(self, shard: Shard) -> int:
-        return self.inner.count(shard) * self.policy.count
+    def index(self, shard: Shard) -> SampleIndex:
+        return self.inner.index(shard)
 
     def chunk_size(self) -> int:
-        items = (
-            self.inner.chunk_size() if isinstance(self.inner, Images) else self.settings.batch_size
-        )
-        return items * self.policy.count
+        if isinstance(self.inner, Images):
+            samples = self.inner.chunk_size()
+        else:
+            samples = self.settings.batch_size
+        return samples * self.policy.count
 
-    def prepare(self, shard: Shard, numbers: Sequence[int]) -> Batch:
-        return self.prepare_shared((), shard, numbers)[0]
-
-    def prepare_shared(
-        self, others: Sequence[Stage], shard: Shard, numbers: Sequence[int]
-    ) -> list[Batch]:
-        items = list(dict.fromkeys(number // self.policy.count for number in numbers))
-        inner = [stage.inner for stage in cast("Sequence[PatchTokenStage]", others)]
-        return [self._spread(batch) for batch in self.inner.prepare_shared(inner, shard, items)]
-
-    def _spread(self, batch: Batch) -> Batch:
-        """Give each item of a batch as many rows as it has tokens."""
-        count = self.policy.count
-        batch.keys = [f"{key}#{token}" for key in batch.keys for token in range(count)]
-        batch.numbers = [item * count + token for item in batch.numbers for token in range(count)]
-        batch.bad = [
-            Bad(bad.row * count + token, f"{bad.key}#{token}", bad.reason)
-            for bad in batch.bad
-            for token in range(count)
-        ]
-        batch.digests = []  # rows that come again are told by item, and have several rows here
+    def prepare(self, index: SampleIndex, numbers: Sequence[int]) -> Batch:
+        (batch,) = self.prepare_shared((), index, numbers)
         return batch
 
+    def prepare_shared(
+        self, others: Sequence[Stage], index: SampleIndex, numbers: Sequence[int]
+    ) -> list[Batch]:
+        samples = list(dict.fromkeys(number // self.policy.count for number in numbers))
+        inner_others = [stage.inner for stage in cast("Sequence[PatchTokenStage]", others)]
+        batches = self.inner.prepare_shared(inner_others, index, samples)
+        for batch in batches:
+            self._expand(batch)
+        return batches
+
+    def _expand(self, batch: Batch) -> None:
+        """Replace each sample of a batch by the rows of its tokens."""
+        tokens = range(self.policy.count)
+        batch.numbers = [self._row(sample, token) for sample in batch.numbers for token in tokens]
+        batch.keys = [f"{key}#{token}" for key in batch.keys for token in tokens]
+        bad_rows = []
+        for bad in batch.bad:
+            for token in tokens:
+                row = self._row(bad.row, token)
+                bad_rows.append(Bad(row, f"{bad.key}#{token}", bad.reason))
+        batch.bad = bad_rows
+        # The digests are of samples. Repeats are found by row, so tokens go without.
+        batch.input_digests = []
+
+    def _row(self, sample: int, token: int) -> int:
+        return sample * self.policy.count + token
+
     def encode(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return unit rows [n * count, D] of the inputs of n items, item by item."""
-        encoder, count = self.encoder, self.policy.count
+        """Return the unit vectors [n * count, dim] of the tokens of n samples, in order."""
         if isinstance(self.inner, Images):
-            found = patch_tokens.image_tokens(
-                encoder, self.inner.decoder.finish(inputs, encoder.device), count
-            )
+            tokens = self._encode_images(self.inner, inputs)
         else:
-            found = encode_sentences(
-                encoder,
-                inputs,
-                self.settings.batch_size,
-                lambda part: patch_tokens.text_tokens(encoder, part, count),
-            )
-        return found.flatten(0, 1)
+            tokens = self._encode_texts(inputs)
+        return tokens.flatten(0, 1)
+
+    def _encode_images(self, stage: Images, inputs: torch.Tensor) -> torch.Tensor:
+        pixels = stage.decoder.finish(inputs, self.encoder.device)
+        return patch_tokens.image_tokens(self.encoder, pixels, self.policy.count)
+
+    def _encode_texts(self, inputs: torch.Tensor) -> torch.Tensor:
+        def encode(part: torch.Tensor) -> torch.Tensor:
+            return patch_tokens.text_tokens(self.encoder, part, self.policy.count)
+
+        return encode_sentences(self.encoder, inputs, self.settings.batch_size, encode)
 
 
 def check_settings(views: object, text_views: object, compiled: bool) -> None:
-    """Raise RecipeError for settings of an extraction that do not go with tokens; each is falsy
-    where it is not set.
-    """
-    for name, given in (("--views", views), ("--text-views", text_views), ("--compile", compiled)):
-        if given:
+    """Raise RecipeError for settings that exclude tokens; pass a falsy value where one is unset."""
+    exclusive = {"--views": views, "--text-views": text_views, "--compile": compiled}
+    for name, value in exclusive.items():
+        if value:
             raise RecipeError(f"--tokens and {name} exclude each other; leave one of them out")

@@ -56,7 +56,8 @@ preprocess = open_clip.default_preprocess(8)
 encoder = SimpleNamespace(image_preprocess=preprocess, device=torch.device("cpu"))
 stage = Images(encoder, Settings(batch_size=64, views=policy))
 for shard in open_rows([sys.argv[1]], "image").shards:
-    for batch in stage.batches(shard, range(stage.count(shard))):
+    index = stage.index(shard)
+    for batch in stage.batches(index, range(len(index))):
         assert not batch.bad and batch.inputs.shape[1:] == (3, 8, 8)
 print(json.dumps(drawn))
 """
@@ -140,7 +141,8 @@ def test_at_one_size_teacher_and_student_see_the_same_pixels(noisy, tmp_path):
         Settings(views=MANY, decoder="turbo"),
     )
     (shard,) = sources.raw.shards
-    (batch,) = stage.batches(shard, range(stage.count(shard)))
+    index = stage.index(shard)
+    (batch,) = stage.batches(index, range(len(index)))
     teacher = dict(zip(batch.keys, batch.inputs.permute(0, 2, 3, 1), strict=True))
     load = Batches(sources, recipe, 24, None)
     compared = 0
@@ -392,7 +394,7 @@ def test_any_rows_of_a_cache_of_views_can_be_encoded_again(extracted, tiny_teach
     policy = ViewPolicy.from_manifest(cache.manifest.how)
     stage = Images(tiny_teacher, Settings(views=policy, batch_size=2, decoder="turbo"))
     (shard,) = open_rows([extracted / "many.tsv"], "image").shards
-    found = list(stage.batches(shard, [1, 2, 3, 7, 12]))
+    found = list(stage.batches(stage.index(shard), [1, 2, 3, 7, 12]))
     assert [number for batch in found for number in batch.numbers] == [1, 2, 3, 7]
     assert [bad.row for batch in found for bad in batch.bad] == [12]
     again = torch.cat([stage.encode(batch.inputs) for batch in found if batch.inputs is not None])
