@@ -1,17 +1,20 @@
-"""Run folders: what training leaves behind and evaluation takes up.
+"""Read and write run folders: the results of training, which evaluation and export use.
 
-``run.json`` says what the folder holds. A CLIP trained here (``"kind": "clip"``) is also a whole
-open_clip folder (``open_clip_config.json``, ``open_clip_model.safetensors``). A distilled image
-tower (``"kind": "image-tower"``) keeps its weights in ``image_tower.safetensors`` under open_clip's
-names and the identity of the teacher whose text tower it uses; a distilled text tower (``"kind":
-"text-tower"``) likewise, in ``text_tower.safetensors``. A CLIP that learnt to compare patches with
-words keeps the maps of both in ``token_maps.safetensors``, and ``"token_maps"`` in the record says
-so.
+``run.json`` describes the folder, see :class:`~dimefm.runs.record.RunRecord`. The weights depend on
+its kind:
+
+* ``"clip"``: a whole CLIP. The folder is also an open_clip folder (``open_clip_config.json``,
+  ``open_clip_model.safetensors``).
+* ``"image-tower"``: a distilled image tower, under open_clip's names in
+  ``image_tower.safetensors``. The record names the teacher whose text tower it uses.
+* ``"text-tower"``: a distilled text tower, likewise in ``text_tower.safetensors``.
+
+A CLIP trained to compare patches with words also keeps the projections of both in
+``token_maps.safetensors``; the record then has ``"token_maps"``.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,11 +23,13 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from dimefm.errors import ModelError
+from dimefm.runs.record import RunRecord
 from dimefm.storage.files import commit
 
 FILE = "run.json"
 LOG = "log.jsonl"  # one object per logged step
-IMAGE_TOWER, TEXT_TOWER = "image_tower.safetensors", "text_tower.safetensors"
+IMAGE_TOWER = "image_tower.safetensors"
+TEXT_TOWER = "text_tower.safetensors"
 TOKEN_MAPS = "token_maps.safetensors"
 KINDS = {
     "clip": "open_clip_model.safetensors",
@@ -33,38 +38,38 @@ KINDS = {
 }  # kind -> weights
 
 
-def read(folder: Path) -> dict:
+def read(folder: Path) -> RunRecord:
     """Return the record of a run folder; raise ModelError when it is damaged."""
+    path = folder / FILE
     try:
-        record = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        known = record["kind"] in KINDS
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
         raise ModelError(
-            f"{folder / FILE}: cannot be read ({error}); train again or restore it"
+            f"{path}: cannot be read ({error}); train again or restore the file"
         ) from error
-    if not known:
+    record = RunRecord.from_json(text, path)
+    if record.kind not in KINDS:
         raise ModelError(
-            f"{folder / FILE}: kind '{record['kind']}', expected one of {', '.join(KINDS)}; use a"
-            " newer dimefm"
+            f"{path}: kind '{record.kind}', expected one of {', '.join(KINDS)}; use a newer dimefm"
         )
     return record
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Write tensors as safetensors, atomically."""
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     part = path.with_name(path.name + ".part")
-    part.write_bytes(
-        save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    )
+    part.write_bytes(save(on_cpu))
     commit(part, path)
 
 
 def load_weights(
     module: nn.Module, path: Path, renamed: Callable[[dict], dict] | None = None
 ) -> None:
-    """Load a safetensors file into ``module``, strictly; raise ModelError when it does not fit.
+    """Load a safetensors file into ``module``; every weight must be there.
 
-    ``renamed`` turns the names in the file into those of ``module``.
+    ``renamed`` maps the names in the file to those of ``module``. Raises ModelError when the
+    weights do not fit.
     """
     try:
         tensors = load_file(path)

@@ -1,4 +1,4 @@
-"""The folder of a run: whether it may be used, and whether what it holds is over."""
+"""Whether the folder of a run may be used, and whether the run in it is finished."""
 
 from __future__ import annotations
 
@@ -6,39 +6,40 @@ from pathlib import Path
 
 from dimefm.errors import ModelError, RecipeError
 from dimefm.recipe import Recipe, changed, read
-from dimefm.runs import folder
+from dimefm.runs import folder as runs
 from dimefm.train import checkpoint
 
 
-def over(recipe: Recipe, out: Path) -> str:
-    """Return, for people, why there is nothing to do for ``recipe`` in ``out``, "" when there is.
+def why_finished(recipe: Recipe, out: Path) -> str:
+    """Return a human-readable reason why ``out`` needs no more training, "" when it needs some.
 
-    A run of this recipe that ran out of patience is over until it is given more.
+    A run of this recipe that ended early is finished until the recipe has more patience.
     """
-    if not (out / folder.FILE).exists() or changed(recipe, read(out / "recipe.toml")):
+    if not (out / runs.FILE).exists() or changed(recipe, read(out / "recipe.toml")):
         return ""
-    without = folder.read(out).get("without_improvement")
-    if without is None:
+    without_improvement = runs.read(out).without_improvement
+    if without_improvement is None:
         return f"{out}: finished already; nothing to do"
-    if recipe.patience is None or recipe.patience > without:
+    if recipe.patience is None or recipe.patience > without_improvement:
         return ""
     return (
-        f"{out}: ended early, evaluations in a row that were no better: {without}; a larger"
-        " --patience goes on"
+        f"{out}: ended early, evaluations in a row that were no better: {without_improvement};"
+        " a larger --patience resumes it"
     )
 
 
 def claim(recipe: Recipe, out: Path, resume: bool) -> None:
-    """Make ``out`` this run's folder; raise when it holds a finished, unfinished or different run.
+    """Make ``out`` the folder of this run.
 
-    One that is not :func:`over` goes on from its last checkpoint; without any it stays what it is.
+    Raises ModelError when it holds a finished or unfinished run that is not to be resumed, and
+    RecipeError when the run to resume has another recipe.
     """
-    if (out / folder.FILE).exists():
+    if (out / runs.FILE).exists():
         if not resume or changed(recipe, read(out / "recipe.toml")):
             raise ModelError(f"{out}: holds a finished run already; choose another --out")
         if not checkpoint.checkpoints(out):
             raise ModelError(
-                f"{out}: holds an ended run without checkpoints to go on from; choose another --out"
+                f"{out}: holds a finished run without checkpoints to resume; choose another --out"
             )
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -50,11 +51,11 @@ def claim(recipe: Recipe, out: Path, resume: bool) -> None:
         return
     if not resume:
         raise ModelError(
-            f"{out}: holds an unfinished run; go on with --resume, or choose another --out"
+            f"{out}: holds an unfinished run; pass --resume to continue it, or choose another --out"
         )
     different = changed(recipe, read(out / "recipe.toml"))
     if different:
         raise RecipeError(
             f"{out}: the run to resume has another recipe ({'; '.join(different)}: this call"
-            " against the run); say what the run says, or choose another --out"
+            " against the run). Fix: resume with the saved recipe, or use another --out"
         )

@@ -1,46 +1,45 @@
-"""The verb ``train``: a student learns from cached features; no teacher runs.
+"""Train a student from cached features, without a running teacher.
 
-One explicit loop. Everything of step k is a function of (seed, k), so a run resumed at step k goes
-on as if it had never stopped. Under torchrun every process has the loop and its part of each batch;
-the first one writes and speaks.
+:class:`Trainer` is one explicit loop. Everything in step k is a function of (seed, k), so a run
+resumed at step k continues as if it had never stopped. Under torchrun every process runs the loop
+on its part of each batch; only the main process writes files and prints.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from dimefm.errors import CacheError, DataError, DimefmError, RecipeError
-from dimefm.losses import Features, LossConfig, Objective, TextTokenStates
-from dimefm.models import filip, open_clip
+from dimefm.errors import DataError, DimefmError, RecipeError
+from dimefm.losses import Features, LossConfig, Objective
 from dimefm.models.encoder import PRECISIONS
 from dimefm.recipe import Recipe, refuse_idle, refuse_unneeded
-from dimefm.runs import folder as runs
 from dimefm.runtime.devices import pick_device
 from dimefm.runtime.progress import Progress
 from dimefm.runtime.seeding import seed_of
-from dimefm.runtime.versions import libraries
-from dimefm.storage.files import remove_new_dirs_on_error, to_json, write_text
-from dimefm.train import checkpoint, loggers, run_folder, tasks
+from dimefm.storage.files import remove_new_dirs_on_error
+from dimefm.train import checkpoint, loggers, resuming, run_folder, tasks
 from dimefm.train.distributed import DistributedContext, GlobalBatch, init_distributed
 from dimefm.train.early_stopping import EarlyStopping, Scorer
 from dimefm.train.ema import Ema
 from dimefm.train.grad_cache import Gradients, MicroBatch, Outputs
 from dimefm.train.inputs.image_batches import Batch, prefetch
 from dimefm.train.inputs.sources import open_sources
-from dimefm.train.metrics_log import Log, diagnostics, forget_after, run_summary
+from dimefm.train.metrics_log import diagnostics
 from dimefm.train.optim import adamw, learning_rate
+from dimefm.train.run_writer import RunWriter
 from dimefm.train.signals import Stopping
 from dimefm.train.student import Student
+from dimefm.train.teacher_features import teacher_features
+
+LARGEST_LOGIT_SCALE = 4.6052  # ln 100, CLIP section 2.5
 
 
 def train(
@@ -51,30 +50,37 @@ def train(
     scorer: Scorer | None = None,
     ready: Callable[[], None] = lambda: None,
 ) -> Path:
-    """Train what ``recipe`` describes into the run folder ``out`` and return it; processes of
-    torchrun do so together.
+    """Train what ``recipe`` describes into the run folder ``out`` and return ``out``.
 
     Writes ``recipe.toml``, ``log.jsonl`` (one object per logged step), ``bad_rows.jsonl`` (rows
-    left out, if any), ``checkpoints/`` and, at the end, the weights and ``run.json``. ``scorer``
-    (``dimefm.train.online_eval.scorer``) makes what measures the student on the recipe's
-    ``eval_root``; ``ready`` is called when all checks are passed. Ctrl-C and SIGTERM leave a
-    checkpoint behind. Raises a DimefmError before the first step when the recipe, its data and its
-    caches do not fit together; ``out`` is then as it was before, but for the features that
-    DIME-FM's form has brought there by then.
+    that cannot be read, if any), ``checkpoints/`` and, at the end, the weights and ``run.json``.
+    The processes that torchrun starts train together.
+
+    ``scorer`` (``dimefm.train.online_eval.scorer``) makes the function that measures the student on
+    the recipe's ``eval_root``. ``ready`` is called when all checks are passed. Ctrl-C and SIGTERM
+    leave a checkpoint. Raises a DimefmError before the first step when the recipe, its data and its
+    caches do not fit together; ``out`` is then as it was before, except for features that DIME-FM's
+    form has copied into it.
     """
-    with init_distributed(pick_device(recipe.device)) as world:
-        say = echo if world.is_main else lambda line: None
-        if resume and (over := run_folder.over(recipe, out)):
-            say(over)
-            return out
+    with init_distributed(pick_device(recipe.device)) as context:
+        say = echo if context.is_main else _say_nothing
+        if resume:
+            reason = run_folder.why_finished(recipe, out)
+            if reason:
+                say(reason)
+                return out
         with remove_new_dirs_on_error(out):
-            run = Run(recipe, out, resume, say, world, scorer)
+            trainer = Trainer(recipe, out, resume, say, context, scorer)
         ready()
-        run.loop()
-        return run.finish()
+        trainer.loop()
+        return trainer.finish()
 
 
-class Run:
+def _say_nothing(line: str) -> None:
+    """Print nothing: only the main process prints."""
+
+
+class Trainer:
     """One training run: set up, loop, finish."""
 
     def __init__(
@@ -83,417 +89,317 @@ class Run:
         out: Path,
         resume: bool,
         echo: Callable[[str], None],
-        world: DistributedContext | None = None,
+        context: DistributedContext | None = None,
         scorer: Scorer | None = None,
     ):
         loggers.check(recipe)
         refuse_idle(recipe)
-        self.recipe, self.out, self.echo = recipe, out, echo
-        self.world = world or DistributedContext(device=pick_device(recipe.device))
-        with self.world.main_process_first():
+        self.recipe = recipe
+        self.out = out
+        self.echo = echo
+        self.context = context or DistributedContext(device=pick_device(recipe.device))
+        with self.context.main_process_first():
             run_folder.claim(recipe, out, resume)
-        losses = [
-            LossConfig.from_settings(name, settings) for name, settings in recipe.losses.items()
-        ]
+        losses = []
+        for name, settings in recipe.losses.items():
+            losses.append(LossConfig.from_settings(name, settings))
         self.objective = Objective(losses, given=tasks.given(recipe))
         refuse_unneeded(recipe, self.objective.needs)
-        with self.world.main_process_first():
+        with self.context.main_process_first():
             self.sources = open_sources(recipe, out)
-        self._refuse_too_few()
-        self.task = tasks.task(recipe, self.sources, self.world.places(recipe.batch_size))
-        if unseen := tasks.unseen(self.task):
-            self.echo(unseen)
-        self.student = self.task.student(self.sources, self.objective, recipe.seed).to(
-            self.world.device
-        )
-        self.steps_per_epoch = len(self.sources) / (recipe.batch_size * recipe.accum_freq)
-        self.steps = recipe.steps or max(1, round(recipe.epochs * self.steps_per_epoch))
-        self.warmup_steps = self._warmup()
+        self._refuse_too_few_rows()
+        self._build_student()
+        self._plan_steps()
         self.optimizer = adamw(self.student, recipe)
         self.ema = None if recipe.ema is None else Ema(self.student, recipe.ema)
-        with self.world.main_process_first():
-            self.watch = (
-                EarlyStopping.of(recipe, scorer, next(iter(self.sources.teachers), None))
-                if self.world.is_main
-                else None
-            )
+        self.early_stopping = self._open_early_stopping(scorer)
         self.done = self._restore() if resume else 0
-        self._refuse_apart()
-        self.gradients = Gradients(self.student, self.world, PRECISIONS[recipe.precision])
+        resuming.refuse_different_files(self.context, out, len(self.sources), self.done)
+        self.gradients = Gradients(self.student, self.context, PRECISIONS[recipe.precision])
+        self.writer = self._open_writer() if self.context.is_main else None
 
-    def _refuse_too_few(self) -> None:
-        """Raise when a batch has fewer places than processes, or the sources fewer rows than a
-        batch.
-        """
-        rows, batch, names = (
-            len(self.sources),
-            self.recipe.batch_size,
-            ", ".join(s.name for s in self.sources.raw.shards),
-        )
+    def _refuse_too_few_rows(self) -> None:
+        """Raise when the sources cannot fill a batch, or a batch cannot feed every process."""
+        rows = len(self.sources)
+        batch_size = self.recipe.batch_size
+        processes = self.context.size
+        names = ", ".join(shard.name for shard in self.sources.raw.shards)
         if not rows:
             raise DataError(f"the sources hold no rows ({names}); check them")
-        if rows < batch:
+        if rows < batch_size:
             raise DataError(
-                f"the sources hold {rows:,} rows, fewer than a batch of {batch:,} ({names}); lower"
-                f" --batch-size to {rows:,} or less"
+                f"the sources hold {rows:,} rows, fewer than a batch of {batch_size:,} ({names});"
+                f" lower --batch-size to {rows:,} or less"
             )
-        if batch < self.world.size:
+        if batch_size < processes:
             raise RecipeError(
-                f"--batch-size {batch}: {self.world.size} processes share a batch; give each a row"
-                " at least"
+                f"--batch-size {batch_size}: {processes} processes share a batch, and each needs at"
+                f" least one row; set --batch-size {processes} or more"
             )
 
-    def _refuse_apart(self) -> None:
-        """Raise when the processes, as on machines without a common disk, found other rows or
-        checkpoints.
+    def _build_student(self) -> None:
+        """Build the student with its batches, and note what it never sees of an image."""
+        places = self.context.places(self.recipe.batch_size)
+        self.task = tasks.build_task(self.recipe, self.sources, places)
+        note = tasks.unseen_pixels(self.task)
+        if note:
+            self.echo(note)
+        student = self.task.student(self.sources, self.objective, self.recipe.seed)
+        self.student = student.to(self.context.device)
+
+    def _plan_steps(self) -> None:
+        """Set the number of steps and of warm-up steps.
+
+        When the recipe's warm-up is longer than the run, the warm-up is a tenth of the steps.
         """
-        found = self.world.gather(
-            torch.tensor([len(self.sources), self.done], device=self.world.device)
-        ).tolist()
-        other = next((rank for rank, theirs in enumerate(found) if theirs != found[0]), None)
-        if other is not None:
-            (rows, done), (other_rows, other_done) = found[0], found[other]
-            raise DimefmError(
-                f"{self.out}: process 0 found {rows:,} rows and the run after step {done}, process"
-                f" {other} {other_rows:,} rows and step {other_done}; all need the same files and"
-                " one --out, on a disk that they share"
-            )
+        recipe = self.recipe
+        steps_per_epoch = len(self.sources) / (recipe.batch_size * recipe.accum_freq)
+        self.steps = recipe.steps or max(1, round(recipe.epochs * steps_per_epoch))
+        self.warmup_steps = round(recipe.warmup * steps_per_epoch)
+        if self.warmup_steps < self.steps:
+            return
+        shortened = self.steps // 10
+        self.echo(
+            f"note: warm-up of {self.warmup_steps} steps is longer than the run of {self.steps};"
+            f" shortened to {shortened}"
+        )
+        self.warmup_steps = shortened
+
+    def _open_early_stopping(self, scorer: Scorer | None) -> EarlyStopping | None:
+        """Return what evaluates the student during training; None in all but the main process."""
+        teachers = self.sources.teachers
+        first_teacher = teachers[0] if teachers else None
+        with self.context.main_process_first():
+            if self.context.is_main:
+                return EarlyStopping.from_recipe(self.recipe, scorer, first_teacher)
+        return None
 
     def _restore(self) -> int:
-        found = checkpoint.checkpoints(self.out)
-        if not found:
-            return 0
-        step, caches = checkpoint.load(
-            found[-1], self.student, self.optimizer, self.ema, self.watch
-        )
-        if caches != self._caches():
-            raise CacheError(
-                f"{found[-1]}: the run learnt from {_short(caches)}, now there are"
-                f" {_short(self._caches())}; give it what it began with, or start a new run"
-            )
-        self.echo(f"resumed after step {step} from {found[-1]}")
-        return step
-
-    def _caches(self) -> dict[str, list[str]]:
-        """Return the fingerprints of the caches and graphs that the run learns from, teacher by
-        teacher; of pairs without caches the digests of their files."""
-        caches = {"image_cache": self.sources.image_caches, "text_cache": self.sources.text_caches}
-        found = {
-            name: [cache.manifest.fingerprint for cache in each] for name, each in caches.items()
-        }
-        found |= {name: each for name, each in self.sources.further_fingerprints().items() if each}
-        return (
-            found
-            if self.sources.teachers
-            else {**found, "pairs": [shard.digest() for shard in self.sources.raw.shards]}
+        """Restore the newest checkpoint and return its step, 0 when there is none."""
+        fingerprints = resuming.source_fingerprints(self.sources)
+        return resuming.restore(
+            self.out,
+            fingerprints,
+            self.student,
+            self.optimizer,
+            self.ema,
+            self.early_stopping,
+            self.echo,
         )
 
-    def _warmup(self) -> int:
-        """Return the optimizer steps of warm-up; a run that is too short for the recipe's takes a
-        tenth of its steps.
-        """
-        asked = round(self.recipe.warmup * self.steps_per_epoch)
-        if asked < self.steps:
-            return asked
-        self.echo(
-            f"note: warm-up of {asked} steps is longer than the run of {self.steps}; shortened to"
-            f" {self.steps // 10}"
+    def _open_writer(self) -> RunWriter:
+        return RunWriter(
+            out=self.out,
+            recipe=self.recipe,
+            sources=self.sources,
+            task=self.task,
+            steps=self.steps,
+            objective=self.objective,
+            student=self.student,
+            optimizer=self.optimizer,
+            ema=self.ema,
+            early_stopping=self.early_stopping,
         )
-        return self.steps // 10
 
     def loop(self) -> None:
-        """Run all steps that are not done yet, unless the evaluations say that further ones are of
-        no use.
+        """Run the steps that are left, until evaluations stop improving or the user interrupts.
+
+        Raises KeyboardInterrupt, after a checkpoint, on Ctrl-C or SIGTERM.
         """
-        accum, writes = self.recipe.accum_freq, self.world.is_main
-        loading = prefetch(
-            self.task.batches,
-            iter(range(self.done * accum, self.steps * accum)),
-            self.recipe.workers,
-        )
-        bar = Progress(self.steps, "train", "step", self.done, quiet=not writes)
-        with (
-            contextlib.closing(loading),
-            bar,
-            Stopping() as stopping,
-            contextlib.ExitStack() as stack,
-        ):
-            self.log = stack.enter_context(self._log()) if writes else None
-            while self.done < self.steps and not self._exhausted():
-                values = self.step(self.done, loading)
+        with contextlib.ExitStack() as stack:
+            batches = stack.enter_context(contextlib.closing(self._load_batches()))
+            quiet = not self.context.is_main
+            bar = Progress(self.steps, "train", "step", self.done, quiet=quiet)
+            stack.enter_context(bar)
+            stopping = stack.enter_context(Stopping())
+            if self.writer is not None:
+                stack.enter_context(self.writer.open_log(self.done))
+            while self.done < self.steps and not self._is_exhausted():
+                values = self.step(self.done, batches)
                 self.done += 1
-                if self.log is not None:
-                    (self.log.write if self._every(self.recipe.log_every) else self.log.count)(
-                        self.done, values
-                    )
+                if self.writer is not None:
+                    self.writer.log_step(self.done, values, self._is_due(self.recipe.log_every))
                 bar.update(note=f"loss {values['total']:.4f}")
-                better, stopped = self._evaluate(), self.world.any(stopping.asked)
-                last = stopped or self._exhausted()
-                if last and self.log is not None:
-                    self.log.flush()
-                if self._every(self.recipe.save_every) or better or last:
-                    self._save()
-                if stopped:
+                improved = self._evaluate()
+                interrupted = self.context.any(stopping.asked)
+                is_last = interrupted or self._is_exhausted()
+                if is_last and self.writer is not None:
+                    self.writer.log.flush()
+                if self._is_due(self.recipe.save_every) or improved or is_last:
+                    self._save_checkpoint()
+                if interrupted:
                     raise KeyboardInterrupt
 
-    def _every(self, steps: int) -> bool:
-        """Tell whether what comes every so many steps, and after the last, comes now."""
-        return self.done % steps == 0 or self.done == self.steps
+    def _load_batches(self) -> Generator[Batch]:
+        """Return the micro-batches of the steps that are left, loaded ahead by threads."""
+        accum_freq = self.recipe.accum_freq
+        numbers = range(self.done * accum_freq, self.steps * accum_freq)
+        return prefetch(self.task.batches, iter(numbers), self.recipe.workers)
 
-    def _log(self) -> Log:
-        write_text(self.out / "recipe.toml", self.recipe.to_toml())
-        forget_after(self.out, self.done)
-        return Log(self.out, self.recipe, self.done)
+    def _is_due(self, every: int) -> bool:
+        """Return whether an action of every ``every`` steps, and of the last step, is due now."""
+        return self.done % every == 0 or self.done == self.steps
 
-    def _save(self) -> None:
-        if self.world.is_main:
-            caches, keep = self._caches(), self.recipe.keep
-            checkpoint.save(
-                self.out,
-                self.done,
-                self.student,
-                self.optimizer,
-                keep,
-                caches,
-                self.ema,
-                self.watch,
-            )
-        self.world.barrier()
+    def _save_checkpoint(self) -> None:
+        """Save a checkpoint in the main process; the other processes wait."""
+        if self.writer is not None:
+            self.writer.save_checkpoint(self.done)
+        self.context.barrier()
 
     def _evaluate(self) -> bool:
-        """Measure the student where that is due and keep its weights if it is the best yet; tell
-        whether it is.
-        """
-        if self.recipe.eval_root is None or not self._every(self.recipe.eval_every):
-            return False
-        better = False
-        if self.watch is not None and self.log is not None:
-            watch = self.watch
-            self.log.evaluated(self.done, lambda: watch.measure(self.done, self._finished()[0]))
-            better = watch.improved(self.done)
-            self.echo(f"step {self.done:,}: {watch.describe()}")
-            if better:
-                checkpoint.save_best(self.out, self._write)
-        return self.world.any(better)
+        """Evaluate the student when that is due; return whether it is the best so far.
 
-    def _exhausted(self) -> bool:
-        """Tell whether as many evaluations as the recipe has patience for brought nothing
-        better.
+        The weights of the best student so far are saved.
         """
+        if self.recipe.eval_root is None or not self._is_due(self.recipe.eval_every):
+            return False
+        improved = False
+        if self.writer is not None:
+            improved = self.writer.evaluate(self.done)
+            self.echo(f"step {self.done:,}: {self.early_stopping.describe()}")
+            if improved:
+                self.writer.save_best(self.done)
+        return self.context.any(improved)
+
+    def _is_exhausted(self) -> bool:
+        """Return whether the evaluations without improvement have used up the patience."""
         if self.recipe.patience is None:
             return False
-        return self.world.any(self.watch is not None and self.watch.exhausted)
+        is_exhausted = self.early_stopping is not None and self.early_stopping.exhausted
+        return self.context.any(is_exhausted)
 
     def step(self, step: int, loading: Iterator[Batch]) -> dict:
-        """Do optimizer step ``step``; return its loss terms, learning rate, gradient norm, rows and
-        seconds waited.
+        """Take optimizer step ``step``; return its values for the log.
 
-        Raises DataError when none of its rows can be read, and DimefmError when its loss is not
-        finite.
+        The values are the loss terms, learning rate (``lr``), gradient norm, number of ``rows``,
+        seconds ``waited`` for data and ``bad`` rows. Raises DataError when no row of the step can
+        be read, and DimefmError when its loss or gradient is not finite.
         """
         self.student.train()
         rate = learning_rate(step, self.warmup_steps, self.steps, self.recipe)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        asked = time.perf_counter()
+        started = time.perf_counter()
         batches = [next(loading) for _ in range(self.recipe.accum_freq)]
-        waited = time.perf_counter() - asked
+        waited = time.perf_counter() - started
         self.optimizer.zero_grad(set_to_none=True)
         losses, rows = self.backward(step, batches)
-        record: dict = {"lr": rate, "rows": rows, "waited": waited, "bad": self._bad(batches, rows)}
-        record |= {name: float(value.detach()) for name, value in losses.items()}
-        record["grad_norm"] = float(self._clip())
-        self._refuse_nan(step, record["total"], record["grad_norm"])
+        bad_rows = self._bad_rows(batches, rows)
+        values: dict = {"lr": rate, "rows": rows, "waited": waited, "bad": bad_rows}
+        for name, loss in losses.items():
+            values[name] = float(loss.detach())
+        values["grad_norm"] = float(self._clip_gradients())
+        self._refuse_not_finite(step, values["total"], values["grad_norm"])
         self.optimizer.step()
         if self.task.kind == "clip":
             with torch.no_grad():
-                self.student.model.logit_scale.clamp_(0, 4.6052)  # ln 100, CLIP section 2.5
+                self.student.model.logit_scale.clamp_(0, LARGEST_LOGIT_SCALE)
         if self.ema is not None:
             self.ema.update(self.student)
-        return record
+        return values
 
     def backward(self, step: int, batches: Sequence[Batch]) -> tuple[dict[str, Tensor], int]:
-        """Add the gradient of a step's batches to the parameters; return (the loss terms, rows of
-        all processes).
+        """Add the gradients of a step's micro-batches to the parameters.
+
+        Returns (loss terms, number of rows of all processes).
         """
-        size, accum = self.recipe.batch_size, self.recipe.accum_freq
-        places = np.concatenate(
-            [batch.places + number * size for number, batch in enumerate(batches)]
-        )
-        meeting = GlobalBatch(self.world, places, accum * -(-size // self.world.size))
-        if not len(meeting):
-            bad = self._bad(batches, 0)
+        global_batch = self._global_batch(batches)
+        rows = len(global_batch)
+        if not rows:
+            wanted = self.recipe.batch_size * len(batches)
+            first = self._bad_rows(batches, 0)[0]
             raise DataError(
-                f"step {step + 1}: none of its {size * accum:,} rows can be read; the first:"
-                f" {bad[0]}"
+                f"step {step + 1}: none of its {wanted:,} rows can be read; the first: {first}"
             )
-        seeds = [
-            seed_of(self.recipe.seed, "step", step * accum + i, self.world.rank) % 2**32
-            for i in range(accum)
-        ]
-        micro_batches = [
-            MicroBatch(b.pixels, b.tokens, seed, b.hidden)
-            for b, seed in zip(batches, seeds, strict=True)
-        ]
-        teachers = self._teachers(batches, meeting.places)
+        micro_batches = self._micro_batches(step, batches)
+        teachers = self._teacher_features(batches, global_batch.places)
         try:
-            return self.gradients(
-                micro_batches, meeting, lambda outputs: self.losses(step, outputs, teachers)
-            ), len(meeting)
-        except ValueError as error:  # batch normalisation has no variance of one value
+            losses = self.gradients(
+                micro_batches, global_batch, lambda outputs: self.losses(step, outputs, teachers)
+            )
+        except ValueError as error:  # batch normalization has no variance of one value
             if min(map(len, micro_batches)) != 1:
                 raise
             raise DataError(
                 f"step {step + 1}: one row alone is left to a process, and the student or a loss"
-                f" normalises over several ({error}); give a larger --batch-size, or sources"
+                f" normalizes over several ({error}); set a larger --batch-size, or use sources"
                 " without unreadable rows"
             ) from error
+        return losses, rows
+
+    def _global_batch(self, batches: Sequence[Batch]) -> GlobalBatch:
+        """Return where the rows of a step's micro-batches are in the batch of all processes."""
+        batch_size = self.recipe.batch_size
+        places = []
+        for number, batch in enumerate(batches):
+            places.append(batch.places + number * batch_size)
+        most_per_process = math.ceil(batch_size / self.context.size) * self.recipe.accum_freq
+        return GlobalBatch(self.context, np.concatenate(places), most_per_process)
+
+    def _micro_batches(self, step: int, batches: Sequence[Batch]) -> list[MicroBatch]:
+        """Return the micro-batches of a step, each with the seed of its own random numbers."""
+        first = step * self.recipe.accum_freq
+        micro_batches = []
+        for number, batch in enumerate(batches, first):
+            seed = seed_of(self.recipe.seed, "step", number, self.context.rank) % 2**32
+            micro_batches.append(MicroBatch(batch.pixels, batch.tokens, seed, batch.hidden))
+        return micro_batches
+
+    def _teacher_features(self, batches: Sequence[Batch], places: Tensor) -> list[Features]:
+        """Return the features of each teacher at the ``places`` of a step."""
+        weights = next(self.student.parameters())
+        logit_scale = self.recipe.logit_scale
+        return teacher_features(batches, places, self.sources.teachers, weights, logit_scale)
 
     def losses(
         self, step: int, outputs: Outputs, teachers: Sequence[Features]
     ) -> dict[str, Tensor]:
-        """Return the loss terms and gauges of a step, each the mean over teachers; similarities are
-        float32.
+        """Return the loss terms and diagnostics of a step, each the mean over teachers.
+
+        Similarities are float32.
         """
-        found, progress = Student.features(outputs, teachers), step / max(1, self.steps - 1)
-        sets = zip(
-            found, teachers or [None], self.student.loss_modules or [None] * len(found), strict=True
-        )
-        values = [self.objective(ours, theirs, parts, progress) for ours, theirs, parts in sets]
-        means = {name: torch.stack([value[name] for value in values]).mean() for name in values[0]}
-        return means | diagnostics(found, teachers, self.student.loss_modules)
+        progress = step / max(1, self.steps - 1)
+        students = Student.features(outputs, teachers)
+        modules = self.student.loss_modules or [None] * len(students)
+        per_teacher = []
+        for student, teacher, parts in zip(students, teachers or [None], modules, strict=True):
+            per_teacher.append(self.objective(student, teacher, parts, progress))
+        means = {}
+        for name in per_teacher[0]:
+            means[name] = torch.stack([terms[name] for terms in per_teacher]).mean()
+        return means | diagnostics(students, teachers, self.student.loss_modules)
 
-    def _teachers(self, batches: Sequence[Batch], places: Tensor) -> list[Features]:
-        """Return each teacher's features of a step, at its own logit scale unless the recipe has
-        one.
-        """
-        found, weights = [], next(self.student.parameters())
-        for number, card in enumerate(self.sources.teachers):
-            own = torch.cat([batch.own[number] for batch in batches]).to(
-                weights, non_blocking=True
-            )[places]
-            other = [batch.other[number] for batch in batches if batch.other is not None]
-            rows = torch.cat(other).to(weights, non_blocking=True) if other else own
-            rows = rows[places] if batches[0].paired else rows
-            more = self._teacher_extras(batches, number, places)
-            found.append(
-                Features.from_rows(own, rows, self.recipe.logit_scale or card.logit_scale, **more)
-            )
-        return found
+    def _bad_rows(self, batches: Sequence[Batch], rows: int) -> list[dict]:
+        """Return the rows that could not be read, of all processes; ``rows`` could be read."""
+        if rows == self.recipe.batch_size * self.recipe.accum_freq:
+            return []
+        bad_rows = []
+        for batch in batches:
+            bad_rows.extend(batch.bad)
+        return self.context.gather_objects(bad_rows)
 
-    def _teacher_extras(self, batches: Sequence[Batch], number: int, places: Tensor) -> dict:
-        """Return what some terms ask of teacher ``number`` beside its rows."""
-        weights = next(self.student.parameters())
-        names = batches[0].teacher_extras
-        found: dict = {
-            name: torch.cat([b.teacher_extras[name][number] for b in batches]).to(weights)[places]
-            for name in names
-        }
-        if "neighbor_text" in found:
-            found["neighbor_text"] = F.normalize(found["neighbor_text"], dim=-1)
-        if "words" in found:
-            states = found["words"]
-            found["words"] = TextTokenStates(
-                states, torch.full((len(states),), states.shape[1], device=states.device)
-            )
-        return found
-
-    def _bad(self, batches: Sequence[Batch], rows: int) -> list[dict]:
-        """Return the rows that all processes left out of a step that has ``rows``."""
-        ours = [row for batch in batches for row in batch.bad]
-        return (
-            self.world.gather_objects(ours)
-            if rows < self.recipe.batch_size * self.recipe.accum_freq
-            else []
-        )
-
-    def _clip(self) -> Tensor:
+    def _clip_gradients(self) -> Tensor:
+        """Clip the gradients where the recipe says so; return their norm before."""
         limit = self.recipe.grad_clip_norm or float("inf")
         return torch.nn.utils.clip_grad_norm_(self.student.parameters(), limit)
 
-    def _refuse_nan(self, step: int, total: float, norm: float) -> None:
-        """Stop before the optimizer spreads a number that is not finite."""
-        wrong = (
-            f"the loss is {total}" if not math.isfinite(total) else f"the gradient's norm is {norm}"
-        )
-        if not (math.isfinite(total) and math.isfinite(norm)):
-            found = checkpoint.checkpoints(self.out)
-            last = (
-                f"the last good checkpoint is {found[-1]}"
-                if found
-                else "no checkpoint was written yet"
-            )
-            raise DimefmError(
-                f"step {step + 1}: {wrong}; {last}; lower --lr or set --grad-clip-norm"
-            )
+    def _refuse_not_finite(self, step: int, total: float, norm: float) -> None:
+        """Raise before the optimizer applies a loss or gradient that is not finite."""
+        if math.isfinite(total) and math.isfinite(norm):
+            return
+        fault = f"the gradient's norm is {norm}"
+        if not math.isfinite(total):
+            fault = f"the loss is {total}"
+        last = "no checkpoint was written yet"
+        checkpoints = checkpoint.checkpoints(self.out)
+        if checkpoints:
+            last = f"the last good checkpoint is {checkpoints[-1]}"
+        raise DimefmError(f"step {step + 1}: {fault}; {last}; lower --lr or set --grad-clip-norm")
 
     def finish(self) -> Path:
-        """Write the weights and, last, ``run.json``; say in a few lines what was done."""
-        with self.world.main_process_first():
-            if self.world.is_main:
-                self._write(self.out)
-                self.echo(
-                    run_summary(
-                        self.log, self.out / runs.KINDS[self.task.kind], self.watch, self.steps
-                    )
-                )
+        """Write the weights and ``run.json``, print a summary and return the run folder."""
+        with self.context.main_process_first():
+            if self.writer is not None:
+                self.writer.write_weights(self.out, self.done)
+                self.echo(self.writer.summary())
         return self.out
-
-    @property
-    def _counting(self) -> Student:
-        """The student that counts, of averaged weights where there are any."""
-        return self.student if self.ema is None else self.ema.module
-
-    def _finished(self) -> tuple[nn.Module, dict]:
-        """Return the model that counts and its config."""
-        return self._counting.finished(self.task.spec.config)
-
-    def _write(self, folder: Path) -> None:
-        """Make ``folder`` a run folder of the weights that count now."""
-        task, (model, config) = self.task, self._finished()
-        if task.kind == "clip":
-            write_text(
-                folder / open_clip.CONFIG,
-                to_json({"model_cfg": config, "preprocess_cfg": task.preprocess}),
-            )
-        runs.save_tensors(model.state_dict(), folder / runs.KINDS[task.kind])
-        maps = filip.keep(self._counting.loss_modules, self.objective, folder)
-        teachers = [card.fields() for card in self.sources.teachers]
-        record = {
-            "kind": task.kind,
-            "model_cfg": config,
-            "preprocess_cfg": task.preprocess,
-            "teacher": teachers[0] if teachers else None,
-            "teacher_at": _relative(teachers[0]["name"], folder) if teachers else None,
-            "teachers": teachers,
-            "steps": self.done,
-            "rows": len(self.sources),
-            **tasks.sizes(model),
-            **self._caches(),
-            "libraries": libraries(),
-        }
-        if maps is not None:
-            record["token_maps"] = maps
-        if self.ema is not None:
-            record["ema"] = self.recipe.ema
-        if self.watch is not None and self.watch.record():
-            record["best"] = {"at": "checkpoints/best", **self.watch.record()}
-            if self.watch.exhausted and self.done < self.steps:
-                record["without_improvement"] = self.watch.without
-        write_text(folder / runs.FILE, to_json(record))
-
-
-def _short(caches: dict[str, list[str]]) -> str:
-    return (
-        ", ".join(
-            f"{name} {' '.join(f[:12] for f in found)}" for name, found in caches.items() if found
-        )
-        or "none"
-    )
-
-
-def _relative(teacher: str, out: Path) -> str | None:
-    """Return where a teacher that is a file or folder lies, seen from the run folder, so that both
-    may move together.
-    """
-    return os.path.relpath(teacher, out) if Path(teacher).exists() else None
