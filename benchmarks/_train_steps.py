@@ -31,7 +31,7 @@ from benchmarks._train_loader import recipe_of, tsvs
 from benchmarks._train_losses import PAGES, resident
 from dimefm.models import open_clip
 from dimefm.train.inputs.image_batches import Batch
-from dimefm.train.trainer import Run
+from dimefm.train.trainer import Trainer
 
 PLAIN, LIVE = (
     (
@@ -51,7 +51,7 @@ class Cached:
     portion.
     """
 
-    run: Run
+    run: Trainer
     batches: list[Batch]
 
     @staticmethod
@@ -61,7 +61,7 @@ class Cached:
         recipe = recipe_of(
             files, student=student, batch_size=batch, accum_freq=micro_batches, steps=1000
         )
-        run = Run(recipe, folder / "run", False, lambda line: None)
+        run = Trainer(recipe, folder / "run", False, lambda line: None)
         return Cached(run, [run.task.batches(number) for number in range(micro_batches)])
 
     def __call__(self, _: int = 0) -> None:

@@ -39,6 +39,7 @@ from dimefm.models.inference.micro_batches import Pieces, fitting_batch_size
 from dimefm.models.inference.precision import PRECISIONS, computing
 from dimefm.models.towers import ImageTower, TextTower
 from dimefm.runs import folder as runs
+from dimefm.runs.record import RunRecord
 from dimefm.runtime.devices import pick_device
 
 
@@ -323,17 +324,18 @@ def _load_run(
     distilled from.
     """
     record = runs.read(folder)
-    if record["kind"] == "clip":
+    if record.kind == "clip":
         name = open_clip.folder_config(folder.resolve())
         return _encoder(
             str(folder), open_clip.create(name), open_clip.tokenizer_of(name), device, precision
         )
-    if record["kind"] == "text-tower":
+    if record.kind == "text-tower":
         return _load_text_tower(folder, record, device, precision)
-    tower = ImageTower(open_clip.image_tower(record["model_cfg"]))
+    tower = ImageTower(open_clip.image_tower(record.model_cfg))
     runs.load_weights(tower, folder / runs.IMAGE_TOWER)
     text = _text_side(folder, record, text_model, device, precision)
-    preprocess, teacher = record["preprocess_cfg"], EncoderCard.from_fields(record["teacher"])
+    preprocess = record.preprocess_cfg
+    teacher = _teacher_card(folder, record)
     card = dataclasses.replace(
         text.card,
         name=str(folder),
@@ -348,16 +350,16 @@ def _load_run(
     return Encoder(card, tower, text.text_model, transform, text.tokenizer, device, precision)
 
 
-def _load_text_tower(folder: Path, record: dict, device: torch.device, precision: str) -> Encoder:
+def _load_text_tower(
+    folder: Path, record: RunRecord, device: torch.device, precision: str
+) -> Encoder:
     """Load the text tower of a run; the teacher, whose image tower goes with it, is loaded when an
     image is encoded.
     """
-    tower, teacher = (
-        TextTower(open_clip.text_tower(record["model_cfg"])),
-        EncoderCard.from_fields(record["teacher"]),
-    )
+    tower = TextTower(open_clip.text_tower(record.model_cfg))
+    teacher = _teacher_card(folder, record)
     runs.load_weights(tower, folder / runs.TEXT_TOWER)
-    tokenizer = open_clip.tokenizer_for(record["model_cfg"])
+    tokenizer = open_clip.tokenizer_for(record.model_cfg)
     card = dataclasses.replace(
         teacher,
         name=str(folder),
@@ -405,7 +407,7 @@ def _digest(image: str | None, text: str | None) -> str:
 
 
 def _text_side(
-    folder: Path, record: dict, text_model: str | None, device: torch.device, precision: str
+    folder: Path, record: RunRecord, text_model: str | None, device: torch.device, precision: str
 ) -> Encoder:
     """Return whose text tower goes with the image tower of a run: a text tower's run of the same
     teacher, or the teacher.
@@ -415,9 +417,8 @@ def _text_side(
     text = load_encoder(text_model, str(device), precision)
     if "image" not in text.card.shared_towers:
         return _teacher_of(folder, record, text_model, device, precision)
-    different = differences(
-        text.card.shared_towers["image"], EncoderCard.from_fields(record["teacher"]).identity()
-    )
+    teacher = _teacher_card(folder, record)
+    different = differences(text.card.shared_towers["image"], teacher.identity())
     if different:
         raise ModelError(
             f"{text_model} and {folder} learnt from different teachers ({'; '.join(different)}); "
@@ -426,29 +427,42 @@ def _text_side(
     return text
 
 
+def _teacher_card(folder: Path, record: RunRecord) -> EncoderCard:
+    """Return the card of the teacher of a run; raise ModelError when the record has none."""
+    path = folder / runs.FILE
+    if record.teacher is None:
+        raise ModelError(f"{path}: has no 'teacher'; train again or restore the file")
+    try:
+        return EncoderCard.from_fields(record.teacher)
+    except TypeError as error:
+        raise ModelError(
+            f"{path}: 'teacher' is no card of an encoder ({error}); train again or restore the file"
+        ) from error
+
+
 def _teacher_of(
-    folder: Path, record: dict, text_model: str | None, device: torch.device, precision: str
+    folder: Path, record: RunRecord, text_model: str | None, device: torch.device, precision: str
 ) -> Encoder:
-    card = record["teacher"]
-    moved_along = folder / record["teacher_at"] if record.get("teacher_at") else None
+    card = _teacher_card(folder, record)
+    moved_along = folder / record.teacher_at if record.teacher_at else None
     spec = text_model or (
-        str(moved_along.resolve()) if moved_along and moved_along.exists() else card["name"]
+        str(moved_along.resolve()) if moved_along and moved_along.exists() else card.name
     )
     try:
         teacher = load_encoder(spec, str(device), precision)
     except ModelError as error:
         raise ModelError(
-            f"{folder} was distilled from '{card['name']}' and needs its other tower: {error}; "
+            f"{folder} was distilled from '{card.name}' and needs its other tower: {error}; "
             "name the teacher's present place with --text-model"
         ) from error
-    if card["weights_sha256"] is not None and teacher.card.weights_sha256 != card["weights_sha256"]:
+    if card.weights_sha256 is not None and teacher.card.weights_sha256 != card.weights_sha256:
         raise ModelError(
             f"{spec}: weights {teacher.card.weights_sha256[:12]}, but {folder} was distilled from"
-            f" weights {card['weights_sha256'][:12]}; name the right teacher with --text-model"
+            f" weights {card.weights_sha256[:12]}; name the right teacher with --text-model"
         )
-    if teacher.card.dim != card["dim"]:
+    if teacher.card.dim != card.dim:
         raise ModelError(
-            f"{spec}: {teacher.card.dim} dimensions, {folder} has {card['dim']}; name its teacher"
+            f"{spec}: {teacher.card.dim} dimensions, {folder} has {card.dim}; name its teacher"
             " with --text-model"
         )
     return teacher

@@ -137,8 +137,7 @@ def load(spec: str, encoder: Encoder) -> TokenMaps:
     Raises ModelError when it keeps none, or they are damaged or do not fit.
     """
     folder = Path(spec)
-    record = runs.read(folder) if (folder / runs.FILE).is_file() else {}
-    kept = record.get("token_maps")
+    kept = runs.read(folder).token_maps if (folder / runs.FILE).is_file() else None
     if kept is None:
         raise ModelError(
             f"{spec}: keeps no maps of tokens, so it can be compared by rows only; leave --by"

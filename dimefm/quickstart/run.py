@@ -188,8 +188,8 @@ def untrained(encoder: Encoder, run: Path, seed: int) -> Encoder:
     """Return the encoder of a distilled run with its image tower as it was before the first
     step.
     """
-    record = folder.read(run)
-    spec = student.StudentSpec(record["model_cfg"], record["model_cfg"]["vision_cfg"]["image_size"])
+    config = folder.read(run).model_cfg
+    spec = student.StudentSpec(config, config["vision_cfg"]["image_size"])
     tower: ImageTower = (
         student.build(spec, both_towers=False, seed=seed)[0].eval().requires_grad_(False)
     )

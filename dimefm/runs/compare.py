@@ -20,6 +20,7 @@ import numpy as np
 from dimefm.errors import DataError, ModelError
 from dimefm.recipe import Recipe, renamed
 from dimefm.runs import folder as runs
+from dimefm.runs.record import RunRecord
 from dimefm.runs.scores import RETRIEVAL, SCORES, ZERO_SHOT_BY_TOKENS, read_results
 from dimefm.storage.files import write_text
 
@@ -37,15 +38,15 @@ WIDEST = 40  # characters of a setting in a terminal
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder: its settings by name, the lines of its log, and ``run.json``, {} as long as
-    it is not finished.
+    """One run folder: its settings by name, the lines of its log, and ``run.json``, None as
+    long as it is not finished.
     """
 
     name: str
     folder: Path
     settings: dict[str, object]
     lines: list[dict]
-    record: dict
+    record: RunRecord | None
 
     def curve(self, figure: str) -> tuple[np.ndarray, np.ndarray]:
         """Return (steps [n], values [n]) of a figure of the log."""
@@ -77,7 +78,7 @@ def read_run(folder: Path, name: str | None = None) -> Run:
             f"{folder}: cannot be read as a run folder ({error}); restore its files, or leave"
             " it out"
         ) from error
-    record = runs.read(folder) if (folder / runs.FILE).exists() else {}
+    record = runs.read(folder) if (folder / runs.FILE).exists() else None
     return Run(
         name or folder.resolve().name,
         folder,
@@ -165,14 +166,15 @@ def _figures(run: Run) -> Iterator[tuple[str, str]]:
     it.
     """
     yield "state", "finished" if run.record else "unfinished"
-    yield "steps", f"{max([run.record.get('steps', 0), *(line['step'] for line in run.lines)]):,}"
+    recorded = run.record.steps if run.record else 0
+    yield "steps", f"{max([recorded, *(line['step'] for line in run.lines)]):,}"
     loss, rates = run.last("total"), run.curve("rows_per_s")[1]
     if loss is not None:
         yield "loss", f"{loss:.4f}"
     if len(rates):
         yield "rows/s", f"{np.median(rates):,.0f}"
     if run.record:
-        yield "parameters", f"{run.record.get('parameters', 0):,}"
+        yield "parameters", f"{run.record.parameters:,}"
     steps, means = run.curve("eval/mean")
     if len(means):
         at = int(np.argmax(means))

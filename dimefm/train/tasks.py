@@ -93,7 +93,7 @@ def sizes(model: nn.Module) -> dict[str, int]:
     return {**counts, "parameters": _count(model)}
 
 
-def unseen(task: Task) -> str | None:
+def unseen_pixels(task: Task) -> str | None:
     """Return a note when the patches of an image tower leave a strip of each image over, which it
     never sees; else None.
     """
@@ -136,7 +136,7 @@ def _is_set(recipe: Recipe, key: str) -> bool:
     return getattr(recipe, key) != KEYS[key].default
 
 
-def task(recipe: Recipe, sources: Sources, places: Sequence[int]) -> Task:
+def build_task(recipe: Recipe, sources: Sources, places: Sequence[int]) -> Task:
     """Build what ``recipe`` trains, with random weights, and its batches, of which this process
     encodes ``places``.
 

@@ -23,7 +23,7 @@ from dimefm.errors import DataError, RecipeError
 from dimefm.losses import LossConfig, Objective
 from dimefm.recipe import read as read_recipe
 from dimefm.train.tasks import given
-from dimefm.train.trainer import Run
+from dimefm.train.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT))
@@ -196,7 +196,7 @@ class Here:
             patch.chdir(folder)
             self.trained += words[0] == "train"
             if words[0] == "train" and self.trained == self.stop:
-                patch.setattr(Run, "step", interrupted(Run.step))
+                patch.setattr(Trainer, "step", interrupted(Trainer.step))
             outcome = CliRunner().invoke(main, list(words))
         self.said.append(outcome.output)
         if words[0] == "train" and self.trained == self.stop:

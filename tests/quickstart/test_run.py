@@ -7,7 +7,7 @@ import pytest
 from dimefm.errors import RecipeError
 from dimefm.quickstart import data
 from dimefm.quickstart import run as quick
-from dimefm.train.trainer import Run
+from dimefm.train.trainer import Trainer
 
 
 class Stop(Exception):
@@ -98,7 +98,7 @@ def test_a_damaged_record_is_one_line(tmp_path, made, text):
 
 def test_an_interrupted_quickstart_goes_on_where_it_was(tmp_path, monkeypatch):
     pytest.importorskip("sklearn")
-    quick_train, step, told = quick._train, Run.step, []
+    quick_train, step, told = quick._train, Trainer.step, []
 
     def short(recipe, out, echo):
         return quick_train(
@@ -112,7 +112,7 @@ def test_an_interrupted_quickstart_goes_on_where_it_was(tmp_path, monkeypatch):
 
     monkeypatch.setattr(quick, "_train", short)
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "step", interrupted)
+        patch.setattr(Trainer, "step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             quick.quickstart(tmp_path / "q", 2, told.append, 0.02)
     kept = {

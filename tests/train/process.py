@@ -17,7 +17,7 @@ import torch
 from dimefm.recipe import read
 from dimefm.train.distributed import init_distributed
 from dimefm.train.grad_cache import Gradients
-from dimefm.train.trainer import Run
+from dimefm.train.trainer import Trainer
 
 
 def quiet(line):
@@ -26,7 +26,7 @@ def quiet(line):
 
 def first_step(recipe, out, world):
     """Return the loss terms and gradients of the first step, as float64 weights have them."""
-    run = Run(recipe, out, False, quiet, world)
+    run = Trainer(recipe, out, False, quiet, world)
     run.gradients = Gradients(run.student.double(), world)
     batches = [run.task.batches(number) for number in range(recipe.accum_freq)]
     losses, rows = run.backward(0, batches)
@@ -47,7 +47,7 @@ def main(folder, world):
     for path in sorted(folder.glob("*.toml")):
         recipe, out = read(path), path.with_suffix(".run")
         if path.stem.startswith("run"):
-            run = Run(recipe, out, False, quiet, world)
+            run = Trainer(recipe, out, False, quiet, world)
             run.loop()
             run.finish()
             continue

@@ -12,7 +12,7 @@ from dimefm.data.views.image_views import ViewPolicy
 from dimefm.errors import CacheError, RecipeError
 from dimefm.models.encoder import load_encoder
 from dimefm.train import checkpoint
-from dimefm.train.trainer import Run, train
+from dimefm.train.trainer import Trainer, train
 
 
 def quiet(line):
@@ -20,7 +20,7 @@ def quiet(line):
 
 
 def run_of(world, name="run", **over):
-    return Run(world.distilled_recipe(**over), world.root / name, False, quiet)
+    return Trainer(world.distilled_recipe(**over), world.root / name, False, quiet)
 
 
 def test_image_sentence_and_both_features_are_of_one_pair(world):
@@ -183,7 +183,7 @@ def test_a_split_divides_images_and_sentences_alike(world):
     with pytest.raises(
         RecipeError, match="--split 0:0.7 divides by key, and .*; name a --key-column"
     ):
-        Run(recipe, world.root / "run", False, quiet)
+        Trainer(recipe, world.root / "run", False, quiet)
 
 
 def test_features_of_other_pairs_are_refused(world):
@@ -192,7 +192,7 @@ def test_features_of_other_pairs_are_refused(world):
     lines = table.read_text().splitlines()
     table.write_text("\n".join([lines[0], *reversed(lines[1:])]) + "\n")
     with pytest.raises(CacheError, match="the raw row has key 'k11', its feature row in"):
-        Run(recipe, world.root / "run", False, quiet)
+        Trainer(recipe, world.root / "run", False, quiet)
 
 
 def test_an_image_tower_learns_by_the_terms_that_need_no_pairs(world):
@@ -216,7 +216,9 @@ def test_an_image_tower_learns_by_the_terms_that_need_no_pairs(world):
         f"loss_modules.{n}.cross_scale.value" for n in (0, 1)
     }
     with pytest.raises(RecipeError, match="'clip_kd.icl' needs pairs"):
-        Run(world.recipe(losses={"clip_kd.icl": {"weight": 1.0}}), world.root / "icl", False, quiet)
+        Trainer(
+            world.recipe(losses={"clip_kd.icl": {"weight": 1.0}}), world.root / "icl", False, quiet
+        )
 
 
 def test_a_text_tower_learns_from_the_images_of_its_sentences(world):

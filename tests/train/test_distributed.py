@@ -20,7 +20,7 @@ from dimefm.errors import DataError, DimefmError, RecipeError
 from dimefm.recipe import read
 from dimefm.train import checkpoint
 from dimefm.train.distributed import DistributedContext, GlobalBatch, init_distributed
-from dimefm.train.trainer import Run, train
+from dimefm.train.trainer import Trainer, train
 from tests.train.conftest import TINY
 
 SCRIPT = Path(__file__).with_name("process.py")
@@ -143,7 +143,7 @@ def test_loss_and_gradient_are_those_of_one_process(together, name):
     """Rows that cannot be read, more of them in one process than in another, do not change that."""
     _, folder, size = together
     recipe = read(folder / f"{name.removesuffix('_portions')}.toml")
-    alone = Run(recipe, folder / f"{name}.{size}.alone", False, quiet)
+    alone = Trainer(recipe, folder / f"{name}.{size}.alone", False, quiet)
     alone.student.double()
     losses, rows = alone.backward(0, [alone.task.batches(0)])
     found = torch.load(folder / f"{name}.pt", weights_only=True)
@@ -210,7 +210,7 @@ def test_a_run_goes_on_with_another_number_of_processes(together):
 
 def test_more_processes_than_rows_of_a_batch_are_refused(world):
     with pytest.raises(RecipeError, match="--batch-size 5: 6 processes share a batch"):
-        Run(world.recipe(), world.root / "run", False, quiet, Alone(0, 6))
+        Trainer(world.recipe(), world.root / "run", False, quiet, Alone(0, 6))
 
 
 def test_fewer_rows_than_a_batch_are_refused(world):
@@ -240,7 +240,7 @@ def test_processes_that_find_other_rows_or_checkpoints_are_refused(world):
         DimefmError,
         match=r"process 0 found 17 rows and the run after step 0, process 1 18 rows and step 1",
     ):
-        Run(world.recipe(), world.root / "run", False, quiet, Elsewhere(0, 2))
+        Trainer(world.recipe(), world.root / "run", False, quiet, Elsewhere(0, 2))
 
 
 def test_processes_that_would_share_a_gpu_are_refused(monkeypatch):
@@ -305,4 +305,4 @@ def test_a_process_that_dies_ends_the_run_and_it_can_be_resumed(make_world, tmp_
         last = said[0].strip().splitlines()[-1]
         assert "process 0 of 2: another process of this run has ended" in last, said[0]
         assert "Traceback" not in said[0]
-    assert Run(recipe, tmp_path / "run", True, quiet).done == int(kept[-1].name)
+    assert Trainer(recipe, tmp_path / "run", True, quiet).done == int(kept[-1].name)

@@ -14,7 +14,7 @@ from dimefm.cli import main
 from dimefm.errors import ModelError, RecipeError
 from dimefm.train import checkpoint
 from dimefm.train.ema import decay_at
-from dimefm.train.trainer import Run, train
+from dimefm.train.trainer import Trainer, train
 
 TIMINGS = ("rows_per_s", "data_share", "data_s", "compute_s", "eval_seconds")
 
@@ -81,7 +81,7 @@ def outcome(out):
 
 
 def test_what_is_written_is_the_average_of_the_weights_after_each_step(world, monkeypatch):
-    seen, step = [], Run.step
+    seen, step = [], Trainer.step
 
     def watching(self, number, loading):
         values = step(self, number, loading)
@@ -93,7 +93,7 @@ def test_what_is_written_is_the_average_of_the_weights_after_each_step(world, mo
         )
         return values
 
-    monkeypatch.setattr(Run, "step", watching)
+    monkeypatch.setattr(Trainer, "step", watching)
     out = train(world.recipe(ema=0.4, steps=5, lr=0.01, warmup=0.0), world.root / "run", echo=quiet)
     written = load_file(out / "image_tower.safetensors")
     expected = seen[0]
@@ -117,7 +117,7 @@ def test_killed_in_the_middle_it_goes_on_with_its_average_and_its_best(
 ):
     recipe = watched(world, student=str(world.noisy))
     whole = train(recipe, world.root / "whole", echo=quiet, scorer=norm)
-    step = Run.step
+    step = Trainer.step
 
     def dies(self, number, loading):
         if number == killed_at:
@@ -125,7 +125,7 @@ def test_killed_in_the_middle_it_goes_on_with_its_average_and_its_best(
         return step(self, number, loading)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "step", dies)
+        patch.setattr(Trainer, "step", dies)
         with pytest.raises(KeyboardInterrupt):
             train(recipe, world.root / "killed", echo=quiet, scorer=norm)
     assert outcome(
@@ -167,7 +167,7 @@ def test_patience_ends_the_run_as_a_finished_one_with_the_best_weights_noted(wor
     train(recipe, out, resume=True, echo=again.append, scorer=rising_until(2))
     assert again == [
         f"{out}: ended early, evaluations in a row that were no better: 3; a larger --patience"
-        " goes on"
+        " resumes it"
     ]
 
 
@@ -198,7 +198,7 @@ def test_an_ended_run_without_checkpoints_is_not_begun_anew_in_its_place(world):
     shutil.rmtree(out / "checkpoints")
     before = {path: path.read_bytes() for path in out.iterdir()}
     with pytest.raises(
-        ModelError, match="ended run without checkpoints to go on from; choose another --out"
+        ModelError, match="finished run without checkpoints to resume; choose another --out"
     ):
         train(
             recipe.replace(patience=5),

@@ -21,7 +21,7 @@ from dimefm.extract.extract import extract
 from dimefm.extract.stages.base import Settings
 from dimefm.losses import Features, LossConfig, Objective, clip_kd
 from dimefm.train.inputs.pair_sentences import Sentences
-from dimefm.train.trainer import Run, train
+from dimefm.train.trainer import Trainer, train
 from tests.train.conftest import TINY
 
 VIEWS = ViewPolicy(4, scale=(0.3, 1.0))
@@ -59,7 +59,7 @@ def declip_recipe(world, **over):
 
 
 def run_of(recipe, world, name="run"):
-    return Run(recipe, world.root / name, False, quiet)
+    return Trainer(recipe, world.root / name, False, quiet)
 
 
 def test_each_epoch_shows_the_next_cached_views_beside_the_rows_of_the_same_crops(world):
@@ -368,7 +368,7 @@ def test_a_run_does_not_go_on_with_another_graph(world):
     (folder / "run.json").unlink()
     shutil.rmtree(graph)
     build(cache, graph, Rule(k=3, max_cosine=0.99))
-    with pytest.raises(CacheError, match="the run learnt from .*neighbours .*start a new run"):
+    with pytest.raises(CacheError, match="the run was trained on .*neighbours .*start a new run"):
         train(recipe, folder, resume=True, echo=quiet)
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from dimefm.errors import RecipeError
 from dimefm.models.patch_dropout import PatchDropout
-from dimefm.train.trainer import Run, train
+from dimefm.train.trainer import Trainer, train
 
 
 def quiet(line):
@@ -34,7 +34,7 @@ def test_a_run_learns_from_masked_images_and_writes_the_same_model(world, studen
 
 def test_portions_of_a_step_are_masked_alike_both_times(world):
     """A step in portions encodes each twice; the patches hidden by the same seed are the same."""
-    run = Run(world.recipe(image_mask=0.5, accum_freq=2), world.root / "run", False, quiet)
+    run = Trainer(world.recipe(image_mask=0.5, accum_freq=2), world.root / "run", False, quiet)
     module = run.task.model.visual.patch_dropout
     assert isinstance(module, PatchDropout)
     kept = []
@@ -58,4 +58,4 @@ def test_a_text_tower_has_no_images_to_mask(world):
     with pytest.raises(
         RecipeError, match="image_mask is for a student of images and would do nothing here"
     ):
-        Run(world.text_recipe(image_mask=0.5), world.root / "run", False, quiet)
+        Trainer(world.text_recipe(image_mask=0.5), world.root / "run", False, quiet)

@@ -11,7 +11,7 @@ from dimefm.models import projection as bridges
 from dimefm.models.towers import ImageTower, TextTower
 from dimefm.runs import folder
 from dimefm.train.student import Student
-from dimefm.train.trainer import Run, train
+from dimefm.train.trainer import Trainer, train
 
 
 def quiet(line):
@@ -29,21 +29,21 @@ def recipe_of(world, kind, **over):
 
 @pytest.mark.parametrize(("kind", "ema"), [("image", None), ("text", None), ("image", 0.5)])
 def test_its_run_holds_an_ordinary_tower_with_the_rows_of_both(world, kind, ema):
-    run = Run(recipe_of(world, kind, ema=ema), world.root / "run", resume=False, echo=quiet)
+    run = Trainer(recipe_of(world, kind, ema=ema), world.root / "run", resume=False, echo=quiet)
     assert run.student.model is run.task.model and run.student.projection.weight.shape == (8, 5)
     run.loop()
     out = run.finish()
     record = folder.read(out)
-    assert record["model_cfg"]["embed_dim"] == 8
+    assert record.model_cfg["embed_dim"] == 8
     batch = run.task.batches(0)
-    config = record["model_cfg"]
+    config = record.model_cfg
     tower = (
         TextTower(open_clip.text_tower(config))
         if kind == "text"
         else ImageTower(open_clip.image_tower(config))
     )
-    folder.load_weights(tower, out / folder.KINDS[record["kind"]])
-    assert record["parameters"] == sum(weights.numel() for weights in tower.parameters())
+    folder.load_weights(tower, out / folder.KINDS[record.kind])
+    assert record.parameters == sum(weights.numel() for weights in tower.parameters())
     plain = Student(tower, run.task.preprocess).eval()
     with torch.no_grad():
         counting = run.student if ema is None else run.ema.module
@@ -55,14 +55,14 @@ def test_its_run_holds_an_ordinary_tower_with_the_rows_of_both(world, kind, ema)
 
 
 def test_a_student_of_the_teachers_dimension_needs_none(world):
-    run = Run(world.recipe(projection="linear"), world.root / "run", resume=False, echo=quiet)
+    run = Trainer(world.recipe(projection="linear"), world.root / "run", resume=False, echo=quiet)
     assert [name for name in run.student.state_dict() if not name.startswith("model.")] == []
 
 
 def test_a_resumed_run_reaches_the_same_weights(world, monkeypatch):
     recipe = recipe_of(world, "image", save_every=2)
     whole = train(recipe, world.root / "whole", echo=quiet)
-    step = Run.step
+    step = Trainer.step
 
     def interrupted(self, number, loading):
         if number == 3:
@@ -70,7 +70,7 @@ def test_a_resumed_run_reaches_the_same_weights(world, monkeypatch):
         return step(self, number, loading)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Run, "step", interrupted)
+        patch.setattr(Trainer, "step", interrupted)
         train(recipe, world.root / "parts", echo=quiet)
     parts = train(recipe, world.root / "parts", resume=True, echo=quiet)
     assert (whole / folder.IMAGE_TOWER).read_bytes() == (parts / folder.IMAGE_TOWER).read_bytes()

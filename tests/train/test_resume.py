@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from dimefm.errors import CacheError, DataError, DimefmError, ModelError, RecipeError
 from dimefm.train import checkpoint
-from dimefm.train.trainer import Run, train
+from dimefm.train.trainer import Trainer, train
 
 TIMINGS = ("rows_per_s", "data_share", "data_s", "compute_s")
 WEIGHTS = ("image_tower.safetensors", "open_clip_model.safetensors", "text_tower.safetensors")
@@ -115,7 +115,7 @@ def test_another_seed_is_another_run(done, tmp_path):
 def test_killed_in_the_middle_it_goes_on_as_if_nothing_had_been(
     done, tmp_path, monkeypatch, killed_at
 ):
-    (recipe, whole), step = done, Run.step
+    (recipe, whole), step = done, Trainer.step
 
     def dies(self, number, loading):
         if number == killed_at:
@@ -123,7 +123,7 @@ def test_killed_in_the_middle_it_goes_on_as_if_nothing_had_been(
         return step(self, number, loading)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "step", dies)
+        patch.setattr(Trainer, "step", dies)
         with pytest.raises(KeyboardInterrupt):
             train(recipe, tmp_path / "killed", echo=quiet)
     assert not (tmp_path / "killed" / "run.json").exists()
@@ -134,7 +134,7 @@ def test_rows_left_out_before_the_interruption_are_listed_and_counted_once(world
     world.write_images(broken={1, 8, 14})
     recipe = world.recipe(save_every=2, steps=8)
     whole = train(recipe, world.root / "whole", echo=quiet)
-    step = Run.step
+    step = Trainer.step
 
     def dies(self, number, loading):
         if number == 5:
@@ -142,7 +142,7 @@ def test_rows_left_out_before_the_interruption_are_listed_and_counted_once(world
         return step(self, number, loading)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "step", dies)
+        patch.setattr(Trainer, "step", dies)
         with pytest.raises(KeyboardInterrupt):
             train(recipe, world.root / "killed", echo=quiet)
     found = outcome(train(recipe, world.root / "killed", resume=True, echo=quiet))
@@ -159,7 +159,7 @@ def test_resuming_where_nothing_is_starts_anew(world):
 def test_an_unfinished_run_is_not_overwritten_and_another_recipe_does_not_resume_it(world):
     whole = train(world.recipe(save_every=3), world.root / "whole", echo=quiet)
     back_to(whole, world.root / "half", 3)
-    with pytest.raises(ModelError, match="unfinished run; go on with --resume"):
+    with pytest.raises(ModelError, match="unfinished run; pass --resume"):
         train(world.recipe(save_every=3), world.root / "half", echo=quiet)
     with pytest.raises(RecipeError, match="another recipe .*lr: 0.01 against 0.0008"):
         train(world.recipe(save_every=3, lr=0.01), world.root / "half", resume=True, echo=quiet)
@@ -224,7 +224,7 @@ def test_a_batch_in_portions_has_the_loss_and_the_gradient_of_the_whole(world, w
         recipe = recipe.replace(student=str(world.tiny))
     micro_batches = recipe.replace(batch_size=2, accum_freq=3)
     whole, parts = (
-        Run(each, world.root / f"{each.accum_freq}", False, quiet)
+        Trainer(each, world.root / f"{each.accum_freq}", False, quiet)
         for each in (recipe, micro_batches)
     )
     expected = gradients(whole, [whole.task.batches(0)])
@@ -235,7 +235,7 @@ def test_a_batch_in_portions_has_the_loss_and_the_gradient_of_the_whole(world, w
 
 def test_portions_update_running_statistics_once_each(world):
     """Everything is encoded twice, but normalisation counts each portion once."""
-    run = Run(
+    run = Trainer(
         world.recipe(student=str(world.noisy), batch_size=5, accum_freq=3),
         world.root / "run",
         False,
@@ -254,7 +254,7 @@ def test_a_portion_without_a_readable_row_leaves_running_statistics_alone(world)
     """Blank images stand in for it, and nothing is learnt from them."""
     recipe = world.recipe(student=str(world.noisy), batch_size=5)
     one, two = (
-        Run(recipe.replace(accum_freq=n), world.root / f"{n}", False, quiet) for n in (1, 2)
+        Trainer(recipe.replace(accum_freq=n), world.root / f"{n}", False, quiet) for n in (1, 2)
     )
     batch = one.task.batches(0)
     none = dataclasses.replace(
@@ -271,7 +271,7 @@ def test_a_portion_without_a_readable_row_leaves_running_statistics_alone(world)
 
 def test_a_run_stopped_after_its_last_step_ends_without_a_further_one(world, monkeypatch):
     """All that is left is to write the weights, and no loss is told that was never computed."""
-    whole, step = train(world.recipe(), world.root / "whole", echo=quiet), Run.step
+    whole, step = train(world.recipe(), world.root / "whole", echo=quiet), Trainer.step
 
     def interrupted(self, at, loading):
         if at == 5:
@@ -279,7 +279,7 @@ def test_a_run_stopped_after_its_last_step_ends_without_a_further_one(world, mon
         return step(self, at, loading)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "step", interrupted)
+        patch.setattr(Trainer, "step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(world.recipe(), world.root / "stopped", echo=quiet)
     said = []
@@ -289,8 +289,8 @@ def test_a_run_stopped_after_its_last_step_ends_without_a_further_one(world, mon
 
 
 def test_the_gradient_is_clipped_to_the_recipes_norm(world):
-    free = Run(world.recipe(), world.root / "free", False, quiet)
-    clipped = Run(world.recipe(grad_clip_norm=0.01), world.root / "clipped", False, quiet)
+    free = Trainer(world.recipe(), world.root / "free", False, quiet)
+    clipped = Trainer(world.recipe(grad_clip_norm=0.01), world.root / "clipped", False, quiet)
     norms = [run.step(0, iter([run.task.batches(0)]))["grad_norm"] for run in (free, clipped)]
     assert norms[0] == norms[1] > 0.01
     found = torch.stack([p.grad.norm() for p in clipped.student.parameters()]).norm().item()
@@ -351,7 +351,7 @@ def test_the_loss_falls(world):
 def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(
     done, tmp_path, monkeypatch, number
 ):
-    (recipe, whole), step = done, Run.step
+    (recipe, whole), step = done, Trainer.step
 
     def interrupted(self, at, loading):
         if at == 1:
@@ -359,7 +359,7 @@ def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(
         return step(self, at, loading)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "step", interrupted)
+        patch.setattr(Trainer, "step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(recipe, tmp_path / "stopped", echo=quiet)
     assert [int(folder.name) for folder in checkpoint.checkpoints(tmp_path / "stopped")] == [2]
@@ -374,7 +374,7 @@ def test_a_run_does_not_go_on_with_another_teachers_cache(world):
         shutil.rmtree(world.root / folder)
     world.cache("images", "image", list(zip(world.names, world.shards, strict=True)), teacher="b")
     world.cache("texts", "text", [("sentences.txt", 9)], teacher="b")
-    with pytest.raises(CacheError, match="the run learnt from image_cache"):
+    with pytest.raises(CacheError, match="the run was trained on image_cache"):
         train(recipe, world.root / "copy", resume=True, echo=quiet)
 
 
@@ -384,7 +384,7 @@ def test_pairs_that_have_changed_do_not_go_on(world):
     back_to(train(recipe, world.root / "run", echo=quiet), world.root / "copy", 3)
     table.write_text(table.read_text().replace("number 4", "number 5"))
     with pytest.raises(
-        CacheError, match="the run learnt from pairs [0-9a-f]{12}, now there are pairs"
+        CacheError, match="the run was trained on pairs [0-9a-f]{12}, now there are pairs"
     ):
         train(recipe, world.root / "copy", resume=True, echo=quiet)
 

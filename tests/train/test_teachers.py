@@ -17,7 +17,7 @@ from dimefm.losses import Features
 from dimefm.recipe import read
 from dimefm.train.inputs.image_batches import Batches
 from dimefm.train.inputs.sources import open_sources
-from dimefm.train.trainer import Run, train
+from dimefm.train.trainer import Trainer, train
 
 ROWS, TEXTS = 17, 9
 
@@ -27,7 +27,7 @@ def quiet(line):
 
 
 def run(world, name, **over):
-    return Run(world.recipe(**over), world.root / name, False, quiet)
+    return Trainer(world.recipe(**over), world.root / name, False, quiet)
 
 
 def test_rows_that_one_teacher_lacks_are_left_out_and_the_others_keep_their_own_features(world):
@@ -101,7 +101,7 @@ def test_each_teacher_has_its_own_logit_scale_unless_the_recipe_states_one(world
         assert [features.image.shape[1] for features in found] == [8, 6]
         assert [
             teacher.logit_scale
-            for teacher in ours._teachers([ours.task.batches(0)], torch.arange(5))
+            for teacher in ours._teacher_features([ours.task.batches(0)], torch.arange(5))
         ] == scales
 
 

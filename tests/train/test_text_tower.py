@@ -20,7 +20,7 @@ from dimefm.models import open_clip
 from dimefm.models.encoder import load_encoder
 from dimefm.storage.files import write_text
 from dimefm.train.inputs.text_batches import thinned
-from dimefm.train.trainer import Run, train
+from dimefm.train.trainer import Trainer, train
 
 TEXTS = 9
 
@@ -30,7 +30,7 @@ def quiet(line):
 
 
 def run(world, recipe, name="run"):
-    return Run(recipe, world.root / name, resume=False, echo=quiet)
+    return Trainer(recipe, world.root / name, resume=False, echo=quiet)
 
 
 TOKENIZER = open_clip.tokenizer_of("ViT-B-32")

@@ -8,7 +8,7 @@ import pytest
 
 from dimefm.data.views.text_views import TextPolicy
 from dimefm.errors import CacheError
-from dimefm.train.trainer import Run
+from dimefm.train.trainer import Trainer
 from tests.train.test_text_tower import TEXTS, numbers_of_tokens, quiet
 
 CAPTIONS = TextPolicy.parse(3, {})
@@ -16,7 +16,7 @@ EDA = TextPolicy.parse(3, {"augment": "eda", "deletion": 1.0})
 
 
 def run(world, recipe):
-    return Run(recipe, world.root / "run", resume=False, echo=quiet)
+    return Trainer(recipe, world.root / "run", resume=False, echo=quiet)
 
 
 def several(world, policy, **over):

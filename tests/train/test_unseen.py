@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dimefm.models.student import build, patch_side, resolve
-from dimefm.train.trainer import Run
+from dimefm.train.trainer import Trainer
 
 TEXT = {"context_length": 16, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1}
 VIT = {"layers": 1, "width": 16, "head_width": 8, "patch_size": 8}
@@ -62,7 +62,7 @@ def test_a_tower_without_patches_of_its_own_has_none(stem):
 )
 def test_a_run_says_so_in_one_line(world, tmp_path, size, says):
     lines = []
-    Run(world.recipe(image_size=size), tmp_path / "run", False, lines.append)
+    Trainer(world.recipe(image_size=size), tmp_path / "run", False, lines.append)
     told = [line for line in lines if "patches" in line]
     assert len(told) == (says is not None)
     assert all(
@@ -73,5 +73,5 @@ def test_a_run_says_so_in_one_line(world, tmp_path, size, says):
 
 def test_a_text_tower_has_nothing_to_say(world, tmp_path):
     lines = []
-    Run(world.text_recipe(), tmp_path / "run", False, lines.append)
+    Trainer(world.text_recipe(), tmp_path / "run", False, lines.append)
     assert not any("patches" in line for line in lines)

@@ -29,7 +29,7 @@ from dimefm.recipe import Recipe, read
 from dimefm.train.inputs.image_batches import Batches
 from dimefm.train.inputs.sampler import Shuffled
 from dimefm.train.inputs.sources import open_sources
-from dimefm.train.trainer import Run, train
+from dimefm.train.trainer import Trainer, train
 
 ROWS = 17
 MANY = ViewPolicy(20, seed=3, scale=(0.1, 0.9), ratio=(0.6, 1.7), flip=0.4)
@@ -366,9 +366,9 @@ def test_every_teacher_row_in_training_is_the_encoding_of_the_view_that_the_stud
         steps=5,
         **caches,
     )
-    batches, backward = [], Run.backward
+    batches, backward = [], Trainer.backward
     monkeypatch.setattr(
-        Run,
+        Trainer,
         "backward",
         lambda self, step, found: batches.extend(found) or backward(self, step, found),
     )
