@@ -143,7 +143,7 @@ class TrainStage(Stage):
         if not (self.place / runs.FILE).exists():
             return ""
         record = runs.read(self.place)
-        weights = self.place / runs.KINDS[record["kind"]]
+        weights = self.place / runs.KINDS[record.kind]
         return sampled_sha256(weights) if weights.exists() else ""
 
     def run(self, say: Say) -> Outcome:
@@ -151,7 +151,7 @@ class TrainStage(Stage):
         train(self.recipe, self.place, resume=True, echo=say, scorer=scorer)
         record = runs.read(self.place)
         name = self.recipe.text_student or self.recipe.student
-        return Outcome(f"{name}, {record['parameters']:,} parameters, {record['steps']:,} steps")
+        return Outcome(f"{name}, {record.parameters:,} parameters, {record.steps:,} steps")
 
     def _refuse_other_run(self) -> None:
         """Raise RecipeError when the folder holds a finished run of another recipe."""
