@@ -25,7 +25,7 @@ def needs(*wanted: Need, sees_all_views: bool = False) -> Callable[[Term], Term]
     """
 
     def mark(term: Term) -> Term:
-        term.needs = frozenset(Need(need) for need in wanted)
+        term.needs = frozenset(wanted)
         term.sees_all_views = sees_all_views
         term.uses_modules = getattr(term, "uses_modules", {})
         return term

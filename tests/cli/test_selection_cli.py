@@ -199,7 +199,7 @@ def test_verifying_without_the_selection_names_it(place):
         "--device",
         "cpu",
     )
-    assert "--rows, --split and --limit as then" in line
+    assert "with its --dataroot, --rows, --split and --limit" in line
 
 
 def test_an_estimate_counts_the_selected_rows(place):
