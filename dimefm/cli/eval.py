@@ -82,9 +82,9 @@ def elevater(
     has a card. Without --datasets the mean is over the sets of ELEVATER.
 
     Image folders, Parquet, webdataset tars and vision-datasets are read; classnames.txt and
-    templates.txt beside the data win over the built-in ones. Features are kept in --out, so a
+    templates.txt next to the data win over the built-in ones. Features are kept in --out, so a
     second call is quick. --by tokens compares patches with words, as FILIP does, for a run that
-    learnt declip.filip; it keeps nothing.
+    learned declip.filip; it keeps nothing.
 
     \b
     Example:

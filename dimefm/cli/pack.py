@@ -60,7 +60,7 @@ def rows_of(sources, flags):
     """Return the rows of the sources, with their sentences if they have any; DIME-FM's TSVs of
     images have none.
 
-    Raises DataError where TSVs stand beside other sources, whose sentences would be lost.
+    Raises DataError where TSVs stand in addition to other sources, whose sentences would be lost.
     """
     from dimefm.data.formats.tsv import TsvShard
 

@@ -1,6 +1,6 @@
 """Benchmark: one evaluation dataset as data: class names, prompt templates, metric, split sizes.
 
-A card is one TOML file in ``benchmarks/``; its file name is the benchmark's name. What lies beside
+A card is one TOML file in ``benchmarks/``; its file name is the benchmark's name. What lies next to
 the user's images wins over the card: ``classnames.txt`` (one name per line, line number = label)
 and ``templates.txt`` or clip_benchmark's ``zeroshot_classification_templates.txt`` (one per line,
 ``{}`` or ``{c}`` where the class name goes).
@@ -117,7 +117,7 @@ def card_for(folder_name: str) -> str | None:
 
 def for_folder(folder: Path) -> Benchmark:
     """Return the benchmark of a dataset folder: its card, with the class names and templates that
-    lie beside the data.
+    lie next to the data.
 
     A folder that no card claims needs a ``classnames.txt``; it is then scored by accuracy under its
     own name. Raises DataError when there is neither, or one of the files cannot be used.
@@ -150,7 +150,7 @@ def for_folder(folder: Path) -> Benchmark:
         templates=templates or (PLAIN_TEMPLATE,),
         train=None,
         test=None,
-        source=f"{CLASS_FILE} beside the data",
+        source=f"{CLASS_FILE} next to the data",
     )
 
 

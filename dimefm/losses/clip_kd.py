@@ -8,7 +8,7 @@ the teacher's dimension; below, S and W are the rows after that, of unit length,
 teacher's images and sentences. ``crd`` compares the student's rows as they are.
 
 Where the student has one tower its other rows are the teacher's own: W is T. Then the text side of
-``fd`` is 0, that of ``icl`` and ``cross_kd`` has no gradient but for the learnt scale, and all
+``fd`` is 0, that of ``icl`` and ``cross_kd`` has no gradient but for the learned scale, and all
 others still compare both sides.
 
 Source of all: the release at f3ae18b, src/open_clip/loss.py; MFD is its ``fd`` with a masked
@@ -85,10 +85,10 @@ def icl(
     """Interactive contrastive learning: the student's images look for the teacher's sentences, and
     its sentences for images.
 
-    InfoNCE of S against T and of W against I, rows [B, B], averaged. The learnt factor c on cosines
-    starts as the number 2.66, as released; ``scale = "exp"`` makes it e^c, at most 100, as the
-    task's own scale is: the release forgot the exponential, and a softmax at 2.66 is almost flat
-    over 1024 rows. Source: CLIP-KD, released src/open_clip/loss.py:244, 298-299, 312-315.
+    InfoNCE of S against T and of W against I, rows [B, B], averaged. The learned factor c on
+    cosines starts as the number 2.66, as released; ``scale = "exp"`` makes it e^c, at most 100, as
+    the task's own scale is: the release forgot the exponential, and a softmax at 2.66 is almost
+    flat over 1024 rows. Source: CLIP-KD, released src/open_clip/loss.py:244, 298-299, 312-315.
     """
     image, text = project_to_teacher(student, image_projection, text_projection)
     factor = cross_scale(scale)

@@ -8,7 +8,7 @@ What ``load_encoder`` understands:
 ``ARCH/path/to/weights``    an architecture and a local ``.pt`` or ``.safetensors`` file (OpenAI's
                             own weights need the ``-quickgelu`` architectures; with a tag the
                             activation is chosen by itself)
-``FILE``                    such a file with ``open_clip_config.json`` beside it
+``FILE``                    such a file with ``open_clip_config.json`` next to it
 ``FOLDER``                  an open_clip folder (``open_clip_config.json`` and weights), or a run
                             folder of dimefm
 ``ARCH/random:SEED``        random weights, for tests and speed; the manifest says so
@@ -421,7 +421,7 @@ def _text_side(
     different = differences(text.card.shared_towers["image"], teacher.identity())
     if different:
         raise ModelError(
-            f"{text_model} and {folder} learnt from different teachers ({'; '.join(different)}); "
+            f"{text_model} and {folder} learned from different teachers ({'; '.join(different)}); "
             "name a run with the same one"
         )
     return text

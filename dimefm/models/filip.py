@@ -1,7 +1,7 @@
-"""Images and sentences compared by their tokens, through maps that a run learnt and keeps.
+"""Images and sentences compared by their tokens, through maps that a run learned and keeps.
 
 A loss on tokens of which both sides are the student's own (``declip.filip``) learns a linear map of
-patches and one of states of words into a space of their own. A finished run keeps both beside its
+patches and one of states of words into a space of their own. A finished run keeps both next to its
 towers, which alone know rows only.
 
 Source: FILIP, as released with DeCLIP (Sense-GVT/DeCLIP at 5d99a85,
@@ -36,7 +36,7 @@ from dimefm.models.inference.precision import computing
 from dimefm.runs import folder as runs
 
 MAPS = ("image_mapping", "text_mapping")
-"""The learnt parts that make tokens comparable, of images and of sentences, and their names in the
+"""The trained maps that make tokens comparable, of images and of sentences, and their names in the
 file of a run.
 """
 
@@ -131,8 +131,8 @@ def keep(loss_modules: nn.ModuleList, objective: Objective, folder: Path) -> dic
 
 
 def load(spec: str, encoder: Encoder) -> TokenMaps:
-    """Return the maps that the run folder ``spec`` keeps beside the towers of ``encoder``, on its
-    device.
+    """Return the maps that the run folder ``spec`` keeps in addition to the towers of ``encoder``,
+    on its device.
 
     Raises ModelError when it keeps none, or they are damaged or do not fit.
     """
@@ -141,7 +141,7 @@ def load(spec: str, encoder: Encoder) -> TokenMaps:
     if kept is None:
         raise ModelError(
             f"{spec}: keeps no maps of tokens, so it can be compared by rows only; leave --by"
-            " tokens out, or name a run that learnt 'declip.filip'"
+            " tokens out, or name a run that learned 'declip.filip'"
         )
     try:
         width, padding = int(kept["width"]), str(kept["padding"])

@@ -1,5 +1,5 @@
-"""What a tower computes beside its rows: the feature before its last projection, patch tokens, and
-the states of words.
+"""What a tower computes in addition to its rows: the feature before its last projection, patch
+tokens, and the states of words.
 
 The parts of a tower run one after another as its own forward runs them, so the rows are those of
 ``encode_image`` and ``encode_text`` to the last bit, with all that is random in training (dropped

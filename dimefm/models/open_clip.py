@@ -1,6 +1,6 @@
 """The file that knows open_clip: architectures, weights, preprocessing and tokenizers.
 
-Two more stand beside it: ``text_tower`` knows how its text towers compute, ``words`` how its own
+Two more stand next to it: ``text_tower`` knows how its text towers compute, ``words`` how its own
 tokenizer splits.
 
 Written against open_clip_torch 3.x. Nothing is downloaded unless a pretrained tag is named.

@@ -1,6 +1,6 @@
 """Bridges: a student keeps its own dimension while it learns, and ends in its teacher's.
 
-A bridge is a linear map without bias from the student's dimension to the teacher's, learnt beside
+A bridge is a linear map without bias from the student's dimension to the teacher's, learned next to
 the tower; its rows are what the losses see. Two linear maps in a row are one, so a finished tower
 takes the bridge B into its last projection: B (W x + b) = (B W) x + B b. Nothing of it is left but
 the tower's new dimension.

@@ -3,9 +3,9 @@ rendered scenes.
 
 Digits are the 1,797 scans of ``sklearn.datasets.load_digits`` (8x8 grey), drawn as 32x32 RGB in
 dark ink or in chalk. Scenes are one of 6 shapes in one of 8 colours (48 classes), at varying
-places, sizes and tilts on a noisy background, sometimes beside a small second shape, with a caption
-from varied patterns. The three splits (pairs, images, test) share nothing: no scan and no scene is
-in two of them.
+places, sizes and tilts on a noisy background, sometimes in addition to a small second shape, with a
+caption from varied patterns. The three splits (pairs, images, test) share nothing: no scan and no
+scene is in two of them.
 
     FOLDER/pairs.tar          KEY.png + KEY.txt: what the teacher learns from
     FOLDER/images.tar         KEY.png: images without text, for distillation

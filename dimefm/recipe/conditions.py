@@ -1,4 +1,4 @@
-"""When a key of a recipe matters: for which kinds of run, and beside which other keys."""
+"""When a key of a recipe matters: for which kinds of run, and with which other keys."""
 
 from __future__ import annotations
 

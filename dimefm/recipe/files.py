@@ -1,8 +1,9 @@
 """Recipe files: their tables, and the files that they are based on.
 
 A file holds the keys of a recipe at its top level, or, as a pipeline file, in a table ``[train]``
-beside the tables of other stages. ``[small]`` holds what ``--small`` replaces: keys, or tables of
-them. ``base = "other.toml"`` takes everything from another file, whose keys this one replaces.
+in addition to the tables of other stages. ``[small]`` holds what ``--small`` replaces: keys, or
+tables of them. ``base = "other.toml"`` takes everything from another file, whose keys this one
+replaces.
 """
 
 from __future__ import annotations

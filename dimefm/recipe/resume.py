@@ -7,7 +7,7 @@ from dimefm.recipe.schema import KEYS
 
 
 def changed(recipe: Recipe, saved: Recipe) -> list[str]:
-    """Return ``"KEY: a against b"`` for each key that differs and changes what is learnt."""
+    """Return ``"KEY: a against b"`` for each key that differs and changes what is learned."""
     differences = []
     for name, value in recipe.settings().items():
         saved_value = getattr(saved, name)

@@ -8,7 +8,7 @@ the loss gives its gradient with respect to these rows, and each portion's rows 
 through the towers. One portion keeps its graph; of several, only one graph exists at a time and
 everything is encoded twice. DistributedDataParallel averages what the processes found.
 
-The learnt parts of losses meet the rows of all, in every process, so each has their whole gradient
+The modules of losses see the rows of all, in every process, so each has their whole gradient
 at once; averaging it too keeps them alike to the last bit.
 """
 

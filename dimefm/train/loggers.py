@@ -1,4 +1,4 @@
-"""Where a run's figures go beside ``log.jsonl``: TensorBoard and Weights & Biases, when asked and
+"""Where a run's figures go besides ``log.jsonl``: TensorBoard and Weights & Biases, when asked and
 installed.
 """
 

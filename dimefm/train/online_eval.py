@@ -3,7 +3,7 @@ eval elevater``.
 
 What the student does not have it borrows from its teacher, once: class prompts (of an image tower)
 or image features (of a text tower) are computed before the first step, and the teacher is let go.
-No teacher runs beside the training.
+No teacher runs during training.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def decays(name: str, parameter: torch.Tensor, optimizer: str = "dime-fm") -> bo
 
 def adamw(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
     """Return AdamW over the trainable parameters in two groups, with and without weight decay, and
-    one of learnt parts of losses where there are any, all of which decay alike, biases and scales
+    one of the modules of losses where there are any, all of which decay alike, biases and scales
     too."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     named = [(name, p) for name, p in trained if not name.startswith(LOSS_MODULES)]

@@ -20,8 +20,8 @@ from dimefm.runtime.seeding import seed_of
 
 @dataclass(frozen=True)
 class Extras:
-    """What losses ask of a student beside rows: of the image tower ``hidden`` and ``patches``, of
-    the text tower ``words``.
+    """What losses ask of a student in addition to rows: of the image tower ``hidden`` and
+    ``patches``, of the text tower ``words``.
 
     ``apart``: the last caption of each pair is there for its words alone.
     """
@@ -47,8 +47,8 @@ class Student(nn.Module):
     space of each further teacher. A whole CLIP keeps its own space; what its losses learn to
     compare it with a teacher are their parts, ``loss_modules``, one set a teacher, see
     :meth:`~dimefm.losses.Objective.loss_modules`. They learn here and are no part of what is
-    finished. ``extras`` says what losses ask of the towers beside rows, and ``mask`` hides a part
-    of prepared pixels, see :func:`~dimefm.models.patch_dropout.hide`.
+    finished. ``extras`` says what losses ask of the towers in addition to rows, and ``mask`` hides
+    a part of prepared pixels, see :func:`~dimefm.models.patch_dropout.hide`.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class Student(nn.Module):
     def forward(
         self, pixels: Tensor | None, tokens: Tensor | None, labels: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Return all that is learnt from, by name; rows are not normalised.
+        """Return all that is learned from, by name; rows are not normalised.
 
         Of pixels or tokens alone a tower's ``rows`` [B, D] and, for each further teacher,
         ``rows.1`` and so on; of both (pairs) ``image`` and ``text`` rows, the factor on cosines
@@ -190,7 +190,7 @@ class Student(nn.Module):
         )
 
     def finished(self, config: dict) -> tuple[nn.Module, dict]:
-        """Return (model, open_clip config) of what has been learnt: the model of ``config``, with
+        """Return (model, open_clip config) of what has been learned: the model of ``config``, with
         the bridge folded into it where there is one, and then its dimension in the config."""
         if not isinstance(self.projection, nn.Linear):
             return self.model, config

@@ -44,7 +44,7 @@ class Task:
     image_mask: float = 0.0
 
     def student(self, sources: Sources, objective: Objective, seed: int) -> Student:
-        """Return what trains: the model and the learnt parts of its losses for each teacher; of one
+        """Return what trains: the model and the modules of its losses for each teacher; of one
         tower also its bridge if it keeps another dimension, and a head for each further teacher."""
         dims, own = [teacher.dim for teacher in sources.teachers], self.spec.config["embed_dim"]
         drawn = seed_of(seed, LOSS_MODULES_STREAM) % 2**32
@@ -68,8 +68,8 @@ class Task:
         return found
 
     def _widths(self, objective: Objective) -> dict[str, int | None]:
-        """Return the widths of what losses ask of the towers beside rows; raise ModelError, naming
-        one that asks in vain.
+        """Return the widths of what losses ask of the towers in addition to rows; raise ModelError,
+        naming one that asks in vain.
         """
         try:
             return intermediate.feature_dims(self.model)._asdict()

@@ -128,7 +128,7 @@ def test_towers_of_different_teachers_make_none(trained, tmp_path):
     record["teacher"]["weights_sha256"] = "0" * 64
     (tmp_path / "text/run.json").write_text(json.dumps(record))
     wrong = refused(str(trained / "tower"), text_model=str(tmp_path / "text"))
-    assert "learnt from different teachers (weights_sha256: '0000" in wrong
+    assert "learned from different teachers (weights_sha256: '0000" in wrong
 
 
 def test_the_text_tower_must_be_the_one_trained_against(trained, tiny_teacher):

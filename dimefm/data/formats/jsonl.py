@@ -2,7 +2,7 @@
 (``filepath``, ...).
 
 A line that is a JSON string is a sentence. ``.jsonl.gz`` is read into memory. Image files are
-looked up under ``--dataroot``, else beside the file, and may not leave that folder.
+looked up under ``--dataroot``, else next to the file, and may not leave that folder.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A CSV or TSV table with a header: open_clip's ``filepath`` and ``title`` columns, or others by
 name.
 
-Image files are looked up under ``--dataroot``, else beside the table, and may not leave that
+Image files are looked up under ``--dataroot``, else next to the table, and may not leave that
 folder.
 """
 

@@ -1,5 +1,5 @@
 """DIME-FM's TSV: ``key <tab> value <newline>`` in UTF-8, with a ``.lineidx`` of decimal byte
-offsets beside it.
+offsets next to it.
 
 Image values are base64 of an encoded image file; text values are captions in any form of
 :func:`captions`. An optional ``.linelist`` names the row numbers to keep. Rows are cut at the
@@ -28,8 +28,8 @@ KINDS = frozenset({"image", "text"})
 
 
 def claims(path: Path) -> bool:
-    """A ``.tsv`` is DIME-FM's when an index lies beside it or its first line has two columns and no
-    table header.
+    """A ``.tsv`` is DIME-FM's when it has an index or its first line has two columns and
+    no table header.
     """
     if index_path(path).exists():
         return True

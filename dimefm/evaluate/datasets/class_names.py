@@ -60,7 +60,7 @@ def numbers(
         raise DataError(
             f"{where}: {len(unknown)} class names are not among the {n_classes} known:"
             f" {_quoted(unknown)}; expected names like {_quoted(classes)}; rename them, or put a"
-            " classnames.txt (one name per line) beside the data"
+            " classnames.txt (one name per line) next to the data"
         )
     uses = Counter(matches)
     for name, match in zip(names, matches, strict=True):

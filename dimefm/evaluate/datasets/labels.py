@@ -58,7 +58,7 @@ def class_numbers(
     """Return class numbers int64 [n], or 0/1 [n, C] for a multi-label benchmark, and a remark.
 
     Names map by name. Numbers map by the names that the data state for them, else they are lines of
-    the class names beside the data in ``folder``, or places in the card, which the remark then
+    the class names next to the data in ``folder``, or places in the card, which the remark then
     says. Raises DataError for a label that maps to no class, naming it.
     """
     names_beside_data = (folder / CLASS_FILE).is_file()

@@ -1,4 +1,4 @@
-"""The vision-datasets layout, in which ELEVATER is published: an index and zip files beside it.
+"""The vision-datasets layout, in which ELEVATER is published: an index and zip files next to it.
 
 There are two forms of index. Iris: ``test.txt`` (or ``test_images.txt``, ``test_ic.txt``) with
 ``<path> <label[,label]>`` per line, labels counted from 0, and ``labels.txt`` or ``labelmap.txt``
@@ -101,7 +101,7 @@ def _is_iris(path: Path) -> bool:
 
 
 def _read_iris(folder: Path, path: Path) -> Index:
-    """Read an Iris index, and the label names beside it."""
+    """Read an Iris index, and the label names next to it."""
     files: list[str] = []
     label_lists: list[list[int]] = []
     lines = path.read_text(encoding="utf-8-sig").splitlines()

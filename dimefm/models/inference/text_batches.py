@@ -106,7 +106,7 @@ def encode_sentences(
 
 
 class PooledEncode:
-    """What :func:`encode_sentences` gives on a CPU, whose lanes take its batches one by one;
+    """What :func:`encode_sentences` gives on a CPU, whose threads take its batches one by one;
     ``pieces`` counts them.
     """
 
@@ -119,7 +119,7 @@ class PooledEncode:
         ]
 
     def fetch(self) -> tuple[np.ndarray, float]:
-        """Return (rows [N, D], seconds that lanes were busy with them, added up)."""
+        """Return (rows [N, D], seconds that threads were busy with them, added up)."""
         done = [part.result().fetch() for part in self._parts]
         return np.concatenate([rows for rows, _ in done])[self._order], sum(
             seconds for _, seconds in done
