@@ -1,4 +1,4 @@
-"""Writing a cache shard by shard; the manifest comes last and only when every shard is there.
+"""Writing a cache shard by shard; the manifest comes last, when every shard is written.
 
 While a cache is being made, ``.partial/plan.json`` states what it will be and
 ``.partial/<shard>.json`` that a shard is finished. A second run with the same plan resumes at the
