@@ -64,7 +64,8 @@ class Searcher:
 
         self.cache = cache
         self.rule = rule
-        self.facts: dict[str, Any] = dict(rule.fields(len(cache))["index"])
+        fields = rule.fields(len(cache))
+        self.facts: dict[str, Any] = dict(fields["index"])
         held_out = None
         if self.facts["kind"] == "exact":
             self.index: faiss.Index = faiss.IndexFlatIP(cache.dim)
@@ -130,7 +131,8 @@ class Searcher:
         """Yield the numbers of all rows, block by block."""
         total = len(self.cache)
         for start in range(0, total, BLOCK):
-            yield np.arange(start, min(start + BLOCK, total))
+            stop = min(start + BLOCK, total)
+            yield np.arange(start, stop)
 
     def search(self, rows: np.ndarray) -> SearchResult:
         """Return the neighbours of ``rows`` [n].
@@ -206,12 +208,15 @@ def row_key(key: str) -> str:
 
 def within(cosines: np.ndarray, rule: Rule) -> np.ndarray:
     """Return which cosines lie in the window of ``rule``."""
-    return (cosines >= rule.min_cosine) & (cosines <= rule.max_cosine)
+    is_above = cosines >= rule.min_cosine
+    is_below = cosines <= rule.max_cosine
+    return is_above & is_below
 
 
 def _rounded(cosines: np.ndarray) -> np.ndarray:
     """Return inner products of unit rows as cosines: inside -1 to 1, of DIGITS decimals."""
-    return np.round(np.clip(cosines, -1, 1), DIGITS)
+    clipped = np.clip(cosines, -1, 1)
+    return np.round(clipped, DIGITS)
 
 
 def _first(
@@ -232,7 +237,8 @@ def _first(
     good = np.take_along_axis(good, order, axis=1)
     ids = np.where(good, ids, -1)
     cosines = np.where(good, cosines, np.nan)
-    missing = ((0, 0), (0, k - ids.shape[1]))
+    columns = k - ids.shape[1]
+    missing = ((0, 0), (0, columns))
     padded_ids = np.pad(ids, missing, constant_values=-1)
     padded_cosines = np.pad(cosines, missing, constant_values=np.nan)
     return padded_ids, padded_cosines
