@@ -35,7 +35,7 @@ def watch(kind: str, out: Path, batch: int, sources: list[str]) -> dict[str, flo
     from benchmarks._extract_models import TINY
     from dimefm.data import open_rows
     from dimefm.extract.extract import Settings, extract
-    from dimefm.models.encoder import load_encoder
+    from dimefm.models.loading import load_encoder
 
     encoder, rows, stop, seen = (
         load_encoder(TINY, "cpu"),

@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dimefm.models import open_clip
-from dimefm.models.encoder import Encoder, load_encoder
+from dimefm.models.encoder import Encoder
 from dimefm.models.inference.precision import chosen
+from dimefm.models.loading import load_encoder
 
 TINY = "ResNet-mini-64/random:0"
 LIGHT = {

@@ -14,7 +14,7 @@ from benchmarks._extract_models import TINY
 from benchmarks._timing import Line
 from dimefm.data import open_rows
 from dimefm.extract.extract import Settings, extract
-from dimefm.models.encoder import load_encoder
+from dimefm.models.loading import load_encoder
 
 GOAL = ("<=", 2.0)
 ROWS = 2  # rows of a shard

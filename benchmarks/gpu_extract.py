@@ -33,8 +33,9 @@ from benchmarks._extract_images import UNIT, Ours
 from benchmarks._timing import Line, Work, interleaved, machine, record, table
 from benchmarks.extract import DATA
 from dimefm.extract.extract import Settings
-from dimefm.models.encoder import Encoder, load_encoder
+from dimefm.models.encoder import Encoder
 from dimefm.models.inference.precision import PRECISIONS, computing
+from dimefm.models.loading import load_encoder
 from dimefm.runtime.versions import libraries
 
 GOAL = (">=", 0.9)

@@ -53,7 +53,7 @@ def tiny_teacher():
     """Return an untrained encoder of a real architecture; CPU, 128 dimensions, 64 pixels, 32
     tokens.
     """
-    from dimefm.models.encoder import load_encoder
+    from dimefm.models.loading import load_encoder
 
     return load_encoder(TEACHER, "cpu")
 

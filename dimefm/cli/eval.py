@@ -94,7 +94,7 @@ def elevater(
     from dimefm.evaluate.reports import terminal
     from dimefm.evaluate.zero_shot import elevater as run
     from dimefm.models import filip
-    from dimefm.models.encoder import load_encoder
+    from dimefm.models.loading import load_encoder
     from dimefm.runs.scores import REPORT, SCORES
 
     encoder = load_encoder(model, device, precision, text_model)

@@ -20,7 +20,7 @@ from dimefm.experiment.record import digest_of
 from dimefm.extract.request import SOURCE_KEYS, plan_extraction
 from dimefm.extract.sharding import share_of
 from dimefm.models import filip
-from dimefm.models.encoder import load_encoder
+from dimefm.models.loading import load_encoder
 from dimefm.recipe import KEYS, Recipe, changed, read
 from dimefm.recipe.schema.evaluation import Eval
 from dimefm.recipe.schema.extraction import Extract

@@ -13,7 +13,7 @@ from dimefm.extract.extract import Mode
 from dimefm.extract.job import Extraction, folders_of
 from dimefm.extract.stages.base import Settings
 from dimefm.extract.stages.tokens import check_settings
-from dimefm.models.encoder import load_encoder
+from dimefm.models.loading import load_encoder
 from dimefm.recipe.schema.extraction import Extract
 
 SOURCE_KEYS = (

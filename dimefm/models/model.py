@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from dimefm.errors import BadRow, DataError
-from dimefm.models.encoder import Encoder, load_encoder
+from dimefm.models.encoder import Encoder
+from dimefm.models.loading import load_encoder
 from dimefm.models.preprocess import decoder
 
 

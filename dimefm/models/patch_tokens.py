@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from dimefm.errors import ModelError
 from dimefm.models import intermediate, open_clip
-from dimefm.models.encoder import Borrowed, Encoder
+from dimefm.models.encoder import BorrowedTower, Encoder
 from dimefm.models.inference.precision import computing
 
 
@@ -98,7 +98,7 @@ def chosen(tokens: Tensor, rows: Tensor, count: int, lengths: Tensor | None = No
 def _image_tokens(encoder: Encoder, count: int, pixels: Tensor) -> Tensor:
     model = (
         encoder.image_model.teacher
-        if isinstance(encoder.image_model, Borrowed)
+        if isinstance(encoder.image_model, BorrowedTower)
         else encoder.image_model
     )
     pixels = pixels.to(encoder.device, non_blocking=True).contiguous(memory_format=encoder._layout)

@@ -19,7 +19,8 @@ from dimefm.errors import DataError, RecipeError
 from dimefm.evaluate.zero_shot import evaluate
 from dimefm.extract.extract import Settings, extract
 from dimefm.models import student
-from dimefm.models.encoder import Encoder, load_encoder, weights_sha256
+from dimefm.models.encoder import Encoder, weights_sha256
+from dimefm.models.loading import load_encoder
 from dimefm.models.towers import ImageTower
 from dimefm.quickstart import data
 from dimefm.quickstart.report import draw, markdown, table

@@ -28,7 +28,8 @@ from dimefm.evaluate.result import Result, classification_result
 from dimefm.evaluate.zero_shot import image_features, prompt_weights
 from dimefm.extract.stages.base import Settings
 from dimefm.models import open_clip, student
-from dimefm.models.encoder import Encoder, load_encoder
+from dimefm.models.encoder import Encoder
+from dimefm.models.loading import load_encoder
 from dimefm.recipe import Recipe
 from dimefm.runtime.devices import pick_device
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dimefm.errors import DataError, DimefmError, RecipeError
 from dimefm.losses import Features, LossConfig, Objective
-from dimefm.models.encoder import PRECISIONS
+from dimefm.models.inference.precision import PRECISIONS
 from dimefm.recipe import Recipe, refuse_idle, refuse_unneeded
 from dimefm.runtime.devices import pick_device
 from dimefm.runtime.progress import Progress

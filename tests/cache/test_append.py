@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dimefm.errors import CacheError
-from dimefm.models.encoder import load_encoder
+from dimefm.models.loading import load_encoder
 from tests.cache.growing import assert_adds_up, bad_rows, named, run, stamps, text_shard
 
 

@@ -11,7 +11,8 @@ from PIL import Image
 
 from dimefm.cli import main
 from dimefm.errors import DimefmError
-from dimefm.models.encoder import load_encoder, weights_sha256
+from dimefm.models.encoder import weights_sha256
+from dimefm.models.loading import load_encoder
 from dimefm.recipe import read
 
 ROOT = Path(__file__).parents[2]

@@ -22,7 +22,7 @@ from dimefm.cli.train import command
 from dimefm.errors import ModelError
 from dimefm.losses import Features, LossConfig, Objective
 from dimefm.models import open_clip, student
-from dimefm.models.encoder import load_encoder
+from dimefm.models.loading import load_encoder
 from dimefm.models.towers import ImageTower
 from dimefm.recipe import Recipe
 from dimefm.runs import folder

@@ -20,7 +20,7 @@ from dimefm.evaluate.datasets.layouts import find
 from dimefm.evaluate.zero_shot_tokens import probabilities
 from dimefm.extract.stages.base import Settings
 from dimefm.models import filip, intermediate
-from dimefm.models.encoder import load_encoder
+from dimefm.models.loading import load_encoder
 from dimefm.train.trainer import train
 from tests.train.conftest import DistributedContext
 

@@ -11,7 +11,7 @@ from dimefm.data.images.decode import decode
 from dimefm.evaluate.benchmark import for_folder, prompts
 from dimefm.evaluate.classifier import class_weights, probabilities
 from dimefm.evaluate.metrics import accuracy
-from dimefm.models.encoder import load_encoder
+from dimefm.models.loading import load_encoder
 
 TEACHER = Path(__file__).parents[1] / "data" / "teacher"
 ROWS = 1500

@@ -13,7 +13,7 @@ from dimefm.evaluate.benchmark import load
 from dimefm.evaluate.datasets.layouts import LAYOUTS
 from dimefm.evaluate.result import classification_result
 from dimefm.evaluate.zero_shot import elevater, evaluate
-from dimefm.models.encoder import load_encoder
+from dimefm.models.loading import load_encoder
 from dimefm.runs.scores import (
     RETRIEVAL,
     SCORES,

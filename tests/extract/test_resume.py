@@ -13,7 +13,7 @@ from dimefm.errors import CacheError
 from dimefm.extract.extract import extract
 from dimefm.extract.sharding import Share
 from dimefm.extract.stages import base
-from dimefm.models.encoder import load_encoder
+from dimefm.models.loading import load_encoder
 from tests.extract.conftest import QUIET, run
 
 FORMATS = plugins.names("caches")

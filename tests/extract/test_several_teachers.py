@@ -19,7 +19,8 @@ from dimefm.extract.sharding import Share
 from dimefm.extract.stages.images import Images
 from dimefm.extract.stream import ShardTask, encoded
 from dimefm.models import preprocess
-from dimefm.models.encoder import Encoder, load_encoder
+from dimefm.models.encoder import Encoder
+from dimefm.models.loading import load_encoder
 
 QUIET = Settings(progress=False, batch_size=3)
 VIEWS = ViewPolicy(2, seed=5)

@@ -22,7 +22,7 @@ from dimefm.evaluate.retrieval import check_same_encoder
 from dimefm.extract.extract import Settings, extract, extract_several
 from dimefm.extract.stages.texts import Texts
 from dimefm.extract.verify import against_teacher
-from dimefm.models.encoder import load_encoder
+from dimefm.models.loading import load_encoder
 
 EDA = TextPolicy.parse(3, {"augment": "eda", "seed": 2})
 CAPTIONS = TextPolicy.parse(2, {})

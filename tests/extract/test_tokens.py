@@ -23,8 +23,8 @@ from dimefm.extract.extract import extract, extract_several, sample, stage_of
 from dimefm.extract.stages.base import Settings
 from dimefm.extract.verify import against_teacher
 from dimefm.models import intermediate, open_clip
-from dimefm.models.encoder import load_encoder
 from dimefm.models.inference.text_batches import encode_sentences
+from dimefm.models.loading import load_encoder
 from dimefm.models.patch_tokens import check, chosen, image_tokens, projected, text_tokens
 from dimefm.models.preprocess import decoder
 from dimefm.models.towers import ImageTower

@@ -21,15 +21,15 @@ import json, os, resource, runpy, signal, sys, threading, warnings
 import torch
 # a forked child would wait for ever for OpenMP threads that only its parent has
 torch.set_num_threads(1)
-import dimefm.extract.extract, dimefm.extract.estimate, dimefm.models.encoder, dimefm.data
+import dimefm.extract.extract, dimefm.extract.estimate, dimefm.models.loading, dimefm.data
 import dimefm.cli.extract_features, dimefm.cli.cache.convert
 import dimefm.cache.convert, dimefm.cache.compare
 from dimefm import plugins
 for name in plugins.names("caches"):
     plugins.module("caches", name)
 warnings.simplefilter("ignore")
-ENCODER = dimefm.models.encoder.load_encoder("ResNet-mini-64/random:0", "cpu")
-dimefm.models.encoder.load_encoder = lambda *_: ENCODER
+ENCODER = dimefm.models.loading.load_encoder("ResNet-mini-64/random:0", "cpu")
+dimefm.models.loading.load_encoder = lambda *_: ENCODER
 PLACES = [("cache", ""), ("storage", ""), ("extract", "extract.py"), ("extract", "pipeline.py")]
 WATCHED = [os.path.join("dimefm", *place) for place in PLACES]
 

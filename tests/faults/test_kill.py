@@ -24,13 +24,13 @@ import json, os, resource, runpy, sys, warnings
 import torch
 # a forked child would wait for ever for OpenMP threads that only its parent has
 torch.set_num_threads(1)
-import dimefm.extract.extract, dimefm.models.encoder, dimefm.data, dimefm.cli.extract_features
+import dimefm.extract.extract, dimefm.models.loading, dimefm.data, dimefm.cli.extract_features
 from dimefm import plugins
 for name in plugins.names("caches"):
     plugins.module("caches", name)
 warnings.simplefilter("ignore")
-ENCODER = dimefm.models.encoder.load_encoder("ResNet-mini-64/random:0", "cpu")
-dimefm.models.encoder.load_encoder = lambda *_: ENCODER
+ENCODER = dimefm.models.loading.load_encoder("ResNet-mini-64/random:0", "cpu")
+dimefm.models.loading.load_encoder = lambda *_: ENCODER
 for line in sys.stdin:
     job = json.loads(line)
     child = os.fork()

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from dimefm.errors import ModelError
 from dimefm.models import open_clip
-from dimefm.models.encoder import load_encoder
+from dimefm.models.loading import load_encoder
 
 ARCH = "ResNet-mini-64"
 SPEC = f"{ARCH}/random:0"

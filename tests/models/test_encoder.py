@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from dimefm.errors import ModelError
-from dimefm.models.encoder import load_encoder, weights_sha256
+from dimefm.models.encoder import weights_sha256
+from dimefm.models.loading import load_encoder
 from dimefm.runtime.devices import pick_device
 from tests.models.conftest import SENTENCES, SPEC, refused
 

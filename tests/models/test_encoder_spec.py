@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dimefm.models import open_clip
-from dimefm.models.encoder import load_encoder
+from dimefm.models.loading import load_encoder
 from tests.models.conftest import ARCH, SPEC, refused, same
 
 

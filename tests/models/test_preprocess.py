@@ -25,7 +25,7 @@ from dimefm.data.images import decode as images
 from dimefm.data.images.decode import PIXELS, RATIO, decode, photo_of
 from dimefm.data.views.image_views import ViewPolicy
 from dimefm.errors import BadRow, RecipeError
-from dimefm.models.encoder import load_encoder
+from dimefm.models.loading import load_encoder
 from dimefm.models.open_clip import default_preprocess
 from dimefm.models.preprocess import DECODERS, decoder
 

@@ -9,7 +9,7 @@ import torch
 
 from dimefm.errors import ModelError
 from dimefm.models import open_clip, student
-from dimefm.models.encoder import load_encoder
+from dimefm.models.loading import load_encoder
 
 
 @pytest.mark.parametrize("seed", ["9" * 23, "-1", "x", "１"])

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from dimefm.cache import CacheWriter, Manifest
 from dimefm.cache.manifest import encoder_mismatch
 from dimefm.data import open_rows
-from dimefm.models.encoder import load_encoder
+from dimefm.models.loading import load_encoder
 from dimefm.recipe import read
 from dimefm.train.trainer import train
 from tests.models.conftest import ARCH, SENTENCES, refused, same

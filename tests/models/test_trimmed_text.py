@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from dimefm.models import open_clip, trimmed_text
-from dimefm.models.encoder import load_encoder
 from dimefm.models.inference import text_batches as sentences_of
 from dimefm.models.inference.precision import computing
 from dimefm.models.inference.text_batches import (
@@ -25,6 +24,7 @@ from dimefm.models.inference.text_batches import (
     encode_sentences,
     plan,
 )
+from dimefm.models.loading import load_encoder
 
 EXACT = 1e-5
 SENTENCES = [

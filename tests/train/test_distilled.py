@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from dimefm.data.views.image_views import ViewPolicy
 from dimefm.errors import CacheError, RecipeError
-from dimefm.models.encoder import load_encoder
+from dimefm.models.loading import load_encoder
 from dimefm.train import checkpoint
 from dimefm.train.trainer import Trainer, train
 

@@ -17,7 +17,7 @@ from dimefm.errors import DataError, DimefmError
 from dimefm.extract.stages.base import Settings
 from dimefm.extract.stages.images import Images
 from dimefm.models import open_clip
-from dimefm.models.encoder import load_encoder
+from dimefm.models.loading import load_encoder
 from dimefm.storage.files import write_text
 from dimefm.train.inputs.text_batches import thinned
 from dimefm.train.trainer import Trainer, train

@@ -158,7 +158,7 @@ def _card(teacher: str | None, facts: Mapping) -> Callable[[int], EncoderCard]:
             f"--teacher states everything about the encoder already; leave {flag} out"
         )
     if teacher:
-        from dimefm.models.encoder import load_encoder
+        from dimefm.models.loading import load_encoder
 
         card = load_encoder(teacher, "cpu").card
         return lambda dim: card

@@ -83,7 +83,7 @@ def command(root, sha256, against_teacher, teacher, min_cosine, device, **flags)
 
 def _agreement(cache, number, teacher, device, flags):
     from dimefm.extract.verify import against_teacher
-    from dimefm.models.encoder import load_encoder
+    from dimefm.models.loading import load_encoder
 
     kind = cache.manifest.kind
     sources = flags[f"{kind}s"]

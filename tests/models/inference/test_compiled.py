@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 
 from dimefm.errors import ModelError
 from dimefm.models import open_clip
-from dimefm.models.encoder import Borrowed, load_encoder
+from dimefm.models.encoder import BorrowedTower
 from dimefm.models.inference import compiled as compiler
+from dimefm.models.loading import load_encoder
 
 VIT = {
     "embed_dim": 32,
@@ -49,7 +50,7 @@ def encoder(request, vit, working):
         return load_encoder(request.param, "cpu")
     late = load_encoder(vit, "cpu")
     model = late.image_model
-    late.image_model = Borrowed(lambda: model)
+    late.image_model = BorrowedTower(lambda: model)
     return late
 
 

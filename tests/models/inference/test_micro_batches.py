@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from dimefm.errors import ModelError
-from dimefm.models.encoder import load_encoder
 from dimefm.models.inference import micro_batches
 from dimefm.models.inference.micro_batches import (
     LARGEST,
@@ -17,6 +16,7 @@ from dimefm.models.inference.micro_batches import (
     fitting_batch_size,
     is_out_of_memory,
 )
+from dimefm.models.loading import load_encoder
 
 ERRORS = {
     "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),

@@ -15,8 +15,8 @@ from dimefm.data import open_rows
 from dimefm.errors import RecipeError
 from dimefm.extract.extract import Settings, extract
 from dimefm.models import open_clip
-from dimefm.models.encoder import load_encoder
 from dimefm.models.inference.precision import FAST, check_compiled, chosen, computing
+from dimefm.models.loading import load_encoder
 
 CPU = torch.device("cpu")
 VIT = {

@@ -1,0 +1,113 @@
+"""EncoderSpec: what the name of an encoder means, before anything is loaded.
+
+==========================  ========================================================================
+``ARCH/PRETRAINED``         an open_clip architecture and tag, e.g. ``ViT-L-14/openai``
+                            (downloaded by open_clip)
+``ARCH/path/to/weights``    an architecture and a local ``.pt`` or ``.safetensors`` file (OpenAI's
+                            own weights need the ``-quickgelu`` architectures; with a tag the
+                            activation is chosen by itself)
+``FILE``                    such a file with ``open_clip_config.json`` next to it
+``FOLDER``                  an open_clip folder (``open_clip_config.json`` and weights), or a run
+                            folder of dimefm
+``ARCH/random:SEED``        random weights, for tests and speed; the manifest says so
+==========================  ========================================================================
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dimefm.errors import ModelError
+from dimefm.models import open_clip
+from dimefm.runs import folder as runs
+
+FEW_TAGS = 6  # in a message
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """The parsed name of an encoder.
+
+    ``kind`` says which fields count. "run": ``path`` is a run folder. "folder": ``path`` is an
+    open_clip folder, and ``weights`` a weights file in it, None for the usual one. "file", "tag"
+    and "random": ``architecture`` with a weights file ``path``, a ``tag`` of open_clip, or random
+    weights drawn from ``seed``.
+    """
+
+    text: str
+    kind: Literal["run", "folder", "file", "tag", "random"]
+    path: Path = Path()
+    weights: Path | None = None
+    architecture: str = ""
+    tag: str = ""
+    seed: int = 0
+
+    @staticmethod
+    def parse(text: str) -> EncoderSpec:
+        """Return what ``text`` means; raise ModelError when it names nothing, or no weights."""
+        path = Path(text)
+        if (path / runs.FILE).is_file():
+            return EncoderSpec(text, "run", path)
+        if path.is_dir():
+            return _folder(text, path, None)
+        if path.is_file():
+            if (path.parent / open_clip.CONFIG).is_file():
+                return _folder(text, path.parent, path)
+            raise ModelError(
+                f"{text}: a weights file does not say its architecture; write ARCH/{text}, e.g."
+                f" ViT-B-32/{text}"
+            )
+        if path.is_absolute() or text.startswith("."):
+            raise ModelError(f"{text}: there is no such file or folder; check the path")
+        return _architecture(text)
+
+
+def _folder(text: str, folder: Path, weights: Path | None) -> EncoderSpec:
+    if not (folder / open_clip.CONFIG).is_file():
+        raise ModelError(
+            f"{folder}: neither the folder of a finished run ({runs.FILE}) nor of open_clip"
+            f" ({open_clip.CONFIG}); finish a run with train --resume, or name its"
+            " checkpoints/best"
+        )
+    return EncoderSpec(text, "folder", folder, weights)
+
+
+def _architecture(text: str) -> EncoderSpec:
+    """Return what ``ARCH/WEIGHTS`` means."""
+    architecture, _, weights = text.partition("/")
+    if weights and not open_clip.knows(architecture):
+        raise ModelError(f"{text}: no such file or folder, and {open_clip.unknown(architecture)}")
+    if not weights:
+        open_clip.config_of(architecture)
+        raise ModelError(
+            f"{text}: an architecture without weights; say {architecture}/TAG (tags:"
+            f" {_tags(architecture)}), {architecture}/FILE or {architecture}/random:SEED"
+        )
+    if weights.startswith("random:"):
+        return EncoderSpec(text, "random", architecture=architecture, seed=_seed(text, weights))
+    if Path(weights).is_file():
+        return EncoderSpec(text, "file", Path(weights), architecture=architecture)
+    if weights in open_clip.tags_of(architecture):
+        return EncoderSpec(text, "tag", architecture=architecture, tag=weights)
+    open_clip.config_of(architecture)
+    raise ModelError(
+        f"{text}: '{weights}' is neither a tag of {architecture} ({_tags(architecture)}, ...) nor a"
+        " file; correct the name or path"
+    )
+
+
+def _seed(text: str, weights: str) -> int:
+    if not re.fullmatch(r"random:[0-9]{1,18}", weights):
+        architecture = text.partition("/")[0]
+        raise ModelError(
+            f"{text}: expected {architecture}/random:SEED with a whole number of at most 18"
+            f" digits, e.g. {architecture}/random:0"
+        )
+    return int(weights.removeprefix("random:"))
+
+
+def _tags(architecture: str) -> str:
+    return ", ".join(open_clip.tags_of(architecture)[:FEW_TAGS]) or "none known"
