@@ -71,7 +71,7 @@ class Extraction:
 
 
 def folders_of(teachers: Sequence[str]) -> list[str]:
-    """Return the folder below --out of each teacher; a single teacher has none, "".
+    """Return each teacher's folder below --out; a single teacher has none, "".
 
     The folder of one of several teachers is its spec, with ``_`` in place of every character that
     is not a letter, digit, ``.``, ``-`` or ``_``, and without dots and ``_`` at its ends. Raises

@@ -19,8 +19,10 @@ def run(extraction: Extraction, share: Share, echo: Callable[[str], None]) -> No
     if share.rank == 0:
         for encoder in encoders:
             weights = str(encoder.card.weights_sha256)[:12]
-            teacher = f"teacher {encoder.card.name} (weights {weights}) on {encoder.device}"
-            print(teacher, file=sys.stderr)
+            line = f"teacher {encoder.card.name} (weights {weights}) on {encoder.device}"
+            print(line, file=sys.stderr)
     for report in extraction.run(encoders, sources, share):
         text = report.describe()
-        echo(text if share.ranks == 1 else f"rank {share.rank}: {text}")
+        if share.ranks > 1:
+            text = f"rank {share.rank}: {text}"
+        echo(text)

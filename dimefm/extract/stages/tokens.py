@@ -70,20 +70,22 @@ class PatchTokenStage(Stage):
 
     def _expand(self, batch: Batch) -> None:
         """Replace each sample of a batch by the rows of its tokens."""
-        tokens = range(self.policy.count)
-        batch.numbers = [self._row(sample, token) for sample in batch.numbers for token in tokens]
-        batch.keys = [f"{key}#{token}" for key in batch.keys for token in tokens]
+        numbers = []
+        keys = []
+        for sample, key in zip(batch.numbers, batch.keys, strict=True):
+            first_row = sample * self.policy.count
+            for token in range(self.policy.count):
+                numbers.append(first_row + token)
+                keys.append(f"{key}#{token}")
         bad_rows = []
         for bad in batch.bad:
-            for token in tokens:
-                row = self._row(bad.row, token)
-                bad_rows.append(Bad(row, f"{bad.key}#{token}", bad.reason))
+            first_row = bad.row * self.policy.count
+            for token in range(self.policy.count):
+                bad_rows.append(Bad(first_row + token, f"{bad.key}#{token}", bad.reason))
+        batch.numbers = numbers
+        batch.keys = keys
         batch.bad = bad_rows
-        # The digests are of samples. Repeats are found by row, so tokens go without.
-        batch.input_digests = []
-
-    def _row(self, sample: int, token: int) -> int:
-        return sample * self.policy.count + token
+        batch.input_digests = []  # they find repeated rows, and these are of samples
 
     def encode(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return the unit vectors [n * count, dim] of the tokens of n samples, in order."""
