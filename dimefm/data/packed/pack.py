@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import io
-import itertools
 import json
 import os
 import tarfile
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +28,7 @@ from dimefm.data.packed.shards import INDEX, PackedShard, PackIndex, name_of
 from dimefm.data.rows import Columns, Row, Rows, Shard
 from dimefm.errors import BadRow, DataError
 from dimefm.runtime.progress import Progress
+from dimefm.runtime.threads import prefetch_map
 from dimefm.runtime.versions import libraries
 from dimefm.storage.files import commit, to_json, write_text
 from dimefm.storage.locks import claim
@@ -206,26 +205,16 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 def _stream(shard: Shard, settings: Settings, pool: ThreadPoolExecutor) -> Iterator[list[Packed]]:
     """Yield the rows of a shard in order, in portions that threads make ahead."""
-    starts = iter(range(0, len(shard), PORTION))
-    packing: deque[Future[list[Packed]]] = deque()
-    try:
-        while True:
-            for start in itertools.islice(starts, 3 * settings.threads - len(packing)):
-                packing.append(
-                    pool.submit(
-                        _portion, shard, range(start, min(start + PORTION, len(shard))), settings
-                    )
-                )
-            if not packing:
-                return
-            yield packing.popleft().result()
-    finally:
-        for future in packing:
-            future.cancel()
 
+    def pack_portion(start: int) -> list[Packed]:
+        end = min(start + PORTION, len(shard))
+        return [_packed(shard, number, settings) for number in range(start, end)]
 
-def _portion(shard: Shard, numbers: Sequence[int], settings: Settings) -> list[Packed]:
-    return [_packed(shard, number, settings) for number in numbers]
+    starts = range(0, len(shard), PORTION)
+    portions = prefetch_map(pool, 3 * settings.threads, pack_portion, starts)
+    with contextlib.closing(portions):
+        for _, portion in portions:
+            yield portion
 
 
 def _packed(shard: Shard, number: int, settings: Settings) -> Packed:

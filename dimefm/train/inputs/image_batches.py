@@ -6,8 +6,7 @@ memory maps.
 
 from __future__ import annotations
 
-import itertools
-from collections import deque
+import contextlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from dimefm.data.alignment import Aligned
 from dimefm.errors import BadRow, CacheError
 from dimefm.recipe import Recipe
 from dimefm.runtime.seeding import seed_of
+from dimefm.runtime.threads import prefetch_map
 from dimefm.train.inputs.pair_sentences import Sentences
 from dimefm.train.inputs.sampler import Order
 from dimefm.train.inputs.sampling import other_order, own_order
@@ -235,14 +235,12 @@ def _features(cache: FeatureCache, rows: np.ndarray) -> Tensor:
 def prefetch(
     load: Callable[[int], Batch], numbers: Iterator[int], workers: int
 ) -> Generator[Batch]:
-    """Yield ``load(n)`` for each n in order, with ``workers`` threads a few batches ahead."""
+    """Yield ``load(n)`` for each n in order, with ``workers`` threads a few batches ahead.
+
+    While a batch is in use, ``workers`` + 1 others are loading or loaded.
+    """
     with ThreadPoolExecutor(workers, thread_name_prefix="loader") as pool:
-        prefetch_map = deque(pool.submit(load, n) for n in itertools.islice(numbers, workers + 1))
-        try:
-            while prefetch_map:
-                batch = prefetch_map.popleft().result()
-                prefetch_map.extend(pool.submit(load, n) for n in itertools.islice(numbers, 1))
+        loaded = prefetch_map(pool, workers + 2, load, numbers)
+        with contextlib.closing(loaded):
+            for _, batch in loaded:
                 yield batch
-        finally:
-            for future in prefetch_map:
-                future.cancel()

@@ -6,7 +6,7 @@ from dimefm.data.images.decode import decode
 from dimefm.data.views.image_views import ViewPolicy
 from dimefm.extract.stages.base import Settings
 from dimefm.extract.stages.images import Images
-from dimefm.models.encoder import load_encoder
+from dimefm.models.loading import load_encoder
 
 VIEWS = ViewPolicy(3, seed=5)
 

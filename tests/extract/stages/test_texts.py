@@ -56,6 +56,14 @@ def test_views_are_rows_of_their_own(tiny_teacher, write_captions):
     assert len(set(batch.input_digests)) == 4
 
 
+def test_a_text_may_be_as_long_as_the_context(tiny_teacher, write_captions):
+    texts = [[" ".join(["word"] * words)] for words in (30, 31)]  # a start and an end are added
+    stage = Texts(tiny_teacher, Settings())
+    batch = stage.prepare(stage.index(write_captions(texts)), range(2))
+    assert batch.inputs.shape[1] == 32
+    assert batch.numbers == [0] and [bad.row for bad in batch.bad] == [1]
+
+
 def test_long_texts_are_cut_when_asked(tiny_teacher, write_captions):
     stage = Texts(tiny_teacher, Settings(long_texts="truncate"))
     batch = stage.prepare(stage.index(write_captions([[LONG], ["a cat"]])), range(2))
