@@ -52,7 +52,7 @@ class Extract(Section):
     limit: int | None = SHARED["limit"]
     format: str = key(
         "hdf5",
-        "Format of the shards: hdf5, parquet or tsv.",
+        "Format of the shards, see docs/cache-format.md.",
         metavar="NAME",
     )
     dtype: Literal["float16", "float32", "int8"] | None = key(
