@@ -21,7 +21,8 @@ from benchmarks._cache_data import made
 from benchmarks._dime_fm_tsv import Composite
 from benchmarks._timing import Line, Work, interleaved
 from dimefm.recipe import Recipe, read
-from dimefm.train.inputs.image_batches import Batches, features_of
+from dimefm.train.inputs.cached_features import features_of
+from dimefm.train.inputs.image_batches import Batches
 from dimefm.train.inputs.sources import open_sources
 
 DIM, PIXELS, SIDE, PICTURES = (
@@ -99,7 +100,7 @@ class Ways:
         """Deal and read the image features of BATCHES batches, no image."""
         size, sources = self.batches.recipe.batch_size, self.batches.sources
         for number in range(BATCHES):
-            usable, epochs = self.batches.own.take((repeat * BATCHES + number) * size, size)
+            usable, epochs = self.batches.order.take((repeat * BATCHES + number) * size, size)
             features_of(sources.image_caches, sources.locate(usable, epochs * 0)[1])
 
     def released(self, rows: Sequence[int], collect: bool) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -30,7 +30,7 @@ from benchmarks._timing import Line, Work, interleaved
 from benchmarks._train_loader import recipe_of, tsvs
 from benchmarks._train_losses import PAGES, resident
 from dimefm.models import open_clip
-from dimefm.train.inputs.image_batches import Batch
+from dimefm.train.inputs.batch import Batch
 from dimefm.train.trainer import Trainer
 
 PLAIN, LIVE = (
@@ -87,7 +87,7 @@ class Plain:
         run, (batch,) = self.cached.run, self.cached.batches
         run.student.train()
         rows = F.normalize(run.student.images(batch.pixels)["image"], dim=-1)
-        logits = SCALE * rows @ F.normalize(batch.own[0], dim=-1).T
+        logits = SCALE * rows @ F.normalize(batch.same_modality[0], dim=-1).T
         pairs = torch.arange(len(rows))
         loss = (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2
         run.optimizer.zero_grad(set_to_none=True)

@@ -15,7 +15,8 @@ from dimefm.models import fast_tokenizer, intermediate, open_clip, patch_dropout
 from dimefm.models.student import StudentSpec
 from dimefm.recipe import KEYS, Recipe
 from dimefm.runtime.seeding import seed_of
-from dimefm.train.inputs.image_batches import Batch, Batches
+from dimefm.train.inputs.batch import Batch
+from dimefm.train.inputs.image_batches import Batches
 from dimefm.train.inputs.sources import Sources, TextSources
 from dimefm.train.inputs.text_batches import TextBatches
 from dimefm.train.student import Extras, Student, heads, projection_of

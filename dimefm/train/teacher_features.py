@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from dimefm.cache import EncoderCard
 from dimefm.losses import Features, TextTokenStates
-from dimefm.train.inputs.image_batches import Batch
+from dimefm.train.inputs.batch import Batch
 
 
 def teacher_features(
@@ -27,7 +27,7 @@ def teacher_features(
     """
     features = []
     for number, teacher in enumerate(teachers):
-        images = _joined([batch.own[number] for batch in batches], like)[places]
+        images = _joined([batch.same_modality[number] for batch in batches], like)[places]
         texts = _texts(batches, number, places, images, like)
         extras = _extras(batches, number, places, like)
         scale = logit_scale or teacher.logit_scale
@@ -47,7 +47,7 @@ def _texts(
 
     They are the rows of the pairs' captions, of texts drawn by themselves, or the images' own.
     """
-    parts = [batch.other[number] for batch in batches if batch.other is not None]
+    parts = [batch.other_modality[number] for batch in batches if batch.other_modality is not None]
     texts = _joined(parts, like) if parts else images
     if batches[0].paired:
         return texts[places]

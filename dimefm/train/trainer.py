@@ -30,7 +30,8 @@ from dimefm.train.distributed import DistributedContext, GlobalBatch, init_distr
 from dimefm.train.early_stopping import EarlyStopping, Scorer
 from dimefm.train.ema import Ema
 from dimefm.train.grad_cache import Gradients, MicroBatch, Outputs
-from dimefm.train.inputs.image_batches import Batch, prefetch
+from dimefm.train.inputs.batch import Batch
+from dimefm.train.inputs.image_batches import prefetch
 from dimefm.train.inputs.sources import open_sources
 from dimefm.train.metrics_log import diagnostics
 from dimefm.train.optim import adamw, learning_rate

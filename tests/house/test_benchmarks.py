@@ -330,10 +330,10 @@ def test_both_loaders_give_the_same_views_and_features(tmp_path, monkeypatch):
     from dimefm.runtime.seeding import seed_of
 
     ways = Ways.on(tsvs(tmp_path / "data", 6, 8), tmp_path / "run", 4)
-    batch, rows = ways.batches(0), ways.batches.own.take(0, 4)[0].tolist()
+    batch, rows = ways.batches(0), ways.batches.order.take(0, 4)[0].tolist()
     theirs = ways.released(rows, collect=False)
     assert batch.pixels.shape == (4, PIXELS, PIXELS, 3)
-    np.testing.assert_array_equal(batch.own[0], [feature for _, feature in theirs])
+    np.testing.assert_array_equal(batch.same_modality[0], [feature for _, feature in theirs])
     for place, (row, (view, _)) in enumerate(zip(rows, theirs, strict=True)):
         assert view.shape == (PIXELS, PIXELS, 3)
         raw = ways.batches.sources.raw[row]

@@ -29,8 +29,8 @@ def test_image_sentence_and_both_features_are_of_one_pair(world):
         batch = run.task.batches(number)
         images = world.numbers_of_pixels(batch.pixels)
         assert (
-            world.numbers_of_features(batch.own[0])
-            == world.numbers_of_features(batch.other[0])
+            world.numbers_of_features(batch.same_modality[0])
+            == world.numbers_of_features(batch.other_modality[0])
             == images
         )
         wanted = run.task.batches.sentences.tokenize([f"number {n}" for n in images])
@@ -42,8 +42,10 @@ def test_pairs_that_lack_a_feature_of_either_kind_are_never_drawn(world):
     seen = set()
     for number in range(5):
         batch = run.task.batches(number)
-        seen |= set(world.numbers_of_features(batch.other[0]))
-        assert world.numbers_of_features(batch.own[0]) == world.numbers_of_features(batch.other[0])
+        seen |= set(world.numbers_of_features(batch.other_modality[0]))
+        assert world.numbers_of_features(batch.same_modality[0]) == world.numbers_of_features(
+            batch.other_modality[0]
+        )
     assert len(run.sources) == 9
     assert seen == set(range(12)) - {2, 5, 7}
 
@@ -52,10 +54,10 @@ def test_a_row_that_cannot_be_read_takes_its_features_along(world):
     """The losses are those of the other rows alone."""
     run = run_of(world, batch_size=8)
     whole = run.task.batches(0)
-    for number in world.numbers_of_features(whole.own[0])[:3]:
+    for number in world.numbers_of_features(whole.same_modality[0])[:3]:
         (world.root / f"{number}.png").write_bytes(b"no image")
     batch = run.task.batches(0)
-    assert len(batch) == 5 and len(batch.bad) == 3 and len(batch.own[0]) == 8
+    assert len(batch) == 5 and len(batch.bad) == 3 and len(batch.same_modality[0]) == 8
     seen = []
     run.objective = lambda ours, theirs, parts, progress: (
         seen.append((ours, theirs)) or {"total": ours.image.sum()}
@@ -74,8 +76,10 @@ def test_views_of_images_go_with_the_one_row_of_a_sentence(world):
     for epoch in range(4):
         batch = run.task.batches(epoch)
         images = world.numbers_of_pixels(batch.pixels)
-        assert world.numbers_of_features(batch.other[0]) == images
-        assert world.numbers_of_features(batch.own[0]) == [3 * n + epoch % 3 for n in images]
+        assert world.numbers_of_features(batch.other_modality[0]) == images
+        assert world.numbers_of_features(batch.same_modality[0]) == [
+            3 * n + epoch % 3 for n in images
+        ]
 
 
 def test_learnt_parts_learn_are_kept_and_are_no_part_of_the_result(world):

@@ -77,7 +77,7 @@ def test_each_epoch_shows_the_next_cached_views_beside_the_rows_of_the_same_crop
         assert world.numbers_of_pixels(batch.pixels[:, 1]) == images
         for place in (0, 1):
             shown = [4 * n + (2 * epoch + place) % 4 for n in images]
-            assert world.numbers_of_features(batch.own[0][:, place]) == shown
+            assert world.numbers_of_features(batch.same_modality[0][:, place]) == shown
             row = run.sources.raw[images[3]]
             number = (2 * epoch + place) % 4
             np.testing.assert_array_equal(
@@ -115,7 +115,7 @@ def test_captions_of_a_text_cache_are_replayed_beside_their_rows(world):
         tokens = torch.stack([run.task.batches.sentences.tokenize(each) for each in wanted])
         assert torch.equal(batch.tokens, tokens)
         for place, view in enumerate(views):
-            assert world.numbers_of_features(batch.other[0][:, place]) == [
+            assert world.numbers_of_features(batch.other_modality[0][:, place]) == [
                 3 * n + view for n in numbers
             ]
 
@@ -159,7 +159,9 @@ def test_several_teachers_views_and_captions_make_one_mean(world):
     found, _ = run.backward(0, [batch])
     outputs = run.student(batch.pixels, batch.tokens)
     values = []
-    for own, other, scale in zip(batch.own, batch.other, (20.0, 35.0), strict=True):
+    for own, other, scale in zip(
+        batch.same_modality, batch.other_modality, (20.0, 35.0), strict=True
+    ):
         for view, caption in itertools.product(range(2), repeat=2):
             ours = Features.from_rows(
                 outputs["image"][:, view], outputs["text"][:, caption], outputs["scale"]
@@ -209,7 +211,9 @@ def test_neighbours_are_drawn_from_the_graph_of_the_text_cache(world):
     seen = set()
     for number in range(8):
         batch = run.task.batches(number)
-        for own, near in zip(batch.other[0], batch.teacher_extras["neighbor_text"][0], strict=True):
+        for own, near in zip(
+            batch.other_modality[0], batch.teacher_extras["neighbor_text"][0], strict=True
+        ):
             rows = [int(np.abs(cache[:] - np.asarray(row)).sum(1).argmin()) for row in (own, near)]
             assert rows[1] in graph.ids[rows[0], :2]
             seen.add(rows[1] == graph.ids[rows[0], 0])
@@ -340,7 +344,7 @@ def test_captions_are_varied_by_the_seed_of_the_run(world):
     ]
     row = found[0].sources.raw[0]
     first, again, other = (
-        [each.of(0, row, 0, epoch)[1] for epoch in range(8)] for each in (*found[:1], *found)
+        [each.choose(0, row, 0, epoch)[1] for epoch in range(8)] for each in (*found[:1], *found)
     )
     assert first == again != other
 

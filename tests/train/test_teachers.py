@@ -43,9 +43,12 @@ def test_rows_that_one_teacher_lacks_are_left_out_and_the_others_keep_their_own_
         batch = load(number)
         numbers = world.numbers_of_pixels(batch.pixels)
         assert sorted(numbers) == left
-        assert [world.numbers_of_features(rows) for rows in batch.own] == [numbers, numbers]
-        assert [rows.shape[1] for rows in batch.own] == [8, 6]
-        first, second = (world.numbers_of_features(rows) for rows in batch.other)
+        assert [world.numbers_of_features(rows) for rows in batch.same_modality] == [
+            numbers,
+            numbers,
+        ]
+        assert [rows.shape[1] for rows in batch.same_modality] == [8, 6]
+        first, second = (world.numbers_of_features(rows) for rows in batch.other_modality)
         assert first == second
         assert sorted(first) == [2, 3, 4, 5, 6, 7]
 
@@ -62,7 +65,10 @@ def test_views_of_two_teachers_are_the_same_view(world):
     for epoch in range(2):
         batch = load(epoch)
         expected = [2 * number + epoch for number in world.numbers_of_pixels(batch.pixels)]
-        assert [world.numbers_of_features(rows) for rows in batch.own] == [expected, expected]
+        assert [world.numbers_of_features(rows) for rows in batch.same_modality] == [
+            expected,
+            expected,
+        ]
         assert set(range(ROWS)) - {n // 2 for n in expected} == {3, 10}
 
 

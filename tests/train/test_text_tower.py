@@ -19,7 +19,7 @@ from dimefm.extract.stages.images import Images
 from dimefm.models import open_clip
 from dimefm.models.loading import load_encoder
 from dimefm.storage.files import write_text
-from dimefm.train.inputs.text_batches import thinned
+from dimefm.train.inputs.text_batches import drop_words
 from dimefm.train.trainer import Trainer, train
 
 TEXTS = 9
@@ -50,11 +50,11 @@ def test_the_features_of_a_sentence_are_its_own_and_images_are_drawn_by_themselv
         batch = load(number)
         assert batch.pixels is None
         assert [row for row, _ in numbers_of_tokens(batch.tokens)] == world.numbers_of_features(
-            batch.own[0]
+            batch.same_modality[0]
         )
-        assert (len(batch), len(batch.other[0])) == (5, 7)
-        sentences += world.numbers_of_features(batch.own[0])
-        images += world.numbers_of_features(batch.other[0])
+        assert (len(batch), len(batch.other_modality[0])) == (5, 7)
+        sentences += world.numbers_of_features(batch.same_modality[0])
+        images += world.numbers_of_features(batch.other_modality[0])
     assert sorted(sentences) == sorted(5 * list(range(TEXTS)))
     assert set(images) == set(range(sum(world.shards)))
 
@@ -72,7 +72,7 @@ def test_features_of_several_teachers_belong_to_the_same_sentence(world):
     for number in range(4):
         batch = ours.task.batches(number)
         rows = [row for row, _ in numbers_of_tokens(batch.tokens)]
-        assert [world.numbers_of_features(own) for own in batch.own] == [rows, rows]
+        assert [world.numbers_of_features(own) for own in batch.same_modality] == [rows, rows]
         assert not {2, 3} & set(rows)
 
 
@@ -82,8 +82,8 @@ def test_of_pairs_each_image_has_one_of_its_sentences_and_both_sides_are_the_ima
     for number in range(150):
         batch = load(number)
         pairs = numbers_of_tokens(batch.tokens)
-        assert [row for row, _ in pairs] == world.numbers_of_features(batch.own[0])
-        assert batch.other is None
+        assert [row for row, _ in pairs] == world.numbers_of_features(batch.same_modality[0])
+        assert batch.other_modality is None
         met |= set(pairs)
     assert met == {(row, place) for row in range(sum(world.shards)) for place in range(3)}
 
@@ -130,8 +130,8 @@ def test_batches_are_pure_functions_of_seed_and_number(world, per_row):
         assert all(
             map(
                 torch.equal,
-                batch.own + (batch.other or ()),
-                first[number].own + (first[number].other or ()),
+                batch.same_modality + (batch.other_modality or ()),
+                first[number].same_modality + (first[number].other_modality or ()),
             )
         )
     assert not torch.equal(other(0).tokens, first[0].tokens)
@@ -144,7 +144,7 @@ def test_empty_sentences_are_left_out_with_their_features_and_listed(world, per_
     write_text(source, re.sub(r"(?m)^(k[25](?:#0)?\t).*$", r"\1 ", source.read_text()))
     batch = run(world, recipe).task.batches(0)
     rows = [row for row, _ in numbers_of_tokens(batch.tokens)]
-    assert rows == world.numbers_of_features(batch.own[0][batch.places])
+    assert rows == world.numbers_of_features(batch.same_modality[0][batch.places])
     assert sorted(bad["row"] for bad in batch.bad) == [2, 5]
     assert {bad["reason"] for bad in batch.bad} == {"sentence is empty"}
 
@@ -302,18 +302,18 @@ def test_an_impossible_tower_is_refused(world, text_cfg):
 @given(st.lists(st.text("ab", min_size=1), min_size=1), st.floats(0, 0.99), st.integers(0, 2**62))
 def test_a_thinned_sentence_keeps_the_order_and_at_least_one_of_its_words(words, share, seed):
     sentence = " ".join(words)
-    found = thinned(sentence, share, seed)
+    found = drop_words(sentence, share, seed)
     left = iter(words)
     assert found
     assert all(word in left for word in found.split())
-    assert found == thinned(sentence, share, seed)
+    assert found == drop_words(sentence, share, seed)
 
 
 def test_the_share_of_words_left_out_is_as_asked():
     words = " ".join(map(str, range(1000)))
-    kept = [len(thinned(words, 0.3, seed).split()) for seed in range(20)]
+    kept = [len(drop_words(words, 0.3, seed).split()) for seed in range(20)]
     assert abs(np.mean(kept) - 700) < 15
-    assert thinned(words, 0.0, 1) == words
+    assert drop_words(words, 0.0, 1) == words
 
 
 def test_words_are_left_out_anew_each_time(world):

@@ -37,7 +37,7 @@ def test_a_text_tower_sees_the_sentences_of_the_features_the_next_one_each_epoch
     load, found = run(world, several(world, CAPTIONS, batch_size=3)).task.batches, []
     for number in range(3 * CAPTIONS.count):
         batch = load(number)
-        rows = world.numbers_of_features(batch.own[0])
+        rows = world.numbers_of_features(batch.same_modality[0])
         assert [row % 3 for row in rows] == [number // 3] * 3
         told = numbers_of_tokens(batch.tokens)
         assert told == [(row // 3, 1 if row % 3 == 1 else None) for row in rows]
@@ -53,7 +53,7 @@ def test_a_text_tower_sees_variants_as_the_policy_draws_them(world):
             ours.task.batches.tokenize([EDA.draw(f"k{row // 3}", row % 3, (f"row {row // 3}",))])[
                 0
             ].tolist()
-            for row in world.numbers_of_features(batch.own[0])
+            for row in world.numbers_of_features(batch.same_modality[0])
         ]
         assert batch.tokens.tolist() == told
 
@@ -65,7 +65,7 @@ def test_unpaired_sentences_are_all_views_of_all_rows(world):
     seen = [
         n
         for number in range(5)
-        for n in world.numbers_of_features(ours.task.batches(number).other[0])
+        for n in world.numbers_of_features(ours.task.batches(number).other_modality[0])
     ]
     assert sorted(seen) == sorted(set(range(27)) - {4, 20})
 

@@ -1,5 +1,6 @@
-"""The sentence of a pair: one of the row's own, or a class prompt made from its label as evaluation
-reads it.
+"""The caption of a pair: one of the row's texts, or a class prompt made from its label.
+
+Labels are read as evaluation reads them.
 """
 
 from __future__ import annotations
@@ -15,70 +16,79 @@ from dimefm.evaluate.datasets import labels
 from dimefm.evaluate.datasets.plain_layouts import SPLIT_FOLDERS
 from dimefm.runtime.seeding import seed_of
 
-INNER = (*SPLIT_FOLDERS, "data")  # folders inside a dataset's own
+INNER_FOLDERS = (*SPLIT_FOLDERS, "data")
+"""Names of folders inside the folder of a dataset."""
 
 
 class Captions:
-    """Chooses the sentence of a pair: one of the row's own, or a class prompt made from its
-    label.
-    """
+    """Chooses the caption of a pair: one of the row's texts, or a class prompt of its label."""
 
     def __init__(self, rows: Rows, source: str):
-        """``source`` is ``"text"``, or ``"label"`` to make prompts for rows without sentences of
-        their own.
+        """``source`` is ``"text"``, or ``"label"`` to make prompts for rows without texts.
 
-        Labels become class numbers here, once. Raises DataError when a shard has labels only and no
-        class names belong to its folder, or when a label is none of them.
+        Labels become class numbers when this is built. Raises DataError when a shard has only
+        labels and no class names belong to its folder, or when a label is none of them.
         """
         self._rows = rows
-        self._made: dict[int, Prompts] = {}  # by shard
+        self._prompts: dict[int, Prompts] = {}  # by shard
         if source == "label":
-            for (folder, _), shards in _without_sentences(rows).items():
-                self._made |= _made_from_labels(
-                    folder, {number: rows.shards[number] for number in shards}
-                )
+            for folder, shards in _datasets_without_texts(rows):
+                self._prompts |= _prompts_from_labels(folder, shards)
 
     def __call__(self, number: int, row: Row, seed: int) -> str | None:
-        """Return the sentence that ``seed`` selects for raw row ``number``, or None when it has
-        none.
-        """
+        """Return the caption that ``seed`` selects for raw row ``number``, None if it has none."""
         shard, local = self._rows.locate(number)
-        found = row.texts
-        if not found and shard in self._made:
-            found = self._made[shard].of(local)
-        return found[seed_of(seed, "caption") % len(found)] if found else None
+        captions = row.texts
+        if not captions and shard in self._prompts:
+            captions = self._prompts[shard].of_row(local)
+        if not captions:
+            return None
+        choice = seed_of(seed, "caption") % len(captions)
+        return captions[choice]
 
 
 class Prompts:
-    """Prompts of the rows of one shard: ``numbers`` are classes int64 [n] (-1: unlabelled) or 0/1
-    [n, C].
+    """Prompts of the rows of one shard.
+
+    ``classes`` are class numbers int64 [n] (-1: without a label), or 0/1 [n, C] for several labels
+    a row. ``prompts_of_class`` [C] are the prompts of each class.
     """
 
-    def __init__(self, numbers: np.ndarray, of_class: list[list[str]]):
-        self._numbers, self._of_class = numbers, of_class
+    def __init__(self, classes: np.ndarray, prompts_of_class: list[list[str]]):
+        self._classes = classes
+        self._prompts_of_class = prompts_of_class
 
-    def of(self, row: int) -> tuple[str, ...]:
+    def of_row(self, row: int) -> tuple[str, ...]:
         """Return the prompts of every class that the row belongs to."""
-        mark = self._numbers[row]
-        classes = (
-            np.flatnonzero(mark > 0) if self._numbers.ndim == 2 else [mark] if mark >= 0 else []
-        )
-        return tuple(prompt for number in classes for prompt in self._of_class[number])
+        chosen: list[str] = []
+        for number in self._numbers(row):
+            chosen += self._prompts_of_class[number]
+        return tuple(chosen)
+
+    def _numbers(self, row: int) -> list[int]:
+        """Return the numbers of the classes that the row belongs to."""
+        value = self._classes[row]
+        if self._classes.ndim == 2:
+            return np.flatnonzero(value > 0).tolist()
+        return [int(value)] if value >= 0 else []
 
 
-def _without_sentences(rows: Rows) -> dict[tuple[Path, str], list[int]]:
-    """Return the numbers of the shards whose rows have no sentences, by (dataset folder, file
-    ending).
+def _datasets_without_texts(rows: Rows) -> list[tuple[Path, dict[int, Shard]]]:
+    """Return (dataset folder, shards by number) of the shards whose rows have no texts.
+
+    The shards of one entry are those of one folder and one file ending.
     """
-    found: dict[tuple[Path, str], list[int]] = {}
+    datasets: dict[tuple[Path, str], dict[int, Shard]] = {}
     for number, shard in enumerate(rows.shards):
-        if len(shard) and not _has_sentences(shard):
-            found.setdefault((_dataset_folder(shard.path), shard.path.suffix), []).append(number)
-    return found
+        if not len(shard) or _has_texts(shard):
+            continue
+        dataset = (_dataset_folder(shard.path), shard.path.suffix)
+        datasets.setdefault(dataset, {})[number] = shard
+    return [(folder, shards) for (folder, _), shards in datasets.items()]
 
 
-def _has_sentences(shard: Shard) -> bool:
-    """Say whether the first readable row has a sentence of its own."""
+def _has_texts(shard: Shard) -> bool:
+    """Return whether the first readable row has texts."""
     for index in range(len(shard)):
         try:
             return bool(shard[index].texts)
@@ -88,34 +98,46 @@ def _has_sentences(shard: Shard) -> bool:
 
 
 def _dataset_folder(path: Path) -> Path:
-    """Return the folder whose class names hold for ``path``: its own, or the one above ``train``,
-    ``data`` and the like.
+    """Return the folder whose class names belong to ``path``.
+
+    It is the folder of ``path``, or the nearest one above ``train``, ``data`` and the like.
     """
-    folder = path if path.is_dir() else path.parent
-    here = folder
-    while not (here / CLASS_FILE).is_file() and card_for(here.name) is None:
-        if here.name not in INNER:
-            return folder
-        here = here.parent
-    return here
+    start = path if path.is_dir() else path.parent
+    folder = start
+    while not (folder / CLASS_FILE).is_file() and card_for(folder.name) is None:
+        if folder.name not in INNER_FOLDERS:
+            return start
+        folder = folder.parent
+    return folder
 
 
-def _made_from_labels(folder: Path, shards: dict[int, Shard]) -> dict[int, Prompts]:
-    """Return the prompts of each shard of one dataset; its labels are read together, so that they
-    mean the same in all.
+def _prompts_from_labels(folder: Path, shards: dict[int, Shard]) -> dict[int, Prompts]:
+    """Return the prompts of each shard of one dataset, by number; {} if no row has a label.
+
+    Its labels are read together, so that they mean the same in all shards.
     """
     raw = labels.read_labels(list(shards.values()))
     unlabelled = [row for row, value in enumerate(raw.values) if value is None]
     if len(unlabelled) == len(raw.values):
         return {}
-    benchmark, where = for_folder(folder), str(next(iter(shards.values())).path)
-    some = next(value for value in raw.values if value is not None)
-    filled = labels.RawLabels([some if value is None else value for value in raw.values], raw.names)
-    numbers, _ = labels.class_numbers(filled, benchmark, where, folder)
-    numbers[unlabelled] = -1
-    of_class = prompts(benchmark)
-    ends = np.cumsum([len(shard) for shard in shards.values()])
-    return {
-        number: Prompts(numbers[end - len(shard) : end], of_class)
-        for (number, shard), end in zip(shards.items(), ends.tolist(), strict=True)
-    }
+    benchmark = for_folder(folder)
+    first_shard = next(iter(shards.values()))
+    filled = _fill_unlabelled(raw)
+    classes, _ = labels.class_numbers(filled, benchmark, str(first_shard.path), folder)
+    classes[unlabelled] = -1
+
+    prompts_of_class = prompts(benchmark)
+    prompts_of_shard = {}
+    start = 0
+    for number, shard in shards.items():
+        end = start + len(shard)
+        prompts_of_shard[number] = Prompts(classes[start:end], prompts_of_class)
+        start = end
+    return prompts_of_shard
+
+
+def _fill_unlabelled(raw: labels.RawLabels) -> labels.RawLabels:
+    """Return labels with any label, the first one, in place of None."""
+    first = next(value for value in raw.values if value is not None)
+    values = [first if value is None else value for value in raw.values]
+    return labels.RawLabels(values, raw.names)

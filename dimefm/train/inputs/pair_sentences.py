@@ -1,6 +1,4 @@
-"""The sentences of pairs in a step: which of a row's, in whose words, and which of these are
-hidden.
-"""
+"""The captions of pairs in a step: which of a row's, in whose words, and which words are hidden."""
 
 from __future__ import annotations
 
@@ -21,82 +19,107 @@ from dimefm.train.inputs.word_masking import Masking
 
 
 class Sentences:
-    """``captions_per_step`` sentences of each pair, as a pure function of the pair's place and its
-    epoch.
+    """``captions_per_step`` captions of each pair: a pure function of the pair's place and epoch.
 
-    Those of a text cache of several a row are replayed, the next ones each epoch; of a cache of one
-    a row it is the row's first. Without caches they are drawn from the row's own, and all behind
-    the first are augmented as the recipe says.
+    A text cache of several texts a row is replayed, the next ones in each epoch; for a text cache
+    of one text a row the caption is the row's first text. Without text caches captions are drawn
+    from the row's texts, and all but the first are augmented as the recipe says.
     """
 
     def __init__(self, sources: Sources, recipe: Recipe, tokenize: Callable[[list[str]], Tensor]):
-        """Raises DataError when words are to be hidden in tokens that have no end of a sentence."""
-        self.sources, self.recipe, self.tokenize = sources, recipe, tokenize
+        """Raise DataError when words are to be hidden in tokens without an end of a text."""
+        self.sources = sources
+        self.recipe = recipe
+        self.tokenize = tokenize
         self.count = recipe.captions_per_step
         self.captions = Captions(sources.raw, recipe.captions)
-        augment, several = recipe.text_augment, self.count > 1
-        how = {"augment": augment, "seed": recipe.seed}
-        self.augment = TextPolicy.parse(self.count, how) if augment != "none" and several else None
-        self.masking = Masking(recipe.mask_words) if recipe.mask_words else None
-        if self.masking is not None:
-            self.masking(
-                tokenize([""]).numpy(), [0]
-            )  # refuses another tokenizer's tokens before the first step
+        self.augment: TextPolicy | None = None
+        if recipe.text_augment != "none" and self.count > 1:
+            settings = {"augment": recipe.text_augment, "seed": recipe.seed}
+            self.augment = TextPolicy.parse(self.count, settings)
+        self.masking: Masking | None = None
+        if recipe.mask_words:
+            self.masking = Masking(recipe.mask_words)
+            self._refuse_other_tokenizer(self.masking)
 
-    def of(self, number: int, row: Row, place: int, epoch: int) -> list[str]:
-        """Return the sentences of raw row ``number`` at ``place`` of the run; raise BadRow when it
-        has none.
+    def _refuse_other_tokenizer(self, masking: Masking) -> None:
+        """Raise DataError for a tokenizer with other special tokens, before the first step."""
+        masking(self.tokenize([""]).numpy(), [0])
+
+    def choose(self, number: int, row: Row, place: int, epoch: int) -> list[str]:
+        """Return the captions of raw row ``number`` at ``place`` of the run.
+
+        Raises BadRow when it has none.
         """
+        captions: list[str | None]
         policy = self.sources.text_policy
         if policy is not None:
-            shown = range(epoch * self.count, (epoch + 1) * self.count)
-            found = [policy.draw(row.key, view % policy.count, row.texts) for view in shown]
+            captions = self._replay(policy, row, epoch)
         elif self.sources.text_caches:
-            found = [next(iter(row.texts), None)]
+            captions = [row.texts[0] if row.texts else None]
         else:
-            found = self._drawn(number, row, place, epoch)
-        if not all(sentence and sentence.strip() for sentence in found):
+            captions = self._draw(number, row, place, epoch)
+        chosen = [caption for caption in captions if caption and caption.strip()]
+        if len(chosen) < len(captions):
             raise BadRow("has no sentence to pair its image with")
-        return found
+        return chosen
 
-    def _drawn(self, number: int, row: Row, place: int, epoch: int) -> list[str | None]:
-        """Return sentences of a row without cached ones; further ones are others of its own, or the
-        first augmented.
+    def _replay(self, policy: TextPolicy, row: Row, epoch: int) -> list[str | None]:
+        """Return the texts that a text cache holds, the next ones in each epoch."""
+        captions: list[str | None] = []
+        first = epoch * self.count
+        for view in range(first, first + self.count):
+            captions.append(policy.draw(row.key, view % policy.count, row.texts))
+        return captions
+
+    def _draw(self, number: int, row: Row, place: int, epoch: int) -> list[str | None]:
+        """Return captions of a row without cached texts.
+
+        Those after the first are other texts of the row, or the first one augmented.
         """
         seed = seed_of(self.recipe.seed, "view", place)
         first = self.captions(number, row, seed)
+        captions = [first]
         if self.augment is None:
-            return [
-                first,
-                *(
-                    self.captions(number, row, seed_of(seed, further))
-                    for further in range(1, self.count)
-                ),
-            ]
+            for further in range(1, self.count):
+                further_seed = seed_of(seed, further)
+                captions.append(self.captions(number, row, further_seed))
+            return captions
         if not first or not first.strip():
-            return [first]
-        views = range(1 + epoch * (self.count - 1), 1 + (epoch + 1) * (self.count - 1))
-        return [first, *(self.augment.vary(row.key, view, first) for view in views)]
+            return captions
+        further_count = self.count - 1
+        first_view = 1 + epoch * further_count
+        for view in range(first_view, first_view + further_count):
+            captions.append(self.augment.vary(row.key, view, first))
+        return captions
 
     def tokens(
-        self, sentences: Sequence[Sequence[str]], places: Sequence[int]
+        self, captions: Sequence[Sequence[str]], places: Sequence[int]
     ) -> tuple[Tensor, Tensor | None]:
-        """Return (tokens [n, L], or [n, C, L] of several captions, hidden tokens [n, L] or None) of
-        n pairs at ``places``.
+        """Return (tokens, hidden tokens) of the captions of n pairs at ``places``.
 
-        Where words are hidden ``apart``, one more caption, the last, is the first one with hidden
-        words.
+        Tokens are [n, L], or [n, C, L] for several captions. Hidden tokens are [n, L], None where
+        no words are hidden. With ``mlm_caption = "extra"`` one more caption, the last, is the first
+        one with hidden words.
         """
-        flat = [sentence for each in sentences for sentence in each]
-        tokens = self.tokenize(flat or [""])[: len(flat)].unflatten(0, (len(sentences), self.count))
-        labels = None
+        flat = [caption for of_pair in captions for caption in of_pair]
+        tokens = tokenize_all(flat, self.tokenize)
+        tokens = tokens.unflatten(0, (len(captions), self.count))
+        hidden = None
         if self.masking is not None:
             seeds = [seed_of(self.recipe.seed, "mask", place) for place in places]
-            masked, hidden = self.masking(tokens[:, 0].numpy(), seeds)
-            first, labels = (
-                torch.from_numpy(np.ascontiguousarray(masked))[:, None],
-                torch.from_numpy(hidden),
-            )
-            apart = self.recipe.mlm_caption == "extra"
-            tokens = torch.cat([tokens, first] if apart else [first, tokens[:, 1:]], dim=1)
-        return tokens[:, 0] if tokens.shape[1] == 1 else tokens, labels
+            masked, hidden_tokens = self.masking(tokens[:, 0].numpy(), seeds)
+            masked_caption = torch.from_numpy(np.ascontiguousarray(masked))[:, None]
+            hidden = torch.from_numpy(hidden_tokens)
+            if self.recipe.mlm_caption == "extra":
+                tokens = torch.cat([tokens, masked_caption], dim=1)
+            else:
+                tokens = torch.cat([masked_caption, tokens[:, 1:]], dim=1)
+        if tokens.shape[1] == 1:
+            tokens = tokens[:, 0]
+        return tokens, hidden
+
+
+def tokenize_all(texts: list[str], tokenize: Callable[[list[str]], Tensor]) -> Tensor:
+    """Return the tokens [n, L] of n texts, which may be none."""
+    return tokenize(texts or [""])[: len(texts)]

@@ -1,14 +1,13 @@
-"""Which rows a run uses when: the orders that a recipe's ``mix``, ``shuffle`` and lists with
-weights ask for.
+"""Which rows a run uses when: the orders that a recipe and its lists of shards ask for.
 
-What is dealt are usable row numbers, those that :class:`~dimefm.data.alignment.Aligned` locates.
-Caches are quick at random rows (HDF5 and flat copies are mapped or read row by row), so only raw
-sources decide whether rows are dealt in blocks.
+A recipe has ``source_weights`` and ``shuffle``; lists may have a weight for each shard. Orders deal
+usable row numbers, those that :class:`~dimefm.data.alignment.Aligned` locates. Caches are fast at
+random rows (HDF5 and flat copies are mapped or read row by row), so only raw sources decide whether
+rows are dealt in blocks.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,217 +27,258 @@ from dimefm.train.inputs.sampler import (
 )
 from dimefm.train.inputs.sources import Sources, TextSources
 
-ROWS_PER_BLOCK, BLOCKS = 1000, 64  # of a window, where shards have no blocks of their own
-# that fit into the memory for blocks: those of one window and of the next are in use, and sizes
-# differ
-WINDOWS = 4
-LEAST = 2  # blocks of a window, whatever they weigh
+# Blocks of shards that have none of their own.
+ROWS_PER_BLOCK = 1000
+BLOCKS_PER_WINDOW = 64
+
+# How many windows of blocks fit into the memory for blocks: those of one window and of the next are
+# in use, and sizes differ.
+WINDOWS_IN_MEMORY = 4
+
+# Blocks of a window, however large they are.
+MIN_BLOCKS = 2
 
 
-def own_order(sources: Sources, recipe: Recipe) -> Order:
-    """Return the order of the usable rows that the student encodes: images, of a text tower
-    sentences (paired by key: images, numbered as in ``sources.pairs``).
+def student_order(sources: Sources, recipe: Recipe) -> Order:
+    """Return the order of the usable rows that the student encodes.
 
-    Without ``mix`` and weights every row comes once an epoch. With weights a row comes so many
-    times as often as one of weight 1. With ``mix`` entry i of the sources has the share ``mix[i] /
-    sum(mix)`` of the positions, within which the weights of its shards count. Rows of one entry and
-    one weight are dealt without replacement; an epoch is as many rows as there are.
+    These are images, or the texts of a text tower (paired by key: images, numbered as in
+    ``sources.pairs``).
 
-    Raises RecipeError when the mix does not fit the sources, DataError when a source has no usable
-    rows or too small a share.
+    Without weights every row comes once an epoch. A row of a shard with a weight in its list comes
+    as many times as often as one of weight 1. With ``source_weights`` source i has the share
+    ``source_weights[i] / sum(source_weights)`` of the positions, within which the weights of its
+    shards count. Rows of one source and one weight are dealt without replacement; an epoch is as
+    many rows as there are.
+
+    Raises RecipeError when the source weights do not fit the sources, DataError when a source has
+    no usable rows or too small a share.
     """
     if isinstance(sources, TextSources) and sources.pairs is not None:
-        _refuse_of_pairs(sources, recipe)
+        _refuse_weights_of_pairs(sources, recipe)
         return Shuffled(len(sources), recipe.seed, "images")
-    what = "texts" if recipe.text_student else "images"
-    aligned = sources.text_rows if recipe.text_student else sources.image_rows
-    starts = np.array(sources.raw.starts) if aligned is None else aligned.starts
-    lists = _lists(sources.raw, starts, recipe)
-    in_blocks = _in_blocks(sources.raw, recipe)
-    if len(lists) == 1 and not in_blocks:
-        return Shuffled(len(sources), recipe.seed, what)
+    stream = "texts" if recipe.text_student else "images"
+    shards = _Shards.from_sources(sources, recipe)
+    groups = _groups(shards, recipe)
+    in_blocks = _deals_blocks(sources.raw, recipe)
+    if len(groups) == 1:
+        if not in_blocks:
+            return Shuffled(len(sources), recipe.seed, stream)
+        return _block_order(shards, groups[0], len(groups), recipe.seed, stream)
+
     orders: list[Order] = []
-    for number, found in enumerate(lists):
-        name = what if len(lists) == 1 else f"{what}/{number}/"
+    for number, group in enumerate(groups):
+        group_stream = f"{stream}/{number}/"
         if in_blocks:
-            shards = [sources.raw.shards[shard] for shard in found.shards]
-            blocks = _blocks(sources.raw, aligned, starts, found.shards)
-            orders.append(
-                ShuffledBlocks(
-                    blocks, _window(shards, len(blocks.firsts), len(lists)), recipe.seed, name
-                )
-            )
+            order = _block_order(shards, group, len(groups), recipe.seed, group_stream)
         else:
-            orders.append(
-                Shuffled(
-                    Spans.from_sizes(starts[found.shards], np.diff(starts)[found.shards]),
-                    recipe.seed,
-                    name,
-                )
-            )
-    return (
-        orders[0]
-        if len(orders) == 1
-        else WeightedOrder(orders, [found.share for found in lists], recipe.seed, what)
-    )
+            order = _row_order(shards, group, recipe.seed, group_stream)
+        orders.append(order)
+    shares = [group.share for group in groups]
+    return WeightedOrder(orders, shares, recipe.seed, stream)
 
 
-def other_order(sources: Sources, recipe: Recipe) -> Order | None:
-    """Return the order of the cached rows of the other kind, dealt by themselves and so unpaired;
-    None where there is none.
+def unpaired_order(sources: Sources, recipe: Recipe) -> Order | None:
+    """Return the order of the cached rows of the other modality, dealt by themselves; None if none.
 
-    These are sentences (of a text tower, images) and come from caches alone: each once an epoch.
+    These are texts (for a text tower, images) and come from caches alone: each once an epoch.
     """
-    rows, what = (
-        (sources.image_rows, "images") if recipe.text_student else (sources.text_rows, "texts")
-    )
-    return None if rows is None else Shuffled(len(rows), recipe.seed, what)
+    if recipe.text_student:
+        rows = sources.image_rows
+        stream = "images"
+    else:
+        rows = sources.text_rows
+        stream = "texts"
+    if rows is None:
+        return None
+    return Shuffled(len(rows), recipe.seed, stream)
 
 
 @dataclass(frozen=True)
-class _List:
-    """Shards that are dealt as one, by number, and the share of positions that they have."""
+class _Shards:
+    """A table of the raw shards with what an order has to know of each."""
 
-    shards: np.ndarray
-    share: float
-    name: str
+    raw: Rows
+    aligned: Aligned | None  # None: all rows are usable
+    starts: np.ndarray  # [shards + 1] first usable row
+    usable: np.ndarray  # [shards] number of usable rows
+    source: np.ndarray  # [shards] number of the source in the recipe, 0 without source weights
+    weight: np.ndarray  # [shards] weight in its list
 
-
-def _lists(raw: Rows, starts: np.ndarray, recipe: Recipe) -> list[_List]:
-    """Return the shards of each entry of the mix and each weight that have usable rows, in the
-    order of the entries.
-    """
-    rows = np.diff(starts)
-    entries = np.array(
-        [shard.entry if recipe.source_weights else 0 for shard in raw.shards], dtype=np.int64
-    )
-    weights = np.array([shard.weight for shard in raw.shards])
-    _refuse_source_weights(
-        recipe, np.bincount(entries, weights=rows, minlength=len(recipe.source_weights))
-    )
-    found = []
-    for entry in np.unique(entries).tolist():
-        here = entries == entry
-        share = (
-            recipe.source_weights[entry] / (rows * weights)[here].sum()
-            if recipe.source_weights
-            else 1.0
-        )
-        for weight in np.unique(weights[here & (rows > 0)]).tolist():
-            shards = np.flatnonzero(here & (weights == weight))
-            found.append(
-                _List(
-                    shards, share * weight * float(rows[shards].sum()), raw.shards[shards[0]].name
-                )
-            )
-    if len(found) > 1:
-        _refuse_small(found)
-    return found
+    @staticmethod
+    def from_sources(sources: Sources, recipe: Recipe) -> _Shards:
+        """Return the table of the shards that the student encodes."""
+        raw = sources.raw
+        aligned = sources.text_rows if recipe.text_student else sources.image_rows
+        starts = np.array(raw.starts) if aligned is None else aligned.starts
+        source = np.zeros(len(raw.shards), dtype=np.int64)
+        if recipe.source_weights:
+            source[:] = [shard.entry for shard in raw.shards]
+        weight = np.array([shard.weight for shard in raw.shards])
+        return _Shards(raw, aligned, starts, np.diff(starts), source, weight)
 
 
-def _bytes(shards: Sequence[Shard]) -> int:
-    """Return the bytes in memory of all blocks of shards."""
-    return int(sum(shard.blocks()[1].sum() for shard in shards))
+@dataclass(frozen=True)
+class _Group:
+    """The shards of one source and one weight, which are dealt as one."""
+
+    shards: np.ndarray  # their numbers
+    share: float  # of the positions, in any unit
+    name: str  # of the first shard
 
 
-def _window(shards: Sequence[Shard], blocks: int, lists: int) -> int:
-    """Return how many of the ``blocks`` of a list are dealt at a time, when as many
-    ``gather_objects`` share the memory.
-    """
-    size = _bytes(shards)
-    return max(LEAST, BYTES_KEPT * blocks // (WINDOWS * lists * size)) if size else BLOCKS
+def _groups(shards: _Shards, recipe: Recipe) -> list[_Group]:
+    """Return the groups with usable rows, in the order of the sources and then of the weights."""
+    _refuse_wrong_source_weights(shards, recipe)
+    weighted_rows = shards.usable * shards.weight
+    groups = []
+    for source in np.unique(shards.source).tolist():
+        in_source = shards.source == source
+        share = 1.0
+        if recipe.source_weights:
+            share = recipe.source_weights[source] / weighted_rows[in_source].sum()
+        weights = shards.weight[in_source & (shards.usable > 0)]
+        for weight in np.unique(weights).tolist():
+            in_group = in_source & (shards.weight == weight)
+            numbers = np.flatnonzero(in_group)
+            rows = float(shards.usable[numbers].sum())
+            name = shards.raw.shards[numbers[0]].name
+            groups.append(_Group(numbers, share * weight * rows, name))
+    if len(groups) > 1:
+        _refuse_small_share(groups)
+    return groups
 
 
-def _in_blocks(raw: Rows, recipe: Recipe) -> bool:
-    """Say whether rows are dealt in blocks; "auto": when the shards' own blocks do not all stay in
-    memory.
+def _row_order(shards: _Shards, group: _Group, seed: int, stream: str) -> Order:
+    """Return the order of a group whose rows are dealt one by one."""
+    firsts = shards.starts[group.shards]
+    sizes = shards.usable[group.shards]
+    return Shuffled(Spans.from_sizes(firsts, sizes), seed, stream)
+
+
+def _block_order(shards: _Shards, group: _Group, groups: int, seed: int, stream: str) -> Order:
+    """Return the order of a group whose rows are dealt in blocks; ``groups`` share the memory."""
+    blocks = _blocks(shards, group)
+    in_group = [shards.raw.shards[number] for number in group.shards]
+    window = _window(_bytes(in_group), len(blocks.firsts), groups)
+    return ShuffledBlocks(blocks, window, seed, stream)
+
+
+def _deals_blocks(raw: Rows, recipe: Recipe) -> bool:
+    """Return whether rows are dealt in blocks.
+
+    "auto": when the shards' own blocks do not all stay in memory.
     """
     if recipe.shuffle == "auto":
         return _bytes(raw.shards) > BYTES_KEPT
     return recipe.shuffle == "blocks"
 
 
-def _blocks(
-    raw: Rows, aligned: Aligned | None, starts: np.ndarray, shards: Sequence[int] | np.ndarray
-) -> Spans:
-    """Return the blocks of some shards as runs of usable rows."""
-    firsts, sizes = [], []
-    for number in map(int, shards):
-        edges = np.append(_edges(raw.shards[number]), len(raw.shards[number]))
-        found = (
-            starts[number] + edges - (0 if aligned is None else _unusable(aligned, number, edges))
-        )
-        firsts.append(found[:-1])
-        sizes.append(np.diff(found))
+def _bytes(shards: Sequence[Shard]) -> int:
+    """Return the bytes in memory of all blocks of shards."""
+    total = 0
+    for shard in shards:
+        _, sizes = shard.blocks()
+        total += int(sizes.sum())
+    return total
+
+
+def _window(size: int, blocks: int, groups: int) -> int:
+    """Return how many of a group's ``blocks`` of ``size`` bytes together are dealt at a time."""
+    if not size:
+        return BLOCKS_PER_WINDOW
+    fitting = BYTES_KEPT * blocks // (WINDOWS_IN_MEMORY * groups * size)
+    return max(MIN_BLOCKS, fitting)
+
+
+def _blocks(shards: _Shards, group: _Group) -> Spans:
+    """Return the blocks of a group's shards as runs of usable rows."""
+    firsts = []
+    sizes = []
+    for number in group.shards.tolist():
+        edges = _block_edges(shards.raw.shards[number])
+        if shards.aligned is not None:
+            skipped = shards.aligned.unusable[number].skipped
+            edges = edges - np.searchsorted(skipped, edges)
+        usable_edges = shards.starts[number] + edges
+        firsts.append(usable_edges[:-1])
+        sizes.append(np.diff(usable_edges))
     return Spans.from_sizes(np.concatenate(firsts), np.concatenate(sizes))
 
 
-def _edges(shard: Shard) -> np.ndarray:
-    """Return where the blocks of a shard begin: its own, else runs of ROWS_PER_BLOCK rows."""
-    own, _ = shard.blocks()
-    return own if len(own) else np.arange(0, len(shard), ROWS_PER_BLOCK)
+def _block_edges(shard: Shard) -> np.ndarray:
+    """Return where the blocks of a shard begin, and its end.
 
-
-def _unusable(aligned: Aligned, shard: int, rows: np.ndarray) -> np.ndarray:
-    """Return how many rows of a shard before each of ``rows`` are not usable."""
-    return np.searchsorted(aligned.unusable[shard].skipped, rows)
-
-
-def _refuse_source_weights(recipe: Recipe, rows: np.ndarray) -> None:
-    """Raise when there is not one weight for each source, or a source has none of the usable
-    ``rows`` [sources].
+    The blocks are its own, else runs of ROWS_PER_BLOCK rows.
     """
+    starts, _ = shard.blocks()
+    if not len(starts):
+        starts = np.arange(0, len(shard), ROWS_PER_BLOCK)
+    return np.append(starts, len(shard))
+
+
+def _refuse_wrong_source_weights(shards: _Shards, recipe: Recipe) -> None:
+    """Raise unless there is one weight for each source, and each source has usable rows."""
     if not recipe.source_weights:
         return
     field = "texts" if recipe.text_student else "images"
-    named = getattr(recipe, field)
-    if not named:
+    sources = getattr(recipe, field)
+    count = len(recipe.source_weights)
+    if not sources:
         raise RecipeError(
             f"source_weights gives shares to the sources of --{field}, and none is named. Fix:"
             " remove it"
         )
-    if len(named) != len(recipe.source_weights):
+    if len(sources) != count:
         raise RecipeError(
-            f"source_weights has {len(recipe.source_weights)} shares, --{field} names"
-            f" {len(named)} sources ({_some(named)}); give one share for each, and name files that"
-            " belong together in a .list or as a 'pattern' in quotes"
+            f"source_weights has {count} shares, --{field} names {len(sources)} sources"
+            f" ({_some(sources)}); give one share for each, and name files that belong together in"
+            " a .list or as a 'pattern' in quotes"
         )
-    empty = next((name for name, count in zip(named, rows, strict=True) if not count), None)
-    if empty is not None:
-        raise DataError(
-            f"--{field} {empty}: holds no usable rows to mix; leave it and its share out, or select"
-            " more rows"
-        )
+    usable = np.bincount(shards.source, weights=shards.usable, minlength=count)
+    for name, rows in zip(sources, usable, strict=True):
+        if not rows:
+            raise DataError(
+                f"--{field} {name}: holds no usable rows to mix; remove it and its share, or"
+                " select more rows"
+            )
 
 
-def _refuse_small(lists: list[_List]) -> None:
-    """Raise DataError when a share is too small for a mix."""
-    quotas = quotas_of([found.share for found in lists])
-    if not quotas.all():
-        small, total = lists[int(quotas.argmin())], sum(found.share for found in lists)
-        raise DataError(
-            f"{small.name}: its share of the mix is {small.share / total:.1e}, less than a row of"
-            f" {quotas.sum():,}; raise its weight, or leave it out"
-        )
+def _refuse_small_share(groups: list[_Group]) -> None:
+    """Raise DataError when a share is too small."""
+    shares = [group.share for group in groups]
+    quotas = quotas_of(shares)
+    if quotas.all():
+        return
+    smallest = groups[int(quotas.argmin())]
+    share = smallest.share / sum(shares)
+    raise DataError(
+        f"{smallest.name}: its share of the mix is {share:.1e}, less than a row of"
+        f" {quotas.sum():,}; raise its weight, or remove it"
+    )
 
 
-def _refuse_of_pairs(sources: Sources, recipe: Recipe) -> None:
-    """Raise RecipeError for what orders of images paired by key cannot do: they follow the cache,
-    not the sentences.
+def _refuse_weights_of_pairs(sources: Sources, recipe: Recipe) -> None:
+    """Raise RecipeError for what cannot order texts that are paired with images by key.
+
+    Their order is that of the images in the cache, not that of the texts.
     """
-    weighed = any(shard.weight != sources.raw.shards[0].weight for shard in sources.raw.shards)
-    asked = {
-        "source_weights": recipe.source_weights,
-        "shuffle = 'blocks'": recipe.shuffle == "blocks",
-        "weights in lists": weighed,
-    }
-    wrong = next(itertools.compress(asked, asked.values()), None)
-    if wrong:
+    weights = {shard.weight for shard in sources.raw.shards}
+    refused = None
+    if recipe.source_weights:
+        refused = "source_weights"
+    elif recipe.shuffle == "blocks":
+        refused = "shuffle = 'blocks'"
+    elif len(weights) > 1:
+        refused = "weights in lists"
+    if refused is not None:
         raise RecipeError(
-            f"{wrong}: sentences without --text-cache are dealt by the images of their keys; leave"
-            " it out"
+            f"{refused}: sentences without --text-cache are dealt by the images of their keys."
+            f" Fix: remove {refused}"
         )
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    """Return the first names in words."""
+    shown = ", ".join(names[:3])
+    return f"{shown}, ..." if len(names) > 3 else shown

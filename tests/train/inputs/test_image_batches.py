@@ -44,7 +44,7 @@ def sentences_of(tokens):
 
 def equal(ours, theirs):
     ours, theirs = (
-        (batch.pixels, *batch.own, *batch.other, batch.tokens, batch.bad)
+        (batch.pixels, *batch.same_modality, *batch.other_modality, batch.tokens, batch.bad)
         for batch in (ours, theirs)
     )
     pairs = zip(ours, theirs, strict=True)
@@ -73,7 +73,7 @@ def test_every_image_meets_its_own_feature_and_every_row_comes_once_an_epoch(wor
     for number in range(2):
         batch = load(number)
         pixels = world.numbers_of_pixels(batch.pixels)
-        assert pixels == world.numbers_of_features(batch.own[0])
+        assert pixels == world.numbers_of_features(batch.same_modality[0])
         assert sorted(pixels) == list(range(ROWS))
 
 
@@ -90,7 +90,9 @@ def test_rows_that_extraction_quarantined_are_left_out_on_both_sides(world, make
     load = batches(holes, holes.recipe(batch_size=ROWS - len(gone)))
     for number in range(2):
         batch = load(number)
-        assert holes.numbers_of_pixels(batch.pixels) == holes.numbers_of_features(batch.own[0])
+        assert holes.numbers_of_pixels(batch.pixels) == holes.numbers_of_features(
+            batch.same_modality[0]
+        )
         assert set(holes.numbers_of_pixels(batch.pixels)) == set(range(ROWS)) - gone
         assert batch.bad == []
 
@@ -99,7 +101,7 @@ def test_rows_that_have_become_unreadable_are_left_out_and_recorded(world):
     world.write_images(broken={2, 12})
     batch = batches(world, world.recipe(batch_size=ROWS))(0)
     assert world.numbers_of_pixels(batch.pixels) == world.numbers_of_features(
-        batch.own[0][batch.places]
+        batch.same_modality[0][batch.places]
     )
     assert set(world.numbers_of_pixels(batch.pixels)) == set(range(ROWS)) - {2, 12}
     assert sorted((bad["source"], bad["row"]) for bad in batch.bad) == [
@@ -149,7 +151,8 @@ def test_processes_share_the_places_of_a_batch_and_see_the_same_features(world, 
     assert torch.equal(torch.cat([batch.pixels for batch in found]), whole.pixels)
     assert [row for batch in found for row in batch.bad] == whole.bad
     assert all(
-        torch.equal(batch.own[0], whole.own[0]) and torch.equal(batch.other[0], whole.other[0])
+        torch.equal(batch.same_modality[0], whole.same_modality[0])
+        and torch.equal(batch.other_modality[0], whole.other_modality[0])
         for batch in found
     )
     assert max(len(batch) for batch in found) - min(len(batch) for batch in found) <= 2
@@ -158,13 +161,13 @@ def test_processes_share_the_places_of_a_batch_and_see_the_same_features(world, 
 @pytest.mark.parametrize(("asked", "rows"), [(None, 5), (2, 2), (TEXTS, TEXTS), (20, 20)])
 def test_texts_per_step(world, asked, rows):
     batch = batches(world, world.recipe(texts_per_step=asked))(1)
-    assert batch.other[0].shape == (rows, 8)
+    assert batch.other_modality[0].shape == (rows, 8)
     assert batch.pixels.shape == (5, 16, 16, 3)
 
 
 def test_sentences_are_dealt_without_replacement(world):
     load = batches(world, world.recipe(batch_size=3, texts_per_step=3))
-    texts = [world.numbers_of_features(load(number).other[0]) for number in range(3)]
+    texts = [world.numbers_of_features(load(number).other_modality[0]) for number in range(3)]
     assert sorted(sum(texts, [])) == list(range(TEXTS))
 
 
@@ -173,8 +176,10 @@ def test_sentences_and_images_are_dealt_independently(world):
     (world.root / "texts").rename(world.root / "few")
     world.cache("texts", "text", [("sentences.txt", ROWS)])
     batch = batches(world, world.recipe(batch_size=ROWS))(0)
-    assert sorted(world.numbers_of_features(batch.other[0])) == list(range(ROWS))
-    assert world.numbers_of_features(batch.other[0]) != world.numbers_of_pixels(batch.pixels)
+    assert sorted(world.numbers_of_features(batch.other_modality[0])) == list(range(ROWS))
+    assert world.numbers_of_features(batch.other_modality[0]) != world.numbers_of_pixels(
+        batch.pixels
+    )
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
@@ -230,7 +235,7 @@ def test_pairs_keep_their_sentences(world):
     assert sentences_of(batch.tokens) == [
         captions[n] for n in world.numbers_of_pixels(batch.pixels)
     ]
-    assert batch.own == batch.other == ()
+    assert batch.same_modality == batch.other_modality == ()
 
 
 def test_a_pair_without_a_sentence_is_left_out_and_recorded(world):

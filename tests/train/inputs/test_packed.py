@@ -37,7 +37,7 @@ def test_batches_of_packed_images_are_those_of_the_originals(world, crops, tmp_p
     ]
     for number in range(3):
         whole, found = (load(number) for load in loads)
-        np.testing.assert_array_equal(found.own[0], whole.own[0])
+        np.testing.assert_array_equal(found.same_modality[0], whole.same_modality[0])
         assert len(found) == len(whole)
         assert np.abs(found.pixels.numpy().astype(int) - whole.pixels.numpy()).max() <= 3
         assert [(row["source"], row["row"], row["reason"]) for row in found.bad] == [

@@ -179,7 +179,9 @@ def test_an_epoch_shows_one_view_of_each_image_with_the_feature_of_that_view(wor
             batch = load(epoch)
             numbers = world.numbers_of_pixels(batch.pixels)
             assert sorted(numbers) == left
-            assert world.numbers_of_features(batch.own[0]) == [n * 3 + epoch % 3 for n in numbers]
+            assert world.numbers_of_features(batch.same_modality[0]) == [
+                n * 3 + epoch % 3 for n in numbers
+            ]
 
 
 def test_a_batch_that_crosses_an_epoch_changes_the_view_in_the_middle(world):
@@ -187,7 +189,7 @@ def test_a_batch_that_crosses_an_epoch_changes_the_view_in_the_middle(world):
     world.images(views=ViewPolicy(2))
     recipe = world.recipe(crops="replay", batch_size=10)
     batch = Batches(open_sources(recipe, world.root), recipe, 16, None)(1)
-    views = [number % 2 for number in world.numbers_of_features(batch.own[0])]
+    views = [number % 2 for number in world.numbers_of_features(batch.same_modality[0])]
     assert views == [0] * 7 + [1] * 3
 
 
@@ -382,9 +384,11 @@ def test_every_teacher_row_in_training_is_the_encoding_of_the_view_that_the_stud
             card["std"]
         ).view(3, 1, 1)
         again = tiny_teacher.encode_image(pixels)
-        torch.testing.assert_close(again, batch.own[0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(again, batch.same_modality[0], rtol=0, atol=1e-5)
         used += (again @ stored.T).argmax(1).tolist()
-        torch.testing.assert_close(stored[used[-len(again) :]], batch.own[0], rtol=0, atol=0)
+        torch.testing.assert_close(
+            stored[used[-len(again) :]], batch.same_modality[0], rtol=0, atol=0
+        )
     assert len(used) == 25
     assert set(used) == set(range(12))
 

@@ -16,7 +16,7 @@ from dimefm.errors import DataError, RecipeError
 from dimefm.recipe import read
 from dimefm.train.inputs import sampling
 from dimefm.train.inputs.sampler import Shuffled, ShuffledBlocks, WeightedOrder
-from dimefm.train.inputs.sampling import other_order, own_order
+from dimefm.train.inputs.sampling import student_order, unpaired_order
 from dimefm.train.inputs.sources import Sources, open_sources
 
 ROWS, TEXTS = (10, 7), 9
@@ -62,29 +62,29 @@ def little_memory(monkeypatch, kilobytes):
 
 def test_without_a_mix_every_row_is_dealt_once_an_epoch_as_ever(world):
     sources, recipe = opened(world, seed=5)
-    assert same(own_order(sources, recipe), Shuffled(sum(ROWS), 5, "images"))
-    assert same(other_order(sources, recipe), Shuffled(TEXTS, 5, "texts"))
+    assert same(student_order(sources, recipe), Shuffled(sum(ROWS), 5, "images"))
+    assert same(unpaired_order(sources, recipe), Shuffled(TEXTS, 5, "texts"))
 
 
 def test_a_text_tower_deals_sentences_and_beside_them_images(world):
     recipe = world.text_recipe()
     sources = open_sources(recipe, world.root / "out")
-    assert same(own_order(sources, recipe), Shuffled(TEXTS, 0, "texts"))
-    assert same(other_order(sources, recipe), Shuffled(sum(ROWS), 0, "images"))
+    assert same(student_order(sources, recipe), Shuffled(TEXTS, 0, "texts"))
+    assert same(unpaired_order(sources, recipe), Shuffled(sum(ROWS), 0, "images"))
 
 
 def test_pairs_by_key_deal_images_and_nothing_beside_them(world):
     recipe = world.text_recipe(per_row=2)
     sources = open_sources(recipe, world.root / "out")
-    assert same(own_order(sources, recipe), Shuffled(sum(ROWS), 0, "images"))
-    assert other_order(sources, recipe) is None
+    assert same(student_order(sources, recipe), Shuffled(sum(ROWS), 0, "images"))
+    assert unpaired_order(sources, recipe) is None
 
 
 def test_raw_pairs_deal_all_rows_and_nothing_beside_them(world):
     recipe = world.clip_recipe(images=[str(world.pairs([f"number {n}" for n in range(8)]))])
     sources = open_sources(recipe, world.root / "out")
-    assert same(own_order(sources, recipe), Shuffled(8, 0, "images"))
-    assert other_order(sources, recipe) is None
+    assert same(student_order(sources, recipe), Shuffled(8, 0, "images"))
+    assert unpaired_order(sources, recipe) is None
 
 
 @pytest.mark.parametrize("shuffle", ["rows", "blocks"])
@@ -98,7 +98,7 @@ def test_a_mix_gives_each_source_its_share_and_deals_all_of_its_usable_rows(worl
         "shuffle": shuffle,
     }
     sources, recipe = opened(world, **over)
-    order = own_order(sources, recipe)
+    order = student_order(sources, recipe)
     assert len(order) == sum(ROWS) - len(holes)
     rows, epochs = order.take(0, 3000)
     raw = sources.locate(rows)[0]
@@ -118,7 +118,7 @@ def test_a_row_of_weight_3_comes_three_times_as_often(world):
     listed = world.root / "weighed.list"
     listed.write_text("image_0.tsv\nimage_1.tsv weight=3  \n")
     sources, recipe = opened(world, images=[str(listed)])
-    raw = raw_rows(sources, own_order(sources, recipe), 6_200)
+    raw = raw_rows(sources, student_order(sources, recipe), 6_200)
     assert [shard.weight for shard in sources.raw.shards] == [1.0, 3.0]
     counts = np.bincount(raw, minlength=17)
     np.testing.assert_allclose(counts[:10], 200, atol=2)  # 10 * 1 + 7 * 3 = 31
@@ -129,7 +129,7 @@ def test_equal_weights_change_nothing(world):
     listed = world.root / "weighed.list"
     listed.write_text("image_0.tsv weight=2\nimage_1.tsv weight=2\n")
     sources, recipe = opened(world, images=[str(listed)])
-    assert same(own_order(sources, recipe), Shuffled(17, 0, "images"))
+    assert same(student_order(sources, recipe), Shuffled(17, 0, "images"))
 
 
 def test_weights_count_within_the_share_of_their_source(world):
@@ -139,7 +139,7 @@ def test_weights_count_within_the_share_of_their_source(world):
     recipe = read(None, images=[str(world.root / "x.list"), more], source_weights=[0.4, 0.6])
     sources = Sources(open_rows(recipe.images, "image"))
     assert [shard.entry for shard in sources.raw.shards] == [0, 0, 1]
-    order = own_order(sources, recipe)
+    order = student_order(sources, recipe)
     counts = np.histogram(order.take(0, 20_000)[0], bins=[0, 10, 17, 37])[0] / 20_000
     np.testing.assert_allclose(counts, [0.4 * 10 / 13.5, 0.4 * 3.5 / 13.5, 0.6], atol=0.001)
 
@@ -153,7 +153,7 @@ def test_parquet_goes_in_blocks_where_its_groups_do_not_stay_in_memory(
 ):
     little_memory(monkeypatch, kilobytes)
     recipe = read(None, images=[grouped(tmp_path / "a.parquet", 300, 10)])
-    order = own_order(Sources(open_rows(recipe.images, "image")), recipe)
+    order = student_order(Sources(open_rows(recipe.images, "image")), recipe)
     assert type(order) is kind
     if window:
         rows = order.take(0, 300)[0]
@@ -164,7 +164,7 @@ def test_parquet_goes_in_blocks_where_its_groups_do_not_stay_in_memory(
         }
         assert blocks == {window}
     assert (
-        type(own_order(Sources(open_rows(recipe.images, "image")), read(None, shuffle="rows")))
+        type(student_order(Sources(open_rows(recipe.images, "image")), read(None, shuffle="rows")))
         is Shuffled
     )
 
@@ -181,7 +181,7 @@ def test_blocks_read_each_row_group_about_once_an_epoch(tmp_path, monkeypatch):
     for shuffle in ("auto", "rows"):
         recipe = read(None, images=found, shuffle=shuffle)
         raw = open_rows(recipe.images, "image")
-        rows = own_order(Sources(raw), recipe).take(0, 600)[0].tolist()
+        rows = student_order(Sources(raw), recipe).take(0, 600)[0].tolist()
         groups.clear()
         assert all(raw[row].image == str(row).encode() + KILOBYTE for row in rows)
         seen[shuffle] = len(groups)
@@ -217,7 +217,7 @@ def test_selected_rows_and_parts_keep_the_blocks_of_their_file(tmp_path_factory,
         numbers = [int(key[1:]) // group for key in shard.keys()]
         changes = [i for i in range(len(numbers)) if i == 0 or numbers[i] != numbers[i - 1]]
         assert starts.tolist() == changes and len(sizes) == len(starts) and (sizes > 0).all()
-    order = own_order(Sources(raw), read(None, shuffle="blocks"))
+    order = student_order(Sources(raw), read(None, shuffle="blocks"))
     assert sorted(order.take(0, len(raw))[0].tolist()) == list(range(len(raw)))
 
 
@@ -227,7 +227,7 @@ def test_blocks_follow_row_groups_past_rows_without_features(world, monkeypatch)
     gone = {0, 1, 2, 7, 13, 29}
     world.cache("big", "image", [("big.parquet", 30)], quarantined=gone)
     sources, recipe = opened(world, images=[path], image_cache=str(world.root / "big"))
-    order = own_order(sources, recipe)
+    order = student_order(sources, recipe)
     assert type(order) is ShuffledBlocks
     raw = raw_rows(sources, order, 24).tolist()
     assert sorted(raw) == sorted(set(range(30)) - gone)
@@ -251,7 +251,7 @@ def test_each_list_of_a_mix_in_blocks_has_its_part_of_the_memory(tmp_path, monke
     little_memory(monkeypatch, 400)
     found = [grouped(tmp_path / f"{i}.parquet", 300, 10, 300 * i) for i in range(2)]
     recipe = read(None, images=found, source_weights=[0.5, 0.5])
-    order = own_order(Sources(open_rows(found, "image")), recipe)
+    order = student_order(Sources(open_rows(found, "image")), recipe)
     assert isinstance(order, WeightedOrder)
     rows = order.take(0, 100)[0]
     assert (
@@ -262,7 +262,7 @@ def test_each_list_of_a_mix_in_blocks_has_its_part_of_the_memory(tmp_path, monke
 def refused(world, error, **over):
     sources, recipe = opened(world, **over)
     with pytest.raises(error) as found:
-        own_order(sources, recipe)
+        student_order(sources, recipe)
     assert "\n" not in str(found.value)
     return str(found.value)
 
@@ -316,7 +316,7 @@ def test_pairs_by_key_cannot_be_mixed(world, asked):
     with pytest.raises(
         RecipeError, match="sentences without --text-cache are dealt by the images of their keys"
     ):
-        own_order(open_sources(recipe, world.root / "out"), recipe)
+        student_order(open_sources(recipe, world.root / "out"), recipe)
 
 
 @pytest.mark.parametrize("weight", ["0", "-1", "two", "nan", "inf", ""])
