@@ -73,9 +73,10 @@ class MicroBatch:
 class Gradients:
     """Computes the gradients of a student in two passes.
 
-    The student's ``forward`` returns embeddings [n, ...] and scalars by name. Parameters whose names begin with ``loss_modules.`` belong to the loss, not to ``forward``.
-    ``dtype`` None encodes in the precision of the weights, another type under autocast; embeddings
-    are always passed on in float32 or float64.
+    The student's ``forward`` returns embeddings [n, ...] and scalars by name. Parameters whose
+    names begin with ``loss_modules.`` belong to the loss, not to ``forward``. ``dtype`` None
+    encodes in the precision of the weights, another type under autocast; embeddings are always
+    passed on in float32 or float64.
     """
 
     def __init__(
