@@ -1,3 +1,3 @@
 """Readers of raw rows, one file each; the file's name is the ``--input-format``. The contract
-stands in ``data/rows.py``.
+is in ``data/rows.py``.
 """

@@ -1,5 +1,6 @@
-"""A folder of image files, searched to any depth; the first folder level is the label when there is
-one.
+"""A folder of image files, searched to any depth.
+
+The first folder level is the label when there is one.
 
 Keys are paths relative to the folder. Files are sorted by path; every :data:`ROWS_PER_SHARD` files
 form one shard, so that a long extraction has units of work to resume at.
@@ -8,6 +9,7 @@ form one shard, so that a long extraction has units of work to resume at.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from dimefm.data.rows import Columns, Row, Shard, inside, readable
@@ -26,9 +28,7 @@ def claims(path: Path) -> bool:
 
 
 def open_shards(path: Path, name: str, kind: str, columns: Columns) -> list[Shard]:
-    """Open ``path`` as shards of at most ROWS_PER_SHARD images; raise DataError when it holds
-    none.
-    """
+    """Open a folder as shards of at most ROWS_PER_SHARD images; raise DataError without images."""
     keys = sorted(_image_files(path))
     if not keys:
         raise DataError(
@@ -36,14 +36,19 @@ def open_shards(path: Path, name: str, kind: str, columns: Columns) -> list[Shar
         )
     if len(keys) <= ROWS_PER_SHARD:
         return [FolderShard(path, name, keys)]
-    starts = range(0, len(keys), ROWS_PER_SHARD)
-    return [
-        FolderShard(path, f"{name}/{i:05d}", keys[s : s + ROWS_PER_SHARD])
-        for i, s in enumerate(starts)
-    ]
+    shards: list[Shard] = []
+    for number, start in enumerate(range(0, len(keys), ROWS_PER_SHARD)):
+        part = keys[start : start + ROWS_PER_SHARD]
+        shards.append(FolderShard(path, f"{name}/{number:05d}", part))
+    return shards
 
 
-def _image_files(root: Path):
+def _image_files(root: Path) -> Iterator[str]:
+    """Yield the paths of image files in a folder, relative to it, in any order.
+
+    Raises DataError for a link to a folder, and for a folder that cannot be read.
+    """
+
     def stop(error: OSError):
         raise DataError(
             f"{error.filename}: this folder cannot be read ({error.strerror}); change its"
@@ -84,20 +89,20 @@ class FolderShard(Shard):
         key = self._keys[index]
         try:
             image = inside(self.path, key).read_bytes()
-        except (
-            OSError,
-            RuntimeError,
-        ) as error:  # RuntimeError: a link to itself, before Python 3.13
+        # RuntimeError: a link to itself, before Python 3.13
+        except (OSError, RuntimeError) as error:
             raise BadRow(f"cannot be read: {error}") from error
         except DataError as error:
             raise BadRow(
                 f"is a link that leads outside {self.path}; put the file itself there"
             ) from error
-        label = key.split("/")[0] if "/" in key else None
-        return Row(readable(key), image=image, label=label if label is None else readable(label))
+        folder, slash, _ = key.partition("/")
+        label = readable(folder) if slash else None
+        return Row(readable(key), image=image, label=label)
 
 
 def _size(path: Path) -> int:
+    """Return the size of a file in bytes, -1 when there is none."""
     try:
         return path.stat().st_size
     except OSError:  # a dangling link; reading the row says so

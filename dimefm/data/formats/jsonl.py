@@ -1,8 +1,7 @@
-"""JSON lines: one object a line, with a sentence (``text``, ``caption``, ...) and/or an image file
-(``filepath``, ...).
+"""JSON lines: one object a line, with a text (``text``, ...), an image (``filepath``, ...) or both.
 
-A line that is a JSON string is a sentence. ``.jsonl.gz`` is read into memory. Image files are
-looked up under ``--dataroot``, else next to the file, and may not leave that folder.
+A line that is a JSON string is a text. ``.jsonl.gz`` is read into memory. Image files are looked up
+under ``--dataroot``, else in the folder of the file, and may not leave that folder.
 """
 
 from __future__ import annotations
@@ -45,47 +44,60 @@ class JsonlShard(Divisible):
         return len(self._lines)
 
     def keys_of(self, rows: range) -> list[str]:
-        return [self._key(self._parse(index, strict=False), index) for index in rows]
+        return [self._key(self._parse_or_empty(index), index) for index in rows]
 
-    def _parse(self, index: int, strict: bool = True) -> dict:
+    def _parse(self, index: int) -> dict:
+        """Return the fields of a row; raise BadRow when its line has none."""
         try:
             value = json.loads(self._lines[index])
         except (ValueError, RecursionError) as error:
-            if not strict:
-                return {}
             raise BadRow(f"is not JSON: {error}") from error
         if isinstance(value, str):
             return {"text": value}
         if not isinstance(value, dict):
-            if not strict:
-                return {}
             raise BadRow(f"is a JSON {type(value).__name__}; expected an object or a string")
         return value
 
+    def _parse_or_empty(self, index: int) -> dict:
+        """Return the fields of a row, none when its line has none."""
+        try:
+            return self._parse(index)
+        except BadRow:
+            return {}
+
     def _field(self, fields: dict, what: str) -> Any:
+        """Return the value of the column for ``what``, None when the row has none."""
         asked = getattr(self._columns, what)
         names = (asked,) if asked else USUAL[what]
-        return next((fields[name] for name in names if name in fields), None)
+        for name in names:
+            if name in fields:
+                return fields[name]
+        return None
 
     def _key(self, fields: dict, index: int) -> str:
         value = self._field(fields, "key")
         if value is None and self._kind != "text":
             value = self._field(fields, "image")
-        return str(index) if value is None else readable(str(value))
+        if value is None:
+            return str(index)
+        return readable(str(value))
 
     def labels(self) -> list:
         """Return the label of every row, or None."""
-        return [
-            self._field(self._parse(index, strict=False), "label") for index in range(len(self))
-        ]
+        rows = range(len(self))
+        return [self._field(self._parse_or_empty(index), "label") for index in rows]
 
     def __getitem__(self, index: int) -> Row:
         fields = self._parse(index)
         image: bytes | None = None
         texts: tuple[str, ...] = ()
         if self._kind != "text":
-            image = read_file(self._root, self._field(fields, "image"), f"{self.path}, row {index}")
+            file = self._field(fields, "image")
+            image = read_file(self._root, file, f"{self.path}, row {index}")
         text = self._field(fields, "text")
-        if self._kind == "text" or (self._kind == "pair" and text is not None):
+        has_text = self._kind == "pair" and text is not None
+        if self._kind == "text" or has_text:
             texts = sentences(text)
-        return Row(self._key(fields, index), image, texts, self._field(fields, "label"))
+        key = self._key(fields, index)
+        label = self._field(fields, "label")
+        return Row(key, image, texts, label)

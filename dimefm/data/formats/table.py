@@ -1,8 +1,7 @@
-"""A CSV or TSV table with a header: open_clip's ``filepath`` and ``title`` columns, or others by
-name.
+"""A CSV or TSV table with a header: open_clip's ``filepath`` and ``title``, or columns by name.
 
-Image files are looked up under ``--dataroot``, else next to the table, and may not leave that
-folder.
+Image files are looked up under ``--dataroot``, else in the folder of the table, and may not leave
+that folder.
 """
 
 from __future__ import annotations
@@ -17,7 +16,8 @@ from dimefm.errors import BadRow, DataError
 
 SUFFIXES = (".csv", ".tsv")
 KINDS = frozenset({"image", "text"})
-CELL = 1 << 24  # characters; Python's own limit, 131,072, is less than some long sentences have
+CELL = 1 << 24  # characters; Python's own limit, 131,072, is less than some long texts have
+TELLING = ({*USUAL["image"], *USUAL["text"]}) - {"image", "jpg", "png"}  # tell a header from a row
 
 
 def claims(path: Path) -> bool:
@@ -28,44 +28,43 @@ def claims(path: Path) -> bool:
         return False
     with path.open("r", encoding="utf-8", errors="replace") as file:
         head = file.readline().rstrip("\n").split("\t")
-    return any(
-        name in USUAL[what]
-        for name in head
-        for what in ("image", "text")
-        if name not in ("image", "jpg", "png")
-    )
+    return not TELLING.isdisjoint(head)
 
 
 def open_shards(path: Path, name: str, kind: str, columns: Columns) -> list[Shard]:
-    """Open one table; raise DataError when it has no header with the columns that ``kind``
-    needs.
-    """
+    """Open one table; raise DataError when its header lacks the columns that ``kind`` needs."""
     rows = _read(path, _separator(path, columns))
     if not rows:
         raise DataError(f"{path}: the table is empty; its first line must name the columns")
-    return [TableShard(path, name, rows, choose(path, rows[0], kind, columns), columns.root)]
+    chosen = choose(path, rows[0], kind, columns)
+    return [TableShard(path, name, rows, chosen, columns.root)]
 
 
 def _separator(path: Path, columns: Columns) -> str:
-    """Return the separator asked for, else a tab for ``.tsv``, else a comma, or a tab where only
-    that one makes sense.
+    """Return the separator of a table: the one asked for, else a tab for ``.tsv``, else a comma.
 
     open_clip writes ``.csv`` files with tabs: such a header has tabs, and cut at commas no column
-    of a known name.
+    of a known name. It is then cut at tabs.
     """
-    asked = columns.separator
-    if asked is not None:
-        asked = "\t" if asked in ("tab", "\\t") else asked
-        if len(asked) != 1 or asked in '\r\n"':
-            raise DataError(f"--separator {asked}: expected one character, or tab")
-        return asked
+    if columns.separator is not None:
+        return _asked(columns.separator)
     if path.suffix == ".tsv":
         return "\t"
     with path.open("r", encoding="utf-8-sig", errors="replace") as file:
         head = file.readline().rstrip("\n")
     known = {columns.image, columns.text, columns.key, columns.label}.union(*USUAL.values())
     cells = {cell.strip().strip('"') for cell in head.split(",")}
-    return "\t" if "\t" in head and known.isdisjoint(cells) else ","
+    has_tabs_only = "\t" in head and known.isdisjoint(cells)
+    return "\t" if has_tabs_only else ","
+
+
+def _asked(separator: str) -> str:
+    """Return the character of ``--separator``; raise DataError when it is not one."""
+    if separator in ("tab", "\\t"):
+        return "\t"
+    if len(separator) != 1 or separator in '\r\n"':
+        raise DataError(f"--separator {separator}: expected one character, or tab")
+    return separator
 
 
 def _read(path: Path, separator: str) -> list[list[str]]:
@@ -78,14 +77,12 @@ def _read(path: Path, separator: str) -> list[list[str]]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: cannot be read as a table: {error}; save it as UTF-8") from error
     except csv.Error as error:
-        reason = (
-            f"a cell has more than {CELL:,} characters"
-            if "field limit" in str(error)
-            else str(error)
-        )
-        where = f"{path}, line {lines.line_num}"
+        reason = str(error)
+        if "field limit" in reason:
+            reason = f"a cell has more than {CELL:,} characters"
         raise DataError(
-            f"{where}: cannot be read as a table: {reason}; look for a quote that is left open"
+            f"{path}, line {lines.line_num}: cannot be read as a table: {reason}; look for a quote"
+            " that is left open"
         ) from error
     finally:
         csv.field_size_limit(before)
@@ -95,10 +92,16 @@ class TableShard(Divisible):
     """One table, held in memory: file names and captions are small."""
 
     def __init__(
-        self, path: Path, name: str, rows: list[list[str]], chosen: Chosen, root: Path | None
+        self,
+        path: Path,
+        name: str,
+        rows: list[list[str]],
+        chosen: Chosen,
+        root: Path | None,
     ):
         super().__init__(path, name)
-        self._header, self._rows = rows[0], [row for row in rows[1:] if row]
+        self._header = rows[0]
+        self._rows = [row for row in rows[1:] if row]
         self._chosen = chosen
         self._root = root or path.parent
 
@@ -106,34 +109,41 @@ class TableShard(Divisible):
         return len(self._rows)
 
     def _cell(self, index: int, column: str | None) -> str | None:
-        place = -1 if column is None else self._header.index(column)
+        """Return a cell of a row, None when the row has none in that column."""
+        if column is None:
+            return None
+        place = self._header.index(column)
         row = self._rows[index]
-        return row[place] if 0 <= place < len(row) else None
+        if place >= len(row):
+            return None
+        return row[place]
 
     def keys_of(self, rows: range) -> list[str]:
         return [self._key(index) for index in rows]
 
     def _key(self, index: int) -> str:
-        return (
-            self._cell(index, self._chosen.key)
-            or self._cell(index, self._chosen.image)
-            or str(index)
-        )
+        """Return the key of a row: that of its column, else the image's file, else its number."""
+        key = self._cell(index, self._chosen.key)
+        file = self._cell(index, self._chosen.image)
+        return key or file or str(index)
 
-    def _file(self, index: int) -> bytes:
-        return read_file(
-            self._root, self._cell(index, self._chosen.image), f"{self.path}, row {index}"
-        )
+    def _image(self, index: int) -> bytes:
+        """Return the bytes of the image file that a row names."""
+        name = self._cell(index, self._chosen.image)
+        return read_file(self._root, name, f"{self.path}, row {index}")
 
     def __getitem__(self, index: int) -> Row:
         chosen = self._chosen
-        if len(self._rows[index]) != len(self._header):
-            raise BadRow(
-                f"has {len(self._rows[index])} columns; expected {len(self._header)} as in the"
-                " header"
-            )
-        image = None if chosen.image is None else self._file(index)
-        texts = () if chosen.text is None else sentences(self._cell(index, chosen.text))
+        count = len(self._rows[index])
+        expected = len(self._header)
+        if count != expected:
+            raise BadRow(f"has {count} columns; expected {expected} as in the header")
+        image: bytes | None = None
+        texts: tuple[str, ...] = ()
+        if chosen.image is not None:
+            image = self._image(index)
+        if chosen.text is not None:
+            texts = sentences(self._cell(index, chosen.text))
         return Row(self._key(index), image, texts, self._label(index))
 
     def labels(self) -> list:
@@ -142,4 +152,6 @@ class TableShard(Divisible):
 
     def _label(self, index: int) -> int | str | None:
         label = self._cell(index, self._chosen.label)
-        return int(label) if label is not None and label.isdecimal() else label or None
+        if not label:
+            return None
+        return int(label) if label.isdecimal() else label

@@ -1,26 +1,28 @@
-"""Webdataset tar: members of one key stand together, ``KEY.jpg``, ``KEY.txt``, ``KEY.cls``,
-``KEY.json``.
+"""Webdataset tar: members of one key follow one another, e.g. ``KEY.jpg`` and ``KEY.txt``.
 
-The member table is read once; rows are then read in any order at their byte offset. Compressed tars
-have no random access and are refused. A tar that ``dimefm pack`` made gives the rows of the shard
-that it stands for.
+Other members are ``KEY.cls`` and ``KEY.json``. The member table is read once; rows are then read in
+any order at their byte offset. Compressed tars have no random access and are refused. A tar that
+``dimefm pack`` made gives the rows of the shard that it stands for.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import tarfile
 from pathlib import Path
 
 from dimefm.data.columns import USUAL, sentences
 from dimefm.data.packed.shards import INDEX, PackedShard, PackIndex
+from dimefm.data.pread import PreadFile
 from dimefm.data.rows import Columns, Row, Shard, readable
 from dimefm.errors import BadRow, DataError
 
 SUFFIXES = (".tar",)
 KINDS = frozenset({"image", "text"})
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "ppm")
+TEXTS = ("txt", "json")
+
+Members = dict[str, tuple[int, int]]  # of one key: ending -> (offset, size)
 
 
 def claims(path: Path) -> bool:
@@ -29,19 +31,15 @@ def claims(path: Path) -> bool:
 
 
 def open_shards(path: Path, name: str, kind: str, columns: Columns) -> list[Shard]:
-    """Open one tar; raise DataError when it is damaged or holds no member of the kind that is
-    wanted.
-    """
+    """Open one tar; raise DataError when it is damaged or holds no member of the wanted kind."""
     shard = TarShard(path, name, kind, columns)
     if shard.index is not None:
         return [PackedShard(shard, shard.index)]
-    wanted = shard.image_endings if kind != "text" else shard.text_endings
-    if not any(ending in members for members in shard.members for ending in wanted):
-        found = sorted({ending for members in shard.members for ending in members})
-        raise DataError(
-            f"{path}: no member ends in {', '.join(wanted)}; endings found:"
-            f" {', '.join(found) or 'none'}"
-        )
+    wanted = shard.text_endings if kind == "text" else shard.image_endings
+    endings = set().union(*shard.members)
+    if endings.isdisjoint(wanted):
+        present = ", ".join(sorted(endings)) or "none"
+        raise DataError(f"{path}: no member ends in {', '.join(wanted)}; endings found: {present}")
     return [shard]
 
 
@@ -52,40 +50,46 @@ class TarShard(Shard):
         super().__init__(path, name)
         self.kind = kind
         self.image_endings = (columns.image,) if columns.image else IMAGES
-        self.text_endings = (columns.text,) if columns.text else ("txt", "json")
+        self.text_endings = (columns.text,) if columns.text else TEXTS
         self._keys: list[str] = []
-        self.members: list[dict[str, tuple[int, int]]] = []
+        self.members: list[Members] = []
         self.index: PackIndex | None = None
-        self._handle: tuple[int, int] | None = None
+        self._file = PreadFile(path)
         self._read_table()
 
     def _read_table(self) -> None:
+        """Read where the members of each key are; raise DataError for a damaged tar."""
         size = self.path.stat().st_size
         try:
             with tarfile.open(self.path, "r:") as tar:
                 for member in tar:
-                    if member.isfile():
-                        self._add(member.name, member.offset_data, member.size)
-                    if member.offset_data + member.size > size:
-                        raise tarfile.ReadError(
-                            f"member {member.name} reaches beyond the end of the file"
-                        )
-                    if member.name == INDEX:
-                        self.index = PackIndex.from_json(
-                            self._read(member.offset_data, member.size), self.path
-                        )
-                with self.path.open(
-                    "rb"
-                ) as file:  # tarfile ends in silence at a cut or damaged header
-                    file.seek(tar.offset)
-                    if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-                        raise tarfile.ReadError(
-                            f"no end mark at byte {tar.offset}: cut short or damaged there"
-                        )
+                    self._take(member, size)
+                self._check_end(tar.offset)
         except tarfile.TarError as error:
             raise DataError(
                 f"{self.path}: not a whole, uncompressed tar ({error}); fetch or write it again"
             ) from error
+
+    def _take(self, member: tarfile.TarInfo, size: int) -> None:
+        """Note where a member of a tar of ``size`` bytes is, and read the index of a pack."""
+        if member.isfile():
+            self._add(member.name, member.offset_data, member.size)
+        if member.offset_data + member.size > size:
+            raise tarfile.ReadError(f"member {member.name} reaches beyond the end of the file")
+        if member.name == INDEX:
+            raw = self._file.read(member.offset_data, member.size)
+            self.index = PackIndex.from_json(raw, self.path)
+
+    def _check_end(self, offset: int) -> None:
+        """Raise ReadError unless the end mark is at ``offset``.
+
+        tarfile does not complain about a cut or damaged header.
+        """
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            block = file.read(tarfile.BLOCKSIZE)
+        if block != tarfile.NUL * tarfile.BLOCKSIZE:
+            raise tarfile.ReadError(f"no end mark at byte {offset}: cut short or damaged there")
 
     def _add(self, name: str, offset: int, size: int) -> None:
         folder, _, file = name.rpartition("/")
@@ -110,50 +114,49 @@ class TarShard(Shard):
 
     def __getitem__(self, index: int) -> Row:
         members = self.members[index]
-        image = self._first(members, self.image_endings) if self.kind != "text" else None
-        if image is None and self.kind != "text":
-            raise BadRow(f"has no image member; endings found: {', '.join(members)}")
-        texts = self._texts(members) if self.kind != "image" else ()
+        image: bytes | None = None
+        texts: tuple[str, ...] = ()
+        if self.kind != "text":
+            image = self._first(members, self.image_endings)
+            if image is None:
+                raise BadRow(f"has no image member; endings found: {', '.join(members)}")
+        if self.kind != "image":
+            texts = self._texts(members)
         if self.kind == "text" and not texts:
             raise BadRow(f"has no text member; endings found: {', '.join(members)}")
         return Row(self._keys[index], image=image, texts=texts, label=self._label(members))
 
-    def _first(self, members: dict, endings: tuple[str, ...]) -> bytes | None:
-        return next((self._read(*members[ending]) for ending in endings if ending in members), None)
+    def _first(self, members: Members, endings: tuple[str, ...]) -> bytes | None:
+        """Return the bytes of the member with the first of ``endings`` that there is, or None."""
+        for ending in endings:
+            if ending in members:
+                return self._file.read(*members[ending])
+        return None
 
-    def _read(self, offset: int, size: int) -> bytes:
-        process = os.getpid()
-        if self._handle is None or self._handle[0] != process:
-            self._handle = (process, os.open(self.path, os.O_RDONLY))
-        return os.pread(self._handle[1], size, offset)
-
-    def _texts(self, members: dict) -> tuple[str, ...]:
+    def _texts(self, members: Members) -> tuple[str, ...]:
+        """Return the texts of a row, none when it has no text member."""
         raw = self._first(members, self.text_endings)
         if raw is None:
             return ()
+        is_plain = "txt" in members or self.text_endings != TEXTS
         try:
             text = raw.decode("utf-8")
-            if "txt" in members or self.text_endings != ("txt", "json"):
+            if is_plain:
                 return (text.strip(),)
             fields = json.loads(text)
         except (UnicodeDecodeError, ValueError) as error:
             raise BadRow(f"its text member cannot be read: {error}") from error
-        found = next(
-            (fields[name] for name in USUAL["text"] if isinstance(fields, dict) and name in fields),
-            None,
-        )
-        return () if found is None else sentences(found)
+        if not isinstance(fields, dict):
+            return ()
+        for name in USUAL["text"]:
+            if name in fields:
+                value = fields[name]
+                return () if value is None else sentences(value)
+        return ()
 
-    def _label(self, members: dict) -> int | str | None:
+    def _label(self, members: Members) -> int | str | None:
         if "cls" not in members:
             return None
-        text = self._read(*members["cls"]).decode("utf-8", "replace").strip()
+        raw = self._file.read(*members["cls"])
+        text = raw.decode("utf-8", "replace").strip()
         return int(text) if text.isdecimal() else text
-
-    def __getstate__(self):
-        return {**self.__dict__, "_handle": None}
-
-    def __del__(self):
-        handle = getattr(self, "_handle", None)
-        if handle is not None and handle[0] == os.getpid():
-            os.close(handle[1])

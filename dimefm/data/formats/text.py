@@ -1,7 +1,7 @@
-"""Plain text: one sentence a line, UTF-8; ``.txt.gz`` is read into memory, ``.txt`` is read at byte
-offsets.
+"""Plain text: one sentence a line, UTF-8.
 
-The key of a line is its number, counted from 0.
+``.txt.gz`` is read into memory, ``.txt`` at byte offsets. The key of a line is its number, counted
+from 0.
 """
 
 from __future__ import annotations
@@ -31,28 +31,19 @@ def open_shards(path: Path, name: str, kind: str, columns: Columns) -> list[Shar
 
 
 class Lines:
-    """The lines of a text file as bytes without their newline, in any order; a last line without
-    newline counts.
+    """The lines of a text file as bytes without their newline, in any order.
+
+    A last line without newline counts.
     """
 
     def __init__(self, path: Path):
         self.path = path
-        if path.suffix == ".gz":
-            try:
-                self._bytes: np.ndarray = np.frombuffer(
-                    gzip.decompress(path.read_bytes()), dtype=np.uint8
-                )
-            except (OSError, EOFError) as error:
-                raise DataError(
-                    f"{path}: not a whole gzip file ({error}); fetch or write it again"
-                ) from error
-        elif os.path.getsize(path):
-            self._bytes = np.memmap(path, dtype=np.uint8, mode="r")
-        else:
-            self._bytes = np.empty(0, dtype=np.uint8)
+        self._bytes = _bytes_of(path)
         ends = np.flatnonzero(self._bytes == ord("\n")).astype(np.int64)
-        if len(self._bytes) and (not len(ends) or ends[-1] != len(self._bytes) - 1):
-            ends = np.append(ends, len(self._bytes))
+        size = len(self._bytes)
+        last_end = ends[-1] if len(ends) else -1
+        if last_end < size - 1:  # the last line has no newline
+            ends = np.append(ends, size)
         self._ends = ends
 
     def __reduce__(self):
@@ -63,7 +54,24 @@ class Lines:
 
     def __getitem__(self, index: int) -> bytes:
         start = int(self._ends[index - 1]) + 1 if index else 0
-        return self._bytes[start : int(self._ends[index])].tobytes().removesuffix(b"\r")
+        end = int(self._ends[index])
+        line = self._bytes[start:end].tobytes()
+        return line.removesuffix(b"\r")
+
+
+def _bytes_of(path: Path) -> np.ndarray:
+    """Return the bytes of a text file, uint8; those of a gzip file unpacked into memory."""
+    if path.suffix == ".gz":
+        try:
+            text = gzip.decompress(path.read_bytes())
+        except (OSError, EOFError) as error:
+            raise DataError(
+                f"{path}: not a whole gzip file ({error}); fetch or write it again"
+            ) from error
+        return np.frombuffer(text, dtype=np.uint8)
+    if not os.path.getsize(path):  # an empty file cannot be mapped
+        return np.empty(0, dtype=np.uint8)
+    return np.memmap(path, dtype=np.uint8, mode="r")
 
 
 class TextShard(Divisible):
@@ -81,6 +89,7 @@ class TextShard(Divisible):
 
     def __getitem__(self, index: int) -> Row:
         try:
-            return Row(str(index), texts=(self._lines[index].decode("utf-8"),))
+            text = self._lines[index].decode("utf-8")
         except UnicodeDecodeError as error:
             raise BadRow(f"is not UTF-8: {error.reason} at byte {error.start}") from error
+        return Row(str(index), texts=(text,))

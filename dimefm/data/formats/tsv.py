@@ -1,5 +1,6 @@
-"""DIME-FM's TSV: ``key <tab> value <newline>`` in UTF-8, with a ``.lineidx`` of decimal byte
-offsets next to it.
+"""DIME-FM's TSV: ``key <tab> value <newline>`` in UTF-8, with an index of its lines.
+
+The index, a file of the same name that ends in ``.lineidx``, has a decimal byte offset a line.
 
 Image values are base64 of an encoded image file; text values are captions in any form of
 :func:`captions`. An optional ``.linelist`` names the row numbers to keep. Rows are cut at the
@@ -15,29 +16,28 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 
+from dimefm.data.pread import PreadFile
 from dimefm.data.rows import Columns, Row, Shard
 from dimefm.errors import BadRow, DataError
 
 SUFFIXES = (".tsv",)
 KINDS = frozenset({"image", "text"})
+HEADER = {b"filepath", b"title", b"text", b"caption"}  # names in the first line of a table
+HEAD = 256  # bytes of a line that are read for its key
+PERSON = ("[unused0]", "person")  # what DIME-FM's captions call a name, and what it reads
 
 
 def claims(path: Path) -> bool:
-    """A ``.tsv`` is DIME-FM's when it has an index or its first line has two columns and
-    no table header.
-    """
+    """A ``.tsv`` is DIME-FM's when it has an index, or else two columns and no table header."""
     if index_path(path).exists():
         return True
     with path.open("rb") as file:
         head = file.readline(1 << 16).rstrip(b"\r\n").split(b"\t")
-    return len(head) == 2 and not any(
-        name in (b"filepath", b"title", b"text", b"caption") for name in head
-    )
+    return len(head) == 2 and HEADER.isdisjoint(head)
 
 
 def open_shards(path: Path, name: str, kind: str, columns: Columns) -> list[Shard]:
@@ -51,15 +51,14 @@ def open_shards(path: Path, name: str, kind: str, columns: Columns) -> list[Shar
 
 
 def index_path(path: Path) -> Path:
-    """Return the path of the line index: the last extension replaced (``a.feat.tsv`` has
-    ``a.feat.lineidx``).
-    """
+    """Return the path of the line index of a TSV: ``a.feat.tsv`` has ``a.feat.lineidx``."""
     return path.with_suffix(".lineidx")
 
 
 def read_offsets(path: Path) -> np.ndarray:
-    """Return int64 byte offsets [rows + 1] of a TSV: from its index, or by scanning when there is
-    none.
+    """Return the byte offsets of a TSV's lines and its end, int64 [rows + 1].
+
+    They are read from its index; without one the file is scanned.
 
     Raises DataError when the index does not fit the file (wrong start, order, or end).
     """
@@ -71,53 +70,66 @@ def read_offsets(path: Path) -> np.ndarray:
         starts = np.array(index.read_text().split(), dtype=np.int64)
     except (ValueError, OverflowError) as error:
         raise DataError(
-            f"{index}: expected one decimal byte offset per line ({error}); write the index anew"
+            f"{index}: expected one decimal byte offset per line ({error}); remove the index and"
+            " it is rebuilt from the file"
         ) from error
-    ends = np.append(starts, size)
-    if len(starts) and (starts[0] != 0 or (np.diff(ends) <= 0).any()):
-        row = 0 if starts[0] else int(np.flatnonzero(np.diff(ends) <= 0)[0])
-        raise DataError(
-            f"{index}, row {row}: offset {ends[row]} does not fit {path.name} of {size} bytes; "
-            "remove the index and it is rebuilt from the file"
-        )
     if not len(starts) and size:
         raise DataError(
             f"{index}: the index is empty but {path.name} has {size} bytes; remove the index to"
             " rebuild it"
         )
-    return ends
+    offsets = np.append(starts, size)
+    row = _first_misplaced(offsets)
+    if row is not None:
+        raise DataError(
+            f"{index}, row {row}: offset {offsets[row]} does not fit {path.name} of {size} bytes; "
+            "remove the index and it is rebuilt from the file"
+        )
+    return offsets
+
+
+def _first_misplaced(offsets: np.ndarray) -> int | None:
+    """Return the first row that does not begin where it may, None when all fit."""
+    if len(offsets) == 1:  # a file without rows
+        return None
+    if offsets[0] != 0:
+        return 0
+    empty = np.flatnonzero(np.diff(offsets) <= 0)
+    return int(empty[0]) if len(empty) else None
 
 
 def _scan(path: Path, size: int) -> np.ndarray:
+    """Return the byte offsets of the lines of a file and its end, int64 [rows + 1]."""
     if not size:
         return np.zeros(1, dtype=np.int64)
-    newlines = (
-        np.flatnonzero(np.memmap(path, dtype=np.uint8, mode="r") == ord("\n")).astype(np.int64) + 1
-    )
-    ends = np.concatenate([[0], newlines])
-    return ends if ends[-1] == size else np.append(ends, size)
+    text = np.memmap(path, dtype=np.uint8, mode="r")
+    newlines = np.flatnonzero(text == ord("\n")).astype(np.int64)
+    offsets = np.concatenate([[0], newlines + 1])
+    if offsets[-1] != size:  # the last line has no newline
+        offsets = np.append(offsets, size)
+    return offsets
 
 
 class LineFile:
-    """Random access to the lines of a file by byte offsets [rows + 1]; one open handle per
-    process.
-    """
+    """Random access to the lines of a file by byte offsets [rows + 1]."""
 
     def __init__(self, path: Path, offsets: np.ndarray):
         self.path = path
         self.offsets = offsets
-        self._handle: tuple[int, int] | None = None
+        self._file = PreadFile(path)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     def line(self, row: int) -> bytes:
         """Return line ``row`` without its newline; raise DataError if the index is off."""
-        start, end = int(self.offsets[row]), int(self.offsets[row + 1])
-        raw = os.pread(self._descriptor(), end - start, start)
+        start = int(self.offsets[row])
+        end = int(self.offsets[row + 1])
+        raw = self._file.read(start, end - start)
         body = raw.removesuffix(b"\n")
-        cut_short = len(body) == len(raw) and row + 1 < len(self)
-        if len(raw) < end - start or cut_short or b"\n" in body:
+        is_last = row + 1 == len(self)
+        lacks_newline = len(body) == len(raw) and not is_last
+        if len(raw) < end - start or lacks_newline or b"\n" in body:
             raise DataError(
                 f"{self.path}, row {row}: bytes {start} to {end} are not one line, so"
                 f" {index_path(self.path).name} does not fit the file; remove the index and it is"
@@ -125,18 +137,11 @@ class LineFile:
             )
         return body
 
-    def _descriptor(self) -> int:
-        process = os.getpid()
-        if self._handle is None or self._handle[0] != process:
-            self._handle = (process, os.open(self.path, os.O_RDONLY))
-        return self._handle[1]
-
-    def __getstate__(self):
-        return {**self.__dict__, "_handle": None}
-
-    def __del__(self):
-        if self._handle is not None and self._handle[0] == os.getpid():
-            os.close(self._handle[1])
+    def head(self, row: int) -> bytes:
+        """Return the first bytes of line ``row``, at most HEAD."""
+        start = int(self.offsets[row])
+        end = int(self.offsets[row + 1])
+        return self._file.read(start, min(end - start, HEAD))
 
 
 class TsvShard(Shard):
@@ -149,6 +154,7 @@ class TsvShard(Shard):
         self.kept = self._linelist()
 
     def _linelist(self) -> np.ndarray | None:
+        """Return the row numbers of the ``.linelist``, None when there is none."""
         path = self.path.with_suffix(".linelist")
         if not path.exists():
             return None
@@ -158,29 +164,33 @@ class TsvShard(Shard):
             raise DataError(
                 f"{path}: expected one row number per line ({error}); correct the list"
             ) from error
-        if len(kept) and (
-            kept.min() < 0 or kept.max() >= len(self.lines) or (np.diff(kept) <= 0).any()
-        ):
+        is_inside = not len(kept) or (kept.min() >= 0 and kept.max() < len(self.lines))
+        is_ascending = (np.diff(kept) > 0).all()
+        if not (is_inside and is_ascending):
             raise DataError(
                 f"{path}: expected ascending row numbers below {len(self.lines)}; correct the list"
             )
         return kept
 
     def __len__(self) -> int:
-        return len(self.lines) if self.kept is None else len(self.kept)
+        if self.kept is None:
+            return len(self.lines)
+        return len(self.kept)
 
     def _line_number(self, index: int) -> int:
-        return index if self.kept is None else int(self.kept[index])
+        if self.kept is None:
+            return index
+        return int(self.kept[index])
 
     def keys(self) -> list[str]:
         return [self._key(self._line_number(index)) for index in range(len(self))]
 
     def _key(self, row: int) -> str:
-        start, end = self.lines.offsets[row], self.lines.offsets[row + 1]
-        head = os.pread(self.lines._descriptor(), min(int(end - start), 256), int(start))
-        if b"\t" not in head:
+        head = self.lines.head(row)
+        if b"\t" not in head:  # the key is longer, or there is none
             head = self.lines.line(row)
-        return head.split(b"\t", 1)[0].rstrip(b"\n").decode("utf-8", "replace")
+        key, _, _ = head.partition(b"\t")
+        return key.rstrip(b"\n").decode("utf-8", "replace")
 
     def __getitem__(self, index: int) -> Row:
         line = self.lines.line(self._line_number(index))
@@ -189,20 +199,35 @@ class TsvShard(Shard):
             raise BadRow("has no second column; expected key, tab, value")
         name = key.decode("utf-8", "replace")
         if self.kind == "text":
-            try:
-                return Row(name, texts=captions(value.decode("utf-8")))
-            except UnicodeDecodeError as error:
-                raise BadRow(f"is not UTF-8: {error.reason} at byte {error.start}") from error
-        image, _, label = value.removesuffix(b"\r").partition(b"\t")
-        try:
-            return Row(name, image=base64.b64decode(image, validate=True), label=_label(label))
-        except binascii.Error as error:
-            raise BadRow(f"second column is not base64: {error}") from error
+            return _text_row(name, value)
+        return _image_row(name, value)
+
+
+def _text_row(name: str, value: bytes) -> Row:
+    """Return the row of a second column that holds captions."""
+    try:
+        text = value.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadRow(f"is not UTF-8: {error.reason} at byte {error.start}") from error
+    return Row(name, texts=captions(text))
+
+
+def _image_row(name: str, value: bytes) -> Row:
+    """Return the row of a second column that holds an image in base64, with a label or without."""
+    encoded, _, label = value.removesuffix(b"\r").partition(b"\t")
+    try:
+        image = base64.b64decode(encoded, validate=True)
+    except binascii.Error as error:
+        raise BadRow(f"second column is not base64: {error}") from error
+    return Row(name, image=image, label=_label(label))
 
 
 def _label(raw: bytes) -> int | str | None:
+    """Return the label of a third column, None for an empty one."""
     text = raw.decode("utf-8", "replace").strip()
-    return int(text) if text.isdecimal() else text or None
+    if not text:
+        return None
+    return int(text) if text.isdecimal() else text
 
 
 def captions(value: str) -> tuple[str, ...]:
@@ -210,24 +235,23 @@ def captions(value: str) -> tuple[str, ...]:
 
     Forms: ``{"captions": [..] | ".."}``, ``{"caption": [..] | ".."}``, ``{"tags": [name]}`` and
     ``{"task": "classification", "class_name": name}`` (one plain prompt), a list (its first
-    element, in any form), a JSON string, and anything else, which is the sentence itself (``1984``
-    and ``null`` are sentences too). ``[unused0]`` reads ``person``. Deviation: the release draws
-    one of 81 prompts at random for a class name; a cached feature must belong to one fixed
-    sentence, so the prompt here is always "a photo of a NAME.".
+    element, in any form), a JSON string, and anything else, which is the caption itself (``1984``
+    and ``null`` are captions too). ``[unused0]`` reads ``person``. Deviation: the release draws
+    one of 81 prompts at random for a class name; a cached embedding must belong to one fixed
+    caption, so the prompt here is always "a photo of a NAME.".
     """
     try:
         parsed = json.loads(value)
     except (ValueError, RecursionError):
         parsed = value
-    found = _captions_of(parsed)
-    sentences = found if found is not None else [value]
-    return tuple(sentence.replace("[unused0]", "person") for sentence in sentences)
+    texts = _captions_of(parsed)
+    if texts is None:
+        texts = [value]
+    return tuple(text.replace(*PERSON) for text in texts)
 
 
 def _captions_of(parsed: object) -> list[str] | None:
-    """Return the captions of a parsed JSON value, or None when the text is to be taken as it
-    stands.
-    """
+    """Return the captions of a parsed JSON value, None when the text itself is the caption."""
     if isinstance(parsed, str):
         return [parsed]
     if isinstance(parsed, list):
@@ -238,20 +262,22 @@ def _captions_of(parsed: object) -> list[str] | None:
         return None
     for field in ("captions", "caption", "text"):
         if field in parsed:
-            value = parsed[field]
-            sentences = [value] if isinstance(value, str) else value
-            if (
-                not isinstance(sentences, list)
-                or not sentences
-                or not all(isinstance(s, str) for s in sentences)
-            ):
-                raise BadRow(f"'{field}' holds no sentence")
-            return sentences
+            return _texts_of(parsed[field], field)
     names = parsed.get("tags") or parsed.get("class_name")
     name = names[0] if isinstance(names, list) and names else names
     if isinstance(name, str):
-        return [f"a photo of a {name.replace(',', '').replace('+', ' ')}."]
+        plain_name = name.replace(",", "").replace("+", " ")
+        return [f"a photo of a {plain_name}."]
     raise BadRow(
         "is a JSON object without captions, caption, tags or class_name (found:"
         f" {', '.join(parsed) or 'nothing'})"
     )
+
+
+def _texts_of(value: object, field: str) -> list[str]:
+    """Return the captions of a field: a string or a list of strings; raise BadRow for others."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and value and all(isinstance(text, str) for text in value):
+        return value
+    raise BadRow(f"'{field}' holds no sentence")
