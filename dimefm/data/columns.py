@@ -1,5 +1,6 @@
-"""Choosing columns of tables by name, and turning their values into sentences; shared by Parquet,
-CSV and JSONL.
+"""Choose columns of tables by name, and turn their values into texts.
+
+Parquet, CSV and JSON lines share this.
 """
 
 from __future__ import annotations
@@ -29,65 +30,66 @@ class Chosen:
     label: str | None
 
 
-def choose(path: Path, found: Sequence[str], kind: str, columns: Columns) -> Chosen:
-    """Return the columns of ``path`` that ``kind`` needs; raise DataError when one is missing.
+def choose(path: Path, names: Sequence[str], kind: str, columns: Columns) -> Chosen:
+    """Return the columns that ``kind`` needs among the ``names`` of the table at ``path``.
 
     A ``pair`` needs its image; its text may also come from a label, so the text column is optional
-    there.
+    for it. Raises DataError when a column is missing.
     """
 
-    def pick(what: str, needed: bool) -> str | None:
+    def pick(what: str, is_needed: bool) -> str | None:
         asked = getattr(columns, what)
         if asked is not None:
-            if asked not in found:
+            if asked not in names:
                 raise DataError(
-                    f"{path}: no column '{asked}' for the {what}; columns found: {', '.join(found)}"
+                    f"{path}: no column '{asked}' for the {what}; columns found: {', '.join(names)}"
                 )
             return asked
-        usual = next((name for name in USUAL[what] if name in found), None)
-        if usual is None and needed:
+        for usual in USUAL[what]:
+            if usual in names:
+                return usual
+        if is_needed:
             raise DataError(
                 f"{path}: no {what} column; expected one of {', '.join(USUAL[what])}, found:"
-                f" {', '.join(found)}; name it with --{what}-column"
+                f" {', '.join(names)}; name it with --{what}-column"
             )
-        return usual
+        return None
 
+    wants_image = kind in ("image", "pair")
+    wants_text = kind in ("text", "pair")
     return Chosen(
-        image=pick("image", True) if kind in ("image", "pair") else None,
-        text=pick("text", kind == "text") if kind in ("text", "pair") else None,
+        image=pick("image", True) if wants_image else None,
+        text=pick("text", kind == "text") if wants_text else None,
         key=pick("key", False),
-        label=pick("label", False) if kind in ("image", "pair") else None,
+        label=pick("label", False) if wants_image else None,
     )
 
 
 def sentences(value: object) -> tuple[str, ...]:
-    """Return the sentences of one cell: a string or a list of strings; raise BadRow for anything
-    else.
-    """
+    """Return the texts of one cell: a string or a list of strings; raise BadRow for others."""
     if isinstance(value, str):
         return (value,)
-    if isinstance(value, list | tuple) and value and all(isinstance(item, str) for item in value):
+    is_list = isinstance(value, list | tuple)
+    if is_list and value and all(isinstance(item, str) for item in value):
         return tuple(value)
-    raise BadRow(
-        f"has no sentence (found {'an empty list' if value == [] else type(value).__name__})"
-    )
+    got = "an empty list" if value == [] else type(value).__name__
+    raise BadRow(f"has no sentence (found {got})")
 
 
 def read_file(root: Path, name: object, where: str) -> bytes:
-    """Return the bytes of file ``name`` under ``root``; raise BadRow when it is missing, DataError
-    when it leaves root.
+    """Return the bytes of file ``name`` under ``root``; ``where`` is the table and the row.
 
-    ``where`` names the table and row that say so.
+    Raises BadRow when the file is missing, DataError when it is outside the root.
     """
     if not isinstance(name, str) or not name:
         raise BadRow("names no image file")
     try:
-        found = inside(root, name)
+        path = inside(root, name)
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
     except (OSError, ValueError, RuntimeError) as error:  # a NUL in the name, a link to itself
         raise BadRow(f"image file {name!r} cannot be read: {error}") from error
     try:
-        return found.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise BadRow(f"image file {name} cannot be read: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""Rows: an ordered source of images or sentences, addressed by number.
+"""Rows: an ordered source of images or texts, addressed by number.
 
 A *source* is what the user names: a file, a folder, a pattern or a ``.list``. It opens as shards
 (one per file), and a shard is a sequence of :class:`Row`. Reading row i is a pure function of the
@@ -27,17 +27,16 @@ import numpy as np
 from dimefm.errors import DataError
 from dimefm.storage.files import sampled_sha256
 
-BYTES_KEPT = (
-    2 << 30
-)  # of blocks that all shards of a process keep in memory together, those used last
+# of blocks that all shards of a process keep in memory together, those used last
+BYTES_KEPT = 2 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """One raw row.
 
-    ``image`` holds the bytes of an encoded image file; ``texts`` zero or more sentences; ``label``
-    a class number or a class name. A source fills what it has.
+    ``image`` holds the bytes of an encoded image file; ``texts`` zero or more texts; ``label`` a
+    class number or a class name. A source fills what it has.
     """
 
     key: str
@@ -48,11 +47,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a table hold what, and the folder that file names inside a source may not
-    leave.
+    """Which columns of a table hold what, and the ``root`` that file names may not leave.
 
-    ``None`` means "the first usual name that is there" (see each format). ``separator`` is for CSV
-    and TSV tables only.
+    ``None`` means "the first usual name that the table has" (see the formats). ``separator`` is for
+    CSV and TSV tables only.
     """
 
     image: str | None = None
@@ -64,11 +62,11 @@ class Columns:
 
 
 class Shard(ABC):
-    """One file of a source. ``name`` identifies it: its path relative to the source's root, with
-    forward slashes.
+    """One file of a source.
 
-    ``entry`` is the number of the source that names it, and ``weight`` how often its rows are dealt
-    in training, against 1 for others; :func:`~dimefm.data.sources.open_rows` sets both.
+    ``name`` identifies it: its path relative to the source's root, with forward slashes. ``entry``
+    is the number of the source that names it, and ``weight`` how often its rows are dealt in
+    training, compared with rows of weight 1; :func:`~dimefm.data.sources.open_rows` sets both.
     """
 
     entry: int = 0
@@ -84,18 +82,19 @@ class Shard(ABC):
 
     @abstractmethod
     def __getitem__(self, index: int) -> Row:
-        """Return row ``index``, 0 <= index < len; raise BadRow with the reason when it cannot be
-        read.
-        """
+        """Return row ``index``, 0 <= index < len; raise BadRow when it cannot be read."""
 
     def blocks(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return where blocks of rows begin that can only be read as a whole, the first at 0, and
-        about how many bytes each takes in memory, int64 [blocks] each; none when every row is read
-        by itself."""
-        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+        """Return (first rows, sizes) of blocks of rows that are only read as a whole.
+
+        Sizes are about the bytes that a block takes in memory; both are int64 [blocks], and the
+        first block begins at 0. There are no blocks when every row is read by itself.
+        """
+        nothing = np.empty(0, dtype=np.int64)
+        return nothing, nothing.copy()
 
     def digest(self) -> str:
-        """Return a digest of the shard's content that does not depend on where it lies."""
+        """Return a digest of the shard's content that does not depend on its folder."""
         return sampled_sha256(self.path)
 
     def digests(self) -> tuple[str, ...]:
@@ -112,7 +111,8 @@ class Rows(Sequence[Row]):
 
     def __init__(self, shards: Sequence[Shard]):
         self.shards = tuple(shards)
-        self.starts = list(itertools.accumulate((len(s) for s in self.shards), initial=0))
+        counts = [len(shard) for shard in self.shards]
+        self.starts = list(itertools.accumulate(counts, initial=0))
 
     def __len__(self) -> int:
         return self.starts[-1]
@@ -135,19 +135,21 @@ class Rows(Sequence[Row]):
 
 
 def readable(name: str) -> str:
-    """Return a name as text that UTF-8 can hold: bytes of another encoding, lone surrogates here,
-    become ``\\udcNN``.
+    """Return a name as text that UTF-8 can hold.
+
+    Bytes of another encoding, which Python reads as lone surrogates, become ``\\udcNN``.
     """
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def inside(root: Path, name: str) -> Path:
-    """Return ``root / name`` resolved; raise DataError when it leaves ``root`` (also through links
-    or ``..``).
+    """Return ``root / name`` resolved; raise DataError when it leaves ``root``.
+
+    Links and ``..`` may lead out of it.
     """
-    found = (root / name).resolve()
-    if not found.is_relative_to(root.resolve()):
+    path = (root / name).resolve()
+    if not path.is_relative_to(root.resolve()):
         raise DataError(
             f"'{name}' leads outside {root}; give the folder that holds the files with --dataroot"
         )
-    return found
+    return path

@@ -1,6 +1,4 @@
-"""Which rows of a source run: a range of them, a share of them by the hashes of their keys, the
-first so many.
-"""
+"""Select the rows of a source: a range, a share by the hashes of their keys, the first so many."""
 
 from __future__ import annotations
 
@@ -18,14 +16,19 @@ from dimefm.errors import DataError, RecipeError
 from dimefm.runtime.seeding import seed_of
 from dimefm.storage.files import sha256_keys
 
+ROWS = re.compile(r"([0-9]{0,18}):([0-9]{0,18})")  # of --rows
+NAMED = 4  # shards that a message names at most
+
 
 @dataclass(frozen=True)
 class Selection:
-    """The rows ``rows[0]`` to ``rows[1] - 1`` of all, counted from 0 (None: to the last); of these,
+    """Which rows of a source are taken.
+
+    First the rows ``rows[0]`` to ``rows[1] - 1``, counted from 0 (None: to the last); of these,
     those whose :func:`place` is at least ``split[0]`` and below ``split[1]``; of these, the first
     ``limit`` (None: all).
 
-    Its string is the flags that say the same.
+    Its string is the command line's flags for the same selection.
     """
 
     rows: tuple[int, int | None] = (0, None)
@@ -34,57 +37,62 @@ class Selection:
 
     @staticmethod
     def parse(
-        rows: str | None = None, split: str | None = None, limit: int | None = None
+        rows: str | None = None,
+        split: str | None = None,
+        limit: int | None = None,
     ) -> Selection:
-        """Return the selection of ``--rows A:B --split A:B --limit N``; what is None selects all.
+        """Return the selection of ``--rows A:B --split A:B --limit N``; None selects all.
 
-        Raises RecipeError when a value cannot be read or would select nothing whatever the rows
-        are.
+        Raises RecipeError when a value cannot be read, or would select nothing from any source.
         """
-        return Selection(
-            Selection.rows if rows is None else parse_rows(rows),
-            Selection.split if split is None else parse_split(split),
-            limit,
-        )
+        selected_rows = Selection.rows if rows is None else parse_rows(rows)
+        selected_split = Selection.split if split is None else parse_split(split)
+        return Selection(selected_rows, selected_split, limit)
 
     def __str__(self) -> str:
-        first, stop = self.rows
-        flags = {
-            "--rows": (
-                f"{first}:{'' if stop is None else stop}" if self.rows != Selection.rows else None
-            ),
-            "--split": (
-                f"{self.split[0]}:{self.split[1]}" if self.split != Selection.split else None
-            ),
-            "--limit": self.limit,
-        }
-        return " ".join(f"{flag} {value}" for flag, value in flags.items() if value is not None)
+        flags: list[str] = []
+        if self.rows != Selection.rows:
+            first, stop = self.rows
+            end = "" if stop is None else stop
+            flags.append(f"--rows {first}:{end}")
+        if self.split != Selection.split:
+            low, high = self.split
+            flags.append(f"--split {low}:{high}")
+        if self.limit is not None:
+            flags.append(f"--limit {self.limit}")
+        return " ".join(flags)
 
 
 def parse_rows(text: str) -> tuple[int, int | None]:
-    """Return (first row, row after the last or None) of ``A:B``, ``A:``, ``:B`` or ``:``; raise
-    RecipeError for others.
+    """Return (first row, row after the last or None) of ``A:B``, ``A:``, ``:B`` or ``:``.
+
+    Raises RecipeError for anything else.
     """
-    found = re.fullmatch(r"([0-9]{0,18}):([0-9]{0,18})", text)
-    first, stop = (int(found[1] or 0), int(found[2]) if found[2] else None) if found else (0, 0)
-    if stop is not None and stop <= first:
-        raise RecipeError(
-            f"--rows {text}: expected A:B, row numbers from 0 with A < B; say 0:1000 for the first"
-            " 1000 rows"
-        )
-    return first, stop
+    match = ROWS.fullmatch(text)
+    if match is not None:
+        first = int(match[1] or 0)
+        stop = int(match[2]) if match[2] else None
+        if stop is None or stop > first:
+            return first, stop
+    raise RecipeError(
+        f"--rows {text}: expected A:B, row numbers from 0 with A < B; say 0:1000 for the first"
+        " 1000 rows"
+    )
 
 
 def parse_split(text: str) -> tuple[float, float]:
-    """Return (start, end) of ``A:B``, ``A:`` or ``:B``, shares with 0 <= A < B <= 1; raise
-    RecipeError for others.
+    """Return (start, end) of ``A:B``, ``A:`` or ``:B``, shares with 0 <= A < B <= 1.
+
+    Raises RecipeError for anything else.
     """
-    low, _, high = text.partition(":")
+    low, colon, high = text.partition(":")
     try:
-        start, end = float(low or 0), float(high or 1)
+        start = float(low or 0)
+        end = float(high or 1)
     except ValueError:
-        start = end = 0.0
-    if ":" not in text or not 0 <= start < end <= 1:
+        start = 0.0
+        end = 0.0
+    if not colon or not 0 <= start < end <= 1:
         raise RecipeError(
             f"--split {text}: expected A:B with 0 <= A < B <= 1; say 0:0.9 to train and 0.9:1 to"
             " validate"
@@ -103,25 +111,26 @@ def place(key: str) -> float:
 
 
 def within(key: str, split: tuple[float, float]) -> bool:
-    """Say whether the :func:`place` of a row's key is at least ``split[0]`` and below
-    ``split[1]``.
-    """
-    return split[0] <= place(key) < split[1]
+    """Tell whether the :func:`place` of a row's key is in ``split``, whose end is not in it."""
+    start, end = split
+    return start <= place(key) < end
 
 
 class Selected(Shard):
-    """The rows ``numbers`` (one or more, ascending: a range of step 1, or int64) of another shard,
-    numbered anew from 0.
+    """Some rows of another shard, numbered from 0.
+
+    They are the rows ``numbers``, one or more, ascending: a range of step 1, or int64.
     """
 
     def __init__(self, whole: Shard, numbers: range | np.ndarray):
         super().__init__(whole.path, whole.name)
-        self.entry, self.weight = whole.entry, whole.weight
-        dense = numbers[-1] - numbers[0] + 1 == len(numbers)
-        self.whole, self.numbers = (
-            whole,
-            (range(int(numbers[0]), int(numbers[-1]) + 1) if dense else numbers),
-        )
+        self.entry = whole.entry
+        self.weight = whole.weight
+        self.whole = whole
+        first = int(numbers[0])
+        end = int(numbers[-1]) + 1
+        has_all_between = end - first == len(numbers)
+        self.numbers = range(first, end) if has_all_between else numbers
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -137,18 +146,18 @@ class Selected(Shard):
         return blocks_within(self.whole, self.numbers)
 
     def digest(self) -> str:
-        """Return a digest of the whole shard's and of which of its rows these are, however they
-        were selected.
+        """Return a digest of the whole shard's digest and of the numbers of the rows.
+
+        It does not depend on how the rows were selected.
         """
         return self._of(self.whole.digest())
 
     def digests(self) -> tuple[str, ...]:
-        """Return :meth:`digest` and, of a packed shard, those of the same rows of what it was
-        packed from.
-        """
-        return tuple(map(self._of, self.whole.digests()))
+        """Return :meth:`digest` and, of a packed shard, that of the same rows of its source."""
+        return tuple(self._of(digest) for digest in self.whole.digests())
 
     def _of(self, digest: str) -> str:
+        """Return the digest of these rows of a shard with this ``digest``."""
         if isinstance(self.numbers, range):
             which = f"{self.numbers.start}-{self.numbers.stop}"
         else:
@@ -157,8 +166,9 @@ class Selected(Shard):
 
 
 def select(rows: Rows, selection: Selection) -> Rows:
-    """Return the selected rows, in order, in shards of the same names; shards without one are left
-    out, and shards of which every row is selected stay as they are.
+    """Return the selected rows, in order, in shards of the same names.
+
+    A shard without selected rows is dropped; a shard of which every row is selected stays as it is.
 
     Raises DataError when no row is selected.
     """
@@ -168,11 +178,16 @@ def select(rows: Rows, selection: Selection) -> Rows:
     left = len(rows) if selection.limit is None else selection.limit
     shards: list[Shard] = []
     for start, shard in zip(rows.starts, rows.shards, strict=False):
-        here = range(max(span.start - start, 0), min(span.stop - start, len(shard)))
-        numbers = _of_split(shard, here, selection.split)[:left] if left else ()
+        if not left:
+            break
+        first = max(span.start - start, 0)
+        end = min(span.stop - start, len(shard))
+        numbers = _of_split(shard, range(first, end), selection.split)[:left]
         left -= len(numbers)
-        if len(numbers):
-            shards.append(shard if len(numbers) == len(shard) else Selected(shard, numbers))
+        if not len(numbers):
+            continue
+        is_whole = len(numbers) == len(shard)
+        shards.append(shard if is_whole else Selected(shard, numbers))
     if not shards:
         raise DataError(
             f"{selection}: selects none of the {len(rows)} rows of {_names(rows.shards)}; select"
@@ -182,14 +197,20 @@ def select(rows: Rows, selection: Selection) -> Rows:
 
 
 def _of_split(shard: Shard, numbers: range, split: tuple[float, float]) -> range | np.ndarray:
-    """Return the rows among ``numbers`` that lie in the split; keys are read only when it is not
-    everything.
+    """Return the rows among ``numbers`` that are in the split.
+
+    Keys are read only when the split is not everything.
     """
     if split == Selection.split or not numbers:
         return numbers
     keys = shard.keys()
-    return np.array([number for number in numbers if within(keys[number], split)], dtype=np.int64)
+    selected = [number for number in numbers if within(keys[number], split)]
+    return np.array(selected, dtype=np.int64)
 
 
 def _names(shards: Sequence[Shard]) -> str:
-    return ", ".join(shard.name for shard in shards[:4]) + (", ..." if len(shards) > 4 else "")
+    """Return the names of the first shards."""
+    names = [shard.name for shard in shards[:NAMED]]
+    if len(shards) > NAMED:
+        names.append("...")
+    return ", ".join(names)

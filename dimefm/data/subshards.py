@@ -1,8 +1,7 @@
-"""Long files in parts: a file of many rows is several shards, so that a long extraction has units
-of work to resume at.
+"""Long files in parts: a file of many rows is several shards.
 
-Plain text, tables, JSON lines and Parquet say that they may be cut by being :class:`Divisible`.
-DIME-FM's TSVs and tars are not: their shards stay one to one with files.
+So a long extraction has units of work to resume at. Plain text, tables, JSON lines and Parquet may
+be cut, as they are :class:`Divisible`. DIME-FM's TSVs and tars are not: a file is one shard.
 """
 
 from __future__ import annotations
@@ -23,16 +22,15 @@ class Divisible(Shard):
 
     @abstractmethod
     def keys_of(self, rows: range) -> list[str]:
-        """Return the keys of ``rows`` (a range of step 1) in order, including rows that cannot be
-        read.
-        """
+        """Return the keys of ``rows`` (a range of step 1) in order, also of unreadable rows."""
 
     def keys(self) -> list[str]:
         return self.keys_of(range(len(self)))
 
     def cuts(self, most: int) -> list[int]:
         """Return where parts of at most ``most`` rows begin, 0 first."""
-        return list(range(0, len(self), most)) or [0]
+        starts = list(range(0, len(self), most))
+        return starts or [0]
 
 
 class Part(Shard):
@@ -40,8 +38,10 @@ class Part(Shard):
 
     def __init__(self, whole: Divisible, name: str, rows: range):
         super().__init__(whole.path, name)
-        self.whole, self.rows = whole, rows
-        self.entry, self.weight = whole.entry, whole.weight
+        self.whole = whole
+        self.rows = rows
+        self.entry = whole.entry
+        self.weight = whole.weight
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -56,32 +56,34 @@ class Part(Shard):
         return blocks_within(self.whole, self.rows)
 
     def digest(self) -> str:
-        return sha256_keys([self.whole.digest(), f"{self.rows.start}-{self.rows.stop}"])
+        span = f"{self.rows.start}-{self.rows.stop}"
+        return sha256_keys([self.whole.digest(), span])
 
 
 def blocks_within(whole: Shard, rows: range | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return :meth:`Shard.blocks` of a shard that consists of ``rows`` (ascending) of another."""
     starts, sizes = whole.blocks()
-    found = (
-        np.clip(starts - rows.start, 0, len(rows))
-        if isinstance(rows, range)
-        else np.searchsorted(rows, starts)
-    )
-    used = np.diff(found, append=len(rows)) > 0
-    return found[used], sizes[used]
+    if isinstance(rows, range):
+        firsts = np.clip(starts - rows.start, 0, len(rows))
+    else:
+        firsts = np.searchsorted(rows, starts)
+    has_rows = np.diff(firsts, append=len(rows)) > 0
+    return firsts[has_rows], sizes[has_rows]
 
 
 def cut(shard: Shard) -> list[Shard]:
-    """Return the parts of a divisible shard of more than ROWS_PER_PART rows, named ``NAME/00000``
-    and on; else itself.
+    """Return the parts of a divisible shard of more than ROWS_PER_PART rows; else the shard.
+
+    The parts are named ``NAME/00000``, ``NAME/00001`` and so on.
     """
     if not isinstance(shard, Divisible) or len(shard) <= ROWS_PER_PART:
         return [shard]
     starts = shard.cuts(ROWS_PER_PART)
     if len(starts) == 1:
         return [shard]
-    ends = itertools.pairwise([*starts, len(shard)])
-    return [
-        Part(shard, f"{shard.name}/{i:05d}", range(start, end))
-        for i, (start, end) in enumerate(ends)
-    ]
+    edges = [*starts, len(shard)]
+    parts: list[Shard] = []
+    for number, (start, end) in enumerate(itertools.pairwise(edges)):
+        rows = range(start, end)
+        parts.append(Part(shard, f"{shard.name}/{number:05d}", rows))
+    return parts
