@@ -69,9 +69,9 @@ def sentences(value: object) -> tuple[str, ...]:
     """Return the texts of one cell: a string or a list of strings; raise BadRow for others."""
     if isinstance(value, str):
         return (value,)
-    is_list = isinstance(value, list | tuple)
-    if is_list and value and all(isinstance(item, str) for item in value):
-        return tuple(value)
+    if isinstance(value, list | tuple) and value:
+        if all(isinstance(item, str) for item in value):
+            return tuple(value)
     got = "an empty list" if value == [] else type(value).__name__
     raise BadRow(f"has no sentence (found {got})")
 
