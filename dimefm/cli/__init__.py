@@ -89,6 +89,7 @@ def explain(error: Exception) -> str | None:
 def main(debug: bool) -> None:
     """Distil a large CLIP into a small one, with no teacher in the training loop.
 
-    Cache a teacher's features (extract-features), train a student on them (train), score it (eval
-    elevater). To see all of it on small real data, run dimefm quickstart.
+    extract-features caches the embeddings of a teacher, train trains a student on them, and eval
+    scores the student. run does all three from one file. quickstart runs the whole pipeline on a
+    small dataset in minutes.
     """

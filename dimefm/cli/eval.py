@@ -12,53 +12,66 @@ from dimefm.cli._recipe_options import scratch_option
 
 @click.group("eval", context_settings=CONTEXT)
 def command():
-    """Measure what an encoder knows."""
+    """Score models: zero-shot classification and retrieval."""
 
 
-@command.command("elevater", context_settings=CONTEXT)
+@command.command(
+    "elevater", context_settings=CONTEXT, short_help="Score a model zero-shot on datasets."
+)
 @click.option(
     "--model",
     required=True,
     metavar="SPEC",
-    help="A run folder, ARCH/TAG, or anything --teacher takes.",
+    help="Model to score: a run folder, ARCH/TAG of open_clip, or any other --teacher SPEC.",
 )
 @click.option(
     "--root",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="One folder per dataset.",
+    help="Folder with one folder per dataset.",
 )
 @click.option(
     "--datasets",
     metavar="A,B",
-    help="Benchmarks or folders.  [default: every folder that has a card]",
+    help="Benchmarks or folders.  [default: all folders in --root that have a card]",
 )
 @click.option(
     "--out",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="scores.json and report.md",
+    help="Folder to write: scores.json, report.md and the embeddings.",
 )
 @click.option(
     "--by",
     default="rows",
     show_default=True,
     type=click.Choice(["rows", "tokens"]),
-    help="What to compare.",
+    help="Similarity of image and text: rows, by their embeddings; tokens, by patches and words.",
 )
-@click.option("--layout", help="Layout of the datasets when detection does not do.")
+@click.option(
+    "--layout", metavar="NAME", help="Layout of the dataset folders.  [default: detected]"
+)
 @click.option(
     "--text-model",
     metavar="SPEC",
-    help="Of a distilled run: where its teacher lies now, or a text tower's run.",
+    help=(
+        "Text tower of a distilled run: its teacher, or a text tower's run.  [default: the teacher"
+        " that the run names]"
+    ),
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--device",
+    metavar="NAME",
+    default="auto",
+    show_default=True,
+    help="Device: auto, cpu, cuda or cuda:N.",
+)
 @click.option(
     "--precision",
     default="fp32",
     show_default=True,
     type=click.Choice(["fp32", "bf16", "fp16"]),
-    help="Of the towers.",
+    help="Compute precision of the towers.",
 )
 @click.option(
     "--batch-size",
@@ -66,25 +79,28 @@ def command():
     show_default=True,
     type=click.IntRange(1),
     metavar="N",
-    help="Rows encoded at once.",
+    help="Samples to encode at once.",
 )
 @click.option(
     "--workers",
     default=2,
     show_default=True,
     type=click.IntRange(1),
+    metavar="N",
     help="Threads that read and decode.",
 )
 def elevater(
     model, root, datasets, out, by, layout, text_model, device, precision, batch_size, workers
 ):
-    """Zero-shot scores on the datasets found under --root: the 20 of ELEVATER and every other that
-    has a card. Without --datasets the mean is over the sets of ELEVATER.
+    """Score a model zero-shot on the datasets in --root: the 20 of ELEVATER, and any other dataset
+    that has a card. Without --datasets the mean is over the ELEVATER datasets.
 
-    Image folders, Parquet, webdataset tars and vision-datasets are read; classnames.txt and
-    templates.txt next to the data win over the built-in ones. Features are kept in --out, so a
-    second call is quick. --by tokens compares patches with words, as FILIP does, for a run that
-    learned declip.filip; it keeps nothing.
+    A dataset is an image folder, Parquet, webdataset tars, or a vision-datasets folder. A
+    classnames.txt or templates.txt in the folder of a dataset replaces the built-in file. The
+    embeddings are saved in --out, so a second run is fast.
+
+    --by tokens compares patches with words, as FILIP does. It needs a run that trained with
+    declip.filip, and saves no embeddings.
 
     \b
     Example:
@@ -114,27 +130,32 @@ def elevater(
         )
 
 
-@command.command("retrieval", context_settings=CONTEXT)
-@click.option("--images", required=True, metavar="CACHE", help="Image features: a folder or URL.")
-@click.option("--texts", required=True, metavar="CACHE", help="Text features of the same encoder.")
+@command.command("retrieval", context_settings=CONTEXT, short_help="Score two caches by retrieval.")
+@click.option("--images", required=True, metavar="CACHE", help="Image cache: a folder or URL.")
 @click.option(
-    "--split", metavar="A:B", help="Only rows whose keys hash to [A, B) of 0 to 1, as in train."
+    "--texts", required=True, metavar="CACHE", help="Text cache of the same model: a folder or URL."
+)
+@click.option(
+    "--split",
+    metavar="A:B",
+    help="Share of the samples to score, by a hash of their keys, as in train.",
 )
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Gets scores.json and report.md.",
+    help="Folder to write: scores.json and report.md.  [default: print only]",
 )
 @scratch_option
 def retrieval(images, texts, split, out, scratch):
-    """Recall at 1, 5 and 10, both ways, from cached features of one encoder.
+    """Compute recall at 1, 5 and 10 in both directions from an image cache and a text cache.
 
-    A text belongs to the image of the same key; of several texts of an image, KEY#0, KEY#1, ...,
-    each does.
+    A text matches the image of the same key. An image may have several texts, with the keys KEY#0,
+    KEY#1, ...: any of them is a match.
 
     \b
     Example:
-      dimefm eval retrieval --images cache/images --texts cache/texts --out scores/retrieval
+      dimefm eval retrieval --images cache/images --texts cache/texts \\
+             --out scores/retrieval
     """
     from dimefm.cache import FeatureCache
     from dimefm.data.selection import parse_split

@@ -11,7 +11,7 @@ from dimefm.cli._recipe_options import selection_options, source_options
 from dimefm.errors import DataError
 
 
-@click.command("pack", cls=ManyValues, short_help="Make images small once, for quick training.")
+@click.command("pack", cls=ManyValues, short_help="Downscale images once to speed up training.")
 @click.argument("sources", nargs=-1, required=True, metavar="SRC...")
 @click.option(
     "--out",
@@ -25,24 +25,39 @@ from dimefm.errors import DataError
     show_default=True,
     type=click.IntRange(8),
     metavar="PIXELS",
-    help="Shorter side, at most.",
+    help="Largest shorter side of a packed image.",
 )
 @click.option(
-    "--quality", default=90, show_default=True, type=click.IntRange(1, 100), help="Of the JPEGs."
+    "--quality",
+    default=90,
+    show_default=True,
+    type=click.IntRange(1, 100),
+    metavar="N",
+    help="JPEG quality.",
 )
-@click.option("--workers", type=click.IntRange(1), help="Threads.  [default: one for each core]")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="Threads that read, resize and write.  [default: one per core]",
+)
 @source_options
 @selection_options
 def command(sources, out, size, quality, workers, **flags):
-    """Make images small once, so that training reads and decodes little.
+    """Downscale images once, so that training reads and decodes fewer bytes.
 
-    Each shard of SRC becomes a tar of upright RGB JPEGs with its keys, sentences and labels; images
-    are never enlarged. A cache extracted from SRC trains with the packed images: name the folder in
-    place of SRC, with the --rows, --split and --limit of the extraction unless they were given
-    here. A row without a usable image stays in its place, is never shown, and is listed in
-    pack.json. Interrupted, the same command goes on at the next unfinished shard.
+    Each shard of SRC becomes a tar of upright RGB JPEGs with the same keys, texts and labels. Small
+    images are never enlarged. An interrupted command resumes at the next unfinished shard.
 
-    Example: dimefm pack photos/ --out packed
+    A cache extracted from SRC also serves the packed images: pass the packed folder to train in
+    place of SRC. If the extraction used --rows, --split or --limit, pass them to pack or to
+    train.
+
+    A sample whose image cannot be read keeps its number, is never shown, and is listed in pack.json
+    with the reason.
+
+    \b
+    Example:
+      dimefm pack photos/ --out packed
     """
     from dimefm.data.packed.pack import Settings, pack
 

@@ -12,21 +12,24 @@ from dimefm.cli._options import CONTEXT
 @click.command(
     "prompts",
     context_settings=CONTEXT,
-    short_help="Write the class prompts of datasets as sentences.",
+    short_help="Write the class prompts of datasets to a text file.",
 )
 @click.argument("datasets", nargs=-1)
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="File to write, one sentence a line.",
+    help="File to write, one prompt a line.  [default: standard output]",
 )
 def command(datasets, out):
-    """Write the class prompts of DATASETS (cards, or folders with classnames.txt) as sentences;
-    without any, list cards.
+    """Write the class prompts of DATASETS, one a line; without DATASETS, list the dataset cards.
 
-    DIME-FM's second text corpus holds such prompts of the downstream tasks.
+    DATASETS are names of cards, or folders with a classnames.txt. The file is a text source for
+    extract-features: DIME-FM's second text corpus holds the class prompts of the downstream
+    datasets.
 
-    Example: dimefm prompts cifar-10 mnist --out prompts.txt
+    \b
+    Example:
+      dimefm prompts cifar-10 mnist --out prompts.txt
     """
     from dimefm import plugins
     from dimefm.errors import DataError

@@ -10,36 +10,43 @@ from dimefm.cli._options import CONTEXT
 
 
 @click.command(
-    "quickstart", context_settings=CONTEXT, short_help="All of it on small real data, in minutes."
+    "quickstart",
+    context_settings=CONTEXT,
+    short_help="Run the whole pipeline on a small dataset in minutes.",
 )
 @click.option(
     "--out",
     default="quickstart",
     show_default=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder.",
+    help="Folder to write.",
 )
 @click.option(
     "--seed",
     default=0,
     show_default=True,
     type=click.IntRange(0),
-    help="Seed of data, weights and order.",
+    metavar="N",
+    help="Seed of the data, the weights and the order of samples.",
 )
 @click.option(
     "--scale",
     default=1.0,
     show_default=True,
     type=click.FloatRange(0.02, 1.0),
-    help="Share of the rows and steps; below 1 it shows the way, not the accuracy.",
+    metavar="SHARE",
+    help="Share of the samples and steps to run; below 1 the scores mean little.",
 )
 def command(out, seed, scale):
-    """Run the main job on small real data: no network, no GPU, a few minutes.
+    """Run the whole pipeline on a small dataset: no network, no GPU, a few minutes.
 
-    Trains a small teacher on handwritten digits and drawn scenes, extracts its features, distils a
-    student several times smaller from unpaired images and sentences, and scores both zero-shot.
+    Train a small teacher on handwritten digits and drawn scenes, cache its embeddings, distil them
+    into a student that is several times smaller, and score both models zero-shot. The images and
+    the texts of the distillation are unpaired.
 
-    Example: dimefm quickstart --out quickstart
+    \b
+    Example:
+      dimefm quickstart --out quickstart
     """
     from dimefm.quickstart.run import quickstart
 

@@ -11,26 +11,26 @@ from dimefm.cli._options import CONTEXT
 
 @click.group("runs", context_settings=CONTEXT)
 def command():
-    """Look at training runs, finished or not."""
+    """List and compare training runs, finished or not."""
 
 
 @command.command(
     "compare",
     context_settings=CONTEXT,
-    short_help="Put runs side by side: their scores, their settings.",
+    short_help="Compare the scores and the settings of runs.",
 )
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Gets the curves: a .png, or a folder for tables too.",
+    help="File for the plot (.png), or folder for the plot and the tables.",
 )
 def compare(runs, out):
-    """Put runs side by side: what they score, and what their recipes differ in.
+    """Compare runs: print their scores, and the recipe keys in which they differ.
 
-    With --out the loss and the scores of all runs are plotted over their steps; a folder gets
-    compare.png, compare.csv and compare.md. Scores that dimefm eval wrote into a run folder, or a
-    folder in it, are in the table.
+    --out plots the loss and the scores of all runs over their steps. A folder gets compare.png,
+    compare.csv and compare.md. The table includes scores that dimefm eval wrote into a run folder
+    or into one of its subfolders.
 
     \b
     Example:
@@ -47,7 +47,7 @@ def compare(runs, out):
 @command.command("list", context_settings=CONTEXT)
 @click.argument("folder", type=click.Path(path_type=Path))
 def list_(folder):
-    """List the runs in FOLDER: how far each came, and what it scores.
+    """List the runs in FOLDER with their steps and scores.
 
     \b
     Example:
