@@ -121,7 +121,9 @@ class Live:
     def taught(self) -> Iterator[Batch]:
         """Yield the batch with features made now."""
         image, text = self.encode()
-        yield dataclasses.replace(self.cached.batches[0], own=(image,), other=(text,))
+        yield dataclasses.replace(
+            self.cached.batches[0], same_modality=(image,), other_modality=(text,)
+        )
 
     def encode(self, _: int = 0) -> tuple[Tensor, Tensor]:
         """Return the teacher's rows of images and sentences [B, D]."""

@@ -99,8 +99,8 @@ def elevater(
     classnames.txt or templates.txt in the folder of a dataset replaces the built-in file. The
     embeddings are saved in --out, so a second run is fast.
 
-    --by tokens compares patches with words, as FILIP does. It needs a run that trained with
-    declip.filip, and saves no embeddings.
+    With --by tokens, patches are compared with words, as FILIP does. This needs a run that trained
+    with declip.filip, and saves no embeddings.
 
     \b
     Example:

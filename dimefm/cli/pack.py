@@ -49,8 +49,8 @@ def command(sources, out, size, quality, workers, **flags):
     images are never enlarged. An interrupted command resumes at the next unfinished shard.
 
     A cache extracted from SRC also serves the packed images: pass the packed folder to train in
-    place of SRC. If the extraction used --rows, --split or --limit, pass them to pack or to
-    train.
+    place of SRC. If the extraction selected some of the samples, pass the same selection to
+    pack or to train.
 
     A sample whose image cannot be read keeps its number, is never shown, and is listed in pack.json
     with the reason.

@@ -28,9 +28,9 @@ def command():
 def compare(runs, out):
     """Compare runs: print their scores, and the recipe keys in which they differ.
 
-    --out plots the loss and the scores of all runs over their steps. A folder gets compare.png,
-    compare.csv and compare.md. The table includes scores that dimefm eval wrote into a run folder
-    or into one of its subfolders.
+    With --out, plot the loss and the scores of all runs over their steps. A folder gets
+    compare.png, compare.csv and compare.md. The table includes scores that dimefm eval wrote into
+    a run folder or into one of its subfolders.
 
     \b
     Example:

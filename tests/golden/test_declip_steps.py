@@ -209,8 +209,9 @@ def test_a_step_with_all_four_pairs_of_tokens_equals_the_released_one(dtype):
     pairs = [step.features(patches=a, words=b) for a, b in itertools.product(patches, words)]
     filip = sum(resolve("declip.filip", {})(pair, **own) for pair in pairs) / 4
     values = objective_of(DECLIP)(step.features(), None, parts)
-    for term in DECLIP:  # simsiam is a mean of cosines near 0 here, and the release's is rounded
-        close(values[term], GOLDEN[f"defilip_aug/meter.{METERS[term]}"], 2e-5)
+    for term in DECLIP:
+        # simsiam is a mean of cosines near 0, -0.0016: float32 sums of two threads differ by 3e-8
+        close(values[term], GOLDEN[f"defilip_aug/meter.{METERS[term]}"], 5e-5)
     close(filip, GOLDEN["defilip_aug/meter.filip_losses"])
     total = values["total"] + 0.2 * filip
     close(total, GOLDEN["defilip_aug/meter.losses"])
