@@ -1,13 +1,13 @@
-"""Part of each image is hidden from a student while it learns, as CLIP-KD's masked feature
-distillation (MFD) means it.
+"""Hide a part of each image from a student in training: CLIP-KD's masked feature distillation.
 
-A vision transformer does without the tokens of hidden patches, as masked autoencoders do, and is
-the faster for it. Any other tower sees hidden blocks in the mean colour. Weights, their names and
+A vision transformer drops the tokens of hidden patches, as masked autoencoders do, and is faster
+without them. Any other tower sees hidden blocks in the mean color. Weights, their names and
 evaluation stay as they are.
 
 Source: CLIP-KD (CVPR 2024), released src/open_clip/transformer.py:303-377, whose model then throws
-the masked rows away (model.py:192-195). Deviations: what is hidden is drawn on the CPU, so alike on
-every machine; and a student of any family can be masked, there only OpenAI's transformer.
+the masked rows away (model.py:192-195). Deviations: the hidden patches are drawn on the CPU, so
+they are the same on every machine; and a student of any family can be masked, not only OpenAI's
+transformer.
 
 Knows where transformers of open_clip and timm drop tokens; written against open_clip_torch 3.x and
 timm 1.x.
@@ -23,77 +23,93 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 BLOCKS = 14
-"""Blocks along a side of an image whose tower has no tokens to drop: patches of 16 at 224
-pixels.
-"""
+"""Blocks along a side of an image whose tower has no tokens to drop: 16 pixels each at 224."""
 
 
 def hide(model: nn.Module, share: float) -> nn.Module:
-    """Hide ``share`` (0 to below 1; 0 hides nothing) of each image from ``model.visual`` in
-    training mode.
+    """Hide ``share`` of each image from ``model.visual`` in training mode, 0 <= ``share`` < 1.
 
-    Returns what its prepared pixels [B, 3, S, S] go through first: :class:`Blocks`, or for a
-    transformer, which leaves out patches by itself from now on, nothing. Each pass draws anew from
+    Returns the module that prepared pixels [B, 3, S, S] go through first: :class:`Blocks`, or the
+    identity for a transformer, which drops patches itself from now on. Each pass draws again from
     torch's generator on the CPU.
     """
     if not share:
         return nn.Identity()
     visual = model.visual
-    trunk = visual.trunk if isinstance(visual, TimmModel) else None
     if isinstance(visual, VisionTransformer):
-        visual.patch_dropout = PatchDropout(share, 1)
-    elif isinstance(trunk, vision_transformer.VisionTransformer):
+        visual.patch_dropout = PatchDropout(share, prefix=1)
+        return nn.Identity()
+    trunk = visual.trunk if isinstance(visual, TimmModel) else None
+    if isinstance(trunk, vision_transformer.VisionTransformer):
         trunk.patch_drop = PatchDropout(share, trunk.num_prefix_tokens)
-    elif isinstance(trunk, eva.Eva):
-        trunk.patch_drop = PatchDropout(share, trunk.num_prefix_tokens, told=True)
-    else:
-        return Blocks(share)
-    return nn.Identity()
+        return nn.Identity()
+    if isinstance(trunk, eva.Eva):
+        trunk.patch_drop = PatchDropout(share, trunk.num_prefix_tokens, returns_places=True)
+        return nn.Identity()
+    return Blocks(share)
 
 
 def kept(noise: Tensor, share: float) -> Tensor:
-    """Return the places [B, K] of the K lowest numbers in each row of ``noise`` [B, L], the lowest
-    first.
+    """Return the places [B, K] of the K lowest numbers in each row of ``noise`` [B, L].
 
-    K is int(L (1 - share)), but at least 1.
+    The lowest comes first. K is int(L (1 - share)), but at least 1.
     """
-    count = max(1, int(noise.shape[1] * (1 - share)))
-    return noise.argsort(dim=1, stable=True)[:, :count]
+    _, places = noise.shape
+    count = int(places * (1 - share))
+    count = max(1, count)
+    order = noise.argsort(dim=1, stable=True)
+    return order[:, :count]
 
 
-def drawn(images: int, places: int, share: float, device: torch.device) -> Tensor:
-    """Return which of ``places`` each of ``images`` shows, drawn at random: [B, K] as of
-    :func:`kept`, on ``device``.
+def drawn(
+    images: int,
+    places: int,
+    share: float,
+    device: torch.device,
+) -> Tensor:
+    """Return the places [B, K] that each of B images shows, drawn at random, on ``device``.
+
+    K is the number of :func:`kept` places.
     """
-    return kept(torch.rand(images, places).to(device), share)
+    noise = torch.rand(images, places)
+    return kept(noise.to(device), share)
 
 
 class PatchDropout(nn.Module):
-    """Leaves out tokens of patches in training mode; ``prefix`` tokens in front of them (the class
-    token) stay.
+    """Drops tokens of patches in training mode, but not the first ``prefix`` (class) tokens.
 
-    Gives tokens [B, P + K, W] of [B, P + L, W]; if ``told``, with them the places [B, K] that are
-    left, None for all.
+    Returns tokens [B, P + K, W] of [B, P + L, W]; with ``returns_places`` also the places [B, K] of
+    the tokens that are left, None when all are.
     """
 
-    def __init__(self, share: float, prefix: int, told: bool = False):
+    def __init__(self, share: float, prefix: int, returns_places: bool = False):
         super().__init__()
-        self.share, self.prefix, self.told = share, prefix, told
+        self.share = share
+        self.prefix = prefix
+        self.returns_places = returns_places
 
     def forward(self, tokens: Tensor) -> Tensor | tuple[Tensor, Tensor | None]:
         """Return the tokens that are left, see the class."""
-        places = None
+        places: Tensor | None = None
         if self.training:
-            first, patches = tokens[:, : self.prefix], tokens[:, self.prefix :]
-            images, count, width = patches.shape
-            places = drawn(images, count, self.share, tokens.device)
-            left = patches.gather(1, places[..., None].expand(-1, -1, width))
-            tokens = torch.cat([first, left], dim=1)
-        return (tokens, places) if self.told else tokens
+            tokens, places = self._dropped(tokens)
+        if self.returns_places:
+            return tokens, places
+        return tokens
+
+    def _dropped(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the tokens that are left and their places among the patches."""
+        prefix = tokens[:, : self.prefix]
+        patches = tokens[:, self.prefix :]
+        images, count, width = patches.shape
+        places = drawn(images, count, self.share, tokens.device)
+        index = places[..., None].expand(-1, -1, width)
+        left = patches.gather(1, index)
+        return torch.cat([prefix, left], dim=1), places
 
 
 class Blocks(nn.Module):
-    """Sets blocks of normalised pixels [B, 3, S, S] to 0, the mean colour, in training mode."""
+    """Sets blocks of normalized pixels [B, 3, S, S] to 0, the mean color, in training mode."""
 
     def __init__(self, share: float):
         super().__init__()
@@ -103,8 +119,16 @@ class Blocks(nn.Module):
         """Return the pixels that the tower sees."""
         if not self.training:
             return pixels
-        count, size = len(pixels), pixels.shape[-1]
+        images = len(pixels)
+        size = pixels.shape[-1]
         side = min(BLOCKS, size)
-        places = drawn(count, side**2, self.share, pixels.device)
-        seen = pixels.new_zeros(count, side**2).scatter_(1, places, 1).view(count, 1, side, side)
-        return pixels * F.interpolate(seen, size=(size, size), mode="nearest")
+        blocks = side**2
+        places = drawn(images, blocks, self.share, pixels.device)
+        seen = pixels.new_zeros(images, blocks)
+        seen.scatter_(1, places, 1)
+        mask = F.interpolate(
+            seen.view(images, 1, side, side),
+            size=(size, size),
+            mode="nearest",
+        )
+        return pixels * mask

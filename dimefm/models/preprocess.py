@@ -1,29 +1,30 @@
-"""From the bytes of an image file to what an encoder takes, in one of two ways that manifests name.
+"""From the bytes of an image file to the input of an encoder, in one of two ways.
+
+Manifests name the way.
 
 ============  ======================================================================================
 ``"turbo"``   libjpeg-turbo, then an antialiased resize of 8-bit pixels in torch; the device
-              normalises. Images are upright as EXIF says, 16-bit grays are scaled, transparency
+              normalizes. Images are upright as EXIF says, 16-bit grays are scaled, transparency
               is dropped. On upright gray and RGB images it is open_clip's transform within one
-              grey level, two in under 1 of 1,000 values, and much faster.
+              gray level, two in under 1 of 1,000 values, and much faster.
 ``"pil"``     open_clip's own transform on the image as PIL opens it, to the last bit: EXIF is not
-              looked at, 16-bit grays are clipped to white, palettes are resized without smoothing.
+              read, 16-bit grays are clipped to white, palettes are resized without smoothing.
 ============  ======================================================================================
 
-Rows are resized before columns, as Pillow did until version 13, which resizes images that shrink
-much more in height than in width (photos more than twice as tall as wide) the other way round:
-there ``"pil"`` depends on Pillow's version, and in photos ``"turbo"`` may be 5 grey levels from it.
+Rows are resized before columns, as Pillow did until version 13. Since then Pillow resizes columns
+first when an image shrinks much more in height than in width (photos more than twice as tall as
+wide): for these ``"pil"`` depends on Pillow's version, and ``"turbo"`` may be 5 gray levels off.
 
-Both cut views out of the upright image: boxes are pixels of what ``images.decode`` returns; of a
-packed image, of what it was packed from, rounded to the pixels that there are.
+Both cut views out of the upright image: boxes are pixels of what ``images.decode`` returns; for a
+packed image they are pixels of its original, rounded to the pixels of the packed one.
 
-What depends on the bytes alone, ``open``, stands apart from the rest, so that several encoders may
-share it.
+``open`` depends on the bytes alone, so that several encoders may share its result.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -36,18 +37,16 @@ from dimefm.data.images.resize import Box, cropped, resized, scaled
 from dimefm.errors import RecipeError, did_you_mean
 from dimefm.models import open_clip
 
-Draw = Callable[
-    [int, int], Iterable[tuple[Box, bool]]
-]  # (width, height) -> (crop box, whether it is mirrored) per view
+Crop = tuple[Box, bool]  # crop box, whether it is mirrored
+Draw = Callable[[int, int], Iterable[Crop]]  # of each view of an image of this width and height
 D = TypeVar("D")  # an image as a decoder opens it
 
 
 class Decoder(ABC, Generic[D]):
-    """Image files to the input of an encoder with this ``preprocess`` (of its card). Threads may
-    share one decoder.
+    """Turns image files into the input of an encoder with this ``preprocess`` (of its card).
 
-    An opened image is the same for all encoders: any decoder of the same name takes it, and none
-    changes it.
+    Threads may share one decoder. An opened image is the same for all encoders: any decoder of the
+    same name takes it, and none changes it.
     """
 
     name: str
@@ -61,19 +60,18 @@ class Decoder(ABC, Generic[D]):
 
     @abstractmethod
     def whole(self, image: D) -> Tensor:
-        """Return an opened image, resized and cropped as the encoder asks, [3, H, W]; ``finish``
-        makes it an input.
+        """Return an opened image, resized and cropped as the encoder asks, [3, H, W].
 
-        Raises BadRow for an image that cannot be resized.
+        ``finish`` makes it an input. Raises BadRow for an image that cannot be resized.
         """
 
     @abstractmethod
     def views(self, image: D, draw: Draw) -> list[Tensor]:
-        """Return [3, H, W] of each view of an opened image that ``draw`` names, given its width and
-        height when upright.
+        """Return the views of an opened image, [3, H, W] each.
 
-        A view is cropped, resized to the encoder's size whatever its shape, and mirrored. Raises
-        BadRow as ``whole`` does.
+        ``draw`` gets the image's width and height when upright, and returns the box of each view
+        and whether it is mirrored. A view is cropped, resized to the encoder's size whatever its
+        shape, and mirrored. Raises BadRow as ``whole`` does.
         """
 
     def __call__(self, data: bytes) -> Tensor:
@@ -82,14 +80,13 @@ class Decoder(ABC, Generic[D]):
 
     @abstractmethod
     def finish(self, batch: Tensor, device: torch.device) -> Tensor:
-        """Return stacked images or views [B, 3, H, W] as float32 on ``device``, normalised as the
-        encoder asks.
-        """
+        """Return stacked images or views [B, 3, H, W] as float32 on ``device``, normalized."""
 
 
 class Pil(Decoder[Image.Image]):
-    """open_clip's transform, bit for bit; float32 from the start. Views are upright, and then go
-    through the same resize.
+    """open_clip's transform, bit for bit; float32 from the start.
+
+    Views are upright, and then go through the same resize.
     """
 
     name = "pil"
@@ -109,17 +106,23 @@ class Pil(Decoder[Image.Image]):
 
     def views(self, image: Image.Image, draw: Draw) -> list[Tensor]:
         with as_bad_row():
-            size, image = original_size(image), upright(image)
-        crops = [(image.crop(scaled(box, size, image.size)), flip) for box, flip in draw(*size)]
-        return [self._squash(ImageOps.mirror(crop) if flip else crop) for crop, flip in crops]
+            size = original_size(image)
+            image = upright(image)
+        views: list[Tensor] = []
+        for box, is_mirrored in draw(*size):
+            box = scaled(box, size, image.size)
+            crop = image.crop(box)
+            if is_mirrored:
+                crop = ImageOps.mirror(crop)
+            views.append(self._squash(crop))
+        return views
 
     def finish(self, batch: Tensor, device: torch.device) -> Tensor:
         return batch.to(device, non_blocking=True)
 
 
 class Turbo(Decoder[Photo]):
-    """libjpeg-turbo and torch; uint8 until ``finish``, a quarter of the bytes on the way to the
-    device.
+    """libjpeg-turbo and torch; uint8 until ``finish``, so that fewer bytes go to the device.
 
     The whole image is resized and then cropped: to crop first would shift the rest by fractions of
     a pixel.
@@ -129,84 +132,116 @@ class Turbo(Decoder[Photo]):
 
     def __init__(self, preprocess: dict):
         size = preprocess["size"]
-        self._size: tuple[int, int] = (size, size) if isinstance(size, int) else tuple(size)
-        self._mode, self._fill = preprocess["resize_mode"], preprocess["fill_color"]
-        uneven = (
-            self._mode == "shortest" and self._size[0] != self._size[1]
-        )  # there open_clip is always bicubic
-        self._filter = (
-            "bilinear" if preprocess["interpolation"] == "bilinear" and not uneven else "bicubic"
-        )
-        self._mean, self._std = (
-            torch.tensor(preprocess[key]).view(-1, 1, 1) for key in ("mean", "std")
-        )
+        if isinstance(size, int):
+            size = (size, size)
+        self._height, self._width = size
+        self._mode = preprocess["resize_mode"]
+        self._fill = preprocess["fill_color"]
+        self._filter = self._filter_of(preprocess["interpolation"])
+        self._mean = _per_channel(preprocess["mean"])
+        self._std = _per_channel(preprocess["std"])
+
+    def _filter_of(self, interpolation: str) -> str:
+        """Return the filter by which open_clip resizes."""
+        is_square = self._height == self._width
+        if self._mode == "shortest" and not is_square:  # open_clip is always bicubic then
+            return "bicubic"
+        return "bilinear" if interpolation == "bilinear" else "bicubic"
 
     def open(self, data: bytes) -> Photo:
         return photo_of(data)
 
     def whole(self, photo: Photo) -> Tensor:
-        height, width = self._shape(*photo.pixels.shape[:2])
-        return _planes(self._center(resized(photo.pixels, (width, height), self._filter)))
+        height, width, _ = photo.pixels.shape
+        new_height, new_width = self._shape(height, width)
+        pixels = resized(photo.pixels, (new_width, new_height), self._filter)
+        return _planes(self._center(pixels))
 
     def views(self, photo: Photo, draw: Draw) -> list[Tensor]:
-        views, (height, width) = [], photo.pixels.shape[:2]
-        for box, flip in draw(*photo.size):
-            view = cropped(
-                photo.pixels,
-                scaled(box, photo.size, (width, height)),
-                self._size[::-1],
-                self._filter,
-            )
-            views.append(_planes(view[:, ::-1] if flip else view))
+        height, width, _ = photo.pixels.shape
+        views: list[Tensor] = []
+        for box, is_mirrored in draw(*photo.size):
+            box = scaled(box, photo.size, (width, height))
+            size = (self._width, self._height)
+            view = cropped(photo.pixels, box, size, self._filter)
+            if is_mirrored:
+                view = view[:, ::-1]
+            views.append(_planes(view))
         return views
 
     def finish(self, batch: Tensor, device: torch.device) -> Tensor:
         pixels = batch.to(device, non_blocking=True).float()
-        return pixels.div_(255).sub_(self._mean.to(device)).div_(self._std.to(device))
+        mean = self._mean.to(device)
+        std = self._std.to(device)
+        return pixels.div_(255).sub_(mean).div_(std)
 
     def _shape(self, height: int, width: int) -> tuple[int, int]:
-        """Return the height and width that open_clip resizes an image to, before it crops or
-        pads.
-        """
+        """Return the height and width to which open_clip resizes before it crops or pads."""
         if self._mode == "squash":
-            return self._size
-        if self._mode == "shortest" and self._size[0] == self._size[1]:
-            size, short = self._size[0], min(height, width)
-            return int(size * height / short), int(size * width / short)
-        ratios = height / self._size[0], width / self._size[1]
-        ratio = min(ratios) if self._mode == "shortest" else max(ratios)
-        return max(1, round(height / ratio)), max(1, round(width / ratio))
+            return self._height, self._width
+        is_square = self._height == self._width
+        if self._mode == "shortest" and is_square:
+            size = self._height
+            shorter = min(height, width)
+            new_height = int(size * height / shorter)
+            new_width = int(size * width / shorter)
+            return new_height, new_width
+        ratio_of_heights = height / self._height
+        ratio_of_widths = width / self._width
+        if self._mode == "shortest":
+            ratio = min(ratio_of_heights, ratio_of_widths)
+        else:
+            ratio = max(ratio_of_heights, ratio_of_widths)
+        new_height = round(height / ratio)
+        new_width = round(width / ratio)
+        return max(1, new_height), max(1, new_width)
 
     def _center(self, pixels: np.ndarray) -> np.ndarray:
-        """Return the centre of pixels [h, w, 3] in the encoder's size; where they end, the fill
-        colour begins.
-        """
-        down, right = (
-            max(0, side - have) for side, have in zip(self._size, pixels.shape[:2], strict=True)
-        )
+        """Return the center of pixels [h, w, 3] in the encoder's size, padded where too small."""
+        height, width, _ = pixels.shape
+        down = max(0, self._height - height)
+        right = max(0, self._width - width)
         if down or right:
-            edges = ((down // 2, down - down // 2), (right // 2, right - right // 2), (0, 0))
+            edges = (_halves(down), _halves(right), (0, 0))
             pixels = np.pad(pixels, edges, constant_values=self._fill)
-        top, left = (
-            round((have - side) / 2)
-            for side, have in zip(self._size, pixels.shape[:2], strict=True)
-        )
-        return pixels[top : top + self._size[0], left : left + self._size[1]]
+            height, width, _ = pixels.shape
+        top = round((height - self._height) / 2)
+        left = round((width - self._width) / 2)
+        bottom = top + self._height
+        right = left + self._width
+        return pixels[top:bottom, left:right]
+
+
+def _halves(length: int) -> tuple[int, int]:
+    """Return the halves of a length, the first one rounded down."""
+    half = length // 2
+    return half, length - half
+
+
+def _per_channel(values: Sequence[float]) -> Tensor:
+    """Return a number for each channel as a tensor [3, 1, 1]."""
+    return torch.tensor(values).view(-1, 1, 1)
 
 
 def _planes(pixels: np.ndarray) -> Tensor:
-    """Return pixels [H, W, 3] as a tensor [3, H, W]. NumPy copies: torch would wake its own threads
-    for it.
+    """Return pixels [H, W, 3] as a tensor [3, H, W].
+
+    NumPy makes the copy: torch would wake its own threads for it.
     """
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    planes = np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    return torch.from_numpy(planes)
 
 
-DECODERS: dict[str, type[Decoder]] = {kind.name: kind for kind in (Turbo, Pil)}
+DECODERS: dict[str, type[Decoder]] = {
+    Turbo.name: Turbo,
+    Pil.name: Pil,
+}
 
 
 def decoder(name: str, preprocess: dict) -> Decoder:
-    """Return the decoder ``name`` for an encoder whose card has this ``preprocess``; RecipeError
-    when there is none.
+    """Return the decoder ``name`` for an encoder whose card has this ``preprocess``.
+
+    Raises RecipeError when there is no decoder of that name.
     """
     if name not in DECODERS:
         raise RecipeError(f"unknown decoder '{name}': {did_you_mean(name, DECODERS)}")
