@@ -1,5 +1,6 @@
-"""Where a run's figures go besides ``log.jsonl``: TensorBoard and Weights & Biases, when asked and
-installed.
+"""TensorBoard and Weights & Biases, which get a run's figures in addition to ``log.jsonl``.
+
+A recipe names them in ``report_to``; they must be installed.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ WANDB_ID = "wandb.id"
 
 
 class TensorBoard:
-    """Event files in ``out/tensorboard``; what an interrupted run wrote from step ``start`` + 1 on
-    is hidden.
+    """Writes event files into ``out/tensorboard``.
+
+    Figures that an interrupted run wrote after step ``start`` are hidden.
     """
 
     def __init__(self, out: Path, recipe: Recipe, start: int):
@@ -33,30 +35,29 @@ class TensorBoard:
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the remaining figures and close the files."""
         self._writer.close()
 
 
 class Wandb:
-    """A run of Weights & Biases, in ``out/wandb``, named like the run folder; a resumed run goes on
-    under its id.
+    """Sends figures to a run of Weights & Biases, in ``out/wandb``, named like the run folder.
 
-    ``WANDB_MODE=offline`` needs no network, ``WANDB_PROJECT`` names another project than "dimefm".
-    Steps that an interrupted run sent already are not sent again. Raises RecipeError when wandb
-    refuses to begin.
+    A resumed run keeps its id. ``WANDB_MODE=offline`` needs no network, ``WANDB_PROJECT`` names
+    another project than "dimefm". Steps that an interrupted run sent already are not sent again.
+    Raises RecipeError when wandb does not start.
     """
 
     def __init__(self, out: Path, recipe: Recipe, start: int):
         import wandb
 
-        at = out / WANDB_ID
-        if not at.exists():
-            write_text(at, secrets.token_hex(4))
+        id_file = out / WANDB_ID
+        if not id_file.exists():
+            write_text(id_file, secrets.token_hex(4))
         try:
             self._run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "dimefm"),
                 name=out.resolve().name,
-                id=at.read_text(encoding="utf-8"),
+                id=id_file.read_text(encoding="utf-8"),
                 dir=str(out.resolve()),
                 config=recipe.settings(),
                 resume="allow",
@@ -64,7 +65,7 @@ class Wandb:
         except Exception as error:  # wandb raises what its service and its settings raise
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise RecipeError(
-                f"--report-to wandb: it does not begin ({reason}); run wandb login, or set"
+                f"--report-to wandb: it does not start ({reason}); run wandb login, or set"
                 " WANDB_MODE=offline"
             ) from error
 
@@ -73,7 +74,7 @@ class Wandb:
         self._run.log(dict(figures), step=step)
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send the remaining figures and end the run."""
         self._run.finish()
 
 
@@ -81,19 +82,21 @@ MetricLogger = TensorBoard | Wandb
 KNOWN: dict[str, type[MetricLogger]] = {
     "tensorboard": TensorBoard,
     "wandb": Wandb,
-}  # package -> board
+}  # package -> logger
 
 
-def asked(recipe: Recipe) -> list[str]:
+def names_of(recipe: Recipe) -> list[str]:
     """Return the names in ``report_to``, a comma list."""
-    return [name.strip() for name in recipe.report_to.split(",") if name.strip()]
+    names = []
+    for part in recipe.report_to.split(","):
+        if part.strip():
+            names.append(part.strip())
+    return names
 
 
 def check(recipe: Recipe) -> None:
-    """Raise RecipeError, with how to install it, when something that ``report_to`` names is not
-    there.
-    """
-    for name in asked(recipe):
+    """Raise RecipeError, with how to install it, when a package of ``report_to`` is missing."""
+    for name in names_of(recipe):
         try:
             importlib.import_module(name)
         except ImportError as error:
@@ -103,8 +106,9 @@ def check(recipe: Recipe) -> None:
 
 
 def opened(recipe: Recipe, out: Path, start: int) -> list[MetricLogger]:
-    """Return the boards that ``report_to`` names, for a run that has done ``start`` steps; raises
-    as :func:`check` does.
+    """Return the loggers of ``report_to`` for a run that has done ``start`` steps.
+
+    Raises RecipeError as :func:`check` does.
     """
     check(recipe)
-    return [KNOWN[name](out, recipe, start) for name in asked(recipe)]
+    return [KNOWN[name](out, recipe, start) for name in names_of(recipe)]

@@ -1,5 +1,6 @@
-"""The record of a run: a JSON line per logged step and per evaluation, the rows left out, and
-further boards when asked.
+"""The log of a run: a JSON line for each logged step and evaluation, and the unreadable rows.
+
+The figures also go to TensorBoard or Weights & Biases when the recipe asks for them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dimefm.losses import Features, project_to_teacher
 from dimefm.recipe import Recipe
@@ -21,49 +22,58 @@ from dimefm.train import loggers
 from dimefm.train.early_stopping import EarlyStopping
 
 BAD_ROWS = "bad_rows.jsonl"
+NOT_LOGGED = ("rows", "waited", "bad")
+"""The values of a step from which the figures of a line are computed."""
 
 
 def forget_after(out: Path, step: int) -> None:
-    """Drop the lines that an interrupted run wrote after the step it is resumed from."""
+    """Remove the lines that an interrupted run wrote after the ``step`` it is resumed from."""
     for path in (out / LOG, out / BAD_ROWS):
-        if path.exists():
-            write_text(
-                path,
-                "".join(f"{line}\n" for line in _lines(path) if json.loads(line)["step"] <= step),
-            )
+        if not path.exists():
+            continue
+        kept = []
+        for line in _lines(path):
+            if json.loads(line)["step"] <= step:
+                kept.append(f"{line}\n")
+        write_text(path, "".join(kept))
 
 
 def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    """Return the complete lines of a file, none when there is no file."""
+    if not path.exists():
+        return []
+    return path.read_text(encoding="utf-8").split("\n")[:-1]
 
 
 class Log:
-    """Appends one JSON line per logged step and per evaluation, and sends the same figures to the
-    recipe's boards.
+    """Appends a JSON line for each logged step and evaluation, and sends its figures to loggers.
 
-    ``step`` and ``total`` are the last step's number and loss; ``rows``, ``waited`` and ``seconds``
-    those of this call so far, evaluations not counted.
+    ``step`` and ``total`` are the number and the loss of the last step. ``rows``, ``waited`` and
+    ``seconds`` are totals since this object was made; they exclude evaluations.
     """
 
     def __init__(self, out: Path, recipe: Recipe, start: int = 0):
-        self.out, self.recipe, self.start = out, recipe, start
-        self.step, self.total = start, float("nan")
-        self.rows, self.waited = 0, 0.0
+        self.out = out
+        self.recipe = recipe
+        self.start = start
+        self.step = start
+        self.total = float("nan")
+        self.rows = 0
+        self.waited = 0.0
         self.bad = len(_lines(out / BAD_ROWS))
-        self._started, self._aside = time.perf_counter(), 0.0
-        self._before = (
-            0,
-            0.0,
-            0.0,
-        )  # rows, seconds waited and seconds when the last line was written
-        self._unwritten: dict | None = None  # values of the last step where it has no line
+        self._started = time.perf_counter()
+        self._evaluation_seconds = 0.0
+        self._rows_before = 0  # the totals when the last line was written
+        self._waited_before = 0.0
+        self._seconds_before = 0.0
+        self._pending: dict | None = None  # values of the last step if it has no line yet
 
     def __enter__(self) -> Log:
         with contextlib.ExitStack() as stack:
             self.file = stack.enter_context((self.out / LOG).open("a", encoding="utf-8"))
-            self.boards = loggers.opened(self.recipe, self.out, self.start)
-            for board in self.boards:
-                stack.callback(board.close)
+            self.loggers = loggers.opened(self.recipe, self.out, self.start)
+            for logger in self.loggers:
+                stack.callback(logger.close)
             self._stack = stack.pop_all()
         return self
 
@@ -72,137 +82,181 @@ class Log:
 
     @property
     def seconds(self) -> float:
-        """Seconds of this call so far, evaluations not counted."""
-        return time.perf_counter() - self._started - self._aside
+        """Seconds since this object was made, without evaluations."""
+        return time.perf_counter() - self._started - self._evaluation_seconds
 
     def count(self, step: int, values: dict) -> None:
-        """Take note of a step that is not logged by itself."""
-        self.step, self.total, self._unwritten = step, values["total"], values
+        """Add the ``values`` of a step to the totals without writing a line."""
+        self.step = step
+        self.total = values["total"]
         self.rows += values["rows"]
         self.waited += values["waited"]
         self.bad += len(values["bad"])
+        self._pending = values
         if values["bad"]:
-            lines = [
-                json.dumps({"step": step, **row}, ensure_ascii=False) + "\n"
-                for row in values["bad"]
-            ]
-            with (self.out / BAD_ROWS).open("a", encoding="utf-8") as file:
-                file.writelines(lines)
+            self._append_bad_rows(step, values["bad"])
+
+    def _append_bad_rows(self, step: int, bad_rows: list[dict]) -> None:
+        lines = []
+        for row in bad_rows:
+            line = json.dumps({"step": step, **row}, ensure_ascii=False)
+            lines.append(f"{line}\n")
+        with (self.out / BAD_ROWS).open("a", encoding="utf-8") as file:
+            file.writelines(lines)
 
     def write(self, step: int, values: dict) -> dict:
-        """Log ``step`` (counted from 1); return the line's fields, see :meth:`flush`."""
+        """Log ``step`` (counted from 1); return the figures of the line, see :meth:`flush`."""
         self.count(step, values)
         return self.flush()
 
     def flush(self) -> dict:
-        """Log the last step with the rate since the last logged one; return the line's fields, {}
-        where it was logged.
+        """Log the last step if it has no line yet; return the figures of the line, else {}.
 
-        Of the seconds since then ``data_s`` were waiting for data, a ``data_share`` of them;
-        ``compute_s`` is the rest.
+        Rates are those since the line before. ``data_s`` of the seconds since then were spent
+        waiting for data, a share of ``data_share``; ``compute_s`` are the other seconds.
         """
-        values, self._unwritten = self._unwritten, None
+        values = self._pending
+        self._pending = None
         if values is None:
             return {}
-        rows, waited, before = self._before
-        self._before = (self.rows, self.waited, self.seconds)
-        seconds = max(self._before[2] - before, 1e-9)
-        line = {"step": self.step} | {
-            k: v for k, v in values.items() if k not in ("rows", "waited", "bad")
-        }
-        data = self.waited - waited
-        line |= {"rows_per_s": (self.rows - rows) / seconds, "data_share": data / seconds}
-        line |= {"data_s": data, "compute_s": seconds - data}
-        line |= {"bad_rows": self.bad}
+        now = self.seconds
+        seconds = max(now - self._seconds_before, 1e-9)
+        rows = self.rows - self._rows_before
+        waited = self.waited - self._waited_before
+        self._seconds_before = now
+        self._rows_before = self.rows
+        self._waited_before = self.waited
+        line: dict = {"step": self.step}
+        for name, value in values.items():
+            if name not in NOT_LOGGED:
+                line[name] = value
+        line["rows_per_s"] = rows / seconds
+        line["data_share"] = waited / seconds
+        line["data_s"] = waited
+        line["compute_s"] = seconds - waited
+        line["bad_rows"] = self.bad
         self._append(line)
         return line
 
     def evaluated(self, step: int, measure: Callable[[], dict[str, float]]) -> dict:
-        """Log what ``measure`` finds after ``step``, on a line of its own with its seconds; return
-        the line's fields.
+        """Log the figures that ``measure`` returns after ``step``, with its seconds.
+
+        Returns the figures of the line.
         """
         started = time.perf_counter()
-        found = measure()
+        figures = measure()
         seconds = time.perf_counter() - started
-        self._aside += seconds
-        line = {"step": step, **found, "eval_seconds": seconds}
+        self._evaluation_seconds += seconds
+        line = {"step": step, **figures, "eval_seconds": seconds}
         self._append(line)
         return line
 
     def _append(self, line: dict) -> None:
-        self.file.write(
-            json.dumps(
-                {k: float(f"{v:.8g}") if isinstance(v, float) else v for k, v in line.items()}
-            )
-            + "\n"
-        )
+        """Write a line to the file and send its figures to the loggers."""
+        rounded = {}
+        for name, value in line.items():
+            rounded[name] = float(f"{value:.8g}") if isinstance(value, float) else value
+        self.file.write(json.dumps(rounded) + "\n")
         self.file.flush()
-        for board in self.boards:
-            board.add(line["step"], {name: value for name, value in line.items() if name != "step"})
+        figures = dict(line)
+        step = figures.pop("step")
+        for logger in self.loggers:
+            logger.add(step, figures)
 
 
 @torch.no_grad()
 def diagnostics(
-    ours: Sequence[Features], theirs: Sequence[Features], loss_modules: Sequence = ()
+    students: Sequence[Features], teachers: Sequence[Features], loss_modules: Sequence = ()
 ) -> dict[str, Tensor]:
-    """Return figures of a step that are no losses, each a scalar and the mean over teachers.
+    """Return figures of a step that are not losses: scalars, each the mean over teachers.
 
-    ``logit_scale`` is the factor on cosines; ``cosine``, where there is a teacher, the mean cosine
-    of a student's row and the teacher's row of the same input, and ``text_cosine`` that of
-    sentences where both towers learn. ``ours`` and ``theirs`` are the features [B, D] that the
-    losses compare; rows of another dimension than the teacher's are compared after the projections
-    among the ``loss_modules`` parts, or not at all.
+    ``logit_scale`` is the factor on cosines. With teachers, ``cosine`` is the mean cosine between
+    the student's and the teacher's embedding of the same input; ``text_cosine`` is that of texts
+    where both towers are trained. ``students`` and ``teachers`` are the features [B, D] that the
+    losses compare. When the dimensions differ, the embeddings are compared after the projections
+    among ``loss_modules``, or not at all.
     """
-    scales = [
-        torch.as_tensor(one.logit_scale, dtype=torch.float32, device=one.image.device)
-        for one in ours
-    ]
-    found = {"logit_scale": torch.stack(scales).mean()}
-    if theirs:
-        sets = zip(ours, theirs, loss_modules or [{}] * len(theirs), strict=True)
-        cosines = [_cosines(our, their, parts) for our, their, parts in sets]
-        found |= {name: torch.stack([each[name] for each in cosines]).mean() for name in cosines[0]}
-    return found
+    scales = []
+    for student in students:
+        device = student.image.device
+        scale = torch.as_tensor(student.logit_scale, dtype=torch.float32, device=device)
+        scales.append(scale)
+    figures = {"logit_scale": torch.stack(scales).mean()}
+    if not teachers:
+        return figures
+    modules = loss_modules or [{}] * len(teachers)
+    per_teacher = []
+    for student, teacher, parts in zip(students, teachers, modules, strict=True):
+        per_teacher.append(_cosines(student, teacher, parts))
+    for name in per_teacher[0]:
+        values = [cosines[name] for cosines in per_teacher]
+        figures[name] = torch.stack(values).mean()
+    return figures
 
 
-def _cosines(ours: Features, theirs: Features, parts: Mapping) -> dict[str, Tensor]:
-    same = torch.nn.Identity()
-    maps = [
-        parts[name] if name in parts else same for name in ("image_projection", "text_projection")
-    ]
-    image, text = project_to_teacher(ours, *maps)
-    pairs = {"cosine": (image, theirs.image)}
-    if ours.text is not theirs.text:
-        pairs["text_cosine"] = (text, theirs.text)
-    return {name: (a * b).sum(-1).mean() for name, (a, b) in pairs.items() if a.shape == b.shape}
+def _cosines(student: Features, teacher: Features, modules: Mapping) -> dict[str, Tensor]:
+    """Return the mean cosines between student and teacher, of images and of texts."""
+    projections = []
+    for name in ("image_projection", "text_projection"):
+        projections.append(modules[name] if name in modules else nn.Identity())
+    image, text = project_to_teacher(student, *projections)
+    cosines = {}
+    if image.shape == teacher.image.shape:
+        cosines["cosine"] = _mean_cosine(image, teacher.image)
+    if student.text is not teacher.text and text.shape == teacher.text.shape:
+        cosines["text_cosine"] = _mean_cosine(text, teacher.text)
+    return cosines
+
+
+def _mean_cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Return the mean cosine of the unit rows of ``a`` and ``b``, both [B, D]."""
+    return (a * b).sum(-1).mean()
 
 
 def run_summary(
-    log: Log, weights: Path, watch: EarlyStopping | None = None, steps: int | None = None
+    log: Log, weights: Path, early_stopping: EarlyStopping | None = None, steps: int | None = None
 ) -> str:
-    """Return what to say after training, in a few lines: what was done of ``steps``, how fast, how
-    well, and where the weights lie."""
-    rate, share = log.rows / max(log.seconds, 1e-9), log.waited / max(log.seconds, 1e-9)
-    here = log.step - log.start
-    resumed = f" ({here:,} of them in this call)" if log.start else ""
-    lines = [
-        (
-            f"{log.step:,} steps{resumed}, {log.rows:,} rows in {log.seconds:,.1f} s: {rate:,.0f}"
-            f" rows/s, {share:.0%} of the time waiting for data"
-        ),
-        (f"final loss {log.total:.4f}" if here else "no step was left to do")
-        + (f", {log.bad:,} unreadable rows left out ({BAD_ROWS})" if log.bad else ""),
-    ]
-    if watch is not None and watch.record():
-        early = watch.exhausted and log.step != steps
-        stopped = (
-            f"; stopped early, evaluations in a row that were no better: {watch.without}"
-            if early
-            else ""
+    """Return a human-readable summary of a run that was planned for ``steps``, in a few lines."""
+    lines = [_pace(log), _outcome(log)]
+    if early_stopping is not None and early_stopping.record():
+        lines.append(_best(log, early_stopping, steps))
+    lines.append(f"weights: {weights}")
+    return "\n".join(lines)
+
+
+def _pace(log: Log) -> str:
+    """Return the line on the number of steps and the speed."""
+    seconds = max(log.seconds, 1e-9)
+    rate = log.rows / seconds
+    share = log.waited / seconds
+    resumed = ""
+    if log.start:
+        resumed = f" ({log.step - log.start:,} of them in this call)"
+    return (
+        f"{log.step:,} steps{resumed}, {log.rows:,} rows in {log.seconds:,.1f} s: {rate:,.0f}"
+        f" rows/s, {share:.0%} of the time waiting for data"
+    )
+
+
+def _outcome(log: Log) -> str:
+    """Return the line on the final loss and the unreadable rows."""
+    outcome = "no step was left to do"
+    if log.step > log.start:
+        outcome = f"final loss {log.total:.4f}"
+    if log.bad:
+        outcome += f", {log.bad:,} unreadable rows left out ({BAD_ROWS})"
+    return outcome
+
+
+def _best(log: Log, early_stopping: EarlyStopping, steps: int | None) -> str:
+    """Return the line on the best evaluation, and on why the run stopped early."""
+    folder = log.out / "checkpoints" / "best"
+    line = (
+        f"best mean score {100 * early_stopping.best:.2f} % after step"
+        f" {early_stopping.best_step:,}: {folder}"
+    )
+    if early_stopping.exhausted and log.step != steps:
+        line += (
+            f"; stopped early, evaluations in a row that were no better: {early_stopping.without}"
         )
-        at = log.out / "checkpoints" / "best"
-        lines.append(
-            f"best mean score {100 * watch.best:.2f} % after step {watch.best_step:,}:"
-            f" {at}{stopped}"
-        )
-    return "\n".join([*lines, f"weights: {weights}"])
+    return line

@@ -1,13 +1,13 @@
-"""Zero-shot scores of a student while it trains, on the datasets and by the protocol of ``dimefm
-eval elevater``.
+"""Zero-shot scores of a student during training, by the protocol of ``dimefm eval elevater``.
 
-What the student does not have it borrows from its teacher, once: class prompts (of an image tower)
-or image features (of a text tower) are computed before the first step, and the teacher is let go.
+A student that lacks a tower uses its teacher's, once: the class prompts (for an image tower) or the
+image features (for a text tower) are computed before the first step; then the teacher is unloaded.
 No teacher runs during training.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,14 +33,16 @@ from dimefm.models.loading import load_encoder
 from dimefm.recipe import Recipe
 from dimefm.runtime.devices import pick_device
 
+Wrap = Callable[[nn.Module], Encoder]
+"""Makes an encoder from the model that is trained."""
+
 
 @dataclass(frozen=True)
 class EvalSplit:
-    """The test split of one dataset: rows, labels, and what of it does not change while the student
-    learns.
+    """The test split of one dataset: samples, labels, and what does not change during training.
 
-    ``images`` are (unit rows [n, D], numbers of the rows that could be read [n]), ``weights`` those
-    of the classes [C, D]; None where the student makes them.
+    ``images`` are (unit image embeddings [n, D], numbers of the samples that could be read [n]) and
+    ``weights`` the class embeddings [C, D]; None where the student computes them.
     """
 
     dataset: Dataset
@@ -51,89 +53,89 @@ class EvalSplit:
 
 
 class OnlineEvaluator:
-    """Scores a model on some datasets: benchmark -> its main metric, 0 to 1; the model is left as
-    it was.
+    """Scores a model on some datasets; the model is unchanged afterwards.
 
-    ``encoder_of`` puts the model into an encoder; only the towers are used whose side ``tests`` do
-    not hold already. Images are read again each time; their features are kept nowhere.
+    ``wrap`` makes an encoder from the model. It embeds what the ``splits`` do not have yet. Images
+    are read again for each evaluation; their features are not kept.
     """
 
-    def __init__(
-        self,
-        tests: Sequence[EvalSplit],
-        encoder_of: Callable[[nn.Module], Encoder],
-        settings: Settings,
-    ):
-        self.tests, self.encoder_of, self.settings = tests, encoder_of, settings
+    def __init__(self, splits: Sequence[EvalSplit], wrap: Wrap, settings: Settings):
+        self.splits = splits
+        self.wrap = wrap
+        self.settings = settings
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        """Return the scores of ``model``."""
+        """Return the main metric, 0 to 1, of ``model`` on each benchmark, by name."""
         modes = {module: module.training for module in model.modules()}
-        encoder = self.encoder_of(model.eval())
+        encoder = self.wrap(model.eval())
+        scores = {}
         try:
             with tempfile.TemporaryDirectory() as store:
-                return {
-                    test.dataset.benchmark.name: self._score(encoder, test, Path(store)).value
-                    for test in self.tests
-                }
+                for split in self.splits:
+                    result = self._score(encoder, split, Path(store))
+                    scores[split.dataset.benchmark.name] = result.value
         finally:
             for module, mode in modes.items():
                 module.training = mode
+        return scores
 
-    def _score(self, encoder: Encoder, test: EvalSplit, store: Path) -> Result:
-        test = _with_images(test, encoder, store, self.settings) if test.images is None else test
-        test = _with_prompts(test, encoder, store, self.settings) if test.weights is None else test
-        rows, readable = test.images
-        return classification_result(
-            test.dataset.benchmark, probabilities(rows, test.weights), test.labels, readable
-        )
+    def _score(self, encoder: Encoder, split: EvalSplit, store: Path) -> Result:
+        """Return the result of an encoder on one dataset."""
+        if split.images is None:
+            split = _with_images(split, encoder, store, self.settings)
+        if split.weights is None:
+            split = _with_prompts(split, encoder, store, self.settings)
+        embeddings, readable = split.images
+        predicted = probabilities(embeddings, split.weights)
+        return classification_result(split.dataset.benchmark, predicted, split.labels, readable)
 
 
 def scorer(recipe: Recipe, teacher: EncoderCard | None) -> OnlineEvaluator:
     """Return what scores the student of ``recipe`` on its ``eval_root`` and ``eval_datasets``.
 
-    ``teacher`` is the card of the (first) teacher's features, None where both towers learn. Raises
-    DataError when a dataset is missing or cannot be read, ModelError when the teacher is not there
-    or is another one.
+    ``teacher`` is the card of the first teacher's features, None where both towers are trained.
+    Raises DataError when a dataset is missing or cannot be read, and ModelError when the teacher is
+    not found or is another one.
     """
-    tests = [_open(dataset) for dataset in _datasets(recipe)]
+    splits = [_open_split(dataset) for dataset in _datasets(recipe)]
     settings = Settings(dtype="float32", batch_size=256, workers=recipe.workers, progress=False)
     device = pick_device(recipe.device)
     if recipe.text == "student":
-        return OnlineEvaluator(tests, _both_towers(recipe, device), settings)
+        return OnlineEvaluator(splits, _wrap_clip(recipe, device), settings)
     if teacher is None:
         raise RecipeError(
-            "evaluation during training needs a teacher for the other tower; leave --eval-root out"
+            "evaluation during training needs a teacher for the other tower. Fix: remove"
+            " --eval-root"
         )
-    lent = _teacher(teacher, recipe, device)
-    add = _with_images if recipe.text_student else _with_prompts
+    encoder = _load_teacher(teacher, recipe, device)
+    complete = _with_images if recipe.text_student else _with_prompts
+    completed = []
     with tempfile.TemporaryDirectory() as store:
-        tests = [add(test, lent, Path(store), settings) for test in tests]
-    encoder_of = (_text_tower if recipe.text_student else _image_tower)(recipe, teacher, device)
-    return OnlineEvaluator(tests, encoder_of, settings)
+        for split in splits:
+            completed.append(complete(split, encoder, Path(store), settings))
+    wrap = _wrap_text_tower if recipe.text_student else _wrap_image_tower
+    return OnlineEvaluator(completed, wrap(recipe, teacher, device), settings)
 
 
 def _datasets(recipe: Recipe) -> list[Dataset]:
-    """Return the datasets asked for; without names those of the suite that are there."""
+    """Return the datasets of ``eval_datasets``; without names, those of the suite with a folder."""
+    root = recipe.eval_root
     names = recipe.eval_datasets or None
-    found, missing = find(recipe.eval_root, names)
+    datasets, missing = find(root, names)
     if names and missing:
         raise DataError(
-            f"--eval-root {recipe.eval_root}: {', '.join(missing)} is not there; leave it out, or"
-            " add its folder"
+            f"--eval-root {root}: {', '.join(missing)} is not there. Fix: remove the name from"
+            " --eval-datasets, or add its folder"
         )
-    if not found:
+    if not datasets:
         raise DataError(
-            f"--eval-root {recipe.eval_root}: none of the datasets of the suite is there; expected"
-            " one folder per dataset"
+            f"--eval-root {root}: no dataset of the suite found; expected one folder per dataset"
         )
-    return found
+    return datasets
 
 
-def _open(dataset: Dataset) -> EvalSplit:
-    """Return the test split of a dataset; raise DataError when not one of its images can be
-    read.
-    """
+def _open_split(dataset: Dataset) -> EvalSplit:
+    """Return the test split of a dataset; raise DataError when none of its images can be read."""
     rows, labels, _ = dataset.rows("test")
     reason = "it is empty"
     for number in range(len(rows)):
@@ -143,81 +145,88 @@ def _open(dataset: Dataset) -> EvalSplit:
         except BadRow as error:
             reason = str(error)
     raise DataError(
-        f"{dataset.folder}: no image of the test split can be read ({reason}); mend it, or leave"
-        " it out"
+        f"{dataset.folder}: no image of the test split can be read ({reason}). Fix: repair the"
+        " images, or remove the dataset"
     )
 
 
-def _with_images(test: EvalSplit, encoder: Encoder, store: Path, settings: Settings) -> EvalSplit:
-    images = image_features(encoder, test.dataset.benchmark, test.rows, store, settings)
-    return EvalSplit(test.dataset, test.rows, test.labels, images, test.weights)
+def _with_images(split: EvalSplit, encoder: Encoder, store: Path, settings: Settings) -> EvalSplit:
+    """Return the split with the image embeddings of an encoder."""
+    images = image_features(encoder, split.dataset.benchmark, split.rows, store, settings)
+    return dataclasses.replace(split, images=images)
 
 
-def _with_prompts(test: EvalSplit, encoder: Encoder, store: Path, settings: Settings) -> EvalSplit:
-    weights = prompt_weights(encoder, test.dataset.benchmark, store, settings)
-    return EvalSplit(test.dataset, test.rows, test.labels, test.images, weights)
+def _with_prompts(split: EvalSplit, encoder: Encoder, store: Path, settings: Settings) -> EvalSplit:
+    """Return the split with the class embeddings of an encoder."""
+    weights = prompt_weights(encoder, split.dataset.benchmark, store, settings)
+    return dataclasses.replace(split, weights=weights)
 
 
-def _teacher(card: EncoderCard, recipe: Recipe, device: torch.device) -> Encoder:
-    """Return the teacher, which the recipe may place elsewhere, or (``eval_text_model``) the run of
-    a text tower of it.
+def _load_teacher(card: EncoderCard, recipe: Recipe, device: torch.device) -> Encoder:
+    """Load the teacher of a card, from where ``eval_text_model`` says if it is set.
+
+    ``eval_text_model`` may also be the run of a text tower distilled from the teacher.
     """
     spec = recipe.eval_text_model or card.name
     try:
-        found = load_encoder(spec, str(device))
+        teacher = load_encoder(spec, str(device))
     except ModelError as error:
         raise ModelError(
             f"evaluation during training needs the other tower, of the teacher '{card.name}':"
-            f" {error}; name the teacher's present place with --eval-text-model, or leave"
-            " --eval-root out"
+            f" {error}. Fix: name the teacher's present place with --eval-text-model, or remove"
+            " --eval-root"
         ) from error
-    same = (
-        card.weights_sha256 is None
-        or found.card.weights_sha256 == card.weights_sha256
-        or not encoder_mismatch(card, found.card)
-    )
-    if not same:
+    if not _is_same_teacher(teacher.card, card):
         raise ModelError(
-            f"{spec}: weights {str(found.card.weights_sha256)[:12]}, but the features are of"
+            f"{spec}: weights {str(teacher.card.weights_sha256)[:12]}, but the features are of"
             f" weights {card.weights_sha256[:12]}; name the right teacher with --eval-text-model"
         )
-    if found.card.dim != card.dim:
+    if teacher.card.dim != card.dim:
         raise ModelError(
-            f"{spec}: {found.card.dim} dimensions, the features have {card.dim}; name their teacher"
+            f"{spec}: {teacher.card.dim} dimensions, the features have {card.dim}; name the right"
+            " teacher with --eval-text-model"
         )
-    return found
+    return teacher
+
+
+def _is_same_teacher(loaded: EncoderCard, card: EncoderCard) -> bool:
+    """Return whether a loaded encoder made the features with this card, as far as it is known."""
+    if card.weights_sha256 is None:
+        return True
+    if loaded.weights_sha256 == card.weights_sha256:
+        return True
+    return not encoder_mismatch(card, loaded)
 
 
 def _encoder(
     model: nn.Module, dim: int, preprocess: dict, tokenizer: Callable | None, device: torch.device
 ) -> Encoder:
-    """Return a model as an encoder that is asked for the towers that it has."""
+    """Return a model as an encoder; only the towers that the model has may be used."""
     card = EncoderCard("the student", None, dim, 1.0, preprocess=preprocess)
-    return Encoder(card, model, model, open_clip.transform_of(preprocess), tokenizer, device)
+    transform = open_clip.transform_of(preprocess)
+    return Encoder(card, model, model, transform, tokenizer, device)
 
 
-def _image_tower(
-    recipe: Recipe, teacher: EncoderCard, device: torch.device
-) -> Callable[[nn.Module], Encoder]:
-    size = student.resolve(recipe.student, recipe.image_size, teacher.dim).image_size
-    preprocess = open_clip.default_preprocess(size)
+def _wrap_image_tower(recipe: Recipe, teacher: EncoderCard, device: torch.device) -> Wrap:
+    spec = student.resolve(recipe.student, recipe.image_size, teacher.dim)
+    preprocess = open_clip.default_preprocess(spec.image_size)
     return lambda model: _encoder(model, teacher.dim, preprocess, None, device)
 
 
-def _text_tower(
-    recipe: Recipe, teacher: EncoderCard, device: torch.device
-) -> Callable[[nn.Module], Encoder]:
-    tokenizer = open_clip.tokenizer_for(
-        student.resolve_text(recipe.text_student, teacher.dim).config
-    )
-    return lambda model: _encoder(
-        model, teacher.dim, open_clip.default_preprocess(224), tokenizer, device
-    )
+def _wrap_text_tower(recipe: Recipe, teacher: EncoderCard, device: torch.device) -> Wrap:
+    spec = student.resolve_text(recipe.text_student, teacher.dim)
+    tokenizer = open_clip.tokenizer_for(spec.config)
+    preprocess = open_clip.default_preprocess(224)  # not used: the tower encodes texts only
+    return lambda model: _encoder(model, teacher.dim, preprocess, tokenizer, device)
 
 
-def _both_towers(recipe: Recipe, device: torch.device) -> Callable[[nn.Module], Encoder]:
+def _wrap_clip(recipe: Recipe, device: torch.device) -> Wrap:
     config = student.resolve(recipe.student, recipe.image_size).config
+    dim = config["embed_dim"]
     tokenizer = open_clip.tokenizer_for(config)
-    return lambda model: _encoder(
-        model, config["embed_dim"], open_clip.preprocess_of(model), tokenizer, device
-    )
+
+    def wrap(model: nn.Module) -> Encoder:
+        preprocess = open_clip.preprocess_of(model)
+        return _encoder(model, dim, preprocess, tokenizer, device)
+
+    return wrap

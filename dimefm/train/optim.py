@@ -2,8 +2,8 @@
 
 Sources: DIME-FM, released Training/utils/optim.py:5-60 (groups) and timm's CosineLRScheduler as
 Training/train_amp.py sets it. open_clip, ``open_clip_train/main.py`` (groups) and ``scheduler.py``
-(``cosine_lr``); CLIP-KD and TinyCLIP train so, and DeCLIP but for its class embedding, the bias of
-attention, and a step of the schedule.
+(``cosine_lr``). CLIP-KD and TinyCLIP train like open_clip; so does DeCLIP, except for its class
+embedding, the bias of attention, and one step of the schedule.
 """
 
 from __future__ import annotations
@@ -15,62 +15,94 @@ from torch import nn
 
 from dimefm.recipe import Recipe
 
-LOSS_MODULES = (  # begins the names of parameters that a loss uses, and not the towers
-    "loss_modules."
-)
-LOSS_MODULES_DECAY = 0.01  # theirs; CLIP-KD, released src/training/main_kd.py:223
+LOSS_MODULES = "loss_modules."
+"""The beginning of the names of parameters that a loss uses, not the towers."""
+
+LOSS_MODULES_DECAY = 0.01
+"""Weight decay of the losses' modules. Source: CLIP-KD, released src/training/main_kd.py:223."""
+
 UNDECAYED = (
-    "relative_position_bias_table", "absolute_pos_embed", "positional_embedding", "token_embedding",
-    # as timm's models say in no_weight_decay()
-    "pos_embed", "cls_token", "reg_token", "dist_token",
-)  # fmt: skip
+    "relative_position_bias_table",
+    "absolute_pos_embed",
+    "positional_embedding",
+    "token_embedding",
+    # timm's models name these in no_weight_decay()
+    "pos_embed",
+    "cls_token",
+    "reg_token",
+    "dist_token",
+)
 
 
 def decays(name: str, parameter: torch.Tensor, optimizer: str = "dime-fm") -> bool:
-    """Tell whether weight decay applies: not to vectors, scalars and biases, nor, as DIME-FM, to
-    position and token embeddings and class tokens."""
-    kept = UNDECAYED if optimizer == "dime-fm" else ()
-    return (
-        parameter.ndim > 1 and not name.endswith(".bias") and not any(part in name for part in kept)
-    )
+    """Return whether weight decay applies to a parameter.
+
+    It does not apply to vectors, scalars and biases. In DIME-FM it does not apply to position and
+    token embeddings and class tokens either.
+    """
+    if parameter.ndim <= 1 or name.endswith(".bias"):
+        return False
+    if optimizer != "dime-fm":
+        return True
+    return not any(part in name for part in UNDECAYED)
 
 
 def adamw(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """Return AdamW over the trainable parameters in two groups, with and without weight decay, and
-    one of the modules of losses where there are any, all of which decay alike, biases and scales
-    too."""
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    named = [(name, p) for name, p in trained if not name.startswith(LOSS_MODULES)]
-    loss_modules = [p for name, p in trained if name.startswith(LOSS_MODULES)]
-    groups = [
-        {
-            "params": [p for name, p in named if decays(name, p, recipe.optimizer)],
-            "weight_decay": recipe.wd,
-        },
-        {
-            "params": [p for name, p in named if not decays(name, p, recipe.optimizer)],
-            "weight_decay": 0.0,
-        },
-    ]
-    groups += [{"params": loss_modules, "weight_decay": LOSS_MODULES_DECAY}] if loss_modules else []
-    return torch.optim.AdamW(
-        groups, lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), eps=recipe.eps, fused=True
-    )
+    """Return AdamW over the trainable parameters, in groups with and without weight decay.
+
+    The modules of losses, if there are any, are a third group; all its parameters decay, biases and
+    scales too.
+    """
+    decayed = []
+    undecayed = []
+    loss_modules = []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if name.startswith(LOSS_MODULES):
+            loss_modules.append(parameter)
+        elif decays(name, parameter, recipe.optimizer):
+            decayed.append(parameter)
+        else:
+            undecayed.append(parameter)
+    groups = [_group(decayed, recipe.wd), _group(undecayed, 0.0)]
+    if loss_modules:
+        groups.append(_group(loss_modules, LOSS_MODULES_DECAY))
+    betas = (recipe.beta1, recipe.beta2)
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=betas, eps=recipe.eps, fused=True)
+
+
+def _group(parameters: list[nn.Parameter], weight_decay: float) -> dict:
+    return {"params": parameters, "weight_decay": weight_decay}
 
 
 def learning_rate(step: int, warmup_steps: int, total_steps: int, recipe: Recipe) -> float:
     """Return the learning rate of optimizer step ``step``, counted from 0.
 
     "open_clip": linear from ``warmup_lr`` to ``lr``, which the last step of the warm-up has, then
-    half a cosine to ``min_lr`` over what is left. "dime-fm": with t = step - 1 (0 for the first two
-    steps, since the release sets the rate after each step with that step's index), linear while t <
-    W, then half a cosine from the start of training, so the peak lies a little below ``lr``.
+    half a cosine to ``min_lr`` over the other steps.
+
+    "dime-fm": with t = step - 1 (0 for the first two steps, since the release sets the rate after
+    each step with that step's index), linear while t < ``warmup_steps``, then half a cosine that
+    starts with the training, so the peak lies a little below ``lr``.
     """
-    after = recipe.optimizer == "open_clip"
-    t = step + 1 if after else max(step - 1, 0)
-    if step < warmup_steps if after else t < warmup_steps:
-        return recipe.warmup_lr + t * (recipe.lr - recipe.warmup_lr) / warmup_steps
-    done = (step - warmup_steps) / max(total_steps - warmup_steps, 1) if after else t / total_steps
-    return recipe.min_lr + 0.5 * (recipe.lr - recipe.min_lr) * (
-        1 + math.cos(math.pi * min(done, 1))
-    )
+    if recipe.optimizer == "open_clip":
+        if step < warmup_steps:
+            return _warm_up(step + 1, warmup_steps, recipe)
+        steps_left = max(total_steps - warmup_steps, 1)
+        return _half_cosine((step - warmup_steps) / steps_left, recipe)
+    t = max(step - 1, 0)
+    if t < warmup_steps:
+        return _warm_up(t, warmup_steps, recipe)
+    return _half_cosine(t / total_steps, recipe)
+
+
+def _warm_up(t: int, warmup_steps: int, recipe: Recipe) -> float:
+    """Return the rate at step ``t`` of the linear warm-up."""
+    return recipe.warmup_lr + t * (recipe.lr - recipe.warmup_lr) / warmup_steps
+
+
+def _half_cosine(progress: float, recipe: Recipe) -> float:
+    """Return the rate at ``progress``, 0 to 1, of half a cosine from ``lr`` to ``min_lr``."""
+    falling = 1 + math.cos(math.pi * min(progress, 1))
+    return recipe.min_lr + 0.5 * (recipe.lr - recipe.min_lr) * falling

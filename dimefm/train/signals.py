@@ -1,5 +1,6 @@
-"""Ctrl-C and SIGTERM end a run after the step in progress, with a checkpoint; a second Ctrl-C ends
-it at once.
+"""End a run on Ctrl-C or SIGTERM after the step in progress, with a checkpoint.
+
+A second Ctrl-C ends the run at once.
 """
 
 from __future__ import annotations
@@ -10,9 +11,7 @@ from types import FrameType
 
 
 class Stopping:
-    """While this context is active, the first SIGINT or SIGTERM sets ``asked`` instead of ending
-    the process.
-    """
+    """A context in which the first SIGINT or SIGTERM sets ``asked``; the process continues."""
 
     def __init__(self) -> None:
         self.asked = False

@@ -1,4 +1,4 @@
-"""The student in training: its towers, its heads and what its losses learn."""
+"""The student in training: its towers, its heads and the trainable modules of its losses."""
 
 from __future__ import annotations
 
@@ -20,35 +20,36 @@ from dimefm.runtime.seeding import seed_of
 
 @dataclass(frozen=True)
 class Extras:
-    """What losses ask of a student in addition to rows: of the image tower ``hidden`` and
-    ``patches``, of the text tower ``words``.
+    """What losses need of a student in addition to embeddings.
 
-    ``apart``: the last caption of each pair is there for its words alone.
+    ``image`` names outputs of the image tower, ``hidden`` or ``patches`` or both. ``words`` asks
+    for the token states of the text tower. ``extra_mlm_caption`` says that the last caption of each
+    pair is encoded for its words alone.
     """
 
     image: tuple[str, ...] = ()
     words: bool = False
-    apart: bool = False
+    extra_mlm_caption: bool = False
 
     @staticmethod
-    def of(needs: frozenset[Need], apart: bool) -> Extras:
-        """Return what terms with these ``needs`` ask for."""
+    def from_needs(needs: frozenset[Need], extra_mlm_caption: bool) -> Extras:
+        """Return what losses with these ``needs`` need of the towers."""
         image = [need.value for need in outputs_of(Provider.IMAGE_TOWER, needs)]
         words = Need.WORDS in needs
-        return Extras(tuple(image), words, apart)
+        return Extras(tuple(image), words, extra_mlm_caption)
 
 
 class Student(nn.Module):
-    """What trains: an image tower, a text tower, or a whole CLIP; ``features`` gives ``forward`` in
-    a loss's words.
+    """The model that is trained, an image tower, a text tower or a whole CLIP, with its modules.
 
-    The rows of a tower live in the first teacher's space: the model's own rows or, of a model that
-    keeps another dimension, those of a ``projection`` behind it. ``heads`` lead from there into the
-    space of each further teacher. A whole CLIP keeps its own space; what its losses learn to
-    compare it with a teacher are their parts, ``loss_modules``, one set a teacher, see
-    :meth:`~dimefm.losses.Objective.loss_modules`. They learn here and are no part of what is
-    finished. ``extras`` says what losses ask of the towers in addition to rows, and ``mask`` hides
-    a part of prepared pixels, see :func:`~dimefm.models.patch_dropout.hide`.
+    A tower embeds into the space of the first teacher: directly, or through ``projection`` when its
+    own dimension differs. ``heads`` map from there into the space of each further teacher. A whole
+    CLIP keeps its own space.
+
+    ``loss_modules`` holds the trainable modules of the losses, one set for each teacher, see
+    :meth:`~dimefm.losses.Objective.loss_modules`. They are not part of the finished model.
+    ``extras`` says what losses need in addition to embeddings, and ``mask`` hides a part of the
+    prepared pixels, see :func:`~dimefm.models.patch_dropout.hide`.
     """
 
     def __init__(
@@ -67,170 +68,188 @@ class Student(nn.Module):
         self.projection = projection or nn.Identity()
         self.loss_modules = loss_modules or nn.ModuleList()
         self.mask: nn.Module = nn.Identity()
-        self._trimmed = trimmed(model) if preprocess is None or self.extras.words else None
-        if preprocess is None:
-            return
-        self.register_buffer(
-            "mean", torch.tensor(preprocess["mean"]).view(1, 3, 1, 1), persistent=False
-        )
-        self.register_buffer(
-            "std", torch.tensor(preprocess["std"]).view(1, 3, 1, 1), persistent=False
-        )
+        self._trimmed = None
+        if preprocess is None or self.extras.words:
+            self._trimmed = trimmed(model)
+        if preprocess is not None:
+            self._register_channels("mean", preprocess["mean"])
+            self._register_channels("std", preprocess["std"])
+
+    def _register_channels(self, name: str, values: Sequence[float]) -> None:
+        """Keep one value for each color channel as a buffer, not in checkpoints."""
+        channels = torch.tensor(values).view(1, 3, 1, 1)
+        self.register_buffer(name, channels, persistent=False)
 
     def prepared(self, pixels: Tensor) -> Tensor:
-        """Return what the image tower reads, [B, 3, S, S], of uint8 pixels [B, S, S, 3]."""
-        pixels = pixels.permute(0, 3, 1, 2).to(self.mean.dtype).div(255)
-        return self.mask(
-            ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        )
+        """Return the input of the image tower [B, 3, S, S] from uint8 pixels [B, S, S, 3]."""
+        scaled = pixels.permute(0, 3, 1, 2).to(self.mean.dtype).div(255)
+        normalized = (scaled - self.mean) / self.std
+        return self.mask(normalized.contiguous(memory_format=torch.channels_last))
 
     def images(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Return image rows, not normalised, of uint8 pixels [B, S, S, 3], or [B, V, S, S, 3] of V
-        views: [B, D] or [B, V, D]. With them come ``hidden`` and ``patches`` where they are asked
-        for."""
+        """Return the image embeddings, not normalized, of uint8 pixels, as ``image``.
+
+        They are [B, D] for pixels [B, S, S, 3], and [B, V, D] for the V views of pixels [B, V, S,
+        S, 3]. ``hidden`` and ``patches`` of the first view are returned where losses need them.
+        """
         shape = pixels.shape[:-3]
-        ready = self.prepared(pixels.flatten(0, -4))
+        prepared = self.prepared(pixels.flatten(0, -4))
         if not self.extras.image:
-            return {"image": self.projection(self.model.encode_image(ready)).unflatten(0, shape)}
-        found = intermediate.image(self.model, ready)
-        rows, hidden, patches = (
-            value.unflatten(0, shape) for value in (self.projection(found.rows), *found[1:])
-        )
-        more = {"hidden": hidden, "patches": patches if pixels.ndim == 4 else patches[:, 0]}
-        return {"image": rows} | {name: more[name] for name in self.extras.image}
+            embeddings = self.model.encode_image(prepared)
+            return {"image": self.projection(embeddings).unflatten(0, shape)}
+        outputs = intermediate.image(self.model, prepared)
+        patches = outputs.patches.unflatten(0, shape)
+        has_views = pixels.ndim > 4
+        first_patches = patches[:, 0] if has_views else patches
+        hidden = outputs.hidden.unflatten(0, shape)
+        extras = {"hidden": hidden, "patches": first_patches}
+        embeddings = self.projection(outputs.rows)
+        images = {"image": embeddings.unflatten(0, shape)}
+        for name in self.extras.image:
+            images[name] = extras[name]
+        return images
 
     def sentences(self, tokens: Tensor) -> Tensor:
-        """Return a text tower's rows [B, D], not normalised, of tokens [B, L]; places that are
-        never read are not computed."""
+        """Return the embeddings [B, D], not normalized, of a text tower for tokens [B, L].
+
+        Positions behind the longest text are not computed where the tower does not read them.
+        """
         if self._trimmed is None:
             return self.projection(self.model.encode_text(tokens))
-        return self.projection(
-            self._trimmed.encode_text(tokens[:, : int(self._trimmed.lengths(tokens).max())])
-        )
+        longest = int(self._trimmed.lengths(tokens).max())
+        return self.projection(self._trimmed.encode_text(tokens[:, :longest]))
 
     def captions(self, tokens: Tensor) -> dict[str, Tensor]:
-        """Return text rows, not normalised, of tokens [B, L], or [B, C, L] of C captions: [B, D] or
-        [B, C, D].
+        """Return the text embeddings, not normalized, of a whole CLIP, as ``text``.
 
-        Where words are asked for they are those of the first caption, or of one more, the last,
-        that is there for its words alone; with them come its ``lengths``.
+        They are [B, D] for tokens [B, L], and [B, C, D] for the C captions of tokens [B, C, L].
+        Where losses need ``words``, these are the token states of the first caption, or of the last
+        one if it is encoded for its words alone; ``lengths`` are their numbers of tokens.
         """
         shape = tokens.shape[:-1]
+        flat = tokens.flatten(0, -2)
         if not self.extras.words:
-            return {"text": self.model.encode_text(tokens.flatten(0, -2)).unflatten(0, shape)}
-        found = intermediate.text(self.model, tokens.flatten(0, -2))
-        rows, words = found.rows.unflatten(0, shape), found.states.unflatten(0, shape)
+            return {"text": self.model.encode_text(flat).unflatten(0, shape)}
+        outputs = intermediate.text(self.model, flat)
+        embeddings = outputs.rows.unflatten(0, shape)
+        words = outputs.states.unflatten(0, shape)
         if tokens.ndim == 3:
-            place = -1 if self.extras.apart else 0
-            rows = rows[:, :-1] if self.extras.apart else rows
-            rows, words, tokens = (
-                rows[:, 0] if rows.shape[1] == 1 else rows,
-                words[:, place],
-                tokens[:, place],
-            )
-        lengths = tokens.new_full(
-            tokens.shape[:1], tokens.shape[1]
-        )  # of a tower that looks at padding
-        return {
-            "text": rows,
-            "words": words,
-            "lengths": lengths if self._trimmed is None else self._trimmed.lengths(tokens),
-        }
+            caption = 0
+            if self.extras.extra_mlm_caption:
+                caption = -1
+                embeddings = embeddings[:, :-1]
+            if embeddings.shape[1] == 1:
+                embeddings = embeddings[:, 0]
+            words = words[:, caption]
+            tokens = tokens[:, caption]
+        return {"text": embeddings, "words": words, "lengths": self._lengths(tokens)}
+
+    def _lengths(self, tokens: Tensor) -> Tensor:
+        """Return the numbers of tokens [B] to read of tokens [B, L]; all, if padding is read."""
+        if self._trimmed is not None:
+            return self._trimmed.lengths(tokens)
+        samples, length = tokens.shape
+        return tokens.new_full((samples,), length)
 
     def forward(
         self, pixels: Tensor | None, tokens: Tensor | None, labels: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Return all that is learned from, by name; rows are not normalised.
+        """Return the outputs that losses use, by name; embeddings are not normalized.
 
-        Of pixels or tokens alone a tower's ``rows`` [B, D] and, for each further teacher,
-        ``rows.1`` and so on; of both (pairs) ``image`` and ``text`` rows, the factor on cosines
-        (``scale``) and, of a SigLIP, the ``bias``. ``labels`` [B, L] are the tokens that were
-        hidden from the sentences; they are handed on.
+        A tower (pixels or tokens alone) gives ``rows`` [B, D] and ``rows.1``, ``rows.2`` and so on
+        for further teachers. Pairs (both) give ``image`` and ``text``, the factor on cosines
+        ``scale`` and, for a SigLIP, the ``bias``. ``labels`` [B, L] are the tokens that were hidden
+        from the captions; they are returned unchanged.
         """
         if pixels is None:
-            return self._own(self.sentences(tokens))
+            return self._for_teachers(self.sentences(tokens))
         if tokens is None:
-            found = self.images(pixels)
-            return self._own(found.pop("image")) | found
+            images = self.images(pixels)
+            return self._for_teachers(images.pop("image")) | images
+        scalars = {"scale": self.model.logit_scale.exp()}
         bias = getattr(self.model, "logit_bias", None)
-        scalars = {"scale": self.model.logit_scale.exp()} | (
-            {} if bias is None else {"bias": bias.clone()}
-        )
-        further = {} if labels is None else {"labels": labels}
-        return self.images(pixels) | self.captions(tokens) | scalars | further
+        if bias is not None:
+            scalars["bias"] = bias.clone()
+        outputs = self.images(pixels)
+        outputs.update(self.captions(tokens))
+        outputs.update(scalars)
+        if labels is not None:
+            outputs["labels"] = labels
+        return outputs
 
-    def _own(self, rows: Tensor) -> dict[str, Tensor]:
-        return {"rows": rows} | {
-            f"rows.{number}": head(rows) for number, head in enumerate(self.heads, 1)
-        }
+    def _for_teachers(self, embeddings: Tensor) -> dict[str, Tensor]:
+        """Return the embeddings of a tower in the space of each teacher."""
+        outputs = {"rows": embeddings}
+        for number, head in enumerate(self.heads, 1):
+            outputs[f"rows.{number}"] = head(embeddings)
+        return outputs
 
     @staticmethod
     def features(outputs: Mapping[str, Tensor], teachers: Sequence[Features]) -> list[Features]:
-        """Return the student's features for each teacher, with that teacher's rows of the other
-        side and scale.
+        """Return the student's features to compare with each teacher's.
 
-        ``outputs`` are those of ``forward``. Of a text tower the sentences stand in ``image``, see
-        :class:`~dimefm.losses.Features`. Of a whole CLIP its own sentences and scale make one set,
-        the same for each teacher.
+        ``outputs`` are those of ``forward``. A tower is compared through the teacher's embeddings
+        and scale of the other side; texts of a text tower are in ``image``, see
+        :class:`~dimefm.losses.Features`. A whole CLIP has its own texts and scale, the same for
+        every teacher.
         """
-        more: dict = {name: outputs[name] for name in ("hidden", "patches") if name in outputs}
+        extras: dict = {}
+        for name in ("hidden", "patches"):
+            if name in outputs:
+                extras[name] = outputs[name]
         if "rows" in outputs:
-            names = ["rows", *(f"rows.{number}" for number in range(1, len(teachers)))]
-            return [
-                teacher.with_image(outputs[name], **more)
-                for name, teacher in zip(names, teachers, strict=True)
-            ]
+            features = []
+            for number, teacher in enumerate(teachers):
+                name = f"rows.{number}" if number else "rows"
+                embeddings = outputs[name]
+                features.append(teacher.with_image(embeddings, **extras))
+            return features
         if "words" in outputs:
-            more["words"] = TextTokenStates(
+            extras["words"] = TextTokenStates(
                 outputs["words"], outputs["lengths"], outputs.get("labels")
             )
-        scale, bias = outputs["scale"], outputs.get("bias", 0.0)
-        return [Features.from_rows(outputs["image"], outputs["text"], scale, bias, **more)] * max(
-            1, len(teachers)
-        )
+        scale = outputs["scale"]
+        bias = outputs.get("bias", 0.0)
+        clip = Features.from_rows(outputs["image"], outputs["text"], scale, bias, **extras)
+        return [clip] * max(1, len(teachers))
 
     def finished(self, config: dict) -> tuple[nn.Module, dict]:
-        """Return (model, open_clip config) of what has been learned: the model of ``config``, with
-        the bridge folded into it where there is one, and then its dimension in the config."""
+        """Return (model, open_clip config) of the finished student, which began with ``config``.
+
+        A projection is folded into the model, which then has its dimension.
+        """
         if not isinstance(self.projection, nn.Linear):
             return self.model, config
-        return projections.folded(self.model, self.projection), {
-            **config,
-            "embed_dim": self.projection.out_features,
-        }
+        model = projections.folded(self.model, self.projection)
+        return model, {**config, "embed_dim": self.projection.out_features}
 
 
 def heads(dims: Sequence[int], seed: int) -> list[nn.Module]:
-    """Return a linear map from ``dims[0]`` to each further dimension, with random weights drawn
-    from ``seed``.
-    """
+    """Return a linear map from ``dims[0]`` to each further dimension, with random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "heads") % 2**32)
         return [nn.Linear(dims[0], dim, bias=False) for dim in dims[1:]]
 
 
 def projection_of(model: nn.Module, spec: StudentSpec, dim: int, seed: int) -> nn.Linear:
-    """Return a bridge from the tower ``model`` of a spec to ``dim`` dimensions, with random weights
-    drawn from ``seed``.
+    """Return a projection from a tower to ``dim`` dimensions, with random weights.
 
-    Raises ModelError when the tower could not take it in at the end.
+    Raises ModelError when the projection could not be folded into the tower at the end.
     """
-    found, noise = (
-        projections.draw(spec.config["embed_dim"], dim, seed),
-        torch.Generator().manual_seed(0),
-    )
-    if isinstance(model, TextTower):
-        inputs = torch.randint(
-            model.text.vocab_size, (2, model.text.context_length), generator=noise
-        )
+    projection = projections.draw(spec.config["embed_dim"], dim, seed)
+    generator = torch.Generator().manual_seed(0)
+    is_text = isinstance(model, TextTower)
+    if is_text:
+        shape = (2, model.text.context_length)
+        inputs = torch.randint(model.text.vocab_size, shape, generator=generator)
     else:
-        inputs = torch.randn(2, 3, spec.image_size, spec.image_size, generator=noise)
+        inputs = torch.randn(2, 3, spec.image_size, spec.image_size, generator=generator)
     with torch.random.fork_rng(devices=[]):
-        ordinary = new_tower({**spec.config, "embed_dim": dim}, isinstance(model, TextTower))
+        ordinary = new_tower({**spec.config, "embed_dim": dim}, is_text)
     try:
-        projections.check(model, found, ordinary, inputs)
+        projections.check(model, projection, ordinary, inputs)
     except ModelError as error:
         raise ModelError(
             f"{spec.name}: cannot take in a projection: {error}; remove --projection"
         ) from error
-    return found
+    return projection

@@ -1,5 +1,6 @@
-"""What a run trains: an image tower, a text tower, or a whole CLIP; the one place that tells them
-apart.
+"""What a run trains: an image tower, a text tower, or a whole CLIP.
+
+This is the one module that tells the three kinds apart.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ LOSS_MODULES_STREAM = "learnt_".rstrip("_")
 
 @dataclass(frozen=True)
 class Task:
-    """A model to train, of a kind of ``models.runs``, and the batches that it sees; a text tower
-    preprocesses nothing.
+    """A model to train, of a ``kind`` of :data:`dimefm.runs.folder.KINDS`, and its batches.
 
-    ``apart``: the last caption of each pair is the first one with hidden words. ``image_mask`` is
-    the share of each image that is hidden.
+    ``preprocess`` is None for a text tower. ``extra_mlm_caption`` says that the last caption of
+    each pair is the first one with hidden words. ``image_mask`` is the share of each image that is
+    hidden.
     """
 
     kind: str
@@ -41,72 +42,85 @@ class Task:
     model: nn.Module
     preprocess: dict | None
     batches: Callable[[int], Batch]
-    apart: bool = False
+    extra_mlm_caption: bool = False
     image_mask: float = 0.0
 
     def student(self, sources: Sources, objective: Objective, seed: int) -> Student:
-        """Return what trains: the model and the modules of its losses for each teacher; of one
-        tower also its bridge if it keeps another dimension, and a head for each further teacher."""
-        dims, own = [teacher.dim for teacher in sources.teachers], self.spec.config["embed_dim"]
-        drawn = seed_of(seed, LOSS_MODULES_STREAM) % 2**32
-        extras = Extras.of(objective.needs, self.apart)
-        more_dims = self._widths(objective) if extras.image or extras.words else {}
-        if self.kind == "clip":
-            loss_modules = objective.loss_modules(
-                [FeatureDims(own, dim, **more_dims) for dim in dims or [own]], drawn
-            )
-            found = Student(self.model, self.preprocess, loss_modules=loss_modules, extras=extras)
-            found.mask = patch_dropout.hide(self.model, self.image_mask)
-            return found
-        projection = projection_of(self.model, self.spec, dims[0], seed) if own != dims[0] else None
-        loss_modules = objective.loss_modules(
-            [FeatureDims(dim, dim, **more_dims) for dim in dims], drawn
-        )
-        found = Student(
-            self.model, self.preprocess, heads(dims, seed), projection, loss_modules, extras
-        )
-        found.mask = patch_dropout.hide(self.model, self.image_mask)
-        return found
+        """Return the student: the model and the modules of its losses for each teacher.
 
-    def _widths(self, objective: Objective) -> dict[str, int | None]:
-        """Return the widths of what losses ask of the towers in addition to rows; raise ModelError,
-        naming one that asks in vain.
+        A single tower also has a projection where its dimension is not the first teacher's, and a
+        head for each further teacher.
+        """
+        student_dim = self.spec.config["embed_dim"]
+        teacher_dims = [teacher.dim for teacher in sources.teachers]
+        extras = Extras.from_needs(objective.needs, self.extra_mlm_caption)
+        extra_dims = {}
+        if extras.image or extras.words:
+            extra_dims = self._extra_dims(objective)
+        dims = []
+        for teacher_dim in teacher_dims or [student_dim]:
+            compared_dim = student_dim if self.kind == "clip" else teacher_dim
+            dims.append(FeatureDims(compared_dim, teacher_dim, **extra_dims))
+        projection = None
+        teacher_heads: list[nn.Module] = []
+        if self.kind != "clip":
+            if student_dim != teacher_dims[0]:
+                projection = projection_of(self.model, self.spec, teacher_dims[0], seed)
+            teacher_heads = heads(teacher_dims, seed)
+        modules_seed = seed_of(seed, LOSS_MODULES_STREAM) % 2**32
+        loss_modules = objective.loss_modules(dims, modules_seed)
+        student = Student(
+            self.model, self.preprocess, teacher_heads, projection, loss_modules, extras
+        )
+        student.mask = patch_dropout.hide(self.model, self.image_mask)
+        return student
+
+    def _extra_dims(self, objective: Objective) -> dict[str, int | None]:
+        """Return the dimensions of what losses need of the towers in addition to embeddings.
+
+        Raises ModelError, which names such a loss, when the towers do not give it.
         """
         try:
             return intermediate.feature_dims(self.model)._asdict()
         except ModelError as error:
-            name = next(
-                config.name
-                for config, term in objective.terms
-                if any(outputs_of(tower, term.needs) for tower in TOWERS)
-            )
+            name = _first_loss_with_extras(objective)
             raise ModelError(f"loss '{name}': {error}") from error
 
 
+def _first_loss_with_extras(objective: Objective) -> str:
+    """Return the name of the first loss that needs more of a tower than embeddings."""
+    for config, term in objective.terms:
+        for tower in TOWERS:
+            if outputs_of(tower, term.needs):
+                return config.name
+    raise ValueError("no loss needs more of a tower than embeddings")
+
+
 def sizes(model: nn.Module) -> dict[str, int]:
-    """Return how many weights there are, of each tower and together."""
-    towers = {"image": getattr(model, "visual", None), "text": getattr(model, "text", None)}
-    counts = {
-        f"{name}_parameters": _count(tower)
-        for name, tower in towers.items()
-        if isinstance(tower, nn.Module)
-    }
-    return {**counts, "parameters": _count(model)}
+    """Return the number of weights of each tower and of the whole model."""
+    counts = {}
+    for name, attribute in (("image", "visual"), ("text", "text")):
+        tower = getattr(model, attribute, None)
+        if isinstance(tower, nn.Module):
+            counts[f"{name}_parameters"] = _count(tower)
+    counts["parameters"] = _count(model)
+    return counts
 
 
 def unseen_pixels(task: Task) -> str | None:
-    """Return a note when the patches of an image tower leave a strip of each image over, which it
-    never sees; else None.
-    """
-    name, size = task.spec.name, task.spec.image_size
-    side = 1 if size is None else student.patch_side(task.model)
-    if size is None or size % side == 0:
+    """Return a note when patches do not cover the whole image, None when they do."""
+    size = task.spec.image_size
+    if size is None:
         return None
-    fits, left = size - size % side, f"{size % side} pixels at the right and the lower edge"
-    sizes = f"--image-size {fits} or {fits + side}" if fits else f"--image-size {side}"
+    side = student.patch_side(task.model)
+    rest = size % side
+    if rest == 0:
+        return None
+    smaller = size - rest
+    better = f"--image-size {smaller} or {smaller + side}" if smaller else f"--image-size {side}"
     return (
-        f"note: {name} cuts images of {size} pixels into patches of {side} and never sees {left};"
-        f" {sizes} leaves none over"
+        f"note: {task.spec.name} cuts images of {size} pixels into patches of {side} and never sees"
+        f" {rest} pixels at the right and the lower edge; {better} leaves none over"
     )
 
 
@@ -138,46 +152,75 @@ def _is_set(recipe: Recipe, key: str) -> bool:
 
 
 def build_task(recipe: Recipe, sources: Sources, places: Sequence[int]) -> Task:
-    """Build what ``recipe`` trains, with random weights, and its batches, of which this process
-    encodes ``places``.
+    """Build the model of ``recipe``, with random weights, and its batches.
 
-    Raises ModelError when it cannot be built or run.
+    This process encodes ``places`` of each batch. Raises ModelError when the model cannot be built
+    or run.
     """
     if isinstance(sources, TextSources):
         return _text_tower(recipe, sources, places)
-    both = recipe.text == "student"
-    spec = student.resolve(
-        recipe.student, recipe.image_size, None if both else _dim(recipe, sources)
-    )
-    model, preprocess = student.build(spec, both, recipe.seed, len(places))
-    tokenizer = open_clip.tokenizer_for(spec.config) if both else None
-    batches = Batches(sources, recipe, spec.image_size, tokenizer, places)
-    apart = bool(recipe.mask_words) and recipe.mlm_caption == "extra"
+    if recipe.text == "student":
+        return _clip(recipe, sources, places)
+    return _image_tower(recipe, sources, places)
+
+
+def _clip(recipe: Recipe, sources: Sources, places: Sequence[int]) -> Task:
+    spec = student.resolve(recipe.student, recipe.image_size)
+    model, preprocess = student.build(spec, True, recipe.seed, len(places))
+    tokenizer = open_clip.tokenizer_for(spec.config)
     return Task(
-        "clip" if both else "image-tower",
-        spec,
-        model,
-        preprocess,
-        batches,
-        apart,
-        recipe.image_mask,
+        kind="clip",
+        spec=spec,
+        model=model,
+        preprocess=preprocess,
+        batches=Batches(sources, recipe, spec.image_size, tokenizer, places),
+        extra_mlm_caption=bool(recipe.mask_words) and recipe.mlm_caption == "extra",
+        image_mask=recipe.image_mask,
+    )
+
+
+def _image_tower(recipe: Recipe, sources: Sources, places: Sequence[int]) -> Task:
+    spec = student.resolve(recipe.student, recipe.image_size, _tower_dim(recipe, sources))
+    model, preprocess = student.build(spec, False, recipe.seed, len(places))
+    return Task(
+        kind="image-tower",
+        spec=spec,
+        model=model,
+        preprocess=preprocess,
+        batches=Batches(sources, recipe, spec.image_size, None, places),
+        image_mask=recipe.image_mask,
     )
 
 
 def _text_tower(recipe: Recipe, sources: TextSources, places: Sequence[int]) -> Task:
-    spec = student.resolve_text(recipe.text_student, _dim(recipe, sources))
+    spec = student.resolve_text(recipe.text_student, _tower_dim(recipe, sources))
+    tokenize = _tokenizer(spec)
+    return Task(
+        kind="text-tower",
+        spec=spec,
+        model=student.build_text(spec, recipe.seed),
+        preprocess=None,
+        batches=TextBatches(sources, recipe, tokenize, places),
+    )
+
+
+def _tokenizer(spec: StudentSpec) -> Callable:
+    """Return the tokenizer of a text tower, the fast one where there is one."""
     tokenizer = open_clip.tokenizer_for(spec.config)
-    quick = fast_tokenizer.cached_tokenizer(tokenizer)
-    tokenize = tokenizer if quick is None else lambda sentences: quick.tokenize(sentences)[0]
-    batches = TextBatches(sources, recipe, tokenize, places)
-    return Task("text-tower", spec, student.build_text(spec, recipe.seed), None, batches)
+    cached = fast_tokenizer.cached_tokenizer(tokenizer)
+    if cached is None:
+        return tokenizer
+    return lambda captions: cached.tokenize(captions)[0]
 
 
-def _dim(recipe: Recipe, sources: Sources) -> int | None:
-    """Return the dimension that the student is built with, None for its own, from which a bridge
-    leads.
+def _tower_dim(recipe: Recipe, sources: Sources) -> int | None:
+    """Return the embedding dimension to build a tower with, None for the dimension of its config.
+
+    With a projection the tower keeps its own dimension.
     """
-    return None if recipe.projection == "linear" else sources.teachers[0].dim
+    if recipe.projection == "linear":
+        return None
+    return sources.teachers[0].dim
 
 
 def _count(module: nn.Module) -> int:
