@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from dimefm.quickstart import data
-from dimefm.quickstart.data import DIGITS, SCENES, SIDE
+from dimefm.quickstart.captions import DIGITS, SCENES
+from dimefm.quickstart.pictures import COLORS, SIDE
 
 pytest.importorskip("sklearn")
 
@@ -164,7 +165,7 @@ def test_captions_name_the_class():
 def test_the_scene_has_the_colour_that_its_caption_names():
     random = np.random.default_rng(1)
     for item in data._scenes(96, random):
-        colour = np.array(data.COLOURS[SCENES[item.label].split()[0]], float)
+        colour = np.array(COLORS[SCENES[item.label].split()[0]], float)
         with Image.open(io.BytesIO(item.image)) as image:
             near = np.abs(np.asarray(image, float) - colour).max(axis=2) < 40
         assert near.mean() > 0.02, item.text
