@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from dimefm.runs.scores import Result, ZeroShotScores
+from dimefm.runtime.tables import aligned, markdown_table
 
 COLUMNS = ("dataset", "metric", "score", "chance", "images", "classes", "note")
-NUMBERS = ("score", "chance", "images", "classes")
-"""Columns that are aligned to the right."""
+TEXT_COLUMNS = (0, 1, 6)
+"""Columns that are aligned to the left: dataset, metric and note."""
 
 
 def terminal(scores: ZeroShotScores) -> str:
     """Return the scores as an aligned table, with a line for each thing to know below it."""
-    rows: list[tuple[str, ...]] = [COLUMNS]
-    for result in scores.results:
-        rows.append(_row(result))
-    lines = _aligned(rows)
+    lines = aligned(_rows(scores), TEXT_COLUMNS)
     lines += ["", _mean(scores), *_remarks(scores)]
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(lines)
 
 
 def markdown(scores: ZeroShotScores) -> str:
@@ -32,16 +28,21 @@ def markdown(scores: ZeroShotScores) -> str:
             f" tower {scores.text_parameters:,}. {scores.protocol}."
         ),
         "",
-        _pipes(COLUMNS),
-        _rule(),
+        *markdown_table(_rows(scores), TEXT_COLUMNS),
     ]
-    for result in scores.results:
-        lines.append(_pipes(_row(result)))
     for remark in [_mean(scores), *_remarks(scores)]:
         lines += ["", _sentence(remark)]
     versions = [f"{name} {version}" for name, version in scores.libraries.items()]
     lines += ["", f"Made with {', '.join(versions)}."]
     return "\n".join(lines) + "\n"
+
+
+def _rows(scores: ZeroShotScores) -> list[tuple[str, ...]]:
+    """Return the table as text, its head first."""
+    rows: list[tuple[str, ...]] = [COLUMNS]
+    for result in scores.results:
+        rows.append(_row(result))
+    return rows
 
 
 def _row(result: Result) -> tuple[str, ...]:
@@ -51,11 +52,14 @@ def _row(result: Result) -> tuple[str, ...]:
         notes.append(result.note)
     if result.unreadable:
         notes.append(f"{result.unreadable} unreadable images left out")
+    chance = "-"
+    if result.chance is not None:
+        chance = f"{100 * result.chance:.1f}"
     return (
         result.dataset,
         result.main_metric,
         f"{100 * result.value:.2f}",
-        "-" if result.chance is None else f"{100 * result.chance:.1f}",
+        chance,
         f"{result.samples:,}",
         str(result.details["classes"]),
         "; ".join(notes),
@@ -89,30 +93,6 @@ def _remarks(scores: ZeroShotScores) -> list[str]:
     if scores.pending:
         lines.append(f"still to come: {', '.join(scores.pending)}")
     return lines
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a table whose columns are aligned, with a rule below the first row."""
-    widths = []
-    for column in range(len(COLUMNS)):
-        widths.append(max(len(row[column]) for row in rows))
-    lines = []
-    for row in rows:
-        cells = []
-        for name, cell, width in zip(COLUMNS, row, widths, strict=True):
-            cells.append(cell.rjust(width) if name in NUMBERS else cell.ljust(width))
-        lines.append("  ".join(cells))
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return lines
-
-
-def _pipes(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _rule() -> str:
-    marks = ["---:" if name in NUMBERS else "---" for name in COLUMNS]
-    return "|" + "|".join(marks) + "|"
 
 
 def _sentence(line: str) -> str:

@@ -20,6 +20,7 @@ from dimefm.data.selection import within
 from dimefm.data.views.patch_tokens import expect_rows
 from dimefm.errors import CacheError, DataError
 from dimefm.runs.scores import RETRIEVAL, Result, RetrievalScores, recall_name
+from dimefm.runtime.tables import aligned, markdown_table
 
 AT = (1, 5, 10)
 TIE = np.float32(1e-6)
@@ -299,17 +300,7 @@ def _rows(scores: RetrievalScores) -> list[tuple[str, ...]]:
 
 def terminal(scores: RetrievalScores) -> str:
     """Return the scores as an aligned table in percent, with notes below it."""
-    rows = _rows(scores)
-    widths = []
-    for column in range(len(HEADS)):
-        widths.append(max(len(row[column]) for row in rows))
-    lines = []
-    for direction, *numbers in rows:
-        cells = [direction.ljust(widths[0])]
-        for number, width in zip(numbers, widths[1:], strict=True):
-            cells.append(number.rjust(width))
-        lines.append("  ".join(cells))
-    lines.insert(1, "  ".join("-" * width for width in widths))
+    lines = aligned(_rows(scores))
     sentences = notes(scores)
     if sentences:
         lines += ["", *sentences]
@@ -321,17 +312,13 @@ def markdown(scores: RetrievalScores) -> str:
     weights = "weights unknown"
     if scores.weights_sha256:
         weights = f"weights `{scores.weights_sha256[:12]}`"
-    head, *rows = _rows(scores)
     lines = [
         f"# Retrieval with `{scores.model}`",
         "",
         f"Recall in percent, {weights}. Protocol: {scores.protocol}.",
         "",
-        "| " + " | ".join(head) + " |",
-        "|---" + "|---:" * (len(head) - 1) + "|",
+        *markdown_table(_rows(scores)),
     ]
-    for row in rows:
-        lines.append("| " + " | ".join(row) + " |")
     for note in notes(scores):
         lines += ["", note]
     return "\n".join(lines) + "\n"

@@ -1,5 +1,6 @@
-"""The quickstart: the ordinary verbs, one after the other, on small real data. Interrupted, it goes
-on where it was.
+"""The quickstart: data, teacher, extraction, student and evaluation, one after the other.
+
+An interrupted quickstart resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import numpy as np
 import torch
@@ -31,7 +32,11 @@ from dimefm.storage.files import to_json, write_text
 from dimefm.train.trainer import train
 
 DATASETS = ("digits", "shapes")
-RECORD, SUMMARY = "quickstart.json", "summary.json"
+RECORD = "quickstart.json"
+SUMMARY = "summary.json"
+RESULTS = ("data", "teacher", "cache", "student", SUMMARY)
+"""What a quickstart makes in its folder."""
+
 COMMON: dict = {
     "crop_ratio": (0.75, 4 / 3),
     "flip": 0.0,
@@ -39,49 +44,57 @@ COMMON: dict = {
     "warmup": 0.3,
     "save_every": 200,
 }
+"""Keys that both recipes share."""
 
 
 def quickstart(
     out: Path, seed: int = 0, echo: Callable[[str], None] = print, scale: float = 1.0
 ) -> dict:
-    """Make data, train a teacher, extract its features, distil a student and score both; return the
-    summary.
+    """Make data, train a teacher, extract its features, distil a student and score both.
 
-    ``scale`` is the share of the rows and steps: below 1 it shows the way, not the accuracy; 0.02
-    is the least, since a batch must have its rows. Writes ``out/quickstart.json`` (seed, scale,
-    counts of the raw data), ``out/summary.json`` (accuracies as fractions, parameters of the image
-    towers, seconds), ``out/report.md`` and ``out/report.png``. Everything runs on the CPU and needs
-    no network.
+    ``scale`` is the share of the samples and steps: a value below 1 shows the steps, not the
+    accuracy; 0.02 is the least, since a batch must be full. Everything runs on the CPU and needs no
+    network.
+
+    Writes ``out/quickstart.json`` (seed, scale, counts of the raw data), ``out/summary.json``
+    (accuracies as fractions, parameters of the image towers, seconds), ``out/report.md`` and
+    ``out/report.png``. Returns the summary.
     """
     started = time.perf_counter()
-    whole = _claim(out, seed, scale)
+    data_is_whole = _claim(out, seed, scale)
     if (out / SUMMARY).exists():
         echo(f"{out / SUMMARY}: finished already; give another --out to run it again\n")
         summary = json.loads((out / SUMMARY).read_text(encoding="utf-8"))
         echo(table(summary))
         return summary
     raw = out / "data"
-    if not whole:
+    cache = out / "cache"
+    if not data_is_whole:
         echo("1/5 data: real handwritten digits, and scenes drawn here")
-        _record(out, seed, scale, data.write(raw, seed, scale))
+        sizes = data.write(raw, seed, scale)
+        _write_record(out, seed, scale, sizes)
+
     echo("2/5 teacher: a small CLIP learns from pairs (you would load ViT-L-14 instead)")
-    teacher = _train(_teacher(raw, seed, scale), out / "teacher", echo)
+    teacher_run = _train(_teacher(raw, seed, scale), out / "teacher", echo)
+
     echo("3/5 extract-features: the teacher runs once over unpaired images and sentences")
-    encoder = load_encoder(str(teacher), "cpu")
-    for kind, source in (("image", raw / "images.tar"), ("text", raw / "sentences.txt")):
-        echo(
-            extract(
-                encoder, open_rows([source], kind), kind, out / "cache" / f"{kind}s", Settings()
-            ).describe()
-        )
+    teacher = load_encoder(str(teacher_run), "cpu")
+    _extract(teacher, "image", raw / "images.tar", cache / "images", echo)
+    _extract(teacher, "text", raw / "sentences.txt", cache / "texts", echo)
+
     echo("4/5 train: a student learns from the cached features; the teacher does not run")
-    distilled = _train(_student(raw, out / "cache", seed, scale), out / "student", echo)
+    student_run = _train(_student(raw, cache, seed, scale), out / "student", echo)
+
     echo("5/5 eval: zero-shot on images that none of them has seen")
-    small = load_encoder(str(distilled), "cpu")
-    towers = {"teacher": encoder, "student": small, "untrained": untrained(small, distilled, seed)}
-    summary = _summarise(towers, raw / "eval", out)
+    distilled = load_encoder(str(student_run), "cpu")
+    encoders = {
+        "teacher": teacher,
+        "student": distilled,
+        "untrained": untrained(distilled, student_run, seed),
+    }
+    summary = _summarize(encoders, raw / "eval", out)
     summary["seconds"] = round(time.perf_counter() - started, 1)
-    draw(summary, distilled, out / "report.png")
+    draw(summary, student_run, out / "report.png")
     write_text(out / "report.md", markdown(summary))
     write_text(out / SUMMARY, to_json(summary))
     echo("\n" + table(summary))
@@ -90,50 +103,56 @@ def quickstart(
 
 
 def _claim(out: Path, seed: int, scale: float) -> bool:
-    """Make ``out`` the folder of a quickstart from ``seed`` at ``scale`` and return whether its
-    data are whole.
+    """Make ``out`` the folder of this seed and scale; return whether its data are whole.
 
-    Raises RecipeError when the folder holds one from another seed or scale, or something whose seed
-    nobody knows.
+    Raises RecipeError when the folder holds a quickstart of another seed or scale, or files of an
+    unknown seed.
     """
     path = out / RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        theirs, whole = (record["seed"], record["scale"]), record["data"] is not None
+        recorded = {"seed": record["seed"], "scale": record["scale"]}
+        data_is_whole = record["data"] is not None
     except FileNotFoundError:
-        strange = next(
-            (
-                name
-                for name in ("data", "teacher", "cache", "student", SUMMARY)
-                if (out / name).exists()
-            ),
-            None,
-        )
-        if strange is not None:
-            raise RecipeError(
-                f"{out}: holds {strange} but no {RECORD}, so its seed is unknown; give another"
-                " --out"
-            ) from None
+        _refuse_unknown_files(out)
         out.mkdir(parents=True, exist_ok=True)
-        _record(out, seed, scale, None)
+        _write_record(out, seed, scale, None)
         return False
     except (ValueError, KeyError, TypeError) as error:
         raise RecipeError(
             f"{path}: cannot be read ({error!r}); give another --out, or remove that folder"
         ) from error
-    for option, begun, asked in zip(("seed", "scale"), theirs, (seed, scale), strict=True):
-        if begun != asked:
+    for option, value in (("seed", seed), ("scale", scale)):
+        if recorded[option] != value:
             raise RecipeError(
-                f"{out}: was begun with --{option} {begun}, not {asked}; give that {option}, or"
-                " another --out"
+                f"{out}: was begun with --{option} {recorded[option]}, not {value}; give that"
+                f" {option}, or another --out"
             )
-    return whole
+    return data_is_whole
 
 
-def _record(out: Path, seed: int, scale: float, sizes: data.Sizes | None) -> None:
-    """Write seed and scale, and the counts of the raw data once they are all there."""
+def _refuse_unknown_files(out: Path) -> None:
+    """Raise RecipeError when ``out`` holds results whose seed is not recorded."""
+    for name in RESULTS:
+        if (out / name).exists():
+            raise RecipeError(
+                f"{out}: holds {name} but no {RECORD}, so its seed is unknown; give another --out"
+            ) from None
+
+
+def _write_record(out: Path, seed: int, scale: float, sizes: data.Sizes | None) -> None:
+    """Write seed and scale, and the counts of the raw data once they are whole."""
     counts = None if sizes is None else dataclasses.asdict(sizes)
     write_text(out / RECORD, to_json({"seed": seed, "scale": scale, "data": counts}))
+
+
+def _extract(
+    teacher: Encoder, kind: str, source: Path, cache: Path, echo: Callable[[str], None]
+) -> None:
+    """Extract the teacher's features of one source into a cache."""
+    rows = open_rows([source], kind)
+    outcome = extract(teacher, rows, kind, cache, Settings())
+    echo(outcome.describe())
 
 
 def _teacher(raw: Path, seed: int, scale: float) -> Recipe:
@@ -182,30 +201,36 @@ def _student(raw: Path, cache: Path, seed: int, scale: float) -> Recipe:
 
 
 def _train(recipe: Recipe, out: Path, echo: Callable[[str], None]) -> Path:
-    return out if (out / folder.FILE).exists() else train(recipe, out, resume=True, echo=echo)
+    """Return the run folder, after training unless the run is finished already."""
+    if (out / folder.FILE).exists():
+        return out
+    return train(recipe, out, resume=True, echo=echo)
 
 
 def untrained(encoder: Encoder, run: Path, seed: int) -> Encoder:
-    """Return the encoder of a distilled run with its image tower as it was before the first
-    step.
-    """
+    """Return the encoder of a distilled run with its image tower before the first step."""
     config = folder.read(run).model_cfg
     spec = student.StudentSpec(config, config["vision_cfg"]["image_size"])
-    tower: ImageTower = (
-        student.build(spec, both_towers=False, seed=seed)[0].eval().requires_grad_(False)
-    )
+    model, _ = student.build(spec, both_towers=False, seed=seed)
+    tower = cast(ImageTower, model.eval().requires_grad_(False))
     card = dataclasses.replace(
-        encoder.card, name="untrained student", weights_sha256=weights_sha256(tower)
+        encoder.card,
+        name="untrained student",
+        weights_sha256=weights_sha256(tower),
     )
     return dataclasses.replace(encoder, card=card, image_model=tower)
 
 
 def rows_per_second(encoder: Encoder, rows: int = 512) -> float:
-    """Return how many images a second the image tower encodes: the median of five passes over ready
-    pixels.
+    """Return how many images a second the image tower encodes, without reading and decoding.
+
+    This is the median of five passes.
     """
     size = encoder.card.preprocess["size"]
-    height, width = size if isinstance(size, list | tuple) else (size, size)
+    if isinstance(size, list | tuple):
+        height, width = size
+    else:
+        height = width = size
     pixels = torch.zeros(rows, 3, height, width)
     encoder.encode_image(pixels)
     seconds = []
@@ -216,7 +241,7 @@ def rows_per_second(encoder: Encoder, rows: int = 512) -> float:
     return rows / float(np.median(seconds))
 
 
-def _summarise(encoders: dict[str, Encoder], root: Path, out: Path) -> dict:
+def _summarize(encoders: dict[str, Encoder], root: Path, out: Path) -> dict:
     """Score the encoders on the test sets in ``root``; return the summary without the seconds."""
 
     def fail(name: str, error: Exception) -> NoReturn:
@@ -224,8 +249,8 @@ def _summarise(encoders: dict[str, Encoder], root: Path, out: Path) -> dict:
 
     results: dict[str, list[Result]] = {}
     for name, encoder in encoders.items():
-        folder = out / "eval" / name
-        results[name] = evaluate(encoder, root, names=DATASETS, out=folder, on_failure=fail)
+        place = out / "eval" / name
+        results[name] = evaluate(encoder, root, names=DATASETS, out=place, on_failure=fail)
 
     summary: dict = {}
     for name in encoders:

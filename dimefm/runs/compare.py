@@ -22,6 +22,7 @@ from dimefm.recipe import Recipe, renamed
 from dimefm.runs import folder as runs
 from dimefm.runs.record import RunRecord
 from dimefm.runs.scores import RETRIEVAL, SCORES, ZERO_SHOT_BY_TOKENS, read_results
+from dimefm.runtime.tables import aligned, markdown_table
 from dimefm.storage.files import write_text
 
 PLOT, TABLE, REPORT = "compare.png", "compare.csv", "compare.md"
@@ -215,10 +216,10 @@ def _evaluated(compared: Sequence[Run]) -> list[str]:
 def text(compared: Sequence[Run]) -> str:
     """Return both tables for a terminal."""
     heads = tuple(run.name for run in compared)
-    parts = [_aligned([("", *heads), *scores(compared)])]
+    parts = ["\n".join(aligned([("", *heads), *scores(compared)]))]
     different = differences(compared)
     if different:
-        parts.append(_aligned([("recipe", *heads), *map(_narrow, different)]))
+        parts.append("\n".join(aligned([("recipe", *heads), *map(_narrow, different)])))
     elif len(compared) > 1:
         parts.append("The recipes are the same.")
     return "\n\n".join(parts)
@@ -231,24 +232,15 @@ def _narrow(row: tuple[str, ...]) -> tuple[str, ...]:
     return cut if len(set(cut)) == len(set(row)) else row
 
 
-def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
-        for row in rows
-    ]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(lines)
-
-
 def listing(found: Sequence[Run]) -> str:
     """Return a line for each run: how far it came and what it scores."""
     rows = {name: values for name, *values in scores(found)}
     kept = [name for name in ("state", "steps", "loss", "best mean") if name in rows]
     lines = zip(*(rows[name] for name in kept), strict=True)
-    return _aligned(
-        [("run", *kept), *((run.name, *line) for run, line in zip(found, lines, strict=True))]
-    )
+    table_rows = [("run", *kept)]
+    for run, line in zip(found, lines, strict=True):
+        table_rows.append((run.name, *line))
+    return "\n".join(aligned(table_rows))
 
 
 def table(compared: Sequence[Run]) -> str:
@@ -293,8 +285,7 @@ def _pipes(corner: str, rows: Sequence[tuple[str, ...]], compared: Sequence[Run]
         [cell.replace("|", "\\|") for cell in row]
         for row in [(corner, *(run.name for run in compared)), *rows]
     ]
-    head, *body = ["| " + " | ".join(row) + " |" for row in safe]
-    return [head, "|---" + "|---:" * len(compared) + "|", *body]
+    return markdown_table(safe)
 
 
 def write(compared: Sequence[Run], out: Path) -> list[Path]:
