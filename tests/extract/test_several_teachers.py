@@ -162,7 +162,7 @@ def test_an_image_that_one_teacher_cannot_resize_is_quarantined_for_that_one_onl
     whole = preprocess.Turbo.whole
 
     def refuse(self, photo):
-        if self._size == (32, 32) and photo.pixels.shape[1] == 27:
+        if (self._height, self._width) == (32, 32) and photo.pixels.shape[1] == 27:
             raise BadRow("no")
         return whole(self, photo)
 
