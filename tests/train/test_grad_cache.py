@@ -93,8 +93,8 @@ def test_free_views_of_a_step_differ_and_the_first_is_that_of_a_step_with_one(wo
     cuts = []
     for batches in (one, three):
         cuts.append([])
-        cut = batches.view.cut
-        batches.view.cut = lambda *words, cut=cut, into=cuts[-1]: (
+        cut = batches.view.crop_spec
+        batches.view.crop_spec = lambda *words, cut=cut, into=cuts[-1]: (
             into.append(cut(*words)) or into[-1]
         )
         batches(0)

@@ -19,6 +19,8 @@ from dimefm.runtime.seeding import seed_of
 INNER_FOLDERS = (*SPLIT_FOLDERS, "data")
 """Names of folders inside the folder of a dataset."""
 
+Shards = dict[int, Shard]  # by number
+
 
 class Captions:
     """Chooses the caption of a pair: one of the row's texts, or a class prompt of its label."""
@@ -73,12 +75,12 @@ class Prompts:
         return [int(value)] if value >= 0 else []
 
 
-def _datasets_without_texts(rows: Rows) -> list[tuple[Path, dict[int, Shard]]]:
+def _datasets_without_texts(rows: Rows) -> list[tuple[Path, Shards]]:
     """Return (dataset folder, shards by number) of the shards whose rows have no texts.
 
     The shards of one entry are those of one folder and one file ending.
     """
-    datasets: dict[tuple[Path, str], dict[int, Shard]] = {}
+    datasets: dict[tuple[Path, str], Shards] = {}
     for number, shard in enumerate(rows.shards):
         if not len(shard) or _has_texts(shard):
             continue
@@ -111,7 +113,7 @@ def _dataset_folder(path: Path) -> Path:
     return folder
 
 
-def _prompts_from_labels(folder: Path, shards: dict[int, Shard]) -> dict[int, Prompts]:
+def _prompts_from_labels(folder: Path, shards: Shards) -> dict[int, Prompts]:
     """Return the prompts of each shard of one dataset, by number; {} if no row has a label.
 
     Its labels are read together, so that they mean the same in all shards.
@@ -122,8 +124,9 @@ def _prompts_from_labels(folder: Path, shards: dict[int, Shard]) -> dict[int, Pr
         return {}
     benchmark = for_folder(folder)
     first_shard = next(iter(shards.values()))
+    where = str(first_shard.path)
     filled = _fill_unlabelled(raw)
-    classes, _ = labels.class_numbers(filled, benchmark, str(first_shard.path), folder)
+    classes, _ = labels.class_numbers(filled, benchmark, where, folder)
     classes[unlabelled] = -1
 
     prompts_of_class = prompts(benchmark)
@@ -131,7 +134,8 @@ def _prompts_from_labels(folder: Path, shards: dict[int, Shard]) -> dict[int, Pr
     start = 0
     for number, shard in shards.items():
         end = start + len(shard)
-        prompts_of_shard[number] = Prompts(classes[start:end], prompts_of_class)
+        in_shard = classes[start:end]
+        prompts_of_shard[number] = Prompts(in_shard, prompts_of_class)
         start = end
     return prompts_of_shard
 

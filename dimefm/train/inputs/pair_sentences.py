@@ -17,6 +17,9 @@ from dimefm.train.inputs.captions import Captions
 from dimefm.train.inputs.sources import Sources
 from dimefm.train.inputs.word_masking import Masking
 
+Tokenize = Callable[[list[str]], Tensor]
+Caption = str | None  # None: the row has no text
+
 
 class Sentences:
     """``captions_per_step`` captions of each pair: a pure function of the pair's place and epoch.
@@ -26,7 +29,7 @@ class Sentences:
     from the row's texts, and all but the first are augmented as the recipe says.
     """
 
-    def __init__(self, sources: Sources, recipe: Recipe, tokenize: Callable[[list[str]], Tensor]):
+    def __init__(self, sources: Sources, recipe: Recipe, tokenize: Tokenize):
         """Raise DataError when words are to be hidden in tokens without an end of a text."""
         self.sources = sources
         self.recipe = recipe
@@ -44,19 +47,20 @@ class Sentences:
 
     def _refuse_other_tokenizer(self, masking: Masking) -> None:
         """Raise DataError for a tokenizer with other special tokens, before the first step."""
-        masking(self.tokenize([""]).numpy(), [0])
+        tokens = self.tokenize([""])
+        masking(tokens.numpy(), [0])
 
     def choose(self, number: int, row: Row, place: int, epoch: int) -> list[str]:
         """Return the captions of raw row ``number`` at ``place`` of the run.
 
         Raises BadRow when it has none.
         """
-        captions: list[str | None]
+        captions: list[Caption]
         policy = self.sources.text_policy
         if policy is not None:
             captions = self._replay(policy, row, epoch)
         elif self.sources.text_caches:
-            captions = [row.texts[0] if row.texts else None]
+            captions = list(row.texts[:1]) or [None]
         else:
             captions = self._draw(number, row, place, epoch)
         chosen = [caption for caption in captions if caption and caption.strip()]
@@ -64,15 +68,17 @@ class Sentences:
             raise BadRow("has no sentence to pair its image with")
         return chosen
 
-    def _replay(self, policy: TextPolicy, row: Row, epoch: int) -> list[str | None]:
+    def _replay(self, policy: TextPolicy, row: Row, epoch: int) -> list[Caption]:
         """Return the texts that a text cache holds, the next ones in each epoch."""
-        captions: list[str | None] = []
+        captions: list[Caption] = []
         first = epoch * self.count
-        for view in range(first, first + self.count):
-            captions.append(policy.draw(row.key, view % policy.count, row.texts))
+        for number in range(first, first + self.count):
+            view = number % policy.count
+            text = policy.draw(row.key, view, row.texts)
+            captions.append(text)
         return captions
 
-    def _draw(self, number: int, row: Row, place: int, epoch: int) -> list[str | None]:
+    def _draw(self, number: int, row: Row, place: int, epoch: int) -> list[Caption]:
         """Return captions of a row without cached texts.
 
         Those after the first are other texts of the row, or the first one augmented.
@@ -90,7 +96,8 @@ class Sentences:
         further_count = self.count - 1
         first_view = 1 + epoch * further_count
         for view in range(first_view, first_view + further_count):
-            captions.append(self.augment.vary(row.key, view, first))
+            augmented = self.augment.vary(row.key, view, first)
+            captions.append(augmented)
         return captions
 
     def tokens(
@@ -103,23 +110,32 @@ class Sentences:
         one with hidden words.
         """
         flat = [caption for of_pair in captions for caption in of_pair]
-        tokens = tokenize_all(flat, self.tokenize)
-        tokens = tokens.unflatten(0, (len(captions), self.count))
+        shape = (len(captions), self.count)
+        tokens = tokenize_all(flat, self.tokenize).unflatten(0, shape)
         hidden = None
         if self.masking is not None:
-            seeds = [seed_of(self.recipe.seed, "mask", place) for place in places]
-            masked, hidden_tokens = self.masking(tokens[:, 0].numpy(), seeds)
-            masked_caption = torch.from_numpy(np.ascontiguousarray(masked))[:, None]
-            hidden = torch.from_numpy(hidden_tokens)
-            if self.recipe.mlm_caption == "extra":
-                tokens = torch.cat([tokens, masked_caption], dim=1)
-            else:
-                tokens = torch.cat([masked_caption, tokens[:, 1:]], dim=1)
+            tokens, hidden = self._hide_words(self.masking, tokens, places)
         if tokens.shape[1] == 1:
             tokens = tokens[:, 0]
         return tokens, hidden
 
+    def _hide_words(
+        self, masking: Masking, tokens: Tensor, places: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Return (tokens [n, C, L] with a caption with hidden words, hidden tokens [n, L])."""
+        seeds = [seed_of(self.recipe.seed, "mask", place) for place in places]
+        first = tokens[:, 0].numpy()
+        masked = masking(first, seeds)
+        shown = np.ascontiguousarray(masked.shown)
+        caption = torch.from_numpy(shown)[:, None]
+        if self.recipe.mlm_caption == "extra":
+            captions = [tokens, caption]
+        else:
+            captions = [caption, tokens[:, 1:]]
+        return torch.cat(captions, dim=1), torch.from_numpy(masked.labels)
 
-def tokenize_all(texts: list[str], tokenize: Callable[[list[str]], Tensor]) -> Tensor:
+
+def tokenize_all(texts: list[str], tokenize: Tokenize) -> Tensor:
     """Return the tokens [n, L] of n texts, which may be none."""
-    return tokenize(texts or [""])[: len(texts)]
+    tokens = tokenize(texts or [""])
+    return tokens[: len(texts)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from dimefm.recipe import Recipe
 from dimefm.runtime.seeding import seed_of
 from dimefm.train.inputs.batch import Batch, bad_row
 from dimefm.train.inputs.cached_features import features_of, unpaired_features
-from dimefm.train.inputs.pair_sentences import tokenize_all
+from dimefm.train.inputs.pair_sentences import Tokenize, tokenize_all
 from dimefm.train.inputs.sampling import student_order, unpaired_order
 from dimefm.train.inputs.sources import TextSources
 
@@ -42,7 +42,7 @@ class TextBatches:
         self,
         sources: TextSources,
         recipe: Recipe,
-        tokenize: Callable[[list[str]], Tensor],
+        tokenize: Tokenize,
         places: Sequence[int] | None = None,
     ):
         self.sources = sources

@@ -141,7 +141,7 @@ def test_a_view_of_a_packed_image_is_the_same_part_of_it(name, size):
     for seed in range(12):
         a, b = (view(data, f"k{seed}", seed % 3, seed).astype(int) for data in (whole, small))
         assert np.abs(a - b)[2:-2, 2:-2].max() <= 4, (seed, np.abs(a - b).max())
-        flip = view.cut(size, f"k{seed}", seed % 3, seed).flip
+        flip = view.crop_spec(size, f"k{seed}", seed % 3, seed).flip
         assert flip == (a[:, 0, 0].mean() > a[:, -1, 0].mean())
 
 
@@ -164,7 +164,7 @@ def test_a_teacher_sees_the_same_part_of_a_packed_image_too():
 def test_the_default_crops_of_a_packed_image_are_those_of_the_original_to_the_pixel():
     view = viewer(64, crops="free")
     for seed in range(20):
-        cut = view.cut((500, 375), "k", 0, seed)
+        cut = view.crop_spec((500, 375), "k", 0, seed)
         assert cut.size == (341, 256) and scaled(cut.box, cut.size, (341, 256)) == cut.box
 
 
@@ -215,7 +215,7 @@ def test_clip_kds_crops_are_bicubic_and_large_and_never_mirrored():
     view = viewer(48, crops="free", augment="clip-kd")
     data = file_of(smooth((100, 100)), "PNG")
     for seed in range(10):
-        cut = view.cut((100, 100), "k", 0, seed)
+        cut = view.crop_spec((100, 100), "k", 0, seed)
         left, top, right, bottom = cut.box
         assert (
             (right - left) * (bottom - top) >= 0.88 * 100 * 100 and not cut.flip and not cut.canvas

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dimefm.errors import DataError
-from dimefm.train.inputs.word_masking import LEFT, Masking
+from dimefm.train.inputs.word_masking import NOT_HIDDEN, Masking
 
 BEGIN, END = 49406, 49407
 
@@ -20,7 +20,7 @@ def sentences(count, length, width=77):
 def test_shares_are_those_of_the_paper():
     tokens = sentences(2000, 40)
     shown, labels = Masking()(tokens, range(2000))
-    hidden = labels != LEFT
+    hidden = labels != NOT_HIDDEN
     assert hidden.sum() / (2000 * 40) == pytest.approx(0.15, abs=0.005)
     assert (shown[hidden] == 0).mean() == pytest.approx(0.8, abs=0.015)
     assert (shown[hidden] == labels[hidden]).mean() == pytest.approx(0.1, abs=0.015)
@@ -33,10 +33,10 @@ def test_ends_and_padding_are_never_hidden(words):
     tokens = sentences(50, 9)
     tokens[0, 1:] = [END, *[0] * 75]  # a sentence without words
     shown, labels = Masking(share=1.0, words=words)(tokens, range(50))
-    assert (labels[1:, 1:10] != LEFT).all()
-    assert (labels[1:, [0]] == LEFT).all()
-    assert (labels[1:, 10:] == LEFT).all()
-    assert (labels[0] == LEFT).all()
+    assert (labels[1:, 1:10] != NOT_HIDDEN).all()
+    assert (labels[1:, [0]] == NOT_HIDDEN).all()
+    assert (labels[1:, 10:] == NOT_HIDDEN).all()
+    assert (labels[0] == NOT_HIDDEN).all()
     assert np.array_equal(shown[:, 10:], tokens[:, 10:])
     assert np.array_equal(shown[0], tokens[0])
 
