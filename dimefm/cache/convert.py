@@ -36,7 +36,7 @@ def convert(
     format_ = format_ or old.format
     plugins.module("caches", format_, CacheError)
     if str(out).rstrip("/") == str(cache.store).rstrip("/"):
-        raise CacheError(f"{out}: is the cache to convert; give another folder")
+        raise CacheError(f"{out}: is the cache to convert. Fix: give another folder")
     header = dataclasses.replace(old, format=format_, dtype=dtype, shards=())
     if dtype != "int8":
         header = dataclasses.replace(header, code=None)

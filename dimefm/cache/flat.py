@@ -63,8 +63,8 @@ def flat_copy(cache: CheckedShards, info: ShardInfo) -> Path:
     size = path.stat().st_size if path.exists() else None
     if size != expected:
         raise CacheError(
-            f"{path}: {size} bytes, expected {expected}; remove {path.name} and its .sha256, it is"
-            " made again"
+            f"{path}: {size} bytes, expected {expected}. Fix: remove {path.name} and its .sha256,"
+            " it is made again"
         )
     return path
 
@@ -78,7 +78,7 @@ def check_flat(cache: CheckedShards, info: ShardInfo) -> None:
     if path.exists() and sha256_file(path) == seal.read_text("utf-8").split()[0]:
         return
     raise CacheError(
-        f"{path}: not as its seal says; remove {path.name} and its .sha256, it is made again"
+        f"{path}: not as its seal says. Fix: remove {path.name} and its .sha256, it is made again"
     )
 
 
@@ -98,8 +98,8 @@ def _make(cache: CheckedShards, info: ShardInfo, path: Path) -> None:
                 _write(cache, info, path)
     except OSError as error:
         raise CacheError(
-            f"{cache.scratch}: the flat copy of {info.file} cannot be written ({error.strerror});"
-            " make room or the folder writable, name another folder with --scratch, or dimefm"
+            f"{cache.scratch}: the flat copy of {info.file} cannot be written ({error.strerror})."
+            " Fix: make room or the folder writable, name another folder with --scratch, or dimefm"
             " cache convert --format hdf5, which needs no copy"
         ) from error
 

@@ -192,8 +192,8 @@ class Manifest:
             version = fields.get("version")
             if version != VERSION:
                 raise CacheError(
-                    f"{where}: version {version!r}, this dimefm reads version {VERSION}; install a"
-                    " newer dimefm, or extract again"
+                    f"{where}: version {version!r}, this dimefm reads version {VERSION}. Fix:"
+                    " install a newer dimefm, or extract again"
                 )
             fingerprint = fields.pop("fingerprint")
             seal = fields.pop("seal")
@@ -364,7 +364,7 @@ def _read_text(store: Store) -> str:
     is_started = store.size(".partial/plan.json") is not None
     if is_started:
         raise CacheError(
-            f"{store}: no {FILE}, so an unfinished cache; run the same extract-features"
+            f"{store}: no {FILE}, so an unfinished cache. Fix: run the same extract-features"
             " command again to finish it"
         )
     raise CacheError(f"{store}: no {FILE}, so no cache. Fix: check the path")

@@ -69,7 +69,7 @@ def _claim_writing(store: Store, shared: bool) -> Claim:
         return Claim()  # the folder cannot be written; the writer raises the error
     if claim is None:
         raise CacheError(
-            f"{store}: another process is writing there; wait until it has ended, or stop it"
+            f"{store}: another process is writing there. Fix: wait until it has ended, or stop it"
         )
     return claim
 
@@ -104,7 +104,7 @@ def text_of(store: Store, name: str) -> str | None:
         return store.read(name)
     except UnicodeDecodeError as error:
         raise CacheError(
-            f"{store.where(name)}: damaged ({error}); restore it, or remove the folder and run"
+            f"{store.where(name)}: damaged ({error}). Fix: restore it, or remove the folder and run"
             " again"
         ) from error
 
@@ -120,7 +120,7 @@ def header_of(where: str, text: str) -> Manifest:
         return Manifest.from_fields(header)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CacheError(
-            f"{where}: damaged ({error}); remove the folder and run the same command again"
+            f"{where}: damaged ({error}). Fix: remove the folder and run the same command again"
         ) from error
 
 

@@ -242,5 +242,5 @@ def _refuse_lost_shards(store: Store, existing: Manifest) -> None:
         if store.size(info.file) != info.bytes:
             raise CacheError(
                 f"{store.where(info.file)}: missing, or not of the {info.bytes} bytes that the"
-                f" manifest says; restore it, or remove {store} and run the same command again"
+                f" manifest says. Fix: restore it, or remove {store} and run the same command again"
             )

@@ -23,7 +23,7 @@ def quarantined(store: Store, manifest: Manifest) -> Iterator[tuple[str, Bad]]:
         lines = (store.read(QUARANTINE) or "").splitlines()
     except UnicodeDecodeError as error:
         raise CacheError(
-            f"{store.where(QUARANTINE)}: cannot be read ({error}); restore the file"
+            f"{store.where(QUARANTINE)}: cannot be read ({error}). Fix: restore the file"
         ) from error
     for number, line in enumerate(lines, 1):
         try:
@@ -33,8 +33,8 @@ def quarantined(store: Store, manifest: Manifest) -> Iterator[tuple[str, Bad]]:
             )
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise CacheError(
-                f"{store.where(QUARANTINE)}, line {number}: cannot be read ({error}); restore the"
-                " file"
+                f"{store.where(QUARANTINE)}, line {number}: cannot be read ({error}). Fix: restore"
+                " the file"
             ) from error
     for shard in manifest.shards:
         for row in shard.bad:

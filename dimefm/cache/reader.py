@@ -176,7 +176,9 @@ class FeatureCache:
         try:
             return self._rows.handle(path, offset, (info.rows, self.dim), self._little)
         except (ValueError, OSError) as error:
-            raise CacheError(f"{path}: damaged ({error}); remove it, or extract again") from error
+            raise CacheError(
+                f"{path}: damaged ({error}). Fix: remove it, or extract again"
+            ) from error
 
     def locate(self, row: int) -> tuple[ShardInfo, int]:
         """Return (shard, number inside it) of a stored row, for messages."""
@@ -202,14 +204,14 @@ class FeatureCache:
                 yield keys, rows
         except DAMAGE as error:
             raise CacheError(
-                f"{self.store.where(info.file)}: damaged ({error}); restore it, or remove the cache"
-                " and extract again"
+                f"{self.store.where(info.file)}: damaged ({error}). Fix: restore it, or remove the"
+                " cache and extract again"
             ) from error
         if (digest.count, digest.sha256) != (info.rows, info.keys_sha256):
             raise CacheError(
                 f"{self.store.where(info.file)}: holds {digest.count} rows with keys"
                 f" {digest.sha256[:12]}, the manifest says {info.rows} with"
-                f" {info.keys_sha256[:12]}; restore the shard or extract again"
+                f" {info.keys_sha256[:12]}. Fix: restore the shard or extract again"
             )
 
     def read(self, info: ShardInfo) -> tuple[list[str], np.ndarray]:
@@ -233,8 +235,8 @@ class FeatureCache:
         size = self.store.size(info.file)
         if size is None:
             raise CacheError(
-                f"{where}: the shard is missing; restore it, or remove {self.store} and extract"
-                " again"
+                f"{where}: the shard is missing. Fix: restore it, or remove {self.store} and"
+                " extract again"
             )
         if size != info.bytes:
             raise CacheError(
@@ -250,7 +252,7 @@ class FeatureCache:
         if digest != info.sha256:
             raise CacheError(
                 f"{self.store.where(info.file)}: SHA-256 {digest[:12]}, the manifest says"
-                f" {info.sha256[:12]}; restore the shard"
+                f" {info.sha256[:12]}. Fix: restore the shard"
             )
         self.check_companions(info)
         names = self.companions(info)
@@ -258,7 +260,7 @@ class FeatureCache:
         if companions_sha256(digests) != info.companions_sha256:
             first_file = names[0] if names else info.file
             raise CacheError(
-                f"{self.store.where(first_file)} is not as recorded; restore it, or remove the"
+                f"{self.store.where(first_file)} is not as recorded. Fix: restore it, or remove the"
                 " cache and extract again"
             )
 
@@ -286,7 +288,7 @@ class FeatureCache:
             finite = np.isfinite(rows)
             if not finite.all():
                 row = start + int(np.flatnonzero(~finite.all(1))[0])
-                raise CacheError(f"{where}, row {row}: not finite; extract the shard again")
+                raise CacheError(f"{where}, row {row}: not finite. Fix: extract the shard again")
             if has_array or flat_path(self, info).exists():
                 first = int(self.starts[number]) + start
                 by_number = self.stored(slice(first, first + len(rows)))
@@ -295,7 +297,8 @@ class FeatureCache:
                     if has_array:
                         place = f"at byte {info.offset}"
                     raise CacheError(
-                        f"{where}: the rows {place} are not those of the shard; extract it again"
+                        f"{where}: the rows {place} are not those of the shard. Fix: extract it"
+                        " again"
                     )
             start += len(rows)
 
@@ -304,7 +307,7 @@ class FeatureCache:
         for name in self.companions(info):
             if self.store.size(name) is None:
                 raise CacheError(
-                    f"{self.store.where(name)} is missing; restore it, or remove the cache and"
+                    f"{self.store.where(name)} is missing. Fix: restore it, or remove the cache and"
                     " extract again"
                 )
 

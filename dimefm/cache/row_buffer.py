@@ -147,8 +147,8 @@ def stored(rows: np.ndarray, header: Manifest, source: str, first: int = 0) -> n
             bad_rows = np.flatnonzero(~np.isfinite(part).all(1))
             row = first + start + int(bad_rows[0])
             raise CacheError(
-                f"{source}, stored row {row}: the vector is not finite as {header.dtype};"
-                " quarantine it before writing"
+                f"{source}, stored row {row}: the vector is not finite as {header.dtype}."
+                " Fix: quarantine it before writing"
             )
     return rows
 

@@ -72,8 +72,8 @@ class PreadShard(ShardHandle):
             count = os.preadv(self.file, [buffer[done:]], first_byte + done)
             if count == 0:
                 raise CacheError(
-                    f"{self.path}: ends before row {start + len(out)}; it was cut short; restore"
-                    " it, or extract again"
+                    f"{self.path}: ends before row {start + len(out)}; it was cut short. Fix:"
+                    " restore it, or extract again"
                 )
             done += count
 

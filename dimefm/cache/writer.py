@@ -72,7 +72,7 @@ class CacheWriter:
         for name, count in counts.items():
             if count > 1:
                 raise CacheError(
-                    f"{root}: two sources are both called {name}; give a --dataroot that holds"
+                    f"{root}: two sources are both called {name}. Fix: give a --dataroot that holds"
                     " them all"
                 )
         self.format = plugins.module("caches", header.format, CacheError)
@@ -86,7 +86,7 @@ class CacheWriter:
             self._start()
         except OSError as error:
             raise CacheError(
-                f"{root}: cannot be written ({error.strerror or error}); choose another --out"
+                f"{root}: cannot be written ({error.strerror or error}). Fix: choose another --out"
             ) from error
 
     @property
@@ -365,7 +365,7 @@ class CacheWriter:
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 where = f"{self.store.where(QUARANTINE)}, line {number}"
                 raise CacheError(
-                    f"{where}: cannot be read ({error}); restore the file, or remove it"
+                    f"{where}: cannot be read ({error}). Fix: restore the file, or remove it"
                 ) from error
         return by_source
 

@@ -85,4 +85,4 @@ def rows_of(sources, flags):
         rows = open_sources(sources, "image", flags)
         if all(isinstance(getattr(shard, "whole", shard), TsvShard) for shard in rows.shards):
             return rows
-        raise DataError(f"{error}; pack them apart from the other sources") from error
+        raise DataError(f"{error}. Fix: pack them apart from the other sources") from error

@@ -121,7 +121,8 @@ def align_pairs(
     counts = [len(shard) for shard in images.shards]
     if counts != [len(shard) for shard in texts.shards]:
         raise CacheError(
-            f"{images.shards[0].path}: image and text row counts differ; give pairs in one format"
+            f"{images.shards[0].path}: image and text row counts differ. Fix: give pairs in one"
+            " format"
         )
     sides = [
         (images, image_caches),

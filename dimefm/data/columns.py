@@ -51,7 +51,7 @@ def choose(path: Path, names: Sequence[str], kind: str, columns: Columns) -> Cho
         if is_needed:
             raise DataError(
                 f"{path}: no {what} column; expected one of {', '.join(USUAL[what])}, found:"
-                f" {', '.join(names)}; name it with --{what}-column"
+                f" {', '.join(names)}. Fix: name it with --{what}-column"
             )
         return None
 

@@ -75,13 +75,13 @@ def refuse_mixtures(
         begin = "text" if kind == "text" else "image"
         pattern = f"{folder}/{begin}*{PurePosixPath(shards[0]).suffix}"
         raise DataError(
-            f"{folder}: holds both image and text files ({_few(shards)}); name those meant with a"
-            f" pattern, like '{pattern}'"
+            f"{folder}: holds both image and text files ({_few(shards)}). Fix: name those meant"
+            f" with a pattern, like '{pattern}'"
         )
     if shards and kind != "text" and input_format is None and holds_images():
         files = "shard file" if len(shards) == 1 else "shard files"
         raise DataError(
-            f"{folder}: holds images and {len(shards)} {files} ({_few(shards)}); pass"
+            f"{folder}: holds images and {len(shards)} {files} ({_few(shards)}). Fix: pass"
             " --input-format folder for the images, or name the file meant"
         )
 

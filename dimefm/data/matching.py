@@ -67,8 +67,8 @@ def _match(shard: Shard, cache: FeatureCache, policy: Policy | None) -> int:
     if len(candidates) > 1:
         sources = " or ".join(infos[number].source for number in same_keys)
         raise CacheError(
-            f"{shard.path}: could be {sources} in {cache.store}, which have the same keys; give"
-            " the --dataroot that the extraction had"
+            f"{shard.path}: could be {sources} in {cache.store}, which have the same keys. Fix:"
+            " give the --dataroot that the extraction had"
         )
     if not candidates:
         raise _other_keys(shard, keys, cache, infos[counted[0]])
@@ -87,8 +87,8 @@ def _with_its_name(shard: Shard, cache: FeatureCache) -> list[int]:
     if len(infos) > NAMED:
         sources += ", ..."
     raise CacheError(
-        f"{shard.path}: the cache {cache.store} has no features for a shard named {shard.name}"
-        f" (it holds {sources}); extract this source too, or give the --dataroot, {AS_THEN} that"
+        f"{shard.path}: the cache {cache.store} has no features for a shard named {shard.name} (it"
+        f" holds {sources}). Fix: extract this source too, or give the --dataroot, {AS_THEN} that"
         " the extraction had"
     )
 
@@ -106,8 +106,8 @@ def _with_its_rows(shard: Shard, cache: FeatureCache, named: list[int]) -> list[
     cached_rows = infos[named[0]].source_rows // views
     raise CacheError(
         f"{shard.path}: {len(shard)} rows, but the features in {cache.store} were made from"
-        f" {cached_rows}; give the {AS_THEN} that the extraction had; or the source has changed,"
-        " extract it again"
+        f" {cached_rows}. Fix: give the {AS_THEN} that the extraction had; or the source has"
+        " changed, extract it again"
     )
 
 
@@ -131,8 +131,8 @@ def _check_content(shard: Shard, cache: FeatureCache, info: ShardInfo) -> None:
         return
     raise CacheError(
         f"{shard.path}: its content has digest {digests[-1][:12]}, the features in {cache.store}"
-        f" were made from {info.source_digest[:12]}; give the {AS_THEN} that the extraction had;"
-        " or the source has changed since, extract it again"
+        f" were made from {info.source_digest[:12]}. Fix: give the {AS_THEN} that the extraction"
+        " had; or the source has changed since, extract it again"
     )
 
 
@@ -222,7 +222,7 @@ def _check_same_keys(
         if keys[row] != second_keys[row]:
             raise CacheError(
                 f"{first.store} and {second.store}: row {row} of shard {info.source} has key"
-                f" '{keys[row]}' in one, '{second_keys[row]}' in the other; extract them again"
+                f" '{keys[row]}' in one, '{second_keys[row]}' in the other. Fix: extract them again"
                 " with both teachers"
             )
 

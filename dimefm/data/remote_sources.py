@@ -81,7 +81,7 @@ def find(url: str, kind: str, input_format: str | None) -> list[Remote]:
         matches = []
     if not matches:
         raise DataError(
-            f"source {url}: no such file or folder, and no pattern that matches one; check"
+            f"source {url}: no such file or folder, and no pattern that matches one. Fix: check"
             " --dataroot"
         )
     shards: list[Remote] = []
@@ -143,8 +143,8 @@ def _inside(folder: Remote, kind: str, input_format: str | None) -> list[Remote]
         return [Remote(f"{folder.url}/{name}", files[name]) for name in names]
     if kind == "text":
         raise DataError(
-            f"{folder.url}: no files of sentences in this folder; name the folder or the files that"
-            " hold them"
+            f"{folder.url}: no files of sentences in this folder. Fix: name the folder or the files"
+            " that hold them"
         )
     return [folder]
 
@@ -164,7 +164,7 @@ def _listed(url: str, depth: int | None = None) -> dict[str, Info]:
     for name, info in infos.items():
         if not name.startswith(top) or ".." in name.split("/"):
             raise DataError(
-                f"{url}: the listing names '{name}', which leads outside that folder; name the"
+                f"{url}: the listing names '{name}', which leads outside that folder. Fix: name the"
                 " files meant"
             )
         listed[name.removeprefix(top)] = info
@@ -229,8 +229,8 @@ def _images(folder: str) -> list[Remote]:
             images.append(Remote(f"{folder}/{name}", info))
     if not images:
         raise DataError(
-            f"{folder}: no image files and no shards in this folder; name the folder that holds"
-            " them"
+            f"{folder}: no image files and no shards in this folder. Fix: name the folder that"
+            " holds them"
         )
     return images
 

@@ -120,8 +120,8 @@ class Resolver:
         matches = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else []
         if not matches:
             raise DataError(
-                f"source {path}: no such file or folder, and no pattern that matches one; check"
-                " --dataroot"
+                f"source {path}: no such file or folder, and no pattern that matches one. Fix:"
+                " check --dataroot"
             )
         shards: list[Path] = []
         for match in matches:
@@ -184,7 +184,7 @@ def _below(top: str | Path, line: str, listed_in: str) -> str:
         is_inside = not is_url(line) and Path(place).is_relative_to(os.path.abspath(top))
     if not is_inside:
         raise DataError(
-            f"{listed_in}: '{line}' leads outside {top}; give the folder that holds it with"
+            f"{listed_in}: '{line}' leads outside {top}. Fix: give the folder that holds it with"
             " --dataroot"
         )
     return place

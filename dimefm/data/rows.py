@@ -150,6 +150,7 @@ def inside(root: Path, name: str) -> Path:
     path = (root / name).resolve()
     if not path.is_relative_to(root.resolve()):
         raise DataError(
-            f"'{name}' leads outside {root}; give the folder that holds the files with --dataroot"
+            f"'{name}' leads outside {root}. Fix: give the folder that holds the files with"
+            " --dataroot"
         )
     return path

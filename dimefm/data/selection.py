@@ -75,7 +75,7 @@ def parse_rows(text: str) -> tuple[int, int | None]:
         if stop is None or stop > first:
             return first, stop
     raise RecipeError(
-        f"--rows {text}: expected A:B, row numbers from 0 with A < B; say 0:1000 for the first"
+        f"--rows {text}: expected A:B, row numbers from 0 with A < B. Fix: say 0:1000 for the first"
         " 1000 rows"
     )
 
@@ -94,8 +94,8 @@ def parse_split(text: str) -> tuple[float, float]:
         end = 0.0
     if not colon or not 0 <= start < end <= 1:
         raise RecipeError(
-            f"--split {text}: expected A:B with 0 <= A < B <= 1; say 0:0.9 to train and 0.9:1 to"
-            " validate"
+            f"--split {text}: expected A:B with 0 <= A < B <= 1. Fix: say 0:0.9 to train and 0.9:1"
+            " to validate"
         )
     return start, end
 
@@ -190,8 +190,8 @@ def select(rows: Rows, selection: Selection) -> Rows:
         shards.append(shard if is_whole else Selected(shard, numbers))
     if not shards:
         raise DataError(
-            f"{selection}: selects none of the {len(rows)} rows of {_names(rows.shards)}; select"
-            " more of them"
+            f"{selection}: selects none of the {len(rows)} rows of {_names(rows.shards)}. Fix:"
+            " select more of them"
         )
     return Rows(shards)
 

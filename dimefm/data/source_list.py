@@ -25,7 +25,7 @@ def read_list(path: Path) -> list[tuple[str, float]]:
         if line and not line.startswith("#"):
             entries.append(_entry(line, path, number))
     if not entries:
-        raise DataError(f"{path}: the list is empty; write one shard path per line")
+        raise DataError(f"{path}: the list is empty. Fix: write one shard path per line")
     for name, _ in entries:
         if name.endswith(".list"):
             raise DataError(

@@ -75,7 +75,7 @@ def _check_paths(paths: list[Path], kind: str) -> None:
         raise DataError(f"no {kind} source was given")
     repeated = _first_repeated(paths)
     if repeated is not None:
-        raise DataError(f"{repeated} is listed twice; list each shard once")
+        raise DataError(f"{repeated} is listed twice. Fix: list each shard once")
 
 
 def _first_repeated(values: list) -> object | None:
@@ -115,8 +115,8 @@ def shard_names(
     outside = [path.parent for path in paths if top is None or not path.is_relative_to(top)]
     if len({folder.is_relative_to(scratch_folder(scratch)) for folder in outside}) > 1:
         raise DataError(
-            "sources here and at a URL share no folder that could name them; give --dataroot, that"
-            " of either"
+            "sources here and at a URL share no folder that could name them. Fix: give --dataroot,"
+            " that of either"
         )
     common = Path(os.path.commonpath(outside)) if outside else None
     names: list[str] = []
@@ -132,13 +132,13 @@ def _check_names(names: list[str]) -> None:
     for name in names:
         if not name.isascii() and not _is_utf8(name):
             raise DataError(
-                f"{name!r}: the name is not UTF-8, so no manifest can hold it; rename the file or"
-                " folder"
+                f"{name!r}: the name is not UTF-8, so no manifest can hold it. Fix: rename the file"
+                " or folder"
             )
     repeated = _first_repeated(names)
     if repeated is not None:
         raise DataError(
-            f"two sources are both called {repeated}; give a --dataroot that holds them all"
+            f"two sources are both called {repeated}. Fix: give a --dataroot that holds them all"
         )
 
 
@@ -162,8 +162,8 @@ def _allow_open_files(shards: int) -> None:
         return
     if hard != resource.RLIM_INFINITY and hard < needed:
         raise DataError(
-            f"{shards} shards need {needed} open files, this system allows {hard}; raise it with"
-            " ulimit -n"
+            f"{shards} shards need {needed} open files, this system allows {hard}. Fix: raise it"
+            " with ulimit -n"
         )
     wanted = needed + HEADROOM
     if hard > 0:  # infinity is negative
@@ -203,12 +203,12 @@ def _format_of(path: Path, kind: str) -> str:
         return claims[0]
     if kind != "text" and are_images([path.name]):
         raise DataError(
-            f"{path}: is one image; name its folder, or a table or .list of what is in several"
+            f"{path}: is one image. Fix: name its folder, or a table or .list of what is in several"
         )
     if claims:
         reason = f"it could be {' or '.join(claims)}"
     else:
         reason = f"known endings: {' '.join(sorted(known))} or a folder of images"
     raise DataError(
-        f"{path}: cannot tell its format for {kind} rows ({reason}); pass --input-format"
+        f"{path}: cannot tell its format for {kind} rows ({reason}). Fix: pass --input-format"
     )

@@ -138,7 +138,7 @@ def for_folder(folder: Path) -> Benchmark:
         correct = f", or correct the card {', '.join(unreadable)}" if unreadable else ""
         raise DataError(
             f"{folder}: no benchmark card claims a folder of this name"
-            f" ({did_you_mean(folder.name, known)}) and there is no {CLASS_FILE}; rename the"
+            f" ({did_you_mean(folder.name, known)}) and there is no {CLASS_FILE}. Fix: rename the"
             f" folder, or add {CLASS_FILE} with one class name per line in label order{correct}"
         )
     return Benchmark(
@@ -233,7 +233,9 @@ def _lines(path: Path) -> tuple[str, ...] | None:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().split("\n")]
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+        raise DataError(
+            f"{path}: not UTF-8 text (byte {error.start}). Fix: save it as UTF-8"
+        ) from error
     if "" in lines:
         raise DataError(
             f"{path}, line {lines.index('') + 1}: blank, but each line stands for a label; fill or"
@@ -246,6 +248,6 @@ def _template(line: str, folder: Path) -> str:
     filled = line.replace("{c}", "{}")
     if "{}" not in filled:
         raise DataError(
-            f"{folder}: template '{line}' has no place for the class name; write {{}} there"
+            f"{folder}: template '{line}' has no place for the class name. Fix: write {{}} there"
         )
     return filled

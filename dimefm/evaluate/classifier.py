@@ -27,7 +27,7 @@ def class_weights(prompt_embeddings: Sequence[np.ndarray] | np.ndarray) -> np.nd
         prompts = _as_float(prompts)
         if prompts.ndim != 2 or not len(prompts):
             raise DataError(
-                f"class {number}: expected prompts [P, D], found shape {prompts.shape}; add a"
+                f"class {number}: expected prompts [P, D], found shape {prompts.shape}. Fix: add a"
                 " template"
             )
         unit_prompts = _unit(prompts, f"class {number}, prompt")
@@ -35,7 +35,7 @@ def class_weights(prompt_embeddings: Sequence[np.ndarray] | np.ndarray) -> np.nd
         [weight] = _unit(mean[None], f"class {number}, mean")
         weights.append(weight)
     if not weights:
-        raise DataError("zero-shot: no classes were given; add a classnames.txt")
+        raise DataError("zero-shot: no classes were given. Fix: add a classnames.txt")
     return np.stack(weights)
 
 
@@ -52,7 +52,7 @@ def probabilities(images: np.ndarray, weights: np.ndarray, scale: float = 100.0)
     if not are_matrices or images.shape[1] != weights.shape[1]:
         raise DataError(
             f"zero-shot: image embeddings {images.shape} and class weights {weights.shape} do not"
-            " share a dimension; encode both with the two towers of one model"
+            " share a dimension. Fix: encode both with the two towers of one model"
         )
     scaled = scale * _unit(images, "image")
     return softmax(scaled @ weights.T)
@@ -81,5 +81,5 @@ def _unit(embeddings: np.ndarray, name: str) -> np.ndarray:
     if not usable.all():
         first = np.flatnonzero(~usable)[0]
         length = lengths[first, 0]
-        raise DataError(f"zero-shot: {name} {first} has length {length}; encode it again")
+        raise DataError(f"zero-shot: {name} {first} has length {length}. Fix: encode it again")
     return embeddings / lengths

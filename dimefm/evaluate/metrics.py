@@ -162,8 +162,8 @@ def _finite(scores: np.ndarray) -> np.ndarray:
     if not finite_rows.all():
         row = int(np.flatnonzero(~finite_rows)[0])
         raise DataError(
-            f"metric: scores of row {row} are not finite; look for zero or NaN embeddings in the"
-            " features"
+            f"metric: scores of row {row} are not finite. Fix: look for zero or NaN embeddings in"
+            " the features"
         )
     return scores
 

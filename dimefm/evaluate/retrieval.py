@@ -216,7 +216,8 @@ def _of_split(
             keys.append(key)
     if not numbers:
         raise DataError(
-            f"{cache.store}: none of its {len(cache)} rows is{_in_split(split)}; choose a wider one"
+            f"{cache.store}: none of its {len(cache)} rows is{_in_split(split)}. Fix: choose a"
+            " wider one"
         )
     return Subset(cache, np.array(numbers, dtype=np.int64)), keys
 
@@ -232,25 +233,26 @@ def check_same_encoder(images: FeatureCache, texts: FeatureCache) -> None:
     for cache, kind in ((images, "image"), (texts, "text")):
         if cache.manifest.kind != kind:
             raise CacheError(
-                f"{cache.store}: holds {cache.manifest.kind} features, expected {kind} features;"
-                " swap the two"
+                f"{cache.store}: holds {cache.manifest.kind} features, expected {kind} features."
+                " Fix: swap the two"
             )
     expect_rows((images, texts))
     if images.manifest.how.get("views") is not None:
         raise CacheError(
             f"{images.store}: holds {images.manifest.views} random crops of each image, expected"
-            " the centre view; extract without --views"
+            " the centre view. Fix: extract without --views"
         )
     if texts.manifest.how.get("text_views") is not None:
         raise CacheError(
             f"{texts.store}: holds {texts.manifest.views} views of each row's sentences, expected"
-            " these as they are; extract without --text-views, all of a row's with --captions all"
+            " these as they are. Fix: extract without --text-views, all of a row's with"
+            " --captions all"
         )
     different = encoder_mismatch(images.manifest.encoder, texts.manifest.encoder)
     if different:
         raise CacheError(
             f"{images.store} and {texts.store} were made by different encoders"
-            f" ({'; '.join(different)}); extract one of them again with the other's encoder"
+            f" ({'; '.join(different)}). Fix: extract one of them again with the other's encoder"
         )
 
 

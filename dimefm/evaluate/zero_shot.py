@@ -237,7 +237,7 @@ def _feature_store(out: Path | None) -> Iterator[Path]:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(
-            f"{out}: cannot be written ({error.strerror}); choose another --out"
+            f"{out}: cannot be written ({error.strerror}). Fix: choose another --out"
         ) from error
     yield out / "features"
 

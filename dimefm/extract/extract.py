@@ -98,7 +98,9 @@ def extract_several(
         names = ", ".join(shard.name for shard in rows.shards)
         raise DataError(f"the {kind} sources hold no rows ({names}). Fix: check the sources")
     if len(caches) > 1 and settings.auto_batch:
-        raise RecipeError("--batch-size auto measures one teacher; give several teachers a number")
+        raise RecipeError(
+            "--batch-size auto measures one teacher. Fix: give several teachers a number"
+        )
     stages = [stage_of(kind, encoder, settings) for encoder, _ in caches]
     with contextlib.ExitStack() as locks:
         jobs = []

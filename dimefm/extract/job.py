@@ -85,8 +85,8 @@ def folders_of(teachers: Sequence[str]) -> list[str]:
         if folder in spec_of:
             raise RecipeError(
                 f"--teacher {spec_of[folder]} and {spec}: both would write to the folder {folder}"
-                " of --out; give each teacher once, and extract teachers of one name into folders"
-                " of their own"
+                " of --out. Fix: give each teacher once, and extract teachers of one name into"
+                " folders of their own"
             )
         spec_of[folder] = spec
     return list(spec_of)

@@ -84,11 +84,11 @@ def _refuse_contradictions(request: Extract) -> None:
         raise RecipeError("nothing to extract. Fix: set images, texts or both")
     if len(request.teacher) > 1 and request.text_model:
         raise RecipeError(
-            "--text-model is the text tower of one teacher; extract that teacher alone"
+            "--text-model is the text tower of one teacher. Fix: extract that teacher alone"
         )
     if request.text_views and request.captions == "all":
         raise RecipeError(
-            "--captions all makes a row of every sentence, --text-views K of every row; leave"
+            "--captions all makes a row of every sentence, --text-views K of every row. Fix: leave"
             " one out"
         )
 

@@ -75,8 +75,8 @@ class LossConfig:
         is_positive = self.weight > 0 and math.isfinite(self.weight)
         if not is_positive:
             raise RecipeError(
-                f"loss '{self.name}' has weight {self.weight:g} and would do nothing; give it a"
-                " positive weight"
+                f"loss '{self.name}' has weight {self.weight:g} and would do nothing. Fix: give it"
+                " a positive weight"
             )
 
     def _refuse_schedule(self) -> None:
@@ -88,8 +88,8 @@ class LossConfig:
             )
         if self.weight == end:
             raise RecipeError(
-                f"loss '{self.name}' goes from weight {self.weight:g} to {self.weight:g}; leave"
-                " the schedule out"
+                f"loss '{self.name}' goes from weight {self.weight:g} to {self.weight:g}. Fix:"
+                " leave the schedule out"
             )
 
 
@@ -108,7 +108,7 @@ class Objective:
     ):
         if not terms:
             raise RecipeError(
-                "no loss is given; name at least one under [losses] of a recipe (dimefm losses"
+                "no loss is given. Fix: name at least one under [losses] of a recipe (dimefm losses"
                 " lists them), e.g. "
                 """--set 'losses={"clip.contrastive"={weight=1.0}}' for pairs"""
             )
@@ -142,8 +142,8 @@ class Objective:
             if Need.WIDTH in term.needs:
                 raise RecipeError(
                     f"loss '{config.name}' compares rows of the student with the teacher's, which"
-                    f" have {dims.student} and {dims.teacher} dimensions; leave it out, or give a"
-                    f" --student of {dims.teacher}"
+                    f" have {dims.student} and {dims.teacher} dimensions. Fix: leave it out, or"
+                    f" give a --student of {dims.teacher}"
                 )
 
     def __call__(
@@ -189,8 +189,8 @@ def _refuse_lacking(name: str, term: Term, given: frozenset[Need]) -> None:
     provider = "this student does" if of_model else "these sources do"
     remedies = " and ".join(need.remedy for need in lacking)
     raise RecipeError(
-        f"loss '{name}' needs {' and '.join(lacking)}, which {provider} not have; leave it out, or"
-        f" {remedies}"
+        f"loss '{name}' needs {' and '.join(lacking)}, which {provider} not have. Fix: leave it"
+        f" out, or {remedies}"
     )
 
 

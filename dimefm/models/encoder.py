@@ -89,7 +89,7 @@ class Encoder:
         if not self.card.preprocess:
             raise ModelError(
                 f"{self.card.name}: how its teacher prepares images is not known, since its"
-                " features were adopted without --preprocess; encode images with the teacher"
+                " features were adopted without --preprocess. Fix: encode images with the teacher"
             )
         return self.card.preprocess
 

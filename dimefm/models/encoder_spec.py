@@ -57,11 +57,11 @@ class EncoderSpec:
             if (path.parent / open_clip.CONFIG).is_file():
                 return _folder(text, path.parent, path)
             raise ModelError(
-                f"{text}: a weights file does not say its architecture; write ARCH/{text}, e.g."
-                f" ViT-B-32/{text}"
+                f"{text}: a weights file does not say its architecture. Fix: write ARCH/{text},"
+                f" e.g. ViT-B-32/{text}"
             )
         if path.is_absolute() or text.startswith("."):
-            raise ModelError(f"{text}: there is no such file or folder; check the path")
+            raise ModelError(f"{text}: there is no such file or folder. Fix: check the path")
         return _architecture(text)
 
 
@@ -69,7 +69,7 @@ def _folder(text: str, folder: Path, weights: Path | None) -> EncoderSpec:
     if not (folder / open_clip.CONFIG).is_file():
         raise ModelError(
             f"{folder}: neither the folder of a finished run ({runs.FILE}) nor of open_clip"
-            f" ({open_clip.CONFIG}); finish a run with train --resume, or name its"
+            f" ({open_clip.CONFIG}). Fix: finish a run with train --resume, or name its"
             " checkpoints/best"
         )
     return EncoderSpec(text, "folder", folder, weights)
@@ -83,7 +83,7 @@ def _architecture(text: str) -> EncoderSpec:
     if not weights:
         open_clip.config_of(architecture)
         raise ModelError(
-            f"{text}: an architecture without weights; say {architecture}/TAG (tags:"
+            f"{text}: an architecture without weights. Fix: say {architecture}/TAG (tags:"
             f" {_tags(architecture)}), {architecture}/FILE or {architecture}/random:SEED"
         )
     if weights.startswith("random:"):
@@ -95,7 +95,7 @@ def _architecture(text: str) -> EncoderSpec:
     open_clip.config_of(architecture)
     raise ModelError(
         f"{text}: '{weights}' is neither a tag of {architecture} ({_tags(architecture)}, ...) nor a"
-        " file; correct the name or path"
+        " file. Fix: correct the name or path"
     )
 
 

@@ -140,7 +140,7 @@ def load(spec: str, encoder: Encoder) -> TokenMaps:
     kept = runs.read(folder).token_maps if (folder / runs.FILE).is_file() else None
     if kept is None:
         raise ModelError(
-            f"{spec}: keeps no maps of tokens, so it can be compared by rows only; leave --by"
+            f"{spec}: keeps no maps of tokens, so it can be compared by rows only. Fix: leave --by"
             " tokens out, or name a run that learned 'declip.filip'"
         )
     try:
@@ -149,7 +149,7 @@ def load(spec: str, encoder: Encoder) -> TokenMaps:
             raise ValueError(f"width {width}, padding {padding!r}")
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(
-            f"{folder / runs.FILE}: 'token_maps' cannot be read ({error!r}); restore the file"
+            f"{folder / runs.FILE}: 'token_maps' cannot be read ({error!r}). Fix: restore the file"
         ) from error
     found = intermediate.feature_dims(encoder.image_model)
     maps = nn.ModuleDict(

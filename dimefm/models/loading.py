@@ -194,8 +194,8 @@ def _text_side(
     different = differences(text.card.shared_towers["image"], teacher.identity())
     if different:
         raise ModelError(
-            f"{text_model} and {folder} learned from different teachers ({'; '.join(different)}); "
-            "name a run with the same one"
+            f"{text_model} and {folder} learned from different teachers ({'; '.join(different)}). "
+            "Fix: name a run with the same one"
         )
     return text
 
@@ -204,12 +204,13 @@ def _teacher_card(folder: Path, record: RunRecord) -> EncoderCard:
     """Return the card of the teacher of a run; raise ModelError when the record has none."""
     path = folder / runs.FILE
     if record.teacher is None:
-        raise ModelError(f"{path}: has no 'teacher'; train again or restore the file")
+        raise ModelError(f"{path}: has no 'teacher'. Fix: train again or restore the file")
     try:
         return EncoderCard.from_fields(record.teacher)
     except TypeError as error:
         raise ModelError(
-            f"{path}: 'teacher' is no card of an encoder ({error}); train again or restore the file"
+            f"{path}: 'teacher' is no card of an encoder ({error}). Fix: train again or restore the"
+            " file"
         ) from error
 
 
@@ -231,17 +232,17 @@ def _teacher_of(
         teacher = compute.load(spec)
     except ModelError as error:
         raise ModelError(
-            f"{folder} was distilled from '{card.name}' and needs its other tower: {error}; "
-            "name the teacher's present place with --text-model"
+            f"{folder} was distilled from '{card.name}' and needs its other tower: {error}. "
+            "Fix: name the teacher's present place with --text-model"
         ) from error
     if card.weights_sha256 is not None and teacher.card.weights_sha256 != card.weights_sha256:
         raise ModelError(
             f"{spec}: weights {teacher.card.weights_sha256[:12]}, but {folder} was distilled from"
-            f" weights {card.weights_sha256[:12]}; name the right teacher with --text-model"
+            f" weights {card.weights_sha256[:12]}. Fix: name the right teacher with --text-model"
         )
     if teacher.card.dim != card.dim:
         raise ModelError(
-            f"{spec}: {teacher.card.dim} dimensions, {folder} has {card.dim}; name its teacher"
+            f"{spec}: {teacher.card.dim} dimensions, {folder} has {card.dim}. Fix: name its teacher"
             " with --text-model"
         )
     return teacher

@@ -136,7 +136,7 @@ def check_folder(folder: Path) -> None:
         missing = [name for name in ("embed_dim", "vision_cfg", "text_cfg") if name not in config]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
-            f"{path}: cannot be read as an open_clip config ({error!r}); restore the file"
+            f"{path}: cannot be read as an open_clip config ({error!r}). Fix: restore the file"
         ) from error
     if missing:
         raise ModelError(
@@ -170,8 +170,8 @@ def from_config(config: dict) -> nn.Module:
     """Build a whole CLIP from an open_clip model config with random weights."""
     if "text_cfg" not in config:
         raise ModelError(
-            "this student has no text tower ('text_cfg'); choose an open_clip architecture to train"
-            " both towers"
+            "this student has no text tower ('text_cfg'). Fix: choose an open_clip architecture to"
+            " train both towers"
         )
     _check_timm(config["vision_cfg"])
     with tempfile.TemporaryDirectory() as folder:

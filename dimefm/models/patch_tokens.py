@@ -58,13 +58,13 @@ def check(encoder: Encoder, kind: str) -> None:
     except (AttributeError, TypeError, RuntimeError, AssertionError) as error:
         raise ModelError(
             f"{encoder.card.name}: its {kind} tokens cannot be projected"
-            f" ({open_clip.reason_of(error)}); name another teacher for --tokens"
+            f" ({open_clip.reason_of(error)}). Fix: name another teacher for --tokens"
         ) from error
     dim = tokens.shape[-1]
     if dim != encoder.card.dim:
         raise ModelError(
             f"{encoder.card.name}: its {kind} tokens have {dim} dimensions, its rows"
-            f" {encoder.card.dim}; name another teacher for --tokens"
+            f" {encoder.card.dim}. Fix: name another teacher for --tokens"
         )
 
 
@@ -137,7 +137,7 @@ def projected(visual: nn.Module, patches: Tensor) -> Tensor:
     if isinstance(visual, TimmModel):
         return _through_head(visual, patches)
     raise ModelError(
-        f"{type(visual).__name__}: its patches have no projection of their own; name another"
+        f"{type(visual).__name__}: its patches have no projection of their own. Fix: name another"
         " teacher for --tokens"
     )
 

@@ -55,8 +55,8 @@ def resolve_text(name: str, dim: int | None = None) -> StudentSpec:
     config = _config(name)
     if not isinstance(config.get("text_cfg"), dict):
         raise ModelError(
-            f"{name}: has no text tower ('text_cfg'); name an open_clip architecture or config that"
-            " has one"
+            f"{name}: has no text tower ('text_cfg'). Fix: name an open_clip architecture or config"
+            " that has one"
         )
     kept = {key: config[key] for key in ("text_cfg", "quick_gelu") if key in config}
     return StudentSpec(
@@ -68,8 +68,8 @@ def _own_dim(config: dict, name: str) -> int:
     dim = config.get("embed_dim")
     if not isinstance(dim, int) or dim < 1:
         raise ModelError(
-            f"{name}: has no dimension of its own; name an open_clip architecture or config with"
-            " 'embed_dim'"
+            f"{name}: has no dimension of its own. Fix: name an open_clip architecture or config"
+            " with 'embed_dim'"
         )
     return dim
 
@@ -181,14 +181,14 @@ def _try(model: nn.Module, spec: StudentSpec, batch_size: int) -> None:
     except Exception as error:  # timm and open_clip fail in many ways on a size that is not theirs
         raise ModelError(
             f"{spec.name} at {spec.image_size} pixels: cannot encode an image:"
-            f" {open_clip.reason_of(error)}; give another --image-size or --student"
+            f" {open_clip.reason_of(error)}. Fix: give another --image-size or --student"
         ) from error
     try:
         model.encode_image(pixels[: min(batch_size, 2)])
     except ValueError as error:  # batch normalisation has no variance of one value
         raise ModelError(
             f"{spec.name}: cannot learn from {batch_size} image a step"
-            f" ({open_clip.reason_of(error)}); give a --batch-size of 2 or more"
+            f" ({open_clip.reason_of(error)}). Fix: give a --batch-size of 2 or more"
         ) from error
     for name, buffer in model.named_buffers():
         buffer.copy_(kept.get(name, buffer))

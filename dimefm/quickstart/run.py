@@ -120,12 +120,12 @@ def _claim(out: Path, seed: int, scale: float) -> bool:
         return False
     except (ValueError, KeyError, TypeError) as error:
         raise RecipeError(
-            f"{path}: cannot be read ({error!r}); give another --out, or remove that folder"
+            f"{path}: cannot be read ({error!r}). Fix: give another --out, or remove that folder"
         ) from error
     for option, value in (("seed", seed), ("scale", scale)):
         if recorded[option] != value:
             raise RecipeError(
-                f"{out}: was begun with --{option} {recorded[option]}, not {value}; give that"
+                f"{out}: was begun with --{option} {recorded[option]}, not {value}. Fix: give that"
                 f" {option}, or another --out"
             )
     return data_is_whole
@@ -136,7 +136,8 @@ def _refuse_unknown_files(out: Path) -> None:
     for name in RESULTS:
         if (out / name).exists():
             raise RecipeError(
-                f"{out}: holds {name} but no {RECORD}, so its seed is unknown; give another --out"
+                f"{out}: holds {name} but no {RECORD}, so its seed is unknown. Fix: give another"
+                " --out"
             ) from None
 
 

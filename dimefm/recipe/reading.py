@@ -25,7 +25,8 @@ def read(path: str | Path | None = None, small: bool = False, **overrides: objec
         settings = _settings_of(Path(path), small)
     elif small:
         raise RecipeError(
-            "--small asks for a [small] table, which only a recipe file has; name one with --recipe"
+            "--small asks for a [small] table, which only a recipe file has. Fix: name one with"
+            " --recipe"
         )
     given = {name: value for name, value in overrides.items() if value is not None}
     return Recipe(**with_layer(settings, given))

@@ -68,7 +68,7 @@ def read_run(folder: Path, name: str | None = None) -> Run:
     path = folder / RECIPE
     if not path.is_file():
         raise ModelError(
-            f"{folder}: no run folder, for it has no {RECIPE}; name a folder that dimefm train"
+            f"{folder}: no run folder, for it has no {RECIPE}. Fix: name a folder that dimefm train"
             " wrote"
         )
     try:
@@ -76,7 +76,7 @@ def read_run(folder: Path, name: str | None = None) -> Run:
         lines = _log(folder / runs.LOG)
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"{folder}: cannot be read as a run folder ({error}); restore its files, or leave"
+            f"{folder}: cannot be read as a run folder ({error}). Fix: restore its files, or leave"
             " it out"
         ) from error
     record = runs.read(folder) if (folder / runs.FILE).exists() else None
@@ -107,13 +107,13 @@ def runs_below(folder: Path) -> list[Run]:
     """
     if not folder.is_dir():
         raise DataError(
-            f"{folder}: there is no such folder; give the folder that holds run folders"
+            f"{folder}: there is no such folder. Fix: give the folder that holds run folders"
         )
     found = sorted(path.parent for path in folder.glob(f"*/{RECIPE}"))
     if not found:
         raise DataError(
-            f"{folder}: none of its folders is a run (has a {RECIPE}); give the folder that holds"
-            " run folders"
+            f"{folder}: none of its folders is a run (has a {RECIPE}). Fix: give the folder that"
+            " holds run folders"
         )
     return read_runs(found)
 
@@ -296,7 +296,7 @@ def write(compared: Sequence[Run], out: Path) -> list[Path]:
     """
     if out.suffix.lower() in (".jpg", ".jpeg", ".pdf", ".svg"):
         raise DataError(
-            f"--out {out}: the plot is a PNG; give a name that ends in .png, or a folder"
+            f"--out {out}: the plot is a PNG. Fix: give a name that ends in .png, or a folder"
         )
     if out.suffix == ".png":
         out.parent.mkdir(parents=True, exist_ok=True)

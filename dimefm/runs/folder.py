@@ -45,12 +45,13 @@ def read(folder: Path) -> RunRecord:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"{path}: cannot be read ({error}); train again or restore the file"
+            f"{path}: cannot be read ({error}). Fix: train again or restore the file"
         ) from error
     record = RunRecord.from_json(text, path)
     if record.kind not in KINDS:
         raise ModelError(
-            f"{path}: kind '{record.kind}', expected one of {', '.join(KINDS)}; use a newer dimefm"
+            f"{path}: kind '{record.kind}', expected one of {', '.join(KINDS)}. Fix: use a newer"
+            " dimefm"
         )
     return record
 
@@ -79,5 +80,5 @@ def load_weights(
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
-            f"{path}: the weights do not load ({reason}); train again or restore the file"
+            f"{path}: the weights do not load ({reason}). Fix: train again or restore the file"
         ) from error

@@ -83,7 +83,7 @@ class RunRecord:
         """
         values = _json_object(text, path)
         if "kind" not in values:
-            raise ModelError(f"{path}: has no 'kind'; train again or restore the file")
+            raise ModelError(f"{path}: has no 'kind'. Fix: train again or restore the file")
         known: dict = {"fingerprints": {}}
         for key in FINGERPRINTS:
             if key in values:
@@ -103,13 +103,13 @@ def _json_object(text: str, path: Path) -> dict:
         values = json.loads(text)
     except ValueError as error:
         raise ModelError(
-            f"{path}: cannot be read ({error}); train again or restore the file"
+            f"{path}: cannot be read ({error}). Fix: train again or restore the file"
         ) from error
     if not isinstance(values, dict):
         got = TYPE_NAMES.get(type(values), "true or false")
         raise ModelError(
-            f"{path}: cannot be read (got {got}, expected an object); train again or restore the"
-            " file"
+            f"{path}: cannot be read (got {got}, expected an object). Fix: train again or restore"
+            " the file"
         )
     return values
 
@@ -127,5 +127,5 @@ def _check_type(value: object, expected: type, key: str, path: Path) -> None:
     names = " or ".join(TYPE_NAMES[kind] for kind in typing.get_args(expected) or (expected,))
     got = json.dumps(value, ensure_ascii=False)
     raise ModelError(
-        f"{path}: '{key}' is {got[:60]}, expected {names}; train again or restore the file"
+        f"{path}: '{key}' is {got[:60]}, expected {names}. Fix: train again or restore the file"
     )

@@ -184,7 +184,7 @@ def read_results(path: Path) -> list[Result]:
         return [_zero_shot_result(entry, task) for entry in entries]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{path}: cannot be read as scores ({error!r}); evaluate again, or remove the file"
+            f"{path}: cannot be read as scores ({error!r}). Fix: evaluate again, or remove the file"
         ) from error
 
 

@@ -91,7 +91,7 @@ def reported(url: str) -> Iterator[None]:
     except DimefmError:
         raise
     except FileNotFoundError as error:
-        raise DataError(f"{url}: no such file or folder; check the URL") from error
+        raise DataError(f"{url}: no such file or folder. Fix: check the URL") from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno in FULL:
             raise
@@ -190,7 +190,7 @@ def _sealed(copy: Path) -> Iterator[TextIO]:
         seal = open(descriptor, "r+", encoding="utf-8")
     except OSError as error:
         raise DataError(
-            f"{copy}: cannot be written ({error.strerror}); name another folder with --scratch"
+            f"{copy}: cannot be written ({error.strerror}). Fix: name another folder with --scratch"
         ) from error
     with seal:
         fcntl.flock(seal, fcntl.LOCK_EX)
@@ -238,7 +238,7 @@ def _download(fs: AbstractFileSystem, path: str, url: str, copy: Path, size: int
         os.replace(part, copy)
     except OSError as error:
         raise DataError(
-            f"{copy}: cannot be written ({error.strerror}); name another folder with --scratch"
+            f"{copy}: cannot be written ({error.strerror}). Fix: name another folder with --scratch"
         ) from error
     finally:
         part.unlink(missing_ok=True)

@@ -135,7 +135,7 @@ def load(
                 }
     except Exception as error:  # safetensors, JSON and file errors: all mean the same to the user
         raise ModelError(
-            f"{folder}: the checkpoint is damaged ({error}); remove it to resume from the one"
+            f"{folder}: the checkpoint is damaged ({error}). Fix: remove it to resume from the one"
             " before"
         ) from error
     return step, caches

@@ -49,7 +49,7 @@ class EarlyStopping:
             return None
         if scorer is None:
             raise RecipeError(
-                "the recipe has 'eval_root', but train() was given no scorer; pass"
+                "the recipe has 'eval_root', but train() was given no scorer. Fix: pass"
                 " dimefm.train.online_eval.scorer"
             )
         return cls(scorer(recipe, teacher), recipe.patience)

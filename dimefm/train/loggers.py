@@ -65,7 +65,7 @@ class Wandb:
         except Exception as error:  # wandb raises what its service and its settings raise
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise RecipeError(
-                f"--report-to wandb: it does not start ({reason}); run wandb login, or set"
+                f"--report-to wandb: it does not start ({reason}). Fix: run wandb login, or set"
                 " WANDB_MODE=offline"
             ) from error
 

@@ -179,12 +179,13 @@ def _load_teacher(card: EncoderCard, recipe: Recipe, device: torch.device) -> En
     if not _is_same_teacher(teacher.card, card):
         raise ModelError(
             f"{spec}: weights {str(teacher.card.weights_sha256)[:12]}, but the features are of"
-            f" weights {card.weights_sha256[:12]}; name the right teacher with --eval-text-model"
+            f" weights {card.weights_sha256[:12]}. Fix: name the right teacher with"
+            " --eval-text-model"
         )
     if teacher.card.dim != card.dim:
         raise ModelError(
-            f"{spec}: {teacher.card.dim} dimensions, the features have {card.dim}; name the right"
-            " teacher with --eval-text-model"
+            f"{spec}: {teacher.card.dim} dimensions, the features have {card.dim}. Fix: name the"
+            " right teacher with --eval-text-model"
         )
     return teacher
 

@@ -36,22 +36,24 @@ def claim(recipe: Recipe, out: Path, resume: bool) -> None:
     """
     if (out / runs.FILE).exists():
         if not resume or changed(recipe, read(out / "recipe.toml")):
-            raise ModelError(f"{out}: holds a finished run already; choose another --out")
+            raise ModelError(f"{out}: holds a finished run already. Fix: choose another --out")
         if not checkpoint.checkpoints(out):
             raise ModelError(
-                f"{out}: holds a finished run without checkpoints to resume; choose another --out"
+                f"{out}: holds a finished run without checkpoints to resume. Fix: choose another"
+                " --out"
             )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ModelError(
-            f"{out}: cannot be made ({error.strerror}); choose another --out"
+            f"{out}: cannot be made ({error.strerror}). Fix: choose another --out"
         ) from error
     if not checkpoint.checkpoints(out):
         return
     if not resume:
         raise ModelError(
-            f"{out}: holds an unfinished run; pass --resume to continue it, or choose another --out"
+            f"{out}: holds an unfinished run. Fix: pass --resume to continue it, or choose another"
+            " --out"
         )
     different = changed(recipe, read(out / "recipe.toml"))
     if different:

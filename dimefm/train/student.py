@@ -250,6 +250,6 @@ def projection_of(model: nn.Module, spec: StudentSpec, dim: int, seed: int) -> n
         projections.check(model, projection, ordinary, inputs)
     except ModelError as error:
         raise ModelError(
-            f"{spec.name}: cannot take in a projection: {error}; remove --projection"
+            f"{spec.name}: cannot take in a projection: {error}. Fix: remove --projection"
         ) from error
     return projection

@@ -126,16 +126,16 @@ class Trainer:
         processes = self.context.size
         names = ", ".join(shard.name for shard in self.sources.raw.shards)
         if not rows:
-            raise DataError(f"the sources hold no rows ({names}); check them")
+            raise DataError(f"the sources hold no rows ({names}). Fix: check them")
         if rows < batch_size:
             raise DataError(
-                f"the sources hold {rows:,} rows, fewer than a batch of {batch_size:,} ({names});"
-                f" lower --batch-size to {rows:,} or less"
+                f"the sources hold {rows:,} rows, fewer than a batch of {batch_size:,} ({names})."
+                f" Fix: lower --batch-size to {rows:,} or less"
             )
         if batch_size < processes:
             raise RecipeError(
                 f"--batch-size {batch_size}: {processes} processes share a batch, and each needs at"
-                f" least one row; set --batch-size {processes} or more"
+                f" least one row. Fix: set --batch-size {processes} or more"
             )
 
     def _build_student(self) -> None:
@@ -323,8 +323,8 @@ class Trainer:
                 raise
             raise DataError(
                 f"step {step + 1}: one row alone is left to a process, and the student or a loss"
-                f" normalizes over several ({error}); set a larger --batch-size, or use sources"
-                " without unreadable rows"
+                f" normalizes over several ({error}). Fix: set a larger --batch-size, or use"
+                " sources without unreadable rows"
             ) from error
         return losses, rows
 
@@ -395,7 +395,9 @@ class Trainer:
         checkpoints = checkpoint.checkpoints(self.out)
         if checkpoints:
             last = f"the last good checkpoint is {checkpoints[-1]}"
-        raise DimefmError(f"step {step + 1}: {fault}; {last}; lower --lr or set --grad-clip-norm")
+        raise DimefmError(
+            f"step {step + 1}: {fault}; {last}. Fix: lower --lr or set --grad-clip-norm"
+        )
 
     def finish(self) -> Path:
         """Write the weights and ``run.json``, print a summary and return the run folder."""

@@ -79,7 +79,7 @@ def test_a_remote_cache_holds_what_a_local_one_holds(format_, tmp_path):
 def test_an_interrupted_remote_write_is_no_cache_and_goes_on(format_, tmp_path, empty_store):
     with pytest.raises(KeyboardInterrupt):
         write(URL, format_, tmp_path / "scratch", stop_after=2)
-    with pytest.raises(CacheError, match="unfinished cache; run the same"):
+    with pytest.raises(CacheError, match="unfinished cache. Fix: run the same"):
         FeatureCache(URL, tmp_path / "scratch")
     assert write(URL, format_, tmp_path / "another-machine") == ["part/2.tar"]
     assert not [

@@ -250,4 +250,4 @@ def test_adopted_caches_are_searched(features):
     assert [score["queries"] for score in scores["scores"]] == [3, 3]
     assert (out / "report.md").read_text().startswith("# Retrieval with `unknown`")
     swapped = ("eval", "retrieval", "--images", features / "text", "--texts", features / "image")
-    assert "holds text features, expected image features; swap the two" in refusal(*swapped)
+    assert "holds text features, expected image features. Fix: swap the two" in refusal(*swapped)

@@ -23,10 +23,10 @@ class OutOfMemoryError(RuntimeError):
         (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
         (OSError(errno.EIO, "Input/output error", b"a/\xff"), "a/\udcff: Input/output error"),
         (OSError("Can't read\n data"), "Can't read data"),
-        (MemoryError(), "out of memory; lower --batch-size"),
+        (MemoryError(), "out of memory. Fix: lower --batch-size"),
         (
             OutOfMemoryError("CUDA out of memory.\nTried"),
-            "out of memory: CUDA out of memory.; lower --batch-size",
+            "out of memory: CUDA out of memory.. Fix: lower --batch-size",
         ),
     ],
 )

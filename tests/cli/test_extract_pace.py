@@ -54,7 +54,7 @@ def test_without_a_compiler_nothing_is_written(raw, monkeypatch):
 
     def fail(device):
         raise ModelError(
-            "--compile: the image tower cannot be compiled (no C++ compiler); leave it out"
+            "--compile: the image tower cannot be compiled (no C++ compiler). Fix: leave it out"
         )
 
     monkeypatch.setattr(compiler, "check", fail)

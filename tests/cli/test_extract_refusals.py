@@ -150,7 +150,8 @@ def test_a_table_without_the_column_is_one_line(raw):
     (raw / "x.csv").write_text("url,words\nx,y\n")
     error = refused("--texts", raw / "x.csv", "--out", raw / "o")
     assert re.search(
-        r"x\.csv: no text column; expected one of .*found: url, words; name it with --text-column",
+        r"x\.csv: no text column; expected one of .*found: url, words. Fix: name it with"
+        r" --text-column",
         error,
     )
     assert run("--texts", raw / "x.csv", "--out", raw / "o", "--text-column", "words")[0] == 0

@@ -170,7 +170,7 @@ def test_settings_are_those_of_the_recipe_and_defaults_where_an_older_one_says_n
         (
             "recipe.toml",
             None,
-            "no run folder, for it has no recipe.toml; name a folder that dimefm train wrote",
+            "no run folder, for it has no recipe.toml. Fix: name a folder that dimefm train wrote",
         ),
         ("recipe.toml", "steps = ", "cannot be read as a run folder"),
         ("log.jsonl", "{]\n{}\n", "cannot be read as a run folder"),
@@ -214,6 +214,6 @@ def test_a_plot_of_another_kind_is_refused(tmp_path):
     one = record(tmp_path / "one", logged(10))
     said = refusal("compare", one, "--out", tmp_path / "curves.JPG")
     assert said.endswith(
-        "curves.JPG: the plot is a PNG; give a name that ends in .png, or a folder"
+        "curves.JPG: the plot is a PNG. Fix: give a name that ends in .png, or a folder"
     )
     assert not (tmp_path / "curves.JPG").exists()

@@ -242,7 +242,7 @@ def test_dime_fms_form_takes_no_selection(place, selection):
         "train", "--tsv-file-list", "a", "b", "c", "d", "--out", place / "run", *selection
     )
     assert line.startswith(f"Error: {selection[0]} ")
-    assert "--tsv-file-list takes feature files up whole; leave the selection out" in line
+    assert "--tsv-file-list takes feature files up whole. Fix: leave the selection out" in line
 
 
 def test_prompts_from_labels_take_no_selection(place):
@@ -273,7 +273,7 @@ def test_prompts_from_labels_take_no_selection(place):
         (
             ("--rows", "12:"),
             1,
-            "--rows 12:: selects none of the 12 rows of photos; select more of them",
+            "--rows 12:: selects none of the 12 rows of photos. Fix: select more of them",
         ),
         (("--limit", 0), 2, "--limit"),
     ],

@@ -195,7 +195,7 @@ def test_the_last_line_on_stdout_names_the_run_folder(place):
         (
             ("--small",),
             (
-                "--small asks for a [small] table, which only a recipe file has; name one with"
+                "--small asks for a [small] table, which only a recipe file has. Fix: name one with"
                 " --recipe"
             ),
         ),
@@ -242,7 +242,7 @@ def test_flags_that_cannot_be_are_refused_in_one_line(place, flags, message):
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"images": None}, "no images are given; name them with --images"),
+        ({"images": None}, "no images are given. Fix: name them with --images"),
         ({"images": "nowhere"}, "nowhere: no such file or folder"),
         (
             {"image_cache": None},
@@ -255,11 +255,11 @@ def test_flags_that_cannot_be_are_refused_in_one_line(place, flags, message):
         ({"image_cache": "nowhere"}, "nowhere: no manifest.json, so no cache. Fix: check the path"),
         (
             {"image_cache": "cache/texts"},
-            "cache/texts: holds text features, image features are needed; swap the folders",
+            "cache/texts: holds text features, image features are needed. Fix: swap the folders",
         ),
         (
             {"text_cache": "cache/images"},
-            "cache/images: holds image features, text features are needed; swap the folders",
+            "cache/images: holds image features, text features are needed. Fix: swap the folders",
         ),
         ({"text_cache": "other/texts"}, "were made by different teachers (weights_sha256: "),
         ({"image_cache": "other/images"}, "extract one of them again with the other's teacher"),
@@ -275,7 +275,7 @@ def test_an_unfinished_cache_is_refused(place):
     (place / "cache/images/.partial/plan.json").write_text("{}")
     (place / "cache/images/manifest.json").unlink()
     assert (
-        "an unfinished cache; run the same extract-features command again to finish it"
+        "an unfinished cache. Fix: run the same extract-features command again to finish it"
         in refusal(*words(place))
     )
 
@@ -348,7 +348,9 @@ def test_a_finished_run_is_not_overwritten(place):
     before = (place / "run/image_tower.safetensors").read_bytes()
     assert "finished already; nothing to do" in dimefm(*words(place, "--resume")).output
     for more in ((), ("--resume", "--seed", 1), ("--seed", 1)):
-        assert "holds a finished run already; choose another --out" in refusal(*words(place, *more))
+        assert "holds a finished run already. Fix: choose another --out" in refusal(
+            *words(place, *more)
+        )
     assert (place / "run/image_tower.safetensors").read_bytes() == before
 
 
@@ -380,11 +382,11 @@ def test_pairs_have_no_teacher_for_dime_fms_losses(place):
 
 def test_made_sentences_have_no_cache(place):
     line = refusal(*words(place, "--recipe", ROOT / "pipelines/clip_from_scratch.toml"))
-    assert "no --text-cache holds; leave the caches out, or say --captions text" in line
+    assert "no --text-cache holds. Fix: leave the caches out, or say --captions text" in line
 
 
 def test_an_out_below_a_file_is_refused(place):
-    assert "cannot be made (Not a directory); choose another --out" in refusal(
+    assert "cannot be made (Not a directory). Fix: choose another --out" in refusal(
         *words(place, out="tiny.json/run")
     )
 
@@ -497,4 +499,4 @@ def test_dime_fms_form_on_the_command_line_takes_the_place_of_the_recipes_source
         place, "--recipe", place / "r.toml", *lists, images=None, image_cache=None, text_cache=None
     )
     assert "image.list: no such file or folder" in refusal(*command)
-    assert "and so does --images; leave one out" in refusal(*command, "--images", "photos")
+    assert "and so does --images. Fix: leave one out" in refusal(*command, "--images", "photos")

@@ -171,7 +171,7 @@ def test_every_family_of_text_towers_gives_its_own_rows_or_is_refused(name):
     config = families()[name]
     model = open_clip.from_config(config)
     if "multimodal_cfg" in config:
-        with pytest.raises(ModelError, match="does not give states of words; choose a model"):
+        with pytest.raises(ModelError, match="does not give states of words. Fix: choose a model"):
             intermediate.text(model, torch.zeros(1, 77, dtype=torch.long))
         return
     tokens = tokens_of(model, getattr(model, "context_length", 77))
@@ -205,11 +205,11 @@ def test_a_text_tower_gives_its_own_rows_and_the_states_of_all_places(name):
     [
         (
             lambda: intermediate.image(nn.Linear(2, 2), torch.zeros(1)),
-            "Linear: does not give patch tokens; choose a model",
+            "Linear: does not give patch tokens. Fix: choose a model",
         ),
         (
             lambda: intermediate.text(vit(), torch.zeros(1)),
-            "ImageTower: does not give states of words; choose a model",
+            "ImageTower: does not give states of words. Fix: choose a model",
         ),
     ],
 )

@@ -439,7 +439,10 @@ def test_learnt_parts_are_the_same_for_one_seed(name):
 def test_a_student_of_another_width_is_refused(name):
     with pytest.raises(
         RecipeError,
-        match=f"'{name}' compares rows .* 10 and {D} dimensions; leave it out, or give a --student",
+        match=(
+            f"'{name}' compares rows .* 10 and {D} dimensions. Fix: leave it out, or give a"
+            " --student"
+        ),
     ):
         Objective([LossConfig(name, 1.0)]).loss_modules([FeatureDims(10, D)], seed=0)
 
@@ -483,7 +486,7 @@ def test_the_objective_refuses_data_without_what_a_term_needs(name):
         ([LossConfig("dime.vl", 1.0, end=0.5)], "end 0.5, which does nothing without a schedule"),
         (
             [LossConfig("dime.vl", 0.0, schedule="linear")],
-            "goes from weight 0 to 0; leave the schedule out",
+            "goes from weight 0 to 0. Fix: leave the schedule out",
         ),
         (
             [LossConfig("dime.vl", 1.0, schedule="linear", end=-1.0)],

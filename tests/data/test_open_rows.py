@@ -202,7 +202,10 @@ def test_a_table_may_have_another_separator_and_other_columns(tmp_path, separato
         (
             "a,b\n1,2\n",
             {},
-            "no text column; expected one of .*title.*, found: a, b; name it with --text-column",
+            (
+                "no text column; expected one of .*title.*, found: a, b. Fix: name it with"
+                " --text-column"
+            ),
         ),
         (
             "title\nx\n",
@@ -320,7 +323,8 @@ def test_a_stray_table_does_not_hijack_a_folder_of_images(tree, inner):
         with pytest.raises(
             DataError,
             match=(
-                r"photos: holds images and 1 shard file \(labels\.csv\); pass --input-format folder"
+                r"photos: holds images and 1 shard file \(labels\.csv\). Fix: pass --input-format"
+                r" folder"
             ),
         ):
             open_rows([photos], kind)
@@ -351,7 +355,7 @@ def test_a_folder_of_image_and_text_files_asks_for_a_pattern(tmp_path, kind):
 @pytest.mark.parametrize("kind", ["image", "pair"])
 def test_an_image_is_no_source_and_its_folder_is_named(tree, picture, kind):
     (tree / "one.JPG").write_bytes(picture(1, format="JPEG"))
-    with pytest.raises(DataError, match=r"one\.JPG: is one image; name its folder"):
+    with pytest.raises(DataError, match=r"one\.JPG: is one image. Fix: name its folder"):
         open_rows([tree / "one.JPG"], kind)
 
 
@@ -360,5 +364,5 @@ def test_a_folder_whose_name_no_manifest_can_hold_is_refused(tmp_path, picture):
     os.mkdir(folder)
     with open(folder + b"/a.png", "wb") as file:
         file.write(picture(1))
-    with pytest.raises(DataError, match="is not UTF-8, so no manifest can hold it; rename"):
+    with pytest.raises(DataError, match="is not UTF-8, so no manifest can hold it. Fix: rename"):
         open_rows([os.fsdecode(folder)], "image")

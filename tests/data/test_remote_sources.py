@@ -253,9 +253,12 @@ def test_pairs_bring_their_class_names_and_images_do_not(store, scratch):
         (
             "stray",
             "image",
-            r"tree/stray: holds images and 1 shard file \(a\.csv\); pass --input-format folder",
+            (
+                r"tree/stray: holds images and 1 shard file \(a\.csv\). Fix: pass --input-format"
+                r" folder"
+            ),
         ),
-        ("photos/cat/1.png", "image", "is one image; name its folder"),
+        ("photos/cat/1.png", "image", "is one image. Fix: name its folder"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_as_here(store, scratch, picture, source, kind, reason):
@@ -287,7 +290,9 @@ def test_names_never_depend_on_where_copies_lie(tree, store, scratch):
     mixed = [f"{url}/texts/a.txt", tree / "rows.jsonl"]
     with pytest.raises(
         DataError,
-        match="sources here and at a URL share no folder that could name them; give --dataroot",
+        match=(
+            "sources here and at a URL share no folder that could name them. Fix: give --dataroot"
+        ),
     ):
         open_rows(mixed, "text", scratch=scratch)
     assert [s.name for s in open_rows(mixed, "text", dataroot=url, scratch=scratch).shards] == [

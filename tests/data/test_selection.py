@@ -187,7 +187,7 @@ def test_parts_of_a_file_are_counted_through(tmp_path, monkeypatch):
 )
 def test_rows_that_cannot_be_are_refused_in_one_line(text):
     with pytest.raises(
-        RecipeError, match=r"^--rows .*: expected A:B, row numbers from 0 with A < B; say .*$"
+        RecipeError, match=r"^--rows .*: expected A:B, row numbers from 0 with A < B. Fix: say .*$"
     ):
         Selection.parse(rows=text)
 
@@ -211,7 +211,7 @@ def test_rows_that_cannot_be_are_refused_in_one_line(text):
 )
 def test_splits_that_cannot_be_are_refused_in_one_line(text):
     with pytest.raises(
-        RecipeError, match=r"^--split .*: expected A:B with 0 <= A < B <= 1; say .*$"
+        RecipeError, match=r"^--split .*: expected A:B with 0 <= A < B <= 1. Fix: say .*$"
     ):
         parse_split(text)
 
@@ -221,13 +221,13 @@ def test_splits_that_cannot_be_are_refused_in_one_line(text):
     [
         (
             ("9:", None, None),
-            "--rows 9:: selects none of the 3 rows of 0.txt, 1.txt; select more of them",
+            "--rows 9:: selects none of the 3 rows of 0.txt, 1.txt. Fix: select more of them",
         ),
         (
             (None, "0:1e-9", 7),
             (
-                "--split 0.0:1e-09 --limit 7: selects none of the 3 rows of 0.txt, 1.txt; select"
-                " more of them"
+                "--split 0.0:1e-09 --limit 7: selects none of the 3 rows of 0.txt, 1.txt. Fix:"
+                " select more of them"
             ),
         ),
     ],

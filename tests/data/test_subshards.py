@@ -138,6 +138,8 @@ def test_a_quote_that_is_left_open_is_named_with_its_line(tmp_path, monkeypatch)
     (tmp_path / "x.csv").write_text('title\nfine\n"open\n' + "more\n" * 30)
     with pytest.raises(
         DataError,
-        match=r"x\.csv, line 13: .*a cell has more than 50 characters; look for a quote that is",
+        match=(
+            r"x\.csv, line 13: .*a cell has more than 50 characters. Fix: look for a quote that is"
+        ),
     ):
         open_rows([tmp_path / "x.csv"], "text")

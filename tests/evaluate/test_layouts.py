@@ -36,7 +36,9 @@ def test_a_set_that_cannot_be_read_may_be_left_out_with_its_reason(tmp_path):
 
 def test_a_folder_of_ones_own_needs_class_names(tmp_path):
     write(tmp_path / "holiday/test/sea side/x.png", image(0))
-    with pytest.raises(DataError, match="there is no classnames.txt; rename the folder, or add"):
+    with pytest.raises(
+        DataError, match="there is no classnames.txt. Fix: rename the folder, or add"
+    ):
         find(tmp_path, ["holiday"])
     write(tmp_path / "holiday/classnames.txt", "mountains\nsea-side\n")
     dataset = only(tmp_path, names=["holiday"])
@@ -102,7 +104,7 @@ def test_links_out_of_the_root_are_refused(tmp_path):
     (tmp_path / "root/cifar10").mkdir(parents=True)
     (tmp_path / "root/cifar10/test.parquet").symlink_to(tmp_path / "elsewhere/test.parquet")
     with pytest.raises(
-        DataError, match=f"leads outside {tmp_path / 'root'}; put the files themselves there"
+        DataError, match=f"leads outside {tmp_path / 'root'}. Fix: put the files themselves there"
     ):
         find(tmp_path / "root")
 

@@ -121,7 +121,9 @@ def test_scores_by_tokens_are_told_apart(tmp_path):
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"scores": [1]}', '{"scores": [{}]}'])
 def test_a_damaged_file_is_one_line(tmp_path, text):
     (tmp_path / SCORES).write_text(text)
-    with pytest.raises(DataError, match=r"scores\.json: cannot be read as scores .*; evaluate ag"):
+    with pytest.raises(
+        DataError, match=r"scores\.json: cannot be read as scores .*. Fix: evaluate ag"
+    ):
         read_results(tmp_path / SCORES)
 
 

@@ -220,11 +220,11 @@ def test_the_same_encoder_under_another_name_is_taken(tmp_path, photos):
 def test_swapped_caches_views_and_keys_that_never_meet_are_refused(tmp_path, photos):
     images, texts = photos
     with pytest.raises(
-        CacheError, match="images: holds image features, expected text features; swap the two"
+        CacheError, match="images: holds image features, expected text features. Fix: swap the two"
     ):
         retrieval(images, images)
     with pytest.raises(
-        CacheError, match="texts: holds text features, expected image features; swap the two"
+        CacheError, match="texts: holds text features, expected image features. Fix: swap the two"
     ):
         retrieval(texts, images)
     views = cache(tmp_path / "views", "image", list("aabb"), np.eye(4), views={"count": 2})

@@ -140,7 +140,7 @@ def test_a_key_that_the_format_cannot_hold_ends_with_a_way_out(tiny_teacher, tmp
     (tmp_path / "x.jsonl").write_text('{"key": "a\\tb", "text": "a cat"}\n')
     with pytest.raises(
         CacheError,
-        match=r"x\.jsonl, row 0: the key 'a\\tb' cannot stand in a TSV; use --format hdf5",
+        match=r"x\.jsonl, row 0: the key 'a\\tb' cannot stand in a TSV. Fix: use --format hdf5",
     ):
         run(tiny_teacher, [tmp_path / "x.jsonl"], "text", tmp_path / "tsv", format="tsv")
     assert keys_of(run(tiny_teacher, [tmp_path / "x.jsonl"], "text", tmp_path / "h5")[1]) == [

@@ -282,7 +282,8 @@ def test_beside_a_gpu_batches_of_all_teachers_are_in_flight_in_order(teachers, p
 
 def test_a_batch_size_is_not_measured_for_several(teachers, photos, tmp_path):
     with pytest.raises(
-        RecipeError, match="--batch-size auto measures one teacher; give several teachers a number"
+        RecipeError,
+        match="--batch-size auto measures one teacher. Fix: give several teachers a number",
     ):
         together(
             teachers, photos, "image", tmp_path / "out", dataclasses.replace(QUIET, auto_batch=True)

@@ -288,7 +288,8 @@ def test_tokens_are_refused_where_rows_are_expected(caches, sources):
         lambda: Pairs.from_cache(image_tokens_, []),
     ):
         with pytest.raises(
-            CacheError, match=f"holds {COUNT} tokens of each .*, expected its one row; name a cache"
+            CacheError,
+            match=f"holds {COUNT} tokens of each .*, expected its one row. Fix: name a cache",
         ) as error:
             call()
         line_of(error)
@@ -297,7 +298,8 @@ def test_tokens_are_refused_where_rows_are_expected(caches, sources):
         lambda: TokenRows(texts),
     ):
         with pytest.raises(
-            CacheError, match="holds one row of each (image|text), expected tokens; extract them"
+            CacheError,
+            match="holds one row of each (image|text), expected tokens. Fix: extract them",
         ) as error:
             call()
         line_of(error)
@@ -384,7 +386,7 @@ def test_what_excludes_tokens_is_said_in_one_line(flags, name, sources, tmp_path
     )
     assert result.exit_code != 0
     assert (
-        f"--tokens and {name} exclude each other; leave one of them out"
+        f"--tokens and {name} exclude each other. Fix: leave one of them out"
         in result.output + result.stderr
     )
 
@@ -467,7 +469,7 @@ def test_a_tower_whose_patches_lead_nowhere_is_refused():
     encoder.image_model = model
     encoder.card.preprocess["size"] = 16
     with pytest.raises(
-        ModelError, match="its patches have no projection of their own; name another teacher"
+        ModelError, match="its patches have no projection of their own. Fix: name another teacher"
     ):
         check(encoder, "image")
 

@@ -20,7 +20,7 @@ def test_a_manifest_of_a_newer_version_says_what_to_do(made, reader):
     forging.forge(root, lambda fields: fields.update(version=2, something="new"))
     found = reader(root)
     refused(found)
-    assert "version 2, this dimefm reads version 1; install a newer dimefm" in found["rows"]
+    assert "version 2, this dimefm reads version 1. Fix: install a newer dimefm" in found["rows"]
 
 
 VALUES = [

@@ -66,5 +66,5 @@ def test_more_shards_than_the_system_allows_are_one_line(tmp_path):
         text(tmp_path / f"{i:03d}")
     assert (
         read(tmp_path, hard=200)
-        == "150 shards need 428 open files, this system allows 200; raise it with ulimit -n"
+        == "150 shards need 428 open files, this system allows 200. Fix: raise it with ulimit -n"
     )

@@ -66,7 +66,7 @@ def test_the_activation_is_the_one_that_a_tag_was_trained_with(tag, activation, 
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        (ARCH, f"an architecture without weights; say {ARCH}/TAG"),
+        (ARCH, f"an architecture without weights. Fix: say {ARCH}/TAG"),
         ("ViT-B-32", "ViT-B-32/random:SEED"),
         (
             "ResNet-mini-46/random:0",
@@ -89,7 +89,7 @@ def test_folders_and_files_that_are_no_encoder_are_refused(files, tmp_path):
     assert "neither the folder of a finished run (run.json) nor of open_clip" in refused(
         str(tmp_path)
     )
-    assert "does not say its architecture; write ARCH/" in refused(str(files / "weights.pt"))
+    assert "does not say its architecture. Fix: write ARCH/" in refused(str(files / "weights.pt"))
     (tmp_path / "run.json").write_text("{")
     assert "cannot be read" in refused(str(tmp_path))
     (tmp_path / "run.json").write_text('{"kind": "sculpture"}')

@@ -131,7 +131,7 @@ def test_a_tower_without_a_last_projection_is_refused(tmp_path, vision, dim, wor
     tower, spec = image_tower(tmp_path, vision, dim)
     with pytest.raises(
         ModelError,
-        match=f"student.json: cannot take in a projection: .*{words}; remove --projection",
+        match=f"student.json: cannot take in a projection: .*{words}. Fix: remove --projection",
     ) as caught:
         projection_of(tower.float(), spec, TEACHER, 0)
     assert "\n" not in str(caught.value)

@@ -43,7 +43,8 @@ def test_the_seed_is_written_first_and_another_one_is_refused(tmp_path, made):
     record = json.loads((tmp_path / "q/quickstart.json").read_text())
     assert (record["seed"], record["data"]["sentences"]) == (3, 3)
     with pytest.raises(
-        RecipeError, match=r"q: was begun with --seed 3, not 4; give that seed, or another --out"
+        RecipeError,
+        match=r"q: was begun with --seed 3, not 4. Fix: give that seed, or another --out",
     ):
         quick.quickstart(tmp_path / "q", 4)
     begin(tmp_path / "q", 3)
@@ -54,7 +55,7 @@ def test_another_scale_is_refused(tmp_path, made):
     begin(tmp_path / "q", 0, 0.5)
     with pytest.raises(
         RecipeError,
-        match=r"q: was begun with --scale 0\.5, not 1\.0; give that scale, or another --out",
+        match=r"q: was begun with --scale 0\.5, not 1\.0. Fix: give that scale, or another --out",
     ):
         quick.quickstart(tmp_path / "q", 0)
 

@@ -178,7 +178,10 @@ def test_a_store_that_does_not_know_sizes_is_believed(downloads, tmp_path):
         ),
         (
             RuntimeError(""),
-            r"\(RuntimeError: no reason given\); check the URL, the credentials and the network",
+            (
+                r"\(RuntimeError: no reason given\). Fix: check the URL, the credentials and the"
+                r" network"
+            ),
         ),
         (
             OSError(28, "No space left on device"),
@@ -201,7 +204,7 @@ def test_a_download_that_fails_leaves_nothing_that_is_used(
 
 def test_what_is_missing_or_a_folder_is_no_file(downloads, tmp_path):
     with pytest.raises(
-        DataError, match=r"^memory://bucket/none: no such file or folder; check the URL$"
+        DataError, match=r"^memory://bucket/none: no such file or folder. Fix: check the URL$"
     ):
         fetch("memory://bucket/none", tmp_path)
     with pytest.raises(DataError, match="bucket/deep: is a folder; expected a file"):
@@ -221,7 +224,10 @@ def test_a_folder_for_copies_that_cannot_be_written_is_named(downloads, tmp_path
     (tmp_path / "memory").write_text("a file where a folder should be")
     with pytest.raises(
         DataError,
-        match=r"memory/bucket/deep/a.bin: cannot be written .*; name another folder with --scratch",
+        match=(
+            r"memory/bucket/deep/a.bin: cannot be written .*. Fix: name another folder with"
+            r" --scratch"
+        ),
     ):
         fetch(URL, tmp_path)
 

@@ -121,7 +121,7 @@ def test_of_three_entries_text_features_of_one_basename_in_two_folders_are_both_
 )
 def test_two_ways_to_name_the_sources_are_refused(released, more, flag):
     with pytest.raises(
-        RecipeError, match=f"--tsv-file-list names .*, and so does {flag}; leave one out"
+        RecipeError, match=f"--tsv-file-list names .*, and so does {flag}. Fix: leave one out"
     ):
         opened(released, **more)
 

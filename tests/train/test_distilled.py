@@ -165,7 +165,7 @@ def test_the_bias_of_a_siglip_learns(world):
         ),
         (
             {"losses": {"dime.pvl": {"weight": 1.0}}},
-            "have 8 and 6 dimensions; leave it out, or give a --student of 6",
+            "have 8 and 6 dimensions. Fix: leave it out, or give a --student of 6",
         ),
         ({"image_cache": (), "text_cache": ()}, "needs teacher, which these sources do not have"),
     ],
@@ -185,7 +185,7 @@ def test_a_split_divides_images_and_sentences_alike(world):
         "".join(line.partition(",")[2] + "\n" for line in table.read_text().splitlines())
     )
     with pytest.raises(
-        RecipeError, match="--split 0:0.7 divides by key, and .*; name a --key-column"
+        RecipeError, match="--split 0:0.7 divides by key, and .*. Fix: name a --key-column"
     ):
         Trainer(recipe, world.root / "run", False, quiet)
 

@@ -216,7 +216,10 @@ def test_more_processes_than_rows_of_a_batch_are_refused(world):
 def test_fewer_rows_than_a_batch_are_refused(world):
     with pytest.raises(
         DataError,
-        match=r"17 rows, fewer than a batch of 18 \(image_0.tsv, image_1.tsv\); lower --batch-size",
+        match=(
+            r"17 rows, fewer than a batch of 18 \(image_0.tsv, image_1.tsv\). Fix: lower"
+            r" --batch-size"
+        ),
     ):
         train(world.recipe(batch_size=18), world.root / "run", echo=quiet)
 

@@ -198,7 +198,7 @@ def test_an_ended_run_without_checkpoints_is_not_begun_anew_in_its_place(world):
     shutil.rmtree(out / "checkpoints")
     before = {path: path.read_bytes() for path in out.iterdir()}
     with pytest.raises(
-        ModelError, match="finished run without checkpoints to resume; choose another --out"
+        ModelError, match="finished run without checkpoints to resume. Fix: choose another --out"
     ):
         train(
             recipe.replace(patience=5),

@@ -293,7 +293,7 @@ def test_declip_goes_on_where_it_was_to_the_bit(world):
         ({"captions_per_step": 1}, "text_augment = 'eda' is for captions_per_step of 2 or more"),
         (
             {"views_per_step": 1},
-            r"loss 'declip.simsiam' needs views, .*; leave it out, or set views_per_step = 2",
+            r"loss 'declip.simsiam' needs views, .*. Fix: leave it out, or set views_per_step = 2",
         ),
         ({"mask_words": 0.0}, "loss 'declip.mlm' needs masked, .*set mask_words"),
         (

@@ -159,7 +159,7 @@ def test_resuming_where_nothing_is_starts_anew(world):
 def test_an_unfinished_run_is_not_overwritten_and_another_recipe_does_not_resume_it(world):
     whole = train(world.recipe(save_every=3), world.root / "whole", echo=quiet)
     back_to(whole, world.root / "half", 3)
-    with pytest.raises(ModelError, match="unfinished run; pass --resume"):
+    with pytest.raises(ModelError, match="unfinished run. Fix: pass --resume"):
         train(world.recipe(save_every=3), world.root / "half", echo=quiet)
     with pytest.raises(RecipeError, match="another recipe .*lr: 0.01 against 0.0008"):
         train(world.recipe(save_every=3, lr=0.01), world.root / "half", resume=True, echo=quiet)
@@ -300,7 +300,7 @@ def test_the_gradient_is_clipped_to_the_recipes_norm(world):
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_checkpoint(world):
     recipe = world.recipe(lr=1e30, warmup=0.0, save_every=1)
     with pytest.raises(
-        DimefmError, match=r"step \d: the .* is (nan|inf); .*checkpoints/0000000\d; lower --lr"
+        DimefmError, match=r"step \d: the .* is (nan|inf); .*checkpoints/0000000\d. Fix: lower --lr"
     ) as error:
         train(recipe, world.root / "run", echo=quiet)
     step = int(str(error.value).split()[1].rstrip(":"))

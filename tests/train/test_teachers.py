@@ -151,8 +151,8 @@ def test_one_teacher_has_no_head_and_the_weights_of_a_run_of_its_own(world):
         (
             {"text_cache": ["texts_b", "texts"]},
             (
-                "images and .*texts_b were made by different teachers .*dim: 8 against 6.*; name"
-                " both kinds in the same order"
+                "images and .*texts_b were made by different teachers .*dim: 8 against 6.*. Fix:"
+                " name both kinds in the same order"
             ),
         ),
         (

@@ -220,7 +220,7 @@ def views_of(world):
 
 
 REFUSALS = {
-    "no texts": (0, {"texts": ()}, "no sentences are given; name them with --texts"),
+    "no texts": (0, {"texts": ()}, "no sentences are given. Fix: name them with --texts"),
     "images beside": (
         0,
         {"images": ("a",)},

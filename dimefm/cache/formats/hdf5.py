@@ -93,7 +93,8 @@ def _longest(keys: list[str]) -> int:
         size = len(key.encode("utf-8"))
         if "\0" in key or size > LONGEST_KEY:
             raise CacheError(
-                f"row {number}: the key {key[:64]!r} cannot stand in HDF5; use --format parquet"
+                f"row {number}: the key {key[:64]!r} cannot stand in HDF5. Fix: use --format"
+                " parquet"
             )
         longest = max(longest, size)
     return longest

@@ -48,7 +48,7 @@ def _encoded(key: str, number: int) -> bytes:
     has_separator = b"\t" in name or b"\n" in name
     if has_separator or len(name) > LONGEST_KEY:
         raise CacheError(
-            f"row {number}: the key {key[:64]!r} cannot stand in a TSV; use --format hdf5"
+            f"row {number}: the key {key[:64]!r} cannot stand in a TSV. Fix: use --format hdf5"
             " or parquet"
         )
     return name

@@ -184,7 +184,7 @@ def header(
     if card.dim != first.dim:
         raise CacheError(
             f"{first.path}: vectors of {first.dim} numbers, but the encoder {card.name}"
-            f" makes {card.dim}; name the encoder that made them"
+            f" makes {card.dim}. Fix: name the encoder that made them"
         )
     if dtype is None:
         dtype = _default_dtype(vectors, format)
@@ -316,7 +316,7 @@ def _measure(
     if longest == 0:
         raise CacheError(
             f"{shards[0].name}: none of the {total} rows can be used as {head.dtype}, all are zero"
-            " or not finite; look at what wrote them"
+            " or not finite. Fix: look at what wrote them"
         )
     return float(shortest), float(longest)
 

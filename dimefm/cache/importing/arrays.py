@@ -64,8 +64,8 @@ def map_npy(path: Path) -> np.ndarray:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
     except DAMAGE as error:
         raise CacheError(
-            f"{path}: not a whole .npy file of numbers ({first_line(error)}); fetch or write it"
-            " again"
+            f"{path}: not a whole .npy file of numbers ({first_line(error)}). Fix: fetch or write"
+            " it again"
         ) from error
     return checked(path, rows)
 
@@ -135,7 +135,7 @@ def _names(path: Path) -> list[str]:
             return list(arrays.files)
     except (*DAMAGE, AttributeError, TypeError) as error:
         raise CacheError(
-            f"{path}: not a whole .npz file ({first_line(error)}); fetch or write it again"
+            f"{path}: not a whole .npz file ({first_line(error)}). Fix: fetch or write it again"
         ) from error
 
 
@@ -145,7 +145,7 @@ def _load(path: Path, name: str) -> np.ndarray:
             return arrays[name]
     except DAMAGE as error:
         raise CacheError(
-            f"{path}, array {name}: cannot be read ({first_line(error)}); write the file again"
+            f"{path}, array {name}: cannot be read ({first_line(error)}). Fix: write the file again"
         ) from error
 
 
@@ -155,15 +155,15 @@ def _only(path: Path, names: list[str]) -> str:
     held = "there are no vectors"
     if names:
         held = f"{len(names)} arrays could be the vectors ({', '.join(names)})"
-    raise CacheError(f"{path}: {held}; name one with --array")
+    raise CacheError(f"{path}: {held}. Fix: name one with --array")
 
 
 def _texts(where: str, keys: np.ndarray) -> list[str]:
     """Return the keys of a one-dimensional array of text, bytes (UTF-8) or whole numbers."""
     if keys.ndim != 1 or keys.dtype.kind not in "USiu":
         raise CacheError(
-            f"{where}: {keys.dtype} of shape {list(keys.shape)}, expected text [rows]; give the"
-            " keys by --keys"
+            f"{where}: {keys.dtype} of shape {list(keys.shape)}, expected text [rows]. Fix: give"
+            " the keys by --keys"
         )
     try:
         return [
@@ -171,5 +171,5 @@ def _texts(where: str, keys: np.ndarray) -> list[str]:
         ]
     except UnicodeDecodeError as error:
         raise CacheError(
-            f"{where}: a key is not UTF-8 ({error}); give the keys by --keys"
+            f"{where}: a key is not UTF-8 ({error}). Fix: give the keys by --keys"
         ) from error

@@ -46,8 +46,8 @@ def open_partitions(folder: Path, kind: str, column: str | None = None) -> list[
     for number, path in files.items():
         if number not in tables:
             raise CacheError(
-                f"{path}: metadata/metadata_{number}.parquet is missing, which has its keys;"
-                " restore it, or adopt the .npy files by themselves"
+                f"{path}: metadata/metadata_{number}.parquet is missing, which has its keys."
+                " Fix: restore it, or adopt the .npy files by themselves"
             )
         partitions.append(_partition(path, tables[number], column))
     return partitions
@@ -63,8 +63,8 @@ def _numbered(folder: Path, prefix: str, ending: str) -> dict[int, Path]:
         number = int(match[1])
         if number in files:
             raise CacheError(
-                f"{path}: another file has this partition's number too; remove the one that does"
-                " not belong here"
+                f"{path}: another file has this partition's number too. Fix: remove the one that"
+                " does not belong here"
             )
         files[number] = path
     return dict(sorted(files.items()))
@@ -117,7 +117,7 @@ def _rows_and_columns(path: Path) -> tuple[int, list[str]]:
             return file.metadata.num_rows, file.schema_arrow.names
     except (pa.ArrowException, OSError) as error:
         raise CacheError(
-            f"{path}: not a whole Parquet file ({first_line(error)}); fetch or write it again"
+            f"{path}: not a whole Parquet file ({first_line(error)}). Fix: fetch or write it again"
         ) from error
 
 
@@ -131,13 +131,13 @@ def _column(path: Path, name: str) -> list[str]:
             values = file.read([name]).column(name).to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise CacheError(
-            f"{path}, column {name}: cannot be read ({first_line(error)}); write it again"
+            f"{path}, column {name}: cannot be read ({first_line(error)}). Fix: write it again"
         ) from error
     keys = []
     for row, value in enumerate(values):
         if value is None:
             raise CacheError(
-                f"{path}, row {row}: {name} is empty, so there is no key; choose another"
+                f"{path}, row {row}: {name} is empty, so there is no key. Fix: choose another"
                 " --key-column"
             )
         keys.append(str(value))

@@ -46,7 +46,7 @@ def form_of(path: Path) -> str:
             f" {hint}"
         )
     if not path.is_file():
-        raise CacheError(f"{path}: there is no such feature file; check the path")
+        raise CacheError(f"{path}: there is no such feature file. Fix: check the path")
     if path.suffix not in ENDINGS:
         raise CacheError(
             f"{path}: the ending '{path.suffix}' is of no known form; expected .npy, .npz, a"
@@ -77,8 +77,8 @@ def open_vectors(
     forms = sorted({form_of(path) for path in paths})
     if len(forms) != 1:
         raise CacheError(
-            f"{paths[0]} and others: files of {len(forms)} forms ({', '.join(forms)}); adopt each"
-            " by itself"
+            f"{paths[0]} and others: files of {len(forms)} forms ({', '.join(forms)}). Fix: adopt"
+            " each by itself"
         )
     form = forms[0]
     _refuse_unused(form, paths, array, keys, key_column)
@@ -100,7 +100,7 @@ def open_vectors(
         if vectors.dim != first.dim:
             raise CacheError(
                 f"{vectors.path}: vectors of {vectors.dim} numbers, expected {first.dim} as in"
-                f" {first.path}; adopt features of one encoder at a time"
+                f" {first.path}. Fix: adopt features of one encoder at a time"
             )
     return opened
 
@@ -110,14 +110,16 @@ def _refuse_unused(
 ) -> None:
     """Raise CacheError for an option without effect, or another number of key files than paths."""
     if keys and form not in ("npy", "npz"):
-        raise CacheError(f"--keys {keys[0]}: {form} files have keys of their own; leave it out")
+        raise CacheError(
+            f"--keys {keys[0]}: {form} files have keys of their own. Fix: leave it out"
+        )
     if keys and len(keys) != len(paths):
         raise CacheError(
             f"--keys: {len(keys)} files for {len(paths)} feature files; each needs its own, in the"
             " same order"
         )
     if array is not None and form != "npz":
-        raise CacheError(f"--array {array}: {form} files hold one array; leave it out")
+        raise CacheError(f"--array {array}: {form} files hold one array. Fix: leave it out")
     if column is None:
         return
     without_columns: Path | str | None = None
@@ -129,5 +131,6 @@ def _refuse_unused(
         without_columns = f"{form} files"
     if without_columns is not None:
         raise CacheError(
-            f"--key-column {column}: {without_columns} have no columns to choose from; leave it out"
+            f"--key-column {column}: {without_columns} have no columns to choose from. Fix: leave"
+            " it out"
         )

@@ -63,7 +63,8 @@ def checked(where: object, rows: np.ndarray) -> np.ndarray:
         )
     if rows.dtype.name not in FLOATS:
         raise CacheError(
-            f"{where}: numbers are {rows.dtype}, expected {', '.join(FLOATS)}; save them as float32"
+            f"{where}: numbers are {rows.dtype}, expected {', '.join(FLOATS)}. Fix: save them as"
+            " float32"
         )
     return rows
 

@@ -52,7 +52,8 @@ def build(
     claim = store.claim(CLAIM)
     if claim is None:
         raise CacheError(
-            f"{out}: another process writes neighbours there; wait for it, or give another folder"
+            f"{out}: another process writes neighbours there. Fix: wait for it, or give another"
+            " folder"
         )
     with claim:
         searcher = Searcher(cache, rule, quiet)
@@ -89,7 +90,7 @@ def _check_same(existing: Neighbours, cache: FeatureCache, fields: dict) -> None
     different = differences(wanted, recorded)
     if different:
         raise CacheError(
-            f"{existing.store}: holds other neighbours ({'; '.join(different)}); remove it, or"
+            f"{existing.store}: holds other neighbours ({'; '.join(different)}). Fix: remove it, or"
             " give another --out"
         )
 

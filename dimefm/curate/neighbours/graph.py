@@ -138,7 +138,7 @@ class Neighbours:
         if recorded != fingerprint or self.rows != len(cache):
             raise CacheError(
                 f"{self.store}: neighbours of the {self.rows:,} rows of cache {recorded[:12]}, but"
-                f" {cache.store} is {fingerprint[:12]} with {len(cache):,} rows; make its own:"
+                f" {cache.store} is {fingerprint[:12]} with {len(cache):,} rows. Fix: make its own:"
                 f" dimefm cache neighbours {cache.store} --out DIR"
             )
 
@@ -156,8 +156,8 @@ class Neighbours:
         if not 0 <= first < end <= self.k:
             raise CacheError(
                 f"{self.store}: ranks {first} to {end} asked for, expected 0 <= first < end <="
-                f" {self.k}, the neighbours that each row has here; ask for fewer, or make more:"
-                " dimefm cache neighbours --k"
+                f" {self.k}, the neighbours that each row has here. Fix: ask for fewer, or make"
+                " more: dimefm cache neighbours --k"
             )
         rows = np.asarray(rows, dtype=np.int64)
         if rows.size:
@@ -257,19 +257,19 @@ def read_record(store: Store) -> dict:
         text = store.read(FILE)
         if text is None:
             raise CacheError(
-                f"{store}: no {FILE}, so no neighbours, or unfinished ones; check the path, or make"
-                f" them: dimefm cache neighbours CACHE --out {store}"
+                f"{store}: no {FILE}, so no neighbours, or unfinished ones. Fix: check the path, or"
+                f" make them: dimefm cache neighbours CACHE --out {store}"
             )
         record = json.loads(text)
         if record.get("version") != VERSION:
             raise CacheError(
-                f"{where}: version {record.get('version')!r}, this dimefm reads version {VERSION};"
-                " install a newer dimefm, or make the neighbours again"
+                f"{where}: version {record.get('version')!r}, this dimefm reads version {VERSION}."
+                " Fix: install a newer dimefm, or make the neighbours again"
             )
         _check_types(record)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CacheError(
-            f"{where}: damaged ({error!r}); remove {store} and make the neighbours again"
+            f"{where}: damaged ({error!r}). Fix: remove {store} and make the neighbours again"
         ) from error
     return record
 

@@ -257,6 +257,6 @@ def _unit(cache: FeatureCache, numbers: np.ndarray, rows: np.ndarray) -> np.ndar
         where = cache.store.where(info.file)
         raise CacheError(
             f"{where}, row {row}: its length is {length}, so it has no direction and no"
-            " neighbours; extract the shard again"
+            " neighbours. Fix: extract the shard again"
         )
     return rows / lengths

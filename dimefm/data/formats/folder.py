@@ -51,7 +51,7 @@ def _image_files(root: Path) -> Iterator[str]:
 
     def stop(error: OSError):
         raise DataError(
-            f"{error.filename}: this folder cannot be read ({error.strerror}); change its"
+            f"{error.filename}: this folder cannot be read ({error.strerror}). Fix: change its"
             " permissions"
         )
 
@@ -59,8 +59,8 @@ def _image_files(root: Path) -> Iterator[str]:
         links = [name for name in inner if os.path.islink(os.path.join(folder, name))]
         if links:
             raise DataError(
-                f"{os.path.join(folder, links[0])}: is a link to a folder, which is not followed;"
-                " name the folder that it leads to as a source of its own"
+                f"{os.path.join(folder, links[0])}: is a link to a folder, which is not followed."
+                " Fix: name the folder that it leads to as a source of its own"
             )
         prefix = Path(folder).relative_to(root)
         for file in files:

@@ -48,7 +48,8 @@ def open_shards(path: Path, name: str, kind: str, columns: Columns) -> list[Shar
         file = pq.ParquetFile(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(
-            f"{path}: not a readable Parquet file ({_first_line(error)}); fetch or write it again"
+            f"{path}: not a readable Parquet file ({_first_line(error)}). Fix: fetch or write it"
+            " again"
         ) from error
     chosen = choose(path, file.schema_arrow.names, kind, columns)
     return [ParquetShard(path, name, file, chosen, columns.root)]
@@ -154,7 +155,7 @@ class ParquetShard(Divisible):
             if len(groups) > 1:
                 where = f"row groups {groups[0]} to {groups[-1]}"
             raise DataError(
-                f"{self.path}, {where}: damaged ({_first_line(error)}); fetch it again"
+                f"{self.path}, {where}: damaged ({_first_line(error)}). Fix: fetch it again"
             ) from error
 
     def labels(self) -> list:

@@ -75,14 +75,16 @@ def _read(path: Path, separator: str) -> list[list[str]]:
             lines = csv.reader(file, delimiter=separator)
             return list(lines)
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: cannot be read as a table: {error}; save it as UTF-8") from error
+        raise DataError(
+            f"{path}: cannot be read as a table: {error}. Fix: save it as UTF-8"
+        ) from error
     except csv.Error as error:
         reason = str(error)
         if "field limit" in reason:
             reason = f"a cell has more than {CELL:,} characters"
         raise DataError(
-            f"{path}, line {lines.line_num}: cannot be read as a table: {reason}; look for a quote"
-            " that is left open"
+            f"{path}, line {lines.line_num}: cannot be read as a table: {reason}. Fix: look for a"
+            " quote that is left open"
         ) from error
     finally:
         csv.field_size_limit(before)

@@ -67,7 +67,8 @@ class TarShard(Shard):
                 self._check_end(tar.offset)
         except tarfile.TarError as error:
             raise DataError(
-                f"{self.path}: not a whole, uncompressed tar ({error}); fetch or write it again"
+                f"{self.path}: not a whole, uncompressed tar ({error}). Fix: fetch or write it"
+                " again"
             ) from error
 
     def _take(self, member: tarfile.TarInfo, size: int) -> None:

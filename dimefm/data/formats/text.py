@@ -66,7 +66,7 @@ def _bytes_of(path: Path) -> np.ndarray:
             text = gzip.decompress(path.read_bytes())
         except (OSError, EOFError) as error:
             raise DataError(
-                f"{path}: not a whole gzip file ({error}); fetch or write it again"
+                f"{path}: not a whole gzip file ({error}). Fix: fetch or write it again"
             ) from error
         return np.frombuffer(text, dtype=np.uint8)
     if not os.path.getsize(path):  # an empty file cannot be mapped

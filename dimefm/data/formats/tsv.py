@@ -44,7 +44,7 @@ def open_shards(path: Path, name: str, kind: str, columns: Columns) -> list[Shar
     """Open one TSV; raise DataError when its index does not fit it."""
     if kind == "pair":
         raise DataError(
-            f"{path}: a DIME-FM TSV holds images or captions, not pairs; use a table, tar or"
+            f"{path}: a DIME-FM TSV holds images or captions, not pairs. Fix: use a table, tar or"
             " Parquet of pairs"
         )
     return [TsvShard(path, name, kind)]
@@ -70,20 +70,20 @@ def read_offsets(path: Path) -> np.ndarray:
         starts = np.array(index.read_text().split(), dtype=np.int64)
     except (ValueError, OverflowError) as error:
         raise DataError(
-            f"{index}: expected one decimal byte offset per line ({error}); remove the index and"
-            " it is rebuilt from the file"
+            f"{index}: expected one decimal byte offset per line ({error}). Fix: remove the index"
+            " and it is rebuilt from the file"
         ) from error
     if not len(starts) and size:
         raise DataError(
-            f"{index}: the index is empty but {path.name} has {size} bytes; remove the index to"
-            " rebuild it"
+            f"{index}: the index is empty but {path.name} has {size} bytes. Fix: remove the index"
+            " to rebuild it"
         )
     offsets = np.append(starts, size)
     row = _first_misplaced(offsets)
     if row is not None:
         raise DataError(
-            f"{index}, row {row}: offset {offsets[row]} does not fit {path.name} of {size} bytes; "
-            "remove the index and it is rebuilt from the file"
+            f"{index}, row {row}: offset {offsets[row]} does not fit {path.name} of {size} bytes. "
+            "Fix: remove the index and it is rebuilt from the file"
         )
     return offsets
 
@@ -132,8 +132,8 @@ class LineFile:
         if len(raw) < end - start or lacks_newline or b"\n" in body:
             raise DataError(
                 f"{self.path}, row {row}: bytes {start} to {end} are not one line, so"
-                f" {index_path(self.path).name} does not fit the file; remove the index and it is"
-                " rebuilt from the file"
+                f" {index_path(self.path).name} does not fit the file. Fix: remove the index and it"
+                " is rebuilt from the file"
             )
         return body
 
@@ -162,13 +162,14 @@ class TsvShard(Shard):
             kept = np.array(path.read_text().split(), dtype=np.int64)
         except (ValueError, OverflowError) as error:
             raise DataError(
-                f"{path}: expected one row number per line ({error}); correct the list"
+                f"{path}: expected one row number per line ({error}). Fix: correct the list"
             ) from error
         is_inside = not len(kept) or (kept.min() >= 0 and kept.max() < len(self.lines))
         is_ascending = (np.diff(kept) > 0).all()
         if not (is_inside and is_ascending):
             raise DataError(
-                f"{path}: expected ascending row numbers below {len(self.lines)}; correct the list"
+                f"{path}: expected ascending row numbers below {len(self.lines)}. Fix: correct the"
+                " list"
             )
         return kept
 

@@ -91,7 +91,9 @@ def pack(rows: Rows, out: Path, settings: Settings | None = None) -> Report:
     settings, report, started = settings or Settings(), Report(), time.perf_counter()
     held = claim(out / LOCK)
     if held is None:
-        raise DataError(f"{out}: another process packs there; wait until it has ended, or stop it")
+        raise DataError(
+            f"{out}: another process packs there. Fix: wait until it has ended, or stop it"
+        )
     with (
         held,
         Progress(len(rows), "pack", "row", quiet=not settings.progress) as bar,
@@ -230,7 +232,7 @@ def _index(path: Path) -> PackIndex:
     """Return the index of a packed shard; raise DataError for a tar that is none."""
     (shard,) = tars.open_shards(path, path.name, "image", Columns())
     if not isinstance(shard, PackedShard):
-        raise DataError(f"{path}: is not a packed shard; choose another --out")
+        raise DataError(f"{path}: is not a packed shard. Fix: choose another --out")
     return shard.index
 
 

@@ -59,7 +59,7 @@ class PackIndex:
             raise ValueError("keys, labels and bad rows do not fit each other")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(
-                f"{path}: its {INDEX} cannot be read ({error}); pack the source again"
+                f"{path}: its {INDEX} cannot be read ({error}). Fix: pack the source again"
             ) from error
 
 
@@ -88,7 +88,8 @@ class PackedShard(Shard):
         )
         if missing is not None:
             raise DataError(
-                f"{self.path}: its member {name_of(missing)} is not there; pack the source again"
+                f"{self.path}: its member {name_of(missing)} is not there. Fix: pack the source"
+                " again"
             )
 
     def __len__(self) -> int:

@@ -53,8 +53,8 @@ class ViewPolicy:
         if count is None:
             for key, value in settings.items():
                 raise RecipeError(
-                    f"--view-recipe {key}={value!r}: describes augmented views; say how many with"
-                    " --views K"
+                    f"--view-recipe {key}={value!r}: describes augmented views. Fix: say how many"
+                    " with --views K"
                 )
             return None
         values = {key: _checked(key, value) for key, value in settings.items()}
@@ -72,8 +72,8 @@ class ViewPolicy:
         if fields.get("version") != VERSION:
             raise CacheError(
                 f"the views were drawn by version {fields.get('version')} of the drawing, this"
-                f" dimefm has {VERSION}; train with the dimefm that extracted them, or extract the"
-                " images again"
+                f" dimefm has {VERSION}. Fix: train with the dimefm that extracted them, or extract"
+                " the images again"
             )
         values: dict = {
             key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()

@@ -56,7 +56,7 @@ def expect_rows(caches: Sequence[FeatureCache]) -> None:
         if policy is not None:
             raise CacheError(
                 f"{cache.store}: holds {policy.count} tokens of each {cache.manifest.kind},"
-                " expected its one row; name a cache that was extracted without --tokens"
+                " expected its one row. Fix: name a cache that was extracted without --tokens"
             )
 
 
@@ -65,8 +65,8 @@ def expect_tokens(caches: Sequence[FeatureCache]) -> None:
     for cache in caches:
         if TokenPolicy.from_manifest(cache.manifest.how) is None:
             raise CacheError(
-                f"{cache.store}: holds one row of each {cache.manifest.kind}, expected tokens;"
-                " extract them with --tokens 16 into a folder of their own"
+                f"{cache.store}: holds one row of each {cache.manifest.kind}, expected tokens."
+                " Fix: extract them with --tokens 16 into a folder of their own"
             )
 
 

@@ -56,8 +56,8 @@ class Synonyms:
                 )
             if word in words:
                 raise DataError(
-                    f"{where}, line {number}: {word!r} stands there a second time; put its synonyms"
-                    " in one line"
+                    f"{where}, line {number}: {word!r} stands there a second time. Fix: put its"
+                    " synonyms in one line"
                 )
             words[word] = found
         if not words:

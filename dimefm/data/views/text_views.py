@@ -69,7 +69,7 @@ class TextPolicy:
         if count is None:
             for key, value in settings.items():
                 raise RecipeError(
-                    f"--text-recipe {key}={value!r}: describes text views; say how many with"
+                    f"--text-recipe {key}={value!r}: describes text views. Fix: say how many with"
                     " --text-views K"
                 )
             return None
@@ -80,8 +80,8 @@ class TextPolicy:
             idle = next((key for key in given if key != "augment"), None)
             if idle is not None:
                 raise RecipeError(
-                    f"--text-recipe {idle}: is of augment='eda' and would do nothing here; leave"
-                    " it out"
+                    f"--text-recipe {idle}: is of augment='eda' and would do nothing here. Fix:"
+                    " leave it out"
                 )
             return TextPolicy(count)
         path = given.pop("synonyms", None)
@@ -103,14 +103,15 @@ class TextPolicy:
         if fields.get("version") != VERSION:
             raise CacheError(
                 f"the text views were drawn by version {fields.get('version')} of the drawing, this"
-                f" dimefm has {VERSION}; use the dimefm that extracted them, or extract the"
+                f" dimefm has {VERSION}. Fix: use the dimefm that extracted them, or extract the"
                 " sentences again"
             )
         try:
             return TextPolicy(**fields, table=_table(fields.get("synonyms"), store))
         except TypeError as error:
             raise CacheError(
-                f"text_views in the manifest are damaged ({error}); extract the sentences again"
+                f"text_views in the manifest are damaged ({error}). Fix: extract the sentences"
+                " again"
             ) from error
 
     def keep(self, store: Store) -> None:
@@ -152,8 +153,8 @@ class TextPolicy:
         if self.table is None:
             raise CacheError(
                 "the text views were drawn with a table of synonyms of SHA-256"
-                f" {str(self.synonyms)[:12]}, and no {SYNONYMS} in the cache holds it; put it back"
-                " there, or extract the sentences again"
+                f" {str(self.synonyms)[:12]}, and no {SYNONYMS} in the cache holds it. Fix: put it"
+                " back there, or extract the sentences again"
             )
         return " ".join(
             _eda(
@@ -178,7 +179,7 @@ def _table(sha256: str | None, store: Store | None) -> Synonyms | None:
     if table.sha256 != sha256:
         raise CacheError(
             f"{store.where(SYNONYMS)}: has SHA-256 {table.sha256[:12]}, the text views were drawn"
-            f" with {sha256[:12]}; put that table back, or extract the sentences again"
+            f" with {sha256[:12]}. Fix: put that table back, or extract the sentences again"
         )
     return table
 

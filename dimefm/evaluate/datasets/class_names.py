@@ -59,14 +59,15 @@ def numbers(
             return np.arange(n_classes, dtype=np.int64)
         raise DataError(
             f"{where}: {len(unknown)} class names are not among the {n_classes} known:"
-            f" {_quoted(unknown)}; expected names like {_quoted(classes)}; rename them, or put a"
-            " classnames.txt (one name per line) next to the data"
+            f" {_quoted(unknown)}; expected names like {_quoted(classes)}. Fix: rename them, or put"
+            " a classnames.txt (one name per line) next to the data"
         )
     uses = Counter(matches)
     for name, match in zip(names, matches, strict=True):
         if match == AMBIGUOUS or uses[match] > 1:
             raise DataError(
-                f"{where}: '{name}' is not the only name of its class; give each class one name"
+                f"{where}: '{name}' is not the only name of its class. Fix: give each class one"
+                " name"
             )
     return np.array(matches, dtype=np.int64)
 
@@ -78,8 +79,8 @@ def within(labels: Sequence[int] | np.ndarray, n_classes: int, where: str) -> np
     if len(outside):
         raise DataError(
             f"{where}: label {outside[0]} lies outside 0..{n_classes - 1}; labels count from 0, and"
-            " -1 marks a split published without labels; give a labelled split, or a classnames.txt"
-            " with every class"
+            " -1 marks a split published without labels. Fix: give a labelled split, or a"
+            " classnames.txt with every class"
         )
     return values
 

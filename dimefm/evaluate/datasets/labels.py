@@ -97,7 +97,7 @@ def _stated_names(shards: Sequence[Shard]) -> list[str] | None:
     for path in others:
         if names_of_file[path] != names_of_file[first]:
             raise DataError(
-                f"{path}: its class names differ from those of {first}; write the files alike"
+                f"{path}: its class names differ from those of {first}. Fix: write the files alike"
             )
     return names_of_file[first]
 
@@ -136,8 +136,8 @@ def _assemble(
     for row, value in enumerate(values):
         if not isinstance(value, expected):
             raise DataError(
-                f"{where}, row {row}: {benchmark.name} expects {wanted}, found {value!r}; correct"
-                " the data"
+                f"{where}, row {row}: {benchmark.name} expects {wanted}, found {value!r}. Fix:"
+                " correct the data"
             )
     n_labels = len(number_of_label)
     if not benchmark.multilabel:

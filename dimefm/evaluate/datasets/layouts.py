@@ -157,7 +157,8 @@ def _folders(root: Path) -> list[Path]:
     """Return the folders that may be datasets: those in ``root`` and ``root/classification``."""
     if not root.is_dir():
         raise DataError(
-            f"{root}: there is no such folder; give the folder that holds one folder per dataset"
+            f"{root}: there is no such folder. Fix: give the folder that holds one folder per"
+            " dataset"
         )
     parents = [root]
     if (root / "classification").is_dir():
@@ -200,8 +201,8 @@ def _only(name: str, folders: list[Path]) -> Path:
     if len(folders) > 1:
         listed = ", ".join(str(path) for path in folders)
         raise DataError(
-            f"{card_for(name) or name} is here {len(folders)} times ({listed}); name the one meant,"
-            " or move the others"
+            f"{card_for(name) or name} is here {len(folders)} times ({listed}). Fix: name the one"
+            " meant, or move the others"
         )
     return folders[0]
 
@@ -247,7 +248,7 @@ def _read(dataset: Dataset, split: str) -> Split:
         present = [name for name, words in SPLITS.items() if layout.locate(folder, words)]
         raise DataError(
             f"{folder}: no {split} split in layout {dataset.layout}; looked for {tried}; splits"
-            f" found: {', '.join(present) or 'none'}; files found: {_listing(folder)}; add the"
+            f" found: {', '.join(present) or 'none'}; files found: {_listing(folder)}. Fix: add the"
             " split, or name another layout"
         )
     top = dataset.root or folder
@@ -262,8 +263,8 @@ def _refuse_link_outside(top: Path, path: Path) -> None:
         inside(top, path.relative_to(top).as_posix())
     except DataError as error:
         raise DataError(
-            f"{path}: is a link that leads outside {top}; put the files themselves there, or make"
-            " the folder of the whole dataset a link"
+            f"{path}: is a link that leads outside {top}. Fix: put the files themselves there, or"
+            " make the folder of the whole dataset a link"
         ) from error
 
 

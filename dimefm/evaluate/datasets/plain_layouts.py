@@ -52,8 +52,8 @@ def read_folders(folder: Path, paths: list[Path], benchmark: Benchmark) -> Split
     path = paths[0]
     if benchmark.multilabel:
         raise DataError(
-            f"{path}: {benchmark.name} has several labels an image, class folders one; use tar with"
-            " .npy"
+            f"{path}: {benchmark.name} has several labels an image, class folders one. Fix: use tar"
+            " with .npy"
         )
     rows = open_rows([path], "image", dataroot=folder, input_format="folder")
     class_folders: list[str] = []
@@ -98,7 +98,7 @@ def read_parquet(folder: Path, paths: list[Path], benchmark: Benchmark) -> Split
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(
-            f"{path}: not a readable Parquet file ({reason}); fetch it again"
+            f"{path}: not a readable Parquet file ({reason}). Fix: fetch it again"
         ) from error
     column = _label_column(schema.names, path)
     columns = Columns(label=column)
@@ -132,8 +132,8 @@ def read_tar(folder: Path, paths: list[Path], benchmark: Benchmark) -> Split:
     for shard in rows.shards:
         if not isinstance(shard, TarShard):
             raise DataError(
-                f"{shard.path}: was packed for training; evaluate on the images that it was packed"
-                " from"
+                f"{shard.path}: was packed for training. Fix: evaluate on the images that it was"
+                " packed from"
             )
         values += _tar_labels(shard, benchmark)
     raw = labels.RawLabels(values)
@@ -176,7 +176,7 @@ def _marked_classes(content: bytes, n_classes: int, where: str) -> list[int]:
         marks = np.load(io.BytesIO(content), allow_pickle=False).reshape(-1)
     except (ValueError, EOFError, OSError) as error:
         raise DataError(
-            f"{where}: not a plain .npy array ({error}); write it again with numpy.save"
+            f"{where}: not a plain .npy array ({error}). Fix: write it again with numpy.save"
         ) from error
     if marks.shape != (n_classes,) or not np.isin(marks, (0, 1)).all():
         raise DataError(f"{where}: expected {n_classes} marks of 0 or 1, found shape {marks.shape}")

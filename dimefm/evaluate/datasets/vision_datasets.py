@@ -87,8 +87,8 @@ def _single_labels(index: Index, path: Path, benchmark: Benchmark) -> list[int]:
     for file, file_labels in zip(index.files, index.labels, strict=True):
         if len(file_labels) != 1:
             raise DataError(
-                f"{path}: {file} has {len(file_labels)} labels, {benchmark.name} has one; correct"
-                " the index"
+                f"{path}: {file} has {len(file_labels)} labels, {benchmark.name} has one. Fix:"
+                " correct the index"
             )
         single_labels.append(file_labels[0])
     return single_labels
@@ -135,7 +135,7 @@ def _read_coco(path: Path) -> Index:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise DataError(
-            f"{path}: not a COCO index of images and annotations ({reason}); fetch it again"
+            f"{path}: not a COCO index of images and annotations ({reason}). Fix: fetch it again"
         ) from error
 
 
@@ -175,7 +175,8 @@ class IndexShard(Shard):
         for container in sorted(containers - {""}):
             if not inside(folder, container).is_file():
                 raise DataError(
-                    f"{path}: names images in {container}, which is not in {folder}; put it there"
+                    f"{path}: names images in {container}, which is not in {folder}. Fix: put it"
+                    " there"
                 )
 
     def __len__(self) -> int:
@@ -215,7 +216,8 @@ class IndexShard(Shard):
                 zips[container] = zipfile.ZipFile(inside(self.folder, container))
             except (OSError, zipfile.BadZipFile) as error:
                 raise DataError(
-                    f"{self.folder / container}: not a whole zip file ({error}); fetch it again"
+                    f"{self.folder / container}: not a whole zip file ({error}). Fix: fetch it"
+                    " again"
                 ) from error
         return zips[container]
 

@@ -41,8 +41,8 @@ class Texts(Stage):
         if self.policy is not None:
             if self.all_captions:
                 raise RecipeError(
-                    "captions 'all' makes a row of every sentence, text_views of every row; leave"
-                    " one out"
+                    "captions 'all' makes a row of every sentence, text_views of every row. Fix:"
+                    " leave one out"
                 )
             self.how["text_views"] = self.policy.how()
 

@@ -111,4 +111,4 @@ def check_settings(views: object, text_views: object, compiled: bool) -> None:
     exclusive = {"--views": views, "--text-views": text_views, "--compile": compiled}
     for name, value in exclusive.items():
         if value:
-            raise RecipeError(f"--tokens and {name} exclude each other; leave one of them out")
+            raise RecipeError(f"--tokens and {name} exclude each other. Fix: leave one of them out")

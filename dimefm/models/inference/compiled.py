@@ -78,5 +78,6 @@ def _frozen() -> Iterator[None]:
             str(error).split("\n\nSet TORCH")[0]
         )  # what follows is for people who debug torch
         raise ModelError(
-            f"--compile: the image tower cannot be compiled ({reason_of(complaint)}); leave it out"
+            f"--compile: the image tower cannot be compiled ({reason_of(complaint)}). Fix: leave"
+            " it out"
         ) from error

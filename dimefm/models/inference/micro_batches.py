@@ -73,7 +73,7 @@ class Pieces:
     def _halve(self, rows: int, reason: str) -> None:
         if rows <= 1:
             raise ModelError(
-                f"out of memory for a single row ({reason}); free memory of other programs, or"
+                f"out of memory for a single row ({reason}). Fix: free memory of other programs, or"
                 " change --device"
             )
         self.most = rows // 2

@@ -115,8 +115,8 @@ def check_compiled(precision: str, device: torch.device) -> None:
     """
     if precision == FAST and device.type == "cpu":
         raise RecipeError(
-            f"--compile with --precision {FAST}: on a CPU a transformer takes six times as long so;"
-            " leave --compile out, or say --precision fp32"
+            f"--compile with --precision {FAST}: on a CPU a transformer takes six times as long so."
+            " Fix: leave --compile out, or say --precision fp32"
         )
 
 

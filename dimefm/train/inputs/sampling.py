@@ -232,14 +232,14 @@ def _refuse_wrong_source_weights(shards: _Shards, recipe: Recipe) -> None:
     if len(sources) != count:
         raise RecipeError(
             f"source_weights has {count} shares, --{field} names {len(sources)} sources"
-            f" ({_some(sources)}); give one share for each, and name files that belong together in"
-            " a .list or as a 'pattern' in quotes"
+            f" ({_some(sources)}). Fix: give one share for each, and name files that belong"
+            " together in a .list or as a 'pattern' in quotes"
         )
     usable = np.bincount(shards.source, weights=shards.usable, minlength=count)
     for name, rows in zip(sources, usable, strict=True):
         if not rows:
             raise DataError(
-                f"--{field} {name}: holds no usable rows to mix; remove it and its share, or"
+                f"--{field} {name}: holds no usable rows to mix. Fix: remove it and its share, or"
                 " select more rows"
             )
 
@@ -254,7 +254,7 @@ def _refuse_small_share(groups: list[_Group]) -> None:
     share = smallest.share / sum(shares)
     raise DataError(
         f"{smallest.name}: its share of the mix is {share:.1e}, less than a row of"
-        f" {quotas.sum():,}; raise its weight, or remove it"
+        f" {quotas.sum():,}. Fix: raise its weight, or remove it"
     )
 
 

@@ -109,7 +109,7 @@ def open_sources(recipe: Recipe, out: Path) -> Sources:
         return _dime_fm_form(recipe, out)
     if not recipe.images:
         raise RecipeError(
-            "no images are given; name them with --images (or 'images' in the recipe)"
+            "no images are given. Fix: name them with --images (or 'images' in the recipe)"
         )
     images = _rows(
         recipe, recipe.images, "pair" if recipe.text == "student" else "image", recipe.input_format
@@ -137,8 +137,8 @@ def _pair_sources(recipe: Recipe, pairs: Rows) -> Sources:
         return Sources(pairs)
     if recipe.captions == "label":
         raise RecipeError(
-            "--captions label makes sentences that no --text-cache holds; leave the caches out, or"
-            " say --captions text"
+            "--captions label makes sentences that no --text-cache holds. Fix: leave the caches"
+            " out, or say --captions text"
         )
     image_caches, text_caches = open_caches(recipe, "image"), open_caches(recipe, "text")
     refuse_strangers(image_caches, text_caches)
@@ -161,7 +161,7 @@ def _pair_sources(recipe: Recipe, pairs: Rows) -> Sources:
         flag = "views" if views else "text-views"
         raise CacheError(
             f"{image_tokens[0].store}: holds tokens of whole images and first sentences, the caches"
-            f" of rows several views of them; extract the rows without --{flag}"
+            f" of rows several views of them. Fix: extract the rows without --{flag}"
         )
     return Sources(
         pairs,
@@ -182,8 +182,8 @@ def _refuse_other_keys(pairs: Rows, texts: Rows, why: str) -> None:
     for ours, theirs in zip(pairs.shards, texts.shards, strict=True):
         if ours.keys() != theirs.keys():
             raise RecipeError(
-                f"{why}, and {ours.path} gives its images other keys than its sentences; name a"
-                " --key-column, also for the extraction"
+                f"{why}, and {ours.path} gives its images other keys than its sentences. Fix: name"
+                " a --key-column, also for the extraction"
             )
 
 
@@ -208,13 +208,13 @@ def _text_sources(recipe: Recipe) -> TextSources:
     ]
     if extra_caches:
         raise RecipeError(
-            f"--text {recipe.text} trains a text tower from --texts and caches; leave"
+            f"--text {recipe.text} trains a text tower from --texts and caches. Fix: leave"
             f" {' and '.join(extra_caches)} out, and train the image tower in a run of its own;"
             " dimefm eval elevater takes both (--model IMAGE_RUN --text-model TEXT_RUN)"
         )
     if not recipe.texts:
         raise RecipeError(
-            "no sentences are given; name them with --texts (or 'texts' in the recipe)"
+            "no sentences are given. Fix: name them with --texts (or 'texts' in the recipe)"
         )
     texts, image_caches = (
         _rows(recipe, recipe.texts, "text", recipe.input_format),
@@ -323,7 +323,8 @@ def _refuse_two_forms(recipe: Recipe) -> None:
     if both:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in both)
         raise RecipeError(
-            f"--tsv-file-list names images and features already, and so does {flags}; leave one out"
+            f"--tsv-file-list names images and features already, and so does {flags}. Fix: leave"
+            " one out"
         )
     if recipe.text == "student":
         raise RecipeError(

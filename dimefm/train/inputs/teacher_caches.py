@@ -70,7 +70,7 @@ def open_neighbours(recipe: Recipe, caches: Sequence[FeatureCache]) -> tuple[Nei
         if recipe.neighbours_among > graph.k:
             raise RecipeError(
                 f"neighbours_among = {recipe.neighbours_among}, but the graph has {graph.k} of each"
-                " row; lower it"
+                " row. Fix: lower it"
             )
     return graphs
 
@@ -113,8 +113,8 @@ def _refuse_other_kind(caches: Sequence[FeatureCache], kind: str) -> None:
     for cache in caches:
         if cache.manifest.kind != kind:
             raise CacheError(
-                f"{cache.store}: holds {cache.manifest.kind} features, {kind} features are needed;"
-                " swap the folders"
+                f"{cache.store}: holds {cache.manifest.kind} features, {kind} features are needed."
+                " Fix: swap the folders"
             )
         if not len(cache):
             raise CacheError(

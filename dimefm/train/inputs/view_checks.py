@@ -26,22 +26,22 @@ def image_views(recipe: Recipe, caches: Sequence[FeatureCache]) -> ViewPolicy | 
         )
         if different:
             raise CacheError(
-                f"{first.store} and {other.store} hold different views ({'; '.join(different)});"
-                " extract one of them again with the other's --views and --view-recipe"
+                f"{first.store} and {other.store} hold different views ({'; '.join(different)})."
+                " Fix: extract one of them again with the other's --views and --view-recipe"
             )
     policy = ViewPolicy.from_manifest(first.manifest.how)
     if recipe.crops == "center" and policy is not None:
         raise RecipeError(
             f"crops = 'center', but {first.store} holds {policy.count} random crops of each image"
-            " and not its centre; say --crops replay to replay them, or extract the images without"
-            " --views"
+            " and not its centre. Fix: say --crops replay to replay them, or extract the images"
+            " without --views"
         )
     if recipe.crops == "replay":
         _refuse_other_views(recipe, policy, first)
         if policy is not None and recipe.views_per_step > policy.count:
             raise RecipeError(
                 f"views_per_step = {recipe.views_per_step}, but {first.store} holds"
-                f" {policy.count} of each image; lower it, or extract the images with --views"
+                f" {policy.count} of each image. Fix: lower it, or extract the images with --views"
                 f" {recipe.views_per_step}"
             )
     return policy
@@ -57,7 +57,7 @@ def refuse_other_sentences(caches: Sequence[FeatureCache]) -> None:
         if different:
             raise CacheError(
                 f"{first.store} and {other.store} hold different sentences"
-                f" ({'; '.join(different)}); extract one of them again with the other's"
+                f" ({'; '.join(different)}). Fix: extract one of them again with the other's"
                 " --text-views and --text-recipe"
             )
 
@@ -75,8 +75,8 @@ def text_views(recipe: Recipe, caches: Sequence[FeatureCache]) -> TextPolicy | N
     held = 1 if policy is None else policy.count
     if count > held:
         raise RecipeError(
-            f"captions_per_step = {count}, but {first.store} holds {held} of each row; lower it,"
-            f" or extract the sentences with --text-views {count}"
+            f"captions_per_step = {count}, but {first.store} holds {held} of each row. Fix: lower"
+            f" it, or extract the sentences with --text-views {count}"
         )
     return policy
 
@@ -88,9 +88,9 @@ def _refuse_other_views(recipe: Recipe, policy: ViewPolicy | None, cache: Featur
         crops = ", ".join(f"{name} {value}" for name, value in asked.items())
         raise RecipeError(
             f"the recipe asks for random crops ({crops}), but {cache.store} holds the centre view"
-            " of each image; say --crops free to show the student crops that the teacher did not"
-            " see, as DIME-FM does, or --crops center to show it the centre view; or extract the"
-            " images with --views"
+            " of each image. Fix: say --crops free to show the student crops that the teacher did"
+            " not see, as DIME-FM does, or --crops center to show it the centre view; or extract"
+            " the images with --views"
         )
     held = {name: getattr(policy, key) for key, name in RECIPE.items()}
     different = [
@@ -100,7 +100,7 @@ def _refuse_other_views(recipe: Recipe, policy: ViewPolicy | None, cache: Featur
     ]
     if different:
         raise RecipeError(
-            f"{cache.store} does not hold the recipe's views ({'; '.join(different)}); set the"
+            f"{cache.store} does not hold the recipe's views ({'; '.join(different)}). Fix: set the"
             " recipe to the cache's (--set KEY=VALUE), say --crops free to show the student crops"
             " that the teacher did not see, as DIME-FM does, or extract the images with --views"
             " and another --view-recipe"

@@ -26,11 +26,13 @@ def test_a_flat_copy_is_sealed_and_an_altered_one_is_found(tmp_path, format_):
         whole = path.read_bytes()
         path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
         with pytest.raises(
-            CacheError, match=r"\.flat: not as its seal says; remove .* it is made again"
+            CacheError, match=r"\.flat: not as its seal says. Fix: remove .* it is made again"
         ):
             FeatureCache(tmp_path).verify(sha256=True)
         path.write_bytes(whole[:-1])
-        with pytest.raises(CacheError, match=r"bytes, expected .*; remove .* it is made again"):
+        with pytest.raises(
+            CacheError, match=r"bytes, expected .*. Fix: remove .* it is made again"
+        ):
             FeatureCache(tmp_path)[:]
         path.unlink()
         path.with_name(f"{path.name}.sha256").unlink()

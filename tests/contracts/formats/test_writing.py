@@ -83,7 +83,7 @@ def test_interrupted_write_leaves_no_cache_and_the_next_run_goes_on(tmp_path, fo
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "a", stop_before="c.tar")
     with pytest.raises(
-        CacheError, match="unfinished cache; run the same extract-features command again"
+        CacheError, match="unfinished cache. Fix: run the same extract-features command again"
     ):
         FeatureCache(tmp_path / "a")
     assert run(tmp_path / "a") == ["c.tar"]

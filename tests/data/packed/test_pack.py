@@ -309,7 +309,10 @@ def test_what_was_packed_otherwise_or_from_something_else_is_refused(tmp_path):
     ):
         with pytest.raises(
             DataError,
-            match="was packed with --size 32 --quality 90, not .*; choose another --out, or remove",
+            match=(
+                "was packed with --size 32 --quality 90, not .*. Fix: choose another --out, or"
+                " remove"
+            ),
         ):
             pack(rows, tmp_path / "packed", settings)
     other = open_rows([write("tsv", tmp_path)])
@@ -366,7 +369,7 @@ def rewritten(path, change):
             lambda body: json.dumps({**json.loads(body), "keys": ["a"]}).encode(),
             "do not fit each other",
         ),
-        ("00000003.", "its member 00000003 is not there; pack the source again"),
+        ("00000003.", "its member 00000003 is not there. Fix: pack the source again"),
     ],
 )
 def test_a_damaged_packed_shard_is_refused_in_one_line(change, message, tmp_path):
@@ -415,7 +418,8 @@ def test_tsvs_beside_sources_with_sentences_are_refused(tmp_path):
 def test_packed_images_are_not_for_evaluation(tmp_path):
     packed(write("tar", tmp_path), tmp_path / "data/test")
     with pytest.raises(
-        DataError, match="was packed for training; evaluate on the images that it was packed from"
+        DataError,
+        match="was packed for training. Fix: evaluate on the images that it was packed from",
     ):
         plain_layouts.read_tar(tmp_path / "data", [tmp_path / "data/test/00000.tar"], load("mnist"))
 

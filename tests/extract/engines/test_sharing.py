@@ -109,6 +109,6 @@ def test_what_changes_a_finished_cache_works_alone(raw, tmp_path, flag):
         code, _, errors = ended(start(command(raw, tmp_path, "--limit", 24, flag)))
     assert code == 1
     assert errors.splitlines()[-1].endswith(
-        "another process is writing there; wait until it has ended, or stop it"
+        "another process is writing there. Fix: wait until it has ended, or stop it"
     )
     assert digests(tmp_path) == before

@@ -132,6 +132,6 @@ def test_a_tower_that_cannot_be_compiled_is_refused(vit, working):
         encoder.compiled(2).encode_image(pixels(2))
     line = str(error.value)
     assert line.startswith("--compile: the image tower cannot be compiled (") and line.endswith(
-        "; leave it out"
+        ". Fix: leave it out"
     )
     assert "\n" not in line

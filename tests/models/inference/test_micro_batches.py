@@ -87,7 +87,7 @@ def test_sentences_are_halved_too(capfd):
 def test_a_single_row_that_does_not_fit_ends_it():
     with pytest.raises(
         ModelError,
-        match=r"^out of memory for a single row \(.*can't allocate memory.*\); free memory.*$",
+        match=r"^out of memory for a single row \(.*can't allocate memory.*\). Fix: free memory.*$",
     ):
         narrow(0).encode_image(pixels(4))
 

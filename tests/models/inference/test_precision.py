@@ -193,6 +193,6 @@ def test_on_a_cpu_compiled_towers_do_not_round():
     assert chosen(device, compiled=True)[0] == "fp32"
     check_compiled("fp32", device)
     with pytest.raises(
-        RecipeError, match="--compile with --precision fp32-fast: .*; leave --compile out"
+        RecipeError, match="--compile with --precision fp32-fast: .*. Fix: leave --compile out"
     ):
         check_compiled("fp32-fast", device)

@@ -262,7 +262,7 @@ def test_the_centre_view_is_refused_over_a_cache_of_crops(world):
     world.images(views=ViewPolicy(2))
     with pytest.raises(
         RecipeError,
-        match="holds 2 random crops of each image and not its centre; say --crops replay",
+        match="holds 2 random crops of each image and not its centre. Fix: say --crops replay",
     ):
         open_sources(world.recipe(crops="center"), world.root)
 

@@ -271,8 +271,8 @@ def test_a_mix_that_does_not_fit_the_sources_is_refused(world):
     pattern = str(world.root / "image_*.tsv")
     said = refused(world, RecipeError, images=[pattern], source_weights=[0.5, 0.5])
     assert said.startswith(
-        f"source_weights has 2 shares, --images names 1 sources ({pattern}); give one share for"
-        " each"
+        f"source_weights has 2 shares, --images names 1 sources ({pattern}). Fix: give one share"
+        " for each"
     )
     assert "source_weights has 1 shares, --images names 2" in refused(
         world, RecipeError, images=both(world), source_weights=[1]
