@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dimefm.cache.int8 import unit_rows
+from dimefm.cache.int8 import SHORTEST
 from dimefm.cache.manifest import Manifest, differences
 from dimefm.cache.reader import FeatureCache
 from dimefm.cache.shard_info import ShardInfo
 from dimefm.cache.skip_index import SkipIndex
 from dimefm.runtime.text import first_few
+from dimefm.runtime.vectors import unit_rows
 
 ROWS = 4096  # common rows whose vectors are compared
 
@@ -71,8 +72,10 @@ def compare(first: FeatureCache, second: FeatureCache, rows: int = ROWS) -> Comp
     most = min(rows, common)
     evenly_spaced = np.linspace(0, common - 1, most)
     chosen = np.unique(evenly_spaced.astype(np.int64))
-    first_unit = unit_rows(first[first_rows[chosen]])
-    second_unit = unit_rows(second[second_rows[chosen]])
+    first_floats = first[first_rows[chosen]].astype(np.float32)
+    second_floats = second[second_rows[chosen]].astype(np.float32)
+    first_unit = unit_rows(first_floats, eps=SHORTEST)
+    second_unit = unit_rows(second_floats, eps=SHORTEST)
     cosines = (first_unit * second_unit).sum(1)
     lowest = float(cosines.min())
     mean = float(cosines.mean())

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from dimefm.errors import CacheError
+from dimefm.runtime.vectors import unit_rows
 
 TOP = 127  # codes run from -127 to 127
 MARGIN = 0.5  # the range of the sample is widened by this fraction, half of it at each end
 NARROWEST = 1e-4  # narrowest range of a dimension
+SHORTEST = 1e-12  # least length that a row is divided by
 SAMPLE = 2048  # rows that the error is measured on; the KL compares each row with all others
 
 
@@ -68,7 +70,7 @@ class AffineQuantizer:
         number = first + row
         return CacheError(
             f"row {number}, dimension {dimension}: {value:.5g} lies outside the int8 code's"
-            f" {low:.5g} to {high:.5g}, which was fitted on a sample; extract as float16, then"
+            f" {low:.5g} to {high:.5g}, which was fitted on a sample. Fix: extract as float16, then"
             " dimefm cache convert --dtype int8 fits every row"
         )
 
@@ -152,8 +154,8 @@ def quantization_error(rows: np.ndarray, coded: np.ndarray, logit_scale: float) 
     of ``logit_scale`` x cosines of a row with all others, exact against stored, averaged over the
     rows, in nats. ``rows`` is n.
     """
-    exact = unit_rows(rows)
-    stored = unit_rows(coded)
+    exact = unit_rows(rows.astype(np.float32), eps=SHORTEST)
+    stored = unit_rows(coded.astype(np.float32), eps=SHORTEST)
     cosines = np.einsum("nd,nd->n", exact, stored, dtype=np.float64)
     exact_logits = logit_scale * (exact @ exact.T)
     stored_logits = logit_scale * (stored @ stored.T)
@@ -165,13 +167,6 @@ def quantization_error(rows: np.ndarray, coded: np.ndarray, logit_scale: float) 
         "kl": float(f"{kl:.3g}"),
         "logit_scale": float(logit_scale),
     }
-
-
-def unit_rows(rows: np.ndarray) -> np.ndarray:
-    """Return float32 ``rows`` [n, D] divided by their lengths."""
-    rows = rows.astype(np.float32)
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.maximum(lengths, 1e-12)
 
 
 def _kl(exact_logits: np.ndarray, stored_logits: np.ndarray) -> float:

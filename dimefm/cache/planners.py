@@ -13,6 +13,7 @@ from dimefm.cache.manifest import FILE, Manifest, differences
 from dimefm.cache.plan import PLAN, header_of, next_name, shard_files, text_of
 from dimefm.cache.shard_info import ShardInfo
 from dimefm.errors import CacheError
+from dimefm.runtime.text import first_few
 from dimefm.storage.stores import Store
 
 Sources = list[tuple[str, int]]  # (name, rows) of source shards
@@ -192,7 +193,7 @@ def _refuse_difference(store: Store, planned: dict, existing: dict) -> None:
         remedy = "add the new sources with --append"
     raise CacheError(
         f"{store} already holds a cache made otherwise ({'; '.join(different)}: this run against"
-        f" the folder); {remedy}, or remove that folder"
+        f" the folder). Fix: {remedy}, or remove that folder"
     )
 
 
@@ -203,10 +204,10 @@ def source_differences(planned: list[list], existing: list[list]) -> list[str]:
     lines = []
     only_planned = planned_by_name.keys() - existing_by_name.keys()
     if only_planned:
-        lines.append(f"sources only here: {_few(sorted(only_planned))}")
+        lines.append(f"sources only here: {first_few(sorted(only_planned), 3)}")
     only_existing = existing_by_name.keys() - planned_by_name.keys()
     if only_existing:
-        lines.append(f"sources only in the folder: {_few(sorted(only_existing))}")
+        lines.append(f"sources only in the folder: {first_few(sorted(only_existing), 3)}")
     for name in sorted(planned_by_name.keys() & existing_by_name.keys()):
         rows, digest = planned_by_name[name]
         existing_rows, existing_digest = existing_by_name[name]
@@ -227,13 +228,6 @@ def _order_difference(planned: list[list], existing: list[list]) -> str:
         if source != existing_source:
             return f"order of sources: {source[0]} against {existing_source[0]} at place {place}"
     return f"{len(planned)} sources against {len(existing)}"
-
-
-def _few(names: list[str]) -> str:
-    listed = ", ".join(names[:3])
-    if len(names) > 3:
-        listed += f" and {len(names) - 3} more"
-    return listed
 
 
 def _refuse_lost_shards(store: Store, existing: Manifest) -> None:

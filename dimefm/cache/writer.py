@@ -26,6 +26,7 @@ from dimefm.cache.planners import plan_append, plan_create, plan_retry
 from dimefm.cache.row_buffer import BufferedRows, RowBuffer, stored
 from dimefm.cache.shard_info import ShardInfo
 from dimefm.errors import CacheError
+from dimefm.runtime.text import first_few
 from dimefm.storage.files import Hashed, companions_sha256, sha256_keys, to_json
 from dimefm.storage.locks import Claim
 from dimefm.storage.stores import open_store
@@ -222,7 +223,8 @@ class CacheWriter:
         """Raise CacheError unless stored and bad rows together are the rows of the source."""
         source_rows = dict(self.sources).get(source)
         if source_rows is None:
-            known = ", ".join(name for name, _ in self.sources[:4])
+            names = [name for name, _ in self.sources]
+            known = first_few(names, 4)
             raise CacheError(f"{source} is no shard of this cache; it has {known}")
         adds_up = stored_rows + len(bad) == source_rows
         has_repeats = len(set(bad)) < len(bad)

@@ -70,8 +70,8 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         first = (str(error).splitlines() or [""])[0]
         return (
-            f"out of memory{f': {first}' if first else ''}; lower --batch-size, or free memory of"
-            " other programs"
+            f"out of memory{f': {first}' if first else ''}. Fix: lower --batch-size, or free memory"
+            " of other programs"
         )
     if isinstance(error, OSError) and error.errno != errno.EPIPE:
         reason = error.strerror or " ".join(str(error).split()) or type(error).__name__

@@ -171,14 +171,16 @@ def _refuse_usage(flags: Mapping[str, Any], append: bool, retry_bad: bool) -> No
     if not flags["images"] and not flags["texts"]:
         raise click.UsageError("nothing to extract: give --images, --texts or both")
     if append and retry_bad:
-        raise click.UsageError("--append and --retry-bad are two steps; run one after the other")
+        raise click.UsageError(
+            "--append and --retry-bad are two steps. Fix: run one after the other"
+        )
     if len(flags["teacher"]) > 1 and flags["text_model"]:
         raise click.UsageError(
-            "--text-model is the text tower of one teacher; extract that teacher alone"
+            "--text-model is the text tower of one teacher. Fix: extract that teacher alone"
         )
     if flags["text_views"] and flags["captions"] == "all":
         raise click.UsageError(
-            "--captions all makes a row of every sentence, --text-views K of every row; leave"
+            "--captions all makes a row of every sentence, --text-views K of every row. Fix: leave"
             " one out"
         )
 

@@ -11,6 +11,7 @@ from types import ModuleType
 
 from dimefm import plugins
 from dimefm.errors import DataError
+from dimefm.runtime.text import first_few
 
 CLASS_FILE = "classnames.txt"  # class names of a dataset, in the order of its labels
 TEMPLATE_FILES = (  # prompt templates of a dataset, the first that exists is taken
@@ -75,14 +76,14 @@ def refuse_mixtures(
         begin = "text" if kind == "text" else "image"
         pattern = f"{folder}/{begin}*{PurePosixPath(shards[0]).suffix}"
         raise DataError(
-            f"{folder}: holds both image and text files ({_few(shards)}). Fix: name those meant"
-            f" with a pattern, like '{pattern}'"
+            f"{folder}: holds both image and text files ({first_few(shards, NAMED)}). Fix: name"
+            f" those meant with a pattern, like '{pattern}'"
         )
     if shards and kind != "text" and input_format is None and holds_images():
         files = "shard file" if len(shards) == 1 else "shard files"
         raise DataError(
-            f"{folder}: holds images and {len(shards)} {files} ({_few(shards)}). Fix: pass"
-            " --input-format folder for the images, or name the file meant"
+            f"{folder}: holds images and {len(shards)} {files} ({first_few(shards, NAMED)}). Fix:"
+            " pass --input-format folder for the images, or name the file meant"
         )
 
 
@@ -96,11 +97,3 @@ def are_images(names: Iterable[str]) -> bool:
     from dimefm.data.formats.folder import IMAGE_SUFFIXES
 
     return any(name.lower().endswith(IMAGE_SUFFIXES) for name in names)
-
-
-def _few(names: list[str]) -> str:
-    """Return the first names, and how many more there are."""
-    text = ", ".join(names[:NAMED])
-    if len(names) > NAMED:
-        text += f" and {len(names) - NAMED} more"
-    return text

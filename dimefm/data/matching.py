@@ -11,6 +11,7 @@ from dimefm.data.views.image_views import ViewPolicy, row_keys
 from dimefm.data.views.patch_tokens import TokenPolicy
 from dimefm.data.views.text_views import TextPolicy
 from dimefm.errors import CacheError
+from dimefm.runtime.text import first_few
 from dimefm.storage.files import sha256_keys
 
 AS_THEN = "--rows, --split and --limit"  # must be as they were at the extraction
@@ -51,7 +52,7 @@ def _matched_twice(
     source = cache.manifest.shards[number].source
     return CacheError(
         f"{rows.shards[first].path} and {rows.shards[second].path} both match {source} in"
-        f" {cache.store}; give the --dataroot that the extraction had"
+        f" {cache.store}. Fix: give the --dataroot that the extraction had"
     )
 
 
@@ -83,9 +84,7 @@ def _with_its_name(shard: Shard, cache: FeatureCache) -> list[int]:
     named = [i for i, info in enumerate(infos) if same_name(shard.name, info.source)]
     if named:
         return named
-    sources = ", ".join(info.source for info in infos[:NAMED])
-    if len(infos) > NAMED:
-        sources += ", ..."
+    sources = first_few([info.source for info in infos], NAMED)
     raise CacheError(
         f"{shard.path}: the cache {cache.store} has no features for a shard named {shard.name} (it"
         f" holds {sources}). Fix: extract this source too, or give the --dataroot, {AS_THEN} that"

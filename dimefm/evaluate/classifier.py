@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dimefm.errors import DataError
+from dimefm.runtime.vectors import row_without_direction, unit_rows
 
 
 def class_weights(prompt_embeddings: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
@@ -76,10 +77,8 @@ def _as_float(values: np.ndarray) -> np.ndarray:
 
 def _unit(embeddings: np.ndarray, name: str) -> np.ndarray:
     """Return embeddings [n, D] at unit length, without an epsilon; ``name`` is for the error."""
-    lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
-    usable = np.isfinite(lengths) & (lengths > 0)
-    if not usable.all():
-        first = np.flatnonzero(~usable)[0]
-        length = lengths[first, 0]
+    unusable = row_without_direction(embeddings)
+    if unusable is not None:
+        first, length = unusable
         raise DataError(f"zero-shot: {name} {first} has length {length}. Fix: encode it again")
-    return embeddings / lengths
+    return unit_rows(embeddings, eps=0)

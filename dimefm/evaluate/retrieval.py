@@ -21,6 +21,7 @@ from dimefm.data.views.patch_tokens import expect_rows
 from dimefm.errors import CacheError, DataError
 from dimefm.runs.scores import RETRIEVAL, Result, RetrievalScores, recall_name
 from dimefm.runtime.tables import aligned, markdown_table
+from dimefm.runtime.vectors import unit_rows
 
 AT = (1, 5, 10)
 TIE = np.float32(1e-6)
@@ -118,8 +119,8 @@ def _best_right(
 def _unit(rows: np.ndarray) -> np.ndarray:
     """Return rows [n, D] at unit length in float32; a row of zeros stays zeros."""
     rows = np.asarray(rows, dtype=np.float32)
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.maximum(lengths, np.finfo(np.float32).tiny)
+    smallest = float(np.finfo(np.float32).tiny)
+    return unit_rows(rows, eps=smallest)
 
 
 def retrieval(

@@ -20,6 +20,7 @@ from dimefm.extract.extract import stage_of
 from dimefm.extract.stages.base import Settings, Stage
 from dimefm.extract.stages.sample_index import SampleIndex
 from dimefm.models.encoder import Encoder
+from dimefm.runtime.text import first_few
 from dimefm.storage.stores import Store
 
 COSINE_DECIMALS = 6  # cosines that are equal to so many decimals count as equal
@@ -155,7 +156,7 @@ def _source_of(cache: FeatureCache, info: ShardInfo, rows: Rows, stage: Stage) -
                 f"{shard.path}: has changed since {cache.store} was made. Fix: extract it again"
             )
         return index
-    names = ", ".join(shard.name for shard in rows.shards[:4])
+    names = first_few([shard.name for shard in rows.shards], 4)
     raise CacheError(
         f"{cache.store}: no source called {info.source} with {info.source_rows} rows among those"
         f" given ({names}). Fix: pass the sources of the extraction as --images or --texts, with"

@@ -184,7 +184,7 @@ def _foreign(tower: nn.Module, what: str, remedy: str) -> ModelError:
     trunk = getattr(tower, "trunk", None)
     name = type(tower).__name__ + ("" if trunk is None else f" {type(trunk).__name__}")
     return ModelError(
-        f"{name}: does not give {what}; choose a model {remedy}, or leave out the loss that"
+        f"{name}: does not give {what}. Fix: choose a model {remedy}, or leave out the loss that"
         " needs it"
     )
 

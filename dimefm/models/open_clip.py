@@ -120,8 +120,8 @@ def reason_of(error: Exception) -> str:
     reason = " ".join(str(error).split()) or type(error).__name__
     if "weights_only" in reason:
         return (
-            "the file is damaged, or holds other things than plain tensors; fetch it again, or save"
-            " its state_dict as .safetensors"
+            "the file is damaged, or holds other things than plain tensors. Fix: fetch it again, or"
+            " save its state_dict as .safetensors"
         )
     return reason if len(reason) <= 300 else reason[:297] + "..."
 

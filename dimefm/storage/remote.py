@@ -73,7 +73,7 @@ def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
         except ImportError as error:
             remedy = REMEDIES.get(protocol, "install the package that it names")
             raise DataError(
-                f"{url}: the package for {protocol}:// is missing ({error}); {remedy}"
+                f"{url}: the package for {protocol}:// is missing ({error}). Fix: {remedy}"
             ) from error
         fs.invalidate_cache()
     return fs, path
@@ -98,7 +98,7 @@ def reported(url: str) -> Iterator[None]:
         reason = (str(error).strip() or "no reason given").splitlines()[0]
         remedy = "check the URL, the credentials and the network, and run again"
         raise DataError(
-            f"{url}: cannot be read ({type(error).__name__}: {reason}); {remedy}"
+            f"{url}: cannot be read ({type(error).__name__}: {reason}). Fix: {remedy}"
         ) from error
 
 

@@ -104,7 +104,7 @@ class DistributedContext:
             if self.size == 1 or not is_of_peer:
                 raise
             raise DimefmError(
-                f"process {self.rank} of {self.size}: another process of this run has ended; see"
+                f"process {self.rank} of {self.size}: another process of this run has ended, see"
                 " its message above. Fix: resume with --resume"
             ) from error
 

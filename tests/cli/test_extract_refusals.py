@@ -65,7 +65,7 @@ def test_a_source_that_is_not_there_or_not_known_is_one_line(raw, monkeypatch, a
         (
             "ResNet-mini-64",
             (
-                "an architecture without weights; say ResNet-mini-64/TAG .* or"
+                "an architecture without weights. Fix: say ResNet-mini-64/TAG .* or"
                 " ResNet-mini-64/random:SEED"
             ),
         ),
@@ -113,8 +113,8 @@ def test_an_unknown_device_is_one_line(raw):
         (
             [0, 40, 9999999],
             (
-                r"text_00\.lineidx, row 2: offset 9999999 does not fit text_00\.tsv of \d+ bytes;"
-                r" remove the index"
+                r"text_00\.lineidx, row 2: offset 9999999 does not fit text_00\.tsv of \d+ bytes."
+                r" Fix: remove the index"
             ),
         ),
         ([5, 40], r"text_00\.lineidx, row 0"),

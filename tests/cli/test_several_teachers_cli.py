@@ -139,8 +139,8 @@ def test_two_teachers_of_one_folder_are_refused():
             (),
             1,
             (
-                rf"--teacher {A} and {A}: both would write to the folder {FOLDERS[0]} of --out;"
-                r" give each teacher "
+                rf"--teacher {A} and {A}: both would write to the folder {FOLDERS[0]} of --out."
+                r" Fix: give each teacher "
             ),
         ),
         ((A, A.replace("/", "_")), (), 1, "both would write to the folder"),

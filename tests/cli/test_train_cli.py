@@ -15,7 +15,7 @@ from dimefm.models.encoder import weights_sha256
 from dimefm.models.loading import load_encoder
 from dimefm.recipe import read
 
-ROOT = Path(__file__).parents[2]
+FROM_SCRATCH = Path(__file__).parents[2] / "pipelines/clip_from_scratch.toml"
 TEACHER = "ResNet-mini-64/random:0"
 
 
@@ -348,9 +348,8 @@ def test_a_finished_run_is_not_overwritten(place):
     before = (place / "run/image_tower.safetensors").read_bytes()
     assert "finished already; nothing to do" in dimefm(*words(place, "--resume")).output
     for more in ((), ("--resume", "--seed", 1), ("--seed", 1)):
-        assert "holds a finished run already. Fix: choose another --out" in refusal(
-            *words(place, *more)
-        )
+        line = refusal(*words(place, *more))
+        assert "holds a finished run already. Fix: choose another --out" in line
     assert (place / "run/image_tower.safetensors").read_bytes() == before
 
 
@@ -373,15 +372,13 @@ def test_a_recipe_with_an_unknown_loss_or_option_is_refused(place):
 
 
 def test_pairs_have_no_teacher_for_dime_fms_losses(place):
-    recipe = ROOT / "pipelines/clip_from_scratch.toml"
-    line = refusal(
-        *words(place, "--recipe", recipe, "--use-pvl-loss", image_cache=None, text_cache=None)
-    )
+    flags = ("--recipe", FROM_SCRATCH, "--use-pvl-loss")
+    line = refusal(*words(place, *flags, image_cache=None, text_cache=None))
     assert "loss 'dime.pvl' needs teacher" in line
 
 
 def test_made_sentences_have_no_cache(place):
-    line = refusal(*words(place, "--recipe", ROOT / "pipelines/clip_from_scratch.toml"))
+    line = refusal(*words(place, "--recipe", FROM_SCRATCH))
     assert "no --text-cache holds. Fix: leave the caches out, or say --captions text" in line
 
 

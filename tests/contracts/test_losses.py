@@ -439,10 +439,7 @@ def test_learnt_parts_are_the_same_for_one_seed(name):
 def test_a_student_of_another_width_is_refused(name):
     with pytest.raises(
         RecipeError,
-        match=(
-            f"'{name}' compares rows .* 10 and {D} dimensions. Fix: leave it out, or give a"
-            " --student"
-        ),
+        match=f"'{name}' compares rows .* 10 and {D} dimensions. Fix: leave it out, or give a --st",
     ):
         Objective([LossConfig(name, 1.0)]).loss_modules([FeatureDims(10, D)], seed=0)
 

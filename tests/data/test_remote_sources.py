@@ -156,7 +156,7 @@ def test_an_entry_of_a_list_stays_in_its_root(store, scratch, entry):
     fs.pipe_file(f"{place}/bad.list", entry.encode())
     for options in ({}, {"dataroot": url}):
         with pytest.raises(
-            DataError, match=r"bad\.list: '.*' leads outside .*/tree; .* --dataroot"
+            DataError, match=r"bad\.list: '.*' leads outside .*/tree. .* --dataroot"
         ):
             open_rows([f"{url}/bad.list"], "text", scratch=scratch, **options)
     assert not list(scratch.rglob("passwd"))
@@ -234,8 +234,8 @@ def test_pairs_bring_their_class_names_and_images_do_not(store, scratch):
             "nowhere",
             "text",
             (
-                r"source .*/tree/nowhere: no such file or folder, and no pattern that matches one;"
-                r" check --dataroot"
+                r"source .*/tree/nowhere: no such file or folder, and no pattern that matches one."
+                r" Fix: check --dataroot"
             ),
         ),
         ("texts/*.tar", "image", "no pattern that matches one"),

@@ -113,7 +113,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
     monkeypatch.delitem(registry._registry, protocol, raising=False)
     with pytest.raises(
         DataError,
-        match=rf"^{protocol}://a: the package for {protocol}:// is missing .*boxfs.*; .*{remedy}",
+        match=rf"^{protocol}://a: the package for {protocol}:// is missing .*boxfs.*. .*{remedy}",
     ):
         filesystem(f"{protocol}://a")
 
@@ -174,7 +174,7 @@ def test_a_store_that_does_not_know_sizes_is_believed(downloads, tmp_path):
         (None, "a.bin: 2 bytes came of 5; it was cut short"),
         (
             ConnectionResetError("peer\nhung up"),
-            r"^memory://bucket/deep/a.bin: cannot be read \(ConnectionResetError: peer\);",
+            r"^memory://bucket/deep/a.bin: cannot be read \(ConnectionResetError: peer\).",
         ),
         (
             RuntimeError(""),
@@ -185,7 +185,7 @@ def test_a_store_that_does_not_know_sizes_is_believed(downloads, tmp_path):
         ),
         (
             OSError(28, "No space left on device"),
-            "deep/a.bin: cannot be written .No space left on device.; .*--scratch",
+            "deep/a.bin: cannot be written .No space left on device.. .*--scratch",
         ),
     ],
 )

@@ -155,7 +155,7 @@ def _card(teacher: str | None, facts: Mapping) -> Callable[[int], EncoderCard]:
     if teacher and given:
         flag = "--" + next(iter(given)).replace("_", "-")
         raise click.UsageError(
-            f"--teacher states everything about the encoder already; leave {flag} out"
+            f"--teacher states everything about the encoder already. Fix: leave {flag} out"
         )
     if teacher:
         from dimefm.models.loading import load_encoder

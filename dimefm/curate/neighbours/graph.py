@@ -114,17 +114,17 @@ class Neighbours:
         recorded = self.record["files"][name]["bytes"]
         size = self.store.size(name)
         if size is None:
-            raise CacheError(f"{where}: is missing; {remedy}")
+            raise CacheError(f"{where}: is missing. Fix: {remedy}")
         if size != recorded:
-            raise CacheError(f"{where}: {size} bytes, {FILE} says {recorded}; {remedy}")
+            raise CacheError(f"{where}: {size} bytes, {FILE} says {recorded}. Fix: {remedy}")
         try:
             array = np.lib.format.open_memmap(self.store.local(name), mode="r")
         except (ValueError, OSError, EOFError) as error:
-            raise CacheError(f"{where}: damaged ({error}); {remedy}") from error
+            raise CacheError(f"{where}: damaged ({error}). Fix: {remedy}") from error
         if array.shape != (self.rows, self.k) or array.dtype.kind != kind:
             raise CacheError(
                 f"{where}: {array.dtype} {list(array.shape)}, expected"
-                f" [{self.rows}, {self.k}]; {remedy}"
+                f" [{self.rows}, {self.k}]. Fix: {remedy}"
             )
         return array
 

@@ -14,6 +14,7 @@ from dimefm.curate.neighbours.graph import Rule
 from dimefm.data.pairing import rows_of
 from dimefm.errors import CacheError
 from dimefm.runtime.progress import Progress
+from dimefm.runtime.vectors import row_without_direction, unit_rows
 
 if TYPE_CHECKING:
     import faiss
@@ -247,16 +248,13 @@ def _first(
 def _unit(cache: FeatureCache, numbers: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Return ``rows`` [n, dim], which have these ``numbers`` in the cache, at unit length."""
     rows = np.asarray(rows, dtype=np.float32)
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    usable = np.isfinite(lengths) & (lengths > 0)
-    unusable = np.flatnonzero(~usable)
-    if len(unusable):
-        first = int(unusable[0])
-        length = float(lengths[first, 0])
+    unusable = row_without_direction(rows)
+    if unusable is not None:
+        first, length = unusable
         info, row = cache.locate(int(numbers[first]))
         where = cache.store.where(info.file)
         raise CacheError(
             f"{where}, row {row}: its length is {length}, so it has no direction and no"
             " neighbours. Fix: extract the shard again"
         )
-    return rows / lengths
+    return unit_rows(rows, eps=0)

@@ -246,12 +246,13 @@ def _finished(path: Path, shard: Shard, settings: Settings) -> PackIndex | None:
     remedy = "choose another --out, or remove the file"
     if found.source != shard.name or found.digests != shard.digests():
         raise DataError(
-            f"{path}: was packed from {found.source}, not from {shard.name} as it is now; {remedy}"
+            f"{path}: was packed from {found.source}, not from {shard.name} as it is now. Fix:"
+            f" {remedy}"
         )
     if (found.size, found.quality) != (settings.size, settings.quality):
         raise DataError(
             f"{path}: was packed with --size {found.size} --quality {found.quality}, not"
-            f" {settings.size} and {settings.quality}; {remedy}"
+            f" {settings.size} and {settings.quality}. Fix: {remedy}"
         )
     return found
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from dimefm.errors import DataError
+from dimefm.runtime.text import first_few
 
 SHOWN = 5
 """Names that a message lists at most."""
@@ -127,7 +128,5 @@ def _usual_names(names: Sequence[str], aliases: Mapping[str, str]) -> list[str]:
 
 def _quoted(names: Sequence[str]) -> str:
     """Return the first names in quotes, for a message."""
-    shown = ", ".join(f"'{name}'" for name in names[:SHOWN])
-    if len(names) > SHOWN:
-        shown += f" and {len(names) - SHOWN} more"
-    return shown
+    quoted = [f"'{name}'" for name in names]
+    return first_few(quoted, SHOWN)

@@ -27,6 +27,7 @@ from dimefm.errors import DataError, did_you_mean
 from dimefm.evaluate.benchmark import Benchmark, card_for, for_folder, load, suite
 from dimefm.evaluate.datasets import plain_layouts, vision_datasets
 from dimefm.evaluate.datasets.plain_layouts import Split
+from dimefm.runtime.text import first_few
 
 SPLITS = {
     "train": ("train",),
@@ -302,7 +303,4 @@ def _listing(folder: Path) -> str:
     names.sort()
     if not names:
         return "nothing"
-    shown = ", ".join(names[:SHOWN])
-    if len(names) > SHOWN:
-        shown += f" and {len(names) - SHOWN} more"
-    return shown
+    return first_few(names, SHOWN)

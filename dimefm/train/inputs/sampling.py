@@ -17,6 +17,7 @@ from dimefm.data.alignment import Aligned
 from dimefm.data.rows import BYTES_KEPT, Rows, Shard
 from dimefm.errors import DataError, RecipeError
 from dimefm.recipe import Recipe
+from dimefm.runtime.text import first_few
 from dimefm.train.inputs.sampler import (
     Order,
     Shuffled,
@@ -232,7 +233,7 @@ def _refuse_wrong_source_weights(shards: _Shards, recipe: Recipe) -> None:
     if len(sources) != count:
         raise RecipeError(
             f"source_weights has {count} shares, --{field} names {len(sources)} sources"
-            f" ({_some(sources)}). Fix: give one share for each, and name files that belong"
+            f" ({first_few(sources, 3)}). Fix: give one share for each, and name files that belong"
             " together in a .list or as a 'pattern' in quotes"
         )
     usable = np.bincount(shards.source, weights=shards.usable, minlength=count)
@@ -276,9 +277,3 @@ def _refuse_weights_of_pairs(sources: Sources, recipe: Recipe) -> None:
             f"{refused}: sentences without --text-cache are dealt by the images of their keys."
             f" Fix: remove {refused}"
         )
-
-
-def _some(names: Sequence[str]) -> str:
-    """Return the first names in words."""
-    shown = ", ".join(names[:3])
-    return f"{shown}, ..." if len(names) > 3 else shown

@@ -126,7 +126,7 @@ def _pair_sources(recipe: Recipe, pairs: Rows) -> Sources:
     if recipe.captions == "label":
         _refuse_selection(
             recipe,
-            "--captions label reads the labels of whole files; leave the selection out, or say"
+            "--captions label reads the labels of whole files. Fix: leave the selection out, or say"
             " --captions text",
         )
     if recipe.texts_per_step is not None:
@@ -333,7 +333,7 @@ def _refuse_two_forms(recipe: Recipe) -> None:
         )
     _refuse_selection(
         recipe,
-        "--tsv-file-list takes feature files up whole; leave the selection out, or extract the"
+        "--tsv-file-list takes feature files up whole. Fix: leave the selection out, or extract the"
         " images with it and name them with --images and --image-cache",
     )
 

@@ -104,7 +104,7 @@ def _refuse_other_teachers(ours: Sequence[FeatureCache], theirs: Sequence[Featur
             )
             raise CacheError(
                 f"{one.store} and {other.store} were made by different teachers"
-                f" ({'; '.join(different)}); {remedy}"
+                f" ({'; '.join(different)}). Fix: {remedy}"
             )
 
 
@@ -129,7 +129,7 @@ def refuse_none_in_common(*sides: tuple[Aligned, list[FeatureCache]]) -> None:
         if len(caches) > 1 and not len(rows):
             names = " and ".join(str(cache.store) for cache in caches)
             raise CacheError(
-                f"{names} have no good row in common; see quarantine.jsonl in each, and choose"
+                f"{names} have no good row in common. Fix: see quarantine.jsonl in each, and choose"
                 " other teachers"
             )
 

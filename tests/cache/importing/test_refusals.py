@@ -79,7 +79,7 @@ def pickled(path):
         (
             lambda d: [npz(d / "a.npz", x=vectors(), y=vectors())],
             {},
-            r"2 arrays could be the vectors \(x, y\); .*--array",
+            r"2 arrays could be the vectors \(x, y\). .*--array",
         ),
         (lambda d: [npz(d / "a.npz", keys=np.arange(2))], {}, "there are no vectors"),
         (

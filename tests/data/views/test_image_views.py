@@ -84,7 +84,7 @@ def test_a_manifest_gives_the_policy_back():
 def test_views_of_another_drawing_function_are_refused():
     with pytest.raises(
         CacheError,
-        match="drawn by version 2 of the drawing, this dimefm has 1; .*extract the images again",
+        match="drawn by version 2 of the drawing, this dimefm has 1. .*extract the images again",
     ):
         ViewPolicy.from_manifest({"views": {**POLICY.how(), "version": 2}})
 

@@ -285,10 +285,10 @@ def test_a_mix_that_does_not_fit_the_sources_is_refused(world):
         limit=10,
         image_cache=str(first_ten(world)),
     )
-    assert said.startswith(f"--images {both(world)[1]}: holds no usable rows to mix;")
+    assert said.startswith(f"--images {both(world)[1]}: holds no usable rows to mix.")
     said = refused(world, DataError, images=both(world), source_weights=[1, 1e-9])
     assert said.startswith(
-        "image_1.tsv: its share of the mix is 1.0e-09, less than a row of 100,000;"
+        "image_1.tsv: its share of the mix is 1.0e-09, less than a row of 100,000."
     )
 
 
