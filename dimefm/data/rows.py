@@ -3,7 +3,7 @@
 A *source* is what the user names: a file, a folder, a pattern or a ``.list``. It opens as shards
 (one per file), and a shard is a sequence of :class:`Row`. Reading row i is a pure function of the
 file and i; a row that cannot be read raises :class:`~dimefm.errors.BadRow` and never returns a
-substitute.
+substitute. :class:`Shard` guards the reading of every row, see :func:`row_guard`.
 
 A format is one file in ``data/formats/`` with these public names::
 
@@ -16,19 +16,23 @@ A format is one file in ``data/formats/`` with these public names::
 from __future__ import annotations
 
 import bisect
+import contextlib
+import functools
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from dimefm.errors import DataError
+from dimefm.errors import BadRow, DataError, DimefmError
 from dimefm.storage.files import sampled_sha256
 
 # of blocks that all shards of a process keep in memory together, those used last
 BYTES_KEPT = 2 << 30
+LONGEST_REASON = 200  # characters of another library's message in a quarantine entry
+MOST_DIGITS = 18  # of a label that is a number; more do not fit into 64 bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,64 @@ class Row:
     image: bytes | None = None
     texts: tuple[str, ...] = ()
     label: int | str | None = None
+
+
+@contextlib.contextmanager
+def row_guard() -> Iterator[None]:
+    """Turn what any library raises on a bad row inside the block into a BadRow.
+
+    Errors of dimefm pass through, and so do those of the machine: MemoryError and an OSError that
+    has a number.
+    """
+    try:
+        yield
+    except Exception as error:
+        raised = bad_row(error)
+        if raised is error:
+            raise
+        raise raised from error
+
+
+def bad_row(error: Exception) -> Exception:
+    """Return the error to raise in place of ``error``, which the reading of a row has raised."""
+    if isinstance(error, DimefmError | MemoryError):
+        return error
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    lines = str(error).strip().splitlines() or ["no reason given"]
+    reason = readable(lines[0][:LONGEST_REASON])
+    return BadRow(f"cannot be read ({type(error).__name__}: {reason})")
+
+
+def label_of(text: str) -> int | str:
+    """Return the label that ``text`` states: a class number, or else a class name.
+
+    Raises BadRow for a number that no class can have.
+    """
+    if not text.isdecimal():
+        return text
+    if len(text) > MOST_DIGITS:
+        raise BadRow(
+            f"its label is a number of {len(text):,} digits, expected {MOST_DIGITS} at most"
+        )
+    return int(text)
+
+
+def _guarded(read: Callable[[Shard, int], Row]) -> Callable[[Shard, int], Row]:
+    """Return the ``__getitem__`` of a shard so that it raises BadRow for every bad row."""
+
+    @functools.wraps(read)
+    def guarded(shard: Shard, index: int) -> Row:
+        try:
+            return read(shard, index)
+        except Exception as error:
+            is_past_end = isinstance(error, IndexError) and not 0 <= index < len(shard)
+            raised = error if is_past_end else bad_row(error)
+            if raised is error:
+                raise
+            raise raised from error
+
+    return guarded
 
 
 @dataclass(frozen=True)
@@ -71,6 +133,12 @@ class Shard(ABC):
 
     entry: int = 0
     weight: float = 1.0
+
+    def __init_subclass__(cls, **options):
+        """Guard the reading of rows of every format."""
+        super().__init_subclass__(**options)
+        if "__getitem__" in vars(cls):
+            cls.__getitem__ = _guarded(vars(cls)["__getitem__"])
 
     def __init__(self, path: Path, name: str):
         self.path = path

@@ -7,6 +7,7 @@ any order at their byte offset. Compressed tars have no random access and are re
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tarfile
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 from dimefm.data.columns import USUAL, sentences
 from dimefm.data.packed.shards import INDEX, PackedShard, PackIndex
 from dimefm.data.pread import PreadFile
-from dimefm.data.rows import Columns, Row, Shard, readable
+from dimefm.data.rows import Columns, Row, Shard, label_of, readable, row_guard
 from dimefm.errors import BadRow, DataError
 
 SUFFIXES = (".tar",)
@@ -111,7 +112,13 @@ class TarShard(Shard):
 
     def labels(self) -> list:
         """Return the label of every row: its ``.cls`` member, or None."""
-        return [self._label(members) for members in self.members]
+        labels: list = []
+        for members in self.members:
+            label = None
+            with contextlib.suppress(BadRow), row_guard():
+                label = self._label(members)
+            labels.append(label)
+        return labels
 
     def __getitem__(self, index: int) -> Row:
         members = self.members[index]
@@ -159,5 +166,4 @@ class TarShard(Shard):
         if "cls" not in members:
             return None
         raw = self._file.read(*members["cls"])
-        text = raw.decode("utf-8", "replace").strip()
-        return int(text) if text.isdecimal() else text
+        return label_of(raw.decode("utf-8", "replace").strip())
