@@ -11,6 +11,8 @@ from pathlib import Path
 
 from dimefm.data.rows import Columns, inside
 from dimefm.errors import BadRow, DataError
+from dimefm.storage import reading
+from dimefm.storage.reading import is_row_fault
 
 USUAL = {
     "image": ("image", "img", "jpg", "png", "webp", "filepath", "path", "file", "image_path"),
@@ -88,8 +90,10 @@ def read_file(root: Path, name: object, where: str) -> bytes:
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
     except (OSError, ValueError, RuntimeError) as error:  # a NUL in the name, a link to itself
-        raise BadRow(f"image file {name!r} cannot be read: {error}") from error
+        if is_row_fault(error):
+            raise BadRow(f"image file {name!r} cannot be read: {error}") from error
+        raise
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise BadRow(f"image file {name} cannot be read: {error.strerror}") from error
+        return reading.read_file(path)
+    except BadRow as error:
+        raise BadRow(f"image file {name} {error}") from error

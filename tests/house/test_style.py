@@ -99,6 +99,19 @@ def test_nothing_starts_a_shell():
     ]
 
 
+def test_images_are_opened_in_one_place():
+    """``data/images/decode.py`` opens them, by a list of formats; any other way might start a
+    program.
+    """
+    ways = re.compile(r"Image\.open\(|\bimread\(|imdecode\(|read_image\(|decode_image\(")
+    guilty = {
+        relative(path): count
+        for path in MODULES
+        if (count := len(ways.findall(path.read_text(encoding="utf-8"))))
+    }
+    assert guilty == {"dimefm/data/images/decode.py": 1}
+
+
 def test_no_path_of_one_machine():
     pattern = re.compile(r"(?<![\w.])/(home|root|Users|work)/\w")
     assert not [

@@ -15,6 +15,7 @@ from pathlib import Path
 from dimefm.data.rows import Columns, Row, Shard, inside, readable
 from dimefm.errors import BadRow, DataError
 from dimefm.storage.files import sha256_keys
+from dimefm.storage.reading import is_row_fault, patiently, read_file
 
 SUFFIXES: tuple[str, ...] = ()
 KINDS = frozenset({"image"})
@@ -87,23 +88,29 @@ class FolderShard(Shard):
 
     def __getitem__(self, index: int) -> Row:
         key = self._keys[index]
+        image = read_file(self._path_of(key))
+        folder, slash, _ = key.partition("/")
+        label = readable(folder) if slash else None
+        return Row(readable(key), image=image, label=label)
+
+    def _path_of(self, key: str) -> Path:
+        """Return the path of a file; raise BadRow for a link to itself or out of the folder."""
         try:
-            image = inside(self.path, key).read_bytes()
-        # RuntimeError: a link to itself, before Python 3.13
-        except (OSError, RuntimeError) as error:
-            raise BadRow(f"cannot be read: {error}") from error
+            return inside(self.path, key)
         except DataError as error:
             raise BadRow(
                 f"is a link that leads outside {self.path}; put the file itself there"
             ) from error
-        folder, slash, _ = key.partition("/")
-        label = readable(folder) if slash else None
-        return Row(readable(key), image=image, label=label)
+        except (OSError, RuntimeError) as error:  # RuntimeError: before Python 3.13
+            if is_row_fault(error):
+                raise BadRow(f"cannot be read: {error}") from error
+            raise
 
 
 def _size(path: Path) -> int:
     """Return the size of a file in bytes, -1 when there is none."""
     try:
-        return path.stat().st_size
+        status = patiently(path.stat, path)
     except OSError:  # a dangling link; reading the row says so
         return -1
+    return status.st_size

@@ -27,6 +27,7 @@ from dimefm.data.columns import Chosen, choose, read_file, sentences
 from dimefm.data.rows import BYTES_KEPT, Columns, Row, Shard
 from dimefm.data.subshards import Divisible
 from dimefm.errors import BadRow, DataError
+from dimefm.storage.reading import patiently
 
 SUFFIXES = (".parquet",)
 KINDS = frozenset({"image", "text"})
@@ -149,7 +150,7 @@ class ParquetShard(Divisible):
     def _read(self, groups: range, columns: list[str]) -> pa.Table:
         """Return columns of some row groups; raise DataError naming the groups when damaged."""
         try:
-            return self._file.read_row_groups(groups, columns=columns)
+            return patiently(lambda: self._file.read_row_groups(groups, columns=columns), self.path)
         except (pa.ArrowInvalid, OSError) as error:
             where = f"row group {groups[0]}"
             if len(groups) > 1:

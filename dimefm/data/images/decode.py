@@ -11,8 +11,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from dimefm.data.images.formats import FORMATS
 from dimefm.data.images.resize import Size
 from dimefm.errors import BadRow
+from dimefm.storage.reading import is_row_fault
 
 try:
     import simplejpeg
@@ -37,14 +39,17 @@ COMMENT = b"\xff\xfe"  # marker of a JPEG's comment
 def opened(data: bytes) -> Iterator[Image.Image]:
     """Open an image file with PIL without decoding its pixels; the bytes tell the format.
 
+    This is the only place that opens images: of all that PIL knows it reads ``FORMATS``.
+
     Raises BadRow for bytes that are no image, for an image past PIL's decompression-bomb limit or
-    a thousand times longer than wide, and in place of any other error in the ``with`` block.
+    a thousand times longer than wide, and in place of any other error in the ``with`` block that
+    is the image's fault.
     """
     if not data:
         raise BadRow("image is empty (0 bytes)")
     try:
         with as_bad_row():
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
             _check_size(image)
             yield image
     except Image.UnidentifiedImageError as error:
@@ -62,7 +67,10 @@ def _check_size(image: Image.Image) -> None:
 
 @contextmanager
 def as_bad_row() -> Iterator[None]:
-    """Raise BadRow, which blames the image, in place of any error in the ``with`` block."""
+    """Raise BadRow, which blames the image, in place of any error in the ``with`` block.
+
+    An error of the machine, such as a lack of memory, is raised as it is.
+    """
     try:
         yield
     except (BadRow, Image.UnidentifiedImageError):  # ``opened`` words the second one itself
@@ -71,6 +79,8 @@ def as_bad_row() -> Iterator[None]:
         raise BadRow(f"image too large: {error}") from error
     # PIL raises whatever its parsers raise: struct.error, NotImplementedError, ...
     except Exception as error:
+        if not is_row_fault(error):
+            raise
         raise BadRow(f"image is damaged: {error}") from error
 
 

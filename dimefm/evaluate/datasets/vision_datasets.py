@@ -26,6 +26,7 @@ from dimefm.data.rows import inside
 from dimefm.errors import BadRow, DataError
 from dimefm.evaluate.benchmark import Benchmark
 from dimefm.evaluate.datasets import class_names, labels
+from dimefm.storage.reading import is_row_fault, patiently, read_file
 
 TRIES = "{0}.txt, {0}_images.txt, {0}_ic.txt, {0}.json, {0}_meta.json"
 LABEL_FILES = ("labels.txt", "labelmap.txt")
@@ -195,12 +196,15 @@ class IndexShard(Shard):
         container, member = _split(file)
         try:
             if container:
-                return self._zip(container).read(member)
-            return inside(self.folder, member).read_bytes()
+                zip_file = self._zip(container)
+                return patiently(lambda: zip_file.read(member), self.folder / container)
+            return read_file(inside(self.folder, member))
         except KeyError as error:
             raise BadRow(f"{container} has no member {member}") from error
         except (OSError, RuntimeError, zipfile.BadZipFile) as error:
-            raise BadRow(f"cannot be read: {error}") from error
+            if is_row_fault(error):
+                raise BadRow(f"cannot be read: {error}") from error
+            raise
 
     def _zip(self, container: str) -> zipfile.ZipFile:
         """Return the open zip file.
