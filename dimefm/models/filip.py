@@ -1,8 +1,7 @@
-"""Images and sentences compared by their tokens, through maps that a run learned and keeps.
+"""Images and sentences compared token by token, through the two linear maps that a run trained.
 
-A loss on tokens of which both sides are the student's own (``declip.filip``) learns a linear map of
-patches and one of states of words into a space of their own. A finished run keeps both next to its
-towers, which alone know rows only.
+The loss ``declip.filip`` trains a linear map of patches and a linear map of word states into one
+space. A finished run keeps both maps next to its towers.
 
 Source: FILIP, as released with DeCLIP (Sense-GVT/DeCLIP at 5d99a85,
 prototype/solver/filip_solver.py:882-944).
@@ -36,15 +35,14 @@ from dimefm.models.inference.precision import computing
 from dimefm.runs import folder as runs
 
 MAPS = ("image_mapping", "text_mapping")
-"""The trained maps that make tokens comparable, of images and of sentences, and their names in the
-file of a run.
-"""
+"""Names of the maps of images and of sentences, in the loss and in the run's file."""
 
 
 @dataclass(frozen=True)
 class TokenMaps:
-    """Linear maps of an encoder's patches and states of words to E dimensions, and whether
-    ``padding`` counts as words.
+    """Linear maps of an encoder's patches and word states to E dimensions.
+
+    ``padding`` tells whether padding counts as words.
     """
 
     image: nn.Module
@@ -57,10 +55,12 @@ class TokenMaps:
         patches of the largest product with one of a class's tokens. Raises ModelError when there is
         no memory for one image.
         """
-        return encoder.image_pieces.encode(
-            lambda part: late_similarity(TokenEmbeddings(self._patches(encoder, part)), classes),
-            pixels,
-        )
+
+        def score(part: Tensor) -> Tensor:
+            patches = TokenEmbeddings(self._patches(encoder, part))
+            return late_similarity(patches, classes)
+
+        return encoder.image_pieces.encode(score, pixels)
 
     @torch.inference_mode()
     def words(self, encoder: Encoder, tokens: Tensor) -> TokenEmbeddings:
@@ -68,27 +68,25 @@ class TokenMaps:
         is no memory for one.
         """
         rows = encoder.text_pieces.encode(functools.partial(self._words, encoder), tokens)
-        return TokenEmbeddings(
-            rows,
-            word_mask(
-                TextTokenStates(rows, encoder.lengths_read(tokens).to(rows.device)), self.padding
-            ),
-        )
+        lengths = encoder.lengths_read(tokens).to(rows.device)
+        mask = word_mask(TextTokenStates(rows, lengths), self.padding)
+        return TokenEmbeddings(rows, mask)
 
     def _patches(self, encoder: Encoder, pixels: Tensor) -> Tensor:
         pixels = pixels.to(encoder.device, non_blocking=True).contiguous(
             memory_format=encoder._layout
         )
         with computing(encoder.precision, encoder.device):
-            found = intermediate.image(encoder.image_model, pixels)
-        return F.normalize(self.image(found.patches.float()), dim=-1)
+            outputs = intermediate.image(encoder.image_model, pixels)
+        tokens = self.image(outputs.patches.float())
+        return F.normalize(tokens, dim=-1)
 
     def _words(self, encoder: Encoder, tokens: Tensor) -> Tensor:
+        tokens = tokens.to(encoder.device, non_blocking=True)
         with computing(encoder.precision, encoder.device):
-            found = intermediate.text(
-                encoder.text_model, tokens.to(encoder.device, non_blocking=True)
-            )
-        return F.normalize(self.text(found.states.float()), dim=-1)
+            outputs = intermediate.text(encoder.text_model, tokens)
+        mapped = self.text(outputs.states.float())
+        return F.normalize(mapped, dim=-1)
 
 
 def class_tokens(words: TokenEmbeddings, prompts: int) -> TokenEmbeddings:
@@ -99,35 +97,41 @@ def class_tokens(words: TokenEmbeddings, prompts: int) -> TokenEmbeddings:
     common length. A place that is padding in a prompt adds nothing to the mean, and counts when it
     is a word in another.
     """
-    there = None if words.valid is None else words.valid.unflatten(0, (-1, prompts))
     rows = words.rows.unflatten(0, (-1, prompts))
-    mean = (rows if there is None else rows * there[..., None]).mean(1)
-    return TokenEmbeddings(
-        mean / mean.flatten(1).norm(dim=1)[:, None, None], None if there is None else there.any(1)
-    )
+    class_mask = None
+    if words.valid is not None:
+        mask = words.valid.unflatten(0, (-1, prompts))
+        rows = rows * mask[..., None]
+        class_mask = mask.any(1)
+    mean = rows.mean(1)
+    lengths = mean.flatten(1).norm(dim=1)
+    return TokenEmbeddings(mean / lengths[:, None, None], class_mask)
 
 
 def joined(parts: Sequence[TokenEmbeddings]) -> TokenEmbeddings:
-    """Return the tokens of all parts, of the same places and dimensions, as one."""
-    there = None if parts[0].valid is None else torch.cat([part.valid for part in parts])
-    return TokenEmbeddings(torch.cat([part.rows for part in parts]), there)
+    """Return the tokens of all parts, each [N_i, L, E], as one."""
+    rows = torch.cat([part.rows for part in parts])
+    if parts[0].valid is None:
+        return TokenEmbeddings(rows, None)
+    mask = torch.cat([part.valid for part in parts])
+    return TokenEmbeddings(rows, mask)
 
 
 def keep(loss_modules: nn.ModuleList, objective: Objective, folder: Path) -> dict | None:
-    """Write the maps among a student's ``loss_modules`` parts into its run folder; return what the
-    run's record says of them.
+    """Write the maps among a student's ``loss_modules`` into its run folder.
 
-    None, and nothing is written, where no loss learns them. Of several teachers, each of which has
-    maps of its own, the first one's are kept.
+    Returns the fields of the run's record, or None where no loss trains such maps; then nothing is
+    written. With several teachers, the maps of the first are kept.
     """
-    having = [pair for pair in objective.terms if pair[1].uses_modules.keys() >= set(MAPS)]
-    if not having:
-        return None
-    maps = nn.ModuleDict({name: loss_modules[0][name] for name in MAPS})
-    runs.save_tensors(maps.state_dict(), folder / runs.TOKEN_MAPS)
-    term, function = having[0]
-    padding = {**options_of(function), **term.options}["padding"]
-    return {"width": maps["image_mapping"].out_features, "padding": padding}
+    for term, function in objective.terms:
+        if not function.uses_modules.keys() >= set(MAPS):
+            continue
+        maps = nn.ModuleDict({name: loss_modules[0][name] for name in MAPS})
+        runs.save_tensors(maps.state_dict(), folder / runs.TOKEN_MAPS)
+        options = {**options_of(function), **term.options}
+        width = maps["image_mapping"].out_features
+        return {"width": width, "padding": options["padding"]}
+    return None
 
 
 def load(spec: str, encoder: Encoder) -> TokenMaps:
@@ -151,10 +155,10 @@ def load(spec: str, encoder: Encoder) -> TokenMaps:
         raise ModelError(
             f"{folder / runs.FILE}: 'token_maps' cannot be read ({error!r}). Fix: restore the file"
         ) from error
-    found = intermediate.feature_dims(encoder.image_model)
-    maps = nn.ModuleDict(
-        zip(MAPS, (nn.Linear(found.patches, width), nn.Linear(found.words, width)), strict=True)
-    )
+    dims = intermediate.feature_dims(encoder.image_model)
+    maps = nn.ModuleDict()
+    for name, tower_width in zip(MAPS, (dims.patches, dims.words), strict=True):
+        maps[name] = nn.Linear(tower_width, width)
     runs.load_weights(maps, folder / runs.TOKEN_MAPS)
     maps.to(encoder.device).eval().requires_grad_(False)
     return TokenMaps(maps[MAPS[0]], maps[MAPS[1]], cast("Padding", padding))

@@ -1,15 +1,15 @@
-"""Bridges: a student keeps its own dimension while it learns, and ends in its teacher's.
+"""A linear projection from the student's dimension to the teacher's, folded in after training.
 
-A bridge is a linear map without bias from the student's dimension to the teacher's, learned next to
-the tower; its rows are what the losses see. Two linear maps in a row are one, so a finished tower
-takes the bridge B into its last projection: B (W x + b) = (B W) x + B b. Nothing of it is left but
-the tower's new dimension.
+The projection P is a linear map without bias. It is trained together with the tower, and the losses
+compare the projected embeddings with the teacher's. Two linear maps in a row are one linear map, so
+:func:`folded` multiplies P into the tower's last projection W: P (W x + b) = (P W) x + P b. The
+finished tower has the teacher's dimension and no further layer.
 
-Source: CLIP-KD (CVPR 2024) learns such maps for students of another width than their teacher's
-(released src/open_clip/loss.py:233-235). Deviations: they have a bias there, and are thrown away
-after training.
+Source: CLIP-KD (CVPR 2024) trains such maps for students of another width than the teacher
+(released src/open_clip/loss.py:233-235). Deviations: the released maps have a bias, and CLIP-KD
+drops them after training.
 
-Knows where towers of open_clip and timm project last; written against open_clip_torch 3.x.
+Written against the last projections of open_clip_torch 3.x and timm 1.x.
 """
 
 from __future__ import annotations
@@ -26,68 +26,79 @@ from dimefm.models.towers import ImageTower, TextTower
 from dimefm.runtime.seeding import seed_of
 
 TOLERANCE = 1e-3
-"""How far folded rows may lie from unfolded ones in the check, as a share of the largest number in
-them.
+"""Largest difference between embeddings before and after folding, as a share of the largest number
+in the embeddings.
 """
 
 
-def draw(own: int, teacher: int, seed: int) -> nn.Linear:
-    """Return a bridge from ``own`` to ``teacher`` dimensions with random weights drawn from
-    ``seed``.
+def draw(student_dim: int, teacher_dim: int, seed: int) -> nn.Linear:
+    """Return a projection from ``student_dim`` to ``teacher_dim`` dimensions.
+
+    Its weights are drawn from ``seed``, and torch's own random numbers are left as they were.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(seed, "bridge") % 2**32)
-        return nn.Linear(own, teacher, bias=False)
+        stream = seed_of(seed, "bridge")  # the stream's first name; a new name draws new weights
+        torch.manual_seed(stream % 2**32)
+        return nn.Linear(student_dim, teacher_dim, bias=False)
 
 
 @torch.no_grad()
-def folded(tower: ImageTower | TextTower, bridge: nn.Linear) -> nn.Module:
-    """Return a copy of ``tower`` whose rows are those of ``bridge`` behind it, up to rounding.
+def folded(tower: ImageTower | TextTower, projection: nn.Linear) -> nn.Module:
+    """Return a copy of ``tower`` that computes ``projection(tower(x))``, up to rounding.
 
-    Weights are multiplied in float64. Raises ModelError when the last thing that the tower does is
-    no projection.
+    Weights are multiplied in float64. Raises ModelError when the tower's last layer is not a linear
+    projection.
     """
     tower = copy.deepcopy(tower)
     owner, name = _last_projection(tower)
-    last, weight = getattr(owner, name), bridge.weight.double()
+    last = getattr(owner, name)
+    weight = projection.weight.double()
     if isinstance(last, nn.Linear):
-        new = nn.Linear(
-            last.in_features,
-            len(weight),
-            last.bias is not None,
-            last.weight.device,
-            last.weight.dtype,
-        )
-        new.weight.copy_(weight @ last.weight.double())
-        if last.bias is not None:
-            new.bias.copy_(weight @ last.bias.double())
-        setattr(owner, name, new)
+        product = _linear_product(weight, last)
     else:
-        setattr(owner, name, nn.Parameter((last.double() @ weight.T).to(last.dtype)))
+        matrix = last.double() @ weight.T
+        product = nn.Parameter(matrix.to(last.dtype))
+    setattr(owner, name, product)
     return tower
+
+
+def _linear_product(weight: Tensor, last: nn.Linear) -> nn.Linear:
+    """Return one Linear for ``last`` followed by ``weight``, float64 [teacher_dim, student_dim]."""
+    product = nn.Linear(
+        in_features=last.in_features,
+        out_features=len(weight),
+        bias=last.bias is not None,
+        device=last.weight.device,
+        dtype=last.weight.dtype,
+    )
+    product.weight.copy_(weight @ last.weight.double())
+    if last.bias is not None:
+        product.bias.copy_(weight @ last.bias.double())
+    return product
 
 
 @torch.no_grad()
 def check(
-    tower: ImageTower | TextTower, bridge: nn.Linear, ordinary: nn.Module, inputs: Tensor
+    tower: ImageTower | TextTower, projection: nn.Linear, ordinary: nn.Module, inputs: Tensor
 ) -> None:
-    """Raise ModelError unless ``tower`` can take in ``bridge`` and is then an ``ordinary`` tower of
-    the new dimension.
+    """Raise ModelError unless ``projection`` can be folded into ``tower``.
 
-    Tried on ``inputs``, pixels [B, 3, S, S] or tokens [B, L]. ``tower`` is left as it was,
-    ``ordinary`` takes the weights.
+    ``ordinary`` is a tower of the same architecture with the teacher's dimension. It loads the
+    folded weights, and its embeddings of ``inputs``, pixels [B, 3, S, S] or tokens [B, L], must
+    equal the projected ones. ``tower`` is left as it was.
     """
     training = tower.training
-    expected = bridge(_encode(tower.eval(), inputs))
+    expected = projection(_encode(tower.eval(), inputs))
     tower.train(training)
     try:
-        ordinary.load_state_dict(folded(tower, bridge).state_dict())
+        folded_tower = folded(tower, projection)
+        ordinary.load_state_dict(folded_tower.state_dict())
     except RuntimeError as error:  # shapes that differ
         raise ModelError("not only its last projection depends on its dimension") from error
-    off = float(
-        (_encode(ordinary.eval(), inputs) - expected).abs().max()
-        / expected.abs().max().clamp(min=1e-12)
-    )
+    embeddings = _encode(ordinary.eval(), inputs)
+    largest_difference = (embeddings - expected).abs().max()
+    largest_number = expected.abs().max().clamp(min=1e-12)
+    off = float(largest_difference / largest_number)
     if not off <= TOLERANCE:
         raise ModelError(
             f"its last projection is not the last thing that it does (folded rows are {off:.0%}"
@@ -96,12 +107,16 @@ def check(
 
 
 def _encode(tower: nn.Module, inputs: Tensor) -> Tensor:
-    return tower.encode_text(inputs) if isinstance(tower, TextTower) else tower.encode_image(inputs)
+    """Return the embeddings [B, D] of pixels or tokens, as the tower's kind asks for."""
+    if isinstance(tower, TextTower):
+        return tower.encode_text(inputs)
+    return tower.encode_image(inputs)
 
 
 def _last_projection(tower: ImageTower | TextTower) -> tuple[nn.Module, str]:
-    """Return the module that holds a tower's last projection, a Linear or a matrix [W, D], and the
-    attribute's name.
+    """Return where a tower's last projection is: the module that holds it and the attribute's name.
+
+    The projection is a Linear, or a matrix [W, D].
     """
     if isinstance(tower, TextTower):
         owner, name = tower.text, "text_projection"
@@ -117,15 +132,19 @@ def _last_projection(tower: ImageTower | TextTower) -> tuple[nn.Module, str]:
 
 
 def _last_linear(visual: TimmModel) -> tuple[nn.Module, str]:
-    """Return where the last Linear of a timm tower is: in open_clip's head behind the trunk, or the
-    trunk's classifier.
+    """Return where the last Linear of a timm tower is.
+
+    It is in open_clip's head behind the trunk, or it is the trunk's classifier.
     """
+    last = None
     if len(visual.head):
-        last = [module for module in visual.head.modules() if isinstance(module, nn.Linear)][-1:]
+        for module in visual.head.modules():
+            if isinstance(module, nn.Linear):
+                last = module
     else:
-        last = [visual.trunk.get_classifier()]
+        last = visual.trunk.get_classifier()
     for owner in visual.modules():
         for name, module in owner.named_children():
-            if last and module is last[0]:
+            if module is last:
                 return owner, name
     return visual, ""

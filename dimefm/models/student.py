@@ -1,4 +1,4 @@
-"""Student architectures by name, with a projection to the teacher's dimension or a bridge to it.
+"""Student architectures by name, ending in the teacher's dimension or in a projection to it.
 
 ``NAME`` is a file of ``models/students/``, an open_clip architecture, ``timm/MODEL`` (any timm
 image model), or the path of an open_clip JSON config.

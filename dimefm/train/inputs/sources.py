@@ -179,11 +179,11 @@ def _refuse_other_keys(pairs: Rows, texts: Rows, why: str) -> None:
     """Raise RecipeError, saying ``why`` keys count, when one source gives its images other keys
     than its sentences.
     """
-    for ours, theirs in zip(pairs.shards, texts.shards, strict=True):
-        if ours.keys() != theirs.keys():
+    for image_shard, text_shard in zip(pairs.shards, texts.shards, strict=True):
+        if image_shard.keys() != text_shard.keys():
             raise RecipeError(
-                f"{why}, and {ours.path} gives its images other keys than its sentences. Fix: name"
-                " a --key-column, also for the extraction"
+                f"{why}, and {image_shard.path} gives its images other keys than its sentences."
+                " Fix: name a --key-column, also for the extraction"
             )
 
 

@@ -89,23 +89,26 @@ def refuse_strangers(image_caches: list[FeatureCache], text_caches: list[Feature
     _refuse_other_teachers(image_caches, text_caches)
 
 
-def _refuse_other_teachers(ours: Sequence[FeatureCache], theirs: Sequence[FeatureCache]) -> None:
-    """Raise CacheError unless cache i of both, as far as both go, is of one teacher."""
-    for one, other in zip(ours, theirs, strict=False):
-        different = encoder_mismatch(one.manifest.encoder, other.manifest.encoder)
-        if different:
-            elsewhere = any(
-                not encoder_mismatch(one.manifest.encoder, each.manifest.encoder) for each in theirs
-            )
-            remedy = (
-                "name both kinds in the same order"
-                if elsewhere
-                else "extract one of them again with the other's teacher"
-            )
-            raise CacheError(
-                f"{one.store} and {other.store} were made by different teachers"
-                f" ({'; '.join(different)}). Fix: {remedy}"
-            )
+def _refuse_other_teachers(
+    image_caches: Sequence[FeatureCache], text_caches: Sequence[FeatureCache]
+) -> None:
+    """Raise CacheError unless image cache i and text cache i are of one teacher.
+
+    The longer list may go on alone.
+    """
+    for images, texts in zip(image_caches, text_caches, strict=False):
+        encoder = images.manifest.encoder
+        different = encoder_mismatch(encoder, texts.manifest.encoder)
+        if not different:
+            continue
+        remedy = "extract one of them again with the other's teacher"
+        for cache in text_caches:
+            if not encoder_mismatch(encoder, cache.manifest.encoder):
+                remedy = "name both kinds in the same order"
+        raise CacheError(
+            f"{images.store} and {texts.store} were made by different teachers"
+            f" ({'; '.join(different)}). Fix: {remedy}"
+        )
 
 
 def _refuse_other_kind(caches: Sequence[FeatureCache], kind: str) -> None:

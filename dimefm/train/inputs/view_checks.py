@@ -49,14 +49,13 @@ def image_views(recipe: Recipe, caches: Sequence[FeatureCache]) -> ViewPolicy | 
 
 def refuse_other_sentences(caches: Sequence[FeatureCache]) -> None:
     """Raise CacheError when text caches of the same rows hold other views of their sentences."""
-    for first, other in itertools.pairwise(caches):
-        ours, theirs = (
-            {"text views": cache.manifest.how.get("text_views")} for cache in (first, other)
-        )
-        different = differences(ours, theirs)
+    for first, second in itertools.pairwise(caches):
+        first_views = {"text views": first.manifest.how.get("text_views")}
+        second_views = {"text views": second.manifest.how.get("text_views")}
+        different = differences(first_views, second_views)
         if different:
             raise CacheError(
-                f"{first.store} and {other.store} hold different sentences"
+                f"{first.store} and {second.store} hold different sentences"
                 f" ({'; '.join(different)}). Fix: extract one of them again with the other's"
                 " --text-views and --text-recipe"
             )
