@@ -58,6 +58,11 @@ class AffineQuantizer:
                 raise self._outside(rows, codes, first)
         return codes.astype(np.int8)
 
+    def holds(self, rows: np.ndarray) -> bool:
+        """Return whether every value of ``rows`` [n, D] lies inside the code."""
+        codes = np.rint((rows.astype(np.float32) - self.offset) / self.scale)
+        return bool(np.abs(codes).max(initial=0) <= TOP)
+
     def _outside(self, rows: np.ndarray, codes: np.ndarray, first: int) -> CacheError:
         """Return the error that names the first value outside the code."""
         outside = ~(np.abs(codes) <= TOP)
@@ -104,6 +109,7 @@ class QuantizerFitter:
         self._low = np.empty(0)
         self._high = np.empty(0)
         self._kept: list[np.ndarray] = []
+        self.shortest = np.inf  # length of the shortest row so far
 
     def add(self, rows: np.ndarray) -> None:
         """Widen the ranges to ``rows`` [n, D]."""
@@ -116,6 +122,8 @@ class QuantizerFitter:
             high = np.maximum(self._high, high)
         self._low = low
         self._high = high
+        lengths = np.linalg.norm(rows.astype(np.float32), axis=1)
+        self.shortest = min(self.shortest, float(lengths.min()))
         first_kept = -self._seen % self._every
         kept = rows[first_kept :: self._every]
         self._kept.append(kept.astype(np.float32))

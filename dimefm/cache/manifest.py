@@ -15,6 +15,7 @@ from pathlib import Path
 from dimefm.cache.int8 import AffineQuantizer
 from dimefm.cache.shard_info import ShardInfo
 from dimefm.errors import CacheError
+from dimefm.runtime.text import first_few
 from dimefm.storage.stores import Store, open_store
 
 VERSION = 1
@@ -25,6 +26,7 @@ DTYPES = ("float16", "float32", "int8")
 LARGEST_DIM = 1_048_576
 LARGEST_ROWS = 1 << 62
 LARGEST_EXPANSION = 4096  # how many times larger the rows may be than a compressed file of them
+LONGEST_VALUE = 80  # characters of a value in a message
 QUANTIZATION_ERROR = ("rows", "min_cosine", "mean_cosine", "kl", "logit_scale")
 # attributes that have another name in JSON
 CARD_KEYS = {"shared_towers": "borrows"}
@@ -423,19 +425,30 @@ def differences(first: dict, second: dict, prefix: str = "") -> list[str]:
         elif isinstance(a, list | tuple) and isinstance(b, list | tuple):
             lines += _list_differences(name, a, b)
         elif a != b:
-            lines.append(f"{name}: {a!r} against {b!r}")
+            lines.append(f"{name}: {_shown(a)} against {_shown(b)}")
     return lines
+
+
+def _shown(value: object) -> str:
+    """Return a value for a message: a table as its keys, a long text by its beginning."""
+    if isinstance(value, dict):
+        keys = first_few(sorted(map(str, value)), 4)
+        return f"a table of {keys or 'nothing'}"
+    text = repr(value)
+    if len(text) > LONGEST_VALUE:
+        text = text[:LONGEST_VALUE] + "..."
+    return text
 
 
 def _list_differences(name: str, a: list | tuple, b: list | tuple) -> list[str]:
     """Return how two lists differ; of long lists, the lengths and the first differing entries."""
     if max(len(a), len(b)) <= 4:
-        return [] if list(a) == list(b) else [f"{name}: {a!r} against {b!r}"]
+        return [] if list(a) == list(b) else [f"{name}: {_shown(a)} against {_shown(b)}"]
     lines = []
     if len(a) != len(b):
         lines.append(f"{len(a)} {name} against {len(b)}")
     for place, (x, y) in enumerate(itertools.zip_longest(a, b)):
         if x != y:
-            lines.append(f"{name}[{place}]: {x!r} against {y!r}")
+            lines.append(f"{name}[{place}]: {_shown(x)} against {_shown(y)}")
             break
     return lines

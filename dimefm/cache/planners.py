@@ -18,6 +18,7 @@ from dimefm.storage.stores import Store
 
 Sources = list[tuple[str, int]]  # (name, rows) of source shards
 MOST_DIFFERENCES = 8  # differences between sources that a message lists
+ROOM = 300  # characters of all differences in a message
 
 
 @dataclass(frozen=True)
@@ -182,19 +183,34 @@ def _refuse_difference(store: Store, planned: dict, existing: dict) -> None:
     existing["encoder"]["name"] = planned["encoder"]["name"]
     planned_sources = planned.pop("sources")
     existing_sources = existing.pop("sources")
+    if planned["dtype"] != existing["dtype"]:
+        for name in ("code", "effect"):  # they follow from the dtype
+            existing[name] = planned.get(name)
     different = differences(planned, existing)
     different += source_differences(planned_sources, existing_sources)
     if not different:
         return
-    common = sum(source in planned_sources for source in existing_sources)
+    planned_places = {tuple(source) for source in planned_sources}
+    common = sum(tuple(source) in planned_places for source in existing_sources)
     only_sources_are_new = len(planned_sources) > len(existing_sources) == common
     remedy = "give another --out"
     if only_sources_are_new and len(different) == 1:
         remedy = "add the new sources with --append"
     raise CacheError(
-        f"{store} already holds a cache made otherwise ({'; '.join(different)}: this run against"
+        f"{store} already holds a cache made otherwise ({_joined(different)}: this run against"
         f" the folder). Fix: {remedy}, or remove that folder"
     )
+
+
+def _joined(different: list[str]) -> str:
+    """Return the first differences, as many as a message has room for, and how many are left."""
+    text = different[0]
+    for number, line in enumerate(different[1:], 1):
+        if len(text) + len(line) > ROOM:
+            left = len(different) - number
+            return f"{text}; and {left} more"
+        text += f"; {line}"
+    return text
 
 
 def source_differences(planned: list[list], existing: list[list]) -> list[str]:

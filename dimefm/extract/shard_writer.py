@@ -11,10 +11,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from dimefm.cache import CacheWriter, FeatureCache, ShardInfo
+from dimefm.cache.int8 import AffineQuantizer
+from dimefm.cache.precision_loss import LEAST_COSINE, first_lossy
 from dimefm.cache.row_buffer import RowBuffer, stored
 from dimefm.cache.writer import Bad
 from dimefm.data import Shard
-from dimefm.errors import DataError, DimefmError
+from dimefm.errors import CacheError, DataError, DimefmError
 from dimefm.extract.report import Report
 from dimefm.extract.stages.base import Batch
 from dimefm.storage.locks import Claim
@@ -44,6 +46,9 @@ class ShardWriter:
         self.replaced = replaced
         self.bad: list[Bad] = []
         self.buffer = cache.row_buffer(shard.name)
+        self._code = None
+        if cache.header.code is not None:
+            self._code = AffineQuantizer.from_fields(cache.header.code)
         # The buffer row of each vector of a task with repeats, in the order of encoding.
         self._buffer_rows = np.empty(0, np.int64)
 
@@ -62,7 +67,29 @@ class ShardWriter:
         good = np.flatnonzero(buffer_rows != NO_ROW).tolist()
         numbers = [batch.numbers[place] for place in good]
         keys = [batch.keys[place] for place in good]
-        self._keep(numbers, keys, vectors[usable], buffer_rows[good])
+        stored_rows = buffer_rows[good]
+        self._refuse_loss(numbers, vectors[usable], stored_rows)
+        self._keep(numbers, keys, vectors[usable], stored_rows)
+
+    def _refuse_loss(
+        self, numbers: list[int], vectors: np.ndarray, buffer_rows: np.ndarray
+    ) -> None:
+        """Raise CacheError when a vector loses too much as int8; a value outside the code is
+        refused where it is stored.
+        """
+        if self._code is None or not self._code.holds(vectors):
+            return
+        lossy = first_lossy(vectors, self._code)
+        if lossy is None:
+            return
+        place, cosine = lossy
+        row_of_vector = np.flatnonzero(buffer_rows == self.buffer.count + place)
+        row = numbers[int(row_of_vector[0])]
+        raise CacheError(
+            f"{self.shard.path}, row {row}: as int8 its embedding has cosine {cosine:.4f} with"
+            f" itself, expected at least {LEAST_COSINE}: this encoder's embeddings differ too much"
+            " in size for one code. Fix: use --dtype float16"
+        )
 
     def _buffer_rows_of(self, batch: Batch, usable: np.ndarray) -> np.ndarray:
         """Return the buffer row of each row of a batch, whose new vectors are ``usable`` or not."""

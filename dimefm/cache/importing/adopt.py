@@ -20,6 +20,7 @@ from dimefm.cache.importing.sources import Vectors, open_tsvs
 from dimefm.cache.importing.vectors import ROW_NUMBERS
 from dimefm.cache.manifest import EncoderCard, Manifest
 from dimefm.cache.plan import QUARANTINE, read_plan, write_lock
+from dimefm.cache.precision_loss import LossCount
 from dimefm.cache.reader import FeatureCache
 from dimefm.cache.writer import Bad, CacheWriter
 from dimefm.errors import CacheError
@@ -304,19 +305,31 @@ def _measure(
     shortest = np.inf
     longest = 0.0
     total = sum(len(shard) for shard in shards)
+    loss = LossCount()
     with Progress(total, "measure", "row", quiet=quiet) as progress:
         for shard in shards:
             _, rows = shard.read()
+            first = 0  # number of the block's first row
             for block in _blocks(rows, normalize):
                 lengths = _lengths(block, head.dtype)
-                usable_lengths = lengths[_usable(lengths)]
+                usable = np.flatnonzero(_usable(lengths))
+                usable_lengths = lengths[usable]
                 shortest = usable_lengths.min(initial=shortest)
                 longest = usable_lengths.max(initial=longest)
+                if block.dtype != head.dtype:
+                    stored = block[usable].astype(head.dtype)
+                    loss.add(block[usable], stored, shard.name, first + usable)
+                first += len(block)
                 progress.update(len(block))
     if longest == 0:
         raise CacheError(
             f"{shards[0].name}: none of the {total} rows can be used as {head.dtype}, all are zero"
             " or not finite. Fix: look at what wrote them"
+        )
+    if loss.lossy:
+        raise CacheError(
+            f"{shards[0].name}: {loss.describe(head.dtype)}. Fix: use --dtype float32, or"
+            " --normalize"
         )
     return float(shortest), float(longest)
 

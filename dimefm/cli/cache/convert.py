@@ -25,11 +25,18 @@ from dimefm.cli._recipe_options import scratch_option
     type=click.Choice(["float16", "float32", "int8"]),
     help="Number format of the new rows.  [default: that of the cache]",
 )
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Also store rows whose cosine with their stored form is below 0.99.",
+)
 @scratch_option
-def command(root, out, format_, dtype, scratch):
+def command(root, out, format_, dtype, force, scratch):
     """Write the cache at ROOT to OUT in another format or dtype.
 
-    Another format is lossless. The fingerprint stays the same.
+    Another format is lossless. The fingerprint stays the same. A conversion in which a row loses
+    too much is refused, and the message names the row: a few rows of huge numbers leave int8 no
+    steps for the others.
 
     \b
     Example:
@@ -41,7 +48,7 @@ def command(root, out, format_, dtype, scratch):
     from dimefm.cache.manifest import describe_quantization_error
 
     cache = FeatureCache(root, scratch)
-    made = convert(cache, out, format_, dtype, scratch)
+    made = convert(cache, out, format_, dtype, scratch, force)
     bytes_before = sum(shard.bytes for shard in cache.manifest.shards)
     bytes_after = sum(shard.bytes for shard in made.shards)
     click.echo(
