@@ -60,6 +60,14 @@ def command():
     ),
 )
 @click.option(
+    "--preprocess",
+    metavar="TAG|FILE",
+    help=(
+        "Preprocessing of a --model that is ARCH/FILE: a tag of ARCH, or an open_clip_config.json."
+        "  [default: that of all tags of ARCH, where they agree]"
+    ),
+)
+@click.option(
     "--device",
     metavar="NAME",
     default="auto",
@@ -90,7 +98,18 @@ def command():
     help="Threads that read and decode.",
 )
 def elevater(
-    model, root, datasets, out, by, layout, text_model, device, precision, batch_size, workers
+    model,
+    root,
+    datasets,
+    out,
+    by,
+    layout,
+    text_model,
+    preprocess,
+    device,
+    precision,
+    batch_size,
+    workers,
 ):
     """Score a model zero-shot on the datasets in --root: the 20 of ELEVATER, and any other dataset
     that has a card. Without --datasets the mean is over the ELEVATER datasets.
@@ -113,7 +132,9 @@ def elevater(
     from dimefm.models.loading import load_encoder
     from dimefm.runs.scores import REPORT, SCORES
 
-    encoder = load_encoder(model, device, precision, text_model)
+    encoder = load_encoder(model, device, precision, text_model, preprocess)
+    for note in encoder.notes:
+        click.echo(note, err=True)
     maps = filip.load(model, encoder) if by == "tokens" else None
     names = [name.strip() for name in datasets.split(",") if name.strip()] if datasets else None
     scores = run(

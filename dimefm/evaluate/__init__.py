@@ -28,6 +28,7 @@ def evaluate(
     datasets: Sequence[str] | None = None,
     out: str | os.PathLike | None = None,
     text_model: str | os.PathLike | None = None,
+    preprocess: str | os.PathLike | None = None,
     layout: str | None = None,
     device: str = "auto",
     precision: str = "fp32",
@@ -36,9 +37,10 @@ def evaluate(
 ) -> list[Result]:
     """Score a model zero-shot on the datasets below ``root``, and return one result per dataset.
 
-    ``model`` is what ``dimefm.load`` takes, or what it returned. ``datasets`` are benchmarks or
-    folders; without them every folder that a card claims is scored. ``out`` keeps ``scores.json``,
-    ``report.md`` and the features, so a second call is quick; without ``out`` nothing is kept.
+    ``model`` is what ``dimefm.load`` takes, or what it returned; ``text_model`` and ``preprocess``
+    go with it. ``datasets`` are benchmarks or folders; without them every folder that a card claims
+    is scored. ``out`` keeps ``scores.json``, ``report.md`` and the features, so a second call is
+    quick; without ``out`` nothing is kept.
     ``result.metrics`` maps names to values in 0..1, and ``result.value`` is the main one.
 
     Raises ModelError when the model cannot be loaded, and DataError when a dataset cannot be read.
@@ -52,7 +54,7 @@ def evaluate(
     from dimefm.models.model import Model, load
 
     if not isinstance(model, Model):
-        model = load(model, device, precision, text_model)
+        model = load(model, device, precision, text_model, preprocess)
     names = None if datasets is None else list(datasets)
     return zero_shot.evaluate(
         model.encoder,

@@ -80,7 +80,10 @@ class ExtractStage(Stage):
     def inputs(self) -> str:
         sources = {kind: _shards_of(rows) for kind, rows in self.extraction.open()}
         teachers = [_model_of(spec) for spec in self.request.teacher]
-        return digest_of([self.request.model_dump(), sources, teachers])
+        settings = self.request.model_dump()
+        if self.request.preprocess is None:  # older records do not know the key
+            del settings["preprocess"]
+        return digest_of([settings, sources, teachers])
 
     def outputs(self) -> str:
         places = [*self.caches("image"), *self.caches("text")]
@@ -91,6 +94,9 @@ class ExtractStage(Stage):
         share = share_of(None, None)
         sources = self.extraction.open()
         encoders = self.extraction.load()
+        for encoder in encoders:
+            for note in encoder.notes:
+                say(note)
         for report in self.extraction.run(encoders, sources, share):
             say(report.describe())
         embeddings = {"image": 0, "text": 0}
@@ -170,9 +176,10 @@ class EvalStage(Stage):
 
     name = "eval"
 
-    def __init__(self, request: Eval, model: Path, out: Path):
+    def __init__(self, request: Eval, model: Path, out: Path, preprocess: str | None = None):
         self.request = request
         self.model = model
+        self.preprocess = preprocess
         self.place = out / "scores"
 
     @property
@@ -208,6 +215,7 @@ class EvalStage(Stage):
             self.request.device,
             self.request.precision,
             self.request.text_model,
+            self.preprocess,
         )
         maps = filip.load(str(self.model), encoder) if self.request.by == "tokens" else None
         scores = zero_shot.elevater(
@@ -265,8 +273,12 @@ def stages_of(experiment: Experiment, out: Path) -> list[Stage]:
     if recipe is not None:
         stages.append(TrainStage(recipe, out))
     if experiment.eval is not None:
-        model = out / "run" if recipe is not None else Path(_only_teacher(experiment))
-        stages.append(EvalStage(experiment.eval, model, out))
+        model = out / "run"
+        preprocess = None
+        if recipe is None:
+            model = Path(_only_teacher(experiment))
+            preprocess = experiment.extract.preprocess
+        stages.append(EvalStage(experiment.eval, model, out, preprocess))
     return stages
 
 

@@ -86,6 +86,10 @@ def _refuse_contradictions(request: Extract) -> None:
         raise RecipeError(
             "--text-model is the text tower of one teacher. Fix: extract that teacher alone"
         )
+    if len(request.teacher) > 1 and request.preprocess:
+        raise RecipeError(
+            "--preprocess is the preprocessing of one teacher. Fix: extract that teacher alone"
+        )
     if request.text_views and request.captions == "all":
         raise RecipeError(
             "--captions all makes a row of every sentence, --text-views K of every row. Fix: leave"
@@ -98,7 +102,14 @@ def _teachers(request: Extract) -> tuple[tuple[str, functools.partial], ...]:
     precision = "fp32" if request.precision == "auto" else request.precision
     teachers = []
     for folder, spec in zip(folders_of(request.teacher), request.teacher, strict=True):
-        load = functools.partial(load_encoder, spec, request.device, precision, request.text_model)
+        load = functools.partial(
+            load_encoder,
+            spec,
+            request.device,
+            precision,
+            request.text_model,
+            request.preprocess,
+        )
         teachers.append((folder, load))
     return tuple(teachers)
 

@@ -24,13 +24,14 @@ from dimefm.models.inference.micro_batches import Pieces, fitting_batch_size
 from dimefm.models.inference.precision import computing
 
 
-@dataclass
+@dataclass(repr=False)
 class Encoder:
     """Two towers behind one face.
 
     ``encode_image`` takes float pixels [B, 3, S, S] as ``preprocess`` makes them, ``encode_text``
     tokens [N, L]; both return float32 unit rows [.., D]; when memory runs out, in smaller pieces.
-    ``image_parameters`` and ``text_parameters`` count the weights of each tower.
+    ``image_parameters`` and ``text_parameters`` count the weights of each tower. ``notes`` are
+    lines for the user on how it was loaded.
     """
 
     card: EncoderCard
@@ -42,6 +43,11 @@ class Encoder:
     precision: str = "fp32"
     image_pieces: Pieces = field(default_factory=Pieces)
     text_pieces: Pieces = field(default_factory=Pieces)
+    notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """Return name, dimension and device: the modules in full would be hundreds of lines."""
+        return f"Encoder({self.card.name!r}, dim={self.card.dim}, device={str(self.device)!r})"
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """Return float32 unit rows [B, D] of pixels [B, 3, S, S]; raise ModelError when there is no

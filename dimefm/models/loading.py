@@ -14,7 +14,7 @@ from torch import nn
 from dimefm.cache import EncoderCard
 from dimefm.cache.manifest import differences
 from dimefm.errors import ModelError
-from dimefm.models import open_clip
+from dimefm.models import open_clip, published
 from dimefm.models.encoder import BorrowedTower, Encoder, weights_sha256
 from dimefm.models.encoder_spec import EncoderSpec
 from dimefm.models.inference.precision import PRECISIONS
@@ -31,33 +31,65 @@ class Compute:
     device: torch.device
     precision: str
 
-    def load(self, spec: str) -> Encoder:
+    def load(self, spec: str, recorded: EncoderCard | None = None) -> Encoder:
         """Load another encoder that computes in the same way."""
-        return load_encoder(spec, str(self.device), self.precision)
+        return load_encoder(spec, str(self.device), self.precision, recorded=recorded)
 
 
 def load_encoder(
-    spec: str, device: str = "auto", precision: str = "fp32", text_model: str | None = None
+    spec: str,
+    device: str = "auto",
+    precision: str = "fp32",
+    text_model: str | None = None,
+    preprocess: str | None = None,
+    *,
+    recorded: EncoderCard | None = None,
 ) -> Encoder:
     """Load the encoder that ``spec`` names, see :mod:`dimefm.models.encoder_spec`, for inference.
 
     ``text_model`` replaces the recorded teacher as the text tower of a distilled image tower: the
     teacher where it lies now, or the run of a text tower that was distilled from the same teacher.
-    Raises ModelError when the spec names nothing, has no weights, or the text tower is not the one
-    trained against.
+
+    ``preprocess`` is for ``ARCH/FILE``, since a weights file does not say how images are prepared:
+    a tag of the architecture, or a JSON file, see :mod:`dimefm.models.published`. A cache or run
+    that was made with such weights has ``recorded`` it, and the recorded preprocessing is used.
+
+    Raises ModelError when the spec names nothing, has no weights, the text tower is not the one
+    trained against, or the preprocessing is not known.
     """
     if precision not in PRECISIONS:
         raise ModelError(f"--precision {precision}: expected one of {', '.join(PRECISIONS)}")
     compute = Compute(pick_device(device), precision)
     parsed = EncoderSpec.parse(spec)
+    if preprocess is not None and parsed.kind != "file":
+        raise ModelError(
+            f"--preprocess {preprocess}: is for weights named ARCH/FILE, but {spec} states its own"
+            " preprocessing. Fix: remove --preprocess"
+        )
     if parsed.kind == "run":
         return _load_run(parsed.path, compute, text_model)
+    if parsed.kind == "file":
+        return _load_file(parsed, compute, preprocess, recorded)
     model, tokenizer = _load_open_clip(parsed)
     return _encoder(spec, model, tokenizer, compute)
 
 
+def _load_file(
+    spec: EncoderSpec, compute: Compute, chosen: str | None, recorded: EncoderCard | None
+) -> Encoder:
+    """Load a weights file of an architecture, with the preprocessing of such weights."""
+    if chosen is None and recorded is not None and "mean" in recorded.preprocess:
+        quick_gelu = recorded.activation == "quick_gelu"
+        preparation = published.Preparation(recorded.preprocess, "as recorded", quick_gelu)
+    else:
+        preparation = published.preparation_of(spec.architecture, spec.path, chosen)
+    model = open_clip.create(spec.architecture, spec.path, quick_gelu=preparation.quick_gelu)
+    tokenizer = open_clip.tokenizer_of(spec.architecture)
+    return _encoder(spec.text, model, tokenizer, compute, preparation)
+
+
 def _load_open_clip(spec: EncoderSpec) -> tuple[nn.Module, Callable]:
-    """Return the model and the tokenizer of anything but a run."""
+    """Return the model and the tokenizer of anything but a run or a weights file."""
     if spec.kind == "folder":
         open_clip.check_folder(spec.path)
         name = open_clip.folder_config(spec.path.resolve())
@@ -65,14 +97,22 @@ def _load_open_clip(spec: EncoderSpec) -> tuple[nn.Module, Callable]:
     if spec.kind == "random":
         model = open_clip.random(spec.architecture, spec.seed)
     else:
-        model = open_clip.create(spec.architecture, spec.path if spec.kind == "file" else spec.tag)
+        model = open_clip.create(spec.architecture, spec.tag)
     return model, open_clip.tokenizer_of(spec.architecture)
 
 
-def _encoder(name: str, model: nn.Module, tokenizer: Callable, compute: Compute) -> Encoder:
-    """Return the encoder of a whole CLIP."""
+def _encoder(
+    name: str,
+    model: nn.Module,
+    tokenizer: Callable,
+    compute: Compute,
+    preparation: published.Preparation | None = None,
+) -> Encoder:
+    """Return the encoder of a whole CLIP; without a ``preparation`` the model states its own."""
     bias = getattr(model, "logit_bias", None)
     preprocess = open_clip.preprocess_of(model)
+    if preparation is not None:
+        preprocess = {**preparation.preprocess, "size": preprocess["size"]}
     card = EncoderCard(
         name=name,
         weights_sha256=weights_sha256(model),
@@ -93,6 +133,7 @@ def _encoder(name: str, model: nn.Module, tokenizer: Callable, compute: Compute)
         tokenizer=tokenizer,
         device=compute.device,
         precision=compute.precision,
+        notes=published.notes_on(preprocess, preparation),
     )
 
 
@@ -229,7 +270,7 @@ def _teacher_of(
     card = _teacher_card(folder, record)
     spec = text_model or _place_of_teacher(folder, record) or card.name
     try:
-        teacher = compute.load(spec)
+        teacher = compute.load(spec, card)
     except ModelError as error:
         raise ModelError(
             f"{folder} was distilled from '{card.name}' and needs its other tower: {error}. "

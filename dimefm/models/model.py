@@ -118,16 +118,19 @@ def load(
     device: str = "auto",
     precision: str = "fp32",
     text_model: str | os.PathLike | None = None,
+    preprocess: str | os.PathLike | None = None,
 ) -> Model:
     """Load a model for inference.
 
     ``model`` is anything that ``dimefm eval --model`` takes: a run folder, ``ARCH/TAG`` of
     open_clip (the only case that downloads), ``ARCH/FILE``, or a folder in open_clip's layout.
-    ``text_model`` names the text tower of a distilled image tower when it has moved. Raises
-    ModelError when the model cannot be loaded.
+    ``text_model`` names the text tower of a distilled image tower when it has moved. ``preprocess``
+    says how images are prepared for ``ARCH/FILE`` where the tags of ARCH differ in it: a tag, or
+    the path of an ``open_clip_config.json``. Raises ModelError when the model cannot be loaded.
     """
     text_tower = None if text_model is None else os.fspath(text_model)
-    return Model(load_encoder(os.fspath(model), device, precision, text_tower))
+    chosen = None if preprocess is None else os.fspath(preprocess)
+    return Model(load_encoder(os.fspath(model), device, precision, text_tower, chosen))
 
 
 def _refuse_long(lengths: Sequence[int], context_length: int, first: int) -> None:

@@ -87,11 +87,12 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def create(arch: str, weights: str | Path | None = None) -> nn.Module:
+def create(arch: str, weights: str | Path | None = None, *, quick_gelu: bool = False) -> nn.Module:
     """Return a model of a known architecture or ``local-dir:`` folder.
 
     ``weights`` is a pretrained tag (downloaded by open_clip), a file, or None: a folder's own
-    weights, else random ones. Raises ModelError with open_clip's reason when it cannot be loaded.
+    weights, else random ones. A tag has its own activation; ``quick_gelu`` says that other weights
+    belong to OpenAI's. Raises ModelError with open_clip's reason when it cannot be loaded.
     """
     local = arch.startswith(FOLDER)
     if not local:
@@ -100,7 +101,7 @@ def create(arch: str, weights: str | Path | None = None) -> nn.Module:
         with _quiet():
             tag = weights if isinstance(weights, str) else None
             named = tag is not None or (local and weights is None)
-            quick = tag is not None and trained_with_quick_gelu(arch, tag)
+            quick = quick_gelu or (tag is not None and trained_with_quick_gelu(arch, tag))
             model = open_clip.create_model(
                 arch, tag, require_pretrained=named, force_quick_gelu=quick
             )

@@ -169,7 +169,7 @@ def _load_teacher(card: EncoderCard, recipe: Recipe, device: torch.device) -> En
     """
     spec = recipe.eval_text_model or card.name
     try:
-        teacher = load_encoder(spec, str(device))
+        teacher = load_encoder(spec, str(device), recorded=card)
     except ModelError as error:
         raise ModelError(
             f"evaluation during training needs the other tower, of the teacher '{card.name}':"

@@ -3,12 +3,15 @@
 import base64
 import json
 
+import open_clip as upstream
 import pytest
+import torch
 from click.testing import CliRunner
 
 from dimefm.cache import FeatureCache
 from dimefm.cli import main
-from tests.cli.conftest import TEACHER, run, tsv
+from dimefm.models import open_clip
+from tests.cli.conftest import TEACHER, refused, run, tsv
 
 
 def test_images_and_sentences_go_to_folders_of_their_own(raw):
@@ -149,3 +152,31 @@ def test_debug_shows_the_traceback(raw):
         main, ["--debug", "extract-features", "--teacher", TEACHER, "--texts", "none", "--out", "o"]
     )
     assert type(result.exception).__name__ == "DataError"
+
+
+def test_a_weights_file_is_prepared_as_published_and_the_command_says_how(raw, monkeypatch):
+    """The manifest records it, ``cache verify`` and ``eval`` use it, and a choice is asked for."""
+    squash = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "resize_mode": "squash"}
+    architecture = TEACHER.partition("/")[0]
+    tags = {"first": squash, "second": {**squash, "resize_mode": "longest"}}
+    monkeypatch.setitem(upstream.pretrained._PRETRAINED, architecture, tags)
+    torch.save(open_clip.random(architecture, 0).state_dict(), raw / "weights.pt")
+    spec = f"{architecture}/{raw / 'weights.pt'}"
+    words = ("--images", raw / "photos", "--out", raw / "cache")
+    assert "(first: squash; second: longest). Fix: name the tag" in refused(*words, teacher=spec)
+    code, output = run(*words, "--preprocess", "second", teacher=spec)
+    assert code == 0, output
+    line = "images: 64 pixels, longest, bicubic, mean 0.5, std 0.5"
+    assert f"{line} (as second)" in output
+    preprocess = FeatureCache(raw / "cache/images").manifest.encoder.preprocess
+    assert (preprocess["resize_mode"], preprocess["mean"]) == ("longest", [0.5] * 3)
+    verified = CliRunner().invoke(
+        main,
+        [
+            *("cache", "verify", str(raw / "cache/images"), "--against-teacher", "4"),
+            *("--images", str(raw / "photos"), "--device", "cpu"),
+        ],
+    )
+    assert verified.exit_code == 0, verified.output
+    two = ("--teacher", TEACHER, "--preprocess", "second")
+    assert "preprocessing of one teacher" in refused(*words, *two, teacher=spec)

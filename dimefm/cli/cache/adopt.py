@@ -79,7 +79,14 @@ PROVENANCE = (
 )
 @click.option("--logit-bias", type=float, help="Bias of a SigLIP encoder's logits.")
 @click.option("--tokenizer", metavar="NAME", help="Name of the encoder's tokenizer.")
-@click.option("--preprocess", metavar="JSON", help="Preprocessing of the images, as a JSON object.")
+@click.option(
+    "--preprocess",
+    metavar="JSON|TAG|FILE",
+    help=(
+        "Preprocessing of the images, as a JSON object. Of a --teacher that is ARCH/FILE: a tag of"
+        " ARCH, or an open_clip_config.json."
+    ),
+)
 @source_options
 def command(sources, out, kind, format_, dtype, array, keys, rows_of, normalize, teacher, **flags):
     """Import feature files of other programs into a cache.
@@ -152,6 +159,7 @@ def _card(teacher: str | None, facts: Mapping) -> Callable[[int], EncoderCard]:
     The card is the teacher's, or made from the facts that the flags state.
     """
     given = {name: facts[name] for name in PROVENANCE if facts[name] is not None}
+    preprocess = given.pop("preprocess", None)
     if teacher and given:
         flag = "--" + next(iter(given)).replace("_", "-")
         raise click.UsageError(
@@ -160,11 +168,11 @@ def _card(teacher: str | None, facts: Mapping) -> Callable[[int], EncoderCard]:
     if teacher:
         from dimefm.models.loading import load_encoder
 
-        card = load_encoder(teacher, "cpu").card
+        card = load_encoder(teacher, "cpu", preprocess=preprocess).card
         return lambda dim: card
     if not re.fullmatch(r"[0-9a-f]{64}", given.get("weights_sha256", "0" * 64)):
         raise click.BadParameter("expected 64 hexadecimal digits", param_hint="--weights-sha256")
-    given["preprocess"] = _preprocess(given.get("preprocess", "{}"))
+    given["preprocess"] = _preprocess(preprocess or "{}")
 
     from dimefm.cache import EncoderCard
     from dimefm.cache.importing.adopt import UNKNOWN

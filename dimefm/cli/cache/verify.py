@@ -30,6 +30,14 @@ from dimefm.cli.cache import caches
     help="Teacher that made the cache.  [default: the teacher that the manifest names]",
 )
 @click.option(
+    "--preprocess",
+    metavar="TAG|FILE",
+    help=(
+        "Preprocessing of a teacher that is ARCH/FILE: a tag of ARCH, or an open_clip_config.json."
+        "  [default: that of the manifest]"
+    ),
+)
+@click.option(
     "--images", multiple=True, metavar="SRC...", help="Images that the cache was made from."
 )
 @click.option(
@@ -50,7 +58,7 @@ from dimefm.cli.cache import caches
 )
 @source_options
 @selection_options
-def command(root, sha256, against_teacher, teacher, min_cosine, device, **flags):
+def command(root, sha256, against_teacher, teacher, preprocess, min_cosine, device, **flags):
     """Check that the cache at ROOT, a folder or URL, is whole.
 
     With --against-teacher, also encode random rows again and compare them with the cache.
@@ -71,7 +79,7 @@ def command(root, sha256, against_teacher, teacher, min_cosine, device, **flags)
         checked = "SHA-256 and rows" if sha256 else "sizes"
         click.echo(f"{folder}: {shards} shard{plural}, {len(cache):,} rows, {checked} as recorded")
         if against_teacher:
-            agreement = _agreement(cache, against_teacher, teacher, device, flags)
+            agreement = _agreement(cache, against_teacher, teacher, preprocess, device, flags)
             click.echo(f"  {agreement.describe()}")
             if agreement.min_cosine < min_cosine:
                 raise CacheError(
@@ -81,7 +89,7 @@ def command(root, sha256, against_teacher, teacher, min_cosine, device, **flags)
                 )
 
 
-def _agreement(cache, number, teacher, device, flags):
+def _agreement(cache, number, teacher, preprocess, device, flags):
     from dimefm.extract.verify import against_teacher
     from dimefm.models.loading import load_encoder
 
@@ -92,5 +100,7 @@ def _agreement(cache, number, teacher, device, flags):
             f"--against-teacher needs the raw {kind}s of {cache.store}: name them with --{kind}s"
         )
     precision = cache.manifest.how.get("precision", "fp32")
-    encoder = load_encoder(teacher or cache.manifest.encoder.name, device, precision)
+    card = cache.manifest.encoder
+    name = teacher or card.name
+    encoder = load_encoder(name, device, precision, preprocess=preprocess, recorded=card)
     return against_teacher(cache, encoder, open_sources(sources, kind, flags), number)

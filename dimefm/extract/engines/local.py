@@ -21,6 +21,8 @@ def run(extraction: Extraction, share: Share, echo: Callable[[str], None]) -> No
             weights = str(encoder.card.weights_sha256)[:12]
             line = f"teacher {encoder.card.name} (weights {weights}) on {encoder.device}"
             print(line, file=sys.stderr)
+            for note in encoder.notes:
+                print(note, file=sys.stderr)
     for report in extraction.run(encoders, sources, share):
         text = report.describe()
         if share.ranks > 1:

@@ -41,6 +41,13 @@ class Extract(Section):
         metavar="SPEC",
         unset="the one that the run names",
     )
+    preprocess: str | None = key(
+        None,
+        "Preprocessing of a --teacher that is ARCH/FILE: a tag of ARCH, or an "
+        "open_clip_config.json.",
+        metavar="TAG|FILE",
+        unset="that of all tags of ARCH, where they agree",
+    )
     dataroot: str | None = SHARED["dataroot"]
     input_format: str | None = SHARED["input_format"]
     image_column: str | None = SHARED["image_column"]
