@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +11,12 @@ from dimefm.cli._options import ManyValues
 from dimefm.cli._recipe_options import recipe_options, recipe_sections
 from dimefm.cli.assignments import assignments
 from dimefm.errors import RecipeError
+from dimefm.runtime.progress import unless_hung_up
+from dimefm.runtime.torchrun import rank_of
+from dimefm.train.checkpoint_folders import how_to_resume
+
+if TYPE_CHECKING:
+    from dimefm.recipe import Recipe
 
 
 @click.command(
@@ -60,22 +67,35 @@ def command(recipe, small, settings, out, resume, **flags):
       torchrun --nproc-per-node 4 -m dimefm train ...
     """
     from dimefm.recipe import read
-    from dimefm.runtime.torchrun import rank_of
-    from dimefm.train.online_eval import scorer
-    from dimefm.train.trainer import train
+    from dimefm.train.signals import raised
 
     given = {name: value for name, value in flags.items() if value not in (None, ())}
     resolved = read(recipe, small, **{**given, **parse_settings(settings)})
+    with raised():
+        try:
+            _train(resolved, out, resume)
+        except KeyboardInterrupt:
+            _say(f"\ninterrupted; {how_to_resume(out)}")
+            click.get_current_context().exit(130)
 
-    def say(line: str) -> None:
-        if rank_of()[0] == 0:
-            click.echo(line, err=True)
 
-    done = train(
-        resolved, out, resume, echo=say, scorer=scorer, ready=lambda: say(resolved.to_toml())
-    )
+def _train(recipe: Recipe, out: Path, resume: bool) -> None:
+    from dimefm.train.online_eval import scorer
+    from dimefm.train.trainer import train
+
+    def ready() -> None:
+        _say(recipe.to_toml())
+
+    done = train(recipe, out, resume, echo=_say, scorer=scorer, ready=ready)
     if rank_of()[0] == 0:
         click.echo(f"run folder: {done}")
+
+
+def _say(line: str) -> None:
+    """Print a line to stderr, in the first of several processes."""
+    if rank_of()[0] == 0:
+        with unless_hung_up():
+            click.echo(line, err=True)
 
 
 def parse_settings(settings: tuple[str, ...]) -> dict:

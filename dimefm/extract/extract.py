@@ -33,6 +33,7 @@ from dimefm.extract.stages.texts import Texts
 from dimefm.extract.stages.tokens import PatchTokenStage
 from dimefm.models.encoder import Encoder
 from dimefm.runtime.progress import Progress
+from dimefm.runtime.torchrun import end_with_torchrun
 from dimefm.runtime.versions import libraries
 
 Mode = Literal["create", "append", "retry"]
@@ -94,6 +95,7 @@ def extract_several(
     Raises as :func:`extract` does, and RecipeError for ``auto_batch`` with several encoders.
     """
     settings = settings or Settings()
+    end_with_torchrun()
     if not len(rows):
         names = ", ".join(shard.name for shard in rows.shards)
         raise DataError(f"the {kind} sources hold no rows ({names}). Fix: check the sources")

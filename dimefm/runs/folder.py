@@ -15,7 +15,6 @@ A CLIP trained to compare patches with words also keeps the projections of both 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -23,10 +22,21 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from dimefm.errors import ModelError
-from dimefm.runs.record import RunRecord
+from dimefm.runs.record import FILE, RunRecord
 from dimefm.storage.files import commit
 
-FILE = "run.json"
+__all__ = [
+    "FILE",
+    "IMAGE_TOWER",
+    "KINDS",
+    "LOG",
+    "TEXT_TOWER",
+    "TOKEN_MAPS",
+    "load_weights",
+    "read",
+    "save_tensors",
+]
+
 LOG = "log.jsonl"  # one object per logged step
 IMAGE_TOWER = "image_tower.safetensors"
 TEXT_TOWER = "text_tower.safetensors"
@@ -56,27 +66,23 @@ def read(folder: Path) -> RunRecord:
     return record
 
 
-def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write tensors as safetensors, atomically."""
+def save_tensors(
+    tensors: dict[str, Tensor], path: Path, marks: dict[str, str] | None = None
+) -> None:
+    """Write tensors as safetensors, atomically; ``marks`` go into the file's metadata."""
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     part = path.with_name(path.name + ".part")
-    part.write_bytes(save(on_cpu))
+    part.write_bytes(save(on_cpu, marks))
     commit(part, path)
 
 
-def load_weights(
-    module: nn.Module, path: Path, renamed: Callable[[dict], dict] | None = None
-) -> None:
+def load_weights(module: nn.Module, path: Path) -> None:
     """Load a safetensors file into ``module``; every weight must be there.
 
-    ``renamed`` maps the names in the file to those of ``module``. Raises ModelError when the
-    weights do not fit.
+    Raises ModelError when the weights do not fit.
     """
     try:
-        tensors = load_file(path)
-        if renamed is not None:
-            tensors = renamed(tensors)
-        module.load_state_dict(tensors)
+        module.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(

@@ -11,6 +11,8 @@ from pathlib import Path
 from dimefm.errors import ModelError
 from dimefm.storage.files import to_json
 
+FILE = "run.json"
+
 FINGERPRINTS = (
     "image_cache",
     "text_cache",
@@ -41,8 +43,10 @@ class RunRecord:
     ``kind`` is "clip", "image-tower" or "text-tower"; ``model_cfg`` is the model in open_clip's
     words. ``teacher`` is the card of the first teacher (None without teachers), ``teacher_at`` its
     path relative to the run folder when it is a file or folder. ``fingerprints`` maps a key of the
-    recipe to the fingerprints of what the run was trained on. ``best`` describes the folder of the
-    best weights; ``without_improvement`` counts the last evaluations of a run that ended early.
+    recipe to the fingerprints of what the run was trained on. ``machine`` is what rounds sums:
+    torch's threads, the number of processes, the kind of device, torch's version. ``best``
+    describes the folder of the best weights; ``without_improvement`` counts the last evaluations
+    of a run that ended early.
     """
 
     kind: str
@@ -58,6 +62,7 @@ class RunRecord:
     parameters: int = 0
     fingerprints: dict = field(default_factory=dict)
     libraries: dict = field(default_factory=dict)
+    machine: dict | None = None
     token_maps: dict | None = None
     ema: float | None = None
     best: dict | None = None

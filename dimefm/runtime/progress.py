@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import sys
 import time
+from collections.abc import Iterator
 
 from tqdm import tqdm
 
@@ -36,13 +39,19 @@ class Progress:
         return self
 
     def __exit__(self, *exception) -> None:
-        self.bar.close()
+        with unless_hung_up():
+            self.bar.close()
 
     def update(self, count: int = 1, note: str | None = None) -> None:
         """Count ``count`` more units; ``note`` replaces the text behind the bar."""
         self.done += count
         if note is not None:
             self.note = note
+        with unless_hung_up():
+            self._show(count, note)
+
+    def _show(self, count: int, note: str | None) -> None:
+        if note is not None:
             self.bar.set_postfix_str(note, refresh=False)
         self.bar.update(count)
         now = time.monotonic()
@@ -64,3 +73,13 @@ class Progress:
         if self.note:
             line += f", {self.note}"
         return line
+
+
+@contextlib.contextmanager
+def unless_hung_up() -> Iterator[None]:
+    """Let a line for people be lost when their terminal is gone; the work goes on."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise

@@ -29,11 +29,16 @@ def commit(part: Path, final: Path) -> None:
     finally:
         os.close(descriptor)
     os.replace(part, final)
-    folder = os.open(final.parent, os.O_RDONLY)
+    sync_folder(final.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 class Hashed(io.RawIOBase):
@@ -107,8 +112,8 @@ def remove_new_dirs_on_error(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with contextlib.suppress(OSError):
-            for path in new:
+        for path in new:
+            with contextlib.suppress(OSError):
                 path.rmdir()
         raise
 

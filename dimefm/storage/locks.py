@@ -1,8 +1,10 @@
 """Claims: they mark which process works on what, so that several may extract into one folder.
 
 A claim is an advisory lock (flock) on a small file. The operating system releases it when its
-process ends, however it ends, so a killed process never blocks another. Object stores have no
-locks: there the processes must not share work.
+process ends, however it ends, so a killed process never blocks another. Some network file systems
+and Windows have no such locks; a claim there says so (``is_locked``), and keeps nobody out.
+:func:`claim_alone` falls back to a file that names its owner. Object stores have no locks: there
+the processes must not share work.
 """
 
 from __future__ import annotations
@@ -10,15 +12,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import socket
 from pathlib import Path
 from types import TracebackType
 
 try:
     import fcntl
-except ModuleNotFoundError:  # Windows: every claim is granted
+except ModuleNotFoundError:  # Windows
     fcntl = None
 
-# errors of file systems without locks, where every claim is granted
+# errors of file systems without locks
 UNSUPPORTED = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
@@ -27,11 +30,18 @@ class Claim:
 
     ``descriptor`` is the locked file, None for a claim that needs no lock. ``exclusive_path`` is
     its path when no other process can hold the claim; the file is then removed on release.
+    ``is_locked`` is False where the file system has no locks, so that others may hold it too.
     """
 
-    def __init__(self, descriptor: int | None = None, exclusive_path: Path | None = None):
+    def __init__(
+        self,
+        descriptor: int | None = None,
+        exclusive_path: Path | None = None,
+        is_locked: bool = True,
+    ):
         self._descriptor = descriptor
         self._exclusive_path = exclusive_path
+        self.is_locked = is_locked
 
     def last(self) -> bool:
         """Return whether no other process holds this claim; if so, none can take it from now on.
@@ -45,6 +55,13 @@ class Claim:
         except OSError:
             return False
         return True
+
+    def sign(self) -> None:
+        """Write this machine and process into the file, for messages of others."""
+        if self._descriptor is not None:
+            os.ftruncate(self._descriptor, 0)
+            os.lseek(self._descriptor, 0, os.SEEK_SET)
+            os.write(self._descriptor, f"{this_host()} {os.getpid()}\n".encode())
 
     def release(self) -> None:
         """Release the claim; a second call does nothing."""
@@ -70,7 +87,8 @@ def claim(path: Path, *, shared: bool = False, wait: bool = False) -> Claim | No
     """Claim ``path``, a file that is created if necessary.
 
     Without ``wait``, returns None when another process holds the claim. Several processes may hold
-    a ``shared`` claim. Raises OSError when the file cannot be created.
+    a ``shared`` claim. Every claim is granted where there are no locks, see ``Claim.is_locked``.
+    Raises OSError when the file cannot be created.
     """
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +98,7 @@ def claim(path: Path, *, shared: bool = False, wait: bool = False) -> Claim | No
             continue  # another process finished the work and removed the folder just now
         held = Claim(descriptor)
         try:
-            _lock(descriptor, shared, wait)
+            is_locked = _lock(descriptor, shared, wait)
         except BlockingIOError:
             held.release()
             return None
@@ -88,14 +106,86 @@ def claim(path: Path, *, shared: bool = False, wait: bool = False) -> Claim | No
             held.release()
             raise
         if _is_at(path, descriptor):
-            return Claim(descriptor, None if shared else path)
+            return Claim(descriptor, None if shared else path, is_locked)
         held.release()
 
 
-def _lock(descriptor: int, shared: bool, wait: bool) -> None:
-    """Lock an open file; raise BlockingIOError when another process holds it."""
+def claim_alone(path: Path) -> Claim | None:
+    """Claim ``path`` also where there are no locks; None when another process holds the claim.
+
+    The file names its owner, see :func:`owner_of`. Where there are no locks, ``PATH.owner`` is made
+    by one process only, and a process that was killed leaves it: it no longer counts when its owner
+    was a process of this machine that has ended. Raises OSError when the file cannot be created.
+    """
+    held = claim(path)
+    if held is None:
+        return None
+    if held.is_locked:
+        held.sign()
+        return held
+    held.release()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    owner = _owner_file(path)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
+    for _ in range(2):
+        with contextlib.suppress(FileExistsError):
+            held = Claim(os.open(owner, flags, 0o666), owner, is_locked=False)
+            held.sign()
+            return held
+        if not _has_ended(owner):
+            return None
+        owner.unlink(missing_ok=True)
+    return None
+
+
+def owner_of(path: Path) -> str:
+    """Return who holds the claim of :func:`claim_alone`, for messages."""
+    for file in (_owner_file(path), path):
+        with contextlib.suppress(OSError, ValueError):
+            host, pid = file.read_text(encoding="utf-8").split()
+            advice = f"; if it has ended, remove {file}" if file != path else ""
+            return f"process {int(pid)} on {host!r}{advice}"
+    return "another process"
+
+
+def _owner_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.owner")
+
+
+def _has_ended(owner: Path) -> bool:
+    """Return whether an owner file names a process of this machine that has ended."""
+    try:
+        host, pid = owner.read_text(encoding="utf-8").split()
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return host == this_host() and pid.isdecimal() and not is_running(int(pid))
+
+
+def this_host() -> str:
+    """Return the name of this machine, without spaces."""
+    return "-".join(socket.gethostname().split()) or "unknown"
+
+
+def is_running(pid: int) -> bool:
+    """Return whether this machine has a process of that number."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # it belongs to somebody else
+        return True
+    return True
+
+
+def _lock(descriptor: int, shared: bool, wait: bool) -> bool:
+    """Lock an open file; raise BlockingIOError when another process holds it.
+
+    Returns False where the file system has no locks.
+    """
     if fcntl is None:
-        return
+        return False
     operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     if not wait:
         operation |= fcntl.LOCK_NB
@@ -104,6 +194,8 @@ def _lock(descriptor: int, shared: bool, wait: bool) -> None:
     except OSError as error:
         if error.errno not in UNSUPPORTED:
             raise
+        return False
+    return True
 
 
 def _is_at(path: Path, descriptor: int) -> bool:

@@ -1,40 +1,39 @@
 """Checkpoints: a folder per step, complete or absent, without pickle; and the folder of the best
 weights so far.
+
+``SHA256SUMS`` seals a checkpoint: it has the digest of every other file, as ``sha256sum`` writes
+them. Checkpoints of earlier versions have no seal and are checked as far as they can be.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import hashlib
 import os
-import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
-from dimefm.errors import ModelError
 from dimefm.runs import folder as runs
-from dimefm.storage.files import to_json, write_text
+from dimefm.storage.files import sync_folder, to_json, write_text
+from dimefm.train.checkpoint_folders import checkpoints, folders
 from dimefm.train.early_stopping import EarlyStopping
 from dimefm.train.ema import Ema
+from dimefm.train.saved import AVERAGE, MODEL, OPTIMIZER, SEAL, STATE, VERSION, load
 
-MODEL, OPTIMIZER, AVERAGE, STATE = (
-    "model.safetensors",
-    "optimizer.safetensors",
-    "ema.safetensors",
-    "state.json",
-)
-FORMER_NAMES = (
-    (re.compile(r"^(module\.)?learn[t]\."), r"\1loss_modules."),
-    (re.compile(r"^(module\.)?bridge\."), r"\1projection."),
-)
-"""What parts of the student were called in checkpoints of 0.1.0's first builds, and are called
-now.
-"""
+__all__ = [
+    "best",
+    "checkpoints",
+    "folders",
+    "load",
+    "save",
+    "save_best",
+    "set_aside",
+]
+SET_ASIDE = ".damaged"  # ending of the folders that no run resumes from
 
 
 def save(
@@ -46,34 +45,65 @@ def save(
     caches: dict[str, list[str]],
     ema: Ema | None = None,
     watch: EarlyStopping | None = None,
+    facts: Mapping[str, object] | None = None,
 ) -> Path:
     """Write ``out/checkpoints/STEP`` (after ``step`` optimizer steps) and drop all but the ``keep``
     newest.
 
-    ``caches`` are the fingerprints of what the run learns from; :func:`load` gives them back. An
-    error, as of a full disk, leaves the checkpoints that were there.
+    ``caches`` are the fingerprints of what the run learns from, ``facts`` further JSON values of
+    ``state.json``. An error, as of a full disk, leaves the checkpoints that were there.
     """
     folder = out / "checkpoints" / f"{step:08d}"
     part = folder.with_name(folder.name + ".part")
+    marks = {"step": str(step)}
+    state: dict[str, object] = {"version": VERSION, "step": step, "caches": caches}
+    state |= facts or {}
+    if watch is not None:
+        state["watch"] = watch.state()
     with _filled(part):
-        runs.save_tensors(model.state_dict(), part / MODEL)
-        runs.save_tensors(_flatten(model, optimizer), part / OPTIMIZER)
+        runs.save_tensors(model.state_dict(), part / MODEL, marks)
+        runs.save_tensors(_flatten(model, optimizer), part / OPTIMIZER, marks)
         if ema is not None:
-            runs.save_tensors(ema.state_dict(), part / AVERAGE)
-        state = {"step": step, "caches": caches}
-        write_text(
-            part / STATE, to_json(state if watch is None else {**state, "watch": watch.state()})
-        )
+            runs.save_tensors(ema.state_dict(), part / AVERAGE, marks)
+        write_text(part / STATE, to_json(state))
+        write_text(part / SEAL, seal_of(part))
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(part, folder)
+    sync_folder(folder.parent)
     for old in checkpoints(out)[:-keep]:
         shutil.rmtree(old)
     return folder
 
 
-def checkpoints(out: Path) -> list[Path]:
-    """Return the complete checkpoints of a run, oldest first."""
-    return sorted(path.parent for path in (out / "checkpoints").glob(f"[0-9]*[0-9]/{STATE}"))
+def seal_of(folder: Path) -> str:
+    """Return the text of a checkpoint's seal: a line with digest and name for each file."""
+    lines = []
+    for path in sorted(folder.iterdir()):
+        if path.name != SEAL:
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            lines.append(f"{digest}  {path.name}\n")
+    return "".join(lines)
+
+
+def set_aside(out: Path, step: int) -> None:
+    """Rename the checkpoints of later steps than ``step``, from which the run is resumed.
+
+    Otherwise they would count among the newest ones, which are kept.
+    """
+    for folder in folders(out):
+        if int(folder.name) > step:
+            aside = folder.with_name(folder.name + SET_ASIDE)
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(folder, aside)
+
+
+def remove_parts(out: Path) -> None:
+    """Remove what a killed process left half-written in the run folder ``out``."""
+    for part in [*out.glob("*.part"), *(out / "checkpoints").glob("*.part")]:
+        if part.is_dir() and not part.is_symlink():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
 
 
 def save_best(out: Path, write: Callable[[Path], None]) -> Path:
@@ -105,52 +135,6 @@ def best(out: Path) -> Path | None:
     return folder if folder.exists() else None
 
 
-def load(
-    folder: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    ema: Ema | None = None,
-    watch: EarlyStopping | None = None,
-) -> tuple[int, dict[str, list[str]]]:
-    """Restore what is given; return (steps done, fingerprints of the caches). Raises ModelError if
-    damaged.
-    """
-    runs.load_weights(model, folder / MODEL, _with_present_names)
-    if ema is not None:
-        runs.load_weights(ema, folder / AVERAGE, _with_present_names)
-    try:
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        step, caches = state["step"], state["caches"]
-        if watch is not None:
-            watch.restore(state["watch"])
-        flat = _with_present_names(load_file(folder / OPTIMIZER))
-        for name, parameter in model.named_parameters():
-            if f"{name}/step" in flat:
-                optimizer.state[parameter] = {
-                    "step": flat[f"{name}/step"].to(parameter.device),
-                    **{
-                        field: _like(flat[f"{name}/{field}"], parameter)
-                        for field in ("exp_avg", "exp_avg_sq")
-                    },
-                }
-    except Exception as error:  # safetensors, JSON and file errors: all mean the same to the user
-        raise ModelError(
-            f"{folder}: the checkpoint is damaged ({error}). Fix: remove it to resume from the one"
-            " before"
-        ) from error
-    return step, caches
-
-
-def _with_present_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the tensors of a checkpoint under the names that the student's parts have now."""
-    renamed = {}
-    for name, value in tensors.items():
-        for former, present in FORMER_NAMES:
-            name = former.sub(present, name)
-        renamed[name] = value
-    return renamed
-
-
 @contextlib.contextmanager
 def _filled(part: Path) -> Iterator[None]:
     """Make ``part`` an empty folder to fill; on an error it goes, and what it took of the disk with
@@ -163,13 +147,6 @@ def _filled(part: Path) -> Iterator[None]:
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
-
-
-def _like(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """Return ``value`` laid out in memory as ``parameter``: the fused optimizer goes through both
-    as they lie.
-    """
-    return torch.empty_like(parameter, requires_grad=False).copy_(value)
 
 
 def _flatten(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from dimefm.errors import DimefmError, RecipeError
-from dimefm.runtime.torchrun import rank_of
+from dimefm.runtime.torchrun import end_with_torchrun, rank_of
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
 """How long a process waits for the others, which may be decoding or writing a checkpoint."""
@@ -135,6 +135,7 @@ def init_distributed(
     processes cannot be reached.
     """
     rank, size = rank_of(environment)
+    end_with_torchrun(environment)
     if size == 1:
         yield DistributedContext(0, 1, device)
         return

@@ -33,16 +33,24 @@ def forget_after(out: Path, step: int) -> None:
             continue
         kept = []
         for line in _lines(path):
-            if json.loads(line)["step"] <= step:
+            if _step_of(line) <= step:
                 kept.append(f"{line}\n")
         write_text(path, "".join(kept))
+
+
+def _step_of(line: str) -> float:
+    """Return the step of a line, infinity when a power loss left none that can be read."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
+        return float("inf")
 
 
 def _lines(path: Path) -> list[str]:
     """Return the complete lines of a file, none when there is no file."""
     if not path.exists():
         return []
-    return path.read_text(encoding="utf-8").split("\n")[:-1]
+    return path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
 
 
 class Log:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from dimefm.errors import CacheError, DimefmError
+from dimefm.cache import Manifest
+from dimefm.errors import CacheError, DimefmError, ModelError
+from dimefm.storage.files import to_json
 from dimefm.train import checkpoint
 from dimefm.train.distributed import DistributedContext
 from dimefm.train.early_stopping import EarlyStopping
 from dimefm.train.ema import Ema
 from dimefm.train.inputs.sources import Sources
+from dimefm.train.saved import Damaged, Saved
+from dimefm.train.saved import restore as restore_saved
 
 
 def source_fingerprints(sources: Sources) -> dict[str, list[str]]:
@@ -34,42 +40,140 @@ def source_fingerprints(sources: Sources) -> dict[str, list[str]]:
     return fingerprints
 
 
+def content_fingerprints(sources: Sources) -> dict[str, list[str]]:
+    """Return number format and digest of the shards of each cache, by the key of the recipe.
+
+    The fingerprints of :func:`source_fingerprints` are those of what was computed. These tell how
+    it is stored: the same embeddings as float16 and as int8 train different students.
+    """
+    token_caches = [[rows.cache for rows in column] for column in sources.tokens]
+    caches = {
+        "image_cache": list(sources.image_caches),
+        "text_cache": list(sources.text_caches),
+        **dict(zip(("image_tokens", "text_tokens"), token_caches, strict=False)),
+    }
+    contents = {}
+    for key, opened in caches.items():
+        if opened:
+            contents[key] = [_content_of(cache.manifest) for cache in opened]
+    return contents
+
+
+def _content_of(manifest: Manifest) -> str:
+    digest = hashlib.sha256(to_json(manifest.code).encode())
+    for shard in manifest.shards:
+        digest.update(f"{shard.sha256} {shard.companions_sha256}\n".encode())
+    return f"{manifest.dtype} {digest.hexdigest()}"
+
+
+def machine_of(context: DistributedContext) -> dict[str, int | str]:
+    """Return what rounds the sums of a run: another machine trains other weights in the last
+    digits.
+    """
+    return {
+        "threads": torch.get_num_threads(),
+        "processes": context.size,
+        "device": context.device.type,
+        "torch": torch.__version__,
+    }
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a checkpoint has to be of: the run's caches, its ``steps``, and where it runs now."""
+
+    fingerprints: dict[str, list[str]]
+    contents: dict[str, list[str]]
+    machine: dict[str, int | str]
+    steps: int
+
+
 def restore(
     out: Path,
-    fingerprints: dict[str, list[str]],
+    expected: Expected,
     student: nn.Module,
     optimizer: torch.optim.Optimizer,
     ema: Ema | None,
     early_stopping: EarlyStopping | None,
     echo: Callable[[str], None],
 ) -> int:
-    """Restore the newest checkpoint of ``out``; return its step, 0 when there is no checkpoint.
+    """Restore the newest whole checkpoint of ``out``; return its step, 0 when there is none.
 
-    Raises CacheError when the run was trained on something else than ``fingerprints``, and
-    ModelError when the checkpoint is damaged.
+    A damaged checkpoint is named in a line of its own. Raises CacheError when the run was trained
+    on something else than ``expected``, and ModelError when all checkpoints are damaged.
     """
-    checkpoints = checkpoint.checkpoints(out)
-    if not checkpoints:
-        return 0
-    newest = checkpoints[-1]
-    step, saved = checkpoint.load(newest, student, optimizer, ema, early_stopping)
-    if saved != fingerprints:
-        raise CacheError(
-            f"{newest}: the run was trained on {_short(saved)}, now there are"
-            f" {_short(fingerprints)}. Fix: use the caches and files of the first start, or start"
-            " a new run"
+    damaged: tuple[Path, Damaged] | None = None
+    for folder in reversed(checkpoint.folders(out)):
+        try:
+            saved = restore_saved(folder, student, optimizer, ema, early_stopping, expected.steps)
+        except Damaged as error:
+            damaged = damaged or (folder, error)
+            echo(
+                f"note: {folder}: the checkpoint is damaged ({error}); it is set aside as"
+                f" {folder.name}{checkpoint.SET_ASIDE}, and the one before is used"
+            )
+            continue
+        _refuse_other_caches(saved, expected)
+        echo(f"resumed after step {saved.step} from {folder}")
+        _say_other_machine(saved, expected.machine, echo)
+        return saved.step
+    if damaged is not None:
+        folder, error = damaged
+        raise ModelError(
+            f"{folder}: the checkpoint is damaged ({error}), and there is no whole one before it."
+            f" Fix: restore it from a copy, or remove {folder.parent} to start again"
         )
-    echo(f"resumed after step {step} from {newest}")
-    return step
+    return 0
 
 
-def _short(fingerprints: dict[str, list[str]]) -> str:
+def _refuse_other_caches(saved: Saved, expected: Expected) -> None:
+    """Raise CacheError when a checkpoint is of other caches, or of caches stored in another way.
+
+    Checkpoints of earlier versions do not say how their caches were stored.
+    """
+    remedy = "Fix: use the caches and files of the first start, or start a new run"
+    if saved.caches != expected.fingerprints:
+        raise CacheError(
+            f"{saved.folder}: the run was trained on {_list_digests(saved.caches)}, now there are"
+            f" {_list_digests(expected.fingerprints)}. {remedy}"
+        )
+    contents = saved.state.get("contents", expected.contents)
+    if contents != expected.contents:
+        raise CacheError(
+            f"{saved.folder}: the run was trained on the same rows stored in other shards,"
+            f" {_list_digests(contents)}; now there are {_list_digests(expected.contents)}."
+            f" {remedy}"
+        )
+
+
+def _say_other_machine(
+    saved: Saved, machine: dict[str, int | str], echo: Callable[[str], None]
+) -> None:
+    """Say what rounds sums in another way than before, where the checkpoint has it."""
+    before = saved.state.get("machine")
+    if not isinstance(before, dict):
+        return
+    different = []
+    for name, value in machine.items():
+        if name in before and before[name] != value:
+            different.append(f"{name} {before[name]}, now {value}")
+    if different:
+        echo(
+            f"note: the run had {'; '.join(different)}. Sums round in another way, so the weights"
+            " will not be those of an undisturbed run to the last bit"
+        )
+
+
+def _list_digests(fingerprints: dict[str, list[str]]) -> str:
     """Return the beginnings of fingerprints on one line, for an error message."""
     parts = []
     for key, values in fingerprints.items():
         if values:
-            beginnings = " ".join(value[:12] for value in values)
-            parts.append(f"{key} {beginnings}")
+            beginnings = []
+            for value in values:
+                dtype, _, digest = str(value).rpartition(" ")
+                beginnings.append(f"{dtype} {digest[:12]}".strip())
+            parts.append(f"{key} {' '.join(beginnings)}")
     return ", ".join(parts) or "none"
 
 

@@ -7,7 +7,10 @@ from pathlib import Path
 from dimefm.errors import ModelError, RecipeError
 from dimefm.recipe import Recipe, changed, read
 from dimefm.runs import folder as runs
+from dimefm.storage.locks import Claim, claim_alone, owner_of
 from dimefm.train import checkpoint
+
+LOCK = ".lock"
 
 
 def why_finished(recipe: Recipe, out: Path) -> str:
@@ -26,6 +29,25 @@ def why_finished(recipe: Recipe, out: Path) -> str:
         f"{out}: ended early, evaluations in a row that were no better: {without_improvement};"
         " a larger --patience resumes it"
     )
+
+
+def hold(out: Path) -> Claim:
+    """Keep other processes from training into ``out`` until the claim is released.
+
+    Raises ModelError when another process trains there, or nothing can be written there.
+    """
+    try:
+        held = claim_alone(out / LOCK)
+    except OSError as error:
+        raise ModelError(
+            f"{out}: cannot be made ({error.strerror}). Fix: choose another --out"
+        ) from error
+    if held is None:
+        raise ModelError(
+            f"{out}: another process trains there ({owner_of(out / LOCK)}). Fix: wait until it has"
+            " ended, or choose another --out"
+        )
+    return held
 
 
 def claim(recipe: Recipe, out: Path, resume: bool) -> None:

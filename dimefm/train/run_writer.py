@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from dimefm.errors import DimefmError
 from dimefm.losses import Objective
 from dimefm.models import filip, open_clip
 from dimefm.recipe import Recipe
@@ -19,18 +21,39 @@ from dimefm.runs.record import RunRecord
 from dimefm.runtime.versions import libraries
 from dimefm.storage.files import to_json, write_text
 from dimefm.train import checkpoint, resuming, tasks
+from dimefm.train.checkpoint_folders import how_to_resume
 from dimefm.train.early_stopping import EarlyStopping
 from dimefm.train.ema import Ema
 from dimefm.train.inputs.sources import Sources
 from dimefm.train.metrics_log import Log, forget_after, run_summary
 from dimefm.train.student import Student
 
+# errors of a disk that takes no more
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+
+
+@contextlib.contextmanager
+def explained(out: Path, errors: Container[int] | None = None) -> Iterator[None]:
+    """Turn an error of the disk under ``out`` into one line that says what is left of the run.
+
+    ``errors`` are the numbers of the errors to turn, None for all. Raises DimefmError.
+    """
+    try:
+        yield
+    except OSError as error:
+        if errors is not None and error.errno not in errors:
+            raise
+        raise DimefmError(
+            f"{out}: cannot be written ({error.strerror or error}); {how_to_resume(out)}, after"
+            " making room or the folder writable"
+        ) from error
+
 
 @dataclass
 class RunWriter:
     """Writes the files of one run into its folder ``out``; only the main process has a writer.
 
-    ``steps`` is the number of steps that the run is planned for.
+    ``steps`` is the number of steps that the run is planned for, ``machine`` what rounds its sums.
     """
 
     out: Path
@@ -43,22 +66,34 @@ class RunWriter:
     optimizer: torch.optim.Optimizer
     ema: Ema | None
     early_stopping: EarlyStopping | None
+    machine: dict[str, int | str]
     log: Log | None = None
 
     @contextlib.contextmanager
     def open_log(self, done: int) -> Iterator[None]:
-        """Write the recipe and keep the log open; lines after step ``done`` are dropped."""
-        write_text(self.out / "recipe.toml", self.recipe.to_toml())
-        forget_after(self.out, done)
+        """Write the recipe and keep the log open; what is of later steps than ``done`` is dropped,
+        and what a killed process left half-written.
+        """
+        with explained(self.out):
+            checkpoint.remove_parts(self.out)
+            checkpoint.set_aside(self.out, done)
+            write_text(self.out / "recipe.toml", self.recipe.to_toml())
+            forget_after(self.out, done)
         with Log(self.out, self.recipe, done) as self.log:
             yield
 
     def log_step(self, step: int, values: dict, is_due: bool) -> None:
         """Log the ``values`` of a step, or only count them when no line is due."""
-        if is_due:
-            self.log.write(step, values)
-        else:
-            self.log.count(step, values)
+        with explained(self.out):
+            if is_due:
+                self.log.write(step, values)
+            else:
+                self.log.count(step, values)
+
+    def flush_log(self) -> None:
+        """Log the last step if it has no line yet."""
+        with explained(self.out):
+            self.log.flush()
 
     def evaluate(self, step: int) -> bool:
         """Evaluate the weights after ``step`` steps; return whether they are the best so far."""
@@ -68,25 +103,39 @@ class RunWriter:
             model, _ = self._finished_model()
             return early_stopping.measure(step, model)
 
-        self.log.evaluated(step, measure)
+        with explained(self.out, FULL):
+            self.log.evaluated(step, measure)
         return early_stopping.improved(step)
 
     def save_checkpoint(self, step: int) -> None:
         """Save all that a run needs to resume after ``step`` steps."""
-        checkpoint.save(
-            self.out,
-            step,
-            self.student,
-            self.optimizer,
-            self.recipe.keep,
-            resuming.source_fingerprints(self.sources),
-            self.ema,
-            self.early_stopping,
-        )
+        facts = {
+            "contents": resuming.content_fingerprints(self.sources),
+            "machine": self.machine,
+        }
+        with explained(self.out):
+            checkpoint.save(
+                self.out,
+                step,
+                self.student,
+                self.optimizer,
+                self.recipe.keep,
+                resuming.source_fingerprints(self.sources),
+                self.ema,
+                self.early_stopping,
+                facts,
+            )
 
     def save_best(self, step: int) -> None:
         """Save the weights after ``step`` steps as the best so far."""
-        checkpoint.save_best(self.out, lambda folder: self.write_weights(folder, step))
+        with explained(self.out):
+            checkpoint.save_best(self.out, lambda folder: self.write_weights(folder, step))
+
+    def finish(self, step: int) -> str:
+        """Write the weights after the last step; return a summary of the run."""
+        with explained(self.out):
+            self.write_weights(self.out, step)
+        return self.summary()
 
     def write_weights(self, folder: Path, step: int) -> None:
         """Write the weights after ``step`` steps into ``folder``, and last ``run.json``."""
@@ -143,6 +192,7 @@ class RunWriter:
             **tasks.sizes(model),
             fingerprints=resuming.source_fingerprints(self.sources),
             libraries=libraries(),
+            machine=self.machine,
             token_maps=token_maps,
             ema=self.recipe.ema,
             best=best,

@@ -58,10 +58,10 @@ def train(
     The processes that torchrun starts train together.
 
     ``scorer`` (``dimefm.train.online_eval.scorer``) makes the function that measures the student on
-    the recipe's ``eval_root``. ``ready`` is called when all checks are passed. Ctrl-C and SIGTERM
-    leave a checkpoint. Raises a DimefmError before the first step when the recipe, its data and its
-    caches do not fit together; ``out`` is then as it was before, except for features that DIME-FM's
-    form has copied into it.
+    the recipe's ``eval_root``. ``ready`` is called when all checks are passed. Ctrl-C, SIGTERM and
+    SIGHUP leave a checkpoint. Raises a DimefmError before the first step when the recipe, its data
+    and its caches do not fit together, or another process trains into ``out``; ``out`` is then as
+    it was before, except for features that DIME-FM's form has copied into it.
     """
     with init_distributed(pick_device(recipe.device)) as context:
         say = echo if context.is_main else _say_nothing
@@ -70,11 +70,24 @@ def train(
             if reason:
                 say(reason)
                 return out
-        with remove_new_dirs_on_error(out):
-            trainer = Trainer(recipe, out, resume, say, context, scorer)
-        ready()
-        trainer.loop()
-        return trainer.finish()
+        with contextlib.ExitStack() as claims:
+            with remove_new_dirs_on_error(out), _closed_on_error(claims):
+                if context.is_main:
+                    claims.enter_context(run_folder.hold(out))
+                trainer = Trainer(recipe, out, resume, say, context, scorer)
+            ready()
+            trainer.loop()
+            return trainer.finish()
+
+
+@contextlib.contextmanager
+def _closed_on_error(claims: contextlib.ExitStack) -> Iterator[None]:
+    """On an error, release the claims in time for their folders to be removed."""
+    try:
+        yield
+    except BaseException:
+        claims.close()
+        raise
 
 
 def _say_nothing(line: str) -> None:
@@ -176,11 +189,16 @@ class Trainer:
         return None
 
     def _restore(self) -> int:
-        """Restore the newest checkpoint and return its step, 0 when there is none."""
-        fingerprints = resuming.source_fingerprints(self.sources)
+        """Restore the newest whole checkpoint and return its step, 0 when there is none."""
+        expected = resuming.Expected(
+            fingerprints=resuming.source_fingerprints(self.sources),
+            contents=resuming.content_fingerprints(self.sources),
+            machine=resuming.machine_of(self.context),
+            steps=self.steps,
+        )
         return resuming.restore(
             self.out,
-            fingerprints,
+            expected,
             self.student,
             self.optimizer,
             self.ema,
@@ -200,12 +218,13 @@ class Trainer:
             optimizer=self.optimizer,
             ema=self.ema,
             early_stopping=self.early_stopping,
+            machine=resuming.machine_of(self.context),
         )
 
     def loop(self) -> None:
         """Run the steps that are left, until evaluations stop improving or the user interrupts.
 
-        Raises KeyboardInterrupt, after a checkpoint, on Ctrl-C or SIGTERM.
+        Raises KeyboardInterrupt, after a checkpoint, on Ctrl-C, SIGTERM or SIGHUP.
         """
         with contextlib.ExitStack() as stack:
             batches = stack.enter_context(contextlib.closing(self._load_batches()))
@@ -225,7 +244,7 @@ class Trainer:
                 interrupted = self.context.any(stopping.asked)
                 is_last = interrupted or self._is_exhausted()
                 if is_last and self.writer is not None:
-                    self.writer.log.flush()
+                    self.writer.flush_log()
                 if self._is_due(self.recipe.save_every) or improved or is_last:
                     self._save_checkpoint()
                 if interrupted:
@@ -403,6 +422,5 @@ class Trainer:
         """Write the weights and ``run.json``, print a summary and return the run folder."""
         with self.context.main_process_first():
             if self.writer is not None:
-                self.writer.write_weights(self.out, self.done)
-                self.echo(self.writer.summary())
+                self.echo(self.writer.finish(self.done))
         return self.out
