@@ -1,23 +1,6 @@
-"""The command ``dimefm``, also as ``python -m dimefm``.
+"""``python -m dimefm`` is the command ``dimefm``."""
 
-This module imports nothing that takes time, so that an interrupt during the imports is one line,
-too.
-"""
-
-from __future__ import annotations
-
-import sys
-
-
-def main() -> None:
-    """Import the command line and run it."""
-    try:
-        from dimefm.cli import main as command_line
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        sys.exit(130)
-    command_line()
-
+from dimefm.cli import main
 
 if __name__ == "__main__":
     main()

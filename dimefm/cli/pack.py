@@ -7,10 +7,8 @@ from pathlib import Path
 import click
 
 from dimefm.cli._options import ManyValues, open_sources
-from dimefm.cli._output import result
 from dimefm.cli._recipe_options import selection_options, source_options
 from dimefm.errors import DataError
-from dimefm.runtime import console
 
 
 @click.command("pack", cls=ManyValues, short_help="Downscale images once to speed up training.")
@@ -65,11 +63,12 @@ def command(sources, out, size, quality, workers, **flags):
 
     report = pack(rows_of(sources, flags), out, Settings(size, quality, workers))
     for bad in report.bad[:5]:
-        console.note(f"bad row: {bad['source']} row {bad['row']}: {bad['reason']}")
+        click.echo(f"bad row: {bad['source']} row {bad['row']}: {bad['reason']}", err=True)
     if len(report.bad) > 5:
-        console.note(f"and {len(report.bad) - 5:,} more; all are listed in {out / 'pack.json'}")
-    result(f"{out}: {report.describe()}")
-    return report
+        click.echo(
+            f"and {len(report.bad) - 5:,} more; all are listed in {out / 'pack.json'}", err=True
+        )
+    click.echo(f"{out}: {report.describe()}")
 
 
 def rows_of(sources, flags):

@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from dimefm.cli._options import CONTEXT
-from dimefm.cli._output import result
 
 
 @click.command(
@@ -51,4 +50,4 @@ def command(out, seed, scale):
     """
     from dimefm.quickstart.run import quickstart
 
-    return quickstart(out, seed, result, scale)
+    quickstart(out, seed, click.echo, scale)

@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from dimefm.cli._options import ManyValues
-from dimefm.cli._output import result
 from dimefm.cli._recipe_options import recipe_options, recipe_sections
 from dimefm.cli.assignments import assignments
 from dimefm.errors import RecipeError
-from dimefm.runtime import console
 from dimefm.runtime.progress import unless_hung_up
 from dimefm.runtime.torchrun import rank_of
 from dimefm.train.checkpoint_folders import how_to_resume
@@ -75,36 +73,29 @@ def command(recipe, small, settings, out, resume, **flags):
     resolved = read(recipe, small, **{**given, **parse_settings(settings)})
     with raised():
         try:
-            return _train(resolved, out, resume)
+            _train(resolved, out, resume)
         except KeyboardInterrupt:
             _say(f"\ninterrupted; {how_to_resume(out)}")
             click.get_current_context().exit(130)
 
 
-def _train(recipe: Recipe, out: Path, resume: bool) -> dict | None:
-    """Train, print the run folder and return its figures; None in all processes but the first."""
-    from dimefm.runs.compare import as_dict, read_run
+def _train(recipe: Recipe, out: Path, resume: bool) -> None:
     from dimefm.train.online_eval import scorer
     from dimefm.train.trainer import train
 
-    is_main = rank_of()[0] == 0
-
     def ready() -> None:
-        if is_main:
-            console.detail(recipe.to_toml())
+        _say(recipe.to_toml())
 
     done = train(recipe, out, resume, echo=_say, scorer=scorer, ready=ready)
-    if not is_main:
-        return None
-    result(f"run folder: {done}")
-    return as_dict(read_run(done))
+    if rank_of()[0] == 0:
+        click.echo(f"run folder: {done}")
 
 
 def _say(line: str) -> None:
     """Print a line to stderr, in the first of several processes."""
     if rank_of()[0] == 0:
         with unless_hung_up():
-            console.note(line)
+            click.echo(line, err=True)
 
 
 def parse_settings(settings: tuple[str, ...]) -> dict:

@@ -138,8 +138,7 @@ class Shard(ABC):
         """Guard the reading of rows of every format."""
         super().__init_subclass__(**options)
         if "__getitem__" in vars(cls):
-            guarded = _guarded(vars(cls)["__getitem__"])
-            setattr(cls, "__getitem__", guarded)  # noqa: B010 - mypy refuses the assignment
+            cls.__getitem__ = _guarded(vars(cls)["__getitem__"])
 
     def __init__(self, path: Path, name: str):
         self.path = path

@@ -19,12 +19,17 @@ from typing import TypeGuard
 
 from dimefm import plugins
 from dimefm.data.folders import CLASS_FILE, TEMPLATE_FILES
+from dimefm.data.rows import readable
 from dimefm.errors import DataError, did_you_mean
+from dimefm.evaluate.datasets import class_folders
+from dimefm.evaluate.datasets.text_files import text_lines
+from dimefm.evaluate.guards import shown
 from dimefm.evaluate.metrics import METRICS
 
 PLAIN_TEMPLATE = "a photo of a {}."
 VERSION = re.compile(r"-(\d{8}|v\d+(\.\d+)*)$")
 ELEVATER_SETS = 20
+FOLDER_NAMES = "names of the class folders"
 EXPECTED = {  # key of a card -> what its value is; aliases are checked after classes
     "title": "a string",
     "suite": "a string",
@@ -95,46 +100,59 @@ def prompts(benchmark: Benchmark) -> list[list[str]]:
 
 
 def card_for(folder_name: str) -> str | None:
-    """Return the card that claims a folder of this name, or None.
+    """Return the card that claims a folder of this name, or None; see :class:`CardIndex`."""
+    return CardIndex().of(folder_name)
+
+
+class CardIndex:
+    """Cards by the folder names that they claim.
 
     Case is ignored, ``-``, ``_`` and blanks are one, and so is a date or version at the end
-    (``cifar-10_20211007``). The card may have a fault, which :func:`load` reports.
+    (``cifar-10_20211007``). A card may have a fault, which :func:`load` reports.
     """
-    folded = _fold(folder_name)
-    wanted = {folded, VERSION.sub("", folded)}
-    names = plugins.names("benchmarks")
-    for name in names:
-        if _fold(name) in wanted:
-            return name
-    for name in names:
-        folders = _unchecked(name).get("folders", [])
-        if not _is_strings(folders):
-            continue
-        if not wanted.isdisjoint(map(_fold, folders)):
-            return name
-    return None
+
+    def __init__(self):
+        self._by_name: dict[str, str] = {}
+        self._by_folder: dict[str, str] = {}
+        for card in plugins.names("benchmarks"):
+            self._by_name.setdefault(_fold(card), card)
+            folders = _unchecked(card).get("folders", [])
+            if _is_strings(folders):
+                for folder in folders:
+                    self._by_folder.setdefault(_fold(folder), card)
+
+    def of(self, folder_name: str) -> str | None:
+        """Return the card that claims a folder of this name, or None."""
+        folded = _fold(folder_name)
+        wanted = (folded, VERSION.sub("", folded))
+        for cards in (self._by_name, self._by_folder):
+            for name in wanted:
+                if name in cards:
+                    return cards[name]
+        return None
 
 
 def for_folder(folder: Path) -> Benchmark:
     """Return the benchmark of a dataset folder: its card, with the class names and templates that
     lie next to the data.
 
-    A folder that no card claims needs a ``classnames.txt``; it is then scored by accuracy under its
-    own name. Raises DataError when there is neither, or one of the files cannot be used.
+    A folder that no card claims is scored by accuracy under its own name; its class names are those
+    of its ``classnames.txt``, else of its class folders. Raises DataError when there is neither, or
+    one of the files cannot be used.
     """
     name = card_for(folder.name)
     classes = _lines(folder / CLASS_FILE)
-    templates = next(
-        (found for found in map(_lines, (folder / file for file in TEMPLATE_FILES)) if found), None
-    )
-    if templates is not None:
-        templates = tuple(_template(line, folder) for line in templates)
+    templates = _templates(folder)
     if name is not None:
         card = load(name)
         return replace(card, classes=classes or card.classes, templates=templates or card.templates)
-    if classes is None:
-        known = plugins.names("benchmarks")
-        unreadable = [card for card in known if not _unchecked(card)]
+    source = f"{CLASS_FILE} next to the data"
+    known = plugins.names("benchmarks")
+    unreadable = [card for card in known if not _unchecked(card)]
+    if classes is None and not unreadable:
+        classes = class_folders.names(folder)
+        source = FOLDER_NAMES
+    if not classes:
         correct = f", or correct the card {', '.join(unreadable)}" if unreadable else ""
         raise DataError(
             f"{folder}: no benchmark card claims a folder of this name"
@@ -142,16 +160,25 @@ def for_folder(folder: Path) -> Benchmark:
             f" folder, or add {CLASS_FILE} with one class name per line in label order{correct}"
         )
     return Benchmark(
-        name=folder.name,
-        title=folder.name,
+        name=readable(folder.name),
+        title=readable(folder.name),
         folders=(),
         metric="accuracy",
         classes=classes,
         templates=templates or (PLAIN_TEMPLATE,),
         train=None,
         test=None,
-        source=f"{CLASS_FILE} next to the data",
+        source=source,
     )
+
+
+def _templates(folder: Path) -> tuple[str, ...] | None:
+    """Return the templates next to the data, None when there are none."""
+    for file in TEMPLATE_FILES:
+        lines = _lines(folder / file)
+        if lines is not None:
+            return tuple(_template(line, folder / file) for line in lines)
+    return None
 
 
 def _fold(name: str) -> str:
@@ -230,24 +257,23 @@ def _lines(path: Path) -> tuple[str, ...] | None:
     """Return the lines of a text file without trailing blank ones, or None when it is absent."""
     if not path.is_file():
         return None
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().split("\n")]
-    except UnicodeDecodeError as error:
+    lines = [line.strip() for line in text_lines(path)]
+    while lines and not lines[-1]:
+        lines.pop()
+    if "" in lines or not lines:
+        number = lines.index("") + 1 if lines else 1
         raise DataError(
-            f"{path}: not UTF-8 text (byte {error.start}). Fix: save it as UTF-8"
-        ) from error
-    if "" in lines:
-        raise DataError(
-            f"{path}, line {lines.index('') + 1}: blank, but each line stands for a label; fill or"
+            f"{path}, line {number}: blank, but each line stands for a label. Fix: fill it or"
             " remove it"
         )
     return tuple(lines)
 
 
-def _template(line: str, folder: Path) -> str:
+def _template(line: str, path: Path) -> str:
     filled = line.replace("{c}", "{}")
     if "{}" not in filled:
         raise DataError(
-            f"{folder}: template '{line}' has no place for the class name. Fix: write {{}} there"
+            f"{path}: template '{shown(line)}' has no place for the class name. Fix: write {{}} or"
+            " {c} there"
         )
     return filled

@@ -16,15 +16,18 @@ from dimefm.errors import DataError
 from dimefm.runtime.vectors import row_without_direction, unit_rows
 
 
-def class_weights(prompt_embeddings: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+def class_weights(
+    prompt_embeddings: Sequence[np.ndarray] | np.ndarray, *, first_class: int = 0
+) -> np.ndarray:
     """Return unit class weights [C, D] from the embeddings of each class's prompts.
 
     ``prompt_embeddings`` are C arrays of [P_c, D]. Each prompt embedding is normalised, the prompts
     of a class averaged, and the mean normalised again. float64 input stays float64, anything else
-    becomes float32. Raises DataError for a class without prompts, or an embedding of length 0.
+    becomes float32. Messages count classes from ``first_class``. Raises DataError for a class
+    without prompts, or an embedding of length 0.
     """
     weights = []
-    for number, prompts in enumerate(prompt_embeddings):
+    for number, prompts in enumerate(prompt_embeddings, start=first_class):
         prompts = _as_float(prompts)
         if prompts.ndim != 2 or not len(prompts):
             raise DataError(

@@ -40,15 +40,12 @@ def mean_per_class(scores: np.ndarray, labels: np.ndarray) -> float:
     than the usual balanced accuracy. Raises DataError as :func:`accuracy`.
     """
     scores, labels = _one_label(scores, labels)
-    present, class_of_row = np.unique(labels, return_inverse=True)
+    present, class_of_row, images = np.unique(labels, return_inverse=True, return_counts=True)
     scores = scores[:, present]
     predicted = scores.argmax(axis=1)
-    right = predicted == class_of_row
-    accuracies = []
-    for number in range(len(present)):
-        of_class = right[class_of_row == number]
-        accuracies.append(of_class.mean())
-    return float(np.mean(accuracies))
+    is_right = predicted == class_of_row
+    right = np.bincount(class_of_row[is_right], minlength=len(present))
+    return float(np.mean(right / images))
 
 
 def map_11_point(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -58,6 +55,13 @@ def map_11_point(scores: np.ndarray, labels: np.ndarray) -> float:
     0.0, averaged. The curve ends at recall 0 with precision 1, so a class scores at least 1/11, and
     exactly that when it has no positive row. Raises DataError as :func:`accuracy`, or when labels
     are not 0/1 [n, C].
+    """
+    return float(np.mean(average_precisions(scores, labels)))
+
+
+def average_precisions(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the 11-point average precision of each class, float64 [C], see
+    :func:`map_11_point`.
     """
     scores = _finite(scores)
     labels = np.asarray(labels)
@@ -69,7 +73,7 @@ def map_11_point(scores: np.ndarray, labels: np.ndarray) -> float:
     for class_scores, class_labels in zip(scores.T, labels.T, strict=True):
         positive = class_labels == 1
         precisions.append(_average_precision(class_scores, positive))
-    return float(np.mean(precisions))
+    return np.array(precisions)
 
 
 def roc_auc(scores: np.ndarray, labels: np.ndarray) -> float:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,19 +17,20 @@ from pathlib import Path
 
 import numpy as np
 
-from dimefm.cache import FeatureCache
-from dimefm.data import Rows
-from dimefm.errors import CacheError, DataError
+from dimefm.errors import CacheError, DataError, did_you_mean
 from dimefm.evaluate import zero_shot_tokens
-from dimefm.evaluate.benchmark import ELEVATER_SETS, Benchmark, prompts, suite
-from dimefm.evaluate.classifier import class_weights, probabilities
+from dimefm.evaluate.benchmark import ELEVATER_SETS, suite
+from dimefm.evaluate.classifier import probabilities
 from dimefm.evaluate.datasets.layouts import Dataset, find
+from dimefm.evaluate.features import for_benchmark, image_features, prompt_weights
+from dimefm.evaluate.guards import dataset_guard
+from dimefm.evaluate.metrics import METRICS
+from dimefm.evaluate.predictions import PredictionFiles, Predictions
 from dimefm.evaluate.reports import markdown
 from dimefm.evaluate.result import classification_result
-from dimefm.extract.extract import Settings, extract
+from dimefm.extract.extract import Settings
 from dimefm.models.encoder import Encoder
 from dimefm.models.filip import TokenMaps
-from dimefm.models.open_clip import transform_of
 from dimefm.runs.scores import (
     ZERO_SHOT,
     ZERO_SHOT_BY_TOKENS,
@@ -39,7 +39,10 @@ from dimefm.runs.scores import (
     ZeroShotScores,
     write_scores,
 )
-from dimefm.storage.files import sha256_keys
+from dimefm.storage.locks import Claim, claim
+
+LOCK = ".eval.lock"
+"""File in the output folder that an evaluation holds while it runs."""
 
 PROTOCOL = "ELEVATER zero-shot: prompts normalised, averaged, normalised; softmax at scale 100"
 
@@ -54,6 +57,8 @@ def evaluate(
     names: Sequence[str] | None = None,
     out: str | Path | None = None,
     layout: str | None = None,
+    metric: str | None = None,
+    decoder: str = "turbo",
     batch_size: int = 256,
     workers: int = 2,
     maps: TokenMaps | None = None,
@@ -63,23 +68,25 @@ def evaluate(
     """Score ``encoder`` zero-shot on the datasets below ``root``; return one result per dataset.
 
     ``names`` are benchmarks or folders; without them every folder that a card claims is scored.
-    With ``out``, that folder keeps ``scores.json``, ``report.md`` and the features; without it
-    nothing is kept. With ``maps``, images and prompts are compared by tokens. ``on_result`` is
-    called with each result as soon as it is known.
+    With ``out``, that folder keeps ``scores.json``, ``report.md``, ``per_class.csv``,
+    ``wrong.jsonl`` and the features; without it nothing is kept. ``metric`` replaces the metric of
+    every dataset, and ``decoder`` is one of ``models/preprocess.py``. With ``maps``, images and
+    prompts are compared by tokens. ``on_result`` is called with each result as soon as it is known.
 
     Raises DataError when no dataset is found. A dataset that cannot be scored, and a name without a
     folder, raise too, unless ``on_failure`` is passed: it gets the dataset's name and the error.
     """
     fail = _raise if on_failure is None else on_failure
+    _check_metric(metric)
     datasets, missing = find(root, names, layout=layout, every_card=True, on_failure=fail)
     if names is not None:
         for name in missing:
             fail(name, DataError(f"{root}: no folder of the dataset '{name}'. Fix: add its folder"))
     if not datasets:
         raise _none_found(root)
-    evaluation = _Evaluation(encoder, maps, missing, whole_suite=names is None)
+    evaluation = _Evaluation(encoder, maps, missing, whole_suite=names is None, metric=metric)
     folder = None if out is None else Path(out)
-    settings = _settings(batch_size, workers)
+    settings = _settings(batch_size, workers, decoder)
     evaluation.run(datasets, folder, settings, on_result, fail)
     return evaluation.results
 
@@ -91,38 +98,47 @@ def elevater(
     names: Sequence[str] | None = None,
     *,
     layout: str | None = None,
+    metric: str | None = None,
+    decoder: str = "turbo",
     batch_size: int = 256,
     workers: int = 2,
     maps: TokenMaps | None = None,
     on_result: OnResult | None = None,
 ) -> ZeroShotScores:
-    """Score ``encoder`` zero-shot and keep ``out/scores.json`` and ``out/report.md``.
+    """Score ``encoder`` zero-shot and keep the scores in ``out``, see :func:`evaluate`.
 
     Images and prompts are compared by their embeddings or, with ``maps``, by their tokens. Without
     ``names`` every folder that a card claims is scored; of the 20 ELEVATER sets, those without a
     folder are listed as missing, and the mean is over these sets only where one of them is scored.
-    A dataset that cannot be read is listed as failed with its reason. Both files are written again
-    after each dataset (``pending`` names those still to come).
+    A dataset that cannot be read is listed as failed with its reason. The files are written again
+    after each dataset (``pending`` names those still to come). A second evaluation with the same
+    ``out`` waits for the first.
 
     Returns the scores. Raises DataError when no dataset is found, none can be scored, or ``out``
     cannot be written.
     """
-    evaluation = _Evaluation(encoder, maps, whole_suite=names is None)
+    _check_metric(metric)
+    evaluation = _Evaluation(encoder, maps, whole_suite=names is None, metric=metric)
     datasets, missing = find(
         root, names, layout=layout, every_card=True, on_failure=evaluation.add_failure
     )
     evaluation.missing = missing
     if not datasets and not evaluation.failed:
         raise _none_found(root)
-    settings = _settings(batch_size, workers)
+    settings = _settings(batch_size, workers, decoder)
     scores = evaluation.run(datasets, out, settings, on_result, evaluation.add_failure)
     if scores is None:
         raise _none_scored(evaluation.failed)
     return scores
 
 
-def _settings(batch_size: int, workers: int) -> Settings:
-    return Settings(dtype="float32", batch_size=batch_size, workers=workers)
+def _settings(batch_size: int, workers: int, decoder: str) -> Settings:
+    return Settings(dtype="float32", batch_size=batch_size, workers=workers, decoder=decoder)
+
+
+def _check_metric(metric: str | None) -> None:
+    if metric is not None and metric not in METRICS:
+        raise DataError(f"unknown metric '{metric}': {did_you_mean(metric, METRICS)}")
 
 
 def _raise(name: str, error: Exception) -> None:
@@ -152,6 +168,7 @@ class _Evaluation:
     maps: TokenMaps | None
     missing: Sequence[str] = ()
     whole_suite: bool = True
+    metric: str | None = None
     failed: list[Failure] = field(default_factory=list)
     results: list[Result] = field(default_factory=list)
 
@@ -169,20 +186,26 @@ class _Evaluation:
     ) -> ZeroShotScores | None:
         """Score the datasets and return the scores, None when there are none.
 
-        With ``out``, both files are written after each dataset. A scored dataset is removed from
-        the list, which closes its files.
+        With ``out``, the files are written after each dataset. A scored dataset is removed from the
+        list, which closes its files.
         """
         scores = None
         with _feature_store(out) as store:
+            files = None if out is None else PredictionFiles(out)
             started = time.perf_counter()
             while datasets:
                 dataset = datasets.pop(0)
                 try:
-                    result = zero_shot(self.encoder, dataset, store, settings, self.maps)
-                except (DataError, CacheError, OSError) as error:
+                    with dataset_guard(dataset.folder):
+                        dataset = _with_metric(dataset, self.metric)
+                        scored = zero_shot(self.encoder, dataset, store, settings, self.maps)
+                        result, predictions = scored
+                except (DataError, CacheError) as error:
                     on_failure(dataset.benchmark.name, error)
                 else:
                     self.results.append(result)
+                    if files is not None:
+                        files.add(predictions)
                     if on_result is not None:
                         on_result(result)
                 if not self.results:
@@ -217,7 +240,10 @@ class _Evaluation:
                 result.dataset for result in self.results if result.dataset not in counted_names
             ],
             is_elevater_average=(
-                not by_tokens and self.whole_suite and len(in_suite) == ELEVATER_SETS
+                not by_tokens
+                and self.metric is None
+                and self.whole_suite
+                and len(in_suite) == ELEVATER_SETS
             ),
             missing=self.missing,
             failed=tuple(self.failed),
@@ -235,11 +261,42 @@ def _feature_store(out: Path | None) -> Iterator[Path]:
         return
     try:
         out.mkdir(parents=True, exist_ok=True)
+        held = _claim(out)
     except OSError as error:
         raise DataError(
             f"{out}: cannot be written ({error.strerror}). Fix: choose another --out"
         ) from error
-    yield out / "features"
+    with held:
+        yield out / "features"
+
+
+def _claim(out: Path) -> Claim:
+    """Claim an output folder; wait for another evaluation that writes to it."""
+    held = claim(out / LOCK)
+    if held is None:
+        note = f"note: waiting for another evaluation that writes to {out}"
+        print(note, file=sys.stderr, flush=True)
+        held = claim(out / LOCK, wait=True)
+    assert held is not None
+    return held
+
+
+def _with_metric(dataset: Dataset, metric: str | None) -> Dataset:
+    """Return the dataset with another metric; raise DataError for one that does not fit it."""
+    benchmark = dataset.benchmark
+    if metric is None or metric == benchmark.metric:
+        return dataset
+    if benchmark.multilabel != (metric == "map_11_point"):
+        labels = "several labels" if benchmark.multilabel else "one label"
+        raise DataError(
+            f"{dataset.folder}: its images have {labels} each, so {metric} is no metric for them."
+            f" Fix: leave --metric out, or score it by {benchmark.metric}"
+        )
+    notes = [dataset.note] if dataset.note else []
+    if dataset.card is not None:
+        notes.append(f"--metric {metric} in place of the card's {benchmark.metric}")
+    benchmark = dataclasses.replace(benchmark, metric=metric)
+    return dataclasses.replace(dataset, benchmark=benchmark, note="; ".join(notes))
 
 
 def zero_shot(
@@ -248,8 +305,10 @@ def zero_shot(
     store: Path,
     settings: Settings,
     maps: TokenMaps | None = None,
-) -> Result:
-    """Return the zero-shot result of one dataset: by tokens with ``maps``, else by embeddings.
+) -> tuple[Result, Predictions]:
+    """Return the zero-shot result of one dataset, and the predictions that it is made of.
+
+    Images and prompts are compared by tokens with ``maps``, else by embeddings.
 
     Embeddings are kept in (and taken from) the folder ``store``.
 
@@ -265,78 +324,12 @@ def zero_shot(
         class_probabilities = probabilities(images, weights)
         task = ZERO_SHOT
     else:
-        adapted = _for_benchmark(encoder, benchmark)
+        adapted = for_benchmark(encoder, benchmark)
         class_probabilities, readable = zero_shot_tokens.probabilities(
             adapted, maps, benchmark, rows, settings
         )
         task = ZERO_SHOT_BY_TOKENS
-    return classification_result(
+    result = classification_result(
         benchmark, class_probabilities, labels, readable, task=task, note=dataset.note
     )
-
-
-def _for_benchmark(encoder: Encoder, benchmark: Benchmark) -> Encoder:
-    """Return the encoder with this benchmark's preprocessing: without cropping for KITTI."""
-    if benchmark.crop:
-        return encoder
-    preprocess = {**encoder.image_preprocess, "resize_mode": "squash"}
-    card = dataclasses.replace(encoder.card, preprocess=preprocess)
-    return dataclasses.replace(encoder, card=card, preprocess=transform_of(preprocess))
-
-
-def image_features(
-    encoder: Encoder, benchmark: Benchmark, rows: Rows, store: Path, settings: Settings
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the unit embeddings [n, D] of a benchmark's readable images, kept in ``store``.
-
-    The second array, int64 [n], holds the numbers of these images among all rows.
-    """
-    encoder = _for_benchmark(encoder, benchmark)
-    folder = store / _fingerprint(encoder) / f"{benchmark.name}-{_digest_of(rows)[:12]}"
-    manifest = extract(encoder, rows, "image", folder, settings).manifest
-    unreadable: list[int] = []
-    start = 0
-    for shard in manifest.shards:
-        for row in shard.bad:
-            unreadable.append(start + row)
-        start += shard.source_rows
-    readable = np.setdiff1d(np.arange(len(rows)), unreadable)
-    return FeatureCache(folder)[:], readable
-
-
-def _digest_of(rows: Rows) -> str:
-    """Return a digest of the shards' names, contents and keys."""
-    identities = []
-    for shard in rows.shards:
-        identities.append(f"{shard.name}:{shard.digest()}:{sha256_keys(shard.keys())}")
-    return sha256_keys(identities)
-
-
-def prompt_weights(
-    encoder: Encoder, benchmark: Benchmark, store: Path, settings: Settings
-) -> np.ndarray:
-    """Return class weights [C, D], from ``store`` when these prompts were encoded before."""
-    class_prompts = prompts(benchmark)
-    digest = hashlib.sha256(json.dumps(class_prompts).encode()).hexdigest()
-    path = store / _fingerprint(encoder) / f"prompts-{digest[:16]}.npy"
-    if path.exists():
-        return np.load(path, allow_pickle=False)
-    flat = [prompt for prompts_of_class in class_prompts for prompt in prompts_of_class]
-    encoded = []
-    for start in range(0, len(flat), settings.batch_size):
-        tokens, _ = encoder.tokenize(flat[start : start + settings.batch_size])
-        encoded.append(encoder.encode_text(tokens).cpu().numpy())
-    embeddings = np.concatenate(encoded)
-    weights = class_weights(embeddings.reshape(len(class_prompts), -1, encoder.card.dim))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
-        np.save(file, weights, allow_pickle=False)
-    part.replace(path)
-    return weights
-
-
-def _fingerprint(encoder: Encoder) -> str:
-    """Return a short digest of the encoder's weights, preprocessing and precision."""
-    identity = json.dumps([encoder.card.identity(), encoder.precision], sort_keys=True)
-    return hashlib.sha256(identity.encode()).hexdigest()[:16]
+    return result, Predictions(benchmark, rows, labels, class_probabilities, readable)

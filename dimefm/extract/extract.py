@@ -274,8 +274,7 @@ def sample(
     start = 0
     for index in indexes:
         end = start + stage.row_count(index)
-        first, last = np.searchsorted(wanted, (start, end))
-        numbers = wanted[first:last] - start
+        numbers = wanted[(wanted >= start) & (wanted < end)] - start
         for batch in stage.batches(index, numbers.tolist()):
             if batch.inputs is not None:
                 vectors = stage.encode(batch.inputs).cpu().numpy()

@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -100,9 +101,19 @@ class Hashed(io.RawIOBase):
 
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8 to ``path``, atomically."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    commit(part, path)
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path``, atomically: of several writers, each writes the whole file."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.part")
+    try:
+        part.write_bytes(data)
+        commit(part, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
 
 
 @contextlib.contextmanager
@@ -165,22 +176,15 @@ class KeyDigest:
             some = list(itertools.islice(remaining, 4096))
             if not some:
                 return self
-            self._digest.update(_prefixed(some))
+            encoded = [key.encode("utf-8", "surrogatepass") for key in some]
+            prefixed = [b"%d:%b" % (len(key), key) for key in encoded]
+            self._digest.update(b"".join(prefixed))
             self.count += len(some)
 
     @property
     def sha256(self) -> str:
         """Hexadecimal digest of all keys so far."""
         return self._digest.hexdigest()
-
-
-def _prefixed(keys: list[str]) -> bytes:
-    """Return ``LENGTH:KEY`` of every key, joined; of ASCII keys without a step for each key."""
-    text = "".join([f"{len(key)}:{key}" for key in keys])
-    if text.isascii():
-        return text.encode("ascii")
-    encoded = [key.encode("utf-8", "surrogatepass") for key in keys]
-    return b"".join([b"%d:%b" % (len(key), key) for key in encoded])
 
 
 def sha256_keys(keys: Iterable[str]) -> str:

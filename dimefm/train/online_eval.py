@@ -24,8 +24,8 @@ from dimefm.data.images.decode import decode
 from dimefm.errors import BadRow, DataError, ModelError, RecipeError
 from dimefm.evaluate.classifier import probabilities
 from dimefm.evaluate.datasets.layouts import Dataset, find
+from dimefm.evaluate.features import image_features, prompt_weights
 from dimefm.evaluate.result import Result, classification_result
-from dimefm.evaluate.zero_shot import image_features, prompt_weights
 from dimefm.extract.stages.base import Settings
 from dimefm.models import open_clip, student
 from dimefm.models.encoder import Encoder

@@ -192,8 +192,18 @@ def test_an_empty_root_is_refused(root):
     assert "none of the datasets" in refusal(*words(root))
 
 
+def test_class_folders_name_their_classes(root):
+    shapes = root / "sets/shapes"
+    by_list, _ = scores(root, "--datasets", "shapes")
+    (shapes / "classnames.txt").unlink()
+    by_folders, said = scores(root, "--datasets", "shapes")
+    assert by_folders["scores"][0]["value"] == by_list["scores"][0]["value"]
+    assert "class names are those of the folders" in said
+
+
 def test_a_folder_without_class_names_is_refused(root):
-    (root / "sets/shapes/classnames.txt").unlink()
+    shutil.rmtree(root / "sets/shapes")
+    (root / "sets/shapes").mkdir()
     line = refusal(*words(root, "--datasets", "shapes"))
     assert "there is no classnames.txt" in line
 

@@ -35,11 +35,12 @@ def test_a_set_that_cannot_be_read_may_be_left_out_with_its_reason(tmp_path):
 
 
 def test_a_folder_of_ones_own_needs_class_names(tmp_path):
-    write(tmp_path / "holiday/test/sea side/x.png", image(0))
+    parquet(tmp_path / "table/test.parquet", {"image": [image(0)], "label": [0]})
     with pytest.raises(
         DataError, match="there is no classnames.txt. Fix: rename the folder, or add"
     ):
-        find(tmp_path, ["holiday"])
+        find(tmp_path, ["table"])
+    write(tmp_path / "holiday/test/sea side/x.png", image(0))
     write(tmp_path / "holiday/classnames.txt", "mountains\nsea-side\n")
     dataset = only(tmp_path, names=["holiday"])
     assert dataset.rows()[1].tolist() == [1]

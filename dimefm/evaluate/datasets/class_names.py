@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from dimefm.errors import DataError
+from dimefm.evaluate.guards import shown
 from dimefm.runtime.text import first_few
 
 SHOWN = 5
 """Names that a message lists at most."""
 
-AMBIGUOUS = -1
-"""Class number of a name that two classes share."""
+MOST_DIGITS = 9
+"""Digits of a class number."""
+
+SEPARATORS = re.compile(r"[-_\s]+")
+"""What stands between the words of a name in file names."""
 
 
 def normalize(name: str) -> str:
@@ -28,6 +33,15 @@ def normalize(name: str) -> str:
     return "".join(letters) or folded
 
 
+def with_blanks(name: str) -> str:
+    """Return ``name`` with a blank for each run of underscores, hyphens and blanks."""
+    return SEPARATORS.sub(" ", name).strip()
+
+
+def _without_case(name: str) -> str:
+    return with_blanks(unicodedata.normalize("NFKC", name).lower())
+
+
 def numbers(
     names: Sequence[str],
     classes: Sequence[str],
@@ -38,75 +52,120 @@ def numbers(
 ) -> np.ndarray:
     """Return the class number of each name, int64 [len(names)].
 
-    Names match when they are equal after :func:`normalize` and ``aliases`` (alias -> usual name).
-    Names that are all decimal numbers and no class names are the class numbers themselves (counted
-    from 1 when C is among them). With ``positional`` (a list that states what label 0, 1, 2 ...
-    means) unknown names stand for the class at their place if the list is as long as ``classes``
-    and no known name stands elsewhere. Raises DataError that names the unknown names and the fix.
+    A name that equals a class to the letter is that class. Else names match when they are equal
+    with blanks for ``_`` and ``-``, then without case, then after :func:`normalize` and ``aliases``
+    (alias -> usual name): so ``A`` and ``a``, or ``C``, ``C++`` and ``C#``, may be classes side by
+    side. Names that are all decimal numbers and no class names are the class numbers themselves
+    (counted from 1 when C is among them).
+
+    Names that equal the classes one by one are these classes, even where a class stands twice. With
+    ``positional`` (a list that states what label 0, 1, 2 ... means) unknown names and names of
+    several classes stand for the class at their place, if the list is as long as ``classes`` and no
+    known name stands elsewhere.
+
+    Raises DataError that names the unknown or ambiguous names and the fix.
     """
     n_classes = len(classes)
-    number_of = _number_by_name(classes, aliases)
-    matches: list[int | None] = []
-    unknown: list[str] = []
-    for name, usual_name in zip(names, _usual_names(names, aliases), strict=True):
-        match = number_of.get(usual_name)
-        matches.append(match)
-        if match is None:
-            unknown.append(name)
+    if list(names) == list(classes):
+        return np.arange(n_classes, dtype=np.int64)
+    candidates = _Candidates(classes, aliases)
+    matches = [candidates.of(name) for name in names]
+    if positional and len(names) == n_classes and _known_are_in_place(matches):
+        return np.arange(n_classes, dtype=np.int64)
+    unknown = [name for name, match in zip(names, matches, strict=True) if not match]
     if unknown:
         if all(name.isascii() and name.isdecimal() for name in names):
             return _decimal(names, n_classes, where)
-        if positional and len(names) == n_classes and _known_are_in_place(matches):
-            return np.arange(n_classes, dtype=np.int64)
         raise DataError(
             f"{where}: {len(unknown)} class names are not among the {n_classes} known:"
             f" {_quoted(unknown)}; expected names like {_quoted(classes)}. Fix: rename them, or put"
             " a classnames.txt (one name per line) next to the data"
         )
-    uses = Counter(matches)
+    _refuse_ambiguous(names, matches, classes, where)
+    return np.array([match[0] for match in matches], dtype=np.int64)
+
+
+def _refuse_ambiguous(
+    names: Sequence[str], matches: Sequence[Sequence[int]], classes: Sequence[str], where: str
+) -> None:
+    """Raise DataError for a name of several classes, and for a class of several names."""
     for name, match in zip(names, matches, strict=True):
-        if match == AMBIGUOUS or uses[match] > 1:
+        if len(match) > 1:
             raise DataError(
-                f"{where}: '{name}' is not the only name of its class. Fix: give each class one"
-                " name"
+                f"{where}: {_quoted([name])} may be any of the classes {first_few(match, SHOWN)}"
+                f" ({_quoted([classes[number] for number in match])}). Fix: give these classes"
+                " different names in classnames.txt, or number the labels"
             )
-    return np.array(matches, dtype=np.int64)
+    uses = Counter(match[0] for match in matches)
+    for name, match in zip(names, matches, strict=True):
+        if uses[match[0]] > 1:
+            raise DataError(
+                f"{where}: {_quoted([name])} is not the only name of its class. Fix: give each"
+                " class one name"
+            )
 
 
 def within(labels: Sequence[int] | np.ndarray, n_classes: int, where: str) -> np.ndarray:
     """Return ``labels`` as int64; raise DataError when one lies outside 0 .. n_classes - 1."""
-    values = np.asarray(labels, dtype=np.int64)
-    outside = values[(values < 0) | (values >= n_classes)]
+    try:
+        values = np.asarray(labels, dtype=np.int64)
+    except OverflowError:
+        values = np.array([label if 0 <= label < n_classes else -1 for label in labels])
+    outside = np.flatnonzero((values < 0) | (values >= n_classes))
     if len(outside):
         raise DataError(
-            f"{where}: label {outside[0]} lies outside 0..{n_classes - 1}; labels count from 0, and"
-            " -1 marks a split published without labels. Fix: give a labelled split, or a"
-            " classnames.txt with every class"
+            f"{where}: label {shown(labels[outside[0]])} lies outside 0..{n_classes - 1}; labels"
+            " count from 0, and -1 marks a split published without labels. Fix: give a labelled"
+            " split, or a classnames.txt with every class"
         )
     return values
 
 
-def _number_by_name(classes: Sequence[str], aliases: Mapping[str, str]) -> dict[str, int]:
-    """Return normalised class name -> class number, or ``AMBIGUOUS`` when two classes share it."""
-    number_of: dict[str, int] = {}
-    for number, name in enumerate(_usual_names(classes, aliases)):
-        if name in number_of:
-            number_of[name] = AMBIGUOUS
-        else:
-            number_of[name] = number
-    return number_of
+class _Candidates:
+    """The classes that a name may mean, looked up in stages, from the letter to the sound."""
+
+    def __init__(self, classes: Sequence[str], aliases: Mapping[str, str]):
+        self._usual_of: dict[str, str] = {}
+        for alias, target in aliases.items():
+            self._usual_of[normalize(alias)] = normalize(target)
+        stages = (str, with_blanks, _without_case, self._usual)
+        self._stages: list[tuple[Callable[[str], str], dict[str, list[int]]]] = []
+        for simplify in stages:
+            numbers_of: dict[str, list[int]] = {}
+            for number, name in enumerate(classes):
+                numbers_of.setdefault(simplify(name), []).append(number)
+            self._stages.append((simplify, numbers_of))
+
+    def of(self, name: str) -> list[int]:
+        """Return the classes of the first stage at which ``name`` has any; [] when none has."""
+        for simplify, numbers_of in self._stages:
+            match = numbers_of.get(simplify(name))
+            if match is not None:
+                return match
+        return []
+
+    def _usual(self, name: str) -> str:
+        """Return the normalized usual name."""
+        normalized = normalize(name)
+        return self._usual_of.get(normalized, normalized)
 
 
-def _known_are_in_place(matches: Sequence[int | None]) -> bool:
-    """Say whether every name that matches a class stands at the place of its class."""
+def _known_are_in_place(matches: Sequence[Sequence[int]]) -> bool:
+    """Say whether every name that matches classes stands at the place of one of them."""
     for place, match in enumerate(matches):
-        if match is not None and match != place:
+        if match and place not in match:
             return False
     return True
 
 
 def _decimal(names: Sequence[str], n_classes: int, where: str) -> np.ndarray:
     """Return class numbers that count from 0, of decimal ``names`` that may count from 1."""
+    longest = max(names, key=len)
+    if len(longest) > MOST_DIGITS:
+        raise DataError(
+            f"{where}: a label has {len(longest):,} digits, expected a class number of 0 to"
+            f" {n_classes - 1}. Fix: correct it"
+        )
     values = np.array([int(name) for name in names])
     counted_from_one = values.max() == n_classes and values.min() > 0
     if counted_from_one:
@@ -114,19 +173,8 @@ def _decimal(names: Sequence[str], n_classes: int, where: str) -> np.ndarray:
     return within(values, n_classes, where)
 
 
-def _usual_names(names: Sequence[str], aliases: Mapping[str, str]) -> list[str]:
-    """Return the normalised usual name of each name."""
-    usual_of = {}
-    for alias, target in aliases.items():
-        usual_of[normalize(alias)] = normalize(target)
-    usual_names = []
-    for name in names:
-        normalized = normalize(name)
-        usual_names.append(usual_of.get(normalized, normalized))
-    return usual_names
-
-
 def _quoted(names: Sequence[str]) -> str:
     """Return the first names in quotes, for a message."""
-    quoted = [f"'{name}'" for name in names]
-    return first_few(quoted, SHOWN)
+    quoted = ", ".join(f"'{shown(name)}'" for name in names[:SHOWN])
+    left = len(names) - SHOWN
+    return f"{quoted} and {left} more" if left > 0 else quoted

@@ -18,6 +18,7 @@ from dimefm.data.subshards import Part
 from dimefm.errors import BadRow, DataError
 from dimefm.evaluate.benchmark import CLASS_FILE, Benchmark
 from dimefm.evaluate.datasets import class_names
+from dimefm.evaluate.guards import shown
 
 BY_NUMBER = "labels taken by number in the card's order"
 
@@ -136,8 +137,8 @@ def _assemble(
     for row, value in enumerate(values):
         if not isinstance(value, expected):
             raise DataError(
-                f"{where}, row {row}: {benchmark.name} expects {wanted}, found {value!r}. Fix:"
-                " correct the data"
+                f"{where}, row {row}: {benchmark.name} expects {wanted}, found"
+                f" {shown(value)}. Fix: correct the data"
             )
     n_labels = len(number_of_label)
     if not benchmark.multilabel:

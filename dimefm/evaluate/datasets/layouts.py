@@ -24,9 +24,17 @@ from dimefm import plugins
 from dimefm.data import Rows
 from dimefm.data.rows import inside
 from dimefm.errors import DataError, did_you_mean
-from dimefm.evaluate.benchmark import Benchmark, card_for, for_folder, load, suite
-from dimefm.evaluate.datasets import plain_layouts, vision_datasets
+from dimefm.evaluate.benchmark import (
+    FOLDER_NAMES,
+    Benchmark,
+    CardIndex,
+    for_folder,
+    load,
+    suite,
+)
+from dimefm.evaluate.datasets import class_folders, plain_layouts, vision_datasets
 from dimefm.evaluate.datasets.plain_layouts import Split
+from dimefm.evaluate.guards import dataset_guard
 from dimefm.runtime.text import first_few
 
 SPLITS = {
@@ -69,7 +77,7 @@ LAYOUTS = {
         tries="{0}.tar, {0}-*.tar, {0}/*.tar",
     ),
     "imagefolder": Layout(
-        locate=plain_layouts.locate_folders,
+        locate=class_folders.locate,
         read=plain_layouts.read_folders,
         tries="{0}/<class>/<image>",
     ),
@@ -83,6 +91,7 @@ class Dataset:
     ``note`` says where this copy differs from the published one, and is empty when the counts
     agree. No file outside ``root`` is read; with None, no file outside ``folder`` (as for a folder
     that is a link). ``test`` is the test split as :func:`find` read it; None means not yet read.
+    ``card`` is the name of the benchmark card, None for a dataset of one's own.
     """
 
     benchmark: Benchmark
@@ -91,6 +100,7 @@ class Dataset:
     note: str = ""
     root: Path | None = None
     test: Split | None = field(default=None, repr=False, compare=False)
+    card: str | None = None
 
     def rows(self, split: str = "test") -> tuple[Rows, np.ndarray, list[str]]:
         """Return (rows, labels, class names) of ``"train"``, ``"val"`` or ``"test"``.
@@ -127,31 +137,77 @@ def find(
     root = Path(root)
     if layout is not None and layout not in LAYOUTS:
         raise DataError(f"unknown layout '{layout}': {did_you_mean(layout, LAYOUTS)}")
-    folders = _folders(root)
+    folders = _Folders(root)
     if names is not None:
-        wanted = list(names)
+        candidates = {name: folders.asked_for(name) for name in names}
     else:
         wanted = suite()
         if every_card:
-            wanted += _other_cards(folders, wanted)
-    candidates: dict[str, list[Path]] = {}
-    for name in wanted:
-        candidates[name] = _folders_of(name, folders, root, exact=names is not None)
+            wanted += folders.other_cards(wanted)
+        candidates = {name: folders.of_card(name) for name in wanted}
 
     datasets: list[Dataset] = []
     missing: list[str] = []
     for name, name_folders in candidates.items():
+        card = folders.card_of(name)
         if not name_folders:
-            missing.append(card_for(name) or name)
+            missing.append(card or name)
             continue
+        shown_name = card or name
         try:
-            folder = _only(name, name_folders)
-            datasets.append(_open(folder, root, layout))
-        except (DataError, OSError) as error:
+            folder = _only(shown_name, name_folders)
+            with dataset_guard(folder):
+                datasets.append(_open(folder, root, layout))
+        except DataError as error:
             if on_failure is None:
                 raise
-            on_failure(card_for(name) or name, error)
+            on_failure(shown_name, error)
     return datasets, missing
+
+
+class _Folders:
+    """The folders that may be datasets, those in ``root`` and ``root/classification``, by name and
+    by the card that claims them.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+        self._cards = CardIndex()
+        self._by_name: dict[str, list[Path]] = {}
+        self._by_card: dict[str, list[Path]] = {}
+        for folder in _folders(root):
+            self._by_name.setdefault(folder.name, []).append(folder)
+            card = self._cards.of(folder.name)
+            if card is not None:
+                self._by_card.setdefault(card, []).append(folder)
+
+    def card_of(self, name: str) -> str | None:
+        """Return the card of a benchmark's or folder's name, None when it has none."""
+        return self._cards.of(name)
+
+    def of_card(self, card: str) -> list[Path]:
+        """Return the folders that a card claims."""
+        return self._by_card.get(card, [])
+
+    def other_cards(self, suite_names: list[str]) -> list[str]:
+        """Return the names of the cards outside the suite that claim a folder, sorted."""
+        return sorted(set(self._by_card) - set(suite_names))
+
+    def asked_for(self, name: str) -> list[Path]:
+        """Return the folders of a benchmark or folder name; [] for a benchmark without a folder.
+
+        A folder of this very name wins over the others that the card claims.
+        """
+        if name in self._by_name:
+            return self._by_name[name]
+        card = self.card_of(name)
+        if card is None:
+            known = {*plugins.names("benchmarks"), *self._by_name}
+            raise DataError(
+                f"'{name}' is neither a benchmark nor a folder in {self.root}:"
+                f" {did_you_mean(name, known)}"
+            )
+        return self.of_card(card)
 
 
 def _folders(root: Path) -> list[Path]:
@@ -170,40 +226,12 @@ def _folders(root: Path) -> list[Path]:
     return folders
 
 
-def _other_cards(folders: list[Path], suite_names: list[str]) -> list[str]:
-    """Return the names of the cards outside the suite that claim one of the folders, sorted."""
-    names = set()
-    for folder in folders:
-        card = card_for(folder.name)
-        if card is not None and card not in suite_names:
-            names.add(card)
-    return sorted(names)
-
-
-def _folders_of(name: str, folders: list[Path], root: Path, *, exact: bool) -> list[Path]:
-    """Return the folders of a benchmark or folder name; [] for a benchmark without a folder.
-
-    With ``exact``, a folder of this very name wins over the others that the card claims.
-    """
-    if exact:
-        same_name = [path for path in folders if path.name == name]
-        if same_name:
-            return same_name
-    card = card_for(name)
-    if card is None:
-        known = {*plugins.names("benchmarks"), *(path.name for path in folders)}
-        raise DataError(
-            f"'{name}' is neither a benchmark nor a folder in {root}: {did_you_mean(name, known)}"
-        )
-    return [path for path in folders if card_for(path.name) == card]
-
-
 def _only(name: str, folders: list[Path]) -> Path:
     if len(folders) > 1:
         listed = ", ".join(str(path) for path in folders)
         raise DataError(
-            f"{card_for(name) or name} is here {len(folders)} times ({listed}). Fix: name the one"
-            " meant, or move the others"
+            f"{name} is here {len(folders)} times ({listed}). Fix: name the one meant, or move the"
+            " others"
         )
     return folders[0]
 
@@ -217,6 +245,7 @@ def _open(folder: Path, root: Path, layout: str | None) -> Dataset:
         folder,
         layout or _detect(folder),
         root=root if inside_root else None,
+        card=benchmark.name if benchmark.name in plugins.names("benchmarks") else None,
     )
     if not LAYOUTS[dataset.layout].locate(folder, SPLITS["test"]):
         return dataclasses.replace(dataset, note="no test split")
@@ -274,6 +303,8 @@ def _note(benchmark: Benchmark, labels: np.ndarray, remark: str) -> str:
     parts = []
     if benchmark.name not in plugins.names("benchmarks"):
         parts.append(f"no card: {len(benchmark.classes)} classes, {len(labels)} test images")
+        if benchmark.source == FOLDER_NAMES:
+            parts.append("class names are those of the folders")
     else:
         present = _classes_with_images(labels)
         published = len(load(benchmark.name).classes)

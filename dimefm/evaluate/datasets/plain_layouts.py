@@ -1,14 +1,13 @@
 """Layouts with a test split in a place of its own: image folders, Parquet and webdataset tars.
 
 Each layout is a pair of functions. ``locate(folder, words)`` returns the paths of a split, none
-when it is absent. ``read(folder, paths, benchmark)`` returns (rows, labels, remark), where labels
-are int64 [n], or 0/1 [n, C] for a multi-label benchmark.
+when it is absent; that of image folders is in :mod:`~dimefm.evaluate.datasets.class_folders`.
+``read(folder, paths, benchmark)`` returns (rows, labels, remark), where labels are int64 [n], or
+0/1 [n, C] for a multi-label benchmark.
 """
 
 from __future__ import annotations
 
-import io
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,29 +18,13 @@ import pyarrow.parquet as pq
 
 from dimefm.data import Columns, Rows, open_rows
 from dimefm.data.columns import USUAL
-from dimefm.data.formats.folder import IMAGE_SUFFIXES
 from dimefm.data.formats.tar import TarShard
 from dimefm.errors import DataError
 from dimefm.evaluate.benchmark import Benchmark
-from dimefm.evaluate.datasets import labels
-
-SPLIT_FOLDERS = ("train", "val", "valid", "validation", "test")
+from dimefm.evaluate.datasets import class_names, labels
+from dimefm.storage.npy import array_of
 
 Split = tuple[Rows, np.ndarray, str]
-
-
-def locate_folders(folder: Path, words: Sequence[str]) -> list[Path]:
-    """Return ``<split>/`` when it holds class folders.
-
-    For the test split, a dataset folder without split folders counts too.
-    """
-    for word in words:
-        if _has_class_folders(folder / word):
-            return [folder / word]
-    has_splits = any((folder / word).is_dir() for word in SPLIT_FOLDERS)
-    if "test" in words and not has_splits and _has_class_folders(folder):
-        return [folder]
-    return []
 
 
 def read_folders(folder: Path, paths: list[Path], benchmark: Benchmark) -> Split:
@@ -165,7 +148,8 @@ def _tar_labels(shard: TarShard, benchmark: Benchmark) -> list[object]:
 def _number_or_name(content: bytes) -> int | str:
     """Return what a ``.cls`` file holds."""
     text = content.decode("utf-8", "replace").strip()
-    if re.fullmatch(r"-?\d+", text):
+    is_number = re.fullmatch(r"-?\d+", text) is not None
+    if is_number and len(text) <= class_names.MOST_DIGITS:
         return int(text)
     return text
 
@@ -173,11 +157,12 @@ def _number_or_name(content: bytes) -> int | str:
 def _marked_classes(content: bytes, n_classes: int, where: str) -> list[int]:
     """Return the numbers of the classes that a ``.npy`` file marks with 1."""
     try:
-        marks = np.load(io.BytesIO(content), allow_pickle=False).reshape(-1)
-    except (ValueError, EOFError, OSError) as error:
+        marks, _ = array_of(content)
+    except ValueError as error:
         raise DataError(
             f"{where}: not a plain .npy array ({error}). Fix: write it again with numpy.save"
         ) from error
+    marks = marks.reshape(-1)
     if marks.shape != (n_classes,) or not np.isin(marks, (0, 1)).all():
         raise DataError(f"{where}: expected {n_classes} marks of 0 or 1, found shape {marks.shape}")
     return np.flatnonzero(marks).tolist()
@@ -202,22 +187,3 @@ def _natural_order(path: Path) -> list[tuple[int, str]]:
         else:
             order.append((-1, part))
     return order
-
-
-def _has_class_folders(folder: Path) -> bool:
-    """Say whether ``folder`` has a subfolder with an image at any depth."""
-    if not folder.is_dir():
-        return False
-    for inner in sorted(folder.iterdir()):
-        is_class = inner.is_dir() and not inner.name.startswith(".")
-        if is_class and _holds_image(inner):
-            return True
-    return False
-
-
-def _holds_image(folder: Path) -> bool:
-    for _, _, names in os.walk(folder):
-        for name in names:
-            if name.lower().endswith(IMAGE_SUFFIXES):
-                return True
-    return False

@@ -26,10 +26,21 @@ from dimefm.data.rows import inside
 from dimefm.errors import BadRow, DataError
 from dimefm.evaluate.benchmark import Benchmark
 from dimefm.evaluate.datasets import class_names, labels
+from dimefm.evaluate.datasets.text_files import LONGEST_LINE, text_lines
+from dimefm.evaluate.guards import reason_of, shown
 from dimefm.storage.reading import is_row_fault, patiently, read_file
 
 TRIES = "{0}.txt, {0}_images.txt, {0}_ic.txt, {0}.json, {0}_meta.json"
 LABEL_FILES = ("labels.txt", "labelmap.txt")
+MOST_BYTES = 256 << 20
+"""Bytes of a COCO index."""
+
+LARGEST_IMAGE = 256 << 20
+"""Unpacked bytes of a member of a zip file."""
+
+ENCRYPTED = 1
+"""Flag of a member of a zip file."""
+
 IRIS_LINE = re.compile(r"(?P<path>\S.*) (?P<labels>\d+(,\d+)*)")
 
 
@@ -96,8 +107,9 @@ def _single_labels(index: Index, path: Path, benchmark: Benchmark) -> list[int]:
 
 
 def _is_iris(path: Path) -> bool:
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        first_line = file.readline().strip()
+    with path.open("rb") as file:
+        start = file.readline(LONGEST_LINE)
+    first_line = start.decode("utf-8-sig", "replace").strip()
     return IRIS_LINE.fullmatch(first_line) is not None
 
 
@@ -105,19 +117,32 @@ def _read_iris(folder: Path, path: Path) -> Index:
     """Read an Iris index, and the label names next to it."""
     files: list[str] = []
     label_lists: list[list[int]] = []
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(text_lines(path), start=1):
         line = line.strip()
         if not line:
             continue
         match = IRIS_LINE.fullmatch(line)
         if match is None:
             raise DataError(
-                f"{path}, line {number}: expected '<path> <label[,label]>', found '{line[:80]}'"
+                f"{path}, line {number}: expected '<path> <label[,label]>', found"
+                f" '{shown(line)}'. Fix: correct the line"
             )
         files.append(match["path"])
-        label_lists.append([int(label) for label in match["labels"].split(",")])
+        label_lists.append(_numbers(match["labels"], f"{path}, line {number}"))
     return Index(files, label_lists, _label_names(folder))
+
+
+def _numbers(text: str, where: str) -> list[int]:
+    """Return the labels of a line."""
+    values = []
+    for label in text.split(","):
+        if len(label) > class_names.MOST_DIGITS:
+            raise DataError(
+                f"{where}: a label has {len(label):,} digits, expected a class number. Fix: correct"
+                " the line"
+            )
+        values.append(int(label))
+    return values
 
 
 def _label_names(folder: Path) -> list[str] | None:
@@ -125,42 +150,60 @@ def _label_names(folder: Path) -> list[str] | None:
     for name in LABEL_FILES:
         path = folder / name
         if path.is_file():
-            return path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+            names = list(text_lines(path))
+            while names and not names[-1].strip():
+                names.pop()
+            return names
     return None
 
 
 def _read_coco(path: Path) -> Index:
     """Read a COCO index; a label is the place of its category among the sorted ids."""
+    size = path.stat().st_size
+    if size > MOST_BYTES:
+        raise DataError(
+            f"{path}: {size:,} bytes, the limit of an index is {MOST_BYTES:,}. Fix: write it in the"
+            " Iris form, a line an image"
+        )
     try:
         return _parse_coco(json.loads(path.read_text(encoding="utf-8-sig")))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}"
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
-            f"{path}: not a COCO index of images and annotations ({reason}). Fix: fetch it again"
+            f"{path}: not a COCO index of images and annotations ({reason_of(error)}). Fix: fetch"
+            " it again"
         ) from error
 
 
 def _parse_coco(content: dict) -> Index:
-    images = {image["id"]: image for image in content["images"]}
+    images = content["images"]
     annotations = [(mark["image_id"], mark["category_id"]) for mark in content["annotations"]]
     name_of_category = {item["id"]: item.get("name") for item in content.get("categories", [])}
     categories = sorted(name_of_category or {category for _, category in annotations})
+    place_of_category = {category: place for place, category in enumerate(categories)}
 
-    labels_of_image: dict[object, list[int]] = {image: [] for image in images}
+    labels_of_image: dict[object, list[int]] = {image["id"]: [] for image in images}
+    if len(labels_of_image) < len(images):
+        raise ValueError("two images have one id")
     for image, category in annotations:
-        labels_of_image[image].append(categories.index(category))
+        labels_of_image[image].append(place_of_category[category])
 
-    files = [_coco_file(image) for image in images.values()]
+    files = [_coco_file(image) for image in images]
     names = [name_of_category.get(category) for category in categories]
     stated = bool(name_of_category) and all(names)
+    if stated and not all(isinstance(name, str) for name in names):
+        raise TypeError("the name of a category is no text")
     return Index(files, list(labels_of_image.values()), names if stated else None)
 
 
 def _coco_file(image: Mapping) -> str:
     """Return the path of an image of a COCO index, ``ZIP@MEMBER`` inside a zip."""
-    if image.get("zip_file"):
-        return f"{image['zip_file']}@{image['file_name']}"
-    return image["file_name"]
+    name = image["file_name"]
+    zip_file = image.get("zip_file") or ""
+    if not isinstance(name, str) or not isinstance(zip_file, str):
+        raise TypeError("the name of a file is no text")
+    if "\0" in name or "\0" in zip_file:
+        raise ValueError("the name of a file holds a NUL")
+    return f"{zip_file}@{name}" if zip_file else name
 
 
 class IndexShard(Shard):
@@ -192,18 +235,31 @@ class IndexShard(Shard):
         return Row(file, image=self._read(file), label=label)
 
     def _read(self, file: str) -> bytes:
-        """Return the bytes of an image; raise BadRow when it cannot be read."""
+        """Return the bytes of an image; raise BadRow when the image is at fault."""
         container, member = _split(file)
+        if not container:
+            return read_file(self._path_of(member))
+        zip_file = self._zip(container)
         try:
-            if container:
-                zip_file = self._zip(container)
-                return patiently(lambda: zip_file.read(member), self.folder / container)
-            return read_file(inside(self.folder, member))
+            return patiently(lambda: _member(zip_file, member), self.folder / container)
         except KeyError as error:
             raise BadRow(f"{container} has no member {member}") from error
-        except (OSError, RuntimeError, zipfile.BadZipFile) as error:
+        except DataError:
+            raise
+        except Exception as error:  # zlib.error, LZMAError, NotImplementedError, ...
             if is_row_fault(error):
-                raise BadRow(f"cannot be read: {error}") from error
+                raise BadRow(f"cannot be read: {reason_of(error)}") from error
+            raise
+
+    def _path_of(self, name: str) -> Path:
+        """Return the path of a plain file; raise BadRow when it leads outside or cannot be one."""
+        try:
+            return inside(self.folder, name)
+        except DataError as error:
+            raise BadRow(str(error)) from error
+        except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: before Python 3.13
+            if is_row_fault(error):
+                raise BadRow(f"cannot be read: {reason_of(error)}") from error
             raise
 
     def _zip(self, container: str) -> zipfile.ZipFile:
@@ -216,17 +272,37 @@ class IndexShard(Shard):
             self._zips = (process, {})
         zips = self._zips[1]
         if container not in zips:
-            try:
-                zips[container] = zipfile.ZipFile(inside(self.folder, container))
-            except (OSError, zipfile.BadZipFile) as error:
-                raise DataError(
-                    f"{self.folder / container}: not a whole zip file ({error}). Fix: fetch it"
-                    " again"
-                ) from error
+            zips[container] = _opened(inside(self.folder, container))
         return zips[container]
 
     def __getstate__(self):
         return {**self.__dict__, "_zips": (0, {})}
+
+
+def _opened(path: Path) -> zipfile.ZipFile:
+    """Return an open zip file; raise DataError when it is damaged."""
+    try:
+        return patiently(lambda: zipfile.ZipFile(path), path)
+    except DataError:
+        raise
+    except Exception as error:  # zipfile raises whatever its parsing raises
+        if not is_row_fault(error):
+            raise
+        raise DataError(
+            f"{path}: not a whole zip file ({reason_of(error)}). Fix: fetch it again"
+        ) from error
+
+
+def _member(container: zipfile.ZipFile, name: str) -> bytes:
+    """Return the bytes of a member; raise BadRow when it is encrypted or a bomb."""
+    info = container.getinfo(name)
+    if info.flag_bits & ENCRYPTED:
+        raise BadRow("cannot be read: it is encrypted")
+    if info.file_size > LARGEST_IMAGE:
+        raise BadRow(
+            f"cannot be read: unpacks to {info.file_size:,} bytes, the limit is {LARGEST_IMAGE:,}"
+        )
+    return container.read(info)
 
 
 def _split(file: str) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from dimefm.data import Row, Rows, Shard
 from dimefm.errors import BadRow
 from dimefm.evaluate.benchmark import CLASS_FILE, card_for, for_folder, prompts
 from dimefm.evaluate.datasets import labels
-from dimefm.evaluate.datasets.plain_layouts import SPLIT_FOLDERS
+from dimefm.evaluate.datasets.class_folders import SPLIT_FOLDERS
 from dimefm.runtime.seeding import seed_of
 
 INNER_FOLDERS = (*SPLIT_FOLDERS, "data")

@@ -1,0 +1,74 @@
+"""Class folders: ``<split>/<class>/<image>``, or ``<class>/<image>`` directly.
+
+Folders that programs leave beside pictures are no classes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from dimefm.data.formats.folder import IMAGE_SUFFIXES
+from dimefm.data.rows import readable
+
+SPLIT_FOLDERS = ("train", "val", "valid", "validation", "test")
+
+LITTER = ("__MACOSX", "@eaDir")
+"""Folders of copies and thumbnails; those whose names begin with a dot are no classes either."""
+
+
+def locate(folder: Path, words: Sequence[str]) -> list[Path]:
+    """Return ``<split>/`` when it holds class folders.
+
+    For the test split, a dataset folder without split folders counts too.
+    """
+    for word in words:
+        if class_folders(folder / word):
+            return [folder / word]
+    if "test" in words and not _splits_of(folder) and class_folders(folder):
+        return [folder]
+    return []
+
+
+def names(folder: Path) -> tuple[str, ...]:
+    """Return the class names that the class folders of all splits state, sorted; () without any.
+
+    Underscores become blanks, unless two names were equal then.
+    """
+    parents = _splits_of(folder) or [folder]
+    folder_names = sorted({path.name for parent in parents for path in class_folders(parent)})
+    folder_names = [readable(name) for name in folder_names]
+    class_names = [name.replace("_", " ").strip() or name for name in folder_names]
+    if len(set(class_names)) < len(class_names):
+        return tuple(folder_names)
+    return tuple(class_names)
+
+
+def class_folders(folder: Path) -> list[Path]:
+    """Return the subfolders that hold an image at any depth, [] when there is no such folder."""
+    if not folder.is_dir():
+        return []
+    return [inner for inner in sorted(folder.iterdir()) if inner.is_dir() and _is_class(inner)]
+
+
+def is_litter(name: str) -> bool:
+    """Tell whether a folder of this name is a program's own."""
+    return name.startswith(".") or name in LITTER
+
+
+def _splits_of(folder: Path) -> list[Path]:
+    """Return the folders of splits in a dataset folder."""
+    return [folder / word for word in SPLIT_FOLDERS if (folder / word).is_dir()]
+
+
+def _is_class(folder: Path) -> bool:
+    """Tell whether a folder holds an image at any depth."""
+    if is_litter(folder.name):
+        return False
+    for _, inner, files in os.walk(folder):
+        inner[:] = [name for name in inner if not is_litter(name)]
+        for name in files:
+            if not name.startswith("._") and name.lower().endswith(IMAGE_SUFFIXES):
+                return True
+    return False

@@ -1,0 +1,192 @@
+"""Embeddings of an evaluation, and the folder that keeps them for the next one.
+
+Images and prompts are kept under the fingerprint of their encoder. What is kept is checked before
+it is used, and made again when it is damaged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import itertools
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from dimefm.cache import FeatureCache
+from dimefm.data import Rows
+from dimefm.errors import CacheError
+from dimefm.evaluate.benchmark import Benchmark
+from dimefm.evaluate.classifier import class_weights
+from dimefm.extract.extract import Settings, extract
+from dimefm.models.encoder import Encoder
+from dimefm.models.open_clip import transform_of
+from dimefm.storage.files import sha256_keys, write_bytes
+from dimefm.storage.npy import array_of
+
+DEFAULT_DECODER = "turbo"
+LONGEST_NAME = 100
+"""Bytes of a dataset's name in the name of a folder."""
+
+UNIT = 1e-3
+"""How far the length of a kept class embedding may be from 1."""
+
+
+def for_benchmark(encoder: Encoder, benchmark: Benchmark) -> Encoder:
+    """Return the encoder with this benchmark's preprocessing: without cropping for KITTI."""
+    if benchmark.crop:
+        return encoder
+    preprocess = {**encoder.image_preprocess, "resize_mode": "squash"}
+    card = dataclasses.replace(encoder.card, preprocess=preprocess)
+    return dataclasses.replace(encoder, card=card, preprocess=transform_of(preprocess))
+
+
+def image_features(
+    encoder: Encoder, benchmark: Benchmark, rows: Rows, store: Path, settings: Settings
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the unit embeddings [n, D] of a benchmark's readable images, kept in ``store``.
+
+    The second array, int64 [n], holds the numbers of these images among all rows. Images that could
+    not be read before are tried again.
+    """
+    encoder = for_benchmark(encoder, benchmark)
+    name = benchmark.name.encode()[:LONGEST_NAME].decode(errors="ignore")
+    decoder = "" if settings.decoder == DEFAULT_DECODER else f"-{settings.decoder}"
+    folder = store / _fingerprint(encoder) / f"{name}-{_digest_of(rows)[:12]}{decoder}"
+    try:
+        return _extracted(encoder, rows, folder, settings)
+    except CacheError:
+        if not folder.exists():
+            raise
+        shutil.rmtree(folder)  # damaged, or left by another version
+        return _extracted(encoder, rows, folder, settings)
+
+
+def _extracted(
+    encoder: Encoder, rows: Rows, folder: Path, settings: Settings
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the embeddings in the cache at ``folder``, which is made if there is none."""
+    report = extract(encoder, rows, "image", folder, settings)
+    if report.already_finished and _bad_rows(report.manifest.shards):
+        report = extract(encoder, rows, "image", folder, settings, mode="retry")
+    cache = FeatureCache(folder)
+    for shard in cache.manifest.shards:
+        cache.check_sha256(shard)
+    unreadable = _bad_rows(cache.manifest.shards)
+    readable = np.setdiff1d(np.arange(len(rows)), unreadable)
+    return cache[:], readable
+
+
+def _bad_rows(shards) -> list[int]:
+    """Return the numbers of the quarantined rows among all rows."""
+    numbers: list[int] = []
+    start = 0
+    for shard in shards:
+        numbers += [start + row for row in shard.bad]
+        start += shard.source_rows
+    return numbers
+
+
+def _digest_of(rows: Rows) -> str:
+    """Return a digest of the shards' names, contents and keys."""
+    identities = []
+    for shard in rows.shards:
+        identities.append(f"{shard.name}:{shard.digest()}:{sha256_keys(shard.keys())}")
+    return sha256_keys(identities)
+
+
+def prompt_weights(
+    encoder: Encoder, benchmark: Benchmark, store: Path, settings: Settings
+) -> np.ndarray:
+    """Return class weights [C, D], from ``store`` when these prompts were encoded before."""
+    digest = _digest_of_prompts(benchmark)
+    path = store / _fingerprint(encoder) / f"prompts-{digest[:16]}.npy"
+    shape = (len(benchmark.classes), encoder.card.dim)
+    weights = _kept_weights(path, shape)
+    if weights is None:
+        weights = _encoded_weights(encoder, benchmark, settings.batch_size)
+        _keep_weights(path, weights)
+    return weights
+
+
+def _digest_of_prompts(benchmark: Benchmark) -> str:
+    """Return a digest of all prompts in their order: that of the lists of prompts as JSON."""
+    digest = hashlib.sha256(b"[")
+    for number, name in enumerate(benchmark.classes):
+        filled = [template.replace("{}", name) for template in benchmark.templates]
+        comma = ", " if number else ""
+        digest.update(f"{comma}{json.dumps(filled)}".encode())
+    digest.update(b"]")
+    return digest.hexdigest()
+
+
+def _prompts_in_order(benchmark: Benchmark) -> Iterator[str]:
+    for name in benchmark.classes:
+        for template in benchmark.templates:
+            yield template.replace("{}", name)
+
+
+def _encoded_weights(encoder: Encoder, benchmark: Benchmark, batch_size: int) -> np.ndarray:
+    """Return class weights [C, D]; only the embeddings of one batch and one class are in memory."""
+    texts = _prompts_in_order(benchmark)
+    n_templates = len(benchmark.templates)
+    weights = np.empty((len(benchmark.classes), encoder.card.dim), dtype=np.float32)
+    waiting: list[np.ndarray] = []
+    n_waiting = 0
+    done = 0
+    while batch := list(itertools.islice(texts, batch_size)):
+        tokens, _ = encoder.tokenize(batch)
+        waiting.append(encoder.encode_text(tokens).cpu().numpy())
+        n_waiting += len(batch)
+        complete = n_waiting // n_templates
+        if not complete:
+            continue
+        embeddings = np.concatenate(waiting)
+        n_used = complete * n_templates
+        of_classes = embeddings[:n_used].reshape(complete, n_templates, -1)
+        weights[done : done + complete] = class_weights(of_classes, first_class=done)
+        waiting = [embeddings[n_used:]]
+        n_waiting -= n_used
+        done += complete
+    return weights
+
+
+def _kept_weights(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
+    """Return the class weights in a file, None when there is none or it is damaged.
+
+    The digest behind the array is checked where there is one: earlier versions wrote none.
+    """
+    try:
+        weights, digest = array_of(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    if weights.shape != shape or weights.dtype != np.float32:
+        return None
+    lengths = np.linalg.norm(weights.astype(np.float64), axis=1)
+    if not np.all(np.abs(lengths - 1) < UNIT):  # also for NaN
+        return None
+    if digest and digest != _digest_of_weights(weights):
+        return None
+    return weights
+
+
+def _keep_weights(path: Path, weights: np.ndarray) -> None:
+    file = io.BytesIO()
+    np.save(file, weights, allow_pickle=False)
+    file.write(_digest_of_weights(weights))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, file.getvalue())
+
+
+def _digest_of_weights(weights: np.ndarray) -> bytes:
+    return hashlib.sha256(weights.tobytes()).hexdigest().encode()
+
+
+def _fingerprint(encoder: Encoder) -> str:
+    """Return a short digest of the encoder's weights, preprocessing and precision."""
+    identity = json.dumps([encoder.card.identity(), encoder.precision], sort_keys=True)
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]

@@ -1,0 +1,67 @@
+"""One guard around each dataset: whatever a library raises becomes one line with its place.
+
+A damaged dataset then fails by itself, and the others are scored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from dimefm.errors import DataError, DimefmError
+
+LONGEST_REASON = 200
+"""Characters of another library's message."""
+
+LONGEST_SHOWN = 60
+"""Characters of a value in a message."""
+
+
+@contextlib.contextmanager
+def dataset_guard(folder: Path) -> Iterator[None]:
+    """Raise DataError, which names the dataset's ``folder``, in place of any foreign error.
+
+    Errors of dimefm pass through. An interrupt ends the evaluation.
+    """
+    try:
+        yield
+    except DimefmError:
+        raise
+    except Exception as error:
+        raise DataError(_line(folder, error)) from error
+
+
+def _line(folder: Path, error: Exception) -> str:
+    """Return the line for an error that some library raised."""
+    reason = reason_of(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return (
+            f"{folder}: out of memory ({reason}). Fix: lower --batch-size, or free memory of other"
+            " programs"
+        )
+    if isinstance(error, OSError) and error.errno is not None:
+        place = error.filename or folder
+        return (
+            f"{place}: {error.strerror}. Fix: check the disk and the permissions, and run the same"
+            " command again"
+        )
+    return f"{folder}: cannot be scored ({reason}). Fix: fetch the dataset again"
+
+
+def reason_of(error: Exception) -> str:
+    """Return the kind of an error and the beginning of its message, in one line."""
+    name = type(error).__name__
+    message = shown(error, LONGEST_REASON)
+    return f"{name}: {message}" if message else name
+
+
+def shown(value: object, longest: int = LONGEST_SHOWN) -> str:
+    """Return a value as a message shows it: one line of printable characters, cut at a length."""
+    try:
+        text = str(value)
+    except ValueError:  # a whole number with more digits than Python writes
+        text = "of thousands of digits"
+    words = " ".join(text[: 2 * longest].split())
+    escaped = words.encode("unicode_escape").decode() if not words.isprintable() else words
+    return escaped if len(escaped) <= longest else f"{escaped[:longest]} ..."
