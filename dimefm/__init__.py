@@ -37,6 +37,10 @@ from __future__ import annotations
 import importlib
 from importlib.metadata import PackageNotFoundError, version
 
+from dimefm.runtime.home import ensure_home
+
+ensure_home()
+
 try:
     __version__ = version("dimefm")
 except PackageNotFoundError:  # a checkout that was never installed
