@@ -103,6 +103,10 @@ class CacheWriter:
     def _start(self) -> None:
         """Write the plan, and take the shards that are finished already."""
         plan = self.plan
+        self._source_rows = dict(plan.sources)
+        self._existing_shards: dict[str, ShardInfo] = {}
+        if plan.existing is not None:
+            self._existing_shards = {shard.source: shard for shard in plan.existing.shards}
         self.done = dict(plan.kept)
         self.finished: Manifest | None = None
         if plan.existing is not None:
@@ -140,12 +144,9 @@ class CacheWriter:
 
     def replaced(self, source: str) -> ShardInfo | None:
         """Return the shard of the finished cache that this run replaces, None if there is none."""
-        if self.plan.existing is None or source in self:
+        if source in self:
             return None
-        for shard in self.plan.existing.shards:
-            if shard.source == source:
-                return shard
-        return None
+        return self._existing_shards.get(source)
 
     def claim(self, source: str) -> Claim | None:
         """Claim a shard; return None when it is finished, or another process is writing it."""
@@ -176,10 +177,9 @@ class CacheWriter:
         """Read the manifest, or the records of ``sources``, that other processes have written."""
         if self.plan.existing is None and self.store.size(FILE) is not None:
             self.finished = Manifest.read(self.store)
-        rows = dict(self.sources)
         for source in sources:
             if source not in self:
-                self._load_record(source, rows[source])
+                self._load_record(source, self._source_rows[source])
 
     def keep(self, info: ShardInfo) -> None:
         """Keep a shard that was to be written again as it is."""
@@ -221,7 +221,7 @@ class CacheWriter:
 
     def _check_row_numbers(self, source: str, stored_rows: int, bad: list[int]) -> None:
         """Raise CacheError unless stored and bad rows together are the rows of the source."""
-        source_rows = dict(self.sources).get(source)
+        source_rows = self._source_rows.get(source)
         if source_rows is None:
             names = [name for name, _ in self.sources]
             known = first_few(names, 4)
@@ -348,28 +348,28 @@ class CacheWriter:
         They are in the order of the sources.
         """
         existing = self._existing_quarantine()
-        lines = ""
+        lines = []
         for name, _ in self.sources:
             written = self.store.read(self._record(name, ".bad"))
-            lines += existing.get(name, "") if written is None else written
-        return lines
+            lines.append(existing.get(name, "") if written is None else written)
+        return "".join(lines)
 
     def _existing_quarantine(self) -> dict[str, str]:
         """Return source -> its lines in ``quarantine.jsonl`` of the existing cache."""
-        by_source: dict[str, str] = {}
+        by_source: dict[str, list[str]] = {}
         if self.plan.existing is None:
-            return by_source
+            return {}
         text = text_of(self.store, QUARANTINE) or ""
         for number, line in enumerate(text.splitlines(keepends=True), 1):
             try:
                 source = json.loads(line)["source"]
-                by_source[source] = by_source.get(source, "") + line
+                by_source.setdefault(source, []).append(line)
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 where = f"{self.store.where(QUARANTINE)}, line {number}"
                 raise CacheError(
                     f"{where}: cannot be read ({error}). Fix: restore the file, or remove it"
                 ) from error
-        return by_source
+        return {source: "".join(lines) for source, lines in by_source.items()}
 
     def _replaced_files(self, manifest: Manifest) -> list[str]:
         """Return the files of the existing cache's shards that ``manifest`` does not name."""

@@ -1,20 +1,24 @@
 """The command line: parse, call one function, print. One file per command, imported when it is
 used.
 
-Exit codes: 0 done, 1 the job could not be done (one line says why), 2 bad usage. ``--debug`` shows
-tracebacks.
+Exit codes: 0 done, 1 the job could not be done (one line says why), 2 bad usage, 130 interrupted.
+``--debug`` shows tracebacks.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import sys
+from collections.abc import Sequence
 
 import click
 
 import dimefm
-from dimefm.cli._options import Lazy
+from dimefm.cli._options import Lazy, add_common_options
+from dimefm.cli._output import document, settings
 from dimefm.errors import DimefmError
+from dimefm.runtime import console
 
 COMMANDS = {  # name -> module
     "run": "dimefm.cli.run",
@@ -39,6 +43,22 @@ AFTER_INTERRUPT = {
     "run": KEPT,
     "train": "interrupted; go on with --resume",
 }
+INTERRUPTED = 130
+
+NO_THREAD = "can't start new thread"
+REMEDIES = {
+    errno.ENOSPC: "make room, or name a folder on another disk",
+    errno.EDQUOT: "make room below your quota, or name a folder on another disk",
+    errno.EROFS: "name a folder on a disk that can be written",
+    errno.EACCES: "change the permissions, or name another folder",
+    errno.EPERM: "change the permissions, or name another folder",
+    errno.EMFILE: "raise the limit of open files (ulimit -n), or lower --workers",
+    errno.ENFILE: "close other programs, or raise the system's limit of open files",
+    errno.ENOMEM: "free memory of other programs, or lower --batch-size",
+    errno.EIO: "check the disk or the network drive, then run the same command again",
+    errno.ESTALE: "mount the network drive again, then run the same command again",
+}
+"""What to do about an error of the operating system."""
 
 
 class Main(Lazy):
@@ -46,19 +66,45 @@ class Main(Lazy):
     on.
     """
 
-    def invoke(self, ctx: click.Context):
+    def main(self, args: Sequence[str] | None = None, **settings):
+        """Run the command line and exit with its code; an interrupt at any moment is one line."""
+        words = sys.argv[1:] if args is None else list(args)
+        if not settings.pop("standalone_mode", True):
+            return super().main(args, standalone_mode=False, **settings)
+        console.set_level(console.Level.NORMAL)
         try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            click.echo(
-                "\n" + AFTER_INTERRUPT.get(ctx.invoked_subcommand or "", "interrupted"), err=True
-            )
-            ctx.exit(130)
+            code = super().main(args, standalone_mode=False, **settings)
+        except (click.Abort, KeyboardInterrupt):
+            _say_interrupted(words)
+            sys.exit(INTERRUPTED)
+        except click.ClickException as error:
+            error.show()
+            sys.exit(error.exit_code)
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def invoke(self, ctx: click.Context) -> int:
+        """Run the command, print its value with ``--json``, and return 0, or its exit code."""
+        try:
+            value = super().invoke(ctx)
+        except click.exceptions.Exit as done:
+            return done.exit_code
         except Exception as error:
             line = explain(error)
-            if line is None or ctx.params.get("debug"):
+            if line is None or settings(ctx).debug:
+                if isinstance(error, EOFError):  # click takes it for an interrupt
+                    raise RuntimeError("a file ended early") from error
                 raise
             raise click.ClickException(line) from error
+        if settings(ctx).json:
+            click.echo(document(value))
+        return 0
+
+
+def _say_interrupted(words: Sequence[str]) -> None:
+    """Print how to go on after an interrupt of the command that ``words`` name."""
+    named = [word for word in words if word in AFTER_INTERRUPT]
+    line = AFTER_INTERRUPT[named[0]] if named else "interrupted"
+    click.echo(f"\n{line}", err=True)
 
 
 def explain(error: Exception) -> str | None:
@@ -68,28 +114,36 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, DimefmError):
         return str(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        first = (str(error).splitlines() or [""])[0]
-        return (
-            f"out of memory{f': {first}' if first else ''}. Fix: lower --batch-size, or free memory"
-            " of other programs"
-        )
+        lines = str(error).splitlines()
+        reason = f": {lines[0]}" if lines else ""
+        return f"out of memory{reason}. Fix: lower --batch-size, or free memory of other programs"
+    if isinstance(error, RuntimeError) and NO_THREAD in str(error):
+        return f"{NO_THREAD}. Fix: raise the limit of processes (ulimit -u), or lower --workers"
     if isinstance(error, OSError) and error.errno != errno.EPIPE:
-        reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
-        return (
-            f"{os.fsdecode(error.filename)}: {reason}"
-            if isinstance(error.filename, str | bytes)
-            else reason
-        )
+        return _explain_os_error(error)
     return None
 
 
+def _explain_os_error(error: OSError) -> str:
+    """Return the file and the reason of an error of the operating system, and what to do."""
+    line = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error.filename, str | bytes):
+        line = f"{os.fsdecode(error.filename)}: {line}"
+    remedy = REMEDIES.get(error.errno)
+    if remedy is not None:
+        line += f". Fix: {remedy}"
+    return line
+
+
 @click.group(cls=Main, modules=COMMANDS)
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(dimefm.__version__, prog_name="dimefm")
-def main(debug: bool) -> None:
+def main() -> None:
     """Distil a large CLIP into a small one, with no teacher in the training loop.
 
     extract-features caches the embeddings of a teacher, train trains a student on them, and eval
     scores the student. run does all three from one file. quickstart runs the whole pipeline on a
     small dataset in minutes.
     """
+
+
+add_common_options(main)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import click
 
+from dimefm.cli._output import FIRST, HEADING, common_options
 from dimefm.errors import did_you_mean
 
 # Every command has these by itself, not only below the main one: click keeps the help option that a
@@ -45,6 +46,18 @@ def dashed(name: str) -> str:
     return name.replace("_", "-") if name.startswith("--") else name
 
 
+def add_common_options(command: click.Command) -> None:
+    """Add ``-q``, ``-v``, ``--json`` and ``--debug`` to a command and to all commands below it."""
+    if any(FIRST in param.opts for param in command.params):
+        return
+    command.params += common_options()
+    if isinstance(command, ManyValues) and command.sections:
+        command.sections = {**command.sections, FIRST: HEADING}
+    if isinstance(command, click.Group):
+        for below in command.commands.values():
+            add_common_options(below)
+
+
 class Lazy(click.Group):
     """A group whose commands (name -> module that holds ``command``) are imported when they are
     asked for, so that ``--help`` is quick."""
@@ -59,7 +72,11 @@ class Lazy(click.Group):
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         """Import and return one command, None when there is none of that name."""
-        return importlib.import_module(self.modules[name]).command if name in self.modules else None
+        if name not in self.modules:
+            return None
+        command = importlib.import_module(self.modules[name]).command
+        add_common_options(command)
+        return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]):
         """Find the command of ``args``; an unknown one is answered with the nearest known."""

@@ -9,9 +9,11 @@ import click
 
 from dimefm import plugins
 from dimefm.cli._options import CONTEXT, ManyValues
+from dimefm.cli._output import result
 from dimefm.cli._recipe_options import section_options
 from dimefm.cli.assignments import assignments
 from dimefm.recipe.schema.extraction import Extract
+from dimefm.runtime import console
 
 
 class BatchSize(click.IntRange):
@@ -153,17 +155,16 @@ def command(
     precision = "fp32" if request.precision == "auto" else request.precision
     note = advice(precision, pick_device(request.device))
     if note and engine == "local" and share.rank == 0:
-        click.echo(note, err=True)
+        console.note(note)
     if estimate:
-        _print_estimates(extraction)
-        return
-    plugins.module("engines", engine).run(extraction, share, click.echo)
+        return _print_estimates(extraction)
+    reports = plugins.module("engines", engine).run(extraction, share, result)
     if request.format == "tsv" and request.dtype in ("float16", "int8"):
-        click.echo(
+        console.note(
             f"note: DIME-FM's own loader reads float32 only; these {request.dtype} TSVs are for"
-            " dimefm",
-            err=True,
+            " dimefm"
         )
+    return [report.as_dict() for report in reports]
 
 
 def _refuse_usage(flags: Mapping[str, Any], append: bool, retry_bad: bool) -> None:
@@ -185,13 +186,18 @@ def _refuse_usage(flags: Mapping[str, Any], append: bool, retry_bad: bool) -> No
         )
 
 
-def _print_estimates(extraction) -> None:
-    """Print what each cache would take; of several teachers, as if each ran alone."""
+def _print_estimates(extraction) -> list:
+    """Print and return what each cache would take; of several teachers, as if each ran alone."""
     from dimefm.extract.estimate import estimate
 
-    sources, encoders = extraction.open(), extraction.load()
+    sources = extraction.open()
+    encoders = extraction.load()
+    estimates = []
     for kind, rows in sources:
         for encoder, place in zip(encoders, extraction.places(kind), strict=True):
             if len(encoders) > 1:
-                click.echo(f"{place}, alone:")
-            click.echo(estimate(encoder, rows, kind, place, extraction.settings).describe())
+                result(f"{place}, alone:")
+            estimated = estimate(encoder, rows, kind, place, extraction.settings)
+            result(estimated.describe())
+            estimates.append({"cache": place, "kind": kind, "estimate": estimated})
+    return estimates

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from dimefm.cli._options import CONTEXT
+from dimefm.cli._output import result
 
 
 @click.command(
@@ -25,13 +26,15 @@ def command(names):
     """
     from dimefm.losses import Need, describe, terms
 
-    descriptions = [describe(name, in_full=bool(names)) for name in names or terms()]
-    click.echo("\n\n".join(descriptions))
-    if names:
-        return
-    click.echo(
-        "\nNeeds: a recipe that lacks one is refused before its first step. The first value of an"
-        " option is its default."
-    )
-    for need in Need:
-        click.echo(f"  {need:<16} {need.help}")
+    descriptions = {}
+    for name in names or terms():
+        descriptions[name] = describe(name, in_full=bool(names))
+    result("\n\n".join(descriptions.values()))
+    if not names:
+        result(
+            "\nNeeds: a recipe that lacks one is refused before its first step. The first value of"
+            " an option is its default."
+        )
+        for need in Need:
+            result(f"  {need:<16} {need.help}")
+    return descriptions

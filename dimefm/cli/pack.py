@@ -7,8 +7,10 @@ from pathlib import Path
 import click
 
 from dimefm.cli._options import ManyValues, open_sources
+from dimefm.cli._output import result
 from dimefm.cli._recipe_options import selection_options, source_options
 from dimefm.errors import DataError
+from dimefm.runtime import console
 
 
 @click.command("pack", cls=ManyValues, short_help="Downscale images once to speed up training.")
@@ -63,12 +65,11 @@ def command(sources, out, size, quality, workers, **flags):
 
     report = pack(rows_of(sources, flags), out, Settings(size, quality, workers))
     for bad in report.bad[:5]:
-        click.echo(f"bad row: {bad['source']} row {bad['row']}: {bad['reason']}", err=True)
+        console.note(f"bad row: {bad['source']} row {bad['row']}: {bad['reason']}")
     if len(report.bad) > 5:
-        click.echo(
-            f"and {len(report.bad) - 5:,} more; all are listed in {out / 'pack.json'}", err=True
-        )
-    click.echo(f"{out}: {report.describe()}")
+        console.note(f"and {len(report.bad) - 5:,} more; all are listed in {out / 'pack.json'}")
+    result(f"{out}: {report.describe()}")
+    return report
 
 
 def rows_of(sources, flags):

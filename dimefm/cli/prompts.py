@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from dimefm.cli._options import CONTEXT
+from dimefm.cli._output import result
 
 
 @click.command(
@@ -31,28 +32,40 @@ def command(datasets, out):
     Example:
       dimefm prompts cifar-10 mnist --out prompts.txt
     """
-    from dimefm import plugins
-    from dimefm.errors import DataError
     from dimefm.evaluate.benchmark import for_folder, load, prompts
     from dimefm.storage.files import write_text
 
     if not datasets:
-        for name in plugins.names("benchmarks"):
-            try:
-                card = load(name)
-            except DataError as error:
-                click.echo(f"{name:36} cannot be used: {error}")
-                continue
-            click.echo(
-                f"{name:36} {len(card.classes):4} classes x {len(card.templates):2} templates"
-            )
-        return
+        return _list_cards()
     cards = [for_folder(Path(name)) if Path(name).is_dir() else load(name) for name in datasets]
     sentences = [sentence for card in cards for row in prompts(card) for sentence in row]
-    text = "".join(f"{sentence}\n" for sentence in dict.fromkeys(sentences))
+    distinct = list(dict.fromkeys(sentences))
     if out is None:
-        click.echo(text, nl=False)
-    else:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(out, text)
-        click.echo(f"{out}: {text.count(chr(10)):,} sentences of {len(cards)} datasets")
+        result("\n".join(distinct))
+        return distinct
+    text = "".join(f"{sentence}\n" for sentence in distinct)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out, text)
+    result(f"{out}: {len(distinct):,} sentences of {len(cards)} datasets")
+    return {"file": out, "sentences": len(distinct), "datasets": len(cards)}
+
+
+def _list_cards() -> list[dict]:
+    """Print the dataset cards and return what is printed."""
+    from dimefm import plugins
+    from dimefm.errors import DataError
+    from dimefm.evaluate.benchmark import load
+
+    cards: list[dict] = []
+    for name in plugins.names("benchmarks"):
+        try:
+            card = load(name)
+        except DataError as error:
+            result(f"{name:36} cannot be used: {error}")
+            cards.append({"name": name, "error": str(error)})
+            continue
+        classes = len(card.classes)
+        templates = len(card.templates)
+        result(f"{name:36} {classes:4} classes x {templates:2} templates")
+        cards.append({"name": name, "classes": classes, "templates": templates})
+    return cards

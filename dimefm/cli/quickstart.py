@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from dimefm.cli._options import CONTEXT
+from dimefm.cli._output import result
 
 
 @click.command(
@@ -50,4 +51,4 @@ def command(out, seed, scale):
     """
     from dimefm.quickstart.run import quickstart
 
-    quickstart(out, seed, click.echo, scale)
+    return quickstart(out, seed, result, scale)

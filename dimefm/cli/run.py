@@ -8,7 +8,9 @@ from typing import Any
 import click
 
 from dimefm.cli._options import CONTEXT, ManyValues
+from dimefm.cli._output import result
 from dimefm.errors import RecipeError
+from dimefm.runtime import console
 
 
 @click.command(
@@ -53,6 +55,7 @@ def command(pipeline, dataroot, out, small, teacher, settings, dry_run):
     """
     from dimefm.experiment.file import read_experiment
     from dimefm.experiment.plan import describe_plan
+    from dimefm.experiment.record import read_records
     from dimefm.experiment.run import run_experiment
     from dimefm.runtime.torchrun import rank_of
 
@@ -63,17 +66,21 @@ def command(pipeline, dataroot, out, small, teacher, settings, dry_run):
     folder = out or Path("runs") / pipeline.stem
 
     if dry_run:
-        for line in describe_plan(experiment, folder):
-            click.echo(line)
-        return
+        plan = list(describe_plan(experiment, folder))
+        for line in plan:
+            result(line)
+        return {"plan": plan}
+
+    is_main = rank_of()[0] == 0
 
     def say(line: str) -> None:
-        if rank_of()[0] == 0:
-            click.echo(line, err=True)
+        if is_main:
+            console.note(line)
 
     table = run_experiment(experiment, folder, say)
-    if rank_of()[0] == 0:
-        click.echo(f"\n{table}\n\nwritten: {folder}")
+    if is_main:
+        result(f"\n{table}\n\nwritten: {folder}")
+    return {"out": folder, "stages": read_records(folder)}
 
 
 def parse_settings(settings: tuple[str, ...]) -> dict[str, dict[str, Any]]:

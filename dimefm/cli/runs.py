@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from dimefm.cli._options import CONTEXT
+from dimefm.cli._output import result
 
 
 @click.group("runs", context_settings=CONTEXT)
@@ -36,12 +37,15 @@ def compare(runs, out):
     Example:
       dimefm runs compare runs/first runs/second --out compared
     """
-    from dimefm.runs.compare import read_runs, text, write
+    from dimefm.runs.compare import as_dict, read_runs, text, write
 
-    found = read_runs(runs)
-    click.echo(text(found))
+    compared = read_runs(runs)
+    result(text(compared))
+    files = []
     if out is not None:
-        click.echo("\nwritten: " + ", ".join(map(str, write(found, out))))
+        files = write(compared, out)
+        result("\nwritten: " + ", ".join(map(str, files)))
+    return {"runs": [as_dict(run) for run in compared], "files": files}
 
 
 @command.command("list", context_settings=CONTEXT)
@@ -53,6 +57,8 @@ def list_(folder):
     Example:
       dimefm runs list runs
     """
-    from dimefm.runs.compare import listing, runs_below
+    from dimefm.runs.compare import as_dict, listing, runs_below
 
-    click.echo(listing(runs_below(folder)))
+    below = runs_below(folder)
+    result(listing(below))
+    return [as_dict(run) for run in below]

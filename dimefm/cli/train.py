@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import click
 
 from dimefm.cli._options import ManyValues
+from dimefm.cli._output import result
 from dimefm.cli._recipe_options import recipe_options, recipe_sections
 from dimefm.cli.assignments import assignments
 from dimefm.errors import RecipeError
+from dimefm.runtime import console
 from dimefm.runtime.progress import unless_hung_up
 from dimefm.runtime.torchrun import rank_of
 from dimefm.train.checkpoint_folders import how_to_resume
@@ -73,29 +75,36 @@ def command(recipe, small, settings, out, resume, **flags):
     resolved = read(recipe, small, **{**given, **parse_settings(settings)})
     with raised():
         try:
-            _train(resolved, out, resume)
+            return _train(resolved, out, resume)
         except KeyboardInterrupt:
             _say(f"\ninterrupted; {how_to_resume(out)}")
             click.get_current_context().exit(130)
 
 
-def _train(recipe: Recipe, out: Path, resume: bool) -> None:
+def _train(recipe: Recipe, out: Path, resume: bool) -> dict | None:
+    """Train, print the run folder and return its figures; None in all processes but the first."""
+    from dimefm.runs.compare import as_dict, read_run
     from dimefm.train.online_eval import scorer
     from dimefm.train.trainer import train
 
+    is_main = rank_of()[0] == 0
+
     def ready() -> None:
-        _say(recipe.to_toml())
+        if is_main:
+            console.detail(recipe.to_toml())
 
     done = train(recipe, out, resume, echo=_say, scorer=scorer, ready=ready)
-    if rank_of()[0] == 0:
-        click.echo(f"run folder: {done}")
+    if not is_main:
+        return None
+    result(f"run folder: {done}")
+    return as_dict(read_run(done))
 
 
 def _say(line: str) -> None:
     """Print a line to stderr, in the first of several processes."""
     if rank_of()[0] == 0:
         with unless_hung_up():
-            click.echo(line, err=True)
+            console.note(line)
 
 
 def parse_settings(settings: tuple[str, ...]) -> dict:

@@ -46,8 +46,9 @@ class Column:
         if not self.tokens:
             cached = cached + view % self.views
         for number in np.unique(shard):
-            in_shard = shard == number
-            cached[in_shard] = self.bad[number].to_stored(cached[in_shard])
+            if len(self.bad[number].skipped):
+                in_shard = shard == number
+                cached[in_shard] = self.bad[number].to_stored(cached[in_shard])
         return self.starts[shard] + cached
 
     def bad_source_rows(self, shard: int) -> np.ndarray:
@@ -79,8 +80,9 @@ class Aligned:
         shard = np.searchsorted(self.starts, usable, side="right") - 1
         row = usable - self.starts[shard]
         for number in np.unique(shard):
-            in_shard = shard == number
-            row[in_shard] = self.unusable[number].to_source(row[in_shard])
+            if len(self.unusable[number].skipped):
+                in_shard = shard == number
+                row[in_shard] = self.unusable[number].to_source(row[in_shard])
         source_rows = self.source_starts[shard] + row
         cached = [column.rows(shard, row, view) for column in self.columns]
         return source_rows, cached

@@ -5,7 +5,8 @@ The folder may be remote.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import functools
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 
@@ -31,13 +32,16 @@ DESCRIPTIONS = {  # files that describe a set, by name without endings
 NAMED = 3  # files that a message names at most
 
 
-def readers(kind: str) -> Iterator[tuple[str, ModuleType]]:
-    """Yield (name, module) of every format that can hold ``kind``."""
+@functools.cache
+def readers(kind: str) -> tuple[tuple[str, ModuleType], ...]:
+    """Return (name, module) of every format that can hold ``kind``."""
     needed = {"image", "text"} if kind == "pair" else {kind}
+    able = []
     for name in plugins.names("sources"):
         reader = plugins.module("sources", name)
         if needed <= reader.KINDS:
-            yield name, reader
+            able.append((name, reader))
+    return tuple(able)
 
 
 def shards_among(names: Iterable[str], kind: str, input_format: str | None) -> list[str]:

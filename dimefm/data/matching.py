@@ -5,6 +5,10 @@ A shard is recognized by its name, its number of rows, its keys and the digest o
 
 from __future__ import annotations
 
+import bisect
+from collections import Counter
+from collections.abc import Sequence
+
 from dimefm.cache import FeatureCache, ShardInfo
 from dimefm.data.rows import Rows, Shard
 from dimefm.data.views.image_views import ViewPolicy, row_keys
@@ -26,11 +30,49 @@ def match_shards(rows: Rows, cache: FeatureCache) -> list[int]:
     Raises CacheError when a shard has no features in the cache, or two shards the same.
     """
     policy = _policy(cache)
-    matched = [_match(shard, cache, policy) for shard in rows.shards]
-    for number in matched:
-        if matched.count(number) > 1:
+    names = NameIndex([info.source for info in cache.manifest.shards])
+    matched = [_match(shard, cache, names, policy) for shard in rows.shards]
+    for number, count in Counter(matched).items():
+        if count > 1:
             raise _matched_twice(rows, cache, matched, number)
     return matched
+
+
+class NameIndex:
+    """The shards of a cache by their source names, as they may be seen from several data roots."""
+
+    def __init__(self, sources: Sequence[str]):
+        self.numbers = {source: number for number, source in enumerate(sources)}
+        # in this order, names that end alike stand together
+        reversed_names = [(_reversed(source), number) for number, source in enumerate(sources)]
+        self._reversed = sorted(reversed_names)
+
+    def exact(self, name: str) -> int | None:
+        """Return the number of the shard with this very name."""
+        return self.numbers.get(name)
+
+    def similar(self, name: str) -> list[int]:
+        """Return the shards, ascending, of which :func:`same_name` holds."""
+        found = set()
+        parts = name.split("/")
+        for start in range(len(parts)):
+            ending = "/".join(parts[start:])
+            if ending in self.numbers:
+                found.add(self.numbers[ending])
+        beginning = _reversed(name) + "/"
+        place = bisect.bisect_left(self._reversed, (beginning,))
+        while place < len(self._reversed):
+            text, number = self._reversed[place]
+            if not text.startswith(beginning):
+                break
+            found.add(number)
+            place += 1
+        return sorted(found)
+
+
+def _reversed(name: str) -> str:
+    """Return the folders of a name from the innermost to the outermost: a/b/c as c/b/a."""
+    return "/".join(reversed(name.split("/")))
 
 
 def _policy(cache: FeatureCache) -> Policy | None:
@@ -56,32 +98,38 @@ def _matched_twice(
     )
 
 
-def _match(shard: Shard, cache: FeatureCache, policy: Policy | None) -> int:
+def _match(shard: Shard, cache: FeatureCache, names: NameIndex, policy: Policy | None) -> int:
     """Return the number of the cache's shard with the features of a raw shard."""
     infos = cache.manifest.shards
-    named = _with_its_name(shard, cache)
+    keys = None
+    exact = names.exact(shard.name)
+    if exact is not None and infos[exact].source_rows == len(shard) * cache.manifest.views:
+        keys = row_keys(shard.keys(), policy)
+        if _has_keys(infos[exact], keys):
+            _check_content(shard, cache, infos[exact])
+            return exact
+    named = _with_its_name(shard, cache, names)
     counted = _with_its_rows(shard, cache, named)
-    keys = row_keys(shard.keys(), policy)
+    if keys is None:
+        keys = row_keys(shard.keys(), policy)
     same_keys = [number for number in counted if _has_keys(infos[number], keys)]
-    same_names = [number for number in same_keys if infos[number].source == shard.name]
-    candidates = same_names or same_keys
-    if len(candidates) > 1:
-        sources = " or ".join(infos[number].source for number in same_keys)
+    if len(same_keys) > 1:
+        sources = " or ".join(infos[number].source for number in same_keys[:NAMED])
         raise CacheError(
             f"{shard.path}: could be {sources} in {cache.store}, which have the same keys. Fix:"
             " give the --dataroot that the extraction had"
         )
-    if not candidates:
+    if not same_keys:
         raise _other_keys(shard, keys, cache, infos[counted[0]])
-    number = candidates[0]
+    number = same_keys[0]
     _check_content(shard, cache, infos[number])
     return number
 
 
-def _with_its_name(shard: Shard, cache: FeatureCache) -> list[int]:
+def _with_its_name(shard: Shard, cache: FeatureCache, names: NameIndex) -> list[int]:
     """Return the shards of a cache whose name may be this shard's; raise CacheError for none."""
     infos = cache.manifest.shards
-    named = [i for i, info in enumerate(infos) if same_name(shard.name, info.source)]
+    named = names.similar(shard.name)
     if named:
         return named
     sources = first_few([info.source for info in infos], NAMED)

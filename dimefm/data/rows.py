@@ -138,7 +138,8 @@ class Shard(ABC):
         """Guard the reading of rows of every format."""
         super().__init_subclass__(**options)
         if "__getitem__" in vars(cls):
-            cls.__getitem__ = _guarded(vars(cls)["__getitem__"])
+            guarded = _guarded(vars(cls)["__getitem__"])
+            setattr(cls, "__getitem__", guarded)  # noqa: B010 - mypy refuses the assignment
 
     def __init__(self, path: Path, name: str):
         self.path = path

@@ -6,6 +6,7 @@ All of these may be at a URL.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -80,10 +81,9 @@ def _check_paths(paths: list[Path], kind: str) -> None:
 
 def _first_repeated(values: list) -> object | None:
     """Return the first value that occurs again, None when all are different."""
-    if len(set(values)) == len(values):
-        return None
-    for value in values:
-        if values.count(value) > 1:
+    counts = Counter(values)
+    for value, count in counts.items():
+        if count > 1:
             return value
     return None
 
@@ -112,13 +112,14 @@ def shard_names(
     Raises DataError when two names are equal, or when they would depend on where ``scratch`` is.
     """
     top = None if root is None else Path(os.path.abspath(root))
-    outside = [path.parent for path in paths if top is None or not path.is_relative_to(top)]
-    if len({folder.is_relative_to(scratch_folder(scratch)) for folder in outside}) > 1:
+    outside = {path.parent for path in paths if top is None or not path.is_relative_to(top)}
+    copies = scratch_folder(scratch)
+    if len({folder.is_relative_to(copies) for folder in outside}) > 1:
         raise DataError(
             "sources here and at a URL share no folder that could name them. Fix: give --dataroot,"
             " that of either"
         )
-    common = Path(os.path.commonpath(outside)) if outside else None
+    common = Path(os.path.commonpath(sorted(outside))) if outside else None
     names: list[str] = []
     for path in paths:
         base = common if path.parent in outside else top

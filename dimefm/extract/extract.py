@@ -274,7 +274,8 @@ def sample(
     start = 0
     for index in indexes:
         end = start + stage.row_count(index)
-        numbers = wanted[(wanted >= start) & (wanted < end)] - start
+        first, last = np.searchsorted(wanted, (start, end))
+        numbers = wanted[first:last] - start
         for batch in stage.batches(index, numbers.tolist()):
             if batch.inputs is not None:
                 vectors = stage.encode(batch.inputs).cpu().numpy()

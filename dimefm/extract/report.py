@@ -42,6 +42,31 @@ class Report:
         available = max(self.encode_threads * self.streamed, 1e-9)
         return min(1.0, self.seconds["encode"] / available)
 
+    def as_dict(self) -> dict:
+        """Return the figures of :meth:`describe`, for JSON."""
+        figures: dict = {
+            "out": self.out,
+            "finished": self.manifest is not None,
+            "already_finished": self.already_finished,
+            "missing_shards": self.missing,
+            "resumed_shards": self.resumed,
+            "rows_done": self.rows_done,
+            "seconds": {**self.seconds, "wall": self.wall},
+            "encoder_busy": self.busy,
+            "unused_captions": self.unused_captions,
+            "tried": self.tried,
+            "recovered": self.recovered,
+        }
+        if self.manifest is not None:
+            shards = self.manifest.shards
+            figures["rows"] = self.manifest.rows
+            figures["quarantined"] = sum(len(shard.bad) for shard in shards)
+            figures["bytes"] = sum(shard.bytes for shard in shards)
+            figures["format"] = self.manifest.format
+            figures["dtype"] = self.manifest.dtype
+            figures["dim"] = self.manifest.dim
+        return figures
+
     def describe(self) -> str:
         """Return a human-readable summary of a few lines."""
         if self.already_finished:
@@ -85,8 +110,9 @@ class Report:
         stages = [f"{stage} {seconds:.1f} s" for stage, seconds in self.seconds.items()]
         rate = self.rows_done / max(self.wall, 1e-9)
         return (
-            f"  {self.wall:.1f} s wall, {rate:,.0f} rows/s, encoder busy {self.busy:.0%};"
-            f" {', '.join(stages)}"
+            f"  {self.wall:.1f} s wall, {rate:,.0f} rows/s; {', '.join(stages)}\n"
+            f"  encoder at work {self.busy:.0%} of the time; the rest is reading and decoding, or"
+            " other programs' share of the machine"
         )
 
     def _how_to_use_captions(self) -> str:

@@ -9,6 +9,9 @@ from dimefm.runs.folder import LOG
 from dimefm.runtime.tables import aligned, markdown_table
 
 MODELS = ("teacher", "student", "untrained")
+LEAST_ABOVE_CHANCE = 0.05
+"""Accuracies nearer to chance than this are not compared."""
+
 HEAD = ("", "teacher", "student", "untrained student", "chance")
 
 BAR_COLORS = {
@@ -86,8 +89,16 @@ def _percent(value: float) -> str:
 
 def _verdict(summary: dict) -> str:
     """Return how much smaller the student is, and how much accuracy it keeps."""
-    kept = summary["student_accuracy"] / summary["teacher_accuracy"]
     smaller = summary["teacher_params"] / summary["student_params"]
+    above_chance = {}
+    for model in ("teacher", "student"):
+        above_chance[model] = summary[f"{model}_accuracy"] - summary["chance"]
+    if min(above_chance.values()) < LEAST_ABOVE_CHANCE:
+        return (
+            f"The student's image tower is {smaller:.0f} times smaller. This run was too short for"
+            " its scores to mean anything: a model is near chance. Run it with --scale 1."
+        )
+    kept = summary["student_accuracy"] / summary["teacher_accuracy"]
     return (
         f"The student's image tower is {smaller:.0f} times smaller and keeps {100 * kept:.0f} % of"
         " the teacher's accuracy. Its sentences are encoded by the teacher's text tower"

@@ -213,6 +213,16 @@ def _evaluated(compared: Sequence[Run]) -> list[str]:
     return [*(["eval/mean"] if len(sets) > 1 else []), *sets]
 
 
+def as_dict(run: Run) -> dict:
+    """Return a run's name, folder, figures as printed, and settings, for JSON."""
+    return {
+        "name": run.name,
+        "folder": str(run.folder),
+        "figures": dict(_figures(run)),
+        "recipe": run.settings,
+    }
+
+
 def text(compared: Sequence[Run]) -> str:
     """Return both tables for a terminal."""
     heads = tuple(run.name for run in compared)

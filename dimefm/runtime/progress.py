@@ -10,13 +10,17 @@ from collections.abc import Iterator
 
 from tqdm import tqdm
 
+from dimefm.runtime import console
+
 EVERY = 30.0  # seconds between lines without a terminal
 
 
 class Progress:
-    """Counts to ``total`` units; use as a context manager. ``quiet`` shows nothing."""
+    """Counts to ``total`` units; use as a context manager. ``quiet`` shows nothing, nor does a
+    quiet :mod:`~dimefm.runtime.console`."""
 
     def __init__(self, total: int, name: str, unit: str, done: int = 0, quiet: bool = False):
+        quiet = quiet or console.is_quiet()
         self.lines = not quiet and not sys.stderr.isatty()
         self.bar = tqdm(
             total=total,

@@ -176,15 +176,22 @@ class KeyDigest:
             some = list(itertools.islice(remaining, 4096))
             if not some:
                 return self
-            encoded = [key.encode("utf-8", "surrogatepass") for key in some]
-            prefixed = [b"%d:%b" % (len(key), key) for key in encoded]
-            self._digest.update(b"".join(prefixed))
+            self._digest.update(_prefixed(some))
             self.count += len(some)
 
     @property
     def sha256(self) -> str:
         """Hexadecimal digest of all keys so far."""
         return self._digest.hexdigest()
+
+
+def _prefixed(keys: list[str]) -> bytes:
+    """Return ``LENGTH:KEY`` of every key, joined; of ASCII keys without a step for each key."""
+    text = "".join([f"{len(key)}:{key}" for key in keys])
+    if text.isascii():
+        return text.encode("ascii")
+    encoded = [key.encode("utf-8", "surrogatepass") for key in keys]
+    return b"".join([b"%d:%b" % (len(key), key) for key in encoded])
 
 
 def sha256_keys(keys: Iterable[str]) -> str:

@@ -10,12 +10,15 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from pathlib import Path, PurePosixPath
+import stat
+from pathlib import Path
 
 from dimefm.errors import CacheError
 from dimefm.storage import remote
 from dimefm.storage.files import commit, write_text
 from dimefm.storage.locks import Claim, claim
+
+ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # errors of a path at which there is no file
 
 
 def open_store(root: str | Path, scratch: str | Path | None = None) -> Store:
@@ -30,10 +33,8 @@ def open_store(root: str | Path, scratch: str | Path | None = None) -> Store:
 
 def safe(name: str) -> bool:
     """Return whether ``name`` is a plain relative path that stays inside its folder."""
-    path = PurePosixPath(name)
-    if not path.parts or path.as_posix() != name:
-        return False
-    if name.startswith("/") or ".." in path.parts:
+    parts = name.split("/")
+    if any(part in ("", ".", "..") for part in parts):
         return False
     if "\0" in name or "\\" in name:
         return False
@@ -46,6 +47,7 @@ class Store:
 
     def __init__(self, root: Path):
         self.root = root
+        self._inner_folders: set[str] = set()  # that are folders inside the root, and no links
 
     def __str__(self) -> str:
         return str(self.root)
@@ -60,20 +62,38 @@ class Store:
         Raises CacheError when the path leads outside the folder, also through links.
         """
         path = self.root / name
-        root = self.root.resolve()
-        if not safe(name) or not path.resolve().is_relative_to(root):
+        if not safe(name) or not self._is_inside(path):
             raise CacheError(
                 f"{self.root}: the file name {name!r} leads outside the cache; the cache is not to"
                 " be trusted"
             )
         return path
 
+    def _is_inside(self, path: Path) -> bool:
+        """Tell whether a path leads into the folder, also through links.
+
+        A folder is looked at once: a cache may have many thousands of files in it.
+        """
+        folder, _ = os.path.split(path)
+        if folder in self._inner_folders and not os.path.islink(path):
+            return True
+        root = os.path.realpath(self.root)
+        if not Path(os.path.realpath(path)).is_relative_to(root):
+            return False
+        real_folder = os.path.realpath(folder)
+        if os.path.isdir(real_folder) and Path(real_folder).is_relative_to(root):
+            self._inner_folders.add(folder)
+        return True
+
     def size(self, name: str) -> int | None:
         """Return the size of a file in bytes, None when there is no such file."""
-        path = self.path(name)
-        if not path.is_file():
-            return None
-        return path.stat().st_size
+        try:
+            status = os.stat(self.path(name))
+        except OSError as error:
+            if error.errno in ABSENT:
+                return None
+            raise
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
 
     def read(self, name: str) -> str | None:
         """Return the content of a text file, None when there is no such file."""

@@ -106,10 +106,10 @@ def restore(
     for folder in reversed(checkpoint.folders(out)):
         try:
             saved = restore_saved(folder, student, optimizer, ema, early_stopping, expected.steps)
-        except Damaged as error:
-            damaged = damaged or (folder, error)
+        except Damaged as reason:
+            damaged = damaged or (folder, reason)
             echo(
-                f"note: {folder}: the checkpoint is damaged ({error}); it is set aside as"
+                f"note: {folder}: the checkpoint is damaged ({reason}); it is set aside as"
                 f" {folder.name}{checkpoint.SET_ASIDE}, and the one before is used"
             )
             continue

@@ -14,7 +14,7 @@ from types import FrameType
 HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
 
 
-def _numbers() -> list[int]:
+def _numbers() -> list[signal.Signals]:
     """Return the signals that end a run: not a hangup that nohup has this process ignore."""
     numbers = [signal.SIGINT, signal.SIGTERM]
     if HANGUP is not None and signal.getsignal(HANGUP) != signal.SIG_IGN:
@@ -57,7 +57,7 @@ def raised() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before: dict[int, object] = {}
+    before: dict[signal.Signals, object] = {}
     for number in _numbers():
         if number != signal.SIGINT:
             before[number] = signal.signal(number, _raise)

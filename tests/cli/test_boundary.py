@@ -52,8 +52,25 @@ def failing(monkeypatch, error):
 def test_a_full_disk_ends_with_1_and_one_line(monkeypatch):
     failing(monkeypatch, OSError(errno.ENOSPC, "No space left on device", "run/x"))
     result = CliRunner().invoke(main, ["prompts", "mnist"])
-    assert (result.exit_code, result.stderr) == (1, "Error: run/x: No space left on device\n")
-    assert isinstance(CliRunner().invoke(main, ["--debug", "prompts", "mnist"]).exception, OSError)
+    line = (
+        "Error: run/x: No space left on device. Fix: make room, or name a folder on another disk\n"
+    )
+    assert (result.exit_code, result.stderr) == (1, line)
+
+
+@pytest.mark.parametrize(
+    "words", [["--debug", "prompts", "mnist"], ["prompts", "mnist", "--debug"]]
+)
+def test_debug_shows_the_traceback_before_and_after_the_command(monkeypatch, words):
+    failing(monkeypatch, OSError(errno.ENOSPC, "No space left on device", "run/x"))
+    assert isinstance(CliRunner().invoke(main, words).exception, OSError)
+
+
+def test_a_file_that_ends_early_is_no_interrupt(monkeypatch):
+    failing(monkeypatch, EOFError("No data left in file"))
+    result = CliRunner().invoke(main, ["prompts", "mnist"])
+    assert isinstance(result.exception, RuntimeError)
+    assert "Aborted" not in result.stderr and "interrupted" not in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -63,7 +80,7 @@ def test_a_full_disk_ends_with_1_and_one_line(monkeypatch):
         (
             ["train", "--out", "x"],
             "dimefm.train.trainer.train",
-            "interrupted; go on with --resume\n",
+            "interrupted; no checkpoint was written yet. Fix: run the same command again\n",
         ),
         (
             ["quickstart", "--out", "x"],

@@ -25,8 +25,8 @@ CPUS_PER_TASK = 2  # of a task without a GPU
 MAX_RETRIES = 16  # of a part whose node dies
 
 
-def run(extraction: Extraction, share: Share, echo: Callable[[str], None]) -> None:
-    """Do all of ``extraction`` on a Ray cluster; ``echo`` prints a report for the user.
+def run(extraction: Extraction, share: Share, echo: Callable[[str], None]) -> list[Report]:
+    """Do all of ``extraction`` on a Ray cluster and return its reports; ``echo`` prints one.
 
     Raises RecipeError for a ``share`` or mode that Ray cannot take, and DimefmError when Ray is
     missing or a part fails.
@@ -47,8 +47,12 @@ def run(extraction: Extraction, share: Share, echo: Callable[[str], None]) -> No
     finally:
         if start_ray:
             ray.shutdown()
+    merged_reports = []
     for place, parts in reports.items():
-        echo(_merge_reports(place, extraction.scratch, parts).describe())
+        merged = _merge_reports(place, extraction.scratch, parts)
+        echo(merged.describe())
+        merged_reports.append(merged)
+    return merged_reports
 
 
 def _import_ray() -> Any:

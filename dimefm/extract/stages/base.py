@@ -8,7 +8,6 @@ seconds and counts, and whoever consumes the batch adds them up.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -29,6 +28,7 @@ from dimefm.models.encoder import Encoder
 from dimefm.models.inference.in_flight import Pending
 from dimefm.models.inference.precision import PRECISIONS, chosen
 from dimefm.models.inference.text_batches import PooledEncode
+from dimefm.runtime import console
 from dimefm.runtime.threads import prefetch_map
 
 
@@ -128,8 +128,7 @@ class Stage(ABC):
             precision, reason = chosen(self.encoder.device, self.settings.compile)
         self.encoder = dataclasses.replace(self.encoder, precision=precision)
         if self.settings.progress:
-            note = f"note: {out}: --precision auto is {precision}, {reason}"
-            print(note, file=sys.stderr, flush=True)
+            console.note(f"note: {out}: --precision auto is {precision}, {reason}")
 
     @abstractmethod
     def index(self, shard: Shard) -> SampleIndex:

@@ -4,7 +4,6 @@ while.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dimefm.errors import ModelError
+from dimefm.runtime import console
 
 SMALLEST = 16
 LARGEST = {"cpu": 256, "cuda": 1024}  # by kind of device
@@ -78,11 +78,7 @@ class Pieces:
             )
         self.most = rows // 2
         if not self._told:
-            print(
-                f"note: out of memory with {rows} rows at once; going on with fewer",
-                file=sys.stderr,
-                flush=True,
-            )
+            console.note(f"note: out of memory with {rows} rows at once; going on with fewer")
         self._told = True
 
 

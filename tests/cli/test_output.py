@@ -1,0 +1,116 @@
+"""``-q``, ``-v``, ``--json`` and ``--debug``: every command has them, before and after its name."""
+
+import json
+
+import click
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+import dimefm.__main__ as entry
+from dimefm.cli import main
+from dimefm.runtime import console
+
+TEACHER = "ResNet-mini-64/random:0"
+
+
+def invoke(*words):
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+def commands(group, words=()):
+    yield words, group
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if isinstance(command, click.Group):
+            yield from commands(command, (*words, name))
+        else:
+            yield (*words, name), command
+
+
+@pytest.mark.parametrize(("words", "command"), list(commands(main)), ids=lambda part: str(part))
+def test_every_command_has_the_common_options_once(words, command):
+    spellings = [spelling for param in command.params for spelling in param.opts]
+    for option in ("-q", "--quiet", "-v", "--verbose", "--json", "--debug"):
+        assert spellings.count(option) == 1
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A folder of six images, sentences, and nothing else."""
+    root = tmp_path_factory.mktemp("output")
+    (root / "photos").mkdir()
+    for number in range(6):
+        color = (40 * number, 90, 255 - 40 * number)
+        Image.new("RGB", (30, 24), color).save(root / "photos" / f"{number}.png")
+    (root / "sentences.txt").write_text("a red square\na blue square\n")
+    return root
+
+
+def extract(root, out, *options):
+    sources = ("--images", root / "photos", "--texts", root / "sentences.txt")
+    return invoke("extract-features", "--teacher", TEACHER, *sources, "--out", root / out, *options)
+
+
+def test_json_of_an_extraction_is_one_document_with_its_counts(root):
+    result = extract(root, "counted", "--json")
+    assert result.exit_code == 0, result.output
+    images, texts = json.loads(result.stdout)
+    assert (images["rows"], images["quarantined"], texts["rows"]) == (6, 0, 2)
+    assert images["out"] == str(root / "counted/images")
+
+
+def test_quiet_leaves_the_result_and_nothing_on_stderr(root):
+    result = extract(root, "quiet", "--quiet")
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    assert "6 rows in = 6 rows out" in result.stdout
+    console.set_level(console.Level.NORMAL)
+    assert "teacher" in extract(root, "loud").stderr
+
+
+def test_the_recipe_of_a_run_is_printed_with_verbose_only(root):
+    assert extract(root, "cache").exit_code == 0
+    caches = ("--image-cache", root / "cache/images", "--text-cache", root / "cache/texts")
+    student = ("--student", "ResNet-mini-32", "--crops", "free", "--set", "resize=0")
+    run = ("train", "--images", root / "photos", *caches, *student, "--batch-size", 2, "--steps", 1)
+    quiet = invoke(*run, "--out", root / "plain")
+    assert quiet.exit_code == 0, quiet.output
+    verbose = invoke("-v", *run, "--out", root / "verbose", "--json")
+    assert verbose.exit_code == 0, verbose.output
+    assert "[losses]" in verbose.stderr and "[losses]" not in quiet.stderr
+    document = json.loads(verbose.stdout)
+    assert document["folder"] == str(root / "verbose")
+    assert document["figures"]["state"] == "finished"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("losses",), ("losses", "dime.vl"), ("prompts",), ("prompts", "mnist")],
+    ids=" ".join,
+)
+def test_json_of_lists_is_one_document(words):
+    document = json.loads(invoke(*words, "--json").stdout)
+    assert len(document) >= 1
+
+
+def test_quiet_and_verbose_exclude_each_other():
+    result = invoke("-q", "losses", "-v")
+    assert result.exit_code == 2
+    assert "-q and -v exclude each other" in result.stderr
+
+
+def test_an_interrupt_while_the_command_line_is_imported_is_one_line(monkeypatch, capsys):
+    class Interrupting:
+        def find_spec(self, name, path=None, target=None):
+            if name == "dimefm.cli":
+                raise KeyboardInterrupt
+            return None
+
+    monkeypatch.delitem(__import__("sys").modules, "dimefm.cli")
+    monkeypatch.setattr("sys.meta_path", [Interrupting(), *__import__("sys").meta_path])
+    with pytest.raises(SystemExit) as exit_:
+        entry.main()
+    assert exit_.value.code == 130
+    assert capsys.readouterr().err == "\ninterrupted\n"
