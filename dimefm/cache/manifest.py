@@ -61,6 +61,21 @@ class EncoderCard:
         """Return the card of plain values from JSON; raise TypeError for a wrong field."""
         return EncoderCard(**_attributes(fields, CARD_KEYS))
 
+    def check_types(self, prefix: str = "") -> None:
+        """Raise ValueError naming a field, after ``prefix``, whose value has the wrong type."""
+        number = (int, float)
+        nothing = type(None)
+        _check_type(f"{prefix}name", self.name, str)
+        _check_type(f"{prefix}weights_sha256", self.weights_sha256, (str, nothing))
+        _check_type(f"{prefix}dim", self.dim, int)
+        _check_type(f"{prefix}logit_scale", self.logit_scale, number)
+        _check_type(f"{prefix}logit_bias", self.logit_bias, (*number, nothing))
+        _check_type(f"{prefix}preprocess", self.preprocess, dict)
+        _check_type(f"{prefix}tokenizer", self.tokenizer, (str, nothing))
+        _check_type(f"{prefix}context_length", self.context_length, (int, nothing))
+        _check_type(f"{prefix}activation", self.activation, (str, nothing))
+        _check_type(f"{prefix}borrows", self.shared_towers, dict)
+
     def fields(self) -> dict:
         """Return plain values for JSON."""
         return _json_fields(dataclasses.asdict(self), CARD_KEYS)
@@ -256,13 +271,9 @@ class Manifest:
     def _check_types(self) -> None:
         """Raise ValueError naming a field whose value has the wrong type."""
         number = (int, float)
-        card = self.encoder
         _check_type("format", self.format, str)
         _check_type("libraries", self.libraries, dict)
-        _check_type("encoder.name", card.name, str)
-        _check_type("encoder.weights_sha256", card.weights_sha256, (str, type(None)))
-        _check_type("encoder.logit_scale", card.logit_scale, number)
-        _check_type("encoder.borrows", card.shared_towers, dict)
+        self.encoder.check_types("encoder.")
         if self.quantization_error is not None:
             for name in QUANTIZATION_ERROR:
                 _check_type(f"effect.{name}", (self.quantization_error or {}).get(name), number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Callable
@@ -14,10 +15,11 @@ from torch import nn
 from dimefm.cache import EncoderCard
 from dimefm.cache.manifest import differences
 from dimefm.errors import ModelError
-from dimefm.models import open_clip, published
+from dimefm.models import config_check, open_clip, published
 from dimefm.models.encoder import BorrowedTower, Encoder, weights_sha256
 from dimefm.models.encoder_spec import EncoderSpec
 from dimefm.models.inference.precision import PRECISIONS
+from dimefm.models.offline import offline, require_downloaded
 from dimefm.models.towers import ImageTower, TextTower
 from dimefm.runs import folder as runs
 from dimefm.runs.record import RunRecord
@@ -31,9 +33,35 @@ class Compute:
     device: torch.device
     precision: str
 
-    def load(self, spec: str, recorded: EncoderCard | None = None) -> Encoder:
-        """Load another encoder that computes in the same way."""
-        return load_encoder(spec, str(self.device), self.precision, recorded=recorded)
+
+class WrongTeacher(ModelError):
+    """A run's teacher has other weights than those that the run was distilled from."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What is known of a teacher before it is loaded.
+
+    ``card`` is its card in the record of ``run``, and ``loading`` are the run folders that are
+    being loaded and need it.
+    """
+
+    card: EncoderCard
+    run: Path
+    loading: tuple[Path, ...]
+
+    def check(self, spec: str, weights: str, dim: int) -> None:
+        """Raise ModelError when weights with this digest, of ``dim`` dimensions, are another's."""
+        if self.card.weights_sha256 not in (None, weights):
+            raise WrongTeacher(
+                f"{spec}: weights {weights[:12]}, but {self.run} was distilled from weights"
+                f" {self.card.weights_sha256[:12]}. Fix: name the right teacher with --text-model"
+            )
+        if dim != self.card.dim:
+            raise WrongTeacher(
+                f"{spec}: {dim} dimensions, {self.run} has {self.card.dim}. Fix: name its teacher"
+                " with --text-model"
+            )
 
 
 def load_encoder(
@@ -44,6 +72,7 @@ def load_encoder(
     preprocess: str | None = None,
     *,
     recorded: EncoderCard | None = None,
+    may_download: bool = True,
 ) -> Encoder:
     """Load the encoder that ``spec`` names, see :mod:`dimefm.models.encoder_spec`, for inference.
 
@@ -53,6 +82,7 @@ def load_encoder(
     ``preprocess`` is for ``ARCH/FILE``, since a weights file does not say how images are prepared:
     a tag of the architecture, or a JSON file, see :mod:`dimefm.models.published`. A cache or run
     that was made with such weights has ``recorded`` it, and the recorded preprocessing is used.
+    ``may_download`` is False for a name that came with data, not from the user.
 
     Raises ModelError when the spec names nothing, has no weights, the text tower is not the one
     trained against, or the preprocessing is not known.
@@ -60,6 +90,19 @@ def load_encoder(
     if precision not in PRECISIONS:
         raise ModelError(f"--precision {precision}: expected one of {', '.join(PRECISIONS)}")
     compute = Compute(pick_device(device), precision)
+    return _load(spec, compute, text_model, preprocess, recorded, may_download)
+
+
+def _load(
+    spec: str,
+    compute: Compute,
+    text_model: str | None = None,
+    preprocess: str | None = None,
+    recorded: EncoderCard | None = None,
+    may_download: bool = True,
+    expected: Expected | None = None,
+) -> Encoder:
+    """Load any encoder; ``expected`` is what the weights must be, before a tokenizer is made."""
     parsed = EncoderSpec.parse(spec)
     if preprocess is not None and parsed.kind != "file":
         raise ModelError(
@@ -67,56 +110,69 @@ def load_encoder(
             " preprocessing. Fix: remove --preprocess"
         )
     if parsed.kind == "run":
-        return _load_run(parsed.path, compute, text_model)
+        loading = expected.loading if expected is not None else ()
+        return _load_run(parsed.path, compute, text_model, loading, expected)
+    preparation = None
     if parsed.kind == "file":
-        return _load_file(parsed, compute, preprocess, recorded)
-    model, tokenizer = _load_open_clip(parsed)
-    return _encoder(spec, model, tokenizer, compute)
+        preparation = _preparation(parsed, preprocess, recorded)
+    with contextlib.nullcontext() if may_download else offline():
+        if parsed.kind == "tag" and not may_download:
+            require_downloaded(parsed.architecture, parsed.tag)
+        name, model = _load_open_clip(parsed, preparation)
+        return _encoder(spec, model, name, compute, preparation, expected)
 
 
-def _load_file(
-    spec: EncoderSpec, compute: Compute, chosen: str | None, recorded: EncoderCard | None
-) -> Encoder:
-    """Load a weights file of an architecture, with the preprocessing of such weights."""
+def _preparation(
+    spec: EncoderSpec, chosen: str | None, recorded: EncoderCard | None
+) -> published.Preparation:
+    """Return the preparation of images for a weights file of an architecture."""
     if chosen is None and recorded is not None and "mean" in recorded.preprocess:
+        preprocess = config_check.preprocessing(recorded.preprocess, recorded.name)
         quick_gelu = recorded.activation == "quick_gelu"
-        preparation = published.Preparation(recorded.preprocess, "as recorded", quick_gelu)
-    else:
-        preparation = published.preparation_of(spec.architecture, spec.path, chosen)
-    model = open_clip.create(spec.architecture, spec.path, quick_gelu=preparation.quick_gelu)
-    tokenizer = open_clip.tokenizer_of(spec.architecture)
-    return _encoder(spec.text, model, tokenizer, compute, preparation)
+        return published.Preparation(preprocess, "as recorded", quick_gelu)
+    return published.preparation_of(spec.architecture, spec.path, chosen)
 
 
-def _load_open_clip(spec: EncoderSpec) -> tuple[nn.Module, Callable]:
-    """Return the model and the tokenizer of anything but a run or a weights file."""
+def _load_open_clip(
+    spec: EncoderSpec, preparation: published.Preparation | None
+) -> tuple[str, nn.Module]:
+    """Return open_clip's name and the model of anything but a run."""
     if spec.kind == "folder":
-        open_clip.check_folder(spec.path)
         name = open_clip.folder_config(spec.path.resolve())
-        return open_clip.create(name, spec.weights), open_clip.tokenizer_of(name)
+        return name, open_clip.create(name, spec.weights)
+    name = spec.architecture
     if spec.kind == "random":
-        model = open_clip.random(spec.architecture, spec.seed)
-    else:
-        model = open_clip.create(spec.architecture, spec.tag)
-    return model, open_clip.tokenizer_of(spec.architecture)
+        return name, open_clip.random(name, spec.seed)
+    if preparation is not None:
+        return name, open_clip.create(name, spec.path, quick_gelu=preparation.quick_gelu)
+    return name, open_clip.create(name, spec.tag)
 
 
 def _encoder(
     name: str,
     model: nn.Module,
-    tokenizer: Callable,
+    config: str,
     compute: Compute,
     preparation: published.Preparation | None = None,
+    expected: Expected | None = None,
 ) -> Encoder:
-    """Return the encoder of a whole CLIP; without a ``preparation`` the model states its own."""
+    """Return the encoder of a whole CLIP; without a ``preparation`` the model states its own.
+
+    ``config`` is open_clip's name of its config.
+    """
+    digest = weights_sha256(model)
+    dim = _dim(model, name)
+    if expected is not None:
+        expected.check(name, digest, dim)
+    tokenizer = open_clip.tokenizer_of(config)
     bias = getattr(model, "logit_bias", None)
     preprocess = open_clip.preprocess_of(model)
     if preparation is not None:
         preprocess = {**preparation.preprocess, "size": preprocess["size"]}
     card = EncoderCard(
         name=name,
-        weights_sha256=weights_sha256(model),
-        dim=_dim(model),
+        weights_sha256=digest,
+        dim=dim,
         logit_scale=float(model.logit_scale.detach().float().exp()),
         logit_bias=None if bias is None else float(bias.detach()),
         preprocess=preprocess,
@@ -138,9 +194,19 @@ def _encoder(
 
 
 @torch.inference_mode()
-def _dim(model: nn.Module) -> int:
-    tokens = torch.zeros(1, model.context_length, dtype=torch.long)
-    return model.encode_text(tokens).shape[-1]
+def _dim(model: nn.Module, name: str) -> int:
+    """Return the dimension of the embeddings; raise ModelError when a text cannot be encoded."""
+    try:
+        tokens = torch.zeros(1, model.context_length, dtype=torch.long)
+        shape = list(model.encode_text(tokens).shape)
+    except Exception as error:  # an odd config may build a model that does not run
+        reason = open_clip.reason_of(error)
+        raise ModelError(
+            f"{name}: cannot encode a text: {reason}. Fix: correct its config"
+        ) from error
+    if len(shape) != 2:
+        raise ModelError(f"{name}: a text becomes {shape} numbers. Fix: correct its config")
+    return shape[1]
 
 
 def _tokenizer_name(tokenizer: Callable) -> str:
@@ -149,19 +215,52 @@ def _tokenizer_name(tokenizer: Callable) -> str:
     return f"{type(tokenizer).__name__}({inner or size})"
 
 
-def _load_run(folder: Path, compute: Compute, text_model: str | None) -> Encoder:
-    """Load a run folder: a whole CLIP, or one tower with the other tower of its teacher."""
+def _load_run(
+    folder: Path,
+    compute: Compute,
+    text_model: str | None,
+    loading: tuple[Path, ...],
+    expected: Expected | None,
+) -> Encoder:
+    """Load a run folder: a whole CLIP, or one tower with the other tower of its teacher.
+
+    ``loading`` are the run folders whose teacher it is.
+    """
+    place = folder.resolve()
+    if place in loading:
+        raise ModelError(
+            f"{folder / runs.FILE}: its teacher leads back to this run. Fix: name the teacher with"
+            " --text-model"
+        )
+    loading = (*loading, place)
     record = runs.read(folder)
     if record.kind == "clip":
-        config = open_clip.folder_config(folder.resolve())
+        config = open_clip.folder_config(place)
         model = open_clip.create(config)
-        return _encoder(str(folder), model, open_clip.tokenizer_of(config), compute)
+        return _encoder(str(folder), model, config, compute, expected=expected)
     if record.kind == "text-tower":
-        return _load_text_tower(folder, record, compute)
-    tower = ImageTower(open_clip.image_tower(record.model_cfg))
+        encoder = _load_text_tower(folder, record, compute, loading)
+    else:
+        encoder = _load_image_tower(folder, record, text_model, compute, loading)
+    if expected is not None:
+        expected.check(str(folder), encoder.card.weights_sha256 or "", encoder.card.dim)
+    return encoder
+
+
+def _load_image_tower(
+    folder: Path,
+    record: RunRecord,
+    text_model: str | None,
+    compute: Compute,
+    loading: tuple[Path, ...],
+) -> Encoder:
+    """Load the image tower of a run, and the text tower of its teacher."""
+    where = str(folder / runs.FILE)
+    config = config_check.model_config(record.model_cfg, where, config_check.IMAGE_KEYS)
+    preprocess = config_check.preprocessing(record.preprocess_cfg, where, whole=True)
+    tower = ImageTower(open_clip.image_tower(config))
     runs.load_weights(tower, folder / runs.IMAGE_TOWER)
-    text = _text_side(folder, record, text_model, compute)
-    preprocess = record.preprocess_cfg
+    text = _text_side(folder, record, text_model, compute, loading)
     teacher = _teacher_card(folder, record)
     card = dataclasses.replace(
         text.card,
@@ -184,15 +283,19 @@ def _load_run(folder: Path, compute: Compute, text_model: str | None) -> Encoder
     )
 
 
-def _load_text_tower(folder: Path, record: RunRecord, compute: Compute) -> Encoder:
+def _load_text_tower(
+    folder: Path, record: RunRecord, compute: Compute, loading: tuple[Path, ...]
+) -> Encoder:
     """Load the text tower of a run.
 
     The teacher, whose image tower goes with it, is loaded when an image is encoded.
     """
-    tower = TextTower(open_clip.text_tower(record.model_cfg))
+    where = str(folder / runs.FILE)
+    config = config_check.model_config(record.model_cfg, where, config_check.TEXT_KEYS)
+    tower = TextTower(open_clip.text_tower(config))
     teacher = _teacher_card(folder, record)
     runs.load_weights(tower, folder / runs.TEXT_TOWER)
-    tokenizer = open_clip.tokenizer_for(record.model_cfg)
+    tokenizer = open_clip.tokenizer_for(config)
     card = dataclasses.replace(
         teacher,
         name=str(folder),
@@ -202,7 +305,7 @@ def _load_text_tower(folder: Path, record: RunRecord, compute: Compute) -> Encod
         activation=open_clip.activation_of(tower),
         shared_towers={"image": teacher.identity()},
     )
-    image = BorrowedTower(lambda: _teacher_of(folder, record, None, compute).image_model)
+    image = BorrowedTower(lambda: _teacher_of(folder, record, None, compute, loading).image_model)
     tower = tower.to(compute.device).eval().requires_grad_(False)
     return Encoder(
         card=card,
@@ -220,17 +323,21 @@ def _digest(image: str | None, text: str | None) -> str:
 
 
 def _text_side(
-    folder: Path, record: RunRecord, text_model: str | None, compute: Compute
+    folder: Path,
+    record: RunRecord,
+    text_model: str | None,
+    compute: Compute,
+    loading: tuple[Path, ...],
 ) -> Encoder:
     """Return the encoder whose text tower goes with the image tower of a run.
 
     It is the teacher, or the run of a text tower that was distilled from the same teacher.
     """
     if text_model is None or not (Path(text_model) / runs.FILE).is_file():
-        return _teacher_of(folder, record, text_model, compute)
-    text = compute.load(text_model)
+        return _teacher_of(folder, record, text_model, compute, loading)
+    text = _load(text_model, compute)
     if "image" not in text.card.shared_towers:
-        return _teacher_of(folder, record, text_model, compute)
+        return _teacher_of(folder, record, text_model, compute, loading)
     teacher = _teacher_card(folder, record)
     different = differences(text.card.shared_towers["image"], teacher.identity())
     if different:
@@ -247,12 +354,16 @@ def _teacher_card(folder: Path, record: RunRecord) -> EncoderCard:
     if record.teacher is None:
         raise ModelError(f"{path}: has no 'teacher'. Fix: train again or restore the file")
     try:
-        return EncoderCard.from_fields(record.teacher)
-    except TypeError as error:
+        card = EncoderCard.from_fields(record.teacher)
+        card.check_types()
+    except (TypeError, ValueError) as error:
         raise ModelError(
             f"{path}: 'teacher' is no card of an encoder ({error}). Fix: train again or restore the"
             " file"
         ) from error
+    if card.preprocess:
+        config_check.preprocessing(card.preprocess, f"{path}: teacher", whole=True)
+    return card
 
 
 def _place_of_teacher(folder: Path, record: RunRecord) -> str:
@@ -264,26 +375,27 @@ def _place_of_teacher(folder: Path, record: RunRecord) -> str:
 
 
 def _teacher_of(
-    folder: Path, record: RunRecord, text_model: str | None, compute: Compute
+    folder: Path,
+    record: RunRecord,
+    text_model: str | None,
+    compute: Compute,
+    loading: tuple[Path, ...],
 ) -> Encoder:
     """Return the teacher of a run; raise ModelError when another model is in its place."""
     card = _teacher_card(folder, record)
     spec = text_model or _place_of_teacher(folder, record) or card.name
     try:
-        teacher = compute.load(spec, card)
+        return _load(
+            spec,
+            compute,
+            may_download=text_model is not None,
+            recorded=card,
+            expected=Expected(card, folder, loading),
+        )
+    except WrongTeacher:
+        raise
     except ModelError as error:
         raise ModelError(
             f"{folder} was distilled from '{card.name}' and needs its other tower: {error}. "
             "Fix: name the teacher's present place with --text-model"
         ) from error
-    if card.weights_sha256 is not None and teacher.card.weights_sha256 != card.weights_sha256:
-        raise ModelError(
-            f"{spec}: weights {teacher.card.weights_sha256[:12]}, but {folder} was distilled from"
-            f" weights {card.weights_sha256[:12]}. Fix: name the right teacher with --text-model"
-        )
-    if teacher.card.dim != card.dim:
-        raise ModelError(
-            f"{spec}: {teacher.card.dim} dimensions, {folder} has {card.dim}. Fix: name its teacher"
-            " with --text-model"
-        )
-    return teacher

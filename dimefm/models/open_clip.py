@@ -22,7 +22,7 @@ from pathlib import Path
 import open_clip
 import timm
 import torch
-from open_clip.model import _build_text_tower, _build_vision_tower
+from open_clip.model import CLIPTextCfg, _build_text_tower, _build_vision_tower
 from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip.transformer import QuickGELU
@@ -30,7 +30,10 @@ from torch import nn
 
 from dimefm import plugins
 from dimefm.errors import ModelError, did_you_mean
+from dimefm.models import config_check
+from dimefm.models.folder_tokenizer import check_vocabulary, safe_copy
 from dimefm.models.trimmed_text import places_first
+from dimefm.models.weights_check import check_length, check_unpacked, weights_of
 
 CONFIG = "open_clip_config.json"
 FOLDER = "local-dir:"
@@ -94,24 +97,35 @@ def create(arch: str, weights: str | Path | None = None, *, quick_gelu: bool = F
     weights, else random ones. A tag has its own activation; ``quick_gelu`` says that other weights
     belong to OpenAI's. Raises ModelError with open_clip's reason when it cannot be loaded.
     """
-    local = arch.startswith(FOLDER)
-    if not local:
-        config_of(arch)
+    if arch.startswith(FOLDER):
+        return _create_from_folder(Path(arch.removeprefix(FOLDER)), weights)
+    config_of(arch)
     try:
         with _quiet():
             tag = weights if isinstance(weights, str) else None
-            named = tag is not None or (local and weights is None)
+            named = tag is not None
             quick = quick_gelu or (tag is not None and trained_with_quick_gelu(arch, tag))
             model = open_clip.create_model(
-                arch, tag, require_pretrained=named, force_quick_gelu=quick
+                arch,
+                tag,
+                require_pretrained=named,
+                force_quick_gelu=quick,
+                pretrained_text=False,
             )
             if isinstance(weights, Path):
+                check_unpacked(weights, _count(model))
                 open_clip.load_checkpoint(model, str(weights))
             return places_first(model.eval())
+    except ModelError:
+        raise
     except Exception as error:  # open_clip raises whatever its download and torch.load raise
         raise ModelError(
             f"{arch}{f'/{weights}' if weights else ''}: cannot be loaded: {reason_of(error)}"
         ) from error
+
+
+def _count(model: nn.Module) -> int:
+    return sum(weights.numel() for weights in model.parameters())
 
 
 def reason_of(error: Exception) -> str:
@@ -127,23 +141,37 @@ def reason_of(error: Exception) -> str:
     return reason if len(reason) <= 300 else reason[:297] + "..."
 
 
-def check_folder(folder: Path) -> None:
-    """Raise ModelError unless the config of a folder in open_clip's layout describes both
-    towers.
+def _create_from_folder(folder: Path, weights: Path | None) -> nn.Module:
+    """Return the model of a folder in open_clip's layout, which may have come with data.
+
+    open_clip builds it from a checked copy of its config. ``weights`` is None for the folder's own.
     """
-    path = folder / CONFIG
+    config, preprocess = config_check.read_model_file(folder / CONFIG)
+    path = weights or weights_of(folder)
+    parameters = config_check.parameters(config)
+    check_length(path, parameters)
+    check_unpacked(path, parameters)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
-        missing = [name for name in ("embed_dim", "vision_cfg", "text_cfg") if name not in config]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(
-            f"{path}: cannot be read as an open_clip config ({error!r}). Fix: restore the file"
-        ) from error
-    if missing:
-        raise ModelError(
-            f"{path}: 'model_cfg' has no {' and no '.join(missing)}; expected embed_dim, vision_cfg"
-            " and text_cfg"
-        )
+        with _quiet(), _written(config, preprocess) as name:
+            model = open_clip.create_model(name, load_weights=False)
+            open_clip.load_checkpoint(model, str(path))
+            return places_first(model.eval())
+    except Exception as error:  # open_clip raises whatever torch.load and an odd config raise
+        raise ModelError(f"{path}: cannot be loaded: {reason_of(error)}") from error
+
+
+@contextmanager
+def _written(
+    config: dict, preprocess: dict | None = None, folder: Path | None = None
+) -> Iterator[str]:
+    """Write a config into ``folder``, or a new one for the block's time; return its name for
+    open_clip.
+    """
+    with tempfile.TemporaryDirectory() as made:
+        place = folder or Path(made)
+        settings = {"model_cfg": config, "preprocess_cfg": preprocess or {}}
+        (place / CONFIG).write_text(json.dumps(settings), encoding="utf-8")
+        yield folder_config(place)
 
 
 def trained_with_quick_gelu(arch: str, tag: str) -> bool:
@@ -175,18 +203,11 @@ def from_config(config: dict) -> nn.Module:
             " train both towers"
         )
     _check_timm(config["vision_cfg"])
-    with tempfile.TemporaryDirectory() as folder:
-        text = json.dumps({"model_cfg": config, "preprocess_cfg": {}})
-        (Path(folder) / CONFIG).write_text(text, encoding="utf-8")
-        try:
-            with _quiet():
-                return places_first(
-                    open_clip.create_model(folder_config(Path(folder)), load_weights=False)
-                )
-        except Exception as error:  # open_clip and timm raise freely on impossible configs
-            raise ModelError(
-                f"model cannot be built from its config: {reason_of(error)}"
-            ) from error
+    try:
+        with _quiet(), _written(config) as name:
+            return places_first(open_clip.create_model(name, load_weights=False))
+    except Exception as error:  # open_clip and timm raise freely on impossible configs
+        raise ModelError(f"model cannot be built from its config: {reason_of(error)}") from error
 
 
 def _check_timm(vision: dict) -> None:
@@ -213,36 +234,77 @@ def tokenizer_of(arch: str) -> Callable:
     """Return open_clip's tokenizer of an architecture or ``local-dir:`` folder; its own one is made
     once for a config.
 
-    Raises ModelError when it cannot be had, e.g. SigLIP's without the package transformers.
+    Raises ModelError when it cannot be had, e.g. SigLIP's without the package transformers, or when
+    a folder's config asks for more than the folder has.
     """
+    if arch.startswith(FOLDER):
+        folder = Path(arch.removeprefix(FOLDER))
+        config, _ = config_check.read_model_file(folder / CONFIG)
+        return _tokenizer(config, folder)
     _register()
-    try:
-        folder = arch.removeprefix(FOLDER)
-        config = arch if folder == arch else (Path(folder) / CONFIG).read_text(encoding="utf-8")
-        found = _TOKENIZERS.get(config)
-        if found is None:
-            with _quiet():
-                found = open_clip.get_tokenizer(arch)
-            if type(found) is SimpleTokenizer:  # another class may be made of more than its config
-                if len(_TOKENIZERS) >= KEPT_TOKENIZERS:
-                    _TOKENIZERS.clear()
-                _TOKENIZERS[config] = found
-        return found
-    except ModuleNotFoundError as error:
-        raise ModelError(
-            f"{arch}: its tokenizer needs the package {error.name}, which is not installed; pip"
-            f" install {error.name}"
-        ) from error
-    except Exception as error:  # open_clip and transformers raise whatever their download raises
-        raise ModelError(f"{arch}: its tokenizer cannot be loaded: {reason_of(error)}") from error
+    return _kept_tokenizer(arch, arch, lambda: open_clip.get_tokenizer(arch))
 
 
 def tokenizer_for(config: dict) -> Callable:
     """Return the tokenizer of a model config that has no name of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        text = json.dumps({"model_cfg": config, "preprocess_cfg": {}})
-        (Path(folder) / CONFIG).write_text(text, encoding="utf-8")
-        return tokenizer_of(folder_config(Path(folder)))
+    return _tokenizer(config_check.model_config(config, "the model", config_check.TEXT_KEYS), None)
+
+
+def _tokenizer(config: dict, folder: Path | None) -> Callable:
+    """Return the tokenizer of a checked config; ``folder`` has the files of Hugging Face's."""
+    text = config["text_cfg"]
+    name = text.get("hf_tokenizer_name")
+    settings = json.dumps({key: text.get(key) for key in ("context_length", "tokenizer_kwargs")})
+    if not name:
+        check_vocabulary(text.get("tokenizer_kwargs") or {})
+        tokenizer = _kept_tokenizer(settings, str(folder or "the model"), lambda: _simple(config))
+        _check_vocabulary_size(text, tokenizer)
+        return tokenizer
+    place = folder or Path("the model")
+    with safe_copy(place, name) as copy, _written(config, None, copy) as source:
+        tokenizer = _kept_tokenizer(
+            "",
+            str(place),
+            lambda: open_clip.get_tokenizer(source, trust_remote_code=False, local_files_only=True),
+        )
+    tokenizer.tokenizer.name_or_path = str(place)
+    return tokenizer
+
+
+def _check_vocabulary_size(text: dict, tokenizer: SimpleTokenizer) -> None:
+    """Raise ModelError when a tokenizer has tokens that a text tower has no embeddings for."""
+    size = text.get("vocab_size", CLIPTextCfg.vocab_size)
+    if size < tokenizer.vocab_size:
+        raise ModelError(
+            f"'model_cfg.text_cfg.vocab_size' is {size:,}, but the tokenizer has"
+            f" {tokenizer.vocab_size:,} tokens. Fix: correct it"
+        )
+
+
+def _simple(config: dict) -> Callable:
+    with _written(config) as name:
+        return open_clip.get_tokenizer(name)
+
+
+def _kept_tokenizer(key: str, name: str, make: Callable[[], Callable]) -> Callable:
+    """Return what ``make`` makes or made for this key before; raise ModelError when it fails."""
+    if key in _TOKENIZERS:
+        return _TOKENIZERS[key]
+    try:
+        with _quiet():
+            tokenizer = make()
+    except ModuleNotFoundError as error:
+        raise ModelError(
+            f"{name}: its tokenizer needs the package {error.name}, which is not installed. Fix:"
+            f" pip install {error.name}"
+        ) from error
+    except Exception as error:  # open_clip and transformers raise whatever their download raises
+        raise ModelError(f"{name}: its tokenizer cannot be loaded: {reason_of(error)}") from error
+    if type(tokenizer) is SimpleTokenizer:  # another class may be made of more than its config
+        if len(_TOKENIZERS) >= KEPT_TOKENIZERS:
+            _TOKENIZERS.clear()
+        _TOKENIZERS[key] = tokenizer
+    return tokenizer
 
 
 def transform_of(preprocess: dict) -> Callable:

@@ -6,7 +6,6 @@ image model), or the path of an open_clip JSON config.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import torch
 from torch import nn
 
 from dimefm.errors import ModelError
-from dimefm.models import open_clip
+from dimefm.models import config_check, open_clip
 from dimefm.models.towers import ImageTower, TextTower
 from dimefm.runtime.seeding import seed_of
 
@@ -81,13 +80,10 @@ def _config(name: str) -> dict:
             "vision_cfg": {"timm_model_name": name.removeprefix("timm/"), "timm_pool": ""},
         }
     if name.endswith(".json"):
-        try:
-            config = json.loads(Path(name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{name}: cannot be read as an open_clip config: {error}") from error
-        if not isinstance(config, dict) or not isinstance(config.get("vision_cfg"), dict):
+        config = config_check.read_config(Path(name))
+        if not isinstance(config.get("vision_cfg"), dict):
             raise ModelError(f"{name}: no table 'vision_cfg'; expected an open_clip model config")
-        return config
+        return config_check.model_config(config, name, most=config_check.MOST_STUDENT_PARAMETERS)
     return open_clip.config_of(name)
 
 

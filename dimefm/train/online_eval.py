@@ -169,7 +169,8 @@ def _load_teacher(card: EncoderCard, recipe: Recipe, device: torch.device) -> En
     """
     spec = recipe.eval_text_model or card.name
     try:
-        teacher = load_encoder(spec, str(device), recorded=card)
+        is_named = recipe.eval_text_model is not None
+        teacher = load_encoder(spec, str(device), recorded=card, may_download=is_named)
     except ModelError as error:
         raise ModelError(
             f"evaluation during training needs the other tower, of the teacher '{card.name}':"

@@ -101,6 +101,12 @@ def _agreement(cache, number, teacher, preprocess, device, flags):
         )
     precision = cache.manifest.how.get("precision", "fp32")
     card = cache.manifest.encoder
-    name = teacher or card.name
-    encoder = load_encoder(name, device, precision, preprocess=preprocess, recorded=card)
+    encoder = load_encoder(
+        teacher or card.name,
+        device,
+        precision,
+        preprocess=preprocess,
+        recorded=card,
+        may_download=teacher is not None,
+    )
     return against_teacher(cache, encoder, open_sources(sources, kind, flags), number)
