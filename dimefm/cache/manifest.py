@@ -16,6 +16,7 @@ from dimefm.cache.int8 import AffineQuantizer
 from dimefm.cache.shard_info import ShardInfo
 from dimefm.errors import CacheError
 from dimefm.runtime.text import first_few
+from dimefm.storage.small_files import parse_json
 from dimefm.storage.stores import Store, open_store
 
 VERSION = 1
@@ -205,7 +206,7 @@ class Manifest:
         where = store.where(FILE)
         text = _read_text(store)
         try:
-            fields = json.loads(text, object_hook=_number_sharing_hook())
+            fields = parse_json(text, _number_sharing_hook())
             version = fields.get("version")
             if version != VERSION:
                 raise CacheError(

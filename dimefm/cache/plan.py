@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from dimefm.cache.manifest import FILE, Manifest
 from dimefm.errors import CacheError
 from dimefm.storage.files import remove_new_dirs_on_error
 from dimefm.storage.locks import Claim
+from dimefm.storage.small_files import parse_json
 from dimefm.storage.stores import Store, open_store
 
 QUARANTINE = "quarantine.jsonl"
@@ -115,7 +115,7 @@ def header_of(where: str, text: str) -> Manifest:
     Raises CacheError when the plan is damaged.
     """
     try:
-        fields = json.loads(text)
+        fields = parse_json(text)
         header = {name: value for name, value in fields.items() if name != "sources"}
         return Manifest.from_fields(header)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -14,6 +14,7 @@ from dimefm.cache.plan import PLAN, header_of, next_name, shard_files, text_of
 from dimefm.cache.shard_info import ShardInfo
 from dimefm.errors import CacheError
 from dimefm.runtime.text import first_few
+from dimefm.storage.small_files import parse_json
 from dimefm.storage.stores import Store
 
 Sources = list[tuple[str, int]]  # (name, rows) of source shards
@@ -171,7 +172,7 @@ def _refuse_another_plan(store: Store, plan: WritePlan) -> None:
     if text is None:
         return
     header_of(store.where(PLAN), text)
-    _refuse_difference(store, plan.fields(), {"sources": [], **json.loads(text)})
+    _refuse_difference(store, plan.fields(), {"sources": [], **parse_json(text)})
 
 
 def _refuse_difference(store: Store, planned: dict, existing: dict) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
 from dimefm.cache.manifest import Manifest
 from dimefm.cache.plan import QUARANTINE
 from dimefm.cache.writer import Bad
 from dimefm.errors import CacheError
+from dimefm.storage.small_files import parse_json
 from dimefm.storage.stores import Store
 
 
@@ -27,7 +27,7 @@ def quarantined(store: Store, manifest: Manifest) -> Iterator[tuple[str, Bad]]:
         ) from error
     for number, line in enumerate(lines, 1):
         try:
-            fields = json.loads(line)
+            fields = parse_json(line)
             listed[fields["source"], fields["row"]] = Bad(
                 fields["row"], str(fields["key"]), str(fields["reason"])
             )

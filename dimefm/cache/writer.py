@@ -29,6 +29,7 @@ from dimefm.errors import CacheError
 from dimefm.runtime.text import first_few
 from dimefm.storage.files import Hashed, companions_sha256, sha256_keys, to_json
 from dimefm.storage.locks import Claim
+from dimefm.storage.small_files import parse_json
 from dimefm.storage.stores import open_store
 
 BUFFER = 1 << 20  # bytes that small writes gather to
@@ -127,7 +128,7 @@ class CacheWriter:
             text = self.store.read(self._record(source))
             if text is None:
                 return
-            info = ShardInfo.from_fields(json.loads(text))
+            info = ShardInfo.from_fields(parse_json(text))
         except (ValueError, KeyError, TypeError, RecursionError):
             return
         is_whole = info.file == self._files[source] and self.store.size(info.file) == info.bytes
@@ -362,7 +363,7 @@ class CacheWriter:
         text = text_of(self.store, QUARANTINE) or ""
         for number, line in enumerate(text.splitlines(keepends=True), 1):
             try:
-                source = json.loads(line)["source"]
+                source = parse_json(line)["source"]
                 by_source.setdefault(source, []).append(line)
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 where = f"{self.store.where(QUARANTINE)}, line {number}"
@@ -391,7 +392,7 @@ class CacheWriter:
         for shard in manifest.shards:
             named.update(self._names(shard.file).values())
         try:
-            listed = json.loads(text_of(self.store, REPLACED) or "[]")
+            listed = parse_json(text_of(self.store, REPLACED) or "[]")
         except ValueError:
             listed = []
         if not isinstance(listed, list):

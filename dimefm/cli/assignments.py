@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Collection, Sequence
 from typing import Any
 
 from dimefm.errors import RecipeError, did_you_mean
+from dimefm.storage.small_files import Unreadable, parse_toml
 
 
 def assignments(
@@ -20,8 +20,8 @@ def assignments(
     values: dict[str, Any] = {}
     for setting in settings:
         try:
-            values |= tomllib.loads(setting)
-        except tomllib.TOMLDecodeError as error:
+            values |= parse_toml(setting)
+        except Unreadable as error:
             raise RecipeError(
                 f"{flag} {setting}: expected KEY=VALUE as in TOML, e.g. {example}, and words in"
                 f" quotes ({error})"

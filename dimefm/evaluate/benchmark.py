@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import re
 import textwrap
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from dimefm.evaluate.datasets import class_folders
 from dimefm.evaluate.datasets.text_files import text_lines
 from dimefm.evaluate.guards import shown
 from dimefm.evaluate.metrics import METRICS
+from dimefm.storage.small_files import Unreadable, read_toml
 
 PLAIN_TEMPLATE = "a photo of a {}."
 VERSION = re.compile(r"-(\d{8}|v\d+(\.\d+)*)$")
@@ -233,13 +233,13 @@ def _is_strings(value: object) -> TypeGuard[list[str]]:
 def _toml(path: Path) -> dict:
     """Return what a card holds, unchecked; raise DataError when it is not TOML."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return read_toml(path)
     except OSError as error:
         raise DataError(
             f"{path}: cannot be read ({error.strerror}); expected a TOML card. Fix: make it a file"
             " that can be read, or remove it"
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except Unreadable as error:
         raise DataError(
             f"{path}: not a TOML card ({error}). Fix: correct it, or remove the file"
         ) from error

@@ -11,6 +11,7 @@ from typing import Any
 
 from dimefm.errors import DataError
 from dimefm.storage.files import to_json, write_text
+from dimefm.storage.small_files import read_json
 
 FILE = "stages.json"
 
@@ -38,7 +39,7 @@ def read_records(out: Path) -> dict[str, StageRecord]:
     if not path.exists():
         return {}
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = read_json(path)
         return {name: StageRecord(**values) for name, values in fields.items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise DataError(

@@ -6,7 +6,6 @@ An interrupted quickstart resumes where it stopped.
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +28,7 @@ from dimefm.recipe import Recipe
 from dimefm.runs import folder
 from dimefm.runs.scores import Result
 from dimefm.storage.files import to_json, write_text
+from dimefm.storage.small_files import read_json
 from dimefm.train.trainer import train
 
 DATASETS = ("digits", "shapes")
@@ -64,7 +64,7 @@ def quickstart(
     data_is_whole = _claim(out, seed, scale)
     if (out / SUMMARY).exists():
         echo(f"{out / SUMMARY}: finished already; give another --out to run it again\n")
-        summary = json.loads((out / SUMMARY).read_text(encoding="utf-8"))
+        summary = read_json(out / SUMMARY)
         echo(table(summary))
         return summary
     raw = out / "data"
@@ -110,7 +110,7 @@ def _claim(out: Path, seed: int, scale: float) -> bool:
     """
     path = out / RECORD
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
         recorded = {"seed": record["seed"], "scale": record["scale"]}
         data_is_whole = record["data"] is not None
     except FileNotFoundError:

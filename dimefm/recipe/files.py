@@ -8,13 +8,13 @@ replaces.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dimefm.errors import RecipeError, did_you_mean
+from dimefm.storage.small_files import Unreadable, read_toml
 
 STAGES = ("extract", "train", "eval", "export")
 
@@ -57,8 +57,8 @@ def _refuse_circle(path: Path, seen: Sequence[Path]) -> None:
 
 def _parse(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return read_toml(path)
+    except (OSError, Unreadable) as error:
         raise RecipeError(f"{path}: cannot be read as TOML: {error}") from error
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from dimefm.runs.record import RunRecord
 from dimefm.runs.scores import RETRIEVAL, SCORES, ZERO_SHOT_BY_TOKENS, read_results
 from dimefm.runtime.tables import aligned, markdown_table
 from dimefm.storage.files import write_text
+from dimefm.storage.small_files import parse_json, read_toml
 
 PLOT, TABLE, REPORT = "compare.png", "compare.csv", "compare.md"
 RECIPE = "recipe.toml"
@@ -72,7 +71,7 @@ def read_run(folder: Path, name: str | None = None) -> Run:
             " wrote"
         )
     try:
-        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+        settings = read_toml(path)
         lines = _log(folder / runs.LOG)
     except (OSError, ValueError) as error:
         raise ModelError(
@@ -121,7 +120,7 @@ def runs_below(folder: Path) -> list[Run]:
 def _log(path: Path) -> list[dict]:
     """Return the lines of a log; the last one may be half written, and is then left out."""
     whole = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-    lines = [json.loads(line) for line in whole]
+    lines = [parse_json(line) for line in whole]
     for number, line in enumerate(lines, 1):
         if not isinstance(line, dict) or not isinstance(line.get("step"), int):
             raise ValueError(f"{path.name} line {number} has no 'step'")

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from dimefm.errors import ModelError
 from dimefm.runs.record import FILE, RunRecord
 from dimefm.storage.files import commit
+from dimefm.storage.small_files import read_text
 
 __all__ = [
     "FILE",
@@ -52,7 +53,7 @@ def read(folder: Path) -> RunRecord:
     """Return the record of a run folder; raise ModelError when it is damaged."""
     path = folder / FILE
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except (OSError, ValueError) as error:
         raise ModelError(
             f"{path}: cannot be read ({error}). Fix: train again or restore the file"

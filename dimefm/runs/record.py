@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dimefm.errors import ModelError
 from dimefm.storage.files import to_json
+from dimefm.storage.small_files import parse_json
 
 FILE = "run.json"
 
@@ -105,7 +106,7 @@ class RunRecord:
 def _json_object(text: str, path: Path) -> dict:
     """Return the JSON object of a text."""
     try:
-        values = json.loads(text)
+        values = parse_json(text)
     except ValueError as error:
         raise ModelError(
             f"{path}: cannot be read ({error}). Fix: train again or restore the file"

@@ -7,7 +7,6 @@ for zero-shot classification (:class:`ZeroShotScores`), one for retrieval
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 from dimefm.errors import DataError
 from dimefm.runtime.versions import libraries
 from dimefm.storage.files import to_json, write_text
+from dimefm.storage.small_files import read_json
 
 SCORES = "scores.json"
 REPORT = "report.md"
@@ -176,7 +176,7 @@ def read_results(path: Path) -> list[Result]:
     Raises DataError when the file cannot be read as scores.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         entries = content["scores"]
         if any("recall" in entry for entry in entries):
             return [_retrieval_result(content)]

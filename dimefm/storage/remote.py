@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from dimefm.errors import DataError, DimefmError, did_you_mean
+from dimefm.storage.small_files import parse_json
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -212,7 +213,7 @@ def _version(info: Mapping[str, Any]) -> str | None:
 def _is_current(copy: Path, seal: TextIO, size: int | None, version: str | None) -> bool:
     """Return whether ``copy`` is as its seal says, and has the content that the store has now."""
     try:
-        sealed = json.load(seal)
+        sealed = parse_json(seal.read())
         copied = copy.stat().st_size
     except (ValueError, OSError):
         return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import click
 from dimefm import plugins
 from dimefm.cli._options import ManyValues, open_sources
 from dimefm.cli._recipe_options import source_options
+from dimefm.storage.small_files import parse_json
 
 if TYPE_CHECKING:
     from dimefm.cache import EncoderCard
@@ -185,7 +185,7 @@ def _card(teacher: str | None, facts: Mapping) -> Callable[[int], EncoderCard]:
 
 def _preprocess(text: str) -> dict:
     try:
-        facts = json.loads(text)
+        facts = parse_json(text)
     except ValueError as error:
         raise click.BadParameter(f"not JSON ({error})", param_hint="--preprocess") from error
     if not isinstance(facts, dict):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from dimefm.cache import FeatureCache
 from dimefm.errors import CacheError
+from dimefm.storage.small_files import parse_json
 from dimefm.storage.stores import Store, open_store
 
 VERSION = 1
@@ -260,7 +260,7 @@ def read_record(store: Store) -> dict:
                 f"{store}: no {FILE}, so no neighbours, or unfinished ones. Fix: check the path, or"
                 f" make them: dimefm cache neighbours CACHE --out {store}"
             )
-        record = json.loads(text)
+        record = parse_json(text)
         if record.get("version") != VERSION:
             raise CacheError(
                 f"{where}: version {record.get('version')!r}, this dimefm reads version {VERSION}."

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import threading
 import weakref
 from collections import OrderedDict
@@ -28,6 +27,7 @@ from dimefm.data.rows import BYTES_KEPT, Columns, Row, Shard
 from dimefm.data.subshards import Divisible
 from dimefm.errors import BadRow, DataError
 from dimefm.storage.reading import patiently
+from dimefm.storage.small_files import parse_json
 
 SUFFIXES = (".parquet",)
 KINDS = frozenset({"image", "text"})
@@ -175,7 +175,7 @@ class ParquetShard(Divisible):
         if not raw:
             return None
         try:
-            features = json.loads(raw)["info"]["features"]
+            features = parse_json(raw.decode())["info"]["features"]
             feature = features[self._chosen.label]
         except (ValueError, KeyError, TypeError):
             return None

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from dimefm.data.rows import Row, Shard
 from dimefm.errors import BadRow, DataError
+from dimefm.storage.small_files import parse_json
 
 INDEX = ".dimefm-pack.json"
 
@@ -48,7 +49,7 @@ class PackIndex:
         damaged.
         """
         try:
-            fields = json.loads(raw)
+            fields = parse_json(raw.decode())
             bad = {int(row): str(reason) for row, reason in fields.pop("bad").items()}
             found = PackIndex(bad=bad, digests=tuple(fields.pop("digests")), **fields)
             whole = all(isinstance(key, str) for key in found.keys) and bad.keys() <= set(
