@@ -7,7 +7,6 @@ than OpenAI's CLIP. Where all tags of an architecture agree, the architecture de
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +14,9 @@ import open_clip as upstream
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
 from dimefm.errors import ModelError, did_you_mean
-from dimefm.models import open_clip
+from dimefm.models import config_check, open_clip
 from dimefm.runtime.text import first_few
+from dimefm.storage.small_files import Unreadable, read_json
 
 FEW_TAGS = 2  # in a message
 SHOWN = ("resize_mode", "interpolation", "mean", "std")  # what tags differ in
@@ -159,8 +159,8 @@ def _chosen(architecture: str, chosen: str) -> Preparation:
 def _preprocess_of_file(path: Path) -> dict:
     """Return the preprocessing that a JSON file states, without its size."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = read_json(path)
+    except (OSError, Unreadable) as error:
         reason = open_clip.reason_of(error)
         raise ModelError(
             f"--preprocess {path}: cannot be read as JSON ({reason}). Fix: restore the file"
@@ -171,7 +171,8 @@ def _preprocess_of_file(path: Path) -> dict:
             f"--preprocess {path}: states no 'mean' and 'std'. Fix: name an open_clip_config.json"
             " with a preprocess_cfg, or its preprocess_cfg alone"
         )
-    merged = merge_preprocess_dict(PreprocessCfg(), stated)
+    checked = config_check.preprocessing(stated, f"--preprocess {path}")
+    merged = merge_preprocess_dict(PreprocessCfg(), checked)
     del merged["size"]
     return {
         key: list(value) if isinstance(value, tuple) else value for key, value in merged.items()
