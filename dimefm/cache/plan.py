@@ -15,6 +15,7 @@ from dimefm.storage.small_files import parse_json
 from dimefm.storage.stores import Store, open_store
 
 QUARANTINE = "quarantine.jsonl"
+SKIPPED = "skipped.json"  # what the sources hold besides rows
 SYNONYMS = "synonyms.tsv"  # the table of synonyms of text views, when it is not the built-in one
 PARTIAL = ".partial"
 PLAN = f"{PARTIAL}/plan.json"

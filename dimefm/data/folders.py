@@ -6,11 +6,13 @@ The folder may be remote.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 
 from dimefm import plugins
+from dimefm.data.image_files import OF_OTHER_PROGRAMS, is_litter, is_named_as_image, reason_of
+from dimefm.data.skipped import Skipped
 from dimefm.errors import DataError
 from dimefm.runtime.text import first_few
 
@@ -29,6 +31,9 @@ DESCRIPTIONS = {  # files that describe a set, by name without endings
     "notice",
     "copying",
 }
+COMPANIONS = (".lineidx", ".linelist")  # end the files that belong to a shard
+LISTING_ENDINGS = {"parquet", "csv", "tsv", "jsonl"}
+STATS = "_stats.json"  # ends a file that img2dataset writes beside each shard
 NAMED = 3  # files that a message names at most
 
 
@@ -44,15 +49,70 @@ def readers(kind: str) -> tuple[tuple[str, ModuleType], ...]:
     return tuple(able)
 
 
-def shards_among(names: Iterable[str], kind: str, input_format: str | None) -> list[str]:
-    """Return the names of shard files, sorted, without text files that only describe the set."""
+def shards_among(names: Collection[str], kind: str, input_format: str | None) -> list[str]:
+    """Return the names of shard files among the files of a folder, sorted.
+
+    Hidden files, text files that only describe the set, text files that belong to the image of
+    their name, and tables that list the content of a tar are no shards.
+    """
     suffixes = _suffixes(kind, input_format)
     shards: list[str] = []
     for name in names:
-        stem, _, _ = name.partition(".")
-        if name.endswith(suffixes) and stem.casefold() not in DESCRIPTIONS:
+        if name.endswith(suffixes) and not describes(name) and not is_litter(name):
             shards.append(name)
-    return sorted(shards)
+    listings = _listings(names) if input_format is None else set()
+    belong_to_images = input_format is None and _are_texts_of_images(names, shards)
+    if belong_to_images:
+        shards = [name for name in shards if not name.endswith(".txt")]
+    return sorted(set(shards) - listings)
+
+
+def _listings(names: Collection[str]) -> set[str]:
+    """Return the tables beside shards that list their content: img2dataset's, and others' alike.
+
+    Such a table is called like a tar, or like a ``NAME_stats.json``, in the same folder.
+    """
+    known = set(names)
+    listings: set[str] = set()
+    for name in names:
+        stem, _, ending = name.rpartition(".")
+        if ending in LISTING_ENDINGS:
+            lists_tar = f"{stem}.tar" in known
+            lists_files = ending == "parquet" and f"{stem}{STATS}" in known
+            if lists_tar or lists_files:
+                listings.add(name)
+    return listings
+
+
+def _are_texts_of_images(names: Collection[str], shards: list[str]) -> bool:
+    """Tell whether the text files among ``shards`` have the names of images: NAME.txt, NAME.jpg."""
+    texts = [name.removesuffix(".txt") for name in shards if name.endswith(".txt")]
+    stems = {name.rpartition(".")[0] for name in names if is_named_as_image(name)}
+    of_images = stems.intersection(texts)
+    return bool(of_images) and 2 * len(of_images) >= len(texts)
+
+
+def note_other_files(
+    folder: str | Path, names: Collection[str], shards: list[str], skipped: Skipped
+) -> None:
+    """Count the files of a folder of shards that are none."""
+    taken = set(shards)
+    listings = _listings(names)
+    for name in names:
+        if name in taken or name.endswith(COMPANIONS) or describes(name):
+            continue
+        reason = reason_of(name)
+        if is_litter(name):
+            reason = OF_OTHER_PROGRAMS
+        elif name in listings:
+            reason = "tables of what the shards hold"
+        skipped.add(reason, name)
+
+
+def describes(name: str) -> bool:
+    """Tell whether a file is about the set: class names, templates, a licence."""
+    stem, _, _ = name.partition(".")
+    return stem.casefold() in DESCRIPTIONS
 
 
 def _suffixes(kind: str, input_format: str | None) -> tuple[str, ...]:
@@ -83,6 +143,7 @@ def refuse_mixtures(
             f"{folder}: holds both image and text files ({first_few(shards, NAMED)}). Fix: name"
             f" those meant with a pattern, like '{pattern}'"
         )
+    _refuse_tars_and_tables(folder, shards, input_format)
     if shards and kind != "text" and input_format is None and holds_images():
         files = "shard file" if len(shards) == 1 else "shard files"
         raise DataError(
@@ -96,8 +157,20 @@ def _any_begins(names: list[str], begin: str) -> bool:
     return any(name.casefold().startswith(begin) for name in names)
 
 
+def _refuse_tars_and_tables(
+    folder: str | Path, shards: list[str], input_format: str | None
+) -> None:
+    """Raise DataError for tars beside other shards, which seldom are all meant."""
+    tars = [name for name in shards if name.endswith(".tar")]
+    others = [name for name in shards if not name.endswith(".tar")]
+    if input_format is None and tars and others:
+        raise DataError(
+            f"{folder}: holds tars ({first_few(tars, NAMED)}) and other files"
+            f" ({first_few(others, NAMED)}). Fix: name those meant with a pattern, like"
+            f" '{folder}/*.tar'"
+        )
+
+
 def are_images(names: Iterable[str]) -> bool:
     """Tell whether any of the file names is an image's."""
-    from dimefm.data.formats.folder import IMAGE_SUFFIXES
-
-    return any(name.lower().endswith(IMAGE_SUFFIXES) for name in names)
+    return any(is_named_as_image(name) and not is_litter(name) for name in names)

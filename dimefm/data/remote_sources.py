@@ -23,6 +23,7 @@ from dimefm.data.folders import (
     refuse_mixtures,
     shards_among,
 )
+from dimefm.data.image_files import has_litter
 from dimefm.errors import DataError
 from dimefm.storage.remote import fetch, filesystem, forget, is_url, local_path, reported, stat
 
@@ -225,7 +226,7 @@ def _images(folder: str) -> list[Remote]:
     """Return the image files in a folder at any depth; raise DataError when there are none."""
     images: list[Remote] = []
     for name, info in _listed(folder).items():
-        if are_images([name]):
+        if are_images([name]) and not has_litter(name):
             images.append(Remote(f"{folder}/{name}", info))
     if not images:
         raise DataError(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import glob
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from dimefm.data import remote_sources
-from dimefm.data.folders import are_images, refuse_mixtures, shards_among
+from dimefm.data.braces import expand_braces
+from dimefm.data.folders import are_images, note_other_files, refuse_mixtures, shards_among
+from dimefm.data.image_files import NO_FILE, OF_OTHER_PROGRAMS, is_litter
 from dimefm.data.remote_sources import Remote
+from dimefm.data.skipped import Skipped
 from dimefm.data.source_list import read_list
 from dimefm.errors import DataError
 from dimefm.storage.remote import fetch, is_url, stat
@@ -30,13 +33,15 @@ class Resolver:
     """Finds the shard files and image folders that a source stands for.
 
     ``kind`` is what is wanted of each row, ``input_format`` the name of a format or None. Relative
-    sources are looked up under ``root``. Remote files are copied below ``scratch``.
+    sources are looked up under ``root``. Remote files are copied below ``scratch``. ``skipped``
+    counts the files of folders that are no shards.
     """
 
     kind: str
     input_format: str | None
     root: Root
     scratch: Path
+    skipped: Skipped = field(default_factory=Skipped)
 
     def resolve(self, source: str | Path) -> list[tuple[Path, float]]:
         """Return the shard files and image folders of one source, in order, with weights.
@@ -93,22 +98,46 @@ class Resolver:
     def _listed(self, place: str, root: Root) -> list[Weighted]:
         """Return the shards of a data list, whose entries are below ``root`` or the list's folder.
 
-        A weight in the list holds for all shards of its entry.
+        A weight in the list holds for all shards of its entry. A pattern may match the list itself.
         """
         folder = root or _folder_of(place)
         path = fetch(place, self.scratch) if is_url(place) else Path(place)
         entries = [(_below(folder, line, place), weight) for line, weight in read_list(path)]
         shards: list[Weighted] = []
         for entry, weight in entries:
-            for shard in self._shards(entry, folder):
-                shards.append(Weighted(shard.place, weight))
+            for shard in self._matches(entry):
+                name = shard.url if isinstance(shard, Remote) else str(shard)
+                if not _is_list(name):
+                    shards.append(Weighted(shard, weight))
+                elif not _is_same(name, place):
+                    raise DataError(
+                        f"{place}: names another list, {name}; a list names shards and folders"
+                        " only. Fix: name its shards, or give both lists as sources"
+                    )
+        if not shards:
+            raise DataError(
+                f"{place}: names nothing but itself. Fix: write one shard path per line"
+            )
         return shards
 
     def _matches(self, place: str) -> list[Path] | list[Remote]:
-        """Return the files and image folders of a file, a folder or a pattern."""
+        """Return the files and image folders of a file, a folder or a pattern, with braces or not.
+
+        A name that has braces itself is taken as it stands.
+        """
         if is_url(place):
-            return remote_sources.find(place, self.kind, self.input_format)
-        return self._local(Path(place))
+            urls = expand_braces(place)
+            if len(urls) == 1 or stat(place) is not None:
+                return remote_sources.find(place, self.kind, self.input_format)
+            remote: list[Remote] = []
+            for url in urls:
+                remote += remote_sources.find(url, self.kind, self.input_format)
+            return remote
+        names = [place] if os.path.lexists(place) else expand_braces(place)
+        shards: list[Path] = []
+        for name in names:
+            shards += self._local(Path(name))
+        return shards
 
     def _local(self, path: Path) -> list[Path]:
         """Return the files and image folders of a local file, folder or pattern."""
@@ -116,34 +145,84 @@ class Resolver:
             return self._in_folder(path)
         if path.is_file():
             return [_absolute(path)]
+        if path.exists():
+            raise DataError(
+                f"source {path}: is a pipe, a socket or a device. Fix: name a file or a folder"
+            )
+        shards: list[Path] = []
+        for match in self._glob(path):
+            shards += self._local(match)
+        return shards
+
+    def _glob(self, path: Path) -> list[Path]:
+        """Return what a pattern matches, sorted, without what other programs leave.
+
+        Raises DataError when there is nothing.
+        """
         pattern = str(path)
-        matches = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else []
+        names = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else []
+        matches: list[Path] = []
+        for name in names:
+            match = Path(name)
+            if is_litter(match.name) and match.name != path.name:
+                self.skipped.add(OF_OTHER_PROGRAMS, name)
+            else:
+                matches.append(match)
         if not matches:
             raise DataError(
                 f"source {path}: no such file or folder, and no pattern that matches one. Fix:"
                 " check --dataroot"
             )
-        shards: list[Path] = []
-        for match in matches:
-            shards += self._local(Path(match))
-        return shards
+        return matches
 
     def _in_folder(self, folder: Path) -> list[Path]:
         """Return the shard files directly inside a folder; without any, the folder of images."""
-        files: list[str] = []
-        if self.input_format != "folder":
-            files = [path.name for path in folder.iterdir() if path.is_file()]
+        if self.input_format == "folder":
+            return [_absolute(folder)]
+        files, folders, others = _listing(folder)
         names = shards_among(files, self.kind, self.input_format)
         refuse_mixtures(
             folder,
             names,
             self.kind,
             self.input_format,
-            lambda: _holds_images(folder),
+            lambda: are_images(files) or any(_holds_images(folder / name) for name in folders),
         )
         if not names:
             return [_absolute(folder)]
+        note_other_files(folder, files, names, self.skipped)
+        for name in folders:
+            self.skipped.add("folders beside shards", f"{name}/")
+        for name in others:
+            self.skipped.add(NO_FILE, name)
         return [_absolute(folder / name) for name in names]
+
+
+def _listing(folder: Path) -> tuple[list[str], list[str], list[str]]:
+    """Return the names of the files, of the folders, and of all else directly inside a folder.
+
+    Litter is only among the files.
+    """
+    files: list[str] = []
+    folders: list[str] = []
+    others: list[str] = []
+    for path in folder.iterdir():
+        if path.is_file():
+            files.append(path.name)
+        elif is_litter(path.name):
+            continue
+        elif path.is_dir():
+            folders.append(path.name)
+        else:
+            others.append(path.name)
+    return files, sorted(folders), others
+
+
+def _is_same(place: str, other: str) -> bool:
+    """Tell whether two paths or URLs lead to one file."""
+    if is_url(place) or is_url(other):
+        return place == other
+    return os.path.samefile(place, other)
 
 
 def _absolute(path: Path) -> Path:
@@ -200,9 +279,5 @@ def _names_a_store(top: str | Path, line: str, listed_in: str) -> bool:
 
 
 def _holds_images(folder: Path) -> bool:
-    """Tell whether image files are in ``folder`` or in a folder directly inside it."""
-    folders = [folder]
-    for path in sorted(folder.iterdir()):
-        if path.is_dir():
-            folders.append(path)
-    return any(are_images(os.listdir(place)) for place in folders)
+    """Tell whether image files are directly inside ``folder``."""
+    return are_images(os.listdir(folder))

@@ -19,6 +19,7 @@ import bisect
 import contextlib
 import functools
 import itertools
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,8 +27,11 @@ from pathlib import Path
 
 import numpy as np
 
+from dimefm.data.skipped import Skipped
 from dimefm.errors import BadRow, DataError, DimefmError
+from dimefm.runtime.text import readable
 from dimefm.storage.files import sampled_sha256
+from dimefm.storage.reading import is_row_fault
 
 # of blocks that all shards of a process keep in memory together, those used last
 BYTES_KEPT = 2 << 30
@@ -67,9 +71,7 @@ def row_guard() -> Iterator[None]:
 
 def bad_row(error: Exception) -> Exception:
     """Return the error to raise in place of ``error``, which the reading of a row has raised."""
-    if isinstance(error, DimefmError | MemoryError):
-        return error
-    if isinstance(error, OSError) and error.errno is not None:
+    if isinstance(error, DimefmError) or not is_row_fault(error):
         return error
     lines = str(error).strip().splitlines() or ["no reason given"]
     reason = readable(lines[0][:LONGEST_REASON])
@@ -129,10 +131,12 @@ class Shard(ABC):
     ``name`` identifies it: its path relative to the source's root, with forward slashes. ``entry``
     is the number of the source that names it, and ``weight`` how often its rows are dealt in
     training, compared with rows of weight 1; :func:`~dimefm.data.sources.open_rows` sets both.
+    ``skipped`` counts what its file or folder holds besides rows.
     """
 
     entry: int = 0
     weight: float = 1.0
+    skipped: Skipped | None = None
 
     def __init_subclass__(cls, **options):
         """Guard the reading of rows of every format."""
@@ -176,10 +180,14 @@ class Shard(ABC):
 
 
 class Rows(Sequence[Row]):
-    """All shards of a source as one sequence; ``rows[i]`` counts through the shards in order."""
+    """All shards of a source as one sequence; ``rows[i]`` counts through the shards in order.
 
-    def __init__(self, shards: Sequence[Shard]):
+    ``skipped`` counts what the sources hold besides rows.
+    """
+
+    def __init__(self, shards: Sequence[Shard], skipped: Skipped | None = None):
         self.shards = tuple(shards)
+        self.skipped = skipped or Skipped()
         counts = [len(shard) for shard in self.shards]
         self.starts = list(itertools.accumulate(counts, initial=0))
 
@@ -203,12 +211,14 @@ class Rows(Sequence[Row]):
                 yield shard[index]
 
 
-def readable(name: str) -> str:
-    """Return a name as text that UTF-8 can hold.
+def file_key(name: str) -> str:
+    """Return the name of a file as a key: what its bytes are in UTF-8, in any locale.
 
-    Bytes of another encoding, which Python reads as lone surrogates, become ``\\udcNN``.
+    Bytes of another encoding become ``\\udcNN``.
     """
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+    if name.isascii():
+        return name
+    return readable(os.fsencode(name).decode("utf-8", "surrogateescape"))
 
 
 def inside(root: Path, name: str) -> Path:

@@ -193,7 +193,7 @@ def select(rows: Rows, selection: Selection) -> Rows:
             f"{selection}: selects none of the {len(rows)} rows of {_names(rows.shards)}. Fix:"
             " select more of them"
         )
-    return Rows(shards)
+    return Rows(shards, rows.skipped)
 
 
 def _of_split(shard: Shard, numbers: range, split: tuple[float, float]) -> range | np.ndarray:

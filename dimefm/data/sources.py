@@ -61,13 +61,16 @@ def open_rows(
     columns = columns or Columns()
     _allow_open_files(len(paths))
     shards: list[Shard] = []
+    skipped = resolver.skipped
     for path, name, entry, weight in zip(paths, names, entries, weights, strict=True):
         reader = plugins.module("sources", input_format or _format_of(path, kind), DataError)
         for shard in reader.open_shards(path, name, kind, columns):
             shard.entry = entry
             shard.weight = weight
+            if shard.skipped is not None:
+                skipped.update(shard.skipped)
             shards += cut(shard)
-    return Rows(shards)
+    return Rows(shards, skipped)
 
 
 def _check_paths(paths: list[Path], kind: str) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from dimefm import plugins
 from dimefm.cache import CacheWriter, Manifest
 from dimefm.cache.int8 import QuantizerFitter
-from dimefm.cache.plan import plan_lock, read_plan, write_lock
+from dimefm.cache.plan import SKIPPED, plan_lock, read_plan, write_lock
 from dimefm.data import Rows, Shard
 from dimefm.errors import CacheError, DataError, RecipeError
 from dimefm.extract.pipeline import CacheJob, run
@@ -35,6 +35,7 @@ from dimefm.models.encoder import Encoder
 from dimefm.runtime.progress import Progress
 from dimefm.runtime.torchrun import end_with_torchrun
 from dimefm.runtime.versions import libraries
+from dimefm.storage.files import to_json
 
 Mode = Literal["create", "append", "retry"]
 POLL_SECONDS = 0.5  # between two looks at what other processes have finished
@@ -108,7 +109,9 @@ def extract_several(
         jobs = []
         for stage, (_, out) in zip(stages, caches, strict=True):
             locks.enter_context(write_lock(out, shared=mode == "create", scratch=scratch))
-            jobs.append(_open_job(stage, kind, rows, out, mode, scratch))
+            job = _open_job(stage, kind, rows, out, mode, scratch)
+            job.report.skipped = rows.skipped
+            jobs.append(job)
         unfinished = [job for job in jobs if not job.report.already_finished]
         if unfinished:
             _fill(unfinished, kind, share.of(rows.shards), wait=share.whole)
@@ -140,8 +143,23 @@ def _fill(jobs: Sequence[CacheJob], kind: str, shards: Sequence[Shard], wait: bo
         job.report.missing = len(job.cache.missing(look=True))
         if not job.report.missing:
             _refuse_no_usable_rows(job.cache)
+            _note_skipped(job)
             job.report.manifest = job.cache.seal()
         job.report.wall = time.perf_counter() - started
+
+
+def _note_skipped(job: CacheJob) -> None:
+    """Write what the sources hold besides rows beside the manifest."""
+    skipped = job.report.skipped
+    if not skipped:
+        return
+    try:
+        job.cache.store.write(SKIPPED, to_json(skipped.fields()))
+    except OSError as error:
+        raise CacheError(
+            f"{job.cache.store}: {SKIPPED} cannot be written ({error.strerror or error}). Fix: make"
+            " room, then run the same command again"
+        ) from error
 
 
 def _rows_to_do(jobs: Sequence[CacheJob], shards: Sequence[Shard]) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from dimefm.cache import Manifest
 from dimefm.cache.plan import QUARANTINE
+from dimefm.data.skipped import Skipped
 
 STAGES = ("read", "decode", "encode", "write")
 
@@ -35,6 +36,7 @@ class Report:
     tried: int = 0  # quarantined rows that were tried again
     recovered: int = 0
     already_finished: bool = False
+    skipped: Skipped = field(default_factory=Skipped)  # what the sources hold besides rows
 
     @property
     def busy(self) -> float:
@@ -84,6 +86,8 @@ class Report:
             lines.append(f"  {self.resumed} {shards} finished by an earlier run")
         if self.tried:
             lines.append(f"  {self.recovered:,} of {self.tried:,} quarantined rows were recovered")
+        if self.skipped:
+            lines.append(f"  in the sources, but no rows: {self.skipped.describe()}")
         if self.unused_captions:
             lines.append(
                 f"  {self.unused_captions:,} further captions of these rows were not used;"

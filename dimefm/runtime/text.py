@@ -12,3 +12,11 @@ def first_few(items: Sequence[object], most: int) -> str:
     if left > 0:
         text += f" and {left} more"
     return text
+
+
+def readable(name: str) -> str:
+    """Return a name as text that UTF-8 can hold.
+
+    Bytes of another encoding, which Python reads as lone surrogates, become ``\\udcNN``.
+    """
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")

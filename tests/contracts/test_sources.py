@@ -39,6 +39,7 @@ def folder(root, images, kind):
             path.symlink_to("nowhere.png")
         else:
             path.write_bytes(data)
+            path.with_suffix(".txt").write_text(SENTENCES[i] + "\n", encoding="utf-8")
     return "photos"
 
 

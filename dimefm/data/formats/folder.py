@@ -1,25 +1,26 @@
-"""A folder of image files, searched to any depth.
+"""A folder of image files, searched to any depth, and of text files beside them.
 
-The first folder level is the label when there is one.
+The first folder level is the label when there is one. ``NAME.txt`` beside ``NAME.jpg`` holds the
+captions of the image, one a line.
 
-Keys are paths relative to the folder. Files are sorted by path; every :data:`ROWS_PER_SHARD` files
-form one shard, so that a long extraction has units of work to resume at.
+Keys are paths of images relative to the folder, also the keys of texts. Files are sorted by path;
+every :data:`ROWS_PER_SHARD` images form one shard, so that a long extraction has units of work to
+resume at.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from dimefm.data.rows import Columns, Row, Shard, inside, readable
+from dimefm.data.folders import describes
+from dimefm.data.image_files import FoundFiles, find_files
+from dimefm.data.rows import Columns, Row, Shard, file_key, inside
 from dimefm.errors import BadRow, DataError
 from dimefm.storage.files import sha256_keys
 from dimefm.storage.reading import is_row_fault, patiently, read_file
 
 SUFFIXES: tuple[str, ...] = ()
-KINDS = frozenset({"image"})
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+KINDS = frozenset({"image", "text"})
 ROWS_PER_SHARD = 10_000
 
 
@@ -29,77 +30,139 @@ def claims(path: Path) -> bool:
 
 
 def open_shards(path: Path, name: str, kind: str, columns: Columns) -> list[Shard]:
-    """Open a folder as shards of at most ROWS_PER_SHARD images; raise DataError without images."""
-    keys = sorted(_image_files(path))
-    if not keys:
+    """Open a folder as shards of at most ROWS_PER_SHARD images.
+
+    Raises DataError when there are no images, or of texts no text of an image.
+    """
+    found = find_files(path)
+    if not found.images:
+        raise DataError(_no_images(path, found))
+    text_of = _texts_of_images(found)
+    if kind == "image":
+        for text in found.texts:
+            if not describes(text):
+                found.skipped.add("ending in .txt", text)
+    else:
+        _skip_texts_alone(found, text_of)
+    if kind == "text" and not text_of:
         raise DataError(
-            f"{path}: no image files ({' '.join(IMAGE_SUFFIXES)}) and no shards in this folder"
+            f"{path}: holds {len(found.images):,} images and no NAME.txt beside any NAME.jpg. Fix:"
+            " name the file that holds the texts"
         )
-    if len(keys) <= ROWS_PER_SHARD:
-        return [FolderShard(path, name, keys)]
+    keys = found.images
     shards: list[Shard] = []
     for number, start in enumerate(range(0, len(keys), ROWS_PER_SHARD)):
         part = keys[start : start + ROWS_PER_SHARD]
-        shards.append(FolderShard(path, f"{name}/{number:05d}", part))
+        part_name = name if len(keys) <= ROWS_PER_SHARD else f"{name}/{number:05d}"
+        shards.append(FolderShard(path, part_name, part, kind, text_of, columns.root))
+    shards[0].skipped = found.skipped
     return shards
 
 
-def _image_files(root: Path) -> Iterator[str]:
-    """Yield the paths of image files in a folder, relative to it, in any order.
+def _no_images(path: Path, found: FoundFiles) -> str:
+    message = f"{path}: no image files (.jpg, .png, .webp, ...) and no shards in this folder"
+    if found.skipped:
+        message += f"; it holds {found.skipped.describe()[:200]}"
+    return message
 
-    Raises DataError for a link to a folder, and for a folder that cannot be read.
-    """
 
-    def stop(error: OSError):
-        raise DataError(
-            f"{error.filename}: this folder cannot be read ({error.strerror}). Fix: change its"
-            " permissions"
-        )
+def _texts_of_images(found: FoundFiles) -> dict[str, str]:
+    """Return image -> the text file of its name beside it."""
+    texts = {_without_ending(text): text for text in found.texts}
+    text_of: dict[str, str] = {}
+    for image in found.images:
+        text = texts.get(image) or texts.get(_without_ending(image))
+        if text is not None:
+            text_of[image] = text
+    return text_of
 
-    for folder, inner, files in os.walk(root, onerror=stop):
-        links = [name for name in inner if os.path.islink(os.path.join(folder, name))]
-        if links:
-            raise DataError(
-                f"{os.path.join(folder, links[0])}: is a link to a folder, which is not followed."
-                " Fix: name the folder that it leads to as a source of its own"
-            )
-        prefix = Path(folder).relative_to(root)
-        for file in files:
-            if file.lower().endswith(IMAGE_SUFFIXES):
-                yield (prefix / file).as_posix()
+
+def _without_ending(name: str) -> str:
+    return PurePosixPath(name).with_suffix("").as_posix()
+
+
+def _skip_texts_alone(found: FoundFiles, text_of: dict[str, str]) -> None:
+    """Count the text files that belong to no image."""
+    used = set(text_of.values())
+    for text in found.texts:
+        if text not in used and not describes(text):
+            found.skipped.add("text files without an image of their name", text)
 
 
 class FolderShard(Shard):
-    """Some of the image files of one folder, by relative path."""
+    """Some of the image files of one folder, by relative path.
 
-    def __init__(self, path: Path, name: str, keys: list[str]):
+    ``text_of`` has the text files of images. Links may lead to any place in the folder, and in
+    ``root`` when the folder is inside it.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        name: str,
+        keys: list[str],
+        kind: str = "image",
+        text_of: dict[str, str] | None = None,
+        root: Path | None = None,
+    ):
         super().__init__(path, name)
         self._keys = keys
+        self._kind = kind
+        self._text_of = text_of or {}
+        is_inside = root is not None and path.resolve().is_relative_to(root.resolve())
+        self._root = root if is_inside else None
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def digest(self) -> str:
-        """Return a digest of the files' names and sizes."""
+        """Return a digest of the names and sizes of the files."""
+        if self._kind == "text":
+            text_of = self._text_of
+            return sha256_keys(f"{key}:{self._text_size(text_of.get(key))}" for key in self._keys)
         return sha256_keys(f"{key}:{_size(self.path / key)}" for key in self._keys)
 
+    def _text_size(self, text: str | None) -> int:
+        return -1 if text is None else _size(self.path / text)
+
     def keys(self) -> list[str]:
-        return [readable(key) for key in self._keys]
+        return [file_key(key) for key in self._keys]
 
     def __getitem__(self, index: int) -> Row:
         key = self._keys[index]
-        image = read_file(self._path_of(key))
+        image: bytes | None = None
+        texts: tuple[str, ...] = ()
+        if self._kind != "text":
+            image = read_file(self._path_of(key))
+        if self._kind == "text" or (self._kind == "pair" and key in self._text_of):
+            texts = self._texts(key)
         folder, slash, _ = key.partition("/")
-        label = readable(folder) if slash else None
-        return Row(readable(key), image=image, label=label)
+        label = file_key(folder) if slash else None
+        return Row(file_key(key), image=image, texts=texts, label=label)
+
+    def _texts(self, key: str) -> tuple[str, ...]:
+        """Return the captions of an image: the lines of its text file."""
+        file = self._text_of.get(key)
+        if file is None:
+            raise BadRow("has no text file of its name beside it")
+        try:
+            text = read_file(self._path_of(file)).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise BadRow(
+                f"its text file is not UTF-8: {error.reason} at byte {error.start}"
+            ) from error
+        return tuple(line.strip() for line in text.splitlines() if line.strip())
 
     def _path_of(self, key: str) -> Path:
         """Return the path of a file; raise BadRow for a link to itself or out of the folder."""
         try:
-            return inside(self.path, key)
+            if self._root is None:
+                return inside(self.path, key)
+            return inside(self._root, (self.path / key).as_posix())
         except DataError as error:
             raise BadRow(
-                f"is a link that leads outside {self.path}; put the file itself there"
+                f"is a link that leads outside {self._root or self.path}; put the file itself"
+                " there, or give the folder that holds both with --dataroot"
             ) from error
         except (OSError, RuntimeError) as error:  # RuntimeError: before Python 3.13
             if is_row_fault(error):

@@ -1,7 +1,9 @@
-"""Webdataset tar: members of one key follow one another, e.g. ``KEY.jpg`` and ``KEY.txt``.
+"""Webdataset tar: the members of one key are a row, e.g. ``KEY.jpg`` and ``KEY.txt``.
 
-Other members are ``KEY.cls`` and ``KEY.json``. The member table is read once; rows are then read in
-any order at their byte offset. Compressed tars have no random access and are refused. A tar that
+Other members are ``KEY.cls`` and ``KEY.json``. They need not follow one another. A member may have
+an ending of two parts, ``KEY.input.jpg``; keys with dots are recognized. Of a name that stands
+twice, the second is a row of its own, ``KEY~2``. The member table is read once; rows are then read
+in any order at their byte offset. Compressed tars have no random access and are refused. A tar that
 ``dimefm pack`` made gives the rows of the shard that it stands for.
 """
 
@@ -9,19 +11,37 @@ from __future__ import annotations
 
 import contextlib
 import json
-import tarfile
+from collections import defaultdict
 from pathlib import Path
 
 from dimefm.data.columns import USUAL, sentences
+from dimefm.data.image_files import (
+    HEAD,
+    IMAGE_SUFFIXES,
+    OF_OTHER_PROGRAMS,
+    OTHER_SUFFIXES,
+    begins_as_image,
+    is_litter,
+)
 from dimefm.data.packed.shards import INDEX, PackedShard, PackIndex
 from dimefm.data.pread import PreadFile
-from dimefm.data.rows import Columns, Row, Shard, label_of, readable, row_guard
+from dimefm.data.rows import Columns, Row, Shard, file_key, label_of, row_guard
+from dimefm.data.skipped import Skipped
+from dimefm.data.tar_table import Member, read_table
 from dimefm.errors import BadRow, DataError
+from dimefm.runtime.text import first_few
+from dimefm.storage.reading import LARGEST_FILE
 
 SUFFIXES = (".tar",)
 KINDS = frozenset({"image", "text"})
-IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "ppm")
+FIRST_IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "ppm")  # the first is a row's image
+IMAGES = (*FIRST_IMAGES, *sorted({suffix[1:] for suffix in IMAGE_SUFFIXES} - {*FIRST_IMAGES}))
 TEXTS = ("txt", "json")
+LABELS = ("cls", "npy")
+SNIFFED = "image"  # stands for the ending of a member without one that holds an image
+MOST_SNIFFED = 16  # unknown endings of which a member is looked at
+ENDINGS_NAMED = 12
+PARTS_REPEAT = 2  # rows, at least, in which the endings of two parts occur on average
 
 Members = dict[str, tuple[int, int]]  # of one key: ending -> (offset, size)
 
@@ -36,11 +56,8 @@ def open_shards(path: Path, name: str, kind: str, columns: Columns) -> list[Shar
     shard = TarShard(path, name, kind, columns)
     if shard.index is not None:
         return [PackedShard(shard, shard.index)]
-    wanted = shard.text_endings if kind == "text" else shard.image_endings
-    endings = set().union(*shard.members)
-    if endings.isdisjoint(wanted):
-        present = ", ".join(sorted(endings)) or "none"
-        raise DataError(f"{path}: no member ends in {', '.join(wanted)}; endings found: {present}")
+    if len(shard):
+        shard.check_kind()
     return [shard]
 
 
@@ -50,59 +67,137 @@ class TarShard(Shard):
     def __init__(self, path: Path, name: str, kind: str, columns: Columns):
         super().__init__(path, name)
         self.kind = kind
+        self.columns = columns
         self.image_endings = (columns.image,) if columns.image else IMAGES
         self.text_endings = (columns.text,) if columns.text else TEXTS
-        self._keys: list[str] = []
         self.members: list[Members] = []
         self.index: PackIndex | None = None
+        self.skipped = Skipped()
+        self._keys: list[str] = []
+        self._faults: dict[int, str] = {}  # offset of a member -> why it cannot be read
         self._file = PreadFile(path)
-        self._read_table()
+        self._fill()
 
-    def _read_table(self) -> None:
-        """Read where the members of each key are; raise DataError for a damaged tar."""
-        size = self.path.stat().st_size
-        try:
-            with tarfile.open(self.path, "r:") as tar:
-                for member in tar:
-                    self._take(member, size)
-                self._check_end(tar.offset)
-        except tarfile.TarError as error:
-            raise DataError(
-                f"{self.path}: not a whole, uncompressed tar ({error}). Fix: fetch or write it"
-                " again"
-            ) from error
+    def _fill(self) -> None:
+        """Read the table, and put the members of each key together."""
+        members, others = read_table(self.path)
+        for other in others:
+            self.skipped.add("members that are no files", other)
+        if not members:
+            self.skipped.add("tars without any file", self.path.name)
+        usable = [member for member in members if self._is_usable(member)]
+        at_last_dot = not self._names_parts() and has_dotted_keys(usable)
+        rows_of_key: dict[str, list[int]] = {}
+        for number, member in enumerate(usable):
+            key, ending = split_name(member.name, at_last_dot)
+            ending = ending or self._sniffed(member)
+            if not ending:
+                self.skipped.add("members without an ending", member.name)
+                continue
+            row = self._row_of(file_key(key), ending, rows_of_key, member)
+            place = (member.offset, member.size)
+            if member.fault:
+                place = (-1 - number, 0)
+                self._faults[place[0]] = member.fault
+            self.members[row][ending] = place
+        self._note_unknown_images()
 
-    def _take(self, member: tarfile.TarInfo, size: int) -> None:
-        """Note where a member of a tar of ``size`` bytes is, and read the index of a pack."""
-        if member.isfile():
-            self._add(member.name, member.offset_data, member.size)
-        if member.offset_data + member.size > size:
-            raise tarfile.ReadError(f"member {member.name} reaches beyond the end of the file")
+    def _is_usable(self, member: Member) -> bool:
+        """Tell whether a member may belong to a row; read the index of a pack."""
         if member.name == INDEX:
-            raw = self._file.read(member.offset_data, member.size)
+            raw = self._file.read(member.offset, member.size)
             self.index = PackIndex.from_json(raw, self.path)
+            return False
+        parts = [part for part in member.name.split("/") if part not in (".", "..")]
+        if any(is_litter(part) for part in parts):
+            self.skipped.add(OF_OTHER_PROGRAMS, member.name)
+            return False
+        return True
 
-    def _check_end(self, offset: int) -> None:
-        """Raise ReadError unless the end mark is at ``offset``.
+    def _names_parts(self) -> bool:
+        """Tell whether the user names an ending of two parts."""
+        asked = (self.columns.image or "", self.columns.text or "")
+        return any("." in ending for ending in asked)
 
-        tarfile does not complain about a cut or damaged header.
-        """
-        with self.path.open("rb") as file:
-            file.seek(offset)
-            block = file.read(tarfile.BLOCKSIZE)
-        if block != tarfile.NUL * tarfile.BLOCKSIZE:
-            raise tarfile.ReadError(f"no end mark at byte {offset}: cut short or damaged there")
+    def _sniffed(self, member: Member) -> str:
+        """Return an ending for a member that has none but holds an image, else ""."""
+        if member.fault:
+            return ""
+        head = self._file.read(member.offset, min(HEAD, member.size))
+        return SNIFFED if begins_as_image(head) else ""
 
-    def _add(self, name: str, offset: int, size: int) -> None:
-        folder, _, file = name.rpartition("/")
-        stem, _, ending = file.partition(".")
-        if not stem or not ending:
+    def _row_of(
+        self, key: str, ending: str, rows_of_key: dict[str, list[int]], member: Member
+    ) -> int:
+        """Return the row that a member belongs to: the first of its key that lacks the ending."""
+        rows = rows_of_key.setdefault(key, [])
+        for row in rows:
+            if ending not in self.members[row]:
+                return row
+        row = len(self.members)
+        row_key = key
+        if rows:
+            self.skipped.add("names that stand twice, each kept as a further row", member.name)
+            number = len(rows) + 1
+            row_key = f"{key}~{number}"
+        rows.append(row)
+        self._keys.append(row_key)
+        self.members.append({})
+        return row
+
+    def _note_unknown_images(self) -> None:
+        """Take further endings for those of images, where a member of each holds an image."""
+        if self.columns.image or self.kind == "text":
             return
-        key = readable(f"{folder}/{stem}" if folder else stem)
-        if not self._keys or self._keys[-1] != key:
-            self._keys.append(key)
-            self.members.append({})
-        self.members[-1][ending.lower()] = (offset, size)
+        examples: dict[str, tuple[int, int]] = {}
+        for members in self.members:
+            for ending, place in members.items():
+                examples.setdefault(ending, place)
+        sniffed: list[str] = []
+        for ending, (offset, size) in examples.items():
+            last = last_part(ending)
+            is_known = last in (*IMAGES, *TEXTS, *LABELS) or f".{last}" in OTHER_SUFFIXES
+            if is_known or offset < 0 or len(sniffed) >= MOST_SNIFFED:
+                continue
+            if begins_as_image(self._file.read(offset, min(HEAD, size))):
+                sniffed.append(ending)
+        self.image_endings = (*self.image_endings, *sniffed)
+
+    def check_kind(self) -> None:
+        """Raise DataError unless some row has what is wanted of it; count images not used."""
+        wanted = self.text_endings if self.kind == "text" else self.image_endings
+        asked = self.columns.text if self.kind == "text" else self.columns.image
+        ambiguous: list[str] = []
+        has_some = False
+        for key, members in zip(self._keys, self.members, strict=True):
+            candidates = _candidates(members, wanted, asked)
+            has_some = has_some or len(candidates) == 1
+            if len(candidates) > 1 and not ambiguous:
+                ambiguous = candidates
+            if self.kind != "text":
+                self._note_further_images(key, members, candidates)
+        if has_some:
+            return
+        option = "--text-column" if self.kind == "text" else "--image-column"
+        if ambiguous:
+            raise DataError(
+                f"{self.path}: each row has several members that may be meant:"
+                f" {first_few(ambiguous, ENDINGS_NAMED)}. Fix: name one with {option}"
+                f" {ambiguous[0]}"
+            )
+        known = asked or f"{', '.join(wanted[:7])}{', ...' if len(wanted) > 7 else ''}"
+        endings = sorted(set().union(*self.members))
+        raise DataError(
+            f"{self.path}: no member ends in {known}; endings found:"
+            f" {first_few(endings, ENDINGS_NAMED)}. Fix: name the ending with {option}"
+        )
+
+    def _note_further_images(self, key: str, members: Members, candidates: list[str]) -> None:
+        """Count the images of a row besides the one that is read."""
+        images = [ending for ending in members if last_part(ending) in IMAGES]
+        for ending in images:
+            if ending not in candidates[:1] and len(images) > 1:
+                self.skipped.add(f"further images of a row, ending in .{ending}", key)
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -125,35 +220,48 @@ class TarShard(Shard):
         image: bytes | None = None
         texts: tuple[str, ...] = ()
         if self.kind != "text":
-            image = self._first(members, self.image_endings)
-            if image is None:
-                raise BadRow(f"has no image member; endings found: {', '.join(members)}")
+            ending = self._chosen(members, self.image_endings, self.columns.image)
+            if ending is None:
+                raise BadRow(f"has no image member; endings found: {_few(members)}")
+            image = self._bytes(members[ending])
         if self.kind != "image":
             texts = self._texts(members)
         if self.kind == "text" and not texts:
-            raise BadRow(f"has no text member; endings found: {', '.join(members)}")
+            raise BadRow(f"has no text member; endings found: {_few(members)}")
         return Row(self._keys[index], image=image, texts=texts, label=self._label(members))
 
-    def _first(self, members: Members, endings: tuple[str, ...]) -> bytes | None:
-        """Return the bytes of the member with the first of ``endings`` that there is, or None."""
-        for ending in endings:
-            if ending in members:
-                return self._file.read(*members[ending])
-        return None
+    def _chosen(self, members: Members, wanted: tuple[str, ...], asked: str | None) -> str | None:
+        """Return the ending of the member that is meant, None when there is none."""
+        candidates = _candidates(members, wanted, asked)
+        if len(candidates) > 1:
+            raise BadRow(
+                f"has several members that may be meant: {first_few(candidates, ENDINGS_NAMED)}"
+            )
+        return candidates[0] if candidates else None
+
+    def _bytes(self, place: tuple[int, int]) -> bytes:
+        """Return the bytes of a member; raise BadRow when it has none, or too many."""
+        offset, size = place
+        if offset in self._faults:
+            raise BadRow(self._faults[offset])
+        if size > LARGEST_FILE:
+            raise BadRow(f"has a member of {size:,} bytes, the limit is {LARGEST_FILE:,}")
+        return self._file.read(offset, size)
 
     def _texts(self, members: Members) -> tuple[str, ...]:
         """Return the texts of a row, none when it has no text member."""
-        raw = self._first(members, self.text_endings)
-        if raw is None:
+        asked = self.columns.text
+        ending = self._chosen(members, self.text_endings, asked)
+        if ending is None:
             return ()
-        is_plain = "txt" in members or self.text_endings != TEXTS
+        raw = self._bytes(members[ending])
         try:
             text = raw.decode("utf-8")
-            if is_plain:
+            if asked or last_part(ending) != "json":
                 return (text.strip(),)
             fields = json.loads(text)
-        except (UnicodeDecodeError, ValueError) as error:
-            raise BadRow(f"its text member cannot be read: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise BadRow(f"its text member cannot be read: {str(error)[:200]}") from error
         if not isinstance(fields, dict):
             return ()
         for name in USUAL["text"]:
@@ -165,5 +273,59 @@ class TarShard(Shard):
     def _label(self, members: Members) -> int | str | None:
         if "cls" not in members:
             return None
-        raw = self._file.read(*members["cls"])
-        return label_of(raw.decode("utf-8", "replace").strip())
+        return label_of(self._bytes(members["cls"]).decode("utf-8", "replace").strip())
+
+
+def split_name(name: str, at_last_dot: bool) -> tuple[str, str]:
+    """Return (key, ending in lower case) of a member; the ending is "" when there is none.
+
+    The key is the name up to the first dot of the file, or to the last one.
+    """
+    folder, _, file = name.rpartition("/")
+    if at_last_dot and "." in file:
+        stem, _, ending = file.rpartition(".")
+    else:
+        stem, _, ending = file.partition(".")
+    key = f"{folder}/{stem}" if folder else stem
+    return key, ending.lower()
+
+
+def has_dotted_keys(members: list[Member]) -> bool:
+    """Tell whether keys have dots: members would share a row that are no parts of one.
+
+    ``a.1.jpg`` and ``a.2.jpg`` are two rows. ``a.input.jpg`` and ``a.target.jpg`` are parts of one
+    when ``b.input.jpg`` and ``b.target.jpg`` are there too.
+    """
+    keys_of_ending: dict[str, int] = defaultdict(int)
+    parts_of_row: dict[tuple[str, str], set[str]] = {}
+    for member in members:
+        key, ending = split_name(member.name, at_last_dot=False)
+        last = last_part(ending)
+        if ending == last or last not in (*IMAGES, *TEXTS, *LABELS):
+            continue
+        parts = parts_of_row.setdefault((key, last), set())
+        if ending not in parts:
+            parts.add(ending)
+            keys_of_ending[ending] += 1
+    if all(len(parts) < 2 for parts in parts_of_row.values()):
+        return False
+    return sum(keys_of_ending.values()) < PARTS_REPEAT * len(keys_of_ending)
+
+
+def last_part(ending: str) -> str:
+    """Return what follows the last dot of an ending."""
+    return ending.rpartition(".")[2]
+
+
+def _candidates(members: Members, wanted: tuple[str, ...], asked: str | None) -> list[str]:
+    """Return the endings of the members that may be meant: one, if there is one of one part."""
+    for ending in wanted:
+        if ending in members:
+            return [ending]
+    if asked:
+        return []
+    return [ending for ending in members if last_part(ending) in wanted]
+
+
+def _few(members: Members) -> str:
+    return first_few(list(members), ENDINGS_NAMED)

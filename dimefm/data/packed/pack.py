@@ -26,6 +26,7 @@ from dimefm.data.images.decode import jpeg_of, opened, photo_of, plain
 from dimefm.data.images.resize import Size, resized, shorter_side
 from dimefm.data.packed.shards import INDEX, PackedShard, PackIndex, name_of
 from dimefm.data.rows import Columns, Row, Rows, Shard
+from dimefm.data.skipped import Skipped
 from dimefm.errors import BadRow, DataError
 from dimefm.runtime.progress import Progress
 from dimefm.runtime.threads import prefetch_map
@@ -60,7 +61,8 @@ class Settings:
 @dataclass
 class Report:
     """What was packed: ``rows`` of ``shards``, ``bad`` of them without a usable image, ``bytes`` of
-    the tars, and how many of the shards were there ``already``."""
+    the tars, how many of the shards were there ``already``, and what was ``skipped``: what the
+    sources hold besides rows."""
 
     shards: int = 0
     rows: int = 0
@@ -68,17 +70,21 @@ class Report:
     already: int = 0
     seconds: float = 0.0
     bad: list[dict] = field(default_factory=list)
+    skipped: Skipped = field(default_factory=Skipped)
 
     def describe(self) -> str:
-        """Return one line for people."""
+        """Return a human-readable summary of one line, and another for what was skipped."""
         images = self.rows - len(self.bad)
         each = f", {self.bytes / images / 1000:.1f} kB an image" if images else ""
         known = f" ({self.already} of them there already)" if self.already else ""
         shards = "shard" if self.shards == 1 else "shards"
-        return (
+        text = (
             f"{images:,} images in {self.shards} {shards}{known}, {self.bytes / 1e6:,.1f} MB{each},"
             f" {len(self.bad):,} bad rows, {self.seconds:.1f} s"
         )
+        if self.skipped:
+            text += f"\n  in the sources, but no rows: {self.skipped.describe()}"
+        return text
 
 
 def pack(rows: Rows, out: Path, settings: Settings | None = None) -> Report:
@@ -88,7 +94,8 @@ def pack(rows: Rows, out: Path, settings: Settings | None = None) -> Report:
     Raises DataError when another process packs there, when a shard there was packed from something
     else or otherwise, when a source changes meanwhile, and when not one row has an image.
     """
-    settings, report, started = settings or Settings(), Report(), time.perf_counter()
+    settings, started = settings or Settings(), time.perf_counter()
+    report = Report(skipped=rows.skipped)
     held = claim(out / LOCK)
     if held is None:
         raise DataError(
@@ -285,4 +292,5 @@ def _manifest(settings: Settings, report: Report, shards: list[dict]) -> str:
         "rows": report.rows,
         "bytes": report.bytes,
     }
-    return to_json({**head, "shards": shards, "bad": report.bad, "libraries": libraries()})
+    tail = {"bad": report.bad, "libraries": libraries(), "skipped": report.skipped.fields()}
+    return to_json({**head, "shards": shards, **tail})

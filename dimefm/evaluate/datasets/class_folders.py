@@ -5,17 +5,13 @@ Folders that programs leave beside pictures are no classes.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from dimefm.data.formats.folder import IMAGE_SUFFIXES
-from dimefm.data.rows import readable
+from dimefm.data.image_files import holds_image, is_litter
+from dimefm.data.rows import file_key
 
 SPLIT_FOLDERS = ("train", "val", "valid", "validation", "test")
-
-LITTER = ("__MACOSX", "@eaDir")
-"""Folders of copies and thumbnails; those whose names begin with a dot are no classes either."""
 
 
 def locate(folder: Path, words: Sequence[str]) -> list[Path]:
@@ -38,7 +34,7 @@ def names(folder: Path) -> tuple[str, ...]:
     """
     parents = _splits_of(folder) or [folder]
     folder_names = sorted({path.name for parent in parents for path in class_folders(parent)})
-    folder_names = [readable(name) for name in folder_names]
+    folder_names = [file_key(name) for name in folder_names]
     class_names = [name.replace("_", " ").strip() or name for name in folder_names]
     if len(set(class_names)) < len(class_names):
         return tuple(folder_names)
@@ -52,11 +48,6 @@ def class_folders(folder: Path) -> list[Path]:
     return [inner for inner in sorted(folder.iterdir()) if inner.is_dir() and _is_class(inner)]
 
 
-def is_litter(name: str) -> bool:
-    """Tell whether a folder of this name is a program's own."""
-    return name.startswith(".") or name in LITTER
-
-
 def _splits_of(folder: Path) -> list[Path]:
     """Return the folders of splits in a dataset folder."""
     return [folder / word for word in SPLIT_FOLDERS if (folder / word).is_dir()]
@@ -64,11 +55,4 @@ def _splits_of(folder: Path) -> list[Path]:
 
 def _is_class(folder: Path) -> bool:
     """Tell whether a folder holds an image at any depth."""
-    if is_litter(folder.name):
-        return False
-    for _, inner, files in os.walk(folder):
-        inner[:] = [name for name in inner if not is_litter(name)]
-        for name in files:
-            if not name.startswith("._") and name.lower().endswith(IMAGE_SUFFIXES):
-                return True
-    return False
+    return not is_litter(folder.name) and holds_image(folder)

@@ -56,6 +56,8 @@ def read_folders(folder: Path, paths: list[Path], benchmark: Benchmark) -> Split
         remarks.append("no split folders: every image is taken")
     if label_remark:
         remarks.append(label_remark)
+    if rows.skipped:
+        remarks.append(f"left out: {rows.skipped.describe()}")
     return rows, numbers, "; ".join(remarks)
 
 
