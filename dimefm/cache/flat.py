@@ -75,7 +75,8 @@ def check_flat(cache: CheckedShards, info: ShardInfo) -> None:
     seal = _seal(path)
     if not seal.exists():
         return
-    if path.exists() and sha256_file(path) == seal.read_text("utf-8").split()[0]:
+    sealed = seal.read_bytes().split()[:1]
+    if path.exists() and [sha256_file(path).encode()] == sealed:
         return
     raise CacheError(
         f"{path}: not as its seal says. Fix: remove {path.name} and its .sha256, it is made again"

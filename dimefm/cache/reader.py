@@ -42,10 +42,11 @@ class FeatureCache:
     int8 rows are decoded to float32. ``root`` is a folder or an fsspec URL. Opening reads the
     manifest only. A shard is opened when it is first used: where it lies if the format allows it
     (HDF5), else as a flat copy that is made once under ``scratch`` (default: ``.flat`` in the
-    cache). A cache of at most MMAP_LIMIT bytes of rows is memory-mapped; the rows of a larger one
-    are read one by one, so that memory does not grow with it. Threads may share one; after a fork
-    or unpickling a process opens the shards again. Raises CacheError when the cache is unfinished,
-    or a shard is missing, cut short or damaged.
+    cache), and compared with the manifest. A cache of at most MMAP_LIMIT bytes of rows is hashed as
+    a whole and memory-mapped; the rows of a larger one are read one by one, so that memory does not
+    grow with it, and only its keys are compared. Threads may share one; after a fork or unpickling
+    a process opens the shards again. Raises CacheError when the cache is unfinished, or a shard is
+    missing, cut short, exchanged or damaged.
     """
 
     def __init__(self, root: str | Path, scratch: str | Path | None = None):
@@ -65,6 +66,7 @@ class FeatureCache:
             self._rows = MappedRows(self.dim, self._little)
         else:
             self._rows = PreadRows(self.dim, self._little)
+        self._checked: set[int] = set()  # shards that were compared with the manifest
         self._forget_open_shards()
 
     def _forget_open_shards(self) -> None:
@@ -173,12 +175,79 @@ class FeatureCache:
             offset = 0
             if info.rows:
                 path = flat_copy(self, info)
+        if number not in self._checked:
+            self._check_content(info, path)
+            self._checked.add(number)
         try:
             return self._rows.handle(path, offset, (info.rows, self.dim), self._little)
         except (ValueError, OSError) as error:
             raise CacheError(
                 f"{path}: damaged ({error}). Fix: remove it, or extract again"
             ) from error
+
+    def _check_content(self, info: ShardInfo, path: Path) -> None:
+        """Raise CacheError when a shard was exchanged or changed since it was written.
+
+        The shards of a mapped cache are hashed. A larger cache would be read as a whole for that,
+        so only its keys are compared with the manifest.
+        """
+        is_hashed = isinstance(self._rows, MappedRows)
+        if info.offset is None:
+            if is_hashed:
+                check_flat(self, info)
+            return
+        if is_hashed and sha256_file(path) == info.sha256:
+            return
+        digest = KeyDigest()
+        try:
+            for keys in self._keys(info, path):
+                digest.add(keys)
+        except DAMAGE as error:
+            raise self._damaged(info, error) from error
+        self._refuse_other_keys(info, digest)
+        if is_hashed:
+            self._refuse_useless_rows(info)
+            raise CacheError(
+                f"{self.store.where(info.file)}: other bytes than the manifest records; the shard"
+                " was changed after it was written. Fix: restore it, or extract again"
+            )
+
+    def _keys(self, info: ShardInfo, path: Path) -> Iterator[list[str]]:
+        """Yield the keys of a shard in blocks, without its rows where the format can do that."""
+        if hasattr(self.format, "keys"):
+            yield from self.format.keys(path, info.rows)
+            return
+        for keys, _ in self.format.blocks(path, (info.rows, self.dim), self.manifest.dtype):
+            yield keys
+
+    def _refuse_useless_rows(self, info: ShardInfo) -> None:
+        """Raise CacheError, naming the row, for one that is not finite or has length 0."""
+        start = 0
+        for _, rows in self.blocks(info):
+            lengths = np.linalg.norm(rows.astype(np.float32), axis=1)
+            wrong = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))
+            if self.code is None and len(wrong):
+                first = int(wrong[0])
+                raise CacheError(
+                    f"{self.store.where(info.file)}, row {start + first}: the vector has length"
+                    f" {lengths[first]}. Fix: restore the shard, or extract again"
+                )
+            start += len(rows)
+
+    def _damaged(self, info: ShardInfo, error: Exception) -> CacheError:
+        return CacheError(
+            f"{self.store.where(info.file)}: damaged ({error}). Fix: restore it, or remove the"
+            " cache and extract again"
+        )
+
+    def _refuse_other_keys(self, info: ShardInfo, digest: KeyDigest) -> None:
+        """Raise CacheError when the keys of a shard are not those that the manifest records."""
+        if (digest.count, digest.sha256) != (info.rows, info.keys_sha256):
+            raise CacheError(
+                f"{self.store.where(info.file)}: holds {digest.count} rows with keys"
+                f" {digest.sha256[:12]}, the manifest says {info.rows} with"
+                f" {info.keys_sha256[:12]}. Fix: restore the shard or extract again"
+            )
 
     def locate(self, row: int) -> tuple[ShardInfo, int]:
         """Return (shard, number inside it) of a stored row, for messages."""
@@ -203,16 +272,8 @@ class FeatureCache:
                 digest.add(keys)
                 yield keys, rows
         except DAMAGE as error:
-            raise CacheError(
-                f"{self.store.where(info.file)}: damaged ({error}). Fix: restore it, or remove the"
-                " cache and extract again"
-            ) from error
-        if (digest.count, digest.sha256) != (info.rows, info.keys_sha256):
-            raise CacheError(
-                f"{self.store.where(info.file)}: holds {digest.count} rows with keys"
-                f" {digest.sha256[:12]}, the manifest says {info.rows} with"
-                f" {info.keys_sha256[:12]}. Fix: restore the shard or extract again"
-            )
+            raise self._damaged(info, error) from error
+        self._refuse_other_keys(info, digest)
 
     def read(self, info: ShardInfo) -> tuple[list[str], np.ndarray]:
         """Return (keys, stored rows) of a whole shard.

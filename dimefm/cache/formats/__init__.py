@@ -8,6 +8,8 @@ A format has these public names::
     # files: suffix -> open binary file, written front to back
     write(files, keys, rows) -> int | None
     blocks(path, shape, dtype) -> Iterator[(keys, rows)]     # at most BLOCK rows each, in order
+    # optional: the keys alone, faster than all blocks
+    keys(path, count) -> Iterator[keys]
 
 ``rows`` [n, dim] may be a memory map and is read in blocks. ``write`` returns the byte at which the
 rows lie in the shard as one little-endian array, so that any row can be used where it lies, or None

@@ -175,6 +175,15 @@ def blocks(
             yield _decoded(keys, start, stop), rows[start:stop]
 
 
+def keys(path: Path, count: int) -> Iterator[list[str]]:
+    """Yield the keys of a shard of ``count`` rows in blocks; the rows are not read."""
+    with h5py.File(path, "r") as file:
+        dataset = _dataset(file, "key")
+        _check_keys(dataset, count)
+        for start in range(0, count, BLOCK):
+            yield _decoded(dataset, start, min(start + BLOCK, count))
+
+
 def _check_rows(rows: h5py.Dataset, shape: tuple[int, int], dtype: str) -> None:
     is_contiguous = rows.chunks is None
     if rows.shape != shape or rows.dtype != np.dtype(dtype) or not is_contiguous:
