@@ -9,8 +9,8 @@ from pathlib import Path
 
 from dimefm.cache.manifest import FILE, Manifest
 from dimefm.errors import CacheError
-from dimefm.storage.files import remove_new_dirs_on_error
-from dimefm.storage.locks import Claim
+from dimefm.storage.files import remove_abandoned, remove_new_dirs_on_error
+from dimefm.storage.locks import PLATFORM_HAS_LOCKS, Claim
 from dimefm.storage.small_files import parse_json
 from dimefm.storage.stores import Store, open_store
 
@@ -36,13 +36,18 @@ def read_plan(root: str | Path, scratch: str | Path | None = None) -> Manifest |
 
 @contextlib.contextmanager
 def write_lock(
-    root: str | Path, *, shared: bool, scratch: str | Path | None = None
+    root: str | Path,
+    *,
+    shared: bool,
+    scratch: str | Path | None = None,
+    needs_lock: bool = False,
 ) -> Iterator[None]:
     """Claim the cache at ``root`` for writing until the block ends.
 
     Several processes may hold ``shared`` claims. A block that ends in an error before any shard is
     finished leaves no plan and no new folder behind; an interrupt is no error. Raises CacheError
-    when another process writes there. A shared claim of a finished cache claims nothing.
+    when another process writes there, and, with ``needs_lock``, when the disk has no locks to tell
+    that. A shared claim of a finished cache claims nothing.
     """
     store = open_store(root, scratch)
     if shared and store.size(FILE) is not None:
@@ -50,7 +55,8 @@ def write_lock(
         return
     with remove_new_dirs_on_error(store.root):
         with plan_lock(root, scratch):
-            claim = _claim_writing(store, shared)
+            claim = _claim_writing(store, shared, needs_lock)
+        remove_abandoned(store.root)
         try:
             yield
         except Exception:
@@ -63,7 +69,7 @@ def write_lock(
             claim.release()
 
 
-def _claim_writing(store: Store, shared: bool) -> Claim:
+def _claim_writing(store: Store, shared: bool, needs_lock: bool) -> Claim:
     try:
         claim = store.claim(f"{PARTIAL}/writers", shared=shared)
     except OSError:
@@ -71,6 +77,14 @@ def _claim_writing(store: Store, shared: bool) -> Claim:
     if claim is None:
         raise CacheError(
             f"{store}: another process is writing there. Fix: wait until it has ended, or stop it"
+        )
+    if needs_lock and PLATFORM_HAS_LOCKS and not claim.is_locked:
+        claim.release()
+        store.remove(f"{PARTIAL}/writers")
+        raise CacheError(
+            f"{store}: the disk has no locks (flock), so two processes could write one shard. Fix:"
+            " give each process a part of its own with --shard-range I/N (0/1 when there is only"
+            " one process), or use another --out"
         )
     return claim
 

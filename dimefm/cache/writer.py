@@ -335,6 +335,9 @@ class CacheWriter:
         shards = tuple(self.done[name] for name, _ in self.sources)
         manifest = dataclasses.replace(self.header, shards=shards)
         quarantine = self.quarantined()
+        self._look_again([])
+        if self.finished is not None:  # by another process, where the disk has no locks
+            return self.finished
         if quarantine:
             self.store.write(QUARANTINE, quarantine)
         self.store.write(REPLACED, to_json(self._replaced_files(manifest)))

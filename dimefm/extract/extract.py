@@ -107,8 +107,12 @@ def extract_several(
     stages = [stage_of(kind, encoder, settings) for encoder, _ in caches]
     with contextlib.ExitStack() as locks:
         jobs = []
+        shared = mode == "create"
+        needs_lock = share.needs_locks
         for stage, (_, out) in zip(stages, caches, strict=True):
-            locks.enter_context(write_lock(out, shared=mode == "create", scratch=scratch))
+            locks.enter_context(
+                write_lock(out, shared=shared, scratch=scratch, needs_lock=needs_lock)
+            )
             job = _open_job(stage, kind, rows, out, mode, scratch)
             job.report.skipped = rows.skipped
             jobs.append(job)

@@ -24,6 +24,7 @@ class Share:
 
     The shards are tried in the order of the sources, or with ``seed`` in a random order. ``ranks``
     processes work on the same part; each begins at another shard and takes what the others left.
+    ``stated``: the user has said which part, so no other process does it.
     """
 
     part: int = 0
@@ -31,6 +32,13 @@ class Share:
     seed: int | None = None
     rank: int = 0
     ranks: int = 1
+    stated: bool = False
+
+    @property
+    def needs_locks(self) -> bool:
+        """Whether other processes may take the same shards."""
+        is_divided = self.stated or self.parts > 1
+        return self.ranks > 1 or not is_divided
 
     @property
     def whole(self) -> bool:
@@ -69,4 +77,4 @@ def share_of(
                 " of 8 parts of the shards"
             )
     rank, ranks = rank_of(environment)
-    return Share(part, parts, seed, rank, ranks)
+    return Share(part, parts, seed, rank, ranks, stated=bool(shard_range))

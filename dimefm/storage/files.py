@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import itertools
 import json
 import os
+import re
+import socket
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +21,8 @@ CHUNK = 1 << 22  # bytes that are written and hashed at once
 # a file of up to SAMPLES * SAMPLE_BYTES = 4 MiB is hashed as a whole, a larger one by samples
 SAMPLE_BYTES = 16_384
 SAMPLES = 256
+PART_NAME = re.compile(r"\.(?P<host>[0-9a-f]{8})\.(?P<pid>[0-9]{1,10})\.[0-9]+\.part$")
+ABANDONED_SECONDS = 86_400  # after which a part of another machine is taken for abandoned
 
 
 def commit(part: Path, final: Path) -> None:
@@ -106,7 +112,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write ``data`` to ``path``, atomically: of several writers, each writes the whole file."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.part")
+    part = part_of(path)
     try:
         part.write_bytes(data)
         commit(part, path)
@@ -114,6 +120,49 @@ def write_bytes(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             part.unlink()
         raise
+
+
+def part_of(path: Path) -> Path:
+    """Return where this thread writes ``path`` before it gets its name: nobody else writes there.
+
+    The name has the machine, the process and the thread: processes of two machines may write one
+    file where a disk has no locks that hold between them.
+    """
+    return path.with_name(f"{path.name}.{_host()}.{os.getpid()}.{threading.get_ident()}.part")
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove what killed processes left half-written below ``folder``.
+
+    That is the parts of processes of this machine that have ended, and older ones of others.
+    """
+    beginning = time.time() - ABANDONED_SECONDS
+    for place, _, names in os.walk(folder):
+        for name in names:
+            match = PART_NAME.search(name)
+            if match is None:
+                continue
+            path = Path(place, name)
+            is_dead = match["host"] == _host() and not is_running(int(match["pid"]))
+            with contextlib.suppress(OSError):
+                if is_dead or path.stat().st_mtime < beginning:
+                    path.unlink()
+
+
+@functools.cache
+def _host() -> str:
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+def is_running(pid: int) -> bool:
+    """Return whether this machine has a process of that number."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # it belongs to somebody else
+        return True
+    return True
 
 
 @contextlib.contextmanager

@@ -16,11 +16,14 @@ import socket
 from pathlib import Path
 from types import TracebackType
 
+from dimefm.storage.files import is_running
+
 try:
     import fcntl
 except ModuleNotFoundError:  # Windows
     fcntl = None
 
+PLATFORM_HAS_LOCKS = fcntl is not None
 # errors of file systems without locks
 UNSUPPORTED = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
@@ -166,17 +169,6 @@ def _has_ended(owner: Path) -> bool:
 def this_host() -> str:
     """Return the name of this machine, without spaces."""
     return "-".join(socket.gethostname().split()) or "unknown"
-
-
-def is_running(pid: int) -> bool:
-    """Return whether this machine has a process of that number."""
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:  # it belongs to somebody else
-        return True
-    return True
 
 
 def _lock(descriptor: int, shared: bool, wait: bool) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dimefm.errors import CacheError
 from dimefm.storage import remote
-from dimefm.storage.files import commit, write_text
+from dimefm.storage.files import commit, part_of, write_text
 from dimefm.storage.locks import Claim, claim
 
 ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # errors of a path at which there is no file
@@ -116,7 +116,9 @@ class Store:
         """Return the local path where ``name`` is to be written before :meth:`commit`."""
         path = self.path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        return path.with_name(path.name + ".part")
+        # what a killed process of an earlier version left
+        path.with_name(path.name + ".part").unlink(missing_ok=True)
+        return part_of(path)
 
     def commit(self, part: Path, name: str) -> None:
         """Give the finished file ``part`` its name, durably."""
@@ -183,11 +185,6 @@ class RemoteStore(Store):
 
     def local(self, name: str) -> Path:
         return remote.fetch(self.where(name), self.scratch)
-
-    def part(self, name: str) -> Path:
-        part = self.path(name)
-        part.parent.mkdir(parents=True, exist_ok=True)
-        return part.with_name(f"{part.name}.{os.getpid()}.part")
 
     def commit(self, part: Path, name: str) -> None:
         with remote.reported(self.where(name)):

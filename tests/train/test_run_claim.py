@@ -12,6 +12,7 @@ import pytest
 
 from dimefm.errors import DimefmError, ModelError
 from dimefm.storage import locks
+from dimefm.storage.files import is_running
 from dimefm.storage.locks import claim_alone
 from dimefm.train import run_folder
 from dimefm.train.run_writer import explained
@@ -21,6 +22,7 @@ from dimefm.train.trainer import train
 HOLDER = """
 import sys, time
 from pathlib import Path
+from dimefm.storage.files import is_running
 from dimefm.storage.locks import claim_alone
 print("held" if claim_alone(Path(sys.argv[1])) else "refused", flush=True)
 time.sleep(60)
@@ -206,12 +208,12 @@ def test_a_process_ends_when_torchrun_is_gone(started_by):
     pid = int(parent.stdout)
     try:
         deadline = time.monotonic() + (30 if started_by == "torchrun" else 2)
-        while locks.is_running(pid) and _state(pid) != "Z" and time.monotonic() < deadline:
+        while is_running(pid) and _state(pid) != "Z" and time.monotonic() < deadline:
             time.sleep(0.1)
-        has_ended = not locks.is_running(pid) or _state(pid) == "Z"
+        has_ended = not is_running(pid) or _state(pid) == "Z"
         assert has_ended == (started_by == "torchrun")
     finally:
-        if locks.is_running(pid):
+        if is_running(pid):
             os.kill(pid, signal.SIGKILL)
 
 

@@ -17,7 +17,7 @@ from dimefm.data.views.patch_tokens import expect_rows
 from dimefm.errors import CacheError
 from dimefm.runtime.progress import Progress
 from dimefm.runtime.versions import libraries
-from dimefm.storage.files import Hashed, to_json
+from dimefm.storage.files import Hashed, remove_abandoned, to_json
 from dimefm.storage.stores import Store, open_store
 
 NEAR = (0.9999, 0.999, 0.99, 0.95, 0.9, 0.8)  # cosines above which the nearest rows are counted
@@ -56,6 +56,7 @@ def build(
             " folder"
         )
     with claim:
+        remove_abandoned(store.root)
         searcher = Searcher(cache, rule, quiet)
         counts, files = _write(searcher, store, quiet)
         record = {
