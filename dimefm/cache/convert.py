@@ -10,7 +10,7 @@ import numpy as np
 from dimefm import plugins
 from dimefm.cache.int8 import AffineQuantizer, QuantizerFitter
 from dimefm.cache.manifest import Manifest
-from dimefm.cache.plan import SYNONYMS, text_of, write_lock
+from dimefm.cache.plan import SYNONYMS, read_plan, text_of, write_lock
 from dimefm.cache.precision_loss import LossCount, least_length
 from dimefm.cache.quarantine import quarantined
 from dimefm.cache.reader import FeatureCache
@@ -30,16 +30,17 @@ def convert(
 ) -> Manifest:
     """Write ``cache`` to ``out`` in another format or dtype and return the new manifest.
 
-    A format or dtype of None stays as it is; another format is lossless. An int8 code is fitted on
+    A format or dtype of None stays as it is, but float16 becomes float32 in Parquet, where DuckDB
+    reads no float16; another format is lossless. An int8 code is fitted on
     every row, so no row lies outside it. After an interruption the same call resumes. Raises
     CacheError when a shard is damaged, ``out`` holds another cache, the format cannot hold a key,
     or a row loses too much in the new dtype: its cosine with its stored form is below LEAST_COSINE.
     ``force`` stores such rows all the same.
     """
     old = cache.manifest
-    dtype = dtype or old.dtype
     format_ = format_ or old.format
-    plugins.module("caches", format_, CacheError)
+    if dtype is None:
+        dtype = _usual_dtype(old, format_, read_plan(out, scratch))
     if str(out).rstrip("/") == str(cache.store).rstrip("/"):
         raise CacheError(f"{out}: is the cache to convert. Fix: give another folder")
     header = dataclasses.replace(old, format=format_, dtype=dtype, shards=())
@@ -58,6 +59,17 @@ def convert(
             " remove it"
         )
     return new
+
+
+def _usual_dtype(old: Manifest, format_: str, begun: Manifest | None) -> str:
+    """Return the dtype of a conversion that names none: the cache's own, or a wider one that the
+    readers of another format need. A conversion that was ``begun`` with the cache's own keeps it.
+    """
+    widened = getattr(plugins.module("caches", format_, CacheError), "WIDENED", {})
+    was_kept = begun is not None and (begun.format, begun.dtype) == (format_, old.dtype)
+    if format_ == old.format or was_kept:
+        return old.dtype
+    return widened.get(old.dtype, old.dtype)
 
 
 def _quantized(header: Manifest, cache: FeatureCache, force: bool) -> Manifest:

@@ -44,6 +44,14 @@ class ShardHandle(abc.ABC):
         """
 
 
+def cut_short(path: Path, what: str) -> CacheError:
+    """Return the error for a file that became shorter after it was opened."""
+    remedy = "restore it, or extract again"
+    if path.suffix == ".flat":
+        remedy = f"remove {path.name} and its .sha256, it is made again"
+    return CacheError(f"{path}: {what}; it was cut short while it was read. Fix: {remedy}")
+
+
 class MappedShard(ShardHandle):
     """A shard file in a memory map: ``rows`` [n, dim], and ``raw``, the bytes of the rows."""
 
@@ -51,14 +59,25 @@ class MappedShard(ShardHandle):
         super().__init__(path, offset, shape, dtype)
         self.rows = np.empty((0, shape[1]), dtype=dtype)
         self.raw = memoryview(b"")
+        self.map: mmap.mmap | None = None
         if shape[0]:
-            whole_file = mmap.mmap(self.file, 0, access=mmap.ACCESS_READ)
-            self.raw = memoryview(whole_file)[offset : self.end]
+            self.map = mmap.mmap(self.file, 0, access=mmap.ACCESS_READ)
+            self.raw = memoryview(self.map)[offset : self.end]
             self.rows = np.frombuffer(self.raw, dtype=dtype).reshape(shape)
         self.close()
 
+    def checked(self) -> MappedShard:
+        """Return this shard; raise CacheError when its file has become too short for its rows.
+
+        Reading behind the end of a mapped file ends the process (SIGBUS), see
+        :mod:`dimefm.runtime.bus_errors`.
+        """
+        if self.map is not None and self.map.size() < self.end:
+            raise cut_short(self.path, f"{self.map.size()} bytes, its rows end at {self.end}")
+        return self
+
     def read(self, start: int, out: np.ndarray) -> None:
-        out[:] = self.rows[start : start + len(out)]
+        out[:] = self.checked().rows[start : start + len(out)]
 
 
 class PreadShard(ShardHandle):
@@ -71,10 +90,7 @@ class PreadShard(ShardHandle):
         while done < len(buffer):
             count = os.preadv(self.file, [buffer[done:]], first_byte + done)
             if count == 0:
-                raise CacheError(
-                    f"{self.path}: ends before row {start + len(out)}; it was cut short. Fix:"
-                    " restore it, or extract again"
-                )
+                raise cut_short(self.path, f"ends before row {start + len(out)}")
             done += count
 
 
@@ -100,11 +116,11 @@ class MappedRows:
         """
         distinct = set(numbers.tolist())
         if len(distinct) == 1:
-            shard = shard_of(distinct.pop())
+            shard = shard_of(distinct.pop()).checked()
             return np.take(shard.rows, local, axis=0)
         # rows of several shards: joining their bytes is faster than an assignment for each row
         row_bytes = self.dim * self.dtype.itemsize
-        raw = {number: shard_of(number).raw for number in distinct}
+        raw = {number: shard_of(number).checked().raw for number in distinct}
         starts = (local * row_bytes).tolist()
         pairs = zip(numbers.tolist(), starts, strict=True)
         pieces = [raw[number][start : start + row_bytes] for number, start in pairs]

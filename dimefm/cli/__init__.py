@@ -19,6 +19,7 @@ from dimefm.cli._options import Lazy, add_common_options
 from dimefm.cli._output import document, settings
 from dimefm.errors import DimefmError
 from dimefm.runtime import console
+from dimefm.runtime.bus_errors import explain_bus_errors
 
 COMMANDS = {  # name -> module
     "run": "dimefm.cli.run",
@@ -72,6 +73,7 @@ class Main(Lazy):
         if not settings.pop("standalone_mode", True):
             return super().main(args, standalone_mode=False, **settings)
         console.set_level(console.Level.NORMAL)
+        explain_bus_errors()
         try:
             code = super().main(args, standalone_mode=False, **settings)
         except (click.Abort, KeyboardInterrupt):

@@ -250,7 +250,7 @@ def _header(
     """
     settings = stage.settings
     card = stage.encoder.card
-    dtype = settings.dtype or plugins.module("caches", settings.format, CacheError).DEFAULT_DTYPE
+    dtype = settings.dtype or _usual_dtype(settings.format, before)
     code = None
     error = None
     if dtype == "int8" and before is not None and before.dtype == "int8":
@@ -270,6 +270,13 @@ def _header(
         code=code,
         quantization_error=error,
     )
+
+
+def _usual_dtype(format_: str, before: Manifest | None) -> str:
+    """Return the dtype where none is set: that of the cache ``before``, else the format's."""
+    if before is not None and before.format == format_:
+        return before.dtype
+    return plugins.module("caches", format_, CacheError).DEFAULT_DTYPE
 
 
 def _fit_int8(stage: Stage, indexes: Sequence[SampleIndex]) -> tuple[dict, dict]:

@@ -5,6 +5,8 @@ refused, as for a retry.
 import numpy as np
 import pytest
 
+from dimefm.cache import FeatureCache
+from dimefm.cache.convert import convert
 from dimefm.errors import CacheError
 from dimefm.models.loading import load_encoder
 from tests.cache.growing import assert_adds_up, bad_rows, named, run, stamps, text_shard
@@ -132,3 +134,35 @@ def test_a_second_teacher_over_the_same_rows_leaves_the_first_cache_alone(
         info.keys_sha256 for info in first.manifest.shards
     ]
     assert np.abs(second[:].astype("f4") - first[:]).max() > 0.01
+
+
+def test_parquet_is_float32_by_default_and_an_older_float16_cache_grows_as_it_is(
+    tiny_teacher, texts, tmp_path, digests
+):
+    """DuckDB reads no float16 from Parquet; caches of before have it."""
+    texts.shard("a", 6)
+    _, new = run(tiny_teacher, texts.rows(), "text", tmp_path / "new", format="parquet")
+    assert new.manifest.dtype == "float32"
+    run(tiny_teacher, texts.rows(), "text", tmp_path / "old", format="parquet", dtype="float16")
+    before = digests(tmp_path / "old")
+    report, _ = run(tiny_teacher, texts.rows(), "text", tmp_path / "old", format="parquet")
+    assert report.already_finished and digests(tmp_path / "old") == before
+    texts.shard("b", 3)
+    _, grown = run(tiny_teacher, texts.rows(), "text", tmp_path / "old", "append", format="parquet")
+    assert grown.manifest.dtype == "float16" and len(grown) == 9
+    assert digests(tmp_path / "old")["a.feat.parquet"] == before["a.feat.parquet"]
+
+
+def test_a_conversion_to_parquet_widens_float16_unless_it_was_begun_so(
+    tiny_teacher, texts, tmp_path
+):
+    texts.shard("a", 6)
+    _, cache = run(tiny_teacher, texts.rows(), "text", tmp_path / "cache")
+    assert cache.manifest.dtype == "float16"
+    assert convert(cache, tmp_path / "wide", "parquet").dtype == "float32"
+    wide = FeatureCache(tmp_path / "wide")
+    assert (wide[:] == cache[:]).all()
+    convert(cache, tmp_path / "narrow", "parquet", "float16")
+    assert convert(cache, tmp_path / "narrow", "parquet").dtype == "float16"
+    assert convert(wide, tmp_path / "back", "hdf5", "float16").dtype == "float16"
+    assert (FeatureCache(tmp_path / "back").stored(slice(None)) == cache.stored(slice(None))).all()

@@ -5,6 +5,8 @@ A format has these public names::
     # endings of the files of a shard; the last is the shard itself, others are companions
     SUFFIXES: tuple[str, ...]
     DEFAULT_DTYPE: str
+    # optional: dtypes that a conversion into this format replaces, unless one is asked for
+    WIDENED: dict[str, str]
     # files: suffix -> open binary file, written front to back
     write(files, keys, rows) -> int | None
     blocks(path, shape, dtype) -> Iterator[(keys, rows)]     # at most BLOCK rows each, in order

@@ -199,6 +199,12 @@ def header(
     return Manifest(kind, format, dtype, card.dim, False, card, how, {})
 
 
+def begun_dtype(out: str | Path, format: str) -> str | None:
+    """Return the dtype of the cache in ``out``, which may be unfinished; None without one."""
+    begun = read_plan(out)
+    return begun.dtype if begun is not None and begun.format == format else None
+
+
 def _default_dtype(vectors: Sequence[Vectors], format: str) -> str:
     """Return the dtype to store: float16 where the files and the format have it, else float32."""
     format_dtype = plugins.module("caches", format, CacheError).DEFAULT_DTYPE

@@ -107,7 +107,7 @@ def command(sources, out, kind, format_, dtype, array, keys, rows_of, normalize,
         --teacher ViT-L-14/openai --out cache/images
       dimefm cache verify cache/images --against-teacher 64 --images photos/
     """
-    from dimefm.cache.importing.adopt import adopt, header, pieces, pieces_of
+    from dimefm.cache.importing.adopt import adopt, begun_dtype, header, pieces, pieces_of
     from dimefm.cache.importing.sources import open_vectors
     from dimefm.data.sources import local_root, shard_names
 
@@ -119,7 +119,7 @@ def command(sources, out, kind, format_, dtype, array, keys, rows_of, normalize,
     column = None if rows_of else flags["key_column"]
     vectors = open_vectors(files, kind, array=array, keys=key_files, key_column=column)
     card = card_of_dim(vectors[0].dim)
-    head = header(vectors, kind, card, format_, dtype)
+    head = header(vectors, kind, card, format_, dtype or begun_dtype(out, format_))
     if rows_of:
         raw = open_sources(rows_of, kind, flags)
         shards = pieces_of(vectors, raw.shards)

@@ -23,7 +23,8 @@ from dimefm.cli._recipe_options import scratch_option
 @click.option(
     "--dtype",
     type=click.Choice(["float16", "float32", "int8"]),
-    help="Number format of the new rows.  [default: that of the cache]",
+    help="Number format of the new rows.  [default: that of the cache; float16 becomes float32 in"
+    " parquet]",
 )
 @click.option(
     "--force",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,7 @@ class Neighbours:
         return self.record["files"][IDS]["sha256"]
 
     @functools.cached_property
-    def ids(self) -> np.ndarray:
+    def ids(self) -> np.memmap:
         """Row numbers [rows, k], int32 or int64, -1 where a row has no more neighbours."""
         return self._map(IDS, "i")
 
@@ -107,7 +108,7 @@ class Neighbours:
         """Cosines [rows, k], float16, NaN where a row has no more neighbours."""
         return self._map(COSINES, "f")
 
-    def _map(self, name: str, kind: str) -> np.ndarray:
+    def _map(self, name: str, kind: str) -> np.memmap:
         """Return a file of the folder as a memory map [rows, k] with numbers of this ``kind``."""
         where = self.store.where(name)
         remedy = f"remove {self.store} and make it again: dimefm cache neighbours"
@@ -127,6 +128,17 @@ class Neighbours:
                 f" [{self.rows}, {self.k}]. Fix: {remedy}"
             )
         return array
+
+    def _refuse_cut_short(self, name: str, array: np.memmap) -> None:
+        """Raise CacheError when the file of a memory map has become shorter."""
+        size = os.path.getsize(array.filename)
+        recorded = self.record["files"][name]["bytes"]
+        if size < recorded:
+            raise CacheError(
+                f"{self.store.where(name)}: {size} bytes, {FILE} says {recorded}; it was cut short"
+                f" while it was read. Fix: remove {self.store} and make it again: dimefm cache"
+                " neighbours"
+            )
 
     def check(self, cache: FeatureCache) -> None:
         """Raise CacheError unless these are the neighbours of the rows of ``cache``.
@@ -168,6 +180,7 @@ class Neighbours:
                     f"{self.store}: rows {lowest} to {highest} asked for, there are 0 to"
                     f" {self.rows - 1}"
                 )
+        self._refuse_cut_short(IDS, self.ids)
         candidates = np.asarray(self.ids[rows, first:end], dtype=np.int64)
         largest = int(candidates.max(initial=-1))
         if largest >= self.rows:

@@ -65,7 +65,7 @@ class Extract(Section):
     dtype: Literal["float16", "float32", "int8"] | None = key(
         None,
         "Number format of the embeddings.",
-        unset="float16; tsv: float32, for DIME-FM",
+        unset="float16; tsv: float32, for DIME-FM; parquet: float32, for DuckDB",
     )
     views: int | None = key(
         None,

@@ -47,7 +47,7 @@ def content(cache):
 )
 def test_a_conversion_loses_nothing(tmp_path, from_, to, dtype, digests):
     old = with_bad(tmp_path / "old", from_, dtype)
-    made = convert(old, tmp_path / "new", to)
+    made = convert(old, tmp_path / "new", to, dtype)
     new = FeatureCache(tmp_path / "new")
     assert (made.format, made.dtype, made.fingerprint) == (to, dtype, old.manifest.fingerprint)
     (keys, rows, bad), (new_keys, new_rows, new_bad) = content(old), content(new)
@@ -56,7 +56,7 @@ def test_a_conversion_loses_nothing(tmp_path, from_, to, dtype, digests):
     assert [info.bad for info in made.shards] == [info.bad for info in old.manifest.shards]
     assert made.code == old.manifest.code
     assert new.verify(sha256=True) == 3
-    convert(new, tmp_path / "back", from_)
+    convert(new, tmp_path / "back", from_, dtype)
     assert digests(tmp_path / "back") == digests(tmp_path / "old")
 
 
