@@ -5,12 +5,14 @@ Parquet, CSV and JSON lines share this.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dimefm.data.rows import Columns, inside
 from dimefm.errors import BadRow, DataError
+from dimefm.runtime.text import first_few
 from dimefm.storage import reading
 from dimefm.storage.reading import is_row_fault
 
@@ -21,15 +23,26 @@ USUAL = {
     "label": ("label", "labels", "cls", "fine_label", "class"),
 }
 
+SEPARATORS = ";|\t"
+FILE_OR_URL = re.compile(r"^https?://\S+$|\.(jpe?g|png|webp|gif|bmp|tiff?)$", re.IGNORECASE)
+NAMED = 8  # columns that a message names at most
+LONGEST_NAME = 1024  # characters of the path of a file
+SHOWN = 80  # characters of a cell in a message
+
 
 @dataclass(frozen=True)
 class Chosen:
-    """The column names to read; None where a column is absent or not wanted."""
+    """The column names to read; None where a column is absent or not wanted.
+
+    ``file`` is the column that names image files. They are the keys of a table without a key
+    column, so that its images and its texts have the same keys.
+    """
 
     image: str | None
     text: str | None
     key: str | None
     label: str | None
+    file: str | None
 
 
 def choose(path: Path, names: Sequence[str], kind: str, columns: Columns) -> Chosen:
@@ -39,23 +52,27 @@ def choose(path: Path, names: Sequence[str], kind: str, columns: Columns) -> Cho
     for it. Raises DataError when a column is missing.
     """
 
+    def usual(what: str) -> str | None:
+        for name in USUAL[what]:
+            if name in names:
+                return name
+        return None
+
     def pick(what: str, is_needed: bool) -> str | None:
         asked = getattr(columns, what)
-        if asked is not None:
-            if asked not in names:
-                raise DataError(
-                    f"{path}: no column '{asked}' for the {what}; columns found: {', '.join(names)}"
-                )
+        if asked in names:
             return asked
-        for usual in USUAL[what]:
-            if usual in names:
-                return usual
-        if is_needed:
+        if asked is not None:
+            raise DataError(
+                f"{path}: no column '{shown(asked)}' for the {what}; columns found: {_names(names)}"
+            )
+        name = usual(what)
+        if name is None and is_needed:
             raise DataError(
                 f"{path}: no {what} column; expected one of {', '.join(USUAL[what])}, found:"
-                f" {', '.join(names)}. Fix: name it with --{what}-column"
+                f" {_names(names)}. Fix: name it with --{what}-column{_hint(names)}"
             )
-        return None
+        return name
 
     wants_image = kind in ("image", "pair")
     wants_text = kind in ("text", "pair")
@@ -64,7 +81,28 @@ def choose(path: Path, names: Sequence[str], kind: str, columns: Columns) -> Cho
         text=pick("text", kind == "text") if wants_text else None,
         key=pick("key", False),
         label=pick("label", False) if wants_image else None,
+        file=columns.image if columns.image in names else usual("image"),
     )
+
+
+def _names(names: Sequence[str]) -> str:
+    """Return the first names of columns in words."""
+    return first_few([shown(name) for name in names], NAMED)
+
+
+def _hint(names: Sequence[str]) -> str:
+    """Return a further remedy where the names hold another separator, or are of no header."""
+    (first, *others) = names or ("",)
+    if looks_like_data(names):
+        return ", or add a first line with the names of the columns"
+    if not others and any(separator in first for separator in SEPARATORS):
+        return ", or the separator with --separator"
+    return ""
+
+
+def looks_like_data(names: Sequence[str]) -> bool:
+    """Tell whether the first line of a table is a row: some cell is a URL or names an image."""
+    return any(FILE_OR_URL.search(name) is not None for name in names)
 
 
 def sentences(value: object) -> tuple[str, ...]:
@@ -78,6 +116,14 @@ def sentences(value: object) -> tuple[str, ...]:
     raise BadRow(f"has no sentence (found {got})")
 
 
+def shown(text: str) -> str:
+    """Return the first characters of a cell for a message, control characters escaped."""
+    start = text[:SHOWN]
+    if not start.isprintable():
+        start = start.encode("unicode_escape").decode("ascii")
+    return f"{start}... ({len(text):,} characters)" if len(text) > SHOWN else start
+
+
 def read_file(root: Path, name: object, where: str) -> bytes:
     """Return the bytes of file ``name`` under ``root``; ``where`` is the table and the row.
 
@@ -85,15 +131,21 @@ def read_file(root: Path, name: object, where: str) -> bytes:
     """
     if not isinstance(name, str) or not name:
         raise BadRow("names no image file")
+    if name.startswith(("http://", "https://")):
+        raise BadRow(
+            f"names the URL {shown(name)}, expected a file. Fix: fetch the images with img2dataset"
+        )
+    if len(name) > LONGEST_NAME:
+        raise BadRow(f"names no image file, and is no image in base64: {shown(name)}")
     try:
         path = inside(root, name)
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
     except (OSError, ValueError, RuntimeError) as error:  # a NUL in the name, a link to itself
         if is_row_fault(error):
-            raise BadRow(f"image file {name!r} cannot be read: {error}") from error
+            raise BadRow(f"image file {shown(name)} cannot be read: {error}") from error
         raise
     try:
         return reading.read_file(path)
     except BadRow as error:
-        raise BadRow(f"image file {name} {error}") from error
+        raise BadRow(f"image file {shown(name)} {error}") from error

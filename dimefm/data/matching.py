@@ -113,6 +113,10 @@ def _match(shard: Shard, cache: FeatureCache, names: NameIndex, policy: Policy |
     if keys is None:
         keys = row_keys(shard.keys(), policy)
     same_keys = [number for number in counted if _has_keys(infos[number], keys)]
+    if not same_keys:
+        same_keys = _with_former_keys(shard, cache, policy, counted)
+        if exact in same_keys:
+            same_keys = [exact]
     if len(same_keys) > 1:
         sources = " or ".join(infos[number].source for number in same_keys[:NAMED])
         raise CacheError(
@@ -156,6 +160,30 @@ def _with_its_rows(shard: Shard, cache: FeatureCache, named: list[int]) -> list[
         f" {cached_rows}. Fix: give the {AS_THEN} that the extraction had; or the source has"
         " changed, extract it again"
     )
+
+
+def _with_former_keys(
+    shard: Shard,
+    cache: FeatureCache,
+    policy: Policy | None,
+    numbers: list[int],
+) -> list[int]:
+    """Return those of the shards ``numbers`` of a cache that have the shard's former keys.
+
+    Raises CacheError when they hold texts whose words were drawn by these keys.
+    """
+    former_keys = shard.former_keys()
+    if former_keys is None:
+        return []
+    infos = cache.manifest.shards
+    keys = row_keys(former_keys, policy)
+    matched = [number for number in numbers if _has_keys(infos[number], keys)]
+    if matched and isinstance(policy, TextPolicy) and policy.augment != "none":
+        raise CacheError(
+            f"{cache.store}: the words of its texts were drawn by row numbers, and the rows of"
+            f" {shard.path} now have the names of image files as keys. Fix: extract the texts again"
+        )
+    return matched
 
 
 def _has_keys(info: ShardInfo, keys: list[str]) -> bool:

@@ -178,6 +178,10 @@ class Shard(ABC):
     def keys(self) -> list[str]:
         """Return the keys of all rows in order, including rows that cannot be read."""
 
+    def former_keys(self) -> list[str] | None:
+        """Return the keys that earlier versions gave the rows, None where they are the same."""
+        return None
+
 
 class Rows(Sequence[Row]):
     """All shards of a source as one sequence; ``rows[i]`` counts through the shards in order.

@@ -142,6 +142,10 @@ class Selected(Shard):
         keys = self.whole.keys()
         return [keys[number] for number in self.numbers]
 
+    def former_keys(self) -> list[str] | None:
+        keys = self.whole.former_keys()
+        return None if keys is None else [keys[number] for number in self.numbers]
+
     def blocks(self) -> tuple[np.ndarray, np.ndarray]:
         return blocks_within(self.whole, self.numbers)
 

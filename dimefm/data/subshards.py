@@ -27,6 +27,13 @@ class Divisible(Shard):
     def keys(self) -> list[str]:
         return self.keys_of(range(len(self)))
 
+    def former_keys_of(self, rows: range) -> list[str] | None:
+        """Return :meth:`former_keys` of ``rows``."""
+        return None
+
+    def former_keys(self) -> list[str] | None:
+        return self.former_keys_of(range(len(self)))
+
     def cuts(self, most: int) -> list[int]:
         """Return where parts of at most ``most`` rows begin, 0 first."""
         starts = list(range(0, len(self), most))
@@ -51,6 +58,9 @@ class Part(Shard):
 
     def keys(self) -> list[str]:
         return self.whole.keys_of(self.rows)
+
+    def former_keys(self) -> list[str] | None:
+        return self.whole.former_keys_of(self.rows)
 
     def blocks(self) -> tuple[np.ndarray, np.ndarray]:
         return blocks_within(self.whole, self.rows)

@@ -1,7 +1,9 @@
 """JSON lines: one object a line, with a text (``text``, ...), an image (``filepath``, ...) or both.
 
-A line that is a JSON string is a text. ``.jsonl.gz`` is read into memory. Image files are looked up
-under ``--dataroot``, else in the folder of the file, and may not leave that folder.
+A line that is a JSON string is a text. ``.jsonl.gz`` is unpacked in blocks as lines are read. Image
+files are looked up under ``--dataroot``, else in the folder of the file, and may not leave that
+folder; an image may also be base64. A row without a key has the name of its image file as key, for
+images and for texts, else its number.
 """
 
 from __future__ import annotations
@@ -10,14 +12,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dimefm.data.columns import USUAL, read_file, sentences
-from dimefm.data.formats.text import Lines
+from dimefm.data.cells import image_of, is_base64
+from dimefm.data.columns import LONGEST_NAME, USUAL, sentences
+from dimefm.data.lines import LONGEST_TEXT, Lines
 from dimefm.data.rows import Columns, Row, Shard, readable
 from dimefm.data.subshards import Divisible
 from dimefm.errors import BadRow
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
 KINDS = frozenset({"image", "text"})
+
+# Bytes of a line that may hold an image in base64: JSON takes up to 30 times as many in memory.
+LONGEST_IMAGE = 32 << 20
 
 
 def claims(path: Path) -> bool:
@@ -35,7 +41,7 @@ class JsonlShard(Divisible):
 
     def __init__(self, path: Path, name: str, kind: str, columns: Columns):
         super().__init__(path, name)
-        self._lines = Lines(path)
+        self._lines = Lines(path, LONGEST_TEXT if kind == "text" else LONGEST_IMAGE)
         self._kind = kind
         self._columns = columns
         self._root = columns.root or path.parent
@@ -46,10 +52,22 @@ class JsonlShard(Divisible):
     def keys_of(self, rows: range) -> list[str]:
         return [self._key(self._parse_or_empty(index), index) for index in rows]
 
+    def former_keys_of(self, rows: range) -> list[str] | None:
+        if self._kind != "text":
+            return None
+        keys: list[str] = []
+        for index in rows:
+            value = self._field(self._parse_or_empty(index), "key")
+            keys.append(str(index) if value is None else readable(str(value)))
+        return keys
+
     def _parse(self, index: int) -> dict:
         """Return the fields of a row; raise BadRow when its line has none."""
+        line = self._lines[index]
         try:
-            value = json.loads(self._lines[index])
+            value = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise BadRow(f"is not UTF-8: {error.reason} at byte {error.start}") from error
         except (ValueError, RecursionError) as error:
             raise BadRow(f"is not JSON: {error}") from error
         if isinstance(value, str):
@@ -76,8 +94,8 @@ class JsonlShard(Divisible):
 
     def _key(self, fields: dict, index: int) -> str:
         value = self._field(fields, "key")
-        if value is None and self._kind != "text":
-            value = self._field(fields, "image")
+        if value is None:
+            value = _file_name(self._field(fields, "image"))
         if value is None:
             return str(index)
         return readable(str(value))
@@ -92,8 +110,8 @@ class JsonlShard(Divisible):
         image: bytes | None = None
         texts: tuple[str, ...] = ()
         if self._kind != "text":
-            file = self._field(fields, "image")
-            image = read_file(self._root, file, f"{self.path}, row {index}")
+            cell = self._field(fields, "image")
+            image = image_of(cell, self._root, f"{self.path}, row {index}")
         text = self._field(fields, "text")
         has_text = self._kind == "pair" and text is not None
         if self._kind == "text" or has_text:
@@ -101,3 +119,13 @@ class JsonlShard(Divisible):
         key = self._key(fields, index)
         label = self._field(fields, "label")
         return Row(key, image, texts, label)
+
+
+def _file_name(value: object) -> str | None:
+    """Return the name of the image file in a field, None when the field holds no name."""
+    if isinstance(value, dict):
+        value = value.get("path")
+    if not isinstance(value, str) or not value:
+        return None
+    is_name = len(value) <= LONGEST_NAME and not is_base64(value)
+    return value if is_name else None

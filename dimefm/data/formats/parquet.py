@@ -1,11 +1,12 @@
 """Parquet: ``key, image, label`` or ``key, text``.
 
-Images are encoded bytes, names of files, or Hugging Face's ``{bytes, path}``.
+Images are encoded bytes, base64, names of files, or Hugging Face's ``{bytes, path}``.
 
 Only the columns that are wanted are read. Rows are served from whole row groups; the groups used
 last stay in memory, up to :data:`~dimefm.data.rows.BYTES_KEPT` of all files of a process together.
-Where files hold more, random rows would read a group again for almost every row, so training takes
-a few groups at a time (``shuffle`` in recipes).
+Groups of more than a gigabyte are read in parts (:mod:`dimefm.data.row_groups`). Where files hold
+more, random rows would read a group again for almost every row, so training takes a few groups at a
+time (``shuffle`` in recipes).
 """
 
 from __future__ import annotations
@@ -15,24 +16,30 @@ import itertools
 import threading
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dimefm.data.columns import Chosen, choose, read_file, sentences
-from dimefm.data.rows import BYTES_KEPT, Columns, Row, Shard
+from dimefm.data.cells import image_of
+from dimefm.data.columns import Chosen, choose, sentences
+from dimefm.data.row_groups import RowGroups
+from dimefm.data.rows import BYTES_KEPT, MOST_DIGITS, Columns, Row, Shard, bad_row
 from dimefm.data.subshards import Divisible
 from dimefm.errors import BadRow, DataError
-from dimefm.storage.reading import patiently
+from dimefm.storage.reading import is_row_fault, patiently
 from dimefm.storage.small_files import parse_json
 
 SUFFIXES = (".parquet",)
 KINDS = frozenset({"image", "text"})
 
 GROUPS_KEPT = 4  # whatever their size: two windows of two
+LONGEST_KEY = 4096  # characters; a longer key is cut
+
+T = TypeVar("T")
 
 
 def claims(path: Path) -> bool:
@@ -45,20 +52,29 @@ def open_shards(path: Path, name: str, kind: str, columns: Columns) -> list[Shar
 
     Raises DataError when it is damaged or lacks the columns that ``kind`` needs.
     """
-    try:
+
+    def open_file() -> tuple[pq.ParquetFile, list[str]]:
         file = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(
-            f"{path}: not a readable Parquet file ({_first_line(error)}). Fix: fetch or write it"
-            " again"
-        ) from error
-    chosen = choose(path, file.schema_arrow.names, kind, columns)
+        return file, file.schema_arrow.names
+
+    file, names = _reading(open_file, path, "not a readable Parquet file")
+    chosen = choose(path, names, kind, columns)
     return [ParquetShard(path, name, file, chosen, columns.root)]
 
 
-def _first_line(error: Exception) -> str:
-    """Return the first line of an error's message."""
-    return str(error).splitlines()[0]
+def _reading(read: Callable[[], T], path: Path, trouble: str, where: str = "") -> T:
+    """Return ``read()``; raise DataError, with the ``trouble``, when the file is damaged."""
+    try:
+        return patiently(read, path)
+    except DataError:
+        raise
+    except Exception as error:  # pyarrow raises what its decoders raise
+        if not is_row_fault(error):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise DataError(
+            f"{path}{where}: {trouble} ({reason}). Fix: fetch or write it again"
+        ) from error
 
 
 class ParquetShard(Divisible):
@@ -73,23 +89,20 @@ class ParquetShard(Divisible):
         root: Path | None,
     ):
         super().__init__(path, name)
-        self._file = file
         self._chosen = chosen
         self._root = root or path.parent
-        metadata = file.metadata
-        sizes = [metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-        self._starts = np.cumsum([0, *sizes])
         columns = (chosen.key, chosen.image, chosen.text, chosen.label)
         self._wanted = [column for column in columns if column]
+        self._groups = RowGroups(path, file, self._wanted)
+        self._starts = self._groups.starts
         self._kept: dict[int, pa.Table] = {}
         self._lock = threading.Lock()
 
     def __getstate__(self):
-        return {**self.__dict__, "_file": None, "_lock": None, "_kept": {}}
+        return {**self.__dict__, "_lock": None, "_kept": {}}
 
     def __setstate__(self, state):
-        file = pq.ParquetFile(state["path"])
-        self.__dict__.update(state, _file=file, _lock=threading.Lock())
+        self.__dict__.update(state, _lock=threading.Lock())
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -112,25 +125,7 @@ class ParquetShard(Divisible):
     @functools.cached_property
     def _blocks(self) -> tuple[np.ndarray, np.ndarray]:
         """The first rows of the row groups, and the bytes of their wanted columns, uncompressed."""
-        columns = self._wanted_columns()
-        sizes: list[int] = []
-        for number in range(len(self._starts) - 1):
-            group = self._file.metadata.row_group(number)
-            sizes.append(sum(group.column(i).total_uncompressed_size for i in columns))
-        has_rows = np.diff(self._starts) > 0
-        firsts = self._starts[:-1]
-        return firsts[has_rows], np.array(sizes, dtype=np.int64)[has_rows]
-
-    def _wanted_columns(self) -> list[int]:
-        """Return the numbers of the file's columns that hold wanted values."""
-        metadata = self._file.metadata
-        prefixes = tuple(f"{name}." for name in self._wanted)
-        columns: list[int] = []
-        for number in range(metadata.num_columns):
-            path = metadata.schema.column(number).path
-            if f"{path}.".startswith(prefixes):
-                columns.append(number)
-        return columns
+        return _reading(self._groups.blocks, self.path, "damaged")
 
     def _group_of(self, row: int) -> int:
         """Return the number of the row group that holds a row."""
@@ -141,36 +136,57 @@ class ParquetShard(Divisible):
             return [str(index) for index in rows]
         first = self._group_of(rows[0])
         last = self._group_of(rows[-1])
-        with self._lock:
-            table = self._read(range(first, last + 1), [self._chosen.key])
+        keys: list[str] = []
+        start = int(self._starts[first])
+        for column in self._columns(range(first, last + 1), self._chosen.key):
+            keys += _keys(column, start)
+            start += len(column)
         offset = rows.start - int(self._starts[first])
-        values = table.column(0).slice(offset, len(rows)).to_pylist()
-        return [_key(value, index) for value, index in zip(values, rows, strict=True)]
+        return keys[offset : offset + len(rows)]
 
-    def _read(self, groups: range, columns: list[str]) -> pa.Table:
-        """Return columns of some row groups; raise DataError naming the groups when damaged."""
-        try:
-            return patiently(lambda: self._file.read_row_groups(groups, columns=columns), self.path)
-        except (pa.ArrowInvalid, OSError) as error:
-            where = f"row group {groups[0]}"
-            if len(groups) > 1:
-                where = f"row groups {groups[0]} to {groups[-1]}"
-            raise DataError(
-                f"{self.path}, {where}: damaged ({_first_line(error)}). Fix: fetch it again"
-            ) from error
+    def _columns(self, groups: range, name: str) -> Iterator[pa.ChunkedArray]:
+        """Yield the column of a name in some row groups."""
+        for number in groups:
+            table = self._read(number, [name])
+            if table is not None:
+                yield table.column(0)
+                continue
+            for part in self._parts(number, name):
+                yield part.column(0)
+
+    def _parts(self, number: int, name: str) -> Iterator[pa.Table]:
+        """Yield the column of a name in the parts of a large row group."""
+        parts = self._groups.parts(number, [name])
+
+        def following() -> pa.Table | None:
+            return next(parts, None)
+
+        while True:
+            part = _reading(following, self.path, "damaged", _in(number))
+            if part is None:
+                return
+            yield part
+
+    def _read(self, number: int, columns: list[str]) -> pa.Table | None:
+        """Return columns of a row group, None when it is large."""
+
+        def read() -> pa.Table | None:
+            return self._groups.whole(number, columns)
+
+        return _reading(read, self.path, "damaged", _in(number))
 
     def labels(self) -> list:
         """Return the label of every row; None where the file has no label column."""
         if self._chosen.label is None:
             return [None] * len(self)
-        groups = range(len(self._starts) - 1)
-        with self._lock:
-            table = self._read(groups, [self._chosen.label])
-            return table.column(0).to_pylist()
+        labels: list = []
+        for column in self._columns(range(len(self._starts) - 1), self._chosen.label):
+            labels += _labels(column)
+        return labels
 
     def label_names(self) -> list[str] | None:
         """Return the ClassLabel names that Hugging Face keeps in the Arrow metadata, or None."""
-        metadata = self._file.schema_arrow.metadata or {}
+        metadata = self._groups.file.schema_arrow.metadata or {}
         raw = metadata.get(b"huggingface")
         if not raw:
             return None
@@ -188,12 +204,27 @@ class ParquetShard(Divisible):
             feature = inner
         return feature.get("names")
 
-    def _group(self, number: int) -> pa.Table:
-        """Return the wanted columns of a row group, which stays in memory."""
+    def _table(self, index: int) -> tuple[pa.Table, int]:
+        """Return a table that holds a row, and the row's place in it."""
+        number = self._group_of(index)
+        place = index - int(self._starts[number])
+        group = self._group(number)
+        if group is not None:
+            return group, place
+
+        def read() -> tuple[pa.Table, int]:
+            return self._groups.part(number, place)
+
+        return _reading(read, self.path, "damaged", _in(number))
+
+    def _group(self, number: int) -> pa.Table | None:
+        """Return the wanted columns of a row group, which stays in memory; None for a large one."""
         with self._lock:
             group = self._kept.get(number)
             if group is None:
-                group = self._read(range(number, number + 1), self._wanted)
+                group = self._read(number, self._wanted)
+                if group is None:
+                    return None
                 self._kept[number] = group
             _memory.use(self, number, group.nbytes)
             return group
@@ -203,41 +234,97 @@ class ParquetShard(Divisible):
         self._kept.pop(number, None)
 
     def __getitem__(self, index: int) -> Row:
-        group = self._group_of(index)
-        table = self._group(group)
-        place = index - int(self._starts[group])
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        table, place = self._table(index)
 
         def cell(column: str | None) -> Any:
-            if column is None:
-                return None
-            return table.column(column)[place].as_py()
+            return None if column is None else _value(table.column(column)[place], column)
 
         chosen = self._chosen
-        key = _key(cell(chosen.key), index)
+        key = cell(chosen.key)
         image: bytes | None = None
         texts: tuple[str, ...] = ()
         if chosen.image is not None:
-            image = self._image(cell(chosen.image), index)
+            where = f"{self.path}, row {index}"
+            image = image_of(cell(chosen.image), self._root, where)
         if chosen.text is not None:
             texts = sentences(cell(chosen.text))
-        return Row(key, image=image, texts=texts, label=cell(chosen.label))
+        label = _label(cell(chosen.label))
+        return Row(_key(key, index), image=image, texts=texts, label=label)
 
-    def _image(self, value: object, index: int) -> bytes:
-        """Return the encoded image of a cell; raise BadRow when it has none."""
-        if isinstance(value, dict):
-            value = value.get("bytes") or value.get("path")
-        if isinstance(value, bytes):
-            return value
-        if isinstance(value, str):
-            return read_file(self._root, value, f"{self.path}, row {index}")
-        raise BadRow("has no image bytes")
+
+def _value(scalar: pa.Scalar, column: str) -> Any:
+    """Return a cell as a Python value; raise BadRow when Python has none for it."""
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError as error:
+        raise BadRow(f"its {column} is not UTF-8: {error.reason} at byte {error.start}") from error
+
+
+def _label(value: Any) -> Any:
+    """Return a label; raise BadRow for a number that no class can have."""
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    if is_number and abs(value) >= 10**MOST_DIGITS:
+        raise BadRow(f"its label is a number of more than {MOST_DIGITS} digits")
+    return value
+
+
+def _labels(column: pa.ChunkedArray) -> list:
+    """Return the labels in a column, None for those that cannot be read."""
+    labels: list = []
+    for value in _cells(column, lambda scalar: None):
+        try:
+            labels.append(_label(value))
+        except BadRow:
+            labels.append(None)
+    return labels
+
+
+def _keys(column: pa.ChunkedArray, start: int) -> list[str]:
+    """Return the keys in a column whose first row is ``start``."""
+    values = _cells(column, _readable_part)
+    return [_key(value, index) for index, value in enumerate(values, start)]
+
+
+def _readable_part(scalar: pa.Scalar) -> str | None:
+    """Return the text of a cell that is not UTF-8, None for any other cell."""
+    buffer = scalar.as_buffer() if isinstance(scalar, pa.BinaryScalar) else None
+    if buffer is None:
+        return None
+    return buffer.to_pybytes().decode("utf-8", "backslashreplace")
+
+
+def _cells(column: pa.ChunkedArray, substitute: Callable[[pa.Scalar], Any]) -> list:
+    """Return the values of a column, with a substitute for each that Python cannot hold."""
+    try:
+        return column.to_pylist()
+    except Exception as error:  # e.g. text that is not UTF-8, a date that Python cannot hold
+        _refuse_other_faults(error)
+    values: list = []
+    for scalar in column:
+        try:
+            values.append(scalar.as_py())
+        except Exception as error:
+            _refuse_other_faults(error)
+            values.append(substitute(scalar))
+    return values
+
+
+def _refuse_other_faults(error: Exception) -> None:
+    """Raise ``error`` unless the value of a cell is at fault."""
+    if not isinstance(bad_row(error), BadRow):
+        raise error
 
 
 def _key(value: object, index: int) -> str:
     """Return the key of a row: its cell, or else its number."""
-    if value is None:
-        return str(index)
-    return str(value)
+    return str(index) if value is None else str(value)[:LONGEST_KEY]
+
+
+def _in(number: int) -> str:
+    """Return the place of a row group in a message."""
+    return f", row group {number}"
 
 
 GroupId = tuple["weakref.ref[ParquetShard]", int]  # a file and the number of a row group in it

@@ -7,27 +7,43 @@ Image values are base64 of an encoded image file; text values are captions in an
 offsets as bytes, so a carriage return inside a caption changes nothing; an index that does not fit
 its file is an error and never a shift.
 
+Conceptual Captions as published is a TSV of captions and URLs. It is read so, and its keys are the
+URLs.
+
 Source of the format: DIME-FM (ICCV 2023), released Training/datasets/tsv_file.py and
 tsv.py:231-282.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
+import itertools
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 
-from dimefm.data.pread import PreadFile
-from dimefm.data.rows import Columns, Row, Shard
+from dimefm.data.cells import decode_base64
+from dimefm.data.lines import (
+    LONGEST_LINE,
+    LONGEST_TEXT,
+    UTF8_MARK,
+    PlainBytes,
+    line_offsets,
+    read_exactly,
+    refuse_other_encodings,
+)
+from dimefm.data.rows import Columns, Row, Shard, label_of
 from dimefm.errors import BadRow, DataError
 
 SUFFIXES = (".tsv",)
 KINDS = frozenset({"image", "text"})
 HEADER = {b"filepath", b"title", b"text", b"caption"}  # names in the first line of a table
 HEAD = 256  # bytes of a line that are read for its key
+FIRST_LINE = 1 << 16  # bytes of it that are read to tell the format
+PROBED = 16  # lines that tell what the columns hold
+URL = re.compile(rb"https?://\S+", re.IGNORECASE)
+NUMBERS = 1 << 20  # of an index that are read at once
 PERSON = ("[unused0]", "person")  # what DIME-FM's captions call a name, and what it reads
 
 
@@ -36,8 +52,9 @@ def claims(path: Path) -> bool:
     if index_path(path).exists():
         return True
     with path.open("rb") as file:
-        head = file.readline(1 << 16).rstrip(b"\r\n").split(b"\t")
-    return len(head) == 2 and HEADER.isdisjoint(head)
+        line = file.readline(FIRST_LINE).removeprefix(UTF8_MARK).rstrip(b"\r\n")
+    cells = [cell.strip(b'"') for cell in line.split(b"\t")]
+    return len(cells) == 2 and HEADER.isdisjoint(cells)
 
 
 def open_shards(path: Path, name: str, kind: str, columns: Columns) -> list[Shard]:
@@ -65,9 +82,9 @@ def read_offsets(path: Path) -> np.ndarray:
     size = path.stat().st_size
     index = index_path(path)
     if not index.exists():
-        return _scan(path, size)
+        return line_offsets(PlainBytes(path))
     try:
-        starts = np.array(index.read_text().split(), dtype=np.int64)
+        starts = _numbers(index)
     except (ValueError, OverflowError) as error:
         raise DataError(
             f"{index}: expected one decimal byte offset per line ({error}). Fix: remove the index"
@@ -88,6 +105,16 @@ def read_offsets(path: Path) -> np.ndarray:
     return offsets
 
 
+def _numbers(path: Path) -> np.ndarray:
+    """Return the numbers in a text file, int64; raise ValueError or OverflowError for others."""
+    pieces = [np.empty(0, dtype=np.int64)]
+    with path.open(encoding="utf-8") as file:
+        while lines := list(itertools.islice(file, NUMBERS)):
+            words = "".join(lines).split()
+            pieces.append(np.array(words, dtype=np.int64))
+    return np.concatenate(pieces)
+
+
 def _first_misplaced(offsets: np.ndarray) -> int | None:
     """Return the first row that does not begin where it may, None when all fit."""
     if len(offsets) == 1:  # a file without rows
@@ -98,50 +125,49 @@ def _first_misplaced(offsets: np.ndarray) -> int | None:
     return int(empty[0]) if len(empty) else None
 
 
-def _scan(path: Path, size: int) -> np.ndarray:
-    """Return the byte offsets of the lines of a file and its end, int64 [rows + 1]."""
-    if not size:
-        return np.zeros(1, dtype=np.int64)
-    text = np.memmap(path, dtype=np.uint8, mode="r")
-    newlines = np.flatnonzero(text == ord("\n")).astype(np.int64)
-    offsets = np.concatenate([[0], newlines + 1])
-    if offsets[-1] != size:  # the last line has no newline
-        offsets = np.append(offsets, size)
-    return offsets
-
-
 class LineFile:
     """Random access to the lines of a file by byte offsets [rows + 1]."""
 
-    def __init__(self, path: Path, offsets: np.ndarray):
+    def __init__(self, path: Path, offsets: np.ndarray, longest: int = LONGEST_LINE):
         self.path = path
         self.offsets = offsets
-        self._file = PreadFile(path)
+        self.longest = longest
+        self.source = PlainBytes(path)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     def line(self, row: int) -> bytes:
-        """Return line ``row`` without its newline; raise DataError if the index is off."""
+        """Return line ``row`` without its newline.
+
+        Raises DataError if the index is off, BadRow for a line of more than ``longest`` bytes.
+        """
         start = int(self.offsets[row])
         end = int(self.offsets[row + 1])
-        raw = self._file.read(start, end - start)
+        if end - start > self.longest:
+            raise BadRow(f"has {end - start:,} bytes; at most {self.longest:,} of a line are read")
+        raw = read_exactly(self.path, self.source, start, end)
         body = raw.removesuffix(b"\n")
         is_last = row + 1 == len(self)
         lacks_newline = len(body) == len(raw) and not is_last
-        if len(raw) < end - start or lacks_newline or b"\n" in body:
+        if lacks_newline or b"\n" in body:
             raise DataError(
                 f"{self.path}, row {row}: bytes {start} to {end} are not one line, so"
                 f" {index_path(self.path).name} does not fit the file. Fix: remove the index and it"
                 " is rebuilt from the file"
             )
-        return body
+        return body.removeprefix(UTF8_MARK) if row == 0 else body
+
+    def size(self, row: int) -> int:
+        """Return the number of bytes of line ``row``."""
+        return int(self.offsets[row + 1] - self.offsets[row])
 
     def head(self, row: int) -> bytes:
         """Return the first bytes of line ``row``, at most HEAD."""
         start = int(self.offsets[row])
         end = int(self.offsets[row + 1])
-        return self._file.read(start, min(end - start, HEAD))
+        raw = self.source.read(start, min(end - start, HEAD))
+        return raw.removeprefix(UTF8_MARK) if row == 0 else raw
 
 
 class TsvShard(Shard):
@@ -150,8 +176,33 @@ class TsvShard(Shard):
     def __init__(self, path: Path, name: str, kind: str):
         super().__init__(path, name)
         self.kind = kind
-        self.lines = LineFile(path, read_offsets(path))
+        longest = LONGEST_TEXT if kind == "text" else LONGEST_LINE
+        self.lines = LineFile(path, read_offsets(path), longest)
+        refuse_other_encodings(path, self.lines.source)
         self.kept = self._linelist()
+        self._text_is_first = self._holds_urls()
+
+    def _holds_urls(self) -> bool:
+        """Tell whether the rows are captions and URLs, as those of Conceptual Captions.
+
+        Raises DataError when the second column is URLs and the first one no captions.
+        """
+        firsts: list[bytes] = []
+        for row in range(min(PROBED, len(self.lines))):
+            first, _, second = self.lines.head(row).rstrip(b"\r\n").partition(b"\t")
+            if not URL.fullmatch(second) or URL.fullmatch(first):
+                return False
+            firsts.append(first)
+        if not firsts:
+            return False
+        sentences = sum(b" " in first.strip() for first in firsts)
+        if self.kind == "text" and 2 * sentences > len(firsts):
+            return True
+        wanted = "captions" if self.kind == "text" else "images in base64"
+        raise DataError(
+            f"{self.path}: its second column holds URLs, expected {wanted}. Fix: fetch the images"
+            " with img2dataset and pass the tars that it writes"
+        )
 
     def _linelist(self) -> np.ndarray | None:
         """Return the row numbers of the ``.linelist``, None when there is none."""
@@ -159,7 +210,7 @@ class TsvShard(Shard):
         if not path.exists():
             return None
         try:
-            kept = np.array(path.read_text().split(), dtype=np.int64)
+            kept = _numbers(path)
         except (ValueError, OverflowError) as error:
             raise DataError(
                 f"{path}: expected one row number per line ({error}). Fix: correct the list"
@@ -187,16 +238,27 @@ class TsvShard(Shard):
         return [self._key(self._line_number(index)) for index in range(len(self))]
 
     def _key(self, row: int) -> str:
+        """Return the key of a line, the first bytes of one that is too long."""
         head = self.lines.head(row)
-        if b"\t" not in head:  # the key is longer, or there is none
+        is_cut = self._text_is_first or b"\t" not in head
+        if is_cut and self.lines.size(row) <= self.lines.longest:
             head = self.lines.line(row)
-        key, _, _ = head.partition(b"\t")
+        key, _ = self._columns(head)
         return key.rstrip(b"\n").decode("utf-8", "replace")
+
+    def _columns(self, line: bytes) -> tuple[bytes, bytes | None]:
+        """Return (key, value) of a line, and None for a value that is missing."""
+        first, tab, second = line.partition(b"\t")
+        if not tab:
+            return first, None
+        if self._text_is_first:
+            return second.removesuffix(b"\r"), first
+        return first, second
 
     def __getitem__(self, index: int) -> Row:
         line = self.lines.line(self._line_number(index))
-        key, tab, value = line.partition(b"\t")
-        if not tab:
+        key, value = self._columns(line)
+        if value is None:
             raise BadRow("has no second column; expected key, tab, value")
         name = key.decode("utf-8", "replace")
         if self.kind == "text":
@@ -216,10 +278,7 @@ def _text_row(name: str, value: bytes) -> Row:
 def _image_row(name: str, value: bytes) -> Row:
     """Return the row of a second column that holds an image in base64, with a label or without."""
     encoded, _, label = value.removesuffix(b"\r").partition(b"\t")
-    try:
-        image = base64.b64decode(encoded, validate=True)
-    except binascii.Error as error:
-        raise BadRow(f"second column is not base64: {error}") from error
+    image = decode_base64(encoded, "second column")
     return Row(name, image=image, label=_label(label))
 
 
@@ -228,7 +287,7 @@ def _label(raw: bytes) -> int | str | None:
     text = raw.decode("utf-8", "replace").strip()
     if not text:
         return None
-    return int(text) if text.isdecimal() else text
+    return label_of(text)
 
 
 def captions(value: str) -> tuple[str, ...]:
@@ -245,6 +304,8 @@ def captions(value: str) -> tuple[str, ...]:
         parsed = json.loads(value)
     except (ValueError, RecursionError):
         parsed = value
+    while isinstance(parsed, list) and parsed:
+        parsed = parsed[0]
     texts = _captions_of(parsed)
     if texts is None:
         texts = [value]
@@ -256,9 +317,7 @@ def _captions_of(parsed: object) -> list[str] | None:
     if isinstance(parsed, str):
         return [parsed]
     if isinstance(parsed, list):
-        if not parsed:
-            raise BadRow("holds an empty list of captions")
-        return _captions_of(parsed[0])
+        raise BadRow("holds an empty list of captions")
     if not isinstance(parsed, dict):
         return None
     for field in ("captions", "caption", "text"):
