@@ -1,13 +1,24 @@
-"""``dimefm eval``."""
+"""``dimefm eval``. The options that describe an evaluation come from its schema."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from dimefm.cli._options import CONTEXT
-from dimefm.cli._recipe_options import scratch_option
+from dimefm.cli._options import CONTEXT, ManyValues
+from dimefm.cli._output import document, result, settings
+from dimefm.cli._recipe_options import scratch_option, section_options
+from dimefm.recipe.schema.evaluation import Eval
+from dimefm.runtime import console
+
+HEADINGS = {
+    "--model": "Model and output",
+    "--root": "Datasets",
+    "--by": "Protocol",
+    "--device": "Machine",
+}
 
 
 @click.group("eval", context_settings=CONTEXT)
@@ -16,7 +27,11 @@ def command():
 
 
 @command.command(
-    "elevater", context_settings=CONTEXT, short_help="Score a model zero-shot on datasets."
+    "elevater",
+    cls=ManyValues,
+    context_settings=CONTEXT,
+    sections=HEADINGS,
+    short_help="Score a model zero-shot on datasets.",
 )
 @click.option(
     "--model",
@@ -25,97 +40,22 @@ def command():
     help="Model to score: a run folder, ARCH/TAG of open_clip, or any other --teacher SPEC.",
 )
 @click.option(
-    "--root",
-    required=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder with one folder per dataset.",
-)
-@click.option(
-    "--datasets",
-    metavar="A,B",
-    help="Benchmarks or folders.  [default: all folders in --root that have a card]",
-)
-@click.option(
     "--out",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder to write: scores.json, report.md and the embeddings.",
-)
-@click.option(
-    "--by",
-    default="rows",
-    show_default=True,
-    type=click.Choice(["rows", "tokens"]),
-    help="Similarity of image and text: rows, by their embeddings; tokens, by patches and words.",
-)
-@click.option(
-    "--layout", metavar="NAME", help="Layout of the dataset folders.  [default: detected]"
-)
-@click.option(
-    "--text-model",
-    metavar="SPEC",
     help=(
-        "Text tower of a distilled run: its teacher, or a text tower's run.  [default: the teacher"
-        " that the run names]"
+        "Folder to write: scores.json, report.md, per_class.csv, wrong.jsonl and the embeddings."
+        " runs compare finds it in a run folder."
     ),
 )
-@click.option(
-    "--preprocess",
-    metavar="TAG|FILE",
-    help=(
-        "Preprocessing of a --model that is ARCH/FILE: a tag of ARCH, or an open_clip_config.json."
-        "  [default: that of all tags of ARCH, where they agree]"
-    ),
-)
-@click.option(
-    "--device",
-    metavar="NAME",
-    default="auto",
-    show_default=True,
-    help="Device: auto, cpu, cuda or cuda:N.",
-)
-@click.option(
-    "--precision",
-    default="fp32",
-    show_default=True,
-    type=click.Choice(["fp32", "bf16", "fp16"]),
-    help="Compute precision of the towers.",
-)
-@click.option(
-    "--batch-size",
-    default=256,
-    show_default=True,
-    type=click.IntRange(1),
-    metavar="N",
-    help="Samples to encode at once.",
-)
-@click.option(
-    "--workers",
-    default=2,
-    show_default=True,
-    type=click.IntRange(1),
-    metavar="N",
-    help="Threads that read and decode.",
-)
-def elevater(
-    model,
-    root,
-    datasets,
-    out,
-    by,
-    layout,
-    text_model,
-    preprocess,
-    device,
-    precision,
-    batch_size,
-    workers,
-):
+@section_options(Eval, required=("root",))
+def elevater(model, out, **flags):
     """Score a model zero-shot on the datasets in --root: the 20 of ELEVATER, and any other dataset
     that has a card. Without --datasets the mean is over the ELEVATER datasets.
 
     A dataset is an image folder, Parquet, webdataset tars, or a vision-datasets folder. A
-    classnames.txt or templates.txt in the folder of a dataset replaces the built-in file. The
+    classnames.txt or templates.txt in the folder of a dataset replaces the built-in file. A folder
+    without a card is scored when --datasets names it; its class folders name the classes. The
     embeddings are saved in --out, so a second run is fast.
 
     With --by tokens, patches are compared with words, as FILIP does. This needs a run that trained
@@ -123,32 +63,57 @@ def elevater(
 
     \b
     Example:
-      dimefm eval elevater --model runs/first --root datasets --out scores/first
+      dimefm eval elevater --model runs/first --root datasets --out runs/first/scores
+      dimefm eval elevater --model ViT-B-32/openai --root datasets \\
+             --datasets my_photos cifar-10 --metric mean_per_class --out scores
     """
-    from dimefm.errors import DataError
+    chosen = {name: value for name, value in flags.items() if value not in (None, ())}
+    names = _names(flags["datasets"])
+    if names is not None:
+        chosen["datasets"] = tuple(names)
+    request = Eval(**chosen)
+
+    from dimefm.evaluate import zero_shot
     from dimefm.evaluate.reports import terminal
-    from dimefm.evaluate.zero_shot import elevater as run
     from dimefm.models import filip
     from dimefm.models.loading import load_encoder
     from dimefm.runs.scores import REPORT, SCORES
 
-    encoder = load_encoder(model, device, precision, text_model, preprocess)
-    for note in encoder.notes:
-        click.echo(note, err=True)
-    maps = filip.load(model, encoder) if by == "tokens" else None
-    names = [name.strip() for name in datasets.split(",") if name.strip()] if datasets else None
-    scores = run(
-        encoder, root, out, names, layout=layout, batch_size=batch_size, workers=workers, maps=maps
+    root = Path(str(request.root))
+    encoder = load_encoder(
+        model, request.device, request.precision, request.text_model, request.preprocess
     )
-    click.echo(terminal(scores))
-    click.echo(f"\nwritten: {out / SCORES}, {out / REPORT}")
-    failed = [failure.dataset for failure in scores.failed]
-    if failed:
-        asked = len(failed) + len(scores.results)
-        raise DataError(
-            f"{len(failed)} of {asked} datasets could not be scored: {', '.join(failed)}; the"
-            f" reasons stand above and in {out / SCORES}"
-        )
+    for note in encoder.notes:
+        console.note(note)
+    scores = zero_shot.elevater(
+        encoder,
+        root,
+        out,
+        names,
+        layout=request.layout,
+        metric=request.metric,
+        decoder=request.decoder,
+        batch_size=request.batch_size,
+        workers=request.workers,
+        maps=filip.load(model, encoder) if request.by == "tokens" else None,
+    )
+    result(terminal(scores))
+    result(f"\nwritten: {out / SCORES}, {out / REPORT}")
+    try:
+        zero_shot.refuse_unscored(scores, root, names)
+    except Exception:
+        if settings(click.get_current_context()).json:
+            click.echo(document(scores.to_json()))
+        raise
+    return scores.to_json()
+
+
+def _names(values: Sequence[str]) -> list[str] | None:
+    """Return the datasets that are asked for, with commas or blanks between them; None for all."""
+    if not values:
+        return None
+    names = [name.strip() for value in values for name in value.split(",")]
+    return [name for name in names if name]
 
 
 @command.command("retrieval", context_settings=CONTEXT, short_help="Score two caches by retrieval.")
@@ -188,8 +153,9 @@ def retrieval(images, texts, split, out, scratch):
     image_cache = FeatureCache(images, scratch)
     text_cache = FeatureCache(texts, scratch)
     scores = retrieval_scores(image_cache, run(image_cache, text_cache, split=chosen))
-    click.echo(terminal(scores))
+    result(terminal(scores))
     if out:
         out.mkdir(parents=True, exist_ok=True)
         write_scores(out, scores, markdown(scores))
-        click.echo(f"\nwritten: {out / SCORES}, {out / REPORT}")
+        result(f"\nwritten: {out / SCORES}, {out / REPORT}")
+    return scores.to_json()

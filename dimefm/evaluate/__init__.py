@@ -30,6 +30,8 @@ def evaluate(
     text_model: str | os.PathLike | None = None,
     preprocess: str | os.PathLike | None = None,
     layout: str | None = None,
+    metric: str | None = None,
+    decoder: str = "turbo",
     device: str = "auto",
     precision: str = "fp32",
     batch_size: int = 256,
@@ -39,9 +41,11 @@ def evaluate(
 
     ``model`` is what ``dimefm.load`` takes, or what it returned; ``text_model`` and ``preprocess``
     go with it. ``datasets`` are benchmarks or folders; without them every folder that a card claims
-    is scored. ``out`` keeps ``scores.json``, ``report.md`` and the features, so a second call is
-    quick; without ``out`` nothing is kept.
-    ``result.metrics`` maps names to values in 0..1, and ``result.value`` is the main one.
+    is scored. ``metric`` replaces the metric of all of them, and ``decoder`` is ``"turbo"`` or
+    ``"pil"``, open_clip's own to the bit. ``out`` keeps ``scores.json``, ``report.md``,
+    ``per_class.csv``, ``wrong.jsonl`` and the features, so a second call is quick; without ``out``
+    nothing is kept. ``result.metrics`` maps names to values in 0..1, and ``result.value`` is the
+    main one.
 
     Raises ModelError when the model cannot be loaded, and DataError when a dataset cannot be read.
 
@@ -62,6 +66,8 @@ def evaluate(
         names=names,
         out=None if out is None else Path(out),
         layout=layout,
+        metric=metric,
+        decoder=decoder,
         batch_size=batch_size,
         workers=workers,
     )

@@ -115,15 +115,15 @@ class CardIndex:
         self._by_name: dict[str, str] = {}
         self._by_folder: dict[str, str] = {}
         for card in plugins.names("benchmarks"):
-            self._by_name.setdefault(_fold(card), card)
+            self._by_name.setdefault(fold(card), card)
             folders = _unchecked(card).get("folders", [])
             if _is_strings(folders):
                 for folder in folders:
-                    self._by_folder.setdefault(_fold(folder), card)
+                    self._by_folder.setdefault(fold(folder), card)
 
     def of(self, folder_name: str) -> str | None:
         """Return the card that claims a folder of this name, or None."""
-        folded = _fold(folder_name)
+        folded = fold(folder_name)
         wanted = (folded, VERSION.sub("", folded))
         for cards in (self._by_name, self._by_folder):
             for name in wanted:
@@ -181,7 +181,8 @@ def _templates(folder: Path) -> tuple[str, ...] | None:
     return None
 
 
-def _fold(name: str) -> str:
+def fold(name: str) -> str:
+    """Return a benchmark's or folder's name without case, and with one kind of separator."""
     return re.sub(r"[-_ ]+", "-", name.strip().casefold())
 
 

@@ -62,6 +62,15 @@ def shown(value: object, longest: int = LONGEST_SHOWN) -> str:
         text = str(value)
     except ValueError:  # a whole number with more digits than Python writes
         text = "of thousands of digits"
-    words = " ".join(text[: 2 * longest].split())
-    escaped = words.encode("unicode_escape").decode() if not words.isprintable() else words
-    return escaped if len(escaped) <= longest else f"{escaped[:longest]} ..."
+    words = printable(" ".join(text[: 2 * longest].split()))
+    return words if len(words) <= longest else f"{words[:longest]} ..."
+
+
+def printable(text: str) -> str:
+    """Return text with an escape, as Python writes it, for each character that is not printable."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )

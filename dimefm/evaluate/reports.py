@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import html
+import textwrap
+
+from dimefm.evaluate.guards import printable
 from dimefm.runs.scores import Result, ZeroShotScores
 from dimefm.runtime.tables import aligned, markdown_table
 
@@ -9,32 +13,76 @@ COLUMNS = ("dataset", "metric", "score", "chance", "images", "classes", "note")
 TEXT_COLUMNS = (0, 1, 6)
 """Columns that are aligned to the left: dataset, metric and note."""
 
+FAILED = "failed: "
+GAP = "..."
+WIDTH = 80
+"""Columns of a terminal."""
+
+LEAST_NAME = 20
+"""Characters that a dataset's name has at least in a terminal."""
+
 
 def terminal(scores: ZeroShotScores) -> str:
-    """Return the scores as an aligned table, with a line for each thing to know below it."""
-    lines = aligned(_rows(scores), TEXT_COLUMNS)
+    """Return the scores as an aligned table of at most 80 columns, with the notes and a line for
+    each thing to know below it.
+    """
+    rows = _rows(scores)
+    numbers = [row[:-1] for row in rows]
+    other_widths = [max(map(len, column)) + 2 for column in zip(*numbers, strict=True)][1:]
+    longest = max(WIDTH - sum(other_widths), LEAST_NAME)
+    shown = [(_cut(name, longest), *cells) for name, *cells in numbers]
+    lines = aligned(shown, TEXT_COLUMNS)
+    notes = [f"{row[0]}: {row[-1]}" for row in rows[1:] if row[-1]]
+    if notes:
+        lines += ["", *notes]
     lines += ["", _mean(scores), *_remarks(scores)]
-    return "\n".join(lines)
+    return "\n".join(wrapped(line) for line in lines)
+
+
+def wrapped(line: str) -> str:
+    """Return a line for a terminal, broken between words; a failure and its reason stay a line."""
+    line = printable(line)
+    if len(line) <= WIDTH or line.startswith(FAILED):
+        return line
+    return textwrap.fill(
+        line, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
+
+
+def _cut(name: str, longest: int) -> str:
+    """Return a name without its middle when it is longer than ``longest``."""
+    if len(name) <= longest:
+        return name
+    kept = longest - len(GAP)
+    end = kept // 2
+    return name[: kept - end] + GAP + name[-end:]
 
 
 def markdown(scores: ZeroShotScores) -> str:
     """Return the scores as a Markdown report."""
     weights = (scores.weights_sha256 or "unknown")[:12]
+    rows = _rows(scores)
+    safe_rows = [tuple(in_markdown(cell) for cell in row) for row in rows]
     lines = [
-        f"# Zero-shot scores of `{scores.model}`",
+        f"# Zero-shot scores of {in_markdown(scores.model)}",
         "",
         (
             f"Weights `{weights}`, image tower {scores.image_parameters:,} parameters, text"
             f" tower {scores.text_parameters:,}. {scores.protocol}."
         ),
         "",
-        *markdown_table(_rows(scores), TEXT_COLUMNS),
+        *markdown_table(safe_rows, TEXT_COLUMNS),
     ]
     for remark in [_mean(scores), *_remarks(scores)]:
-        lines += ["", _sentence(remark)]
+        lines += ["", in_markdown(_sentence(remark))]
     versions = [f"{name} {version}" for name, version in scores.libraries.items()]
     lines += ["", f"Made with {', '.join(versions)}."]
     return "\n".join(lines) + "\n"
+
+
+def in_markdown(text: str) -> str:
+    """Return text that Markdown shows as it is: no cell ends, no HTML, no control characters."""
+    return html.escape(printable(text), quote=False).replace("|", "\\|").replace("`", "\\`")
 
 
 def _rows(scores: ZeroShotScores) -> list[tuple[str, ...]]:
@@ -56,7 +104,7 @@ def _row(result: Result) -> tuple[str, ...]:
     if result.chance is not None:
         chance = f"{100 * result.chance:.1f}"
     return (
-        result.dataset,
+        printable(result.dataset),
         result.main_metric,
         f"{100 * result.value:.2f}",
         chance,
@@ -74,7 +122,11 @@ def _mean(scores: ZeroShotScores) -> str:
         return f"ELEVATER average over all {count} sets: {percent}"
     sets = "set" if count == 1 else "sets"
     comparison = ", by tokens" if scores.by_tokens else ""
-    difference = "is by rows" if scores.by_tokens else "needs all 20"
+    difference = "needs all 20"
+    if scores.by_tokens:
+        difference = "is by rows"
+    elif scores.metric is not None:
+        difference = "has the metrics of the cards"
     return (
         f"mean over the {count} {sets} here{comparison}: {percent} (not the ELEVATER average,"
         f" which {difference})"
@@ -89,7 +141,7 @@ def _remarks(scores: ZeroShotScores) -> list[str]:
     if scores.missing:
         lines.append(f"not here: {', '.join(scores.missing)}")
     for failure in scores.failed:
-        lines.append(f"failed: {failure.dataset}: {failure.reason}")
+        lines.append(f"{FAILED}{failure.dataset}: {failure.reason}")
     if scores.pending:
         lines.append(f"still to come: {', '.join(scores.pending)}")
     return lines

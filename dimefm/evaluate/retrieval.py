@@ -19,6 +19,7 @@ from dimefm.data.pairing import keys_of, pair
 from dimefm.data.selection import within
 from dimefm.data.views.patch_tokens import expect_rows
 from dimefm.errors import CacheError, DataError
+from dimefm.evaluate.reports import in_markdown, wrapped
 from dimefm.runs.scores import RETRIEVAL, Result, RetrievalScores, recall_name
 from dimefm.runtime.tables import aligned, markdown_table
 from dimefm.runtime.vectors import unit_rows
@@ -169,11 +170,15 @@ def retrieval(
             "fingerprint": images.manifest.fingerprint,
             "rows": len(all_images),
             "without_text": len(all_images) - len(paired_images),
+            "cached": len(images),
+            "quarantined": _quarantined(images),
         },
         "texts": {
             "fingerprint": texts.manifest.fingerprint,
             "rows": len(all_texts),
             "without_image": len(all_texts) - len(paired_texts),
+            "cached": len(texts),
+            "quarantined": _quarantined(texts),
         },
     }
     return Result(
@@ -184,6 +189,11 @@ def retrieval(
         samples=len(all_images),
         details=details,
     )
+
+
+def _quarantined(cache: FeatureCache) -> int:
+    """Return how many samples have no embedding, because they were quarantined."""
+    return sum(len(shard.bad) for shard in cache.manifest.shards)
 
 
 def _recalls(direction: str, best_ranks: np.ndarray) -> dict[str, float]:
@@ -273,6 +283,15 @@ def notes(scores: RetrievalScores) -> list[str]:
             f"Only the {images['rows']:,} images and {texts['rows']:,} texts{_in_split(split)} were"
             " compared."
         )
+    for kind, counts in (("images", images), ("texts", texts)):
+        quarantined = counts.get("quarantined", 0)
+        if quarantined:
+            total = quarantined + counts["cached"]
+            were = "was" if quarantined == 1 else "were"
+            sentences.append(
+                f"{quarantined:,} of {total:,} {kind} {were} quarantined when the cache was made:"
+                f" {counts['cached']:,} are in it."
+            )
     if texts["without_image"]:
         sentences.append(
             f"{texts['without_image']:,} of {texts['rows']:,} texts have no image here and were"
@@ -284,10 +303,7 @@ def notes(scores: RetrievalScores) -> list[str]:
             " candidates, not queries."
         )
     if scores.weights_sha256 is None:
-        sentences.append(
-            "The weights that made these features are unknown: that both caches are theirs is not"
-            " proven."
-        )
+        sentences.append("The weights are unknown: that one model made both caches is not proven.")
     return sentences
 
 
@@ -307,7 +323,7 @@ def terminal(scores: RetrievalScores) -> str:
     sentences = notes(scores)
     if sentences:
         lines += ["", *sentences]
-    return "\n".join(lines)
+    return "\n".join(wrapped(line) for line in lines)
 
 
 def markdown(scores: RetrievalScores) -> str:
@@ -316,7 +332,7 @@ def markdown(scores: RetrievalScores) -> str:
     if scores.weights_sha256:
         weights = f"weights `{scores.weights_sha256[:12]}`"
     lines = [
-        f"# Retrieval with `{scores.model}`",
+        f"# Retrieval with {in_markdown(scores.model)}",
         "",
         f"Recall in percent, {weights}. Protocol: {scores.protocol}.",
         "",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +31,7 @@ from dimefm.extract.extract import Settings
 from dimefm.models.encoder import Encoder
 from dimefm.models.filip import TokenMaps
 from dimefm.runs.scores import (
+    SCORES,
     ZERO_SHOT,
     ZERO_SHOT_BY_TOKENS,
     Failure,
@@ -39,7 +39,12 @@ from dimefm.runs.scores import (
     ZeroShotScores,
     write_scores,
 )
+from dimefm.runtime import console
+from dimefm.runtime.text import first_few
 from dimefm.storage.locks import Claim, claim
+
+SHOWN = 12
+"""Datasets that a message lists at most."""
 
 LOCK = ".eval.lock"
 """File in the output folder that an evaluation holds while it runs."""
@@ -130,6 +135,25 @@ def elevater(
     if scores is None:
         raise _none_scored(evaluation.failed)
     return scores
+
+
+def refuse_unscored(scores: ZeroShotScores, root: Path, names: Sequence[str] | None) -> None:
+    """Raise DataError when a dataset failed, or one that ``names`` asked for is not in ``root``."""
+    failed = [failure.dataset for failure in scores.failed]
+    absent = list(scores.missing) if names is not None else []
+    if not failed and not absent:
+        return
+    count = len(failed) + len(absent)
+    asked = count + len(scores.results)
+    lines = []
+    if failed:
+        lines.append(f"{first_few(failed, SHOWN)}; the reasons stand above and in {SCORES}")
+    if absent:
+        lines.append(f"{first_few(absent, SHOWN)} not found in {root}")
+    raise DataError(
+        f"{count} of {asked} datasets could not be scored: {'; '.join(lines)}. Fix: repair or fetch"
+        " them, or remove them from --datasets"
+    )
 
 
 def _settings(batch_size: int, workers: int, decoder: str) -> Settings:
@@ -249,6 +273,7 @@ class _Evaluation:
             failed=tuple(self.failed),
             pending=pending,
             seconds=seconds,
+            metric=self.metric,
         )
 
 
@@ -274,8 +299,7 @@ def _claim(out: Path) -> Claim:
     """Claim an output folder; wait for another evaluation that writes to it."""
     held = claim(out / LOCK)
     if held is None:
-        note = f"note: waiting for another evaluation that writes to {out}"
-        print(note, file=sys.stderr, flush=True)
+        console.note(f"note: waiting for another evaluation that writes to {out}")
         held = claim(out / LOCK, wait=True)
     assert held is not None
     return held

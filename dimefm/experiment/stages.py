@@ -203,7 +203,8 @@ class EvalStage(Stage):
         for dataset in datasets:
             rows, *_rest = dataset.rows("test")
             shards[dataset.benchmark.name] = _shards_of(rows)
-        return digest_of([self.request.model_dump(), _model_of(str(self.model)), shards])
+        settings = self.request.changed_settings()
+        return digest_of([settings, _model_of(str(self.model)), shards])
 
     def outputs(self) -> str:
         scores = self.place / SCORES
@@ -215,19 +216,25 @@ class EvalStage(Stage):
             self.request.device,
             self.request.precision,
             self.request.text_model,
-            self.preprocess,
+            self.request.preprocess or self.preprocess,
         )
         maps = filip.load(str(self.model), encoder) if self.request.by == "tokens" else None
+        names = self.request.datasets or None
         scores = zero_shot.elevater(
             encoder,
             self.root,
             self.place,
-            self.request.datasets or None,
+            names,
             layout=self.request.layout,
+            metric=self.request.metric,
+            decoder=self.request.decoder,
             batch_size=self.request.batch_size,
             workers=self.request.workers,
             maps=maps,
         )
+        if scores.failed or (names and scores.missing):
+            say(terminal(scores))
+            zero_shot.refuse_unscored(scores, self.root, names)
         count = len(scores.results)
         noun = "dataset" if count == 1 else "datasets"
         summary = f"mean {100 * scores.mean:.2f} over {count} {noun}"

@@ -67,7 +67,8 @@ class ZeroShotScores:
     """Zero-shot results of one encoder on several datasets.
 
     ``mean`` is over the results that are not listed in ``not_in_mean``, 0 to 1. ``missing`` and
-    ``pending`` are names of datasets: without a folder, and still to be scored.
+    ``pending`` are names of datasets: without a folder, and still to be scored. ``metric`` is the
+    one that was asked for in place of the cards', if any.
     """
 
     model: str
@@ -84,6 +85,7 @@ class ZeroShotScores:
     failed: Sequence[Failure]
     pending: Sequence[str]
     seconds: float
+    metric: str | None = None
     libraries: Mapping[str, str] = field(default_factory=libraries)
 
     def to_json(self) -> dict:
@@ -96,6 +98,7 @@ class ZeroShotScores:
             "text_parameters": self.text_parameters,
             "by": "tokens" if self.by_tokens else "rows",
             "protocol": self.protocol,
+            "metric": self.metric,
             "scores": [_zero_shot_entry(result) for result in self.results],
             "mean": self.mean,
             "not_in_mean": list(self.not_in_mean),

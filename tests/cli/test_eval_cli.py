@@ -69,12 +69,74 @@ def test_without_names_the_sets_of_the_suite_that_are_here_are_scored_and_the_ot
     assert "6 of 10000 test images: split differs" in said
 
 
-def test_a_dataset_that_is_asked_for_and_absent_is_listed_and_the_rest_scored(root):
-    found, said = scores(root, "--datasets", "shapes,cifar-10")
+@pytest.mark.parametrize("asked", [("shapes,cifar-10",), ("shapes", "cifar-10")])
+def test_a_dataset_that_is_asked_for_and_absent_is_listed_and_the_rest_scored(root, asked):
+    result = dimefm(*words(root, "--datasets", *asked))
+    assert result.exit_code == 1
+    assert "1 of 2 datasets could not be scored: cifar-10 not found in" in result.stderr
+    found = json.loads((root / "scores/scores.json").read_text())
     assert [score["dataset"] for score in found["scores"]] == ["shapes"]
     assert found["missing"] == ["cifar-10"]
-    assert "not here: cifar-10" in said
+    assert "not here: cifar-10" in result.stdout
     assert "Not here: cifar-10." in (root / "scores/report.md").read_text()
+
+
+def test_a_folder_that_is_asked_for_by_name_keeps_its_name(root):
+    shutil.move(root / "sets/mnist", root / "sets/MNIST-test_20210101")
+    shutil.copytree(root / "sets/MNIST-test_20210101", root / "sets/cifar10")
+    for number, name in ((0, "cat"), (7, "dog")):
+        (root / f"sets/cifar10/test/{number}").rename(root / f"sets/cifar10/test/{name}")
+    found, said = scores(root, "--datasets", "cifar10")
+    assert [score["dataset"] for score in found["scores"]] == ["cifar10"]
+    assert "split differs" not in said
+    assert "prompts and metric of the card cifar-10; 2 of 10 classes; 6 test images" in " ".join(
+        said.split()
+    )
+    found, said = scores(root)
+    assert [score["dataset"] for score in found["scores"]] == ["cifar-10"]
+    assert "6 of 10000 test images: split differs" in said
+
+
+def test_a_metric_and_a_decoder_may_be_chosen(root):
+    found, said = scores(root, "--datasets", "shapes", "--metric", "mean_per_class")
+    assert (found["metric"], found["scores"][0]["metric"]) == ("mean_per_class",) * 2
+    assert "which has the metrics of the cards" in " ".join(said.split())
+    found, said = scores(root, "--datasets", "mnist", "--metric", "mean_per_class")
+    assert "--metric mean_per_class in place of the card's accuracy" in " ".join(said.split())
+    scores(root, "--datasets", "shapes", "--decoder", "pil")
+    manifests = (root / "scores/features").glob("*/shapes-*-pil/manifest.json")
+    assert [json.loads(path.read_text())["how"]["decoder"] for path in manifests] == ["pil"]
+
+
+def test_tables_fit_into_80_columns(root):
+    longest = "a-dataset-whose-name-" + "is-very-long-" * 8
+    (root / "sets/shapes").rename(root / "sets" / longest)
+    _, said = scores(root, "--datasets", f"{longest},mnist", "--metric", "mean_per_class")
+    for line in said.splitlines():
+        assert len(line) <= 80 or longest in line or "written:" in line
+    assert said.splitlines()[2].startswith("a-dataset-") and "..." in said.splitlines()[2]
+
+
+def test_names_do_not_reach_the_terminal_or_the_report_as_they_are(root):
+    name = "<b>|\x1b[31m`x`"
+    (root / "sets/shapes").rename(root / "sets" / name)
+    (root / "sets" / name / "classnames.txt").write_text("disc\nstar\x1b[5m\n")
+    (root / "sets" / name / "test/star").rename(root / "sets" / name / "test/star\x1b[5m")
+    found, said = scores(root, "--datasets", name)
+    assert [score["dataset"] for score in found["scores"]] == [name]
+    for text in (said, (root / "scores/report.md").read_text()):
+        assert "\x1b" not in text and "\\x1b[31m" in text
+    report = (root / "scores/report.md").read_text()
+    assert "<b>" not in report and "&lt;b&gt;\\|" in report
+    assert "\x1b" not in (root / "scores/per_class.csv").read_text()
+    assert "\x1b" not in (root / "scores/wrong.jsonl").read_text()
+
+
+def test_scores_are_one_json_document_also_when_a_dataset_is_absent(root):
+    for asked, code in (("shapes", 0), ("shapes,cifar-10", 1)):
+        result = dimefm(*words(root, "--datasets", asked, "--json"))
+        assert result.exit_code == code
+        assert json.loads(result.stdout)["scores"][0]["dataset"] == "shapes"
 
 
 @pytest.fixture

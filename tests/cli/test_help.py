@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from dimefm.cli import main
 from dimefm.cli._options import ManyValues
 from dimefm.cli.cache import adopt
+from dimefm.evaluate.metrics import METRICS
 from dimefm.recipe import FORMER_NAMES, KEYS, Recipe
 from dimefm.recipe.page import page
 from dimefm.recipe.schema.evaluation import Eval
@@ -95,7 +96,11 @@ def used_default(words, option):
     """Return what a command uses when an option is not given, None when no value says it."""
     if words == ("cache", "adopt") and option.name == "logit_scale":
         return adopt._card(None, dict.fromkeys(adopt.PROVENANCE))(8).logit_scale
-    sections = {("train",): (Recipe(), DimeLosses()), ("extract-features",): (Extract(),)}
+    sections = {
+        ("train",): (Recipe(), DimeLosses()),
+        ("extract-features",): (Extract(),),
+        ("eval", "elevater"): (Eval(),),
+    }
     for settings in sections.get(words, ()):
         if option.name in type(settings).model_fields:
             return getattr(settings, option.name)
@@ -138,11 +143,20 @@ def test_train_has_a_flag_for_each_key_that_should_have_one_with_its_default():
     assert set(FORMER_NAMES) <= flags | {"masked"}
 
 
-def test_eval_has_the_defaults_of_its_table():
-    options = {option.name: option.default for option in EVERY[("eval", "elevater")].params}
+def test_eval_has_the_keys_of_its_table_with_their_defaults():
+    words = ("eval", "elevater")
+    stated = {option.name: default for option, default in stated_defaults(words)}
+    flags = {option.name for option in EVERY[words].params}
     for name, key in Eval.schema_keys().items():
-        if name in options and key.default not in (None, ()):
-            assert options[name] == key.default, name
+        assert (name in flags) == bool(key.flag)
+        if key.flag and key.default not in (None, ()):
+            assert stated[name].partition(";")[0] == str(key.default), name
+
+
+def test_eval_has_every_metric_and_decoder():
+    keys = Eval.schema_keys()
+    assert set(keys["metric"].choices) == set(METRICS)
+    assert keys["decoder"].choices == Extract.schema_keys()["decoder"].choices
 
 
 def test_the_reference_page_is_what_the_schema_says():

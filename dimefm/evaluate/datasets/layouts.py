@@ -22,12 +22,13 @@ import numpy as np
 
 from dimefm import plugins
 from dimefm.data import Rows
-from dimefm.data.rows import inside
+from dimefm.data.rows import inside, readable
 from dimefm.errors import DataError, did_you_mean
 from dimefm.evaluate.benchmark import (
     FOLDER_NAMES,
     Benchmark,
     CardIndex,
+    fold,
     for_folder,
     load,
     suite,
@@ -153,11 +154,12 @@ def find(
         if not name_folders:
             missing.append(card or name)
             continue
-        shown_name = card or name
+        own_name = every_card and names is not None and _is_folder_name(name, name_folders, card)
+        shown_name = name if own_name or card is None else card
         try:
             folder = _only(shown_name, name_folders)
             with dataset_guard(folder):
-                datasets.append(_open(folder, root, layout))
+                datasets.append(_open(folder, root, layout, own_name))
         except DataError as error:
             if on_failure is None:
                 raise
@@ -226,6 +228,13 @@ def _folders(root: Path) -> list[Path]:
     return folders
 
 
+def _is_folder_name(name: str, folders: list[Path], card: str | None) -> bool:
+    """Tell whether ``name`` is the name of a folder, and another one than its card has."""
+    if card is None or fold(name) == fold(card):
+        return False
+    return all(folder.name == name for folder in folders)
+
+
 def _only(name: str, folders: list[Path]) -> Path:
     if len(folders) > 1:
         listed = ", ".join(str(path) for path in folders)
@@ -236,22 +245,27 @@ def _only(name: str, folders: list[Path]) -> Path:
     return folders[0]
 
 
-def _open(folder: Path, root: Path, layout: str | None) -> Dataset:
-    """Return the dataset of a folder with its test split, if it has one, and its note."""
+def _open(folder: Path, root: Path, layout: str | None, own_name: bool = False) -> Dataset:
+    """Return the dataset of a folder with its test split, if it has one, and its note.
+
+    With ``own_name`` the dataset is called as its folder, whatever its card is called.
+    """
     benchmark = for_folder(folder)
+    card = benchmark.name if benchmark.name in plugins.names("benchmarks") else None
+    if own_name:
+        benchmark = dataclasses.replace(benchmark, name=readable(folder.name))
     inside_root = folder.resolve().is_relative_to(root.resolve())
     dataset = Dataset(
         benchmark,
         folder,
         layout or _detect(folder),
         root=root if inside_root else None,
-        card=benchmark.name if benchmark.name in plugins.names("benchmarks") else None,
+        card=card,
     )
     if not LAYOUTS[dataset.layout].locate(folder, SPLITS["test"]):
         return dataclasses.replace(dataset, note="no test split")
     test = _read(dataset, "test")
-    _, labels, remark = test
-    return dataclasses.replace(dataset, note=_note(benchmark, labels, remark), test=test)
+    return dataclasses.replace(dataset, note=_note(dataset, test), test=test)
 
 
 def _detect(folder: Path) -> str:
@@ -298,20 +312,26 @@ def _refuse_link_outside(top: Path, path: Path) -> None:
         ) from error
 
 
-def _note(benchmark: Benchmark, labels: np.ndarray, remark: str) -> str:
+def _note(dataset: Dataset, test: Split) -> str:
     """Return which of the published classes and test images are present; "" when all are."""
+    benchmark = dataset.benchmark
+    _, labels, remark = test
     parts = []
-    if benchmark.name not in plugins.names("benchmarks"):
+    if dataset.card is None:
         parts.append(f"no card: {len(benchmark.classes)} classes, {len(labels)} test images")
         if benchmark.source == FOLDER_NAMES:
             parts.append("class names are those of the folders")
     else:
+        if benchmark.name != dataset.card:
+            parts.append(f"prompts and metric of the card {dataset.card}")
         present = _classes_with_images(labels)
-        published = len(load(benchmark.name).classes)
+        published = len(load(dataset.card).classes)
         if present != published or len(benchmark.classes) != published:
             parts.append(f"{present} of {published} classes")
         if benchmark.test is None:
             parts.append(f"{len(labels)} test images; the card does not state how many there are")
+        elif len(labels) != benchmark.test and benchmark.name != dataset.card:
+            parts.append(f"{len(labels)} test images, {benchmark.test} are published")
         elif len(labels) != benchmark.test:
             parts.append(f"{len(labels)} of {benchmark.test} test images: split differs")
     if remark:

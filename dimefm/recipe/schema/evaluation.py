@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from dimefm.recipe.keys import OneOrMore, key
+from dimefm.recipe.schema.extraction import Extract
 from dimefm.recipe.section import Section
+
+SHARED: dict[str, Any] = dict(Extract.model_fields)
+"""Keys that mean the same in an extraction and in an evaluation."""
+
+LATER = ("metric", "preprocess", "decoder")
+"""Keys that came after the first records of evaluations."""
 
 
 class Eval(Section):
@@ -17,6 +24,7 @@ class Eval(Section):
         ("elevater",),
         "Suites to score: elevater, zero-shot on the datasets in root.",
         metavar="NAME...",
+        flag=False,
     )
     root: str | None = key(
         None,
@@ -30,6 +38,17 @@ class Eval(Section):
         metavar="NAME...",
         unset="all with a card that are found",
     )
+    layout: str | None = key(
+        None,
+        "Layout of the datasets.",
+        metavar="NAME",
+        unset="detected",
+    )
+    metric: Literal["accuracy", "mean_per_class", "map_11_point", "roc_auc"] | None = key(
+        None,
+        "Metric of all datasets.",
+        unset="that of each card; accuracy without a card",
+    )
     by: Literal["rows", "tokens"] = key(
         "rows",
         "Comparison of images and prompts: by embeddings (rows), or token by token as FILIP.",
@@ -40,13 +59,25 @@ class Eval(Section):
         metavar="SPEC",
         unset="the one that the run names",
     )
-    layout: str | None = key(
+    preprocess: str | None = key(
         None,
-        "Layout of the datasets.",
-        metavar="NAME",
-        unset="detected",
+        "Preprocessing of a model that is ARCH/FILE: a tag of ARCH, or an open_clip_config.json.",
+        metavar="TAG|FILE",
+        unset="that of all tags of ARCH, where they agree",
     )
-    device: str = key("auto", "Device: auto, cpu, cuda or cuda:N.", metavar="NAME")
+    decoder: Literal["turbo", "pil"] = SHARED["decoder"]
+    device: str = SHARED["device"]
     precision: Literal["fp32", "bf16", "fp16"] = key("fp32", "Compute precision of the towers.")
     batch_size: int = key(256, "Samples to encode at once.", metavar="N", gt=0)
     workers: int = key(2, "Threads that read and decode.", metavar="N", gt=0)
+
+    def changed_settings(self) -> dict[str, Any]:
+        """Return the settings, without those of later versions that have their defaults.
+
+        So a record of an earlier version is still that of the same evaluation.
+        """
+        settings = self.model_dump()
+        for name in LATER:
+            if settings[name] == type(self).model_fields[name].default:
+                del settings[name]
+        return settings
