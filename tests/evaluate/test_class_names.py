@@ -76,12 +76,17 @@ def test_class_folders_are_the_classes_of_a_folder_of_ones_own(tmp_path):
         ("test", "sea_side"),
         ("test", "Old town"),
         ("train", "harbor"),
+        ("test", ".ipynb_checkpoints"),
+        ("test", "@eaDir"),
+        ("train", "__MACOSX"),
         ("test", "empty"),
     ):
         (tmp_path / "trip" / split / name).mkdir(parents=True)
         if name != "empty":
             write(tmp_path / f"trip/{split}/{name}/1.png", image(9))
+    write(tmp_path / "trip/test/sea_side/._1.png", b"\0\5\x16\7")
     dataset = find(tmp_path, ["trip"])[0][0]
+    assert len(dataset.rows()[1]) == 2
     assert dataset.benchmark.classes == ("Old town", "harbor", "sea side")
     assert "class names are those of the folders" in dataset.note
 

@@ -8,12 +8,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from dimefm.cache import CacheWriter, EncoderCard, FeatureCache, Manifest
 from dimefm.cache.manifest import FILE
+from dimefm.data import Columns, open_rows
 from dimefm.data.pairing import pair
 from dimefm.errors import CacheError, DataError
 from dimefm.evaluate.retrieval import markdown, ranks, retrieval, retrieval_scores, terminal
+from dimefm.extract.extract import Settings, extract
+from dimefm.models.loading import load_encoder
 
 CARD = EncoderCard("CLIP", "ab" * 32, 4, 100.0)
 
@@ -276,3 +280,26 @@ def test_real_captions_find_their_photos_as_often_as_known(tmp_path, shared_data
 def test_sentences_of_a_row_that_is_a_sentence_itself_belong_to_its_image():
     images, texts = pair(["a.jpg", "b#2"], ["a.jpg#3#0", "b#2#1#0", "b#3#0"])
     assert texts.tolist() == [images[0], images[1], -1]
+
+
+@pytest.mark.parametrize("captions", ["first", "all"])
+def test_quarantined_samples_are_spoken_of(tmp_path, captions):
+    encoder = load_encoder("ResNet-mini-64/random:0", "cpu")
+    for number in range(4):
+        Image.new("RGB", (8, 8), (60 * number, 0, 0)).save(tmp_path / f"{number}.png")
+    (tmp_path / "3.png").write_bytes(b"no image")
+    lines = [f"{number}.png\ta picture of {number}" for number in range(4)]
+    lines[1] = "1.png\t" + "word " * 200
+    (tmp_path / "pairs.tsv").write_text("\n".join(["filepath\ttitle", *lines]) + "\n")
+    columns = Columns(key="filepath")
+    settings = Settings(captions=captions, progress=False)
+    caches = []
+    for kind in ("image", "text"):
+        rows = open_rows([tmp_path / "pairs.tsv"], kind, columns=columns)
+        extract(encoder, rows, kind, tmp_path / kind, settings)
+        caches.append(FeatureCache(tmp_path / kind))
+    scores, result = scored(*caches)
+    assert (result["images"]["quarantined"], result["texts"]["quarantined"]) == (1, 1)
+    for text in (terminal(scores), markdown(scores)):
+        assert "1 of 4 images was quarantined when the cache was made: 3 are in it." in text
+        assert "1 of 4 texts was quarantined when the cache was made: 3 are in it." in text

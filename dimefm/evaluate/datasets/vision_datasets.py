@@ -11,7 +11,6 @@ Source: vision-datasets 0.2.17 as used by Elevater_Toolkit_IC,
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import zipfile
@@ -29,6 +28,7 @@ from dimefm.evaluate.datasets import class_names, labels
 from dimefm.evaluate.datasets.text_files import LONGEST_LINE, text_lines
 from dimefm.evaluate.guards import reason_of, shown
 from dimefm.storage.reading import is_row_fault, patiently, read_file
+from dimefm.storage.small_files import read_json
 
 TRIES = "{0}.txt, {0}_images.txt, {0}_ic.txt, {0}.json, {0}_meta.json"
 LABEL_FILES = ("labels.txt", "labelmap.txt")
@@ -159,15 +159,9 @@ def _label_names(folder: Path) -> list[str] | None:
 
 def _read_coco(path: Path) -> Index:
     """Read a COCO index; a label is the place of its category among the sorted ids."""
-    size = path.stat().st_size
-    if size > MOST_BYTES:
-        raise DataError(
-            f"{path}: {size:,} bytes, the limit of an index is {MOST_BYTES:,}. Fix: write it in the"
-            " Iris form, a line an image"
-        )
     try:
-        return _parse_coco(json.loads(path.read_text(encoding="utf-8-sig")))
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        return _parse_coco(read_json(path, MOST_BYTES))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path}: not a COCO index of images and annotations ({reason_of(error)}). Fix: fetch"
             " it again"
