@@ -19,6 +19,7 @@ from typing import Protocol
 import numpy as np
 
 from dimefm.cache.manifest import Manifest
+from dimefm.cache.plan import flat_name
 from dimefm.cache.shard_info import ShardInfo
 from dimefm.errors import CacheError
 from dimefm.storage.files import Hashed, commit, sha256_file
@@ -44,8 +45,7 @@ class CheckedShards(Protocol):
 
 def flat_path(cache: CheckedShards, info: ShardInfo) -> Path:
     """Return the path of the flat copy of a shard, whether it exists or not."""
-    name = info.file.replace("/", "%2F")
-    return cache.scratch / f"{name}.{info.sha256[:16]}.flat"
+    return cache.scratch / f"{flat_name(info.file)}.{info.sha256[:16]}.flat"
 
 
 def flat_copy(cache: CheckedShards, info: ShardInfo) -> Path:

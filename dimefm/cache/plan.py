@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,9 @@ QUARANTINE = "quarantine.jsonl"
 SKIPPED = "skipped.json"  # what the sources hold besides rows
 SYNONYMS = "synonyms.tsv"  # the table of synonyms of text views, when it is not the built-in one
 PARTIAL = ".partial"
+RESERVED = (PARTIAL, ".flat")  # folders of a cache that hold no shards
+LONGEST_STEM = 200  # bytes of a name; endings follow, and file systems take 255
+KEPT_OF_LONG = 160  # bytes that are kept of a longer one
 PLAN = f"{PARTIAL}/plan.json"
 REPLACED = f"{PARTIAL}/replaced.json"
 
@@ -143,7 +147,8 @@ def shard_files(sources: Sequence[str], suffix: str) -> dict[str, str]:
     """Return source name -> shard file.
 
     The source's last extension is replaced by ``.feat`` and the format's suffix. Sources that would
-    share a file keep their extension in its name.
+    share a file keep their extension in its name. A name that no file of a cache can have is
+    changed, see :func:`_storable`.
     """
     stems = {name: _without_extension(name) for name in sources}
     while True:
@@ -154,7 +159,46 @@ def shard_files(sources: Sequence[str], suffix: str) -> dict[str, str]:
         for name, stem in stems.items():
             if stem in shared:
                 stems[name] = name
-    return {name: f"{stem}.feat{suffix}" for name, stem in stems.items()}
+    return {name: f"{_storable(stem)}.feat{suffix}" for name, stem in stems.items()}
+
+
+def _storable(stem: str) -> str:
+    """Return a stem as a file of a cache may have it.
+
+    The folders that a cache has itself, backslashes, drives and long names are replaced; a digest
+    at the end then keeps names apart.
+    """
+    first, slash, rest = stem.partition("/")
+    if slash and first.casefold() in RESERVED:
+        first = f"%2E{first[1:]}"
+    changed = f"{first}{slash}{rest}".replace("\\", "%5C")
+    if changed[1:2] == ":":
+        changed = f"{changed[0]}%3A{changed[2:]}"
+    folder, slash, last = changed.rpartition("/")
+    if len(last.encode()) > LONGEST_STEM:
+        last = _shortened(last)
+        changed = f"{folder}{slash}{last}"
+    if changed == stem:
+        return stem
+    return f"{changed}-{_digest(stem)}"
+
+
+def flat_name(file: str) -> str:
+    """Return the one name, without folders, by which a file of a cache is known."""
+    name = file.replace("%", "%25").replace("/", "%2F")
+    if len(name.encode()) <= LONGEST_STEM:
+        return name
+    return f"{_shortened(name)}-{_digest(file)}"
+
+
+def _shortened(name: str) -> str:
+    """Return the start of a name."""
+    return name.encode()[:KEPT_OF_LONG].decode("utf-8", "ignore")
+
+
+def _digest(name: str) -> str:
+    """Return a few digits that tell a name from others."""
+    return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 def _without_extension(name: str) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 
 from dimefm import plugins
 from dimefm.cache.manifest import FILE, Manifest
-from dimefm.cache.plan import PARTIAL, PLAN, QUARANTINE, REPLACED, text_of
+from dimefm.cache.plan import PARTIAL, PLAN, QUARANTINE, REPLACED, flat_name, text_of
 from dimefm.cache.planners import plan_append, plan_create, plan_retry
 from dimefm.cache.row_buffer import BufferedRows, RowBuffer, stored
 from dimefm.cache.shard_info import ShardInfo
@@ -137,8 +137,7 @@ class CacheWriter:
             self.done[source] = info
 
     def _record(self, source: str, ending: str = ".json") -> str:
-        flat_name = self._files[source].replace("/", "%2F")
-        return f"{PARTIAL}/{flat_name}{ending}"
+        return f"{PARTIAL}/{flat_name(self._files[source])}{ending}"
 
     def __contains__(self, source: str) -> bool:
         return self.finished is not None or source in self.done
