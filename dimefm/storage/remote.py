@@ -13,11 +13,13 @@ import errno
 import json
 import os
 import re
+import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from dimefm.errors import DataError, DimefmError, did_you_mean
+from dimefm.storage.files import sampled_sha256
 from dimefm.storage.small_files import parse_json
 
 if TYPE_CHECKING:
@@ -159,12 +161,13 @@ def fetch(url: str, scratch: Path, info: Mapping[str, Any] | None = None) -> Pat
         raise DataError(f"{url}: is a folder; expected a file")
     size = info.get("size")
     version = _version(info)
-    with _sealed(copy) as seal:
+    with _sealed(copy, scratch) as seal:
         if not _is_current(copy, seal, size, version):
             seal.seek(0)
             seal.truncate()
             size = _download(fs, path, url, copy, size)
-            json.dump({"url": url, "size": size, "version": version}, seal)
+            sealed = {"url": url, "size": size, "version": version}
+            json.dump({**sealed, **_content(copy)}, seal)
             seal.flush()
             os.fsync(seal.fileno())
     return copy
@@ -181,13 +184,18 @@ def _seal_path(copy: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _sealed(copy: Path) -> Iterator[TextIO]:
-    """Open the seal of ``copy``, empty when it is new, for this caller alone; others wait."""
+def _sealed(copy: Path, scratch: Path) -> Iterator[TextIO]:
+    """Open the seal of ``copy``, empty when it is new, for this caller alone; others wait.
+
+    ``scratch`` may be shared: no link in it that another user has made is followed.
+    """
     import fcntl
 
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(_seal_path(copy), os.O_RDWR | os.O_CREAT, 0o666)
+        _refuse_links(copy.parent, scratch)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+        descriptor = os.open(_seal_path(copy), flags, 0o666)
         seal = open(descriptor, "r+", encoding="utf-8")
     except OSError as error:
         raise DataError(
@@ -196,6 +204,30 @@ def _sealed(copy: Path) -> Iterator[TextIO]:
     with seal:
         fcntl.flock(seal, fcntl.LOCK_EX)
         yield seal
+
+
+def _refuse_links(folder: Path, scratch: Path) -> None:
+    """Raise DataError when a folder of copies is a link that leads out of ``scratch``."""
+    if not folder.resolve().is_relative_to(scratch.resolve()):
+        raise DataError(
+            f"{folder}: a link leads out of {scratch}. Fix: remove the link, or name another folder"
+            " with --scratch"
+        )
+
+
+def _content(copy: Path) -> dict[str, int | str]:
+    """Return what tells that a copy was changed: the time of its last change, and a digest."""
+    return {"mtime_ns": copy.stat().st_mtime_ns, "digest": sampled_sha256(copy)}
+
+
+def _has_content(copy: Path, sealed: Mapping[str, Any]) -> bool:
+    """Return whether a copy has the sealed content, as far as the seal knows it.
+
+    The digest is computed only when the time of the last change differs.
+    """
+    if sealed.get("digest") is None or copy.stat().st_mtime_ns == sealed.get("mtime_ns"):
+        return True
+    return sampled_sha256(copy) == sealed["digest"]
 
 
 def _version(info: Mapping[str, Any]) -> str | None:
@@ -215,17 +247,20 @@ def _is_current(copy: Path, seal: TextIO, size: int | None, version: str | None)
     try:
         sealed = parse_json(seal.read())
         copied = copy.stat().st_size
-    except (ValueError, OSError):
+        if copy.is_symlink() or not _has_content(copy, sealed):
+            return False
+    except (ValueError, AttributeError, OSError):
         return False
-    if sealed["size"] != copied or sealed["version"] != version:
+    if sealed.get("size") != copied or sealed.get("version") != version:
         return False
     return size is None or size == copied
 
 
 def _download(fs: AbstractFileSystem, path: str, url: str, copy: Path, size: int | None) -> int:
     """Fetch the file to ``copy``, whole and flushed to disk; return its size in bytes."""
-    part = copy.with_name(f".{copy.name}.part")
+    part = copy.with_name(f".{copy.name[:100]}.{secrets.token_hex(8)}.part")
     try:
+        os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # no link of others
         with reported(url):
             fs.get_file(path, str(part))
         with part.open("rb+") as file:

@@ -3,6 +3,7 @@ folder for them.
 """
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -266,3 +267,45 @@ def test_a_copy_that_is_forgotten_leaves_nothing(downloads, tmp_path):
     forget(copy)
     forget(copy)
     assert not list(copy.parent.iterdir())
+
+
+@pytest.mark.parametrize("kept", ["time", "no time", "digest alone"])
+def test_a_copy_that_was_changed_to_other_bytes_of_its_size_is_fetched_anew(
+    downloads, tmp_path, kept
+):
+    copy = fetch(URL, tmp_path)
+    stamp = copy.stat().st_mtime_ns
+    copy.write_bytes(b"f!rst" if kept != "digest alone" else b"first")
+    if kept == "time":
+        os.utime(copy, ns=(stamp, stamp + 1))
+    assert fetch(URL, tmp_path).read_bytes() == b"first"
+    assert len(downloads) == (1 if kept == "digest alone" else 2)
+
+
+def test_a_seal_of_before_is_still_good(downloads, tmp_path):
+    copy = fetch(URL, tmp_path)
+    path = copy.with_name(".a.bin.seal")
+    seal = json.loads(path.read_text())
+    path.write_text(json.dumps({name: seal[name] for name in ("url", "size", "version")}))
+    fetch(URL, tmp_path)
+    assert len(downloads) == 1
+
+
+@pytest.mark.parametrize("planted", ["a.bin", ".a.bin.seal", ".a.bin.part", "folder"])
+def test_nothing_is_written_through_a_link_that_somebody_planted(downloads, tmp_path, planted):
+    victim = tmp_path / "home"
+    victim.mkdir()
+    (victim / "file").write_bytes(b"mine!")
+    copy = local_path(URL, tmp_path / "scratch")
+    if planted == "folder":
+        copy.parent.parent.mkdir(parents=True)
+        copy.parent.symlink_to(victim)
+    else:
+        copy.parent.mkdir(parents=True)
+        (copy.parent / planted).symlink_to(victim / "file")
+    try:
+        assert fetch(URL, tmp_path / "scratch").read_bytes() == b"first"
+    except DataError as error:
+        assert "--scratch" in str(error)
+    assert (victim / "file").read_bytes() == b"mine!"
+    assert [path.name for path in victim.iterdir()] == ["file"]
