@@ -106,8 +106,18 @@ def tsv(root, images, kind):
     return "rows.tsv"
 
 
+def captions(root, images, kind):
+    lines = []
+    for i in range(5):
+        sentence = b"\xff" if i == BROKEN else SENTENCES[i].encode()
+        lines.append(b"%d.jpg\t%b\n" % (i, sentence))
+    (root / "captions.txt").write_bytes(b"".join(lines))
+    return "captions.txt"
+
+
 BUILDERS = {
-    builder.__name__: builder for builder in (folder, tar, parquet, table, jsonl, text, tsv)
+    builder.__name__: builder
+    for builder in (captions, folder, tar, parquet, table, jsonl, text, tsv)
 }
 CASES = [
     (name, kind)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dimefm.data.formats.captions import is_caption_list
 from dimefm.data.lines import Lines
 from dimefm.data.rows import Columns, Row, Shard
 from dimefm.data.subshards import Divisible
@@ -18,8 +19,8 @@ KINDS = frozenset({"text"})
 
 
 def claims(path: Path) -> bool:
-    """Every ``.txt`` file is plain text."""
-    return True
+    """Every ``.txt`` file is plain text but a list of captions."""
+    return not is_caption_list(path)
 
 
 def open_shards(path: Path, name: str, kind: str, columns: Columns) -> list[Shard]:
