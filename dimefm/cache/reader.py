@@ -6,7 +6,7 @@ import functools
 import itertools
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -274,6 +274,33 @@ class FeatureCache:
         except DAMAGE as error:
             raise self._damaged(info, error) from error
         self._refuse_other_keys(info, digest)
+
+    def keys(self, rows: int | slice | Sequence[int] | np.ndarray | None = None) -> list[str]:
+        """Return the keys of rows by number, in this order; without ``rows`` those of all rows.
+
+        The shards that hold the rows are read. Raises IndexError for a row that is not there.
+        """
+        numbers = np.arange(len(self))
+        if rows is not None:
+            numbers = np.atleast_1d(numbers[rows])
+        shards = np.searchsorted(self.starts, numbers, side="right") - 1
+        by_shard = np.argsort(shards, kind="stable")
+        keys = [""] * len(numbers)
+        shard_keys: list[str] = []
+        opened = -1
+        for place in by_shard.tolist():
+            shard = int(shards[place])
+            if shard != opened:
+                shard_keys = self._shard_keys(shard)
+                opened = shard
+            keys[place] = shard_keys[int(numbers[place] - self.starts[shard])]
+        return keys
+
+    def _shard_keys(self, shard: int) -> list[str]:
+        keys: list[str] = []
+        for block_keys, _ in self.blocks(self.manifest.shards[shard]):
+            keys += block_keys
+        return keys
 
     def read(self, info: ShardInfo) -> tuple[list[str], np.ndarray]:
         """Return (keys, stored rows) of a whole shard.

@@ -35,11 +35,16 @@ COMMANDS = {  # name -> module
 }
 
 KEPT = "interrupted; finished parts are kept, the same command goes on from there"
+UNCHANGED = "interrupted; nothing was changed, the same command starts again"
 AFTER_INTERRUPT = {
     "extract-features": KEPT,
     "pack": KEPT,
     "eval": KEPT,
     "cache": KEPT,
+    "cache info": UNCHANGED,
+    "cache verify": UNCHANGED,
+    "cache diff": UNCHANGED,
+    "cache quarantine": UNCHANGED,
     "quickstart": KEPT,
     "run": KEPT,
     "train": "interrupted; go on with --resume",
@@ -104,8 +109,12 @@ class Main(Lazy):
 
 def _say_interrupted(words: Sequence[str]) -> None:
     """Print how to go on after an interrupt of the command that ``words`` name."""
-    named = [word for word in words if word in AFTER_INTERRUPT]
-    line = AFTER_INTERRUPT[named[0]] if named else "interrupted"
+    commands = [word for word in words if not word.startswith("-")]
+    line = "interrupted"
+    for name in (" ".join(commands[:2]), *commands):
+        if name in AFTER_INTERRUPT:
+            line = AFTER_INTERRUPT[name]
+            break
     click.echo(f"\n{line}", err=True)
 
 

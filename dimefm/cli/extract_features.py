@@ -12,6 +12,7 @@ from dimefm.cli._options import CONTEXT, ManyValues
 from dimefm.cli._output import result
 from dimefm.cli._recipe_options import section_options
 from dimefm.cli.assignments import assignments
+from dimefm.cli.cache import lasting
 from dimefm.recipe.schema.extraction import Extract
 from dimefm.runtime import console
 
@@ -49,6 +50,7 @@ SECTIONS = {
     "--out",
     required=True,
     metavar="DIR",
+    callback=lasting,
     help=(
         "Folder or URL to write: gets images/ and texts/, with several teachers in a folder of"
         " each."

@@ -2,6 +2,7 @@
 they are drawn.
 """
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -187,7 +188,7 @@ def test_what_is_there_is_not_made_again_and_not_overwritten(three_shards, tmp_p
     with pytest.raises(CacheError, match=r"k: 3 against 16.*another --out"):
         build(three_shards, tmp_path / "out", Rule(k=3, index="ivf", probes=99))
     assert digests(tmp_path / "out") == before
-    assert set(before) == {"ids.npy", "cosines.npy", "neighbours.json"}
+    assert set(before) == {"ids.npy", "cosines.npy", "keys.jsonl", "neighbours.json"}
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
@@ -362,3 +363,90 @@ def test_real_captions_have_neighbours_of_their_kind(shared_data, tmp_path):
         assert has[np.asarray(made.ids)[has, 0]].mean() > 3 * has.mean()
     nearest = captions[made.ids[captions.index("A dog running through snow ."), 0]]
     assert nearest == "a dog runs through the snow ."
+
+
+ODD_KEYS = ["a", "b\nc", "", "\u2028", "é 你好", "a", '"\\', "x" * 3000, "k#1", "\x1b[31m"]
+
+
+@pytest.mark.parametrize("format_", ["hdf5", "parquet"])
+def test_keys_of_rows_by_number_and_of_all(tmp_path, format_):
+    cache = cached(tmp_path / "cache", (ODD_KEYS, noise(10)), ([], noise(0)), named(noise(5)))
+    cache = FeatureCache(convert_to(cache, tmp_path / "new", format_))
+    every = [*ODD_KEYS, "0", "1", "2", "3", "4"]
+    assert cache.keys() == every
+    assert cache.keys([14, 0, 14, 9]) == ["4", "a", "4", ODD_KEYS[9]]
+    assert cache.keys(slice(8, 12)) == every[8:12] and cache.keys(3) == [ODD_KEYS[3]]
+    assert cache.keys([]) == []
+    with pytest.raises(IndexError):
+        cache.keys([15])
+
+
+def convert_to(cache, out, format_):
+    convert(cache, out, format_)
+    return out
+
+
+def test_neighbours_have_the_keys_of_their_rows(tmp_path):
+    rows = noise(15)
+    rows[[3, 12]] = rows[[7, 11]] + 0.1 * noise(2)
+    cache = cached(tmp_path / "cache", (ODD_KEYS, rows[:10]), named(rows[10:]))
+    made = build(cache, tmp_path / "out", Rule(k=3))
+    assert made.keys() == cache.keys()
+    assert Neighbours(tmp_path / "out").keys() == cache.keys()
+    pairs = {frozenset(pair[:2]) for pair in made.nearest_pairs(2)}
+    assert pairs == {frozenset((ODD_KEYS[3], ODD_KEYS[7])), frozenset(("1", "2"))}
+    assert made.nearest_pairs(1)[0][2] == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("damage", [b"", b"0\n" * 9, b"[" * 9000 + b"\n", b'"a"\n'])
+def test_damaged_keys_are_one_line(made, damage):
+    path = made.store.root / "keys.jsonl"
+    record = made.store.root / "neighbours.json"
+    path.write_bytes(damage)
+    with pytest.raises(CacheError, match=r"keys\.jsonl: missing or damaged"):
+        Neighbours(made.store.root).keys()
+    fields = json.loads(record.read_text())
+    digest = hashlib.sha256(damage).hexdigest()
+    fields["files"]["keys.jsonl"] = {"bytes": len(damage), "sha256": digest}
+    record.write_text(json.dumps(fields))
+    with pytest.raises(CacheError, match=r"keys\.jsonl: missing or damaged"):
+        Neighbours(made.store.root).keys()
+    fields["files"]["keys.jsonl"] = 7
+    record.write_text(json.dumps(fields))
+    with pytest.raises(CacheError, match="damaged"):
+        Neighbours(made.store.root)
+
+
+def test_a_graph_of_an_earlier_dimefm_draws_and_says_that_it_has_no_keys(made):
+    record = made.store.root / "neighbours.json"
+    fields = json.loads(record.read_text())
+    del fields["files"]["keys.jsonl"]
+    record.write_text(json.dumps(fields))
+    old = Neighbours(made.store.root)
+    old.draw(np.arange(9), range(9), (0, 4))
+    with pytest.raises(CacheError, match="without keys.jsonl"):
+        old.keys()
+
+
+def test_duplicates_that_are_left_out_are_told(tmp_path):
+    rows = noise(20)
+    rows[5] = rows[4]
+    cache = cached(tmp_path / "cache", named(rows))
+    assert "2 rows have another row above cosine 0.9999" in build(cache, tmp_path / "a").describe()
+    kept = build(cache, tmp_path / "b", Rule(max_cosine=1.0))
+    assert "duplicates" not in kept.describe() and 5 in kept.ids[4]
+
+
+def test_what_a_killed_process_left_in_a_result_is_removed(three_shards, tmp_path):
+    build(three_shards, tmp_path / "out")
+    (tmp_path / "out/.neighbours.lock").touch()
+    build(three_shards, tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"ids.npy", "cosines.npy", "keys.jsonl", "neighbours.json"}
+
+
+def test_without_faiss_the_error_names_the_package(three_shards, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(CacheError, match="faiss.* Fix: pip install faiss-cpu"):
+        build(three_shards, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

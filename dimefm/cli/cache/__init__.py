@@ -20,8 +20,21 @@ COMMANDS = {
 
 
 @click.group("cache", cls=Lazy, modules=COMMANDS)
-def command():
+@click.pass_context
+def command(context):
     """Inspect, check, convert and adopt feature caches."""
+    from dimefm.train.signals import raised
+
+    context.with_resource(raised())  # SIGTERM and SIGHUP end a command as Ctrl-C does
+
+
+def lasting(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    """Return where a command is to write; refuse a place that ends with this process."""
+    if value.startswith("memory:"):
+        raise click.BadParameter(
+            f"{value} ends with this command. Fix: give a folder, or a URL of a store", context
+        )
+    return value
 
 
 def caches(root: str) -> Iterator[str]:

@@ -12,6 +12,7 @@ import click
 from dimefm import plugins
 from dimefm.cli._options import ManyValues, open_sources
 from dimefm.cli._recipe_options import source_options
+from dimefm.cli.cache import lasting
 from dimefm.storage.small_files import parse_json
 
 if TYPE_CHECKING:
@@ -30,7 +31,9 @@ PROVENANCE = (
 
 @click.command("adopt", cls=ManyValues, short_help="Import feature files of other programs.")
 @click.argument("sources", nargs=-1, required=True, metavar="SRC...")
-@click.option("--out", required=True, metavar="DIR", help="Folder or URL of the cache.")
+@click.option(
+    "--out", required=True, metavar="DIR", callback=lasting, help="Folder or URL of the cache."
+)
 @click.option(
     "--kind", required=True, type=click.Choice(["image", "text"]), help="Kind of the samples."
 )

@@ -7,13 +7,14 @@ import click
 from dimefm import plugins
 from dimefm.cli._options import CONTEXT
 from dimefm.cli._recipe_options import scratch_option
+from dimefm.cli.cache import lasting
 
 
 @click.command(
     "convert", context_settings=CONTEXT, short_help="Write a cache in another format or dtype."
 )
 @click.argument("root")
-@click.argument("out")
+@click.argument("out", callback=lasting)
 @click.option(
     "--format",
     "format_",

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 
 import click
 
 from dimefm.cli._options import CONTEXT
 from dimefm.cli._recipe_options import scratch_option
+from dimefm.cli.cache import lasting
+
+PAIRS = 5  # of nearest neighbours that --report prints
+LONGEST_KEY = 60  # characters of a printed key
 
 
 @click.command(
     "neighbours", context_settings=CONTEXT, short_help="Find the nearest other rows of each row."
 )
 @click.argument("root")
-@click.option("--out", required=True, metavar="DIR", help="Folder or URL for the neighbours.")
+@click.option(
+    "--out",
+    required=True,
+    metavar="DIR",
+    callback=lasting,
+    help="Folder or URL for the neighbours.",
+)
 @click.option(
     "--k",
     default=16,
@@ -27,7 +38,7 @@ from dimefm.cli._recipe_options import scratch_option
     default=0.9999,
     show_default=True,
     type=click.FloatRange(-1, 1),
-    help="Exclude rows with a higher cosine: duplicates.",
+    help="Exclude rows with a higher cosine: duplicates. 1 keeps them.",
 )
 @click.option(
     "--min-cosine",
@@ -50,17 +61,22 @@ from dimefm.cli._recipe_options import scratch_option
     type=click.IntRange(1),
     help="Number of lists that ivf searches.",
 )
-@click.option("--report", is_flag=True, help="Also print how many rows have a near-duplicate.")
+@click.option(
+    "--report",
+    is_flag=True,
+    help="Also print how many rows have a near-duplicate, and the nearest neighbours by key.",
+)
 @scratch_option
 @click.pass_context
 def command(context, root, out, report, scratch, **rule):
     """Find the nearest other rows of each row of the cache at ROOT.
 
-    Their numbers and cosines are written to DIR. Rows with one key (its views, or its texts KEY#0,
-    KEY#1, ...) are never neighbours of each other. A row with fewer than k neighbours has -1 in the
-    other places. An ivf index measures its recall at 1 on rows that it was not trained on, and
-    records it. OMP_NUM_THREADS sets the number of search threads. The index needs 4 bytes x rows x
-    dimensions of memory.
+    Their numbers and cosines are written to DIR, as ids.npy and cosines.npy, and the keys of all
+    rows as keys.jsonl: number i stands for the key on line i, counted from 0. Rows with one key
+    (its views, or its texts KEY#0, KEY#1, ...) are never neighbours of each other. A row with fewer
+    than k neighbours has -1 in the other places. An ivf index measures its recall at 1 on rows that
+    it was not trained on, and records it. OMP_NUM_THREADS sets the number of search threads. The
+    index needs 4 bytes x rows x dimensions of memory.
 
     \b
     Example:
@@ -84,3 +100,12 @@ def command(context, root, out, report, scratch, **rule):
     click.echo(textwrap.indent(made.describe(), "  "))
     if report:
         click.echo(textwrap.indent(made.report(), "  "))
+        click.echo("  nearest neighbours")
+        for key, neighbour_key, cosine in made.nearest_pairs(PAIRS):
+            click.echo(f"    {cosine:.4f}  {shown(key)}  {shown(neighbour_key)}")
+
+
+def shown(key: str) -> str:
+    """Return a key for the terminal: quoted, without control characters, not too long."""
+    text = json.dumps(key)
+    return text if len(text) <= LONGEST_KEY else text[: LONGEST_KEY - 3] + "..."

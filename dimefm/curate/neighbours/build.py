@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,8 +12,16 @@ import numpy as np
 
 from dimefm.cache import FeatureCache
 from dimefm.cache.manifest import differences
-from dimefm.curate.neighbours.graph import COSINES, FILE, IDS, VERSION, Neighbours, Rule
-from dimefm.curate.neighbours.search import Searcher, SearchResult
+from dimefm.curate.neighbours.graph import (
+    COSINES,
+    FILE,
+    IDS,
+    KEYS,
+    VERSION,
+    Neighbours,
+    Rule,
+)
+from dimefm.curate.neighbours.search import Searcher, SearchResult, import_faiss
 from dimefm.data.views.patch_tokens import expect_rows
 from dimefm.errors import CacheError
 from dimefm.runtime.progress import Progress
@@ -46,6 +55,7 @@ def build(
     if store.read(FILE) is not None:
         existing = Neighbours(out, scratch)
         _check_same(existing, cache, fields)
+        _remove_leftovers(store)
         return existing
     if len(cache) < 2:
         raise CacheError(f"{cache.store}: {len(cache)} rows; neighbours need two at least")
@@ -57,8 +67,10 @@ def build(
         )
     with claim:
         remove_abandoned(store.root)
-        searcher = Searcher(cache, rule, quiet)
-        counts, files = _write(searcher, store, quiet)
+        with _file(store, KEYS) as key_file:
+            searcher = Searcher(cache, rule, quiet, _key_writer(key_file))
+            counts, files = _write(searcher, store, quiet)
+        files[KEYS] = {"bytes": key_file.size, "sha256": key_file.sha256}
         record = {
             "version": VERSION,
             "cache": {
@@ -76,6 +88,27 @@ def build(
         }
         store.write(FILE, to_json(record))
     return Neighbours(out, scratch)
+
+
+def _remove_leftovers(store: Store) -> None:
+    """Remove the claim and the parts of a process that was killed when it had just finished."""
+    with contextlib.suppress(OSError):
+        if store.size(CLAIM) is None:
+            return
+        claim = store.claim(CLAIM)
+        if claim is not None:
+            remove_abandoned(store.root)
+            claim.release()
+
+
+def _key_writer(file: Hashed) -> Callable[[list[str]], None]:
+    """Return a function that writes keys to ``file``, each as a JSON text on a line."""
+
+    def write(keys: list[str]) -> None:
+        lines = [json.dumps(key) + "\n" for key in keys]
+        file.write("".join(lines).encode("ascii"))
+
+    return write
 
 
 def _check_same(existing: Neighbours, cache: FeatureCache, fields: dict) -> None:
@@ -157,15 +190,22 @@ def _array(store: Store, name: str, shape: tuple[int, int], dtype: np.dtype) -> 
 
     It gets its name when the block ends without an error.
     """
+    with _file(store, name) as file:
+        header = {
+            "descr": np.lib.format.dtype_to_descr(dtype),
+            "fortran_order": False,
+            "shape": shape,
+        }
+        np.lib.format.write_array_header_1_0(file, header)
+        yield file
+
+
+@contextlib.contextmanager
+def _file(store: Store, name: str) -> Iterator[Hashed]:
+    """Yield a new file, which gets its name when the block ends without an error."""
     part = store.part(name)
     try:
         with Hashed(part) as file:
-            header = {
-                "descr": np.lib.format.dtype_to_descr(dtype),
-                "fortran_order": False,
-                "shape": shape,
-            }
-            np.lib.format.write_array_header_1_0(file, header)
             yield file
         store.commit(part, name)
     finally:
@@ -174,11 +214,9 @@ def _array(store: Store, name: str, shape: tuple[int, int], dtype: np.dtype) -> 
 
 def _libraries() -> dict[str, str]:
     """Return the versions of the libraries that found the neighbours."""
-    import faiss
-
     versions = libraries(("dimefm", "numpy"))
     return {
         "dimefm": versions["dimefm"],
-        "faiss": faiss.__version__,
+        "faiss": import_faiss().__version__,
         "numpy": versions["numpy"],
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy as np
 
 from dimefm.cache import FeatureCache
 from dimefm.errors import CacheError
+from dimefm.storage.files import sha256_file
 from dimefm.storage.small_files import parse_json
 from dimefm.storage.stores import Store, open_store
 
@@ -19,6 +21,7 @@ VERSION = 1
 FILE = "neighbours.json"
 IDS = "ids.npy"
 COSINES = "cosines.npy"
+KEYS = "keys.jsonl"
 MOST_NEIGHBOURS = 1024  # of a row
 KINDS = ("auto", "exact", "ivf")
 MOST_EXACT = 250_000  # rows up to which "auto" is exact
@@ -107,6 +110,37 @@ class Neighbours:
     def cosines(self) -> np.ndarray:
         """Cosines [rows, k], float16, NaN where a row has no more neighbours."""
         return self._map(COSINES, "f")
+
+    def keys(self) -> list[str]:
+        """Return the keys of all rows: row i of the cache, and number i in ``ids``, has keys()[i].
+
+        Raises CacheError when the neighbours were made by a dimefm that wrote no keys, or the file
+        is damaged.
+        """
+        where = self.store.where(KEYS)
+        recorded = self.record["files"].get(KEYS)
+        if recorded is None:
+            raise CacheError(
+                f"{self.store}: an earlier dimefm made it, without {KEYS}. Fix: use the keys of the"
+                " cache, FeatureCache.keys(), or make the neighbours again"
+            )
+        damaged = CacheError(
+            f"{where}: missing or damaged. Fix: remove {self.store} and make the neighbours again:"
+            " dimefm cache neighbours"
+        )
+        if self.store.size(KEYS) != recorded["bytes"]:
+            raise damaged
+        path = self.store.local(KEYS)
+        if sha256_file(path) != recorded["sha256"]:
+            raise damaged
+        try:
+            with path.open(encoding="ascii") as lines:
+                keys = [json.loads(line) for line in lines]
+        except (ValueError, RecursionError) as error:
+            raise damaged from error
+        if len(keys) != self.rows or not all(isinstance(key, str) for key in keys):
+            raise damaged
+        return keys
 
     def _map(self, name: str, kind: str) -> np.memmap:
         """Return a file of the folder as a memory map [rows, k] with numbers of this ``kind``."""
@@ -212,12 +246,46 @@ class Neighbours:
                 f" fewer, {counts['none']:,} have none"
             ),
         ]
+        left_out = self._left_out()
+        if left_out:
+            lines.append(left_out)
         if counts["cut"]:
             lines.append(
                 f"cut short    {counts['cut']:,} rows: too many rows that are left out are nearer"
             )
         lines.append(f"of cache     {cache['fingerprint'][:12]}")
         return "\n".join(lines)
+
+    def _left_out(self) -> str | None:
+        """Return how many rows have a duplicate that is left out, None if there is none."""
+        record = self.record
+        highest = record["max_cosine"]
+        above = [int(count) for name, count in record["nearest"].items() if float(name) >= highest]
+        if not above or not max(above):
+            return None
+        return (
+            f"duplicates   {max(above):,} rows have another row above cosine {highest:g}, which is"
+            " left out; --max-cosine 1 keeps it"
+        )
+
+    def nearest_pairs(self, most: int) -> list[tuple[str, str, float]]:
+        """Return (key, key, cosine) of the nearest neighbours, the nearest first, each pair once.
+
+        At most SAMPLE evenly spaced rows are looked at.
+        """
+        step = max(1, self.rows // SAMPLE)
+        rows = np.arange(0, self.rows, step)
+        cosines = np.asarray(self.cosines[::step, 0], dtype=np.float32)
+        order = np.argsort(-cosines, kind="stable")
+        keys = self.keys()
+        pairs: dict[tuple[int, int], float] = {}
+        for place in order[: 2 * most].tolist():
+            row = int(rows[place])
+            neighbour = int(self.ids[row, 0])
+            if neighbour >= 0 and len(pairs) < most:
+                pair = (min(row, neighbour), max(row, neighbour))
+                pairs.setdefault(pair, float(cosines[place]))
+        return [(keys[a], keys[b], cosine) for (a, b), cosine in pairs.items()]
 
     def report(self) -> str:
         """Return a table of the cosines of the nearest other rows: how many near-duplicates.
@@ -292,7 +360,10 @@ def _check_types(record: dict) -> None:
     counts = {"rows": record["rows"], "k": record["k"]}
     counts |= record["found"]
     counts |= record["nearest"]
-    for name in (IDS, COSINES):
+    names = [IDS, COSINES]
+    if KEYS in record["files"]:
+        names.append(KEYS)
+    for name in names:
         counts[name] = record["files"][name]["bytes"]
     for name, value in counts.items():
         if type(value) is not int or value < 0:
@@ -300,7 +371,7 @@ def _check_types(record: dict) -> None:
     if not 1 <= record["k"] <= MOST_NEIGHBOURS or record["rows"] < 1:
         raise ValueError("rows or k is no count")
     digests = [record["cache"]["fingerprint"]]
-    for name in (IDS, COSINES):
+    for name in names:
         digests.append(record["files"][name]["sha256"])
     if not all(isinstance(digest, str) for digest in digests):
         raise ValueError("a digest is no text")

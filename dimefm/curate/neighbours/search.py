@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import isqrt
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +15,6 @@ from dimefm.data.pairing import rows_of
 from dimefm.errors import CacheError
 from dimefm.runtime.progress import Progress
 from dimefm.runtime.vectors import row_without_direction, unit_rows
-
-if TYPE_CHECKING:
-    import faiss
 
 BLOCK = 2048  # rows that are searched at once
 MARGIN = 16  # rows that are asked for beyond k, since some are excluded
@@ -53,23 +50,42 @@ class SearchResult:
         )
 
 
+def import_faiss() -> Any:
+    """Return the module faiss; raise CacheError when it is not installed."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise CacheError(
+            f"faiss, which finds neighbours, cannot be imported ({error}). Fix: pip install"
+            " faiss-cpu"
+        ) from error
+    return faiss
+
+
 class Searcher:
     """An index of all rows of a cache.
 
-    ``leaders`` [rows] holds for each row the first row of its shard with the same key. ``facts``
-    describe the index, for the record.
+    ``take_keys`` gets the keys of all rows, block by block, while the index is made. ``leaders``
+    [rows] holds for each row the first row of its shard with the same key. ``facts`` describe the
+    index, for the record.
     """
 
-    def __init__(self, cache: FeatureCache, rule: Rule, quiet: bool = True):
-        import faiss
-
+    def __init__(
+        self,
+        cache: FeatureCache,
+        rule: Rule,
+        quiet: bool = True,
+        take_keys: Callable[[list[str]], None] | None = None,
+    ):
+        faiss = import_faiss()
+        self._take_keys = take_keys
         self.cache = cache
         self.rule = rule
         fields = rule.fields(len(cache))
         self.facts: dict[str, Any] = dict(fields["index"])
         held_out = None
         if self.facts["kind"] == "exact":
-            self.index: faiss.Index = faiss.IndexFlatIP(cache.dim)
+            self.index: Any = faiss.IndexFlatIP(cache.dim)
         else:
             self.index, held_out = self._train_lists(faiss)
         self.leaders = np.empty(len(cache), dtype=np.int64)
@@ -81,7 +97,7 @@ class Searcher:
             self.facts["recall_at_1"] = self._recall(held_out)
             self.facts["recall_rows"] = len(held_out)
 
-    def _train_lists(self, faiss: Any) -> tuple[faiss.Index, np.ndarray]:
+    def _train_lists(self, faiss: Any) -> tuple[Any, np.ndarray]:
         """Return a trained index of inverted lists, and row numbers that it was not trained on."""
         total = len(self.cache)
         dim = self.cache.dim
@@ -109,6 +125,8 @@ class Searcher:
         for info in cache.manifest.shards:
             first_with_key: dict[str, int] = {}
             for keys, rows in cache.blocks(info):
+                if self._take_keys is not None:
+                    self._take_keys(keys)
                 leaders = []
                 for number, key in enumerate(keys, start):
                     leader = first_with_key.setdefault(row_key(key), number)
