@@ -16,6 +16,7 @@ from dimefm.data.remote_sources import Remote
 from dimefm.data.skipped import Skipped
 from dimefm.data.source_list import read_list
 from dimefm.errors import DataError
+from dimefm.runtime.text import system_name
 from dimefm.storage.remote import fetch, is_url, stat
 
 Root = str | Path | None  # the data root as the user gave it: a folder or a URL
@@ -254,6 +255,8 @@ def _below(top: str | Path, line: str, listed_in: str) -> str:
     """
     if _names_a_store(top, line, listed_in):
         return line
+    if not is_url(line):
+        line = system_name(line)
     if is_url(top):
         folder = remote_sources.join(str(top)).rstrip("/") + "/"
         place = remote_sources.join(line) if is_url(line) else remote_sources.join(str(top), line)

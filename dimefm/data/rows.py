@@ -19,7 +19,6 @@ import bisect
 import contextlib
 import functools
 import itertools
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ import numpy as np
 
 from dimefm.data.skipped import Skipped
 from dimefm.errors import BadRow, DataError, DimefmError
-from dimefm.runtime.text import readable
+from dimefm.runtime.text import readable, system_name
 from dimefm.storage.files import sampled_sha256
 from dimefm.storage.reading import is_row_fault
 
@@ -215,22 +214,12 @@ class Rows(Sequence[Row]):
                 yield shard[index]
 
 
-def file_key(name: str) -> str:
-    """Return the name of a file as a key: what its bytes are in UTF-8, in any locale.
-
-    Bytes of another encoding become ``\\udcNN``.
-    """
-    if name.isascii():
-        return name
-    return readable(os.fsencode(name).decode("utf-8", "surrogateescape"))
-
-
 def inside(root: Path, name: str) -> Path:
     """Return ``root / name`` resolved; raise DataError when it leaves ``root``.
 
     Links and ``..`` may lead out of it.
     """
-    path = (root / name).resolve()
+    path = (root / system_name(name)).resolve()
     if not path.is_relative_to(root.resolve()):
         raise DataError(
             f"'{name}' leads outside {root}. Fix: give the folder that holds the files with"

@@ -17,6 +17,7 @@ from dimefm.data.resolver import Resolver
 from dimefm.data.rows import Columns, Rows, Shard
 from dimefm.data.subshards import cut
 from dimefm.errors import DataError
+from dimefm.runtime.text import utf8_name
 from dimefm.storage.remote import is_url, local_path, scratch_folder
 
 SPARE_FILES = 128  # that a process opens besides shards and their features
@@ -126,7 +127,7 @@ def shard_names(
     names: list[str] = []
     for path in paths:
         base = common if path.parent in outside else top
-        names.append(path.relative_to(base).as_posix())
+        names.append(utf8_name(path.relative_to(base).as_posix()))
     _check_names(names)
     return names
 

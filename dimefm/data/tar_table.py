@@ -96,7 +96,7 @@ def _entries(path: Path, size: int) -> Iterator[tarfile.TarInfo]:
     with path.open("rb") as file:
         while start is not None and start < size:
             file.seek(start)
-            with tarfile.TarFile(fileobj=file, tarinfo=_Member) as tar:
+            with tarfile.TarFile(fileobj=file, tarinfo=_Member, encoding="utf-8") as tar:
                 entry = tar.next()
                 while entry is not None:
                     tar.members.clear()  # the table of a large tar is kept once

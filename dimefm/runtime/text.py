@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 
@@ -20,3 +21,30 @@ def readable(name: str) -> str:
     Bytes of another encoding, which Python reads as lone surrogates, become ``\\udcNN``.
     """
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def utf8_name(name: str) -> str:
+    """Return the name of a file as what its bytes are in UTF-8, in any locale.
+
+    Bytes of another encoding are lone surrogates.
+    """
+    if name.isascii():
+        return name
+    try:
+        return os.fsencode(name).decode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # no name that the system gave
+        return name
+
+
+def file_key(name: str) -> str:
+    """Return the name of a file as a key; bytes of another encoding become ``\\udcNN``."""
+    return readable(utf8_name(name))
+
+
+def system_name(text: str) -> str:
+    """Return a name from a text in UTF-8 as the system takes it, in any locale."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return os.fsdecode(text.encode("utf-8", "surrogateescape"))
+    return text

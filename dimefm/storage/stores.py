@@ -14,6 +14,7 @@ import stat
 from pathlib import Path
 
 from dimefm.errors import CacheError
+from dimefm.runtime.text import system_name
 from dimefm.storage import remote
 from dimefm.storage.files import commit, part_of, write_text
 from dimefm.storage.locks import Claim, claim
@@ -61,7 +62,7 @@ class Store:
 
         Raises CacheError when the path leads outside the folder, also through links.
         """
-        path = self.root / name
+        path = self.root / system_name(name)
         if not safe(name) or not self._is_inside(path):
             raise CacheError(
                 f"{self.root}: the file name {name!r} leads outside the cache; the cache is not to"

@@ -14,8 +14,9 @@ from pathlib import Path, PurePosixPath
 
 from dimefm.data.folders import describes
 from dimefm.data.image_files import FoundFiles, find_files
-from dimefm.data.rows import Columns, Row, Shard, file_key, inside
+from dimefm.data.rows import Columns, Row, Shard, inside
 from dimefm.errors import BadRow, DataError
+from dimefm.runtime.text import file_key
 from dimefm.storage.files import sha256_keys
 from dimefm.storage.reading import is_row_fault, patiently, read_file
 

@@ -25,11 +25,11 @@ from dimefm.data.image_files import (
 )
 from dimefm.data.packed.shards import INDEX, PackedShard, PackIndex
 from dimefm.data.pread import PreadFile
-from dimefm.data.rows import Columns, Row, Shard, file_key, label_of, row_guard
+from dimefm.data.rows import Columns, Row, Shard, label_of, row_guard
 from dimefm.data.skipped import Skipped
 from dimefm.data.tar_table import Member, read_table
 from dimefm.errors import BadRow, DataError
-from dimefm.runtime.text import first_few
+from dimefm.runtime.text import first_few, readable
 from dimefm.storage.reading import LARGEST_FILE
 
 SUFFIXES = (".tar",)
@@ -94,7 +94,7 @@ class TarShard(Shard):
             if not ending:
                 self.skipped.add("members without an ending", member.name)
                 continue
-            row = self._row_of(file_key(key), ending, rows_of_key, member)
+            row = self._row_of(readable(key), ending, rows_of_key, member)
             place = (member.offset, member.size)
             if member.fault:
                 place = (-1 - number, 0)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dimefm.data.image_files import holds_image, is_litter
-from dimefm.data.rows import file_key
+from dimefm.runtime.text import file_key
 
 SPLIT_FOLDERS = ("train", "val", "valid", "validation", "test")
 
