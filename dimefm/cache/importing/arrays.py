@@ -1,24 +1,33 @@
-"""Feature files of NumPy: ``.npy`` and ``.npz``, in versions 1 to 3 of numpy.lib.format."""
+"""Feature files of NumPy: ``.npy`` and ``.npz``, in versions 1 and 2 of numpy.lib.format."""
 
 from __future__ import annotations
 
+import contextlib
+import math
+import os
+import warnings
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from dimefm.cache.importing.vectors import (
-    DAMAGE,
     ROW_NUMBERS,
     Vectors,
     check_count,
     checked,
-    first_line,
     read_keys,
+    refused,
     row_numbers,
 )
 from dimefm.errors import CacheError
+from dimefm.runtime.text import first_few
 
 KEYS_ARRAY = "keys"
+LARGEST_RATIO = 64  # how many times larger an array may be than its bytes in an .npz
+SMALL = 1 << 28  # bytes of an array that may be packed as tightly as it likes
 
 
 def open_npy(path: Path, key_file: Path | None = None, column: str | None = None) -> Vectors:
@@ -58,16 +67,56 @@ def map_npy(path: Path) -> np.ndarray:
 
     Raises CacheError when the file holds no vectors.
     """
-    try:
+    with refused(path, "not a whole .npy file of numbers", "fetch or write it again"):
         with path.open("rb") as file:
-            np.lib.format.read_magic(file)
-        rows = np.load(path, mmap_mode="r", allow_pickle=False)
-    except DAMAGE as error:
-        raise CacheError(
-            f"{path}: not a whole .npy file of numbers ({first_line(error)}). Fix: fetch or write"
-            " it again"
-        ) from error
+            size = os.fstat(file.fileno()).st_size
+            header = _read_header(file)
+        header.check_bytes(size)
+        with quiet_numpy():
+            rows = np.load(path, mmap_mode="r", allow_pickle=False)
     return checked(path, rows)
+
+
+class Header(NamedTuple):
+    """What a ``.npy`` file says of its array, and the byte at which the numbers begin."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    start: int
+
+    def check_bytes(self, size: int) -> None:
+        """Raise ValueError unless ``size`` bytes hold the whole array."""
+        if min(self.shape, default=0) < 0:
+            raise ValueError(f"shape {self.shape}")
+        needed = self.start + math.prod(self.shape) * self.dtype.itemsize
+        if needed > size:
+            raise ValueError(f"shape {self.shape} needs {needed:,} bytes, there are {size:,}")
+
+
+def _read_header(file: BinaryIO) -> Header:
+    """Return the header of an open ``.npy`` file, before memory is asked for what it promises.
+
+    Raises ValueError for one that holds Python objects, and whatever numpy raises for others.
+    """
+    version = np.lib.format.read_magic(file)
+    with quiet_numpy():
+        if version == (1, 0):
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        elif version == (2, 0):
+            shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+        else:
+            raise ValueError(f"version {version} of the format holds tables, no plain numbers")
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    return Header(shape, dtype, file.tell())
+
+
+@contextlib.contextmanager
+def quiet_numpy() -> Iterator[None]:
+    """Keep numpy from warning of headers that Python 2 wrote."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
 
 
 def open_npz(
@@ -91,7 +140,7 @@ def open_npz(
         chosen = _only(path, [name for name in names if name != not_vectors])
     for name in (chosen, key_array):
         if name is not None and name not in names:
-            raise CacheError(f"{path}: there is no array {name}; it holds {', '.join(names)}")
+            raise CacheError(f"{path}: there is no array {name}; it holds {first_few(names, 8)}")
     rows = checked(f"{path}, array {chosen}", _load(path, chosen))
     count = len(rows)
     dim = rows.shape[1]
@@ -130,23 +179,35 @@ def _named(key_file: Path, column: str | None) -> str:
 
 
 def _names(path: Path) -> list[str]:
-    try:
+    with refused(path, "not a whole .npz file", "fetch or write it again"):
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return list(arrays.files)
-    except (*DAMAGE, AttributeError, TypeError) as error:
-        raise CacheError(
-            f"{path}: not a whole .npz file ({first_line(error)}). Fix: fetch or write it again"
-        ) from error
 
 
 def _load(path: Path, name: str) -> np.ndarray:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return arrays[name]
-    except DAMAGE as error:
-        raise CacheError(
-            f"{path}, array {name}: cannot be read ({first_line(error)}). Fix: write the file again"
-        ) from error
+    with refused(f"{path}, array {name}", "cannot be read", "write the file again"):
+        _check_member(path, name)
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays, quiet_numpy():
+            array = arrays[name]
+        if not isinstance(array, np.ndarray):
+            raise ValueError("no array")
+        return array
+
+
+def _check_member(path: Path, name: str) -> None:
+    """Raise ValueError for an array that promises more bytes than the file holds, or is a bomb."""
+    with zipfile.ZipFile(path) as archive:
+        members = {info.filename: info for info in archive.infolist()}
+        info = members.get(f"{name}.npy") or members[name]
+        most = max(SMALL, LARGEST_RATIO * info.compress_size)
+        if info.file_size > most:
+            raise ValueError(
+                f"{info.compress_size:,} bytes that unpack to {info.file_size:,}, at most {most:,}"
+                " are read"
+            )
+        with archive.open(info) as file:
+            header = _read_header(file)  # type: ignore[arg-type]
+            header.check_bytes(info.file_size)
 
 
 def _only(path: Path, names: list[str]) -> str:
@@ -154,7 +215,7 @@ def _only(path: Path, names: list[str]) -> str:
         return names[0]
     held = "there are no vectors"
     if names:
-        held = f"{len(names)} arrays could be the vectors ({', '.join(names)})"
+        held = f"{len(names)} arrays could be the vectors ({first_few(names, 8)})"
     raise CacheError(f"{path}: {held}. Fix: name one with --array")
 
 

@@ -18,10 +18,11 @@ from dimefm.cache.importing.vectors import (
     ROW_NUMBERS,
     Vectors,
     check_count,
-    first_line,
+    refused,
     row_numbers,
 )
 from dimefm.errors import CacheError
+from dimefm.runtime.text import first_few
 
 FOLDERS = {"image": "img_emb", "text": "text_emb"}  # kind -> folder, also the prefix of its files
 KEY_COLUMNS = ("image_path", "key")  # in order of preference
@@ -75,7 +76,7 @@ def _partition(path: Path, table: Path, column: str | None) -> Vectors:
     count, columns = _rows_and_columns(table)
     check_count(path, len(rows), count, table)
     if column is not None and column not in columns:
-        raise CacheError(f"{table}: there is no column {column}; it has {', '.join(columns)}")
+        raise CacheError(f"{table}: there is no column {column}; it has {first_few(columns, 8)}")
     key_column = column or _default_key_column(columns)
     named_by = ROW_NUMBERS
     if key_column is not None:
@@ -109,30 +110,20 @@ def _default_key_column(columns: list[str]) -> str | None:
 
 def _rows_and_columns(path: Path) -> tuple[int, list[str]]:
     """Return the number of rows and the names of the columns of a Parquet file."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with refused(path, "not a whole Parquet file", "fetch or write it again"):
         with pq.ParquetFile(path) as file:
             return file.metadata.num_rows, file.schema_arrow.names
-    except (pa.ArrowException, OSError) as error:
-        raise CacheError(
-            f"{path}: not a whole Parquet file ({first_line(error)}). Fix: fetch or write it again"
-        ) from error
 
 
 def _column(path: Path, name: str) -> list[str]:
     """Return the values of a column as keys; raise CacheError naming a row without a value."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with refused(f"{path}, column {name}", "cannot be read", "write it again"):
         with pq.ParquetFile(path) as file:
             values = file.read([name]).column(name).to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise CacheError(
-            f"{path}, column {name}: cannot be read ({first_line(error)}). Fix: write it again"
-        ) from error
     keys = []
     for row, value in enumerate(values):
         if value is None:

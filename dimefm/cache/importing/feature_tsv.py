@@ -14,7 +14,15 @@ from pathlib import Path
 import numpy as np
 
 from dimefm.cache.importing.vectors import Vectors
+from dimefm.cache.manifest import LARGEST_DIM
 from dimefm.errors import CacheError
+
+LONGEST_KEY = 65_535  # bytes
+FLOAT_BYTES = 4
+HUGE = 1e6  # beyond any number of an embedding
+SENSIBLE = 1e4  # largest number of a file that is taken for float64
+TINY = 1e-6
+SOME = 0.1  # share of huge numbers, of which halves of float64 have a fifth
 
 
 def open_tsvs(paths: Sequence[Path]) -> list[Vectors]:
@@ -42,8 +50,14 @@ def open_tsvs(paths: Sequence[Path]) -> list[Vectors]:
 
 def _first_dim(path: Path) -> int:
     """Return the number of float32 values in the first row of a file."""
+    longest = LONGEST_KEY + 2 * LARGEST_DIM * FLOAT_BYTES
     with path.open("rb") as file:
-        line = file.readline().rstrip(b"\r\n")
+        line = file.readline(longest).rstrip(b"\r\n")
+    if len(line) >= longest:
+        raise CacheError(
+            f"{path}, row 0: more than {longest:,} bytes, so it is no feature of up to"
+            f" {LARGEST_DIM:,} numbers. Fix: name a feature TSV"
+        )
     _, _, value = line.partition(b"\t")
     try:
         size = len(base64.b64decode(value, validate=True))
@@ -85,7 +99,27 @@ def _read(path: Path, dim: int, start: int, stop: int) -> tuple[list[str], np.nd
             f"{path}, {error}; every row must be float32[{dim}] as in the first file"
         ) from error
     _refuse_float16(path, rows)
+    _refuse_float64(path, rows)
     return keys[start:stop], rows[start:stop]
+
+
+def _refuse_float64(path: Path, rows: np.ndarray) -> None:
+    """Raise CacheError when the bytes make sense as float64 and not as float32.
+
+    The lower half of a float64 is any number at all as float32, and many of these are huge.
+    """
+    if not len(rows) or rows.shape[1] % 2:
+        return
+    doubles = np.ascontiguousarray(rows).view(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        largest_double = np.abs(doubles).max()
+        is_huge = ~(np.abs(rows) < HUGE)
+    if TINY < largest_double < SENSIBLE and is_huge.mean() > SOME:
+        raise CacheError(
+            f"{path}: as float32[{rows.shape[1]}] many values are beyond {HUGE:g}, as"
+            f" float64[{doubles.shape[1]}] none is; features of DIME-FM are float32. Fix: write the"
+            " file again as float32"
+        )
 
 
 def _refuse_float16(path: Path, rows: np.ndarray) -> None:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from dimefm.errors import CacheError
+from dimefm.errors import CacheError, DimefmError
+from dimefm.runtime.text import first_few
 from dimefm.storage.files import sampled_sha256, sha256_keys
+from dimefm.storage.reading import is_row_fault
 
 FLOATS = ("float16", "float32", "float64")
 ROW_NUMBERS = "row numbers"
-# what numpy raises for damaged files
-DAMAGE = (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile)
+LONGEST_REASON = 160  # characters of a library's reason in a message
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,25 @@ class Vectors:
             return digest
         key_digests = [sampled_sha256(path) for path in self.key_files]
         return sha256_keys([digest, *key_digests])
+
+
+@contextlib.contextmanager
+def refused(where: object, what: str, remedy: str) -> Iterator[None]:
+    """Turn what a library raises for a damaged file in the block into a CacheError of one line.
+
+    ``where`` begins the line, ``what`` says what is wrong, ``remedy`` what to do. Libraries raise
+    almost anything for bytes that they cannot parse. Errors of dimefm, of the disk and of the
+    memory pass as they are.
+    """
+    try:
+        yield
+    except DimefmError:
+        raise
+    except Exception as error:
+        if not is_row_fault(error):
+            raise
+        reason = first_line(error)[:LONGEST_REASON]
+        raise CacheError(f"{where}: {what} ({reason}). Fix: {remedy}") from error
 
 
 def checked(where: object, rows: np.ndarray) -> np.ndarray:
@@ -99,7 +119,7 @@ def read_keys(path: Path, column: str | None = None) -> list[str]:
     the keys are in the first column. Raises CacheError when the file is not UTF-8, or lacks the
     column.
     """
-    try:
+    with refused(path, "cannot be read as keys", "write UTF-8, a key a line"):
         with path.open(encoding="utf-8-sig", newline="") as file:
             if path.suffix not in (".tsv", ".csv"):
                 return [line.rstrip("\r\n") for line in file]
@@ -113,11 +133,7 @@ def read_keys(path: Path, column: str | None = None) -> list[str]:
                 if column not in names:
                     raise CacheError(
                         f"{path}: there is no column {column}; its first line has"
-                        f" {', '.join(names)}"
+                        f" {first_few(names, 8)}"
                     )
                 place = names.index(column)
             return [row[place] for row in table if row]
-    except (OSError, UnicodeDecodeError, csv.Error, IndexError) as error:
-        raise CacheError(
-            f"{path}: cannot be read as keys ({first_line(error)}); expected UTF-8, a row a line"
-        ) from error
