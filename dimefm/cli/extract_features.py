@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from dimefm import plugins
-from dimefm.cli._options import CONTEXT, ManyValues
+from dimefm.cli._options import CONTEXT, ManyValues, refuse_absent_inputs
 from dimefm.cli._output import result
 from dimefm.cli._recipe_options import section_options
 from dimefm.cli.assignments import assignments
@@ -137,6 +137,7 @@ def command(
              --teacher ViT-L-14/openai --images photos/ --out cache
     """
     _refuse_usage(flags, append, retry_bad)
+    refuse_absent_inputs((*flags["images"], *flags["texts"]), flags["dataroot"])
 
     from dimefm.data.views.image_views import SETTINGS
     from dimefm.data.views.text_views import KINDS

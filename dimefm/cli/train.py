@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dimefm.cli._options import ManyValues
+from dimefm.cli._options import ManyValues, refuse_absent_inputs
 from dimefm.cli._output import result
 from dimefm.cli._recipe_options import recipe_options, recipe_sections
 from dimefm.cli.assignments import assignments
@@ -73,6 +73,12 @@ def command(recipe, small, settings, out, resume, **flags):
 
     given = {name: value for name, value in flags.items() if value not in (None, ())}
     resolved = read(recipe, small, **{**given, **parse_settings(settings)})
+    if not resolved.tsv_file_list:
+        refuse_absent_inputs(
+            (*resolved.images, *resolved.texts),
+            resolved.dataroot,
+            (*resolved.image_cache, *resolved.text_cache),
+        )
     with raised():
         try:
             return _train(resolved, out, resume)

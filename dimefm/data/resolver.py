@@ -60,6 +60,20 @@ class Resolver:
             resolved.append((path, shard.weight))
         return resolved
 
+    def refuse_absent(self, source: str | Path) -> None:
+        """Raise DataError for a local source that does not exist; no folder is read, no URL asked.
+
+        A quick check before anything that takes time; :meth:`resolve` checks everything.
+        """
+        if is_url(str(source)) or (self.root is not None and is_url(self.root)):
+            return
+        place = self._place(str(source))
+        if os.path.lexists(place):
+            return
+        for name in expand_braces(place):
+            if not os.path.lexists(name):
+                self._glob(Path(name))
+
     def _copies(self, remote: list[Remote]) -> list[Path]:
         """Return the local copies of remote shards, which are fetched together."""
         if not remote:

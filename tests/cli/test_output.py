@@ -1,6 +1,10 @@
 """``-q``, ``-v``, ``--json`` and ``--debug``: every command has them, before and after its name."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -11,6 +15,7 @@ import dimefm.__main__ as entry
 from dimefm.cli import main
 from dimefm.runtime import console
 
+ROOT = Path(__file__).parents[2]
 TEACHER = "ResNet-mini-64/random:0"
 
 
@@ -108,9 +113,35 @@ def test_an_interrupt_while_the_command_line_is_imported_is_one_line(monkeypatch
                 raise KeyboardInterrupt
             return None
 
-    monkeypatch.delitem(__import__("sys").modules, "dimefm.cli")
-    monkeypatch.setattr("sys.meta_path", [Interrupting(), *__import__("sys").meta_path])
+    monkeypatch.delitem(sys.modules, "dimefm.cli")
+    monkeypatch.setattr("sys.meta_path", [Interrupting(), *sys.meta_path])
     with pytest.raises(SystemExit) as exit_:
         entry.main()
     assert exit_.value.code == 130
     assert capsys.readouterr().err == "\ninterrupted\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("extract-features", "--teacher", TEACHER, "--images", "nowhere", "--out", "cache"),
+        ("train", "--images", "nowhere", "--image-cache", "cache", "--out", "run"),
+        ("train", "--images", ".", "--image-cache", "nowhere", "--out", "run"),
+    ],
+    ids=lambda words: " ".join(words[:1]),
+)
+def test_a_path_that_does_not_exist_is_found_before_torch_is_imported(tmp_path, words):
+    code = "import sys; from dimefm.__main__ import main\ntry: main()\nfinally: print(*sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 1
+    assert "nowhere: no" in process.stderr
+    modules = process.stdout.split()
+    assert "dimefm.cli" in modules
+    assert "torch" not in modules and "open_clip" not in modules
