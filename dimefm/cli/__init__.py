@@ -104,7 +104,7 @@ class Main(Lazy):
             raise click.ClickException(line) from error
         if settings(ctx).json:
             click.echo(document(value))
-        return 0
+        return settings(ctx).code
 
 
 def _say_interrupted(words: Sequence[str]) -> None:

@@ -25,12 +25,13 @@ FIRST = "-q"
 
 @dataclasses.dataclass
 class Output:
-    """What the common options of one call say."""
+    """What the common options of one call say, and its exit code."""
 
     quiet: bool = False
     verbose: bool = False
     json: bool = False
     debug: bool = False
+    code: int = 0
 
 
 def settings(context: click.Context) -> Output:
@@ -76,6 +77,11 @@ def result(text: str) -> None:
     """Print a result on stdout; with ``--json`` the command's value is printed in its place."""
     if not settings(click.get_current_context()).json:
         click.echo(text)
+
+
+def exit_with(code: int) -> None:
+    """Let the command end with an exit code after its result is printed."""
+    settings(click.get_current_context()).code = code
 
 
 def document(value: Any) -> str:

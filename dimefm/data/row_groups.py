@@ -44,7 +44,7 @@ class RowGroups:
         self._lock = threading.RLock()
 
     def __getstate__(self):
-        nothing = {"file": None, "_lock": None, "_streams": [], "_parts": OrderedDict()}
+        nothing: dict = {"file": None, "_lock": None, "_streams": [], "_parts": OrderedDict()}
         return {**self.__dict__, **nothing}
 
     def __setstate__(self, state):

@@ -39,7 +39,7 @@ class _Member(tarfile.TarInfo):
                 f"the header at byte {self.offset} has {self.size:,} bytes of attributes, the limit"
                 f" is {LONGEST_HEADER:,}"
             )
-        return super()._proc_member(tar)
+        return super()._proc_member(tar)  # type: ignore[misc]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ def _entries(path: Path, size: int) -> Iterator[tarfile.TarInfo]:
             with tarfile.TarFile(fileobj=file, tarinfo=_Member, encoding="utf-8") as tar:
                 entry = tar.next()
                 while entry is not None:
-                    tar.members.clear()  # the table of a large tar is kept once
+                    tar.members.clear()  # type: ignore[attr-defined]  # the table of a large tar is kept once
                     _check_entry(entry, tar.offset, size)
                     yield entry
                     entry = tar.next()

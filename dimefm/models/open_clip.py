@@ -98,7 +98,8 @@ def create(arch: str, weights: str | Path | None = None, *, quick_gelu: bool = F
     belong to OpenAI's. Raises ModelError with open_clip's reason when it cannot be loaded.
     """
     if arch.startswith(FOLDER):
-        return _create_from_folder(Path(arch.removeprefix(FOLDER)), weights)
+        file = None if weights is None else Path(weights)
+        return _create_from_folder(Path(arch.removeprefix(FOLDER)), file)
     config_of(arch)
     try:
         with _quiet():
@@ -267,7 +268,7 @@ def _tokenizer(config: dict, folder: Path | None) -> Callable:
             str(place),
             lambda: open_clip.get_tokenizer(source, trust_remote_code=False, local_files_only=True),
         )
-    tokenizer.tokenizer.name_or_path = str(place)
+    tokenizer.tokenizer.name_or_path = str(place)  # type: ignore[attr-defined]
     return tokenizer
 
 

@@ -248,6 +248,6 @@ def test_adopted_caches_are_searched(features):
     )
     scores = json.loads((out / "scores.json").read_text())
     assert [score["queries"] for score in scores["scores"]] == [3, 3]
-    assert (out / "report.md").read_text().startswith("# Retrieval with `unknown`")
+    assert (out / "report.md").read_text().startswith("# Retrieval with unknown")
     swapped = ("eval", "retrieval", "--images", features / "text", "--texts", features / "image")
     assert "holds text features, expected image features. Fix: swap the two" in refusal(*swapped)

@@ -145,3 +145,28 @@ def test_a_path_that_does_not_exist_is_found_before_torch_is_imported(tmp_path, 
     modules = process.stdout.split()
     assert "dimefm.cli" in modules
     assert "torch" not in modules and "open_clip" not in modules
+
+
+def test_json_of_cache_commands_is_one_document(root):
+    assert extract(root, "inspected").exit_code == 0
+    cache = root / "inspected/images"
+    [info] = json.loads(invoke("cache", "info", cache, "--json").stdout).values()
+    assert (info["rows"], info["quarantined"], info["kind"]) == (6, 0, "image")
+    [verified] = json.loads(invoke("cache", "verify", cache, "--json").stdout).values()
+    assert verified == {"shards": 1, "rows": 6, "sha256": False}
+    assert list(json.loads(invoke("cache", "quarantine", cache, "--json").stdout).values()) == [[]]
+    small = root / "small"
+    converted = invoke("cache", "convert", cache, small, "--dtype", "float32", "--json")
+    assert json.loads(converted.stdout)["dtype"] == "float32"
+    compared = invoke("cache", "diff", cache, root / "inspected/images", "--json")
+    assert compared.exit_code == 0 and json.loads(compared.stdout)["same"] is True
+
+
+def test_a_difference_exits_with_1_and_prints_its_document(root):
+    for name, seed in (("one", 0), ("two", 1)):
+        teacher = f"ResNet-mini-64/random:{seed}"
+        sources = ("--texts", root / "sentences.txt", "--out", root / name)
+        assert invoke("extract-features", "--teacher", teacher, *sources).exit_code == 0
+    result = invoke("cache", "diff", root / "one/texts", root / "two/texts", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["same"] is False

@@ -11,6 +11,7 @@ import click
 
 from dimefm import plugins
 from dimefm.cli._options import ManyValues, open_sources
+from dimefm.cli._output import result
 from dimefm.cli._recipe_options import source_options
 from dimefm.cli.cache import lasting
 from dimefm.storage.small_files import parse_json
@@ -130,8 +131,19 @@ def command(sources, out, kind, format_, dtype, array, keys, rows_of, normalize,
         root = local_root(dataroot, scratch)
         paths = [file.path for file in vectors]
         shards = pieces(vectors, shard_names(paths, root, scratch))
-    result = adopt(shards, head, out, normalize=normalize, quiet=False)
-    click.echo(result.describe())
+    adopted = adopt(shards, head, out, normalize=normalize, quiet=False)
+    result(adopted.describe())
+    manifest = adopted.manifest
+    return {
+        "out": adopted.out,
+        "already_finished": adopted.already,
+        "rows": manifest.rows,
+        "quarantined": sum(len(shard.bad) for shard in manifest.shards),
+        "format": manifest.format,
+        "dtype": manifest.dtype,
+        "dim": manifest.dim,
+        "fingerprint": manifest.fingerprint,
+    }
 
 
 def _expand(sources: Sequence[str], dataroot: str | None, scratch: str | None) -> list[Path]:

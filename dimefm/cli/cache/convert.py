@@ -6,6 +6,7 @@ import click
 
 from dimefm import plugins
 from dimefm.cli._options import CONTEXT
+from dimefm.cli._output import result
 from dimefm.cli._recipe_options import scratch_option
 from dimefm.cli.cache import lasting
 
@@ -53,9 +54,20 @@ def command(root, out, format_, dtype, force, scratch):
     made = convert(cache, out, format_, dtype, scratch, force)
     bytes_before = sum(shard.bytes for shard in cache.manifest.shards)
     bytes_after = sum(shard.bytes for shard in made.shards)
-    click.echo(
+    result(
         f"{out}: {made.rows:,} rows of {made.dtype}[{made.dim}] as {made.format}, {bytes_after:,}"
         f" bytes (before: {bytes_before:,}); fingerprint {made.fingerprint[:12]} as before"
     )
     if made.quantization_error and made.dtype == "int8":
-        click.echo(f"  {describe_quantization_error(made.quantization_error)}")
+        result(f"  {describe_quantization_error(made.quantization_error)}")
+    return {
+        "out": out,
+        "rows": made.rows,
+        "format": made.format,
+        "dtype": made.dtype,
+        "dim": made.dim,
+        "bytes": bytes_after,
+        "bytes_before": bytes_before,
+        "fingerprint": made.fingerprint,
+        "quantization_error": made.quantization_error,
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from dimefm.cli._options import CONTEXT
+from dimefm.cli._output import exit_with, result
 from dimefm.cli._recipe_options import scratch_option
 
 
@@ -19,8 +20,7 @@ from dimefm.cli._recipe_options import scratch_option
     help="Number of common rows whose vectors are compared.",
 )
 @scratch_option
-@click.pass_context
-def command(context, a, b, rows, scratch):
+def command(a, b, rows, scratch):
     """Show how the caches A and B differ: fields, shards, quarantined rows, vectors.
 
     Exits with 1 when the fingerprints differ.
@@ -31,5 +31,7 @@ def command(context, a, b, rows, scratch):
     from dimefm.cache.compare import compare
 
     comparison = compare(FeatureCache(a, scratch), FeatureCache(b, scratch), rows)
-    click.echo(f"{a} against {b}: {comparison.describe()}")
-    context.exit(0 if comparison.same else 1)
+    result(f"{a} against {b}: {comparison.describe()}")
+    if not comparison.same:
+        exit_with(1)
+    return comparison

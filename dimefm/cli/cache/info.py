@@ -7,6 +7,7 @@ import textwrap
 import click
 
 from dimefm.cli._options import CONTEXT
+from dimefm.cli._output import result
 from dimefm.cli.cache import caches
 
 
@@ -21,7 +22,17 @@ def command(root):
     """
     from dimefm.cache import Manifest
 
+    described = {}
     for folder in caches(root):
-        summary = Manifest.read(folder).describe()
-        click.echo(folder)
-        click.echo(textwrap.indent(summary, "  "))
+        manifest = Manifest.read(folder)
+        result(str(folder))
+        result(textwrap.indent(manifest.describe(), "  "))
+        described[str(folder)] = {
+            **manifest.header(),
+            "rows": manifest.rows,
+            "quarantined": sum(len(shard.bad) for shard in manifest.shards),
+            "bytes": sum(shard.bytes for shard in manifest.shards),
+            "shards": len(manifest.shards),
+            "fingerprint": manifest.fingerprint,
+        }
+    return described

@@ -8,6 +8,7 @@ import textwrap
 import click
 
 from dimefm.cli._options import CONTEXT
+from dimefm.cli._output import result
 from dimefm.cli._recipe_options import scratch_option
 from dimefm.cli.cache import lasting
 
@@ -96,13 +97,14 @@ def command(context, root, out, report, scratch, **rule):
     except KeyboardInterrupt:
         click.echo("\ninterrupted; nothing is kept, the same command starts again", err=True)
         context.exit(130)
-    click.echo(out)
-    click.echo(textwrap.indent(made.describe(), "  "))
+    result(out)
+    result(textwrap.indent(made.describe(), "  "))
     if report:
-        click.echo(textwrap.indent(made.report(), "  "))
-        click.echo("  nearest neighbours")
+        result(textwrap.indent(made.report(), "  "))
+        result("  nearest neighbours")
         for key, neighbour_key, cosine in made.nearest_pairs(PAIRS):
-            click.echo(f"    {cosine:.4f}  {shown(key)}  {shown(neighbour_key)}")
+            result(f"    {cosine:.4f}  {shown(key)}  {shown(neighbour_key)}")
+    return {"out": out, **made.record}
 
 
 def shown(key: str) -> str:

@@ -7,7 +7,9 @@ from collections import Counter
 import click
 
 from dimefm.cli._options import CONTEXT
+from dimefm.cli._output import result
 from dimefm.cli.cache import caches
+from dimefm.runtime import console
 
 
 @click.command(
@@ -30,18 +32,24 @@ def command(root, summary):
     from dimefm.cache.quarantine import quarantined
     from dimefm.storage.stores import open_store
 
+    listed: dict[str, list[dict]] = {}
     for folder in caches(root):
         store = open_store(folder)
         manifest = Manifest.read(store)
         bad_rows = list(quarantined(store, manifest))
         count = len(bad_rows)
         total = manifest.rows + count
-        click.echo(f"{folder}: {count:,} of {total:,} rows quarantined", err=True)
+        console.note(f"{folder}: {count:,} of {total:,} rows quarantined")
+        listed[str(folder)] = []
         if summary:
             counts = Counter(source for source, _ in bad_rows)
             for source, source_count in counts.most_common():
-                click.echo(f"{source_count}\t{source}")
+                result(f"{source_count}\t{source}")
+                listed[str(folder)].append({"source": source, "rows": source_count})
             continue
         for source, bad in bad_rows:
             reason = " ".join(bad.reason.split())
-            click.echo(f"{source}\t{bad.row}\t{bad.key}\t{reason}")
+            result(f"{source}\t{bad.row}\t{bad.key}\t{reason}")
+            entry = {"source": source, "row": bad.row, "key": bad.key, "reason": reason}
+            listed[str(folder)].append(entry)
+    return listed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from dimefm.cli._options import ManyValues, open_sources
+from dimefm.cli._output import result
 from dimefm.cli._recipe_options import selection_options, source_options
 from dimefm.cli.cache import caches
 
@@ -71,22 +72,25 @@ def command(root, sha256, against_teacher, teacher, preprocess, min_cosine, devi
     from dimefm.cache import FeatureCache
     from dimefm.errors import CacheError
 
-    folders = list(caches(root))
-    for folder in folders:
+    verified = {}
+    for folder in caches(root):
         cache = FeatureCache(folder, flags["scratch"])
         shards = cache.verify(sha256)
         plural = "s" if shards != 1 else ""
         checked = "SHA-256 and rows" if sha256 else "sizes"
-        click.echo(f"{folder}: {shards} shard{plural}, {len(cache):,} rows, {checked} as recorded")
+        result(f"{folder}: {shards} shard{plural}, {len(cache):,} rows, {checked} as recorded")
+        verified[str(folder)] = {"shards": shards, "rows": len(cache), "sha256": sha256}
         if against_teacher:
             agreement = _agreement(cache, against_teacher, teacher, preprocess, device, flags)
-            click.echo(f"  {agreement.describe()}")
+            result(f"  {agreement.describe()}")
+            verified[str(folder)]["agreement"] = agreement
             if agreement.min_cosine < min_cosine:
                 raise CacheError(
                     f"{folder}: cosine {agreement.min_cosine:.6f} at {agreement.worst}, expected at"
                     f" least {min_cosine}; this teacher makes other features than the cache holds."
                     " Fix: extract it again, or set --min-cosine"
                 )
+    return verified
 
 
 def _agreement(cache, number, teacher, preprocess, device, flags):

@@ -182,9 +182,9 @@ class TableShard(Divisible):
         for row, record in self._records_of_undecodable_chunks():
             try:
                 record.decode("utf-8")
-            except UnicodeDecodeError as error:
+            except UnicodeDecodeError as reason:
                 unreadable += 1
-                first = first or (row, error)
+                first = first or (row, reason)
         if first is not None and unreadable > MOST_UNREADABLE * len(self):
             row, error = first
             raise self._other_encoding(f"row {row}", error) from error

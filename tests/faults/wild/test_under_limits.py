@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from tests.faults.wild.inputs import INPUTS
 from tests.faults.wild.limited import LimitedRunner
+from tests.faults.wild.settings import INPUTS
 
 MEMORY = 2 << 30
 LONGEST = 500
