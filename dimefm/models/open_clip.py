@@ -30,7 +30,7 @@ from torch import nn
 
 from dimefm import plugins
 from dimefm.errors import ModelError, did_you_mean
-from dimefm.models import config_check
+from dimefm.models import config_check, long_words
 from dimefm.models.folder_tokenizer import check_vocabulary, safe_copy
 from dimefm.models.trimmed_text import places_first
 from dimefm.models.weights_check import check_length, check_unpacked, weights_of
@@ -302,6 +302,8 @@ def _kept_tokenizer(key: str, name: str, make: Callable[[], Callable]) -> Callab
     except Exception as error:  # open_clip and transformers raise whatever their download raises
         raise ModelError(f"{name}: its tokenizer cannot be loaded: {reason_of(error)}") from error
     if type(tokenizer) is SimpleTokenizer:  # another class may be made of more than its config
+        if tokenizer.reduction_fn is not None:  # the fast tokenizer does not serve it
+            long_words.install(tokenizer)
         if len(_TOKENIZERS) >= KEPT_TOKENIZERS:
             _TOKENIZERS.clear()
         _TOKENIZERS[key] = tokenizer

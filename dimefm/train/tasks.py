@@ -167,7 +167,7 @@ def build_task(recipe: Recipe, sources: Sources, places: Sequence[int]) -> Task:
 def _clip(recipe: Recipe, sources: Sources, places: Sequence[int]) -> Task:
     spec = student.resolve(recipe.student, recipe.image_size)
     model, preprocess = student.build(spec, True, recipe.seed, len(places))
-    tokenizer = open_clip.tokenizer_for(spec.config)
+    tokenizer = _tokenizer(spec)
     return Task(
         kind="clip",
         spec=spec,
@@ -205,7 +205,7 @@ def _text_tower(recipe: Recipe, sources: TextSources, places: Sequence[int]) -> 
 
 
 def _tokenizer(spec: StudentSpec) -> Callable:
-    """Return the tokenizer of a text tower, the fast one where there is one."""
+    """Return the tokenizer of a student's text tower, the fast one where there is one."""
     tokenizer = open_clip.tokenizer_for(spec.config)
     cached = fast_tokenizer.cached_tokenizer(tokenizer)
     if cached is None:

@@ -4,6 +4,9 @@ writes them.
 
 import concurrent.futures
 import json
+import random
+import string
+import time
 
 import pyarrow.parquet as pq
 import pytest
@@ -12,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
-from dimefm.models import fast_tokenizer, open_clip
+from dimefm.models import fast_tokenizer, long_words, open_clip
 from dimefm.models.fast_tokenizer import CachedTokenizer, cached_tokenizer
 
 PLAIN = SimpleTokenizer()
@@ -152,3 +155,85 @@ def test_open_clips_tokenizer_is_made_once_for_a_config_and_anew_for_a_changed_o
         assert open_clip.tokenizer_for(config) is found[-1]
     assert found[0] is found[1]
     assert [tokenizer(["a dog"]).shape for tokenizer in found] == [(1, 32), (1, 32), (1, 9)]
+
+
+LONG_WORDS = long_words.LongWords(PLAIN)
+LETTERS = st.sampled_from([*string.ascii_lowercase, "e", "t", "é", "ß", "你", "я", "1", "'", "."])
+
+
+@given(st.text(LETTERS, min_size=1, max_size=150))
+@example("a" * 77)
+@example("ab" * 50)
+def test_long_words_are_merged_as_short_ones_are(word):
+    letters = "".join(PLAIN.byte_encoder[byte] for byte in word.encode())
+    expected = SimpleTokenizer.bpe(PLAIN, letters).split(" ")
+    assert LONG_WORDS.pieces(letters) == expected
+
+
+def endless_words():
+    """Return words of some thousand letters: random, of one letter, of syllables, of any script."""
+    draw = random.Random(0)
+    pieces = [piece for piece in PLAIN.encoder if piece.isalpha()]
+    alphabets = [string.ascii_lowercase, "ab", "z", pieces, "你好世界", ["the", "ing", "er"], "a1'"]
+    words = []
+    for alphabet in alphabets:
+        length = draw.randrange(300, 600)
+        words.append("".join(draw.choice(alphabet) for _ in range(length))[: 2 * length])
+    return words
+
+
+@pytest.mark.parametrize("word", endless_words())
+@pytest.mark.parametrize("form", ["{}", "a photo of {} and more", "{}!!! {}"])
+def test_the_tokens_that_fit_are_open_clips_however_long_a_word_is(monkeypatch, word, form):
+    monkeypatch.setattr(fast_tokenizer, "LONG_WORD", 150)
+    sentence = form.replace("{}", word)
+    tokens, (length,) = FAST["lower"].tokenize([sentence])
+    assert torch.equal(tokens, PLAIN([sentence]))
+    assert length > tokens.shape[1]
+
+
+@given(
+    st.lists(
+        st.sampled_from(["a dog", "&amp;amp; <b>", "caf\u00c3\u00a9", " ", "x" * 90]), max_size=30
+    )
+)
+def test_the_beginning_of_a_long_text_decides_its_tokens(lines):
+    sentence = "\n".join(lines)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fast_tokenizer, "LONG_TEXT", 40)
+        tokens, (length,) = FAST["lower"].tokenize([sentence])
+    assert torch.equal(tokens, PLAIN([sentence]))
+    assert (length > 77) == (len(PLAIN.encode(sentence)) + 2 > 77)
+
+
+ENDLESS = {
+    "random letters": lambda draw: "".join(draw.choices(string.ascii_letters, k=20_000)),
+    "a protein": lambda draw: "".join(draw.choices("ACDEFGHIKLMNPQRSTVWY", k=200_000)),
+    "one letter": lambda draw: "a" * 200_000,
+    "two letters": lambda draw: "ab" * 100_000,
+    "digits": lambda draw: "".join(draw.choices(string.digits, k=200_000)),
+    "signs": lambda draw: "".join(draw.choices("!?.,;-_", k=200_000)),
+    "no spaces": lambda draw: "\u4f60\u597d" * 100_000,
+    "words": lambda draw: " ".join("".join(draw.choices("abcdef", k=8)) for _ in range(100_000)),
+    "entities": lambda draw: "&amp;amp;" * 50_000,
+    "white space": lambda draw: " " * 2_000_000 + "a",
+}
+
+
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_no_text_takes_minutes(kind):
+    started = time.monotonic()
+    _, (length,) = CachedTokenizer(PLAIN).tokenize([ENDLESS[kind](random.Random(0))])
+    assert (length > 77) == (kind != "white space")
+    assert time.monotonic() - started < 60
+
+
+def test_a_tokenizer_that_draws_tokens_reads_long_words_as_well():
+    config = open_clip.config_of("ResNet-mini-64")
+    config["text_cfg"]["tokenizer_kwargs"] = {"reduction_mask": "shuffle"}
+    tokenizer = open_clip.tokenizer_for(config)
+    word = "".join(random.Random(0).choices(string.ascii_lowercase, k=20_000))
+    started = time.monotonic()
+    assert tokenizer([word]).shape == (1, config["text_cfg"]["context_length"])
+    assert time.monotonic() - started < 60
+    assert tokenizer.encode(f"a {word[:300]}") == PLAIN.encode(f"a {word[:300]}")

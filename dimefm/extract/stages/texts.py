@@ -15,6 +15,7 @@ from dimefm.errors import BadRow, RecipeError
 from dimefm.extract.stages.base import Batch, Settings, Stage
 from dimefm.extract.stages.sample_index import SampleIndex
 from dimefm.models.encoder import Encoder
+from dimefm.models.fast_tokenizer import LONG_WORD
 from dimefm.models.inference.text_batches import WINDOW, PooledEncode, digests, encode_sentences
 
 CAPTIONS = ("first", "all")
@@ -139,8 +140,9 @@ class Texts(Stage):
             if length <= limit or self.settings.long_texts == "truncate":
                 kept.append(place)
                 continue
+            more = " or more" if len(texts[place]) > LONG_WORD else ""
             reason = (
-                f"sentence has {length} tokens, the encoder reads {limit} (--long-texts"
+                f"sentence has {length} tokens{more}, the encoder reads {limit} (--long-texts"
                 " truncate cuts it)"
             )
             batch.bad.append(self._bad(index, batch.numbers[place], batch.keys[place], reason))
