@@ -56,8 +56,8 @@ class Row:
 def row_guard() -> Iterator[None]:
     """Turn what any library raises on a bad row inside the block into a BadRow.
 
-    Errors of dimefm pass through, and so do those of the machine: MemoryError and an OSError that
-    has a number.
+    Errors of dimefm pass through, and so do those of the machine (see
+    :func:`~dimefm.storage.reading.is_row_fault`).
     """
     try:
         yield
