@@ -4,12 +4,15 @@ Manifests name the way.
 
 ============  ======================================================================================
 ``"turbo"``   libjpeg-turbo, then an antialiased resize of 8-bit pixels in torch; the device
-              normalizes. Images are upright as EXIF says, 16-bit grays are scaled, transparency
-              is dropped. On upright gray and RGB images it is open_clip's transform within one
-              gray level, two in under 1 of 1,000 values, and much faster.
+              normalizes. Images are upright as EXIF says, transparency is dropped. On upright
+              gray and RGB images it is open_clip's transform within one gray level, two in under
+              1 of 1,000 values, and much faster.
 ``"pil"``     open_clip's own transform on the image as PIL opens it, to the last bit: EXIF is not
-              read, 16-bit grays are clipped to white, palettes are resized without smoothing.
+              read, palettes are resized without smoothing.
 ============  ======================================================================================
+
+Both scale grays of more than 8 bits by their range (``images/deep.py``), which open_clip clips to
+white or black, and refuse half pictures.
 
 Rows are resized before columns, as Pillow did until version 13. Since then Pillow resizes columns
 first when an image shrinks much more in height than in width (photos more than twice as tall as
@@ -32,7 +35,17 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from dimefm.data.images.decode import Photo, as_bad_row, opened, original_size, photo_of, upright
+from dimefm.data.images.decode import (
+    Photo,
+    as_bad_row,
+    load,
+    opened,
+    original_size,
+    photo_of,
+    rgb_pixels,
+    upright,
+)
+from dimefm.data.images.deep import shallow
 from dimefm.data.images.resize import Box, cropped, resized, scaled
 from dimefm.errors import RecipeError, did_you_mean
 from dimefm.models import open_clip
@@ -97,17 +110,17 @@ class Pil(Decoder[Image.Image]):
 
     def open(self, data: bytes) -> Image.Image:
         with opened(data) as image:
-            image.load()
+            load(image, data)
             return image
 
     def whole(self, image: Image.Image) -> Tensor:
         with as_bad_row():
-            return self._transform(image)
+            return self._transform(shallow(image))
 
     def views(self, image: Image.Image, draw: Draw) -> list[Tensor]:
         with as_bad_row():
             size = original_size(image)
-            image = upright(image)
+            image = Image.fromarray(rgb_pixels(upright(image)))
         views: list[Tensor] = []
         for box, is_mirrored in draw(*size):
             box = scaled(box, size, image.size)

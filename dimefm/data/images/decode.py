@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -11,8 +12,14 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from dimefm.data.images.deep import shallow
 from dimefm.data.images.formats import FORMATS
+from dimefm.data.images.jpeg import is_jpeg, outline, refuse_missing_scans
+from dimefm.data.images.limits import budget, refuse_costly
+from dimefm.data.images.metadata import without_bulk
 from dimefm.data.images.resize import Size
+from dimefm.data.images.wholeness import refuse_half
+from dimefm.data.rows import readable
 from dimefm.errors import BadRow
 from dimefm.storage.reading import is_row_fault
 
@@ -21,9 +28,6 @@ try:
 except ImportError:  # no wheel for this system: PIL reads the same pixels in more time
     simplejpeg = None
 
-PIXELS = 89_478_485  # PIL's own decompression-bomb limit
-# of the longer to the shorter side; beyond it, resizing the shorter side would need gigabytes
-RATIO = 1000
 PACKED = re.compile(  # the comment in a packed JPEG
     rb"dimefm packed from ([1-9]\d{0,8}) x ([1-9]\d{0,8})"
 )
@@ -33,47 +37,50 @@ UPRIGHT = 1  # the EXIF orientation of an image that is not turned
 ON_ITS_SIDE = (5, 6, 7, 8)  # the EXIF orientations that swap width and height
 JFIF = b"\xff\xe0"  # marker of a JPEG's JFIF segment
 COMMENT = b"\xff\xfe"  # marker of a JPEG's comment
+BLOCK = 1 << 22  # pixels that are converted at once
+BYTES_PER_PIXEL = 8  # that decoding takes, about
+SPARE_BYTES = 1 << 25  # and whatever the size
+LONGEST_REASON = 200  # characters of another library's message
+
+# PIL tells of odd metadata, which are no news to whoever reads a million images.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @contextmanager
 def opened(data: bytes) -> Iterator[Image.Image]:
     """Open an image file with PIL without decoding its pixels; the bytes tell the format.
 
-    This is the only place that opens images: of all that PIL knows it reads ``FORMATS``.
+    This is the only place that opens images: of all that PIL knows it reads ``FORMATS``. The image
+    has its share of the pixels that this process may decode at the same time.
 
-    Raises BadRow for bytes that are no image, for an image past PIL's decompression-bomb limit or
-    a thousand times longer than wide, and in place of any other error in the ``with`` block that
-    is the image's fault.
+    Raises BadRow for bytes that are no image, for an image past the limits of ``limits.py``, and
+    in place of any other error in the ``with`` block that is the image's fault.
     """
     if not data:
         raise BadRow("image is empty (0 bytes)")
     try:
         with as_bad_row():
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            _check_size(image)
-            yield image
+            if is_jpeg(data):
+                refuse_missing_scans(outline(data))
+            image = Image.open(io.BytesIO(without_bulk(data)), formats=FORMATS)
+            refuse_costly(image, len(data))
     except Image.UnidentifiedImageError as error:
         raise BadRow(f"not an image: {len(data)} bytes that begin with {data[:12]!r}") from error
-
-
-def _check_size(image: Image.Image) -> None:
-    """Raise BadRow for an image of too many pixels, or too narrow a one."""
-    size = f"{image.width} x {image.height} pixels"
-    if image.width * image.height > PIXELS:
-        raise BadRow(f"image too large: {size}, the limit is {PIXELS:,}")
-    if max(image.size) > RATIO * min(image.size):
-        raise BadRow(f"image too narrow: {size}, the limit is 1 to {RATIO}")
+    pixels = image.width * image.height
+    with budget.take(pixels), as_bad_row(pixels):
+        yield image
 
 
 @contextmanager
-def as_bad_row() -> Iterator[None]:
+def as_bad_row(pixels: int = 0) -> Iterator[None]:
     """Raise BadRow, which blames the image, in place of any error in the ``with`` block.
 
-    An error of the machine, such as a lack of memory, is raised as it is.
+    An error of the machine is raised as it is. Where memory is short, decoders give all kinds of
+    reasons, so MemoryError is raised unless there is enough for an image of that many ``pixels``.
     """
     try:
         yield
-    except (BadRow, Image.UnidentifiedImageError):  # ``opened`` words the second one itself
+    except BadRow:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadRow(f"image too large: {error}") from error
@@ -81,7 +88,11 @@ def as_bad_row() -> Iterator[None]:
     except Exception as error:
         if not is_row_fault(error):
             raise
-        raise BadRow(f"image is damaged: {error}") from error
+        np.empty(SPARE_BYTES + BYTES_PER_PIXEL * pixels, np.uint8)  # raises MemoryError
+        if isinstance(error, Image.UnidentifiedImageError):  # ``opened`` words it
+            raise
+        reason = readable(" ".join(str(error).split())[:LONGEST_REASON])
+        raise BadRow(f"image is damaged: {reason}") from error
 
 
 def decode(data: bytes) -> Image.Image:
@@ -91,7 +102,18 @@ def decode(data: bytes) -> Image.Image:
     for what ``opened`` refuses.
     """
     with opened(data) as image:
-        return upright(image)
+        load(image, data)
+        upright_image = upright(image)
+        if upright_image.mode == "RGB":
+            return upright_image
+        return Image.fromarray(rgb_pixels(upright_image))
+
+
+def load(image: Image.Image, data: bytes) -> None:
+    """Decode the pixels of an opened image in place; raise BadRow for half a picture."""
+    image.load()
+    refuse_half(image, data)
+    refuse_costly(image, len(data))  # an icon has the size of the image inside it only now
 
 
 class Photo(NamedTuple):
@@ -154,7 +176,8 @@ def _decoded(image: Image.Image, data: bytes, size: Size, is_quick: bool) -> np.
     pixels = _turbo(data, size) if is_quick else None
     if pixels is not None:
         return pixels
-    return np.array(upright(image))
+    load(image, data)
+    return rgb_pixels(upright(image))
 
 
 def jpeg_of(pixels: np.ndarray, quality: int, size: Size) -> bytes:
@@ -206,8 +229,13 @@ def original_size(image: Image.Image) -> Size:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation of an opened image."""
-    return image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
+    """Return the EXIF orientation of an opened image; upright when its metadata are damaged."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
+    except Exception as error:  # whatever PIL raises on damaged metadata
+        if not is_row_fault(error):
+            raise
+        return UPRIGHT
 
 
 def plain(image: Image.Image) -> bool:
@@ -247,13 +275,26 @@ def _turbo(data: bytes, at: Size) -> np.ndarray | None:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Return an opened image with its pixels, turned as its EXIF orientation says, in 8-bit RGB."""
-    image.load()
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        gray = np.asarray(image).astype(np.uint32) >> 8
-        gray = gray.clip(0, 255).astype(np.uint8)
-        image = Image.fromarray(gray)
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
+    """Return a loaded image turned as its EXIF orientation says, with at most 8 bits a channel."""
+    if _orientation(image) != UPRIGHT:
+        image = ImageOps.exif_transpose(image)
+    return shallow(image)
+
+
+def rgb_pixels(image: Image.Image) -> np.ndarray:
+    """Return the pixels of an image as uint8 [H, W, 3], without its transparency.
+
+    Large images are converted block by block: whole copies of them would take gigabytes.
+    """
+    width, height = image.size
+    if image.mode == "RGB" and width * height <= BLOCK:
+        return np.array(image)
+    pixels = np.empty((height, width, 3), np.uint8)
+    step = max(1, BLOCK // width)
+    for top in range(0, height, step):
+        bottom = min(top + step, height)
+        block = image.crop((0, top, width, bottom))
+        if block.mode == "P" and "transparency" in block.info:
+            block = block.convert("RGBA")
+        pixels[top:bottom] = np.asarray(block.convert("RGB"))
+    return pixels

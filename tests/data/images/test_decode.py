@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dimefm.data.images.decode import PIXELS, RATIO, decode
+from dimefm.data.images.decode import decode
+from dimefm.data.images.limits import PIXELS, RATIO
 from dimefm.errors import BadRow
 
 GRADIENT = np.linspace(0, 255, 12 * 16).reshape(12, 16).astype(np.uint8)
