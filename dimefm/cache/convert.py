@@ -41,7 +41,7 @@ def convert(
     format_ = format_ or old.format
     if dtype is None:
         dtype = _usual_dtype(old, format_, read_plan(out, scratch))
-    if str(out).rstrip("/") == str(cache.store).rstrip("/"):
+    if str(out).rstrip("/") == cache.store.address.rstrip("/"):
         raise CacheError(f"{out}: is the cache to convert. Fix: give another folder")
     header = dataclasses.replace(old, format=format_, dtype=dtype, shards=())
     if dtype != "int8":

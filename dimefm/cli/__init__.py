@@ -20,6 +20,7 @@ from dimefm.cli._output import document, settings
 from dimefm.errors import DimefmError
 from dimefm.runtime import console
 from dimefm.runtime.bus_errors import explain_bus_errors
+from dimefm.runtime.printable import message
 
 COMMANDS = {  # name -> module
     "run": "dimefm.cli.run",
@@ -79,15 +80,21 @@ class Main(Lazy):
             return super().main(args, standalone_mode=False, **settings)
         console.set_level(console.Level.NORMAL)
         explain_bus_errors()
+        with console.printable_streams():
+            code = self._run(args, words, settings)
+        sys.exit(code)
+
+    def _run(self, args: Sequence[str] | None, words: Sequence[str], settings: dict) -> int:
+        """Run the command line and return its exit code."""
         try:
             code = super().main(args, standalone_mode=False, **settings)
         except (click.Abort, KeyboardInterrupt):
             _say_interrupted(words)
-            sys.exit(INTERRUPTED)
+            return INTERRUPTED
         except click.ClickException as error:
             error.show()
-            sys.exit(error.exit_code)
-        sys.exit(code if isinstance(code, int) else 0)
+            return error.exit_code
+        return code if isinstance(code, int) else 0
 
     def invoke(self, ctx: click.Context) -> int:
         """Run the command, print its value with ``--json``, and return 0, or its exit code."""
@@ -101,7 +108,7 @@ class Main(Lazy):
                 if isinstance(error, EOFError):  # click takes it for an interrupt
                     raise RuntimeError("a file ended early") from error
                 raise
-            raise click.ClickException(line) from error
+            raise click.ClickException(message(line)) from error
         if settings(ctx).json:
             click.echo(document(value))
         return settings(ctx).code

@@ -25,6 +25,7 @@ from dimefm.data.folders import (
 )
 from dimefm.data.image_files import has_litter
 from dimefm.errors import DataError
+from dimefm.runtime.printable import masked
 from dimefm.storage.remote import fetch, filesystem, forget, is_url, local_path, reported, stat
 
 AT_ONCE = 8  # files that are copied at a time
@@ -82,8 +83,8 @@ def find(url: str, kind: str, input_format: str | None) -> list[Remote]:
         matches = []
     if not matches:
         raise DataError(
-            f"source {url}: no such file or folder, and no pattern that matches one. Fix: check"
-            " --dataroot"
+            f"source {masked(url)}: no such file or folder, and no pattern that matches one. Fix:"
+            " check --dataroot"
         )
     shards: list[Remote] = []
     for match in matches:
@@ -144,8 +145,8 @@ def _inside(folder: Remote, kind: str, input_format: str | None) -> list[Remote]
         return [Remote(f"{folder.url}/{name}", files[name]) for name in names]
     if kind == "text":
         raise DataError(
-            f"{folder.url}: no files of sentences in this folder. Fix: name the folder or the files"
-            " that hold them"
+            f"{masked(folder.url)}: no files of sentences in this folder. Fix: name the folder or"
+            " the files that hold them"
         )
     return [folder]
 
@@ -165,8 +166,8 @@ def _listed(url: str, depth: int | None = None) -> dict[str, Info]:
     for name, info in infos.items():
         if not name.startswith(top) or ".." in name.split("/"):
             raise DataError(
-                f"{url}: the listing names '{name}', which leads outside that folder. Fix: name the"
-                " files meant"
+                f"{masked(url)}: the listing names '{name}', which leads outside that folder. Fix:"
+                " name the files meant"
             )
         listed[name.removeprefix(top)] = info
     return listed

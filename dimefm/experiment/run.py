@@ -9,7 +9,7 @@ from dimefm.experiment.file import Experiment
 from dimefm.experiment.record import StageRecord, read_records, write_records
 from dimefm.experiment.stages import EvalStage, Say, Stage, stages_of
 from dimefm.runtime.torchrun import rank_of
-from dimefm.storage.files import write_text
+from dimefm.storage.files import write_report
 
 REPORT = "report.md"
 
@@ -48,7 +48,7 @@ def run_experiment(experiment: Experiment, out: Path, say: Say = print) -> str:
 
     text = table(stages, records)
     if is_main:
-        write_text(out / REPORT, f"# {experiment.path.stem}\n\n```\n{text}\n```\n")
+        write_report(out / REPORT, f"# {experiment.path.stem}\n\n```\n{text}\n```\n")
     return text
 
 

@@ -186,7 +186,7 @@ class RetriedShardWriter(ShardWriter):
             return
         vectors = np.concatenate(self._vectors)
         vectors = stored(vectors, self.cache.header, self.shard.name)
-        finished_cache = FeatureCache(str(self.cache.store), self.scratch)
+        finished_cache = FeatureCache(self.cache.store.address, self.scratch)
         numbers = np.array(self._numbers)
         merge_retried(self.buffer, finished_cache, self.stored_shard, numbers, self._keys, vectors)
         super()._write()

@@ -27,7 +27,7 @@ from dimefm.quickstart.report import draw, markdown, table
 from dimefm.recipe import Recipe
 from dimefm.runs import folder
 from dimefm.runs.scores import Result
-from dimefm.storage.files import to_json, write_text
+from dimefm.storage.files import to_json, write_report, write_text
 from dimefm.storage.small_files import read_json
 from dimefm.train.trainer import train
 
@@ -95,7 +95,7 @@ def quickstart(
     summary = _summarize(encoders, raw / "eval", out)
     summary["seconds"] = round(time.perf_counter() - started, 1)
     draw(summary, student_run, out / "report.png")
-    write_text(out / "report.md", markdown(summary))
+    write_report(out / "report.md", markdown(summary))
     write_text(out / SUMMARY, to_json(summary))
     echo("\n" + table(summary))
     echo(f"\nwritten: {out / SUMMARY}, {out / 'report.md'}, {out / 'report.png'}")

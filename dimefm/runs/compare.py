@@ -21,7 +21,7 @@ from dimefm.runs import folder as runs
 from dimefm.runs.record import RunRecord
 from dimefm.runs.scores import RETRIEVAL, SCORES, ZERO_SHOT_BY_TOKENS, read_results
 from dimefm.runtime.tables import aligned, markdown_table
-from dimefm.storage.files import write_text
+from dimefm.storage.files import write_report, write_text
 from dimefm.storage.small_files import parse_json, read_toml
 
 PLOT, TABLE, REPORT = "compare.png", "compare.csv", "compare.md"
@@ -290,11 +290,8 @@ def markdown(compared: Sequence[Run]) -> str:
 
 
 def _pipes(corner: str, rows: Sequence[tuple[str, ...]], compared: Sequence[Run]) -> list[str]:
-    safe = [
-        [cell.replace("|", "\\|") for cell in row]
-        for row in [(corner, *(run.name for run in compared)), *rows]
-    ]
-    return markdown_table(safe)
+    head = (corner, *(run.name for run in compared))
+    return markdown_table([head, *rows])
 
 
 def write(compared: Sequence[Run], out: Path) -> list[Path]:
@@ -314,7 +311,7 @@ def write(compared: Sequence[Run], out: Path) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     draw(compared, out / PLOT)
     write_text(out / TABLE, table(compared))
-    write_text(out / REPORT, markdown(compared))
+    write_report(out / REPORT, markdown(compared))
     return [out / name for name in (PLOT, TABLE, REPORT)]
 
 
@@ -357,7 +354,7 @@ def draw(compared: Sequence[Run], path: Path) -> None:
     ]
     figure.legend(
         lines,
-        [run.name for run in compared],
+        [run.name.replace("$", r"\$") for run in compared],
         loc="outside lower center",
         ncols=legend,
         frameon=False,
@@ -392,7 +389,7 @@ def _panel(axes, compared: Sequence[Run], name: str) -> None:
         if not score
         else "mean of all datasets"
         if name == "eval/mean"
-        else name.removeprefix("eval/")
+        else name.removeprefix("eval/").replace("$", r"\$")
     )
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

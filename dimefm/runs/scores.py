@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dimefm.errors import DataError
 from dimefm.runtime.versions import libraries
-from dimefm.storage.files import to_json, write_text
+from dimefm.storage.files import to_json, write_report, write_text
 from dimefm.storage.small_files import read_json
 
 SCORES = "scores.json"
@@ -170,7 +170,7 @@ def recall_name(direction: str, k: int) -> str:
 def write_scores(out: Path, scores: ZeroShotScores | RetrievalScores, report: str) -> None:
     """Write ``out/scores.json`` and the Markdown ``report`` as ``out/report.md``."""
     write_text(out / SCORES, to_json(scores.to_json()))
-    write_text(out / REPORT, report)
+    write_report(out / REPORT, report)
 
 
 def read_results(path: Path) -> list[Result]:

@@ -5,8 +5,12 @@ The command line sets the level at its start; a library call prints notes and no
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from enum import IntEnum
+
+from dimefm.runtime.printable import PrintableStream
 
 
 class Level(IntEnum):
@@ -29,6 +33,17 @@ def set_level(level: Level) -> None:
 def is_quiet() -> bool:
     """Tell whether only errors are printed on stderr; progress bars are hidden then."""
     return _level == Level.QUIET
+
+
+@contextlib.contextmanager
+def printable_streams() -> Iterator[None]:
+    """Show what is written to stdout and stderr in the block as printable text."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = map(PrintableStream, before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
 
 
 def note(line: str) -> None:

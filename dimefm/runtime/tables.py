@@ -41,6 +41,12 @@ def markdown_table(rows: Rows, left: Collection[int] = FIRST) -> list[str]:
             marks.append("---")
         else:
             marks.append("---:")
-    head, *body = ["| " + " | ".join(row) + " |" for row in rows]
+    head, *body = [_row(row) for row in rows]
     rule = "|" + "|".join(marks) + "|"
     return [head, rule, *body]
+
+
+def _row(cells: Sequence[str]) -> str:
+    """Return a row of a Markdown table; a bar or an end of a line in a cell does not end it."""
+    safe = [" ".join(cell.replace("|", "\\|").splitlines()) for cell in cells]
+    return "| " + " | ".join(safe) + " |"

@@ -17,6 +17,8 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from dimefm.runtime.printable import report
+
 CHUNK = 1 << 22  # bytes that are written and hashed at once
 # a file of up to SAMPLES * SAMPLE_BYTES = 4 MiB is hashed as a whole, a larger one by samples
 SAMPLE_BYTES = 16_384
@@ -120,6 +122,11 @@ def write_bytes(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             part.unlink()
         raise
+
+
+def write_report(path: Path, text: str) -> None:
+    """Write a Markdown report, atomically; names from data can be no HTML in it."""
+    write_text(path, report(text))
 
 
 def part_of(path: Path) -> Path:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from dimefm.errors import DataError, DimefmError, did_you_mean
+from dimefm.runtime.printable import masked, without_secrets
 from dimefm.storage.files import sampled_sha256
 from dimefm.storage.small_files import parse_json
 
@@ -66,17 +67,21 @@ def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
 
     protocol = url.partition("://")[0]
     if "::" in url:
-        raise DataError(f"{url}: is a chain of URLs; expected a single one, PROTOCOL://PATH")
+        raise DataError(
+            f"{masked(url)}: is a chain of URLs; expected a single one, PROTOCOL://PATH"
+        )
     known = {*fsspec.available_protocols(), *fsspec.registry}
     if protocol not in known:
-        raise DataError(f"{url}: unknown protocol '{protocol}': {did_you_mean(protocol, known)}")
+        raise DataError(
+            f"{masked(url)}: unknown protocol '{protocol}': {did_you_mean(protocol, known)}"
+        )
     with reported(url):
         try:
             fs, path = fsspec.core.url_to_fs(url)
         except ImportError as error:
             remedy = REMEDIES.get(protocol, "install the package that it names")
             raise DataError(
-                f"{url}: the package for {protocol}:// is missing ({error}). Fix: {remedy}"
+                f"{masked(url)}: the package for {protocol}:// is missing ({error}). Fix: {remedy}"
             ) from error
         fs.invalidate_cache()
     return fs, path
@@ -94,14 +99,15 @@ def reported(url: str) -> Iterator[None]:
     except DimefmError:
         raise
     except FileNotFoundError as error:
-        raise DataError(f"{url}: no such file or folder. Fix: check the URL") from error
+        raise DataError(f"{masked(url)}: no such file or folder. Fix: check the URL") from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno in FULL:
             raise
         reason = (str(error).strip() or "no reason given").splitlines()[0]
         remedy = "check the URL, the credentials and the network, and run again"
         raise DataError(
-            f"{url}: cannot be read ({type(error).__name__}: {reason}). Fix: {remedy}"
+            f"{masked(url)}: cannot be read ({type(error).__name__}: {masked(reason)}). Fix:"
+            f" {remedy}"
         ) from error
 
 
@@ -132,15 +138,16 @@ def stat(url: str) -> Mapping[str, Any] | None:
 def local_path(url: str, scratch: Path) -> Path:
     """Return the path of the local copy of ``url``, whether it exists or not.
 
-    Raises DataError when the URL has segments that a folder cannot hold, or that lead elsewhere.
+    A password or a signature in the URL is no part of it. Raises DataError when the URL has
+    segments that a folder cannot hold, or that lead elsewhere.
     """
-    protocol, _, path = url.partition("://")
+    protocol, _, path = without_secrets(url).partition("://")
     segments = path.strip("/").split("/")
     for segment in segments:
         if segment in ("", ".", "..") or "\0" in segment:
             raise DataError(
-                f"{url}: expected a path without '..', '.' and empty segments, as it is copied to"
-                f" {scratch}"
+                f"{masked(url)}: expected a path without '..', '.' and empty segments, as it is"
+                f" copied to {scratch}"
             )
     return scratch.joinpath(protocol, *segments)
 
@@ -158,7 +165,7 @@ def fetch(url: str, scratch: Path, info: Mapping[str, Any] | None = None) -> Pat
         with reported(url):
             info = fs.info(path)
     if info["type"] == "directory":
-        raise DataError(f"{url}: is a folder; expected a file")
+        raise DataError(f"{masked(url)}: is a folder; expected a file")
     size = info.get("size")
     version = _version(info)
     with _sealed(copy, scratch) as seal:
@@ -166,7 +173,7 @@ def fetch(url: str, scratch: Path, info: Mapping[str, Any] | None = None) -> Pat
             seal.seek(0)
             seal.truncate()
             size = _download(fs, path, url, copy, size)
-            sealed = {"url": url, "size": size, "version": version}
+            sealed = {"url": masked(url), "size": size, "version": version}
             json.dump({**sealed, **_content(copy)}, seal)
             seal.flush()
             os.fsync(seal.fileno())
@@ -268,7 +275,7 @@ def _download(fs: AbstractFileSystem, path: str, url: str, copy: Path, size: int
             fetched = os.fstat(file.fileno()).st_size
         if size is not None and fetched != size:
             raise DataError(
-                f"{url}: {fetched} bytes came of {size}; it was cut short or changed"
+                f"{masked(url)}: {fetched} bytes came of {size}; it was cut short or changed"
                 " meanwhile. Fix: run again"
             )
         os.replace(part, copy)

@@ -14,6 +14,7 @@ import stat
 from pathlib import Path
 
 from dimefm.errors import CacheError
+from dimefm.runtime.printable import masked
 from dimefm.runtime.text import system_name
 from dimefm.storage import remote
 from dimefm.storage.files import commit, part_of, write_text
@@ -51,6 +52,11 @@ class Store:
         self._inner_folders: set[str] = set()  # that are folders inside the root, and no links
 
     def __str__(self) -> str:
+        return str(self.root)
+
+    @property
+    def address(self) -> str:
+        """The path or URL by which the store can be opened again; it is not for messages."""
         return str(self.root)
 
     def where(self, name: str) -> str:
@@ -154,10 +160,14 @@ class RemoteStore(Store):
         self.fs, self.base = remote.filesystem(self.url)
 
     def __str__(self) -> str:
-        return self.url
+        return masked(self.url)
 
     def where(self, name: str) -> str:
-        return f"{self.url}/{name}"
+        return masked(f"{self.url}/{name}")
+
+    @property
+    def address(self) -> str:
+        return self.url
 
     def _remote_path(self, name: str) -> str:
         self.path(name)  # refuses names that lead outside
@@ -185,7 +195,7 @@ class RemoteStore(Store):
             self.fs.pipe_file(path, text.encode("utf-8"))
 
     def local(self, name: str) -> Path:
-        return remote.fetch(self.where(name), self.scratch)
+        return remote.fetch(f"{self.url}/{name}", self.scratch)
 
     def commit(self, part: Path, name: str) -> None:
         with remote.reported(self.where(name)):

@@ -6,6 +6,7 @@ A recipe names them in ``report_to``; they must be installed.
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import secrets
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from dimefm.errors import RecipeError
 from dimefm.recipe import Recipe
+from dimefm.runtime.printable import masked
 from dimefm.storage.files import write_text
 
 WANDB_ID = "wandb.id"
@@ -59,7 +61,7 @@ class Wandb:
                 name=out.resolve().name,
                 id=id_file.read_text(encoding="utf-8"),
                 dir=str(out.resolve()),
-                config=recipe.settings(),
+                config=_shown_settings(recipe),
                 resume="allow",
             )
         except Exception as error:  # wandb raises what its service and its settings raise
@@ -76,6 +78,11 @@ class Wandb:
     def close(self) -> None:
         """Send the remaining figures and end the run."""
         self._run.finish()
+
+
+def _shown_settings(recipe: Recipe) -> dict:
+    """Return the settings of a recipe as plain values, without passwords in their URLs."""
+    return json.loads(masked(json.dumps(recipe.settings())))
 
 
 MetricLogger = TensorBoard | Wandb

@@ -13,7 +13,8 @@ PACKAGE = Path(__file__).parents[2] / "dimefm"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors"},
-    {"runtime", "storage"},
+    {"runtime"},
+    {"storage"},
     {"recipe", "plugins"},
     {"runs", "losses", "cache"},
     {"data"},
