@@ -12,6 +12,7 @@ from dimefm.cache.manifest import FILE, Manifest
 from dimefm.errors import CacheError
 from dimefm.storage.files import remove_abandoned, remove_new_dirs_on_error
 from dimefm.storage.locks import PLATFORM_HAS_LOCKS, Claim
+from dimefm.storage.out_folder import refuse_foreign
 from dimefm.storage.small_files import parse_json
 from dimefm.storage.stores import Store, open_store
 
@@ -57,6 +58,7 @@ def write_lock(
     if shared and store.size(FILE) is not None:
         yield
         return
+    refuse_foreign(root, "cache", [FILE, PARTIAL])
     with remove_new_dirs_on_error(store.root):
         with plan_lock(root, scratch):
             claim = _claim_writing(store, shared, needs_lock)

@@ -147,8 +147,11 @@ def retrieval(images, texts, split, out, scratch):
     from dimefm.data.selection import parse_split
     from dimefm.evaluate.retrieval import markdown, retrieval_scores, terminal
     from dimefm.evaluate.retrieval import retrieval as run
-    from dimefm.runs.scores import REPORT, SCORES, write_scores
+    from dimefm.runs.scores import REPORT, SCORE_MARKS, SCORES, write_scores
+    from dimefm.storage.out_folder import refuse_foreign
 
+    if out:
+        refuse_foreign(out, "scores", SCORE_MARKS)
     chosen = None if split is None else parse_split(split)
     image_cache = FeatureCache(images, scratch)
     text_cache = FeatureCache(texts, scratch)

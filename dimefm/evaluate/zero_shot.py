@@ -31,6 +31,7 @@ from dimefm.extract.extract import Settings
 from dimefm.models.encoder import Encoder
 from dimefm.models.filip import TokenMaps
 from dimefm.runs.scores import (
+    SCORE_MARKS,
     SCORES,
     ZERO_SHOT,
     ZERO_SHOT_BY_TOKENS,
@@ -42,6 +43,7 @@ from dimefm.runs.scores import (
 from dimefm.runtime import console
 from dimefm.runtime.text import first_few
 from dimefm.storage.locks import Claim, claim
+from dimefm.storage.out_folder import refuse_foreign
 
 SHOWN = 12
 """Datasets that a message lists at most."""
@@ -284,6 +286,7 @@ def _feature_store(out: Path | None) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as temporary:
             yield Path(temporary)
         return
+    refuse_foreign(out, "scores", SCORE_MARKS)
     try:
         out.mkdir(parents=True, exist_ok=True)
         held = _claim(out)

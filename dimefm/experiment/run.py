@@ -6,12 +6,15 @@ import time
 from pathlib import Path
 
 from dimefm.experiment.file import Experiment
-from dimefm.experiment.record import StageRecord, read_records, write_records
+from dimefm.experiment.record import FILE, StageRecord, read_records, write_records
 from dimefm.experiment.stages import EvalStage, Say, Stage, stages_of
 from dimefm.runtime.torchrun import rank_of
 from dimefm.storage.files import write_report
+from dimefm.storage.out_folder import refuse_foreign
 
 REPORT = "report.md"
+MARKS = (FILE, "cache", "run", "scores")
+"""What a folder has that holds an experiment, or the beginning of one."""
 
 
 def run_experiment(experiment: Experiment, out: Path, say: Say = print) -> str:
@@ -23,6 +26,8 @@ def run_experiment(experiment: Experiment, out: Path, say: Say = print) -> str:
     finished before stays.
     """
     is_main = rank_of()[0] == 0
+    if is_main:
+        refuse_foreign(out, "experiment", MARKS)
     stages = stages_of(experiment, out)
     records = read_records(out)
     for number, stage in enumerate(stages, start=1):

@@ -14,6 +14,7 @@ from dimefm.extract.report import Report
 from dimefm.extract.sharding import Share
 from dimefm.extract.stages.base import Settings
 from dimefm.models.encoder import Encoder
+from dimefm.storage.out_folder import refuse_foreign
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,10 @@ class Extraction:
         """Extract the shards of ``share`` from opened sources, with loaded encoders.
 
         Yields the report of each cache: those of all teachers for the first source, then for the
-        next.
+        next. Raises DimefmError when ``out`` is a folder that holds something else than caches.
         """
+        folders = [folder for folder, _ in self.teachers if folder]
+        refuse_foreign(self.out, "caches", ["images", "texts", *folders])
         for kind, rows in sources:
             caches = list(zip(encoders, self.places(kind), strict=True))
             yield from extract_several(

@@ -28,6 +28,7 @@ from dimefm.recipe import Recipe
 from dimefm.runs import folder
 from dimefm.runs.scores import Result
 from dimefm.storage.files import to_json, write_report, write_text
+from dimefm.storage.out_folder import refuse_foreign
 from dimefm.storage.small_files import read_json
 from dimefm.train.trainer import train
 
@@ -115,6 +116,7 @@ def _claim(out: Path, seed: int, scale: float) -> bool:
         data_is_whole = record["data"] is not None
     except FileNotFoundError:
         _refuse_unknown_files(out)
+        refuse_foreign(out, "quickstart", [RECORD])
         out.mkdir(parents=True, exist_ok=True)
         _write_record(out, seed, scale, None)
         return False

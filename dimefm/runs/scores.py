@@ -18,6 +18,8 @@ from dimefm.storage.small_files import read_json
 
 SCORES = "scores.json"
 REPORT = "report.md"
+SCORE_MARKS = (SCORES, "features", ".eval.lock", "run.json")
+"""What a folder has that holds scores, the beginning of an evaluation, or the model's run."""
 
 ZERO_SHOT = "zero-shot"
 ZERO_SHOT_BY_TOKENS = "zero-shot by tokens"

@@ -8,9 +8,12 @@ from dimefm.errors import ModelError, RecipeError
 from dimefm.recipe import Recipe, changed, read
 from dimefm.runs import folder as runs
 from dimefm.storage.locks import Claim, claim_alone, owner_of
+from dimefm.storage.out_folder import refuse_foreign
 from dimefm.train import checkpoint
 
 LOCK = ".lock"
+MARKS = ("recipe.toml", runs.FILE, runs.LOG, "checkpoints", "adopted", f"{LOCK}*")
+"""What a folder has that holds a run, or the beginning of one."""
 
 
 def why_finished(recipe: Recipe, out: Path) -> str:
@@ -34,8 +37,10 @@ def why_finished(recipe: Recipe, out: Path) -> str:
 def hold(out: Path) -> Claim:
     """Keep other processes from training into ``out`` until the claim is released.
 
-    Raises ModelError when another process trains there, or nothing can be written there.
+    Raises ModelError when another process trains there, or nothing can be written there, and
+    DimefmError when the folder holds something else than a run.
     """
+    refuse_foreign(out, "run", MARKS)
     try:
         held = claim_alone(out / LOCK)
     except OSError as error:

@@ -27,6 +27,7 @@ from dimefm.errors import CacheError
 from dimefm.runtime.progress import Progress
 from dimefm.runtime.versions import libraries
 from dimefm.storage.files import Hashed, remove_abandoned, to_json
+from dimefm.storage.out_folder import refuse_foreign
 from dimefm.storage.stores import Store, open_store
 
 NEAR = (0.9999, 0.999, 0.99, 0.95, 0.9, 0.8)  # cosines above which the nearest rows are counted
@@ -59,6 +60,7 @@ def build(
         return existing
     if len(cache) < 2:
         raise CacheError(f"{cache.store}: {len(cache)} rows; neighbours need two at least")
+    refuse_foreign(out, "neighbours", [FILE, CLAIM, "ids.npy*"])
     claim = store.claim(CLAIM)
     if claim is None:
         raise CacheError(

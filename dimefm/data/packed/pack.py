@@ -33,6 +33,7 @@ from dimefm.runtime.threads import prefetch_map
 from dimefm.runtime.versions import libraries
 from dimefm.storage.files import commit, to_json, write_text
 from dimefm.storage.locks import claim
+from dimefm.storage.out_folder import refuse_foreign
 
 MANIFEST = "pack.json"
 LOCK = ".packing/writer"
@@ -96,6 +97,7 @@ def pack(rows: Rows, out: Path, settings: Settings | None = None) -> Report:
     """
     settings, started = settings or Settings(), time.perf_counter()
     report = Report(skipped=rows.skipped)
+    refuse_foreign(out, "packed images", [MANIFEST, LOCK, "00000.tar"])
     held = claim(out / LOCK)
     if held is None:
         raise DataError(
