@@ -31,6 +31,7 @@ COMMANDS = {  # name -> module
     "runs": "dimefm.cli.runs",
     "cache": "dimefm.cli.cache",
     "losses": "dimefm.cli.losses",
+    "recipes": "dimefm.cli.recipes",
     "prompts": "dimefm.cli.prompts",
     "quickstart": "dimefm.cli.quickstart",
 }

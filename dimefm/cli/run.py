@@ -19,7 +19,7 @@ from dimefm.runtime import console
     context_settings=CONTEXT,
     short_help="Run a whole experiment from one file: extract, train, evaluate.",
 )
-@click.argument("pipeline", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("pipeline", metavar="FILE|NAME")
 @click.option(
     "--dataroot",
     metavar="DIR",
@@ -57,8 +57,13 @@ def command(pipeline, dataroot, out, small, teacher, settings, dry_run):
     from dimefm.experiment.plan import describe_plan
     from dimefm.experiment.record import read_records
     from dimefm.experiment.run import run_experiment
+    from dimefm.recipe.presets import path_of
     from dimefm.runtime.torchrun import rank_of
 
+    try:
+        pipeline = path_of(pipeline)
+    except RecipeError as error:
+        raise click.BadParameter(str(error), param_hint="FILE|NAME") from error
     values = parse_settings(settings)
     if teacher is not None:
         values.setdefault("extract", {})["teacher"] = teacher

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from dimefm.cli._dime_fm_options import dime_fm_options, translate
 from dimefm.cli._options import ManyValues, refuse_absent_inputs
 from dimefm.cli._output import result
 from dimefm.cli._recipe_options import recipe_options, recipe_sections
@@ -29,8 +31,10 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--recipe",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Recipe to train: a TOML file, e.g. of pipelines/; docs/recipes.md lists its keys.",
+    "recipes",
+    multiple=True,
+    metavar="FILE|NAME",
+    help="Recipe to train: a TOML file, or a name that `dimefm recipes` lists.",
 )
 @click.option("--small", is_flag=True, help="Apply the recipe's [small] table: a run of seconds.")
 @click.option(
@@ -42,15 +46,15 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--out",
-    required=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Run folder to write.",
+    help="Run folder to write.  [required]",
 )
 @click.option(
     "--resume", is_flag=True, help="Resume from the newest checkpoint in --out, if there is one."
 )
 @recipe_options
-def command(recipe, small, settings, out, resume, **flags):
+@dime_fm_options
+def command(recipes, small, settings, out, resume, **flags):
     """Train a student on cached teacher features; no teacher runs.
 
     \b
@@ -71,8 +75,18 @@ def command(recipe, small, settings, out, resume, **flags):
     from dimefm.recipe import read
     from dimefm.train.signals import raised
 
+    flags["out"] = out
+    translated, lines = translate(flags)
+    del flags["out"]
+    out = translated.pop("out", out)
+    if out is None:
+        raise click.UsageError("Missing option '--out'.")
+    for line in lines:
+        _say(line)
     given = {name: value for name, value in flags.items() if value not in (None, ())}
-    resolved = read(recipe, small, **{**given, **parse_settings(settings)})
+    given |= translated
+    given |= parse_settings(settings)
+    resolved = read(_only_recipe(recipes), small, **given)
     if not resolved.tsv_file_list:
         refuse_absent_inputs(
             (*resolved.images, *resolved.texts),
@@ -81,13 +95,31 @@ def command(recipe, small, settings, out, resume, **flags):
         )
     with raised():
         try:
-            return _train(resolved, out, resume)
+            return _train(resolved, out, resume, fits_batch="batch_size" not in given)
         except KeyboardInterrupt:
             _say(f"\ninterrupted; {how_to_resume(out)}")
             click.get_current_context().exit(130)
 
 
-def _train(recipe: Recipe, out: Path, resume: bool) -> dict | None:
+def _only_recipe(recipes: Sequence[str]) -> Path | None:
+    """Return the path of the one recipe; raise UsageError for several."""
+    from dimefm.recipe.presets import path_of
+
+    if len(recipes) > 1:
+        names = " and ".join(map(ascii, recipes[:2]))
+        raise click.UsageError(
+            f"--recipe is given {len(recipes)} times, {names}, and a run has one. Fix: write base ="
+            ' "FIRST.toml" into the second file, which then replaces keys of the first'
+        )
+    if not recipes:
+        return None
+    try:
+        return path_of(recipes[0])
+    except RecipeError as error:
+        raise click.BadParameter(str(error), param_hint="--recipe") from error
+
+
+def _train(recipe: Recipe, out: Path, resume: bool, fits_batch: bool) -> dict | None:
     """Train, print the run folder and return its figures; None in all processes but the first."""
     from dimefm.runs.compare import as_dict, read_run
     from dimefm.train.online_eval import scorer
@@ -99,8 +131,8 @@ def _train(recipe: Recipe, out: Path, resume: bool) -> dict | None:
         if is_main:
             console.detail(recipe.to_toml())
 
-    done = train(recipe, out, resume, echo=_say, scorer=scorer, ready=ready)
-    if not is_main:
+    done = train(recipe, out, resume, echo=_say, scorer=scorer, ready=ready, fits_batch=fits_batch)
+    if not is_main or done is None:
         return None
     result(f"run folder: {done}")
     return as_dict(read_run(done))

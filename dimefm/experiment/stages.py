@@ -154,7 +154,7 @@ class TrainStage(Stage):
 
     def run(self, say: Say) -> Outcome:
         self._refuse_other_run()
-        train(self.recipe, self.place, resume=True, echo=say, scorer=scorer)
+        train(self.recipe, self.place, resume=True, echo=say, scorer=scorer, fits_batch=True)
         record = runs.read(self.place)
         name = self.recipe.text_student or self.recipe.student
         return Outcome(f"{name}, {record.parameters:,} parameters, {record.steps:,} steps")

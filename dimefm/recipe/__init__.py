@@ -8,11 +8,11 @@ printed and saved with the run. All keys stand in ``dimefm/recipe/schema/``, eac
 from __future__ import annotations
 
 from dimefm.recipe.former import FORMER_NAMES, renamed
-from dimefm.recipe.idle import refuse_idle, refuse_unneeded
+from dimefm.recipe.idle import note_on_ignored, refuse_idle, refuse_unneeded
 from dimefm.recipe.implied import AUGMENTATIONS
 from dimefm.recipe.reading import read
 from dimefm.recipe.recipe import Recipe
-from dimefm.recipe.resume import changed
+from dimefm.recipe.resume import changed, changed_records
 from dimefm.recipe.schema import KEYS, SECTIONS
 
 __all__ = [
@@ -22,6 +22,8 @@ __all__ = [
     "SECTIONS",
     "Recipe",
     "changed",
+    "changed_records",
+    "note_on_ignored",
     "read",
     "refuse_idle",
     "refuse_unneeded",

@@ -62,6 +62,27 @@ RANDOM_CROPS = Condition(
     "random views, not for the centre,",
     lambda recipe: recipe.crops != "center",
 )
+# Whether a run looks at settings of crops, which may be set in any run.
+
+DRAWN_CROPS = Condition(
+    "crops that are drawn, not the centre",
+    lambda recipe: recipe.crops != "center",
+)
+FREE_CROPS = Condition(
+    "free crops",
+    lambda recipe: not _replays(recipe) and recipe.crops != "center",
+)
+DRAWN_CROPS_OR_COLORS = Condition(
+    "crops that are drawn, not the centre, and for colors",
+    lambda recipe: recipe.crops != "center" or recipe.augment == "moco-v2",
+)
+
+
+def _replays(recipe: Any) -> bool:
+    """Tell whether the student sees the crops of caches."""
+    return recipe.crops == "replay" and bool(recipe.image_cache or recipe.tsv_file_list)
+
+
 SEVERAL_CAPTIONS = Condition(
     "captions_per_step of 2 or more",
     lambda recipe: recipe.captions_per_step > 1,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Set
 
 from dimefm.errors import RecipeError
+from dimefm.recipe.implied import AUGMENTATIONS
 from dimefm.recipe.recipe import Recipe
 from dimefm.recipe.schema import KEYS
 
@@ -24,6 +25,20 @@ def refuse_idle(recipe: Recipe) -> None:
                 f"{label} is for {condition.words} and would do nothing here. Fix: remove"
                 f" {name}{remedy}"
             )
+
+
+def note_on_ignored(recipe: Recipe) -> str:
+    """Return a line on settings of crops that the center does not look at, "" without any."""
+    if recipe.crops != "center":
+        return ""
+    implied = AUGMENTATIONS[recipe.augment]
+    ignored = []
+    for name, value in recipe.settings().items():
+        if recipe.is_ignored(name) and value != implied.get(name, KEYS[name].default):
+            ignored.append(name)
+    if not ignored:
+        return ""
+    return f"note: crops = 'center' does not look at {', '.join(ignored)}"
 
 
 def refuse_unneeded(recipe: Recipe, needs: Set[str]) -> None:

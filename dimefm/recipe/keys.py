@@ -51,6 +51,8 @@ class Key:
     * ``applies_to`` is the kind of run that looks at the key; it is left out of the resolved recipe
       of another run. ``applies_when`` are further conditions. A key that is set where one of these
       does not hold is refused, unless it is ``tolerated``.
+    * ``looked_at`` is when a run looks at a key that may be set in any run. Where it does not hold,
+      the key is neither saved nor compared.
     * ``for_losses`` is what a loss has to need for the key to matter.
     * ``may_differ_on_resume``: it does not change what the student learns.
     * ``formerly`` is an older name, and ``former_values`` are older values with those of today;
@@ -68,6 +70,7 @@ class Key:
     applies_to: Condition | None = None
     applies_when: Sequence[Condition] = ()
     tolerated: bool = False
+    looked_at: Condition | None = None
     for_losses: str | None = None
     may_differ_on_resume: bool = False
     formerly: str | None = None

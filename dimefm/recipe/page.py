@@ -110,6 +110,8 @@ def _meaning(key: Key) -> Iterator[str]:
         yield key.more
     for condition in key.conditions:
         yield f"Only for {condition.words.rstrip(',')}."
+    if key.looked_at is not None:
+        yield f"Looked at for {key.looked_at.words}."
     if key.for_losses is not None:
         yield f"Only for losses that need '{key.for_losses}'."
     if key.may_differ_on_resume:

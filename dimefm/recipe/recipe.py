@@ -9,7 +9,7 @@ from typing import Any, Self
 from pydantic import model_validator
 
 from dimefm.errors import RecipeError
-from dimefm.recipe.implied import with_layer, with_losses
+from dimefm.recipe.implied import AUGMENTATIONS, with_layer, with_losses
 from dimefm.recipe.rules import RULES
 from dimefm.recipe.schema import KEYS
 from dimefm.recipe.schema.data import Data
@@ -63,15 +63,21 @@ class Recipe(Machine, Evaluation, Optimization, Views, Losses, Student, Data):
         kind = KEYS[name].applies_to
         return kind is not None and not kind.holds(self)
 
+    def is_ignored(self, name: str) -> bool:
+        """Tell whether such a run does not look at a key that may be set in any run."""
+        condition = KEYS[name].looked_at
+        return self.is_idle(name) or (condition is not None and not condition.holds(self))
+
     def to_toml(self) -> str:
         """Return the recipe as TOML that :func:`dimefm.recipe.read` accepts.
 
-        Unset keys are left out, and idle ones at their defaults.
+        Unset keys are left out, and those that the run does not look at, unless they were set.
         """
         lines = []
         for name, value in self.settings().items():
-            is_default = value == KEYS[name].default
-            if name == "losses" or value in (None, ()) or (is_default and self.is_idle(name)):
+            implied = AUGMENTATIONS[self.augment].get(name, KEYS[name].default)
+            is_unseen = value == implied and self.is_ignored(name)
+            if name == "losses" or value in (None, ()) or is_unseen:
                 continue
             lines.append(f"{name} = {_toml(value)}")
         lines += ["", "[losses]"]

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dimefm.errors import DataError, ModelError
-from dimefm.recipe import Recipe, renamed
+from dimefm.errors import DataError, ModelError, RecipeError
+from dimefm.recipe import KEYS, Recipe, renamed
 from dimefm.runs import folder as runs
 from dimefm.runs.record import RunRecord
 from dimefm.runs.scores import RETRIEVAL, SCORES, ZERO_SHOT_BY_TOKENS, read_results
@@ -82,10 +82,20 @@ def read_run(folder: Path, name: str | None = None) -> Run:
     return Run(
         name or folder.resolve().name,
         folder,
-        _flat({**Recipe().settings(), **renamed(settings)}),
+        _flat(_looked_at({**Recipe().settings(), **renamed(settings)})),
         lines,
         record,
     )
+
+
+def _looked_at(settings: dict[str, object]) -> dict[str, object]:
+    """Return the settings without those that the run does not look at, e.g. flips of the center."""
+    try:
+        recipe = Recipe(**settings)
+    except RecipeError:  # of a newer version; it is compared by what its file has
+        return settings
+    ignored = {n for n, key in KEYS.items() if key.looked_at is not None and recipe.is_ignored(n)}
+    return {name: value for name, value in settings.items() if name not in ignored}
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:

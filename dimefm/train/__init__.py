@@ -27,10 +27,12 @@ def train(
 ) -> Path:
     """Train the student that a recipe describes, and return its run folder, ``out``.
 
-    ``recipe`` is a TOML file, a mapping of keys, a :class:`~dimefm.recipe.Recipe`, or None for the
-    defaults. ``settings`` are keys that win over it, and mean what they mean on the command line;
-    docs/recipes.md lists all keys. ``small`` applies the file's ``[small]`` table. ``resume``
-    continues from the newest checkpoint in ``out``. ``echo`` gets the messages of the run.
+    ``recipe`` is a TOML file, a name that ``dimefm recipes`` lists, a mapping of keys, a
+    :class:`~dimefm.recipe.Recipe`, or None for the defaults. ``settings`` are keys that win over
+    it, and mean what they mean on the command line; docs/recipes.md lists all keys. ``small``
+    applies the file's ``[small]`` table. ``resume`` continues from the newest checkpoint in
+    ``out``. A batch size that ``settings`` do not state is lowered to the number of samples where
+    there are fewer. ``echo`` gets the messages of the run.
 
     Raises a DimefmError, before the first step, when recipe, data and caches do not fit together.
 
@@ -48,7 +50,11 @@ def train(
     from dimefm.train.trainer import train as run
 
     resolved = _resolve(recipe, small, _plain(settings))
-    return run(resolved, Path(out), resume, echo=echo, scorer=scorer)
+    states_batch = "batch_size" in settings
+    if isinstance(recipe, Mapping):
+        states_batch = states_batch or "batch_size" in recipe
+    fits_batch = not states_batch and not _is_recipe(recipe)
+    return run(resolved, Path(out), resume, echo=echo, scorer=scorer, fits_batch=fits_batch)
 
 
 def _resolve(
@@ -57,13 +63,20 @@ def _resolve(
     settings: Mapping[str, Any],
 ) -> Recipe:
     from dimefm.recipe import Recipe, read
+    from dimefm.recipe.presets import path_of
 
     if isinstance(recipe, Recipe):
         return recipe.replace(**settings) if settings else recipe
     if isinstance(recipe, Mapping):
         return Recipe(**{**_plain(recipe), **settings})
-    path = None if recipe is None else Path(recipe)
+    path = None if recipe is None else path_of(recipe)
     return read(path, small, **settings)
+
+
+def _is_recipe(recipe: object) -> bool:
+    from dimefm.recipe import Recipe
+
+    return isinstance(recipe, Recipe)
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dimefm.errors import ModelError, RecipeError
-from dimefm.recipe import Recipe, changed, read
+from dimefm.recipe import Recipe, changed, changed_records, read
 from dimefm.runs import folder as runs
 from dimefm.storage.locks import Claim, claim_alone, owner_of
 from dimefm.storage.out_folder import refuse_foreign
@@ -25,7 +25,9 @@ def why_finished(recipe: Recipe, out: Path) -> str:
         return ""
     without_improvement = runs.read(out).without_improvement
     if without_improvement is None:
-        return f"{out}: finished already; nothing to do"
+        others = changed_records(recipe, read(out / "recipe.toml"))
+        note = f" (other settings of this call: {'; '.join(others)})" if others else ""
+        return f"{out}: finished already; nothing to do{note}"
     if recipe.patience is None or recipe.patience > without_improvement:
         return ""
     return (
@@ -62,8 +64,12 @@ def claim(recipe: Recipe, out: Path, resume: bool) -> None:
     RecipeError when the run to resume has another recipe.
     """
     if (out / runs.FILE).exists():
-        if not resume or changed(recipe, read(out / "recipe.toml")):
-            raise ModelError(f"{out}: holds a finished run already. Fix: choose another --out")
+        different = changed(recipe, read(out / "recipe.toml"))
+        if not resume or different:
+            others = f" (its recipe is another one: {'; '.join(different)})" if different else ""
+            raise ModelError(
+                f"{out}: holds a finished run already. Fix: choose another --out{others[:300]}"
+            )
         if not checkpoint.checkpoints(out):
             raise ModelError(
                 f"{out}: holds a finished run without checkpoints to resume. Fix: choose another"

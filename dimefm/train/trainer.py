@@ -20,7 +20,7 @@ from torch import Tensor
 from dimefm.errors import DataError, DimefmError, RecipeError
 from dimefm.losses import Features, LossConfig, Objective
 from dimefm.models.inference.precision import PRECISIONS
-from dimefm.recipe import Recipe, refuse_idle, refuse_unneeded
+from dimefm.recipe import Recipe, note_on_ignored, refuse_idle, refuse_unneeded
 from dimefm.runtime.devices import pick_device
 from dimefm.runtime.progress import Progress
 from dimefm.runtime.seeding import seed_of
@@ -50,6 +50,7 @@ def train(
     echo: Callable[[str], None] = print,
     scorer: Scorer | None = None,
     ready: Callable[[], None] = lambda: None,
+    fits_batch: bool = False,
 ) -> Path:
     """Train what ``recipe`` describes into the run folder ``out`` and return ``out``.
 
@@ -58,10 +59,11 @@ def train(
     The processes that torchrun starts train together.
 
     ``scorer`` (``dimefm.train.online_eval.scorer``) makes the function that measures the student on
-    the recipe's ``eval_root``. ``ready`` is called when all checks are passed. Ctrl-C, SIGTERM and
-    SIGHUP leave a checkpoint. Raises a DimefmError before the first step when the recipe, its data
-    and its caches do not fit together, or another process trains into ``out``; ``out`` is then as
-    it was before, except for features that DIME-FM's form has copied into it.
+    the recipe's ``eval_root``. ``fits_batch`` lowers the batch size to the number of rows where
+    there are fewer; else such a run is refused. ``ready`` is called when all checks are passed.
+    Ctrl-C, SIGTERM and SIGHUP leave a checkpoint. Raises a DimefmError before the first step when
+    the recipe, its data and its caches do not fit together, or another process trains into ``out``;
+    ``out`` is then as it was before, except for features that DIME-FM's form has copied into it.
     """
     with init_distributed(pick_device(recipe.device)) as context:
         say = echo if context.is_main else _say_nothing
@@ -74,7 +76,7 @@ def train(
             with remove_new_dirs_on_error(out), _closed_on_error(claims):
                 if context.is_main:
                     claims.enter_context(run_folder.hold(out))
-                trainer = Trainer(recipe, out, resume, say, context, scorer)
+                trainer = Trainer(recipe, out, resume, say, context, scorer, fits_batch)
             ready()
             trainer.loop()
             return trainer.finish()
@@ -105,15 +107,18 @@ class Trainer:
         echo: Callable[[str], None],
         context: DistributedContext | None = None,
         scorer: Scorer | None = None,
+        fits_batch: bool = False,
     ):
         loggers.check(recipe)
         refuse_idle(recipe)
+        self.stated = recipe  # what is saved; the batch may be smaller
         self.recipe = recipe
         self.out = out
         self.echo = echo
         self.context = context or DistributedContext(device=pick_device(recipe.device))
         with self.context.main_process_first():
             run_folder.claim(recipe, out, resume)
+        self._note(note_on_ignored(recipe))
         losses = []
         for name, settings in recipe.losses.items():
             losses.append(LossConfig.from_settings(name, settings))
@@ -121,6 +126,8 @@ class Trainer:
         refuse_unneeded(recipe, self.objective.needs)
         with self.context.main_process_first():
             self.sources = open_sources(recipe, out)
+        if fits_batch:
+            self._fit_batch()
         self._refuse_too_few_rows()
         self._build_student()
         self._plan_steps()
@@ -131,6 +138,25 @@ class Trainer:
         resuming.refuse_different_files(self.context, out, len(self.sources), self.done)
         self.gradients = Gradients(self.student, self.context, PRECISIONS[recipe.precision])
         self.writer = self._open_writer() if self.context.is_main else None
+
+    def _note(self, line: str) -> None:
+        """Print a line, unless it is empty."""
+        if line:
+            self.echo(line)
+
+    def _fit_batch(self) -> None:
+        """Lower the batch size to the number of rows; the saved recipe keeps the size it has.
+
+        It depends on the rows alone, so a resumed run has the same batches.
+        """
+        rows = len(self.sources)
+        if not 0 < rows < self.recipe.batch_size:
+            return
+        self.echo(
+            f"note: the sources hold {rows:,} rows, so a batch has {rows:,} of them, not"
+            f" {self.recipe.batch_size:,} (--batch-size sets another number)"
+        )
+        self.recipe = self.recipe.replace(batch_size=rows)
 
     def _refuse_too_few_rows(self) -> None:
         """Raise when the sources cannot fill a batch, or a batch cannot feed every process."""
@@ -155,9 +181,7 @@ class Trainer:
         """Build the student with its batches, and note what it never sees of an image."""
         places = self.context.places(self.recipe.batch_size)
         self.task = tasks.build_task(self.recipe, self.sources, places)
-        note = tasks.unseen_pixels(self.task)
-        if note:
-            self.echo(note)
+        self._note(tasks.unseen_pixels(self.task))
         student = self.task.student(self.sources, self.objective, self.recipe.seed)
         self.student = student.to(self.context.device)
 
@@ -209,7 +233,7 @@ class Trainer:
     def _open_writer(self) -> RunWriter:
         return RunWriter(
             out=self.out,
-            recipe=self.recipe,
+            recipe=self.stated,
             sources=self.sources,
             task=self.task,
             steps=self.steps,

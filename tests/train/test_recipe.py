@@ -204,7 +204,7 @@ def test_each_pipeline_reads_and_its_header_is_a_command_that_parses(path):
     words[words.index(f"pipelines/{path.name}")] = str(path)
     context = command.make_context("train", words[2:], resilient_parsing=False)
     assert isinstance(context, click.Context)
-    assert context.params["recipe"] == path
+    assert context.params["recipes"] == (str(path),)
 
 
 def _commands(header):

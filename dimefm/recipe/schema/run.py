@@ -34,6 +34,7 @@ class Optimization(Section):
     batch_size: int = key(
         640,
         "Images (of a text tower, texts) in a batch, over all processes.",
+        more="Where the sources hold fewer, and no flag sets it, the batch has all of them.",
         metavar="N",
         gt=0,
     )

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from dimefm.recipe.conditions import (
+    DRAWN_CROPS,
+    DRAWN_CROPS_OR_COLORS,
+    FREE_CROPS,
     IMAGE_STUDENT,
     MASKED_WORDS,
     ONE_TOWER,
@@ -130,6 +133,7 @@ class Views(Section):
         "resizes crops bicubic; moco-v2 changes colors too, also of replayed crops.",
         applies_to=IMAGE_STUDENT,
         tolerated=True,
+        looked_at=DRAWN_CROPS_OR_COLORS,
     )
     crop_scale: Range = key(
         (0.08, 1.0),
@@ -137,6 +141,7 @@ class Views(Section):
         flag=False,
         applies_to=IMAGE_STUDENT,
         tolerated=True,
+        looked_at=DRAWN_CROPS,
     )
     crop_ratio: Range = key(
         (0.75, 4 / 3),
@@ -145,6 +150,7 @@ class Views(Section):
         flag=False,
         applies_to=IMAGE_STUDENT,
         tolerated=True,
+        looked_at=DRAWN_CROPS,
     )
     flip: float = key(
         0.5,
@@ -154,6 +160,7 @@ class Views(Section):
         le=1,
         applies_to=IMAGE_STUDENT,
         tolerated=True,
+        looked_at=DRAWN_CROPS,
     )
     resize: int = key(
         256,
@@ -162,6 +169,7 @@ class Views(Section):
         ge=0,
         applies_to=IMAGE_STUDENT,
         tolerated=True,
+        looked_at=FREE_CROPS,
     )
     views_per_step: int = key(
         1,
