@@ -36,12 +36,13 @@ OUTPUT_DIR = "snapshots"  # the release's default
 
 def dime_fm_options(command: Callable) -> Callable:
     """Add the flags, which ``--help`` does not list."""
-    options = [click.option("--amp", is_flag=True, default=None, hidden=True)]
+    hidden: dict[str, Any] = {"hidden": True, "default": None, "help": "A flag of DIME-FM."}
+    options = [click.option("--amp", is_flag=True, **hidden)]
     for name in ("student_config_file", "output_dir", "prefix"):
-        options.append(click.option(_flag(name), name, default=None, hidden=True))
-    options.append(click.option("--local-rank", type=int, default=None, hidden=True))
+        options.append(click.option(_flag(name), name, **hidden))
+    options.append(click.option("--local-rank", type=int, **hidden))
     for name, (_, kind) in RENAMED.items():
-        options.append(click.option(_flag(name), f"dime_fm_{name}", type=kind, hidden=True))
+        options.append(click.option(_flag(name), f"dime_fm_{name}", type=kind, **hidden))
     for option in options:
         command = option(command)
     return command

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -59,7 +60,9 @@ class Extraction:
         next. Raises DimefmError when ``out`` is a folder that holds something else than caches.
         """
         folders = [folder for folder, _ in self.teachers if folder]
-        refuse_foreign(self.out, "caches", ["images", "texts", *folders])
+        is_source = any(_holds(self.out, rows) for _, rows in sources)
+        marks = ["images", "texts", *folders]
+        refuse_foreign(self.out, "caches", marks, only_files=not is_source)
         for kind, rows in sources:
             caches = list(zip(encoders, self.places(kind), strict=True))
             yield from extract_several(
@@ -71,6 +74,12 @@ class Extraction:
                 scratch=self.scratch,
                 share=share,
             )
+
+
+def _holds(out: str, rows: Rows) -> bool:
+    """Tell whether ``out`` is a folder of sources, whose files lie in folders of their own."""
+    place = os.path.realpath(out)
+    return any(os.path.realpath(shard.path) == place for shard in rows.shards)
 
 
 def folders_of(teachers: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ import os
 import random
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from dimefm.errors import RecipeError
@@ -32,7 +32,7 @@ class Share:
     seed: int | None = None
     rank: int = 0
     ranks: int = 1
-    stated: bool = False
+    stated: bool = field(default=False, compare=False)
 
     @property
     def needs_locks(self) -> bool:

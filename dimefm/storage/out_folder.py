@@ -21,18 +21,25 @@ UNNOTICED = {
 }
 
 
-def refuse_foreign(out: str | Path, what: str, marks: Iterable[str]) -> None:
+def refuse_foreign(
+    out: str | Path, what: str, marks: Iterable[str], *, only_files: bool = False
+) -> None:
     """Raise DimefmError when ``out`` is a folder that is not empty and not of the command's own.
 
     ``what`` the command writes, e.g. "run", is in a folder with a file or folder of one of the
-    names ``marks``; they are patterns. URLs are not looked at.
+    names ``marks``; they are patterns. With ``only_files`` a folder of other folders is taken, too:
+    what is written goes into folders next to them. URLs are not looked at.
     """
     if isinstance(out, str) and is_url(out):
         return
     folder = Path(out)
     if not folder.is_dir():
         return
-    foreign = sorted(path.name for path in folder.iterdir() if path.name not in UNNOTICED)
+    foreign = []
+    for path in sorted(folder.iterdir()):
+        is_counted = path.is_file() or not only_files
+        if path.name not in UNNOTICED and is_counted:
+            foreign.append(path.name)
     if not foreign or any(_has(folder, mark) for mark in marks):
         return
     raise DimefmError(

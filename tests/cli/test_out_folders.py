@@ -98,7 +98,8 @@ def place(made, tmp_path):
 @pytest.mark.parametrize("foreign", ["photos", "home"])
 def test_a_folder_of_something_else_is_refused_and_stays_as_it_is(place, digests, name, foreign):
     (place / "home/.config").mkdir(parents=True)
-    (place / "home/.config/settings").write_text("x")
+    for name in (".config/settings", ".profile"):
+        (place / "home" / name).write_text("x")
     before = digests(place)
     result = dimefm(*commands(place, place / foreign)[name])
     assert result.exit_code == 1, result.output
@@ -118,6 +119,14 @@ def test_a_folder_that_looks_empty_is_taken_and_its_own_again(place, name):
     succeed(*commands(place, out)[name])
     result = dimefm(*commands(place, out)[name])
     assert "holds other files" not in result.output
+
+
+def test_classes_of_photos_are_no_place_for_their_own_caches(place, digests):
+    before = digests(place)
+    red = place / "sets/colors/test"
+    words = ("extract-features", "--teacher", TEACHER, "--images", red, "--out", red, *CPU)
+    assert "holds other files, e.g. 'blue'" in dimefm(*words).stderr
+    assert digests(place) == before
 
 
 def test_marks_are_patterns_and_urls_are_not_looked_at(tmp_path):
