@@ -98,8 +98,8 @@ def place(made, tmp_path):
 @pytest.mark.parametrize("foreign", ["photos", "home"])
 def test_a_folder_of_something_else_is_refused_and_stays_as_it_is(place, digests, name, foreign):
     (place / "home/.config").mkdir(parents=True)
-    for name in (".config/settings", ".profile"):
-        (place / "home" / name).write_text("x")
+    for file in (".config/settings", ".profile"):
+        (place / "home" / file).write_text("x")
     before = digests(place)
     result = dimefm(*commands(place, place / foreign)[name])
     assert result.exit_code == 1, result.output

@@ -38,6 +38,7 @@ def resolved(monkeypatch):
         raise RecipeError("resolved")
 
     monkeypatch.setattr("dimefm.train.trainer.train", trains)
+    monkeypatch.setattr("dimefm.cli.train.refuse_absent_inputs", lambda *paths: None)
     return seen
 
 
