@@ -20,11 +20,13 @@ from dimefm.cache.manifest import Manifest
 from dimefm.cache.shard_info import ShardInfo
 from dimefm.cache.shard_rows import MappedRows, PreadRows, ShardHandle
 from dimefm.errors import CacheError
+from dimefm.storage import open_files
 from dimefm.storage.files import KeyDigest, companions_sha256, sha256_file
 from dimefm.storage.stores import open_store
 
 # what h5py, pyarrow and numpy raise for a damaged file
 DAMAGE = (ValueError, OSError, KeyError, RuntimeError, TypeError, MemoryError)
+FEW_OPEN = 16  # shards that any process may hold open
 MMAP_LIMIT = 1 << 30  # bytes of rows up to which a cache is memory-mapped
 
 
@@ -71,6 +73,7 @@ class FeatureCache:
 
     def _forget_open_shards(self) -> None:
         self._open_shards: dict[int, ShardHandle] = {}
+        self._open_limit: int | None = None
         self._lock = threading.Lock()
         self._process = os.getpid()
 
@@ -161,11 +164,19 @@ class FeatureCache:
         with self._lock:
             shard = self._open_shards.get(number)
             if shard is None:
-                if len(self._open_shards) >= self._rows.most_open:
+                if len(self._open_shards) >= self._most_open():
                     self._open_shards.clear()
                 shard = self._open(number)
                 self._open_shards[number] = shard
         return shard
+
+    def _most_open(self) -> int:
+        """Return how many shards may be open at once."""
+        if len(self._open_shards) < FEW_OPEN:
+            return FEW_OPEN
+        if self._open_limit is None:
+            self._open_limit = max(FEW_OPEN, open_files.share(self._rows.most_open))
+        return self._open_limit
 
     def _open(self, number: int) -> ShardHandle:
         info = self.manifest.shards[number]
@@ -407,7 +418,7 @@ class FeatureCache:
 
     def __getstate__(self):
         state = dict(self.__dict__)
-        for name in ("_open_shards", "_lock", "_process", "format"):
+        for name in ("_open_shards", "_open_limit", "_lock", "_process", "format"):
             state.pop(name, None)
         return state
 

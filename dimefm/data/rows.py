@@ -8,6 +8,7 @@ substitute. :class:`Shard` guards the reading of every row, see :func:`row_guard
 A format is one file in ``data/formats/`` with these public names::
 
     SUFFIXES: tuple[str, ...]   # endings of the files it reads, e.g. (".tar",); () for a folder
+    KEEPS_OPEN: bool            # optional: True if every file stays open
     KINDS: frozenset[str]       # what it can hold: "image", "text" or both
     claims(path: Path) -> bool  # is this file (with one of the suffixes) of this format?
     open_shards(path, name, kind, columns) -> list[Shard]

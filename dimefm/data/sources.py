@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 from dimefm import plugins
 from dimefm.data import remote_sources
@@ -18,6 +19,7 @@ from dimefm.data.rows import Columns, Rows, Shard
 from dimefm.data.subshards import cut
 from dimefm.errors import DataError
 from dimefm.runtime.text import utf8_name
+from dimefm.storage import open_files
 from dimefm.storage.remote import is_url, local_path, scratch_folder
 
 SPARE_FILES = 128  # that a process opens besides shards and their features
@@ -60,11 +62,16 @@ def open_rows(
     _check_paths(paths, kind)
     names = shard_names(paths, root, scratch)
     columns = columns or Columns()
-    _allow_open_files(len(paths))
+    formats = [
+        plugins.module("sources", input_format or _format_of(path, kind), DataError)
+        for path in paths
+    ]
+    _allow_open_files(formats)
     shards: list[Shard] = []
     skipped = resolver.skipped
-    for path, name, entry, weight in zip(paths, names, entries, weights, strict=True):
-        reader = plugins.module("sources", input_format or _format_of(path, kind), DataError)
+    for reader, path, name, entry, weight in zip(
+        formats, paths, names, entries, weights, strict=True
+    ):
         for shard in reader.open_shards(path, name, kind, columns):
             shard.entry = entry
             shard.weight = weight
@@ -152,28 +159,20 @@ def _is_utf8(name: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
-def _allow_open_files(shards: int) -> None:
+def _allow_open_files(formats: Sequence[ModuleType]) -> None:
     """Raise this process's soft limit of open files: a shard and its features keep one open each.
 
-    Raises DataError when the system does not allow that many.
+    With a lower limit most formats open a file for each read. Raises DataError where those that
+    keep every file open have more than the system allows.
     """
-    try:
-        import resource
-    except ImportError:  # Windows has no such limit
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = 2 * shards + SPARE_FILES
-    if soft == resource.RLIM_INFINITY or soft >= needed:
-        return
-    if hard != resource.RLIM_INFINITY and hard < needed:
+    limit = open_files.raise_limit(2 * len(formats) + SPARE_FILES + HEADROOM)
+    kept_open = sum(getattr(reader, "KEEPS_OPEN", False) for reader in formats)
+    needed = 2 * kept_open + SPARE_FILES
+    if kept_open and limit < needed:
         raise DataError(
-            f"{shards} shards need {needed} open files, this system allows {hard}. Fix: raise it"
-            " with ulimit -n"
+            f"{kept_open} shards need {needed} open files, this system allows {limit}. Fix: raise"
+            " it with ulimit -n"
         )
-    wanted = needed + HEADROOM
-    if hard > 0:  # infinity is negative
-        wanted = min(wanted, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def expand(

@@ -61,9 +61,16 @@ def test_more_shards_than_the_soft_limit_are_all_read(tmp_path, write):
     assert read(tmp_path, hard=2000) == str(SHARDS)
 
 
-def test_more_shards_than_the_system_allows_are_one_line(tmp_path):
+@pytest.mark.parametrize("write", [text, tsv, tar])
+def test_more_shards_than_the_system_allows_are_read_one_after_another(tmp_path, write):
     for i in range(SHARDS):
-        text(tmp_path / f"{i:03d}")
+        write(tmp_path / f"{i:03d}")
+    assert read(tmp_path, hard=100) == str(SHARDS)
+
+
+def test_more_shards_of_parquet_than_the_system_allows_are_one_line(tmp_path):
+    for i in range(SHARDS):
+        parquet(tmp_path / f"{i:03d}")
     assert (
         read(tmp_path, hard=200)
         == "150 shards need 428 open files, this system allows 200. Fix: raise it with ulimit -n"

@@ -111,8 +111,8 @@ def _form_of(lines: list[str], path: Path) -> Parse | None:
         return None
     body = lines[1:] if _is_header(lines[0]) else lines
     for parse in (_named, _numbered):
-        parsed = [parse(line) for line in body]
-        if _nearly_all(parsed):
+        parsed = _nearly_all(parse, body)
+        if parsed:
             _refuse_without_sentences(parsed, path)
             return parse
     if _counts_lines(body):
@@ -132,14 +132,27 @@ def _is_header(line: str) -> bool:
     return first.strip().strip('"').casefold() in HEADERS
 
 
-def _nearly_all(parsed: list[Parsed | None]) -> bool:
-    others = sum(one is None for one in parsed)
-    return bool(parsed) and others <= MOST_OTHERS * len(parsed)
+def _nearly_all(parse: Parse, lines: list[str]) -> list[Parsed]:
+    """Return the lines that ``parse`` knows when nearly all are, else nothing.
+
+    The first few lines of another form end it: there may be many thousands of files.
+    """
+    parsed = []
+    others = 0
+    for line in lines:
+        one = parse(line)
+        if one is not None:
+            parsed.append(one)
+            continue
+        others += 1
+        if others > MOST_OTHERS * len(lines):
+            return []
+    return parsed
 
 
-def _refuse_without_sentences(parsed: list[Parsed | None], path: Path) -> None:
+def _refuse_without_sentences(parsed: list[Parsed], path: Path) -> None:
     """Raise DataError when names or numbers are followed by nothing, or by numbers alone."""
-    sentences = [one[1] for one in parsed if one is not None]
+    sentences = [sentence for _, sentence in parsed]
     if all(NUMBERS.fullmatch(sentence) for sentence in sentences):
         raise DataError(
             f"{path}: its lines are names and numbers, no sentences. Fix: name the file that holds"
@@ -149,10 +162,14 @@ def _refuse_without_sentences(parsed: list[Parsed | None], path: Path) -> None:
 
 def _counts_lines(lines: list[str]) -> bool:
     """Tell whether the lines begin with numbers that follow one another."""
-    matches = [COUNTED.fullmatch(line) for line in lines]
-    if len(lines) <= LEAST_LINES or not all(matches):
+    if len(lines) <= LEAST_LINES:
         return False
-    numbers = [int(match[1]) for match in matches if match]
+    numbers = []
+    for line in lines:
+        match = COUNTED.fullmatch(line)
+        if match is None:
+            return False
+        numbers.append(int(match[1]))
     return numbers == list(range(numbers[0], numbers[0] + len(numbers)))
 
 

@@ -34,6 +34,7 @@ from dimefm.storage.reading import is_row_fault, patiently
 from dimefm.storage.small_files import parse_json
 
 SUFFIXES = (".parquet",)
+KEEPS_OPEN = True  # a file stays open while its shard is used
 KINDS = frozenset({"image", "text"})
 
 GROUPS_KEPT = 4  # whatever their size: two windows of two
