@@ -99,7 +99,8 @@ def _entries(path: Path, size: int) -> Iterator[tarfile.TarInfo]:
             with tarfile.TarFile(fileobj=file, tarinfo=_Member, encoding="utf-8") as tar:
                 entry = tar.next()
                 while entry is not None:
-                    tar.members.clear()  # type: ignore[attr-defined]  # the table of a large tar is kept once
+                    # the table of a large tar is kept once
+                    tar.members.clear()  # type: ignore[attr-defined]
                     _check_entry(entry, tar.offset, size)
                     yield entry
                     entry = tar.next()
