@@ -302,7 +302,8 @@ def _kept_tokenizer(key: str, name: str, make: Callable[[], Callable]) -> Callab
     except Exception as error:  # open_clip and transformers raise whatever their download raises
         raise ModelError(f"{name}: its tokenizer cannot be loaded: {reason_of(error)}") from error
     if type(tokenizer) is SimpleTokenizer:  # another class may be made of more than its config
-        if tokenizer.reduction_fn is not None:  # the fast tokenizer does not serve it
+        reduction = getattr(tokenizer, "reduction_fn", None)
+        if reduction is not None:  # the fast tokenizer does not serve it
             long_words.install(tokenizer)
         if len(_TOKENIZERS) >= KEPT_TOKENIZERS:
             _TOKENIZERS.clear()

@@ -12,6 +12,7 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -88,7 +89,7 @@ def read_run(folder: Path, name: str | None = None) -> Run:
     )
 
 
-def _looked_at(settings: dict[str, object]) -> dict[str, object]:
+def _looked_at(settings: dict[str, Any]) -> dict[str, object]:
     """Return the settings without those that the run does not look at, e.g. flips of the center."""
     try:
         recipe = Recipe(**settings)
