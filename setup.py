@@ -1,4 +1,4 @@
-"""Ships the recipes of ``pipelines/`` as the package ``dimefm.pipelines``; setup.cfg has the rest."""
+"""The recipes of ``pipelines/`` are installed with the package, in ``dimefm/pipelines/``."""
 
 from setuptools import find_packages, setup
 

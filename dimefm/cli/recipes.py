@@ -7,6 +7,8 @@ import click
 from dimefm.cli._options import CONTEXT
 from dimefm.cli._output import result
 
+TERMINAL = 80  # columns of the list
+
 
 @click.command(
     "recipes",
@@ -32,7 +34,7 @@ def command(names):
             result(f"# {path}\n{path.read_text(encoding='utf-8')}")
         return {name: str(path) for name, path in paths.items()}
     listed = {name: title(path) for name, path in presets().items()}
-    width = max(map(len, listed), default=0)
-    for name, text in listed.items():
-        result(f"{name:<{width}}  {text}")
+    formatter = click.HelpFormatter(width=TERMINAL)
+    formatter.write_dl(list(listed.items()))
+    result(formatter.getvalue().rstrip("\n"))
     return listed
