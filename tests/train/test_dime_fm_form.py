@@ -8,7 +8,10 @@ import shutil
 import numpy as np
 import pytest
 
+from dimefm.cache import FeatureCache
+from dimefm.data import open_rows
 from dimefm.errors import CacheError, DataError, RecipeError
+from dimefm.extract.extract import Settings, extract
 from dimefm.recipe import read
 from dimefm.train.inputs.sources import open_sources
 
@@ -129,3 +132,84 @@ def test_two_ways_to_name_the_sources_are_refused(released, more, flag):
 def test_both_towers_cannot_learn_from_it(released):
     with pytest.raises(RecipeError, match="--tsv-file-list holds none: name pairs with --images"):
         opened(released, text="student", losses={"clip.contrastive": {"weight": 1.0}})
+
+
+# Feature TSVs that dimefm wrote
+
+
+@pytest.fixture
+def own(tmp_path, picture, tiny_teacher):
+    """Return a folder with raw TSVs, one bad row each, and the caches that dimefm made of them."""
+    for kind in ("image", "text"):
+        for number in range(2):
+            lines = []
+            for row in range(5):
+                value = base64.b64encode(picture(10 * number + row)).decode()
+                if kind == "text":
+                    value = f"sentence {row} of {number}"
+                if row == 1 + number:
+                    value = "" if kind == "text" else "bm8gaW1hZ2U="
+                lines.append(f"k{number}{row}\t{value}\n")
+            (tmp_path / f"{kind}_{number}.tsv").write_text("".join(lines))
+        rows = open_rows([str(tmp_path / f"{kind}_*.tsv")], kind, input_format="tsv")
+        extract(tiny_teacher, rows, kind, tmp_path / f"{kind}s", Settings(format="tsv"))
+        for name, pattern in ((kind, f"{kind}_*.tsv"), (f"{kind}_feat", f"{kind}s/*.feat.tsv")):
+            files = sorted(path.relative_to(tmp_path) for path in tmp_path.glob(pattern))
+            text = "".join(f"{file.as_posix()}\n" for file in files)
+            (tmp_path / f"{name}.list").write_text(text)
+    return tmp_path
+
+
+def opened_own(root, lists=LISTS, out="run"):
+    recipe = read(None, dataroot=str(root), tsv_file_list=list(lists), crops="free")
+    return open_sources(recipe, root / out)
+
+
+@pytest.mark.parametrize("lists", [LISTS, [*LISTS[:2], LISTS[3]]])
+def test_tsvs_of_our_own_keep_their_teacher_and_their_quarantined_rows(own, tiny_teacher, lists):
+    sources = opened_own(own, lists)
+    assert len(sources) == 8
+    for cache in (*sources.image_caches, *sources.text_caches):
+        card = cache.manifest.encoder
+        assert card == tiny_teacher.card
+        assert card.logit_scale == pytest.approx(float(tiny_teacher.card.logit_scale))
+        assert cache.manifest.normalized
+        assert [info.bad for info in cache.manifest.shards] == [(1,), (2,)]
+    images = FeatureCache(own / "images")
+    usable = np.arange(8)
+    raw_rows, (columns,) = sources.locate(usable)
+    np.testing.assert_array_equal(sources.image_caches[0][columns], images[:])
+    assert raw_rows.tolist() == [0, 2, 3, 4, 5, 6, 8, 9]
+    assert len(opened_own(own, lists)) == 8
+
+
+def test_other_raw_rows_than_they_were_made_from_are_refused(own):
+    lines = (own / "image_0.tsv").read_text().splitlines(keepends=True)
+    (own / "image_0.tsv").write_text("".join([lines[0], *lines[3:1:-1], lines[1], lines[4]]))
+    (own / "image_0.lineidx").unlink(missing_ok=True)
+    with pytest.raises(CacheError, match="image_0"):
+        opened_own(own)
+
+
+def test_a_tsv_that_was_changed_is_refused(own):
+    path = own / "images/image_0.feat.tsv"
+    content = bytearray(path.read_bytes())
+    content[10] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CacheError, match=r"image_0\.feat\.tsv: SHA-256"):
+        opened_own(own)
+
+
+def test_lists_in_another_order_and_mixed_files_are_refused(own):
+    with pytest.raises(CacheError, match="holds text features, image features are needed"):
+        opened_own(own, [LISTS[0], LISTS[3], LISTS[2], LISTS[1]])
+    (own / "elsewhere").mkdir()
+    shutil.copy(own / "images/image_1.feat.tsv", own / "elsewhere")
+    (own / "image_feat.list").write_text("images/image_0.feat.tsv\nelsewhere/image_1.feat.tsv\n")
+    with pytest.raises(CacheError, match=r"has no manifest\.json beside it"):
+        opened_own(own)
+
+
+def test_a_manifest_of_something_else_is_none(released):
+    (released / "data/manifest.json").write_text('{"name": "a web page"}')
+    assert len(opened(released)) == 7

@@ -16,12 +16,14 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from dimefm import plugins
+from dimefm.cache.importing.own_tsv import identity_of, own_shards
 from dimefm.cache.importing.sources import Vectors, open_tsvs
 from dimefm.cache.importing.vectors import ROW_NUMBERS
 from dimefm.cache.manifest import EncoderCard, Manifest
 from dimefm.cache.plan import QUARANTINE, read_plan, write_lock
 from dimefm.cache.precision_loss import LossCount
 from dimefm.cache.reader import FeatureCache
+from dimefm.cache.skip_index import SkipIndex
 from dimefm.cache.writer import Bad, CacheWriter
 from dimefm.errors import CacheError
 from dimefm.runtime.progress import Progress
@@ -66,16 +68,18 @@ class Piece:
     """One source shard of the new cache.
 
     ``spans`` are the rows that make it up, in order. ``digest`` is of the source that the rows
-    belong to. The keys are those of ``raw``, if it is given, else those of the files.
+    belong to. The keys are those of ``raw``, if it is given, else those of the files. ``bad`` are
+    rows of the source that the files lack, ascending.
     """
 
     name: str
     spans: tuple[Span, ...]
     digest: str
     raw: RawShard | None = None
+    bad: tuple[Bad, ...] = ()
 
     def __len__(self) -> int:
-        return sum(span.stop - span.start for span in self.spans)
+        return len(self.bad) + sum(span.stop - span.start for span in self.spans)
 
     def read(self) -> tuple[list[str], np.ndarray]:
         """Return (keys, rows [n, D] as the files have them).
@@ -354,15 +358,17 @@ def _write_shard(shard: Piece, writer: CacheWriter, normalize: bool, progress: P
     dtype = writer.header.dtype
     keys, rows = shard.read()
     first = 0  # number of the block's first row
-    bad: list[Bad] = []
+    bad = list(shard.bad)
+    skipped = SkipIndex.from_rows([row.row for row in bad])
     with writer.row_buffer(shard.name) as buffer:
         for block in _blocks(rows, normalize):
             lengths = _lengths(block, dtype)
             usable = _usable(lengths)
             for place in np.flatnonzero(~usable).tolist():
                 reason = "has no length" if lengths[place] == 0 else "is not finite"
-                row = first + place
-                bad.append(Bad(row, keys[row], f"feature {reason} as {dtype}"))
+                stored = first + place
+                row = int(skipped.to_source(np.array(stored)))
+                bad.append(Bad(row, keys[stored], f"feature {reason} as {dtype}"))
             good_keys = [keys[first + place] for place in np.flatnonzero(usable)]
             buffer.add(good_keys, block[usable])
             first += len(block)
@@ -403,17 +409,29 @@ def adopt_tsv(
     finite or have length 0 are quarantined. A row of another byte length than the first is an
     error, since it means another dtype or teacher. ``logit_scale`` is 100 in the released code
     (Training/utils/misc.py:12). Lengths are not measured.
+
+    Files that are shards of a cache keep its teacher, settings and quarantined rows.
     """
     vectors = open_tsvs(files)
-    card = EncoderCard(f"{UNKNOWN} (DIME-FM feature TSV)", None, vectors[0].dim, logit_scale)
-    how = {"adopted": "dime-fm tsv"}
-    head = Manifest(kind, "hdf5", "float32", card.dim, False, card, how, {})
-    digest = sha256_keys(file.digest() for file in vectors)
-    root = out.with_name(f"{out.name}-{digest[:12]}")
+    own = own_shards(files, kind)
+    digests = [file.digest() for file in vectors]
+    if own:
+        head = dataclasses.replace(own[0].cache.manifest, format="hdf5", shards=())
+        head = dataclasses.replace(head, how={**head.how, "adopted": "dime-fm tsv"})
+        digests.append(identity_of(own))
+    else:
+        card = EncoderCard(f"{UNKNOWN} (DIME-FM feature TSV)", None, vectors[0].dim, logit_scale)
+        how = {"adopted": "dime-fm tsv"}
+        head = Manifest(kind, "hdf5", "float32", card.dim, False, card, how, {})
+    root = out.with_name(f"{out.name}-{sha256_keys(digests)[:12]}")
     shards = []
-    for name, file in zip(sources, vectors, strict=True):
+    for number, (name, file) in enumerate(zip(sources, vectors, strict=True)):
         whole = Span(file, 0, file.count)
-        shards.append(Piece(name, (whole,), ""))
+        if own:
+            info = own[number].info
+            shards.append(Piece(name, (whole,), info.source_digest, bad=own[number].bad))
+        else:
+            shards.append(Piece(name, (whole,), ""))
     with write_lock(root, shared=False):
         writer = _open_writer(shards, head, root)
         _write(shards, writer, normalize=False, quiet=True)
