@@ -14,6 +14,7 @@ import functools
 import json
 import logging
 import tempfile
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,13 +31,14 @@ from torch import nn
 
 from dimefm import plugins
 from dimefm.errors import ModelError, did_you_mean
-from dimefm.models import config_check, long_words
+from dimefm.models import config_check, long_words, weights_file
 from dimefm.models.folder_tokenizer import check_vocabulary, safe_copy
 from dimefm.models.trimmed_text import places_first
 from dimefm.models.weights_check import check_length, check_unpacked, weights_of
 
 CONFIG = "open_clip_config.json"
 FOLDER = "local-dir:"
+MOST_REASON = 300  # characters of another library's reason
 
 KEPT_TOKENIZERS = 4
 """How many tokenizers are kept before all are forgotten: one takes a tenth of a second to make and
@@ -115,7 +117,7 @@ def create(arch: str, weights: str | Path | None = None, *, quick_gelu: bool = F
             )
             if isinstance(weights, Path):
                 check_unpacked(weights, _count(model))
-                open_clip.load_checkpoint(model, str(weights))
+                weights_file.load(model, weights)
             return places_first(model.eval())
     except ModelError:
         raise
@@ -139,7 +141,7 @@ def reason_of(error: Exception) -> str:
             "the file is damaged, or holds other things than plain tensors. Fix: fetch it again, or"
             " save its state_dict as .safetensors"
         )
-    return reason if len(reason) <= 300 else reason[:297] + "..."
+    return textwrap.shorten(reason, MOST_REASON, placeholder=" ...")
 
 
 def _create_from_folder(folder: Path, weights: Path | None) -> nn.Module:
@@ -155,8 +157,10 @@ def _create_from_folder(folder: Path, weights: Path | None) -> nn.Module:
     try:
         with _quiet(), _written(config, preprocess) as name:
             model = open_clip.create_model(name, load_weights=False)
-            open_clip.load_checkpoint(model, str(path))
+            weights_file.load(model, path)
             return places_first(model.eval())
+    except ModelError:
+        raise
     except Exception as error:  # open_clip raises whatever torch.load and an odd config raise
         raise ModelError(f"{path}: cannot be loaded: {reason_of(error)}") from error
 
