@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from dimefm.errors import ModelError
-from dimefm.models import config_check, open_clip
+from dimefm.models import config_check, open_clip, timm_image
 from dimefm.models.towers import ImageTower, TextTower
 from dimefm.runtime.seeding import seed_of
 
@@ -74,11 +74,9 @@ def _own_dim(config: dict, name: str) -> int:
 
 
 def _config(name: str) -> dict:
-    if name.startswith("timm/"):
-        return {
-            "embed_dim": 0,
-            "vision_cfg": {"timm_model_name": name.removeprefix("timm/"), "timm_pool": ""},
-        }
+    if name.startswith(timm_image.PREFIX):
+        vision = timm_image.vision_config(name.removeprefix(timm_image.PREFIX))
+        return {"embed_dim": 0, "vision_cfg": vision}
     if name.endswith(".json"):
         config = config_check.read_config(Path(name))
         if not isinstance(config.get("vision_cfg"), dict):
