@@ -9,6 +9,8 @@
 ``FILE``                    such a file with ``open_clip_config.json`` next to it
 ``FOLDER``                  an open_clip folder (``open_clip_config.json`` and weights), or a run
                             folder of dimefm
+``local-dir:FOLDER``        open_clip's spelling of ``FOLDER``
+``hf-hub:ORG/MODEL``        a model of open_clip on the Hugging Face hub (downloaded)
 ``ARCH/random:SEED``        random weights, for tests and speed; the manifest says so
 ==========================  ========================================================================
 """
@@ -24,6 +26,7 @@ from dimefm.errors import ModelError
 from dimefm.models import open_clip
 from dimefm.runs import folder as runs
 
+HUB = "hf-hub:"
 FEW_TAGS = 6  # in a message
 
 
@@ -32,23 +35,28 @@ class EncoderSpec:
     """The parsed name of an encoder.
 
     ``kind`` says which fields count. "run": ``path`` is a run folder. "folder": ``path`` is an
-    open_clip folder, and ``weights`` a weights file in it, None for the usual one. "file", "tag"
-    and "random": ``architecture`` with a weights file ``path``, a ``tag`` of open_clip, or random
-    weights drawn from ``seed``.
+    open_clip folder, and ``weights`` a weights file in it, None for the usual one. "hub":
+    ``repository`` is ORG/MODEL. "file", "tag" and "random": ``architecture`` with a weights file
+    ``path``, a ``tag`` of open_clip, or random weights drawn from ``seed``.
     """
 
     text: str
-    kind: Literal["run", "folder", "file", "tag", "random"]
+    kind: Literal["run", "folder", "hub", "file", "tag", "random"]
     path: Path = Path()
     weights: Path | None = None
     architecture: str = ""
     tag: str = ""
     seed: int = 0
+    repository: str = ""
 
     @staticmethod
     def parse(text: str) -> EncoderSpec:
         """Return what ``text`` means; raise ModelError when it names nothing, or no weights."""
-        path = Path(text)
+        if text.startswith(HUB):
+            return EncoderSpec(text, "hub", repository=text.removeprefix(HUB))
+        path = Path(text.removeprefix(open_clip.FOLDER))
+        if text.startswith(open_clip.FOLDER) and (text == open_clip.FOLDER or not path.is_dir()):
+            raise ModelError(f"{text}: there is no such folder. Fix: check the path")
         if (path / runs.FILE).is_file():
             return EncoderSpec(text, "run", path)
         if path.is_dir():

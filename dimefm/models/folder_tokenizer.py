@@ -67,6 +67,11 @@ SAFE_SETTINGS = (
 )
 
 
+def has_vocabulary(folder: Path) -> bool:
+    """Tell whether a folder has the files of a tokenizer."""
+    return any((folder / item).is_file() for item in VOCABULARIES)
+
+
 @contextlib.contextmanager
 def safe_copy(folder: Path, name: str) -> Iterator[Path]:
     """Make a folder with the tokenizer of ``folder`` that is safe to load, for the block's time.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch import nn
 from dimefm.cache import EncoderCard
 from dimefm.cache.manifest import differences
 from dimefm.errors import ModelError
-from dimefm.models import config_check, open_clip, published
+from dimefm.models import config_check, download, open_clip, published
 from dimefm.models.encoder import BorrowedTower, Encoder, weights_sha256
 from dimefm.models.encoder_spec import EncoderSpec
 from dimefm.models.inference.precision import PRECISIONS
@@ -115,11 +116,47 @@ def _load(
     preparation = None
     if parsed.kind == "file":
         preparation = _preparation(parsed, preprocess, recorded)
+    _require_tokenizer(parsed)
     with contextlib.nullcontext() if may_download else offline():
-        if parsed.kind == "tag" and not may_download:
-            require_downloaded(parsed.architecture, parsed.tag)
+        parsed = _fetched(parsed, may_download)
         name, model = _load_open_clip(parsed, preparation)
-        return _encoder(spec, model, name, compute, preparation, expected)
+        tokenizer = functools.partial(_tokenizer, parsed, name, may_download)
+        return _encoder(spec, model, tokenizer, compute, preparation, expected)
+
+
+def _require_tokenizer(spec: EncoderSpec) -> None:
+    """Raise ModelError when the tokenizer cannot be had, before gigabytes are read."""
+    if spec.kind == "folder":
+        config, _ = config_check.read_model_file(spec.path / open_clip.CONFIG)
+    elif spec.architecture:
+        config = open_clip.config_of(spec.architecture)
+    else:
+        return
+    download.require_transformers(spec.text, config["text_cfg"])
+
+
+def _fetched(spec: EncoderSpec, may_download: bool) -> EncoderSpec:
+    """Have a model on this machine; return its folder in place of its name on a hub."""
+    if spec.kind == "hub":
+        folder = download.fetch_repository(spec.text, spec.repository, may_download)
+        return dataclasses.replace(spec, kind="folder", path=folder)
+    if spec.kind == "tag" and may_download:
+        download.fetch_tag(spec.architecture, spec.tag)
+    elif spec.kind == "tag":
+        require_downloaded(spec.architecture, spec.tag)
+    return spec
+
+
+def _tokenizer(spec: EncoderSpec, config: str, may_download: bool) -> Callable:
+    """Return the tokenizer; only a tag and a hub's model may download it.
+
+    ``config`` is open_clip's name of the model's config.
+    """
+    beside = spec.path.parent if spec.kind == "file" else None
+    tokenizer = open_clip.tokenizer_of(config, beside, may_download and spec.kind == "tag")
+    if spec.repository and hasattr(tokenizer, "tokenizer"):
+        tokenizer.tokenizer.name_or_path = spec.text  # the same on every machine
+    return tokenizer
 
 
 def _preparation(
@@ -145,26 +182,27 @@ def _load_open_clip(
         return name, open_clip.random(name, spec.seed)
     if preparation is not None:
         return name, open_clip.create(name, spec.path, quick_gelu=preparation.quick_gelu)
-    return name, open_clip.create(name, spec.tag)
+    with offline():  # it is on this machine by now
+        return name, open_clip.create(name, spec.tag)
 
 
 def _encoder(
     name: str,
     model: nn.Module,
-    config: str,
+    make_tokenizer: Callable[[], Callable],
     compute: Compute,
     preparation: published.Preparation | None = None,
     expected: Expected | None = None,
 ) -> Encoder:
     """Return the encoder of a whole CLIP; without a ``preparation`` the model states its own.
 
-    ``config`` is open_clip's name of its config.
+    The tokenizer is made when the weights are known to be those ``expected``.
     """
     digest = weights_sha256(model)
     dim = _dim(model, name)
     if expected is not None:
         expected.check(name, digest, dim)
-    tokenizer = open_clip.tokenizer_of(config)
+    tokenizer = make_tokenizer()
     bias = getattr(model, "logit_bias", None)
     preprocess = open_clip.preprocess_of(model)
     if preparation is not None:
@@ -237,7 +275,8 @@ def _load_run(
     if record.kind == "clip":
         config = open_clip.folder_config(place)
         model = open_clip.create(config)
-        return _encoder(str(folder), model, config, compute, expected=expected)
+        tokenizer = functools.partial(open_clip.tokenizer_of, config)
+        return _encoder(str(folder), model, tokenizer, compute, expected=expected)
     if record.kind == "text-tower":
         encoder = _load_text_tower(folder, record, compute, loading)
     else:

@@ -31,7 +31,7 @@ def offline() -> Iterator[None]:
 def require_downloaded(architecture: str, tag: str) -> None:
     """Raise ModelError unless the weights of a tag are on this machine."""
     config = open_clip.get_pretrained_cfg(architecture, tag) or {}
-    if _is_downloaded(config):
+    if is_downloaded(config):
         return
     name = f"{architecture}/{tag}"
     raise ModelError(
@@ -40,7 +40,8 @@ def require_downloaded(architecture: str, tag: str) -> None:
     )
 
 
-def _is_downloaded(config: dict) -> bool:
+def is_downloaded(config: dict) -> bool:
+    """Tell whether the weights of open_clip's entry for a tag are on this machine."""
     if config.get("hf_hub"):
         repository, _, file = config["hf_hub"].rpartition("/")
         names = [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]

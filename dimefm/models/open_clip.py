@@ -14,7 +14,6 @@ import functools
 import json
 import logging
 import tempfile
-import textwrap
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,9 +31,10 @@ from torch import nn
 from dimefm import plugins
 from dimefm.errors import ModelError, did_you_mean
 from dimefm.models import config_check, long_words, weights_file
-from dimefm.models.folder_tokenizer import check_vocabulary, safe_copy
+from dimefm.models.folder_tokenizer import check_vocabulary, has_vocabulary, safe_copy
 from dimefm.models.trimmed_text import places_first
 from dimefm.models.weights_check import check_length, check_unpacked, weights_of
+from dimefm.runtime.text import shortened
 
 CONFIG = "open_clip_config.json"
 FOLDER = "local-dir:"
@@ -141,7 +141,7 @@ def reason_of(error: Exception) -> str:
             "the file is damaged, or holds other things than plain tensors. Fix: fetch it again, or"
             " save its state_dict as .safetensors"
         )
-    return textwrap.shorten(reason, MOST_REASON, placeholder=" ...")
+    return shortened(reason, MOST_REASON)
 
 
 def _create_from_folder(folder: Path, weights: Path | None) -> nn.Module:
@@ -235,19 +235,26 @@ def random(arch: str, seed: int) -> nn.Module:
         return create(arch)
 
 
-def tokenizer_of(arch: str) -> Callable:
+def tokenizer_of(arch: str, beside: Path | None = None, may_download: bool = True) -> Callable:
     """Return open_clip's tokenizer of an architecture or ``local-dir:`` folder; its own one is made
     once for a config.
 
-    Raises ModelError when it cannot be had, e.g. SigLIP's without the package transformers, or when
-    a folder's config asks for more than the folder has.
+    Where an architecture has a tokenizer of Hugging Face and nothing may be downloaded, it comes
+    from the folder ``beside`` the weights, or was downloaded before. Raises ModelError when it
+    cannot be had, e.g. SigLIP's without the package transformers, or when a folder's config asks
+    for more than the folder has.
     """
     if arch.startswith(FOLDER):
         folder = Path(arch.removeprefix(FOLDER))
         config, _ = config_check.read_model_file(folder / CONFIG)
         return _tokenizer(config, folder)
     _register()
-    return _kept_tokenizer(arch, arch, lambda: open_clip.get_tokenizer(arch))
+    config = config_of(arch)
+    if may_download or not config["text_cfg"].get("hf_tokenizer_name"):
+        return _kept_tokenizer(arch, arch, lambda: open_clip.get_tokenizer(arch))
+    if beside is not None and has_vocabulary(beside):
+        return _tokenizer(config, beside)
+    return _kept_tokenizer(arch, arch, lambda: open_clip.get_tokenizer(arch, local_files_only=True))
 
 
 def tokenizer_for(config: dict) -> Callable:
@@ -299,9 +306,10 @@ def _kept_tokenizer(key: str, name: str, make: Callable[[], Callable]) -> Callab
         with _quiet():
             tokenizer = make()
     except ModuleNotFoundError as error:
+        package = "'dimefm[transformers]'" if error.name == "transformers" else error.name
         raise ModelError(
             f"{name}: its tokenizer needs the package {error.name}, which is not installed. Fix:"
-            f" pip install {error.name}"
+            f" pip install {package}"
         ) from error
     except Exception as error:  # open_clip and transformers raise whatever their download raises
         raise ModelError(f"{name}: its tokenizer cannot be loaded: {reason_of(error)}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Sequence
 
 
@@ -13,6 +14,11 @@ def first_few(items: Sequence[object], most: int) -> str:
     if left > 0:
         text += f" and {left} more"
     return text
+
+
+def shortened(text: str, most: int) -> str:
+    """Return a text in one line of at most ``most`` characters, which ends with a whole word."""
+    return textwrap.shorten(text, most, placeholder=" ...")
 
 
 def readable(name: str) -> str:
