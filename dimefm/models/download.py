@@ -10,6 +10,7 @@ import importlib.util
 import os
 import re
 import socket
+import sys
 import threading
 import urllib.parse
 import urllib.request
@@ -84,11 +85,17 @@ def fetch_repository(spec: str, repository: str, may_download: bool = True) -> P
 def require_transformers(spec: str, text_config: dict) -> None:
     """Raise ModelError when a text tower's tokenizer needs a package that is not installed."""
     needs = text_config.get("hf_tokenizer_name") or text_config.get("hf_model_name")
-    if needs and importlib.util.find_spec("transformers") is None:
+    if needs and not _is_installed("transformers"):
         raise ModelError(
             f"{spec}: its tokenizer needs the package transformers, which is not installed. Fix:"
             " pip install 'dimefm[transformers]'"
         )
+
+
+def _is_installed(package: str) -> bool:
+    if package in sys.modules:
+        return sys.modules[package] is not None
+    return importlib.util.find_spec(package) is not None
 
 
 def _source_of(config: dict) -> tuple[str, str, str]:

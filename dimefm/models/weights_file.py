@@ -161,9 +161,9 @@ def _content(path: Path) -> object:
         return load_file(path)
     if _is_torchscript(path):
         raise ModelError(
-            f"{path}: cannot be loaded: it is a TorchScript program (as OpenAI's own .pt files"
-            " are), and programs that come with data are not run. Fix: fetch the weights as"
-            " .safetensors, e.g. of the tag"
+            f"{path}: cannot be loaded: the file is damaged, or holds other things than plain"
+            " tensors: it is a TorchScript program, as OpenAI's own .pt files are. Fix: fetch the"
+            " weights as .safetensors, e.g. those of the tag"
         )
     return torch.load(path, map_location="cpu", weights_only=True)
 

@@ -12,7 +12,14 @@ from torch import nn
 
 from dimefm.errors import ModelError
 from dimefm.losses import FeatureDims, Need, Objective, Provider, outputs_of
-from dimefm.models import fast_tokenizer, intermediate, open_clip, patch_dropout, student
+from dimefm.models import (
+    fast_tokenizer,
+    intermediate,
+    open_clip,
+    patch_dropout,
+    student,
+    timm_image,
+)
 from dimefm.models.student import StudentSpec
 from dimefm.recipe import KEYS, Recipe
 from dimefm.runtime.seeding import seed_of
@@ -23,6 +30,11 @@ from dimefm.train.inputs.text_batches import TextBatches
 from dimefm.train.student import Extras, Student, heads, projection_of
 
 TOWERS = (Provider.IMAGE_TOWER, Provider.TEXT_TOWER)
+
+# An image tower of a million weights and more, and of this many for each sample, gets a note.
+LARGE_STUDENT = 1_000_000
+WEIGHTS_PER_SAMPLE = 2_000
+SMALL_STUDENTS = "MobileNetV3-S (2.0 M), MobileViT-XXS (1.1 M) or ResNet-mini-64 (0.4 M)"
 
 LOSS_MODULES_STREAM = "learnt_".rstrip("_")
 """The random stream of loss modules keeps its first name: another one would draw other weights."""
@@ -105,6 +117,37 @@ def sizes(model: nn.Module) -> dict[str, int]:
             counts[f"{name}_parameters"] = _count(tower)
     counts["parameters"] = _count(model)
     return counts
+
+
+def notes(task: Task, samples: int) -> list[str]:
+    """Return what the user should know about a student that learns from so many samples."""
+    found = [_unloaded_weights(task), _too_few_samples(task, samples), unseen_pixels(task)]
+    return [note for note in found if note is not None]
+
+
+def _unloaded_weights(task: Task) -> str | None:
+    """Return a note when the name of a student names pretrained weights, which are not loaded."""
+    tag = timm_image.pretrained_tag(task.spec.name)
+    if not tag:
+        return None
+    plain = task.spec.name.removesuffix(f".{tag}")
+    return (
+        f"note: {task.spec.name} starts from random weights; the pretrained ones that '{tag}' names"
+        f" are not loaded, as with --student {plain}"
+    )
+
+
+def _too_few_samples(task: Task, samples: int) -> str | None:
+    """Return a note when an image tower has far more weights than there are samples."""
+    if task.spec.image_size is None:
+        return None
+    weights = _count(task.model.visual)
+    if weights < LARGE_STUDENT or weights <= WEIGHTS_PER_SAMPLE * samples:
+        return None
+    return (
+        f"note: the {weights / 1e6:,.1f} M weights of {task.spec.name} start from random ones, and"
+        f" {samples:,} images are few for them; smaller students: --student {SMALL_STUDENTS}"
+    )
 
 
 def unseen_pixels(task: Task) -> str | None:

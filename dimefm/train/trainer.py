@@ -178,10 +178,11 @@ class Trainer:
             )
 
     def _build_student(self) -> None:
-        """Build the student with its batches, and note what it never sees of an image."""
+        """Build the student with its batches, and print the notes on it."""
         places = self.context.places(self.recipe.batch_size)
         self.task = tasks.build_task(self.recipe, self.sources, places)
-        self._note(tasks.unseen_pixels(self.task))
+        for note in tasks.notes(self.task, len(self.sources)):
+            self._note(note)
         student = self.task.student(self.sources, self.objective, self.recipe.seed)
         self.student = student.to(self.context.device)
 

@@ -102,7 +102,7 @@ def test_a_torchscript_program_is_not_run(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
-    assert "it is a TorchScript program (as OpenAI's own" in refused(f"{ARCH}/{path}")
+    assert "it is a TorchScript program, as OpenAI's own" in refused(f"{ARCH}/{path}")
 
 
 def test_positions_of_another_image_size_are_resized_with_a_note(tmp_path, capsys):

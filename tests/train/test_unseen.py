@@ -3,12 +3,14 @@ not depend on.
 """
 
 import json
+import re
 
 import pytest
 import torch
 from torch import nn
 
 from dimefm.models.student import build, patch_side, resolve
+from dimefm.train import tasks
 from dimefm.train.trainer import Trainer
 
 TEXT = {"context_length": 16, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1}
@@ -75,3 +77,31 @@ def test_a_text_tower_has_nothing_to_say(world, tmp_path):
     lines = []
     Trainer(world.text_recipe(), tmp_path / "run", False, lines.append)
     assert not any("patches" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "samples", "told"),
+    [
+        ("timm/test_resnet.r160_in1k", 100_000, "the pretrained ones that 'r160_in1k' names"),
+        ("timm/test_resnet", 10, ""),
+        ("ResNet10t-32", 280, "the 4.9 M weights of ResNet10t-32 start from random ones, and 280"),
+        ("ResNet10t-32", 10_000, ""),
+        ("ResNet-mini-32", 10, ""),
+    ],
+)
+def test_what_a_student_starts_from_and_how_few_its_images_are_is_said(name, samples, told):
+    spec = resolve(name, 32, 48)
+    model, preprocess = build(spec, False, 0)
+    task = tasks.Task("image-tower", spec, model, preprocess, batches=None)
+    lines = tasks.notes(task, samples)
+    assert len(lines) == (told != "")
+    for line in lines:
+        assert line.startswith("note: ") and told in line
+        assert line.count("--student ") == 1
+
+
+def test_the_small_students_of_the_note_have_its_sizes():
+    for name, millions in re.findall(r"([A-Za-z0-9-]+) \(([0-9.]+) M\)", tasks.SMALL_STUDENTS):
+        model, _ = build(resolve(name), False, 0)
+        weights = sum(weights.numel() for weights in model.visual.parameters())
+        assert round(weights / 1e6, 1) == float(millions)
