@@ -19,7 +19,8 @@ from dimefm.data.pread import PreadFile
 
 LARGE = 1 << 30  # bytes of a group beyond which it is read in parts
 PART = 32 << 20  # bytes of a part
-PARTS_KEPT = 512 << 20  # bytes of the parts of one file that stay in memory, at least two parts
+PARTS_KEPT = 512 << 20  # bytes of the parts of one file that stay in memory
+FEWEST_PARTS = 8  # that stay in memory whatever their size: one for each thread
 STREAMS = 16  # places of one group at which threads read on
 PARTS_PER_BLOCK = 4  # a block is what training deals at once
 BUFFER = 1 << 20  # bytes that a stream reads at once
@@ -31,11 +32,14 @@ class RowGroups:
     """The row groups of one file, of which some columns are wanted."""
 
     def __init__(self, path: Path, file: pq.ParquetFile, wanted: list[str]):
+        """Raises ArrowInvalid when the counts of rows disagree."""
         self.path = path
         self.file = file
         self.wanted = wanted
         metadata = file.metadata
         counts = [metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        if min(counts, default=0) < 0 or sum(counts) != metadata.num_rows:
+            raise pa.ArrowInvalid("its counts of rows disagree")
         self.starts = np.cumsum([0, *counts])
         self._rows_per_part: dict[int, int] = {}
         self._probed: set[int] = set()
@@ -83,7 +87,8 @@ class RowGroups:
         longest = self._longest_repeated(group)
         if longest * rows <= LARGE:
             with self._lock:
-                return self.file.read_row_groups([group], columns=columns)
+                table = self.file.read_row_groups([group], columns=columns)
+            return self._checked(table, group, columns)
         fitting = max(1, PART // longest)
         batches: list[pa.RecordBatch] = []
         total = 0
@@ -94,8 +99,17 @@ class RowGroups:
                 with self._lock:
                     self._rows_per_part[group] = fitting
                 return None
-        table = pa.Table.from_batches(batches)
+        table = self._checked(pa.Table.from_batches(batches), group, columns)
         return table.combine_chunks() if total <= PART else table
+
+    def _checked(self, table: pa.Table, group: int, columns: list[str]) -> pa.Table:
+        """Return a table of a whole group; raise ArrowInvalid when rows or columns are missing."""
+        if table.num_rows != self.rows(group):
+            raise pa.ArrowInvalid(f"{table.num_rows} rows, expected {self.rows(group)}")
+        missing = set(columns) - set(table.column_names)
+        if missing:
+            raise pa.ArrowInvalid(f"no values of column {min(missing)}")
+        return table
 
     def _longest_repeated(self, group: int) -> int:
         """Return the most bytes of a value that a group stores once for many rows.
@@ -183,7 +197,7 @@ class RowGroups:
                 table = self._stream_before(group, number).read_until(number)
                 self._parts[group, number] = table
             self._parts.move_to_end((group, number))
-            while len(self._parts) > 2 and self._bytes_kept() > PARTS_KEPT:
+            while len(self._parts) > FEWEST_PARTS and self._bytes_kept() > PARTS_KEPT:
                 self._parts.popitem(last=False)
         return table, place_in_part
 

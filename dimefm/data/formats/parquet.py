@@ -60,7 +60,11 @@ def open_shards(path: Path, name: str, kind: str, columns: Columns) -> list[Shar
 
     file, names = _reading(open_file, path, "not a readable Parquet file")
     chosen = choose(path, names, kind, columns)
-    return [ParquetShard(path, name, file, chosen, columns.root)]
+
+    def open_shard() -> ParquetShard:
+        return ParquetShard(path, name, file, chosen, columns.root)
+
+    return [_reading(open_shard, path, "not a readable Parquet file")]
 
 
 def _reading(read: Callable[[], T], path: Path, trouble: str, where: str = "") -> T:
