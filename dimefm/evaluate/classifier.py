@@ -15,6 +15,9 @@ import numpy as np
 from dimefm.errors import DataError
 from dimefm.runtime.vectors import row_without_direction, unit_rows
 
+LOGITS_AT_ONCE = 1 << 26
+"""Logits of images and classes from which on images are scored in blocks, to save memory."""
+
 
 def class_weights(
     prompt_embeddings: Sequence[np.ndarray] | np.ndarray, *, first_class: int = 0
@@ -26,6 +29,9 @@ def class_weights(
     becomes float32. Messages count classes from ``first_class``. Raises DataError for a class
     without prompts, or an embedding of length 0.
     """
+    if isinstance(prompt_embeddings, np.ndarray):
+        if prompt_embeddings.ndim == 3 and prompt_embeddings.size:
+            return _weights_of_equal_counts(_as_float(prompt_embeddings), first_class)
     weights = []
     for number, prompts in enumerate(prompt_embeddings, start=first_class):
         prompts = _as_float(prompts)
@@ -41,6 +47,24 @@ def class_weights(
     if not weights:
         raise DataError("zero-shot: no classes were given. Fix: add a classnames.txt")
     return np.stack(weights)
+
+
+def _weights_of_equal_counts(embeddings: np.ndarray, first_class: int) -> np.ndarray:
+    """Return the class weights of embeddings [C, P, D], bit for bit as class by class."""
+    n_classes, n_prompts, dim = embeddings.shape
+    rows = embeddings.reshape(-1, dim)
+    unusable = row_without_direction(rows)
+    if unusable is not None:
+        place, length = unusable
+        number, prompt = divmod(place, n_prompts)
+        raise _no_direction(f"class {first_class + number}, prompt", prompt, length)
+    unit_prompts = unit_rows(rows, eps=0).reshape(n_classes, n_prompts, dim)
+    means = unit_prompts.mean(axis=1)
+    unusable = row_without_direction(means)
+    if unusable is not None:
+        number, length = unusable
+        raise _no_direction(f"class {first_class + number}, mean", 0, length)
+    return unit_rows(means, eps=0)
 
 
 def probabilities(images: np.ndarray, weights: np.ndarray, scale: float = 100.0) -> np.ndarray:
@@ -59,7 +83,14 @@ def probabilities(images: np.ndarray, weights: np.ndarray, scale: float = 100.0)
             " share a dimension. Fix: encode both with the two towers of one model"
         )
     scaled = scale * _unit(images, "image")
-    return softmax(scaled @ weights.T)
+    rows_at_once = max(1, LOGITS_AT_ONCE // max(1, len(weights)))
+    if len(scaled) <= rows_at_once:
+        return softmax(scaled @ weights.T)
+    blocks = np.empty((len(scaled), len(weights)), np.result_type(scaled, weights))
+    for start in range(0, len(scaled), rows_at_once):
+        rows = slice(start, start + rows_at_once)
+        blocks[rows] = softmax(scaled[rows] @ weights.T)
+    return blocks
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -83,5 +114,9 @@ def _unit(embeddings: np.ndarray, name: str) -> np.ndarray:
     unusable = row_without_direction(embeddings)
     if unusable is not None:
         first, length = unusable
-        raise DataError(f"zero-shot: {name} {first} has length {length}. Fix: encode it again")
+        raise _no_direction(name, first, length)
     return unit_rows(embeddings, eps=0)
+
+
+def _no_direction(name: str, number: int, length: float) -> DataError:
+    return DataError(f"zero-shot: {name} {number} has length {length}. Fix: encode it again")

@@ -25,12 +25,16 @@ from dimefm.evaluate.classifier import class_weights
 from dimefm.extract.extract import Settings, extract
 from dimefm.models.encoder import Encoder
 from dimefm.models.open_clip import transform_of
+from dimefm.runtime.progress import Progress
 from dimefm.storage.files import sha256_keys, write_bytes
 from dimefm.storage.npy import array_of
 
 DEFAULT_DECODER = "turbo"
 LONGEST_NAME = 100
 """Bytes of a dataset's name in the name of a folder."""
+
+MANY_PROMPTS = 10_000
+"""Prompts from which on their progress is shown."""
 
 UNIT = 1e-3
 """How far the length of a kept class embedding may be from 1."""
@@ -108,7 +112,7 @@ def prompt_weights(
     shape = (len(benchmark.classes), encoder.card.dim)
     weights = _kept_weights(path, shape)
     if weights is None:
-        weights = _encoded_weights(encoder, benchmark, settings.batch_size)
+        weights = _encoded_weights(encoder, benchmark, settings)
         _keep_weights(path, weights)
     return weights
 
@@ -130,28 +134,32 @@ def _prompts_in_order(benchmark: Benchmark) -> Iterator[str]:
             yield template.replace("{}", name)
 
 
-def _encoded_weights(encoder: Encoder, benchmark: Benchmark, batch_size: int) -> np.ndarray:
+def _encoded_weights(encoder: Encoder, benchmark: Benchmark, settings: Settings) -> np.ndarray:
     """Return class weights [C, D]; only the embeddings of one batch and one class are in memory."""
     texts = _prompts_in_order(benchmark)
     n_templates = len(benchmark.templates)
+    n_prompts = len(benchmark.classes) * n_templates
     weights = np.empty((len(benchmark.classes), encoder.card.dim), dtype=np.float32)
     waiting: list[np.ndarray] = []
     n_waiting = 0
     done = 0
-    while batch := list(itertools.islice(texts, batch_size)):
-        tokens, _ = encoder.tokenize(batch)
-        waiting.append(encoder.encode_text(tokens).cpu().numpy())
-        n_waiting += len(batch)
-        complete = n_waiting // n_templates
-        if not complete:
-            continue
-        embeddings = np.concatenate(waiting)
-        n_used = complete * n_templates
-        of_classes = embeddings[:n_used].reshape(complete, n_templates, -1)
-        weights[done : done + complete] = class_weights(of_classes, first_class=done)
-        waiting = [embeddings[n_used:]]
-        n_waiting -= n_used
-        done += complete
+    quiet = not settings.progress or n_prompts < MANY_PROMPTS
+    with Progress(n_prompts, "prompts", "prompt", quiet=quiet) as bar:
+        while batch := list(itertools.islice(texts, settings.batch_size)):
+            tokens, _ = encoder.tokenize(batch)
+            waiting.append(encoder.encode_text(tokens).cpu().numpy())
+            n_waiting += len(batch)
+            bar.update(len(batch))
+            complete = n_waiting // n_templates
+            if not complete:
+                continue
+            embeddings = np.concatenate(waiting)
+            n_used = complete * n_templates
+            of_classes = embeddings[:n_used].reshape(complete, n_templates, -1)
+            weights[done : done + complete] = class_weights(of_classes, first_class=done)
+            waiting = [embeddings[n_used:]]
+            n_waiting -= n_used
+            done += complete
     return weights
 
 

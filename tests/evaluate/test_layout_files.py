@@ -143,6 +143,23 @@ def test_parquet_without_labels_names_what_it_has(tmp_path):
         find(tmp_path)
 
 
+@pytest.mark.parametrize("ending", ["tar", "parquet"])
+def test_files_that_programs_leave_are_no_shards(tmp_path, ending):
+    if ending == "tar":
+        tar(tmp_path / "cifar10/test/0.tar", {"a.png": image(0), "a.cls": b"1"})
+    else:
+        parquet(tmp_path / "cifar10/test/0.parquet", {"image": [image(0)], "label": [1]})
+    write(tmp_path / f"cifar10/test/._0.{ending}", b"\0\5\x16\7")
+    assert only(tmp_path).rows()[1].tolist() == [1]
+
+
+def test_files_of_one_split_have_their_labels_in_one_column(tmp_path):
+    parquet(tmp_path / "cifar10/test-0.parquet", {"image": [image(0)], "label": [1]})
+    parquet(tmp_path / "cifar10/test-1.parquet", {"image": [image(0)], "cls": [1]})
+    with pytest.raises(DataError, match="test-1.parquet: labels are in column 'cls'"):
+        find(tmp_path)
+
+
 @pytest.mark.parametrize("place", ["test.tar", "test-0.tar", "test/0.tar"])
 def test_tar_labels_may_be_names(tmp_path, place):
     members = {}

@@ -74,3 +74,27 @@ def test_scale_sharpens_and_extremes_stay_finite():
 def test_refuses_what_cannot_be_normalised(call, words):
     with pytest.raises(DataError, match=words):
         call()
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (7, 80, 64), (300, 7, 512)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+def test_classes_at_once_equal_classes_one_by_one_to_the_bit(shape, dtype):
+    prompts = np.random.default_rng(0).normal(size=shape).astype(dtype)
+    at_once = class_weights(prompts)
+    one_by_one = class_weights(list(prompts))
+    assert at_once.dtype == one_by_one.dtype
+    assert at_once.tobytes() == one_by_one.tobytes()
+    prompts[-1, -1] = 0
+    for given in (prompts, list(prompts)):
+        words = f"class {shape[0] + 4}, prompt {shape[1] - 1} has length 0"
+        with pytest.raises(DataError, match=words):
+            class_weights(given, first_class=5)
+
+
+@pytest.mark.parametrize("at_once", [1, 40, 64, 10_000])
+def test_probabilities_in_blocks_are_those_of_all_images(monkeypatch, at_once):
+    rng = np.random.default_rng(2)
+    images, weights = rng.normal(size=(23, 8)), rng.normal(size=(13, 8))
+    whole = probabilities(images, weights)
+    monkeypatch.setattr("dimefm.evaluate.classifier.LOGITS_AT_ONCE", at_once)
+    np.testing.assert_allclose(probabilities(images, weights), whole, rtol=1e-12)

@@ -180,6 +180,16 @@ class ParquetShard(Divisible):
 
         return _reading(read, self.path, "damaged", _in(number))
 
+    @property
+    def label_column(self) -> str | None:
+        """Name of the column that holds labels, None when there is none."""
+        return self._chosen.label
+
+    @property
+    def column_names(self) -> list[str]:
+        """Names of all columns of the file."""
+        return self._groups.file.schema_arrow.names
+
     def labels(self) -> list:
         """Return the label of every row; None where the file has no label column."""
         if self._chosen.label is None:

@@ -33,6 +33,10 @@ def normalize(name: str) -> str:
     return "".join(letters) or folded
 
 
+def _as_it_is(name: str) -> str:
+    return name
+
+
 def with_blanks(name: str) -> str:
     """Return ``name`` with a blank for each run of underscores, hyphens and blanks."""
     return SEPARATORS.sub(" ", name).strip()
@@ -122,27 +126,37 @@ def within(labels: Sequence[int] | np.ndarray, n_classes: int, where: str) -> np
 
 
 class _Candidates:
-    """The classes that a name may mean, looked up in stages, from the letter to the sound."""
+    """The classes that a name may mean, looked up in stages, from the letter to the sound.
+
+    A stage is made when a name is not found at those before it.
+    """
 
     def __init__(self, classes: Sequence[str], aliases: Mapping[str, str]):
+        self._classes = classes
         self._usual_of: dict[str, str] = {}
         for alias, target in aliases.items():
             self._usual_of[normalize(alias)] = normalize(target)
-        stages = (str, with_blanks, _without_case, self._usual)
-        self._stages: list[tuple[Callable[[str], str], dict[str, list[int]]]] = []
-        for simplify in stages:
-            numbers_of: dict[str, list[int]] = {}
-            for number, name in enumerate(classes):
-                numbers_of.setdefault(simplify(name), []).append(number)
-            self._stages.append((simplify, numbers_of))
+        stages: tuple[Callable[[str], str], ...]
+        stages = (_as_it_is, with_blanks, _without_case, self._usual)
+        self._stages = stages
+        self._numbers_at: list[dict[str, list[int]]] = []
 
     def of(self, name: str) -> list[int]:
         """Return the classes of the first stage at which ``name`` has any; [] when none has."""
-        for simplify, numbers_of in self._stages:
-            match = numbers_of.get(simplify(name))
+        for place, simplify in enumerate(self._stages):
+            if place == len(self._numbers_at):
+                self._numbers_at.append(self._numbers_by(simplify))
+            match = self._numbers_at[place].get(simplify(name))
             if match is not None:
                 return match
         return []
+
+    def _numbers_by(self, simplify: Callable[[str], str]) -> dict[str, list[int]]:
+        """Return the class numbers of each simplified class name."""
+        numbers_of: dict[str, list[int]] = {}
+        for number, name in enumerate(self._classes):
+            numbers_of.setdefault(simplify(name), []).append(number)
+        return numbers_of
 
     def _usual(self, name: str) -> str:
         """Return the normalized usual name."""

@@ -13,15 +13,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from dimefm.data import Columns, Rows, open_rows
+from dimefm.data import Rows, Shard, open_rows
 from dimefm.data.columns import USUAL
+from dimefm.data.formats.parquet import ParquetShard
 from dimefm.data.formats.tar import TarShard
+from dimefm.data.image_files import is_litter
+from dimefm.data.subshards import Part
 from dimefm.errors import DataError
 from dimefm.evaluate.benchmark import Benchmark
 from dimefm.evaluate.datasets import class_names, labels
+from dimefm.evaluate.guards import shown
 from dimefm.storage.npy import array_of
 
 Split = tuple[Rows, np.ndarray, str]
@@ -77,29 +79,34 @@ def read_parquet(folder: Path, paths: list[Path], benchmark: Benchmark) -> Split
     Hugging Face's class names map by name; other numbers are lines of the class names or places in
     the card.
     """
-    path = paths[0]
-    try:
-        schema = pq.read_schema(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(
-            f"{path}: not a readable Parquet file ({reason}). Fix: fetch it again"
-        ) from error
-    column = _label_column(schema.names, path)
-    columns = Columns(label=column)
-    rows = open_rows(paths, "image", dataroot=folder, input_format="parquet", columns=columns)
+    rows = open_rows(paths, "image", dataroot=folder, input_format="parquet")
+    column = _label_column(rows.shards)
     raw = labels.read_labels(rows.shards)
-    where = f"{path}, column '{column}'"
+    where = f"{paths[0]}, column '{shown(column)}'"
     numbers, remark = labels.class_numbers(raw, benchmark, where, folder)
     return rows, numbers, remark
 
 
-def _label_column(names: Sequence[str], path: Path) -> str:
-    """Return the first usual name of a label column among ``names``."""
-    for usual in USUAL["label"]:
-        if usual in names:
-            return usual
-    raise DataError(f"{path}: no label column; expected {', '.join(USUAL['label'])}, found {names}")
+def _label_column(shards: Sequence[Shard]) -> str:
+    """Return the name of the label column of all files; raise DataError when one lacks it."""
+    columns: dict[str, Path] = {}
+    for shard in shards:
+        whole = shard.whole if isinstance(shard, Part) else shard
+        assert isinstance(whole, ParquetShard)
+        column = whole.label_column
+        if column is None:
+            raise DataError(
+                f"{shard.path}: no label column; expected {', '.join(USUAL['label'])}, found"
+                f" {shown(whole.column_names, 200)}. Fix: rename the column of labels"
+            )
+        columns.setdefault(column, shard.path)
+    first, *others = columns
+    if others:
+        raise DataError(
+            f"{columns[others[0]]}: labels are in column '{shown(others[0])}', in"
+            f" {columns[first]} in '{shown(first)}'. Fix: write the files alike"
+        )
+    return first
 
 
 def locate_tar(folder: Path, words: Sequence[str]) -> list[Path]:
@@ -174,9 +181,9 @@ def _first_files(folder: Path, words: Sequence[str], patterns: Sequence[str]) ->
     """Return the files of the first pattern that matches, ordered by the numbers in their names."""
     for word in words:
         for pattern in patterns:
-            paths = sorted(folder.glob(pattern.format(word)), key=_natural_order)
+            paths = [path for path in folder.glob(pattern.format(word)) if not is_litter(path.name)]
             if paths:
-                return paths
+                return sorted(paths, key=_natural_order)
     return []
 
 
