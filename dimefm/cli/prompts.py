@@ -24,9 +24,9 @@ from dimefm.cli._output import result
 def command(datasets, out):
     """Write the class prompts of DATASETS, one a line; without DATASETS, list the dataset cards.
 
-    DATASETS are names of cards, or folders with a classnames.txt. The file is a text source for
-    extract-features: DIME-FM's second text corpus holds the class prompts of the downstream
-    datasets.
+    DATASETS are names of cards, or folders with a classnames.txt or class folders. The file is a
+    text source for extract-features: DIME-FM's second text corpus holds the class prompts of the
+    downstream datasets.
 
     \b
     Example:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import UnionType
+from typing import Any
 
 from dimefm.errors import DataError
 from dimefm.runtime.versions import libraries
@@ -193,17 +195,33 @@ def read_results(path: Path) -> list[Result]:
         ) from error
 
 
+def _typed(value: Any, kind: type | UnionType, name: str) -> Any:
+    """Return a value; raise TypeError when it is of another type than its name asks for."""
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError(f"'{name}' is of the type {type(value).__name__}")
+    return value
+
+
+def _share(value: Any, name: str) -> float:
+    """Return a score; raise an error unless it is a number from 0 to 1."""
+    score = float(_typed(value, int | float, name))
+    if not 0 <= score <= 1:
+        raise ValueError(f"'{name}' is {score}, expected 0 to 1")
+    return score
+
+
 def _zero_shot_result(entry: dict, task: str) -> Result:
-    metric = entry.get("metric", "score")
+    metric = _typed(entry.get("metric", "score"), str, "metric")
+    chance = entry.get("chance")
     return Result(
         task=task,
-        dataset=entry["dataset"],
-        metrics={metric: float(entry["value"])},
+        dataset=_typed(entry["dataset"], str, "dataset"),
+        metrics={metric: _share(entry["value"], "value")},
         main_metric=metric,
-        samples=entry.get("images", 0),
-        unreadable=entry.get("unreadable", 0),
-        chance=entry.get("chance"),
-        note=entry.get("note", ""),
+        samples=_typed(entry.get("images", 0), int, "images"),
+        unreadable=_typed(entry.get("unreadable", 0), int, "unreadable"),
+        chance=None if chance is None else _share(chance, "chance"),
+        note=_typed(entry.get("note", ""), str, "note"),
         details={"classes": entry.get("classes"), "templates": entry.get("templates")},
     )
 
@@ -212,20 +230,21 @@ def _retrieval_result(content: dict) -> Result:
     metrics: dict[str, float] = {}
     directions: dict[str, dict] = {}
     for entry in content["scores"]:
-        direction = entry["direction"]
+        direction = _typed(entry["direction"], str, "direction")
         directions[direction] = {
             "queries": entry.get("queries"),
             "candidates": entry.get("candidates"),
         }
         for k, value in zip(content["at"], entry["recall"], strict=True):
-            metrics[recall_name(direction, k)] = float(value)
-    images = content.get("images", {})
+            _typed(k, int, "at")
+            metrics[recall_name(direction, k)] = _share(value, "recall")
+    images = _typed(content.get("images", {}), dict, "images")
     return Result(
         task=RETRIEVAL,
         dataset="",
         metrics=metrics,
         main_metric=next(iter(metrics), ""),
-        samples=images.get("rows", 0),
+        samples=_typed(images.get("rows", 0), int, "rows"),
         details={
             "directions": directions,
             "split": content.get("split"),

@@ -215,16 +215,16 @@ def patched(field, value):
     return bytes(data)
 
 
-def larger_than_the_limit():
-    """Return a zip that says that its member unpacks to a gigabyte of zeros."""
+def unpacks_to(size):
+    """Return a zip that says that its member unpacks to so many zeros."""
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     packed = packer.compress(bytes(1 << 20)) + packer.flush()
     data, start = member(data=b"x")
     directory = data.index(b"PK\1\2")
     tail = data[directory:]
     head = bytearray(data[:start])
-    head[18:26] = struct.pack("<II", len(packed), 1 << 30)
-    tail[20:28] = struct.pack("<II", len(packed), 1 << 30)
+    head[18:26] = struct.pack("<II", len(packed), size)
+    tail[20:28] = struct.pack("<II", len(packed), size)
     end = tail.index(b"PK\5\6")
     tail[end + 16 : end + 20] = struct.pack("<I", len(head) + len(packed))
     return bytes(head + packed + tail)
@@ -239,7 +239,8 @@ DAMAGED_MEMBERS = {
     "stored": flipped(zipfile.ZIP_STORED, [60]),
     "unknown-compression": patched(4, 97),
     "encrypted": patched(2, 1),
-    "bomb": larger_than_the_limit(),
+    "bomb": unpacks_to(1 << 30),
+    "bomb-below-the-limit": unpacks_to(200 << 20),
 }
 
 

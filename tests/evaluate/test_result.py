@@ -138,3 +138,31 @@ def test_the_labels_of_a_test_split_are_read_once(encoder, root, monkeypatch):
     monkeypatch.setitem(LAYOUTS, "imagefolder", dataclasses.replace(layout, read=counted))
     evaluate(encoder, root, names=["shapes", "letters"])
     assert read == ["shapes", "letters"]
+
+
+SCORE = '{"scores": [{"dataset": "mnist", "value": VALUE}]}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        SCORE.replace("VALUE", "9" * 5_000),
+        SCORE.replace("VALUE", "NaN"),
+        SCORE.replace("VALUE", "1e999"),
+        SCORE.replace("VALUE", "true"),
+        SCORE.replace("VALUE", '"0.5"'),
+        SCORE.replace("VALUE", "0.5").replace('"mnist"', "7"),
+        SCORE.replace("VALUE", '0.5, "images": "many"'),
+        '{"scores": 5}',
+        '{"scores": [5]}',
+        '{"scores": [{"recall": [0.5], "direction": "a"}], "at": ["x"]}',
+        '{"scores": [{"recall": [0.5], "direction": []}], "at": [1]}',
+        '{"scores": [{"recall": [0.5], "direction": "a"}], "at": [1], "images": 3}',
+    ],
+)
+def test_scores_of_wrong_types_are_one_line(tmp_path, text):
+    (tmp_path / SCORES).write_text(text)
+    with pytest.raises(DataError, match="cannot be read as scores") as caught:
+        read_results(tmp_path / SCORES)
+    assert len(str(caught.value)) < 500 + len(str(tmp_path))

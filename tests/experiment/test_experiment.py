@@ -141,6 +141,22 @@ def test_a_changed_dataset_is_scored_again(place, tmp_path):
     assert json.loads((out / "scores/scores.json").read_text())["scores"][0]["images"] == 19
 
 
+def test_a_dataset_that_cannot_be_scored_ends_the_experiment_with_1(place, finished):
+    out, _printed = finished
+    (place / "datasets/broken").mkdir(exist_ok=True)
+    try:
+        for asked in (["colors", "broken"], ["colors", "mnist"]):
+            setting = f"eval.datasets={json.dumps(asked)}"
+            result = run(place, out, "--small", "--set", setting)
+            assert result.exit_code == 1
+            assert f"1 of 2 datasets could not be scored: {asked[1]}" in result.stderr
+            scores = json.loads((out / "scores/scores.json").read_text())["scores"]
+            assert [score["dataset"] for score in scores] == ["colors"]
+    finally:
+        (place / "datasets/broken").rmdir()
+    assert "eval: done already" not in done(place, out, "--small").stderr
+
+
 def test_a_dry_run_prints_the_plan_and_writes_nothing(place, finished, tmp_path):
     out = tmp_path / "nothing"
     plan = done(place, out, "--dry-run").stdout

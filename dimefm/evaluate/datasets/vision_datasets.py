@@ -38,6 +38,10 @@ MOST_BYTES = 256 << 20
 LARGEST_IMAGE = 256 << 20
 """Unpacked bytes of a member of a zip file."""
 
+SMALL_IMAGE = 16 << 20
+MOST_TIMES = 100
+"""How many times as large as in the zip file a member of more than ``SMALL_IMAGE`` bytes may be."""
+
 ENCRYPTED = 1
 """Flag of a member of a zip file."""
 
@@ -295,6 +299,11 @@ def _member(container: zipfile.ZipFile, name: str) -> bytes:
     if info.file_size > LARGEST_IMAGE:
         raise BadRow(
             f"cannot be read: unpacks to {info.file_size:,} bytes, the limit is {LARGEST_IMAGE:,}"
+        )
+    times = info.file_size / max(1, info.compress_size)
+    if info.file_size > SMALL_IMAGE and times > MOST_TIMES:
+        raise BadRow(
+            f"cannot be read: unpacks to {times:,.0f} times its size, the limit is {MOST_TIMES}"
         )
     return container.read(info)
 
