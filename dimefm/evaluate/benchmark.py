@@ -153,11 +153,14 @@ def for_folder(folder: Path) -> Benchmark:
         classes = class_folders.names(folder)
         source = FOLDER_NAMES
     if not classes:
+        near = did_you_mean(folder.name, known)
+        if not near.startswith("did you mean"):
+            near = "dimefm prompts lists the cards"
         correct = f", or correct the card {', '.join(unreadable)}" if unreadable else ""
         raise DataError(
-            f"{folder}: no benchmark card claims a folder of this name"
-            f" ({did_you_mean(folder.name, known)}) and there is no {CLASS_FILE}. Fix: rename the"
-            f" folder, or add {CLASS_FILE} with one class name per line in label order{correct}"
+            f"{folder}: no benchmark card claims a folder of this name ({near}) and there is no"
+            f" {CLASS_FILE}. Fix: rename the folder, or add {CLASS_FILE} with one class name per"
+            f" line in label order{correct}"
         )
     return Benchmark(
         name=readable(folder.name),

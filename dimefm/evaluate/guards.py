@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dimefm.errors import DataError, DimefmError
+from dimefm.runtime.printable import printable
 
 LONGEST_REASON = 200
 """Characters of another library's message."""
@@ -62,15 +63,10 @@ def shown(value: object, longest: int = LONGEST_SHOWN) -> str:
         text = str(value)
     except ValueError:  # a whole number with more digits than Python writes
         text = "of thousands of digits"
-    words = printable(" ".join(text[: 2 * longest].split()))
+    words = one_line(" ".join(text[: 2 * longest].split()))
     return words if len(words) <= longest else f"{words[:longest]} ..."
 
 
-def printable(text: str) -> str:
-    """Return text with an escape, as Python writes it, for each character that is not printable."""
-    if text.isprintable():
-        return text
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in text
-    )
+def one_line(text: str) -> str:
+    """Return text as a cell of a table shows it: in one line, without control characters."""
+    return printable(text.replace("\n", "\\n").replace("\t", "\\t"))

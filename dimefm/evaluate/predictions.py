@@ -18,7 +18,7 @@ import numpy as np
 
 from dimefm.data import Rows
 from dimefm.evaluate.benchmark import Benchmark
-from dimefm.evaluate.guards import printable
+from dimefm.evaluate.guards import one_line
 from dimefm.evaluate.metrics import average_precisions
 from dimefm.storage.files import write_text
 
@@ -102,7 +102,7 @@ class PredictionFiles:
     def add(self, predictions: Predictions) -> None:
         """Add a dataset and write both files."""
         for dataset, name, *cells in predictions.per_class():
-            self._writer.writerow((printable(dataset), printable(name), *cells))
+            self._writer.writerow((one_line(dataset), one_line(name), *cells))
         self._lines += [json.dumps(entry) + "\n" for entry in predictions.wrong()]
         write_text(self.folder / PER_CLASS, self._table.getvalue())
         write_text(self.folder / WRONG, "".join(self._lines))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import textwrap
 
-from dimefm.evaluate.guards import printable
+from dimefm.evaluate.guards import one_line
 from dimefm.runs.scores import Result, ZeroShotScores
 from dimefm.runtime.tables import aligned, markdown_table
 
@@ -41,7 +41,7 @@ def terminal(scores: ZeroShotScores) -> str:
 
 def wrapped(line: str) -> str:
     """Return a line for a terminal, broken between words; a failure and its reason stay a line."""
-    line = printable(line)
+    line = one_line(line)
     if len(line) <= WIDTH or line.startswith(FAILED):
         return line
     return textwrap.fill(
@@ -81,8 +81,8 @@ def markdown(scores: ZeroShotScores) -> str:
 
 
 def in_markdown(text: str) -> str:
-    """Return text that Markdown shows as it is: no cell ends, no HTML, no control characters."""
-    return html.escape(printable(text), quote=False).replace("|", "\\|").replace("`", "\\`")
+    """Return text that Markdown shows as it is: no HTML, no code, no control characters."""
+    return html.escape(one_line(text), quote=False).replace("`", "\\`")
 
 
 def _rows(scores: ZeroShotScores) -> list[tuple[str, ...]]:
@@ -104,7 +104,7 @@ def _row(result: Result) -> tuple[str, ...]:
     if result.chance is not None:
         chance = f"{100 * result.chance:.1f}"
     return (
-        printable(result.dataset),
+        one_line(result.dataset),
         result.main_metric,
         f"{100 * result.value:.2f}",
         chance,

@@ -22,7 +22,7 @@ from dimefm.evaluate.benchmark import ELEVATER_SETS, suite
 from dimefm.evaluate.classifier import probabilities
 from dimefm.evaluate.datasets.layouts import Dataset, find
 from dimefm.evaluate.features import for_benchmark, image_features, prompt_weights
-from dimefm.evaluate.guards import dataset_guard
+from dimefm.evaluate.guards import dataset_guard, shown
 from dimefm.evaluate.metrics import METRICS
 from dimefm.evaluate.predictions import PredictionFiles, Predictions
 from dimefm.evaluate.reports import markdown
@@ -44,6 +44,9 @@ from dimefm.runtime import console
 from dimefm.runtime.text import first_few
 from dimefm.storage.locks import Claim, claim
 from dimefm.storage.out_folder import refuse_foreign
+
+REASONS = 360
+"""Characters of the reasons of all failures in one message."""
 
 SHOWN = 12
 """Datasets that a message lists at most."""
@@ -135,7 +138,7 @@ def elevater(
     settings = _settings(batch_size, workers, decoder)
     scores = evaluation.run(datasets, out, settings, on_result, evaluation.add_failure)
     if scores is None:
-        raise _none_scored(evaluation.failed)
+        raise _none_scored(evaluation.failed, root, out)
     return scores
 
 
@@ -177,13 +180,26 @@ def _none_found(root: str | Path) -> DataError:
     )
 
 
-def _none_scored(failed: Sequence[Failure]) -> DataError:
-    reasons = "; ".join(f"{failure.dataset}: {failure.reason}" for failure in failed)
+def _none_scored(failed: Sequence[Failure], root: Path, out: Path) -> DataError:
+    """Return the error that no dataset could be scored, with the beginning of each reason.
+
+    Several reasons in full are printed as notes.
+    """
     if len(failed) == 1:
-        count = "the one dataset here could not"
-    else:
-        count = f"none of the {len(failed)} datasets here could"
-    return DataError(f"{count} be scored: {reasons}")
+        [failure] = failed
+        return DataError(
+            f"the one dataset here could not be scored: {failure.dataset}: {failure.reason}"
+        )
+    longest = REASONS // len(failed)
+    reasons = []
+    for failure in failed:
+        console.note(f"{failure.dataset}: {failure.reason}")
+        reason = failure.reason.replace(f"{root}/", "").replace(f"{out}/", "")
+        reasons.append(f"{failure.dataset}: {shown(reason, longest)}")
+    return DataError(
+        f"none of the {len(failed)} datasets here could be scored: {'; '.join(reasons)}. Fix: see"
+        " the notes above"
+    )
 
 
 @dataclass

@@ -125,7 +125,7 @@ def test_names_do_not_reach_the_terminal_or_the_report_as_they_are(root):
     found, said = scores(root, "--datasets", name)
     assert [score["dataset"] for score in found["scores"]] == [name]
     for text in (said, (root / "scores/report.md").read_text()):
-        assert "\x1b" not in text and "\\x1b[31m" in text
+        assert "\x1b" not in text and "\\u001b[31m" in text
     report = (root / "scores/report.md").read_text()
     assert "<b>" not in report and "&lt;b&gt;\\|" in report
     assert "\x1b" not in (root / "scores/per_class.csv").read_text()

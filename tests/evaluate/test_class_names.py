@@ -42,7 +42,7 @@ def test_names_that_can_be_told_apart(names, classes, expected):
         (["car", "automobile"], ["automobile", "dog"], "not the only name"),
         (["zebra"], ["cat", "dog"], "1 class names are not among the 2 known: 'zebra'"),
         (["1" * 5_000], ["cat", "dog"], "a label has 5,000 digits"),
-        (["\x1b[2J" * 99], ["cat", "dog"], r"\\x1b\[2J"),
+        (["\x1b[2J" * 99], ["cat", "dog"], r"\\u001b\[2J"),
     ],
 )
 def test_names_that_cannot_be_told_apart_are_refused(names, classes, words):
