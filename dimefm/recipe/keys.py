@@ -39,6 +39,9 @@ Shares = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_l
 Range = Annotated[tuple[float, float], BeforeValidator(_listed)]
 
 
+MOST = 10**12  # of any number, where a key does not state less
+
+
 @dataclass(frozen=True)
 class Key:
     """A key of a recipe: all that reading, ``--help`` and docs/recipes.md know of it.
@@ -54,6 +57,7 @@ class Key:
     * ``looked_at`` is when a run looks at a key that may be set in any run. Where it does not hold,
       the key is neither saved nor compared.
     * ``for_losses`` is what a loss has to need for the key to matter.
+    * ``most`` is the largest number that a value may have, in addition to its bounds.
     * ``may_differ_on_resume``: it does not change what the student learns.
     * ``formerly`` is an older name, and ``former_values`` are older values with those of today;
       both are still read.
@@ -72,6 +76,7 @@ class Key:
     tolerated: bool = False
     looked_at: Condition | None = None
     for_losses: str | None = None
+    most: float = MOST
     may_differ_on_resume: bool = False
     formerly: str | None = None
     former_values: Mapping[str, str] = field(default_factory=dict)

@@ -45,10 +45,19 @@ class Section(BaseModel):
     def _in_one_line(cls, settings: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
         prepared = cls.prepare(settings)
         try:
-            return validate(prepared)
+            section = validate(prepared)
         except ValidationError as error:
             fault = error.errors(include_url=False)[0]
             raise RecipeError(_one_line(fault, prepared, cls.schema_keys())) from None
+        section._refuse_large_numbers()
+        return section
+
+    def _refuse_large_numbers(self) -> None:
+        """Raise RecipeError for a number that nothing could allocate or count."""
+        for name, key in self.schema_keys().items():
+            value = getattr(self, name)
+            if isinstance(value, int | float) and abs(value) > key.most:
+                raise RecipeError(f"'{name}' is {value}; expected at most {key.most:,}")
 
 
 def _one_line(fault: ErrorDetails, settings: Mapping[str, Any], keys: Mapping[str, Key]) -> str:

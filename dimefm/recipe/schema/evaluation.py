@@ -68,8 +68,8 @@ class Eval(Section):
     decoder: Literal["turbo", "pil"] = SHARED["decoder"]
     device: str = SHARED["device"]
     precision: Literal["fp32", "bf16", "fp16"] = key("fp32", "Compute precision of the towers.")
-    batch_size: int = key(256, "Samples to encode at once.", metavar="N", gt=0)
-    workers: int = key(2, "Threads that read and decode.", metavar="N", gt=0)
+    batch_size: int = key(256, "Samples to encode at once.", metavar="N", gt=0, most=10**7)
+    workers: int = key(2, "Threads that read and decode.", metavar="N", gt=0, most=1024)
 
     def changed_settings(self) -> dict[str, Any]:
         """Return the settings, without those of later versions that have their defaults.

@@ -73,6 +73,7 @@ class Extract(Section):
         metavar="K",
         gt=0,
         unset="the center view",
+        most=10_000,
     )
     view_recipe: dict = key(
         {},
@@ -89,6 +90,7 @@ class Extract(Section):
         metavar="K",
         gt=0,
         unset="the first caption",
+        most=10_000,
     )
     text_recipe: dict = key(
         {},
@@ -104,6 +106,7 @@ class Extract(Section):
         "Patches of an image, or words of a text, to cache in place of its embedding (for FILIP).",
         metavar="N",
         gt=0,
+        most=4096,
     )
     decoder: Literal["turbo", "pil"] = key(
         "turbo",
@@ -122,5 +125,7 @@ class Extract(Section):
         metavar="N|auto",
         expected="a positive number or 'auto'",
     )
-    workers: int = key(2, "Data-loading threads when encoding on a GPU.", metavar="N", gt=0)
+    workers: int = key(
+        2, "Data-loading threads when encoding on a GPU.", metavar="N", gt=0, most=1024
+    )
     scratch: str | None = SHARED["scratch"]

@@ -37,6 +37,7 @@ class Optimization(Section):
         more="Where the sources hold fewer, and no flag sets it, the batch has all of them.",
         metavar="N",
         gt=0,
+        most=10**7,
     )
     texts_per_step: int | None = key(
         None,
@@ -44,12 +45,14 @@ class Optimization(Section):
         metavar="N",
         gt=0,
         unset="--batch-size",
+        most=10**7,
     )
     accum_freq: int = key(
         1,
         "Batches in an optimizer step, whose loss and gradient are those of one large batch.",
         metavar="N",
         gt=0,
+        most=10**6,
     )
     optimizer: Literal["dime-fm", "open_clip"] = key(
         "dime-fm",
@@ -129,7 +132,7 @@ class Machine(Section):
 
     title: ClassVar[str] = "Machine and records"
 
-    seed: int = key(0, "Seed of weights, order and views.")
+    seed: int = key(0, "Seed of weights, order and views.", most=2**63 - 1)
     device: str = key(
         "auto",
         "Device: auto, cpu, cuda or cuda:N.",
@@ -146,6 +149,7 @@ class Machine(Section):
         metavar="N",
         gt=0,
         may_differ_on_resume=True,
+        most=1024,
     )
     log_every: int = key(
         10,

@@ -40,6 +40,7 @@ class Student(Section):
         gt=0,
         unset="the student's own",
         applies_to=IMAGE_STUDENT,
+        most=2048,
     )
     projection: Literal["none", "linear"] = key(
         "none",
@@ -170,6 +171,7 @@ class Views(Section):
         applies_to=IMAGE_STUDENT,
         tolerated=True,
         looked_at=FREE_CROPS,
+        most=2**16,
     )
     views_per_step: int = key(
         1,
@@ -180,6 +182,7 @@ class Views(Section):
         gt=0,
         applies_to=IMAGE_STUDENT,
         applies_when=[RANDOM_CROPS],
+        most=1000,
     )
     image_mask: float = key(
         0.0,
@@ -198,6 +201,7 @@ class Views(Section):
         flag=False,
         gt=0,
         applies_to=PAIRS,
+        most=1000,
     )
     text_augment: Literal["none", "eda"] = key(
         "none",
