@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dimefm.errors import ModelError
+from dimefm.storage.small_files import parse_json
 from dimefm.train.checkpoint_folders import STATE
 from dimefm.train.early_stopping import EarlyStopping
 from dimefm.train.ema import Ema
@@ -183,8 +184,8 @@ def _check_seal(folder: Path, digests: dict[str, str], contents: dict[str, bytes
 def _state_of(content: bytes, folder: Path) -> dict:
     """Return the state of a checkpoint, whose step is that of its folder's name."""
     try:
-        state = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        state = parse_json(content.decode("utf-8"))
+    except ValueError as error:
         raise Damaged(f"{STATE} cannot be read, {_short(error)}") from error
     if not isinstance(state, dict):
         raise Damaged(f"{STATE} is no JSON object")
@@ -249,6 +250,8 @@ def _moments(saved: Saved, model: nn.Module) -> dict[nn.Parameter, dict[str, Ten
             continue
         step = flat.pop(f"{name}/step", None)
         _check_like(OPTIMIZER, f"{name}/step", step, torch.zeros(()))
+        if not torch.isfinite(step):
+            raise Damaged(f"{OPTIMIZER}: {name}/step is no number")
         counted = max(counted, int(step))
         state[parameter] = {"step": step.to(parameter.device)}
         for field in MOMENTS:
@@ -278,9 +281,17 @@ def _restored_watch(saved: Saved, watch: EarlyStopping | None) -> dict:
     if not isinstance(state, dict) or type(state.get("without")) is not int:
         raise Damaged(f"{STATE} has no evaluations")
     best = state.get("best")
-    if best and not (isinstance(best, dict) and {"mean", "step", "scores"} <= best.keys()):
+    if best and not _is_evaluation(best):
         raise Damaged(f"{STATE} has no best evaluation")
     return state
+
+
+def _is_evaluation(best: object) -> bool:
+    """Tell whether a value is the record of an evaluation: a step, a mean and scores."""
+    if not isinstance(best, dict) or not isinstance(best.get("scores"), dict):
+        return False
+    numbers = [best.get("mean"), *best["scores"].values()]
+    return type(best.get("step")) is int and all(type(one) in (int, float) for one in numbers)
 
 
 def _with_present_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
