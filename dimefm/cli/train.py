@@ -52,9 +52,14 @@ if TYPE_CHECKING:
 @click.option(
     "--resume", is_flag=True, help="Resume from the newest checkpoint in --out, if there is one."
 )
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Read all caches and samples in full first; on resume, compare them with the first start.",
+)
 @recipe_options
 @dime_fm_options
-def command(recipes, small, settings, out, resume, **flags):
+def command(recipes, small, settings, out, resume, verify, **flags):
     """Train a student on cached teacher features; no teacher runs.
 
     \b
@@ -95,7 +100,8 @@ def command(recipes, small, settings, out, resume, **flags):
         )
     with raised():
         try:
-            return _train(resolved, out, resume, fits_batch="batch_size" not in given)
+            fits_batch = "batch_size" not in given
+            return _train(resolved, out, resume, fits_batch=fits_batch, verify=verify)
         except KeyboardInterrupt:
             _say(f"\ninterrupted; {how_to_resume(out)}")
             click.get_current_context().exit(130)
@@ -119,7 +125,7 @@ def _only_recipe(recipes: Sequence[str]) -> Path | None:
         raise click.BadParameter(str(error), param_hint="--recipe") from error
 
 
-def _train(recipe: Recipe, out: Path, resume: bool, fits_batch: bool) -> dict | None:
+def _train(recipe: Recipe, out: Path, resume: bool, **options: bool) -> dict | None:
     """Train, print the run folder and return its figures; None in all processes but the first."""
     from dimefm.runs.compare import as_dict, read_run
     from dimefm.train.online_eval import scorer
@@ -131,7 +137,7 @@ def _train(recipe: Recipe, out: Path, resume: bool, fits_batch: bool) -> dict | 
         if is_main:
             console.detail(recipe.to_toml())
 
-    done = train(recipe, out, resume, echo=_say, scorer=scorer, ready=ready, fits_batch=fits_batch)
+    done = train(recipe, out, resume, echo=_say, scorer=scorer, ready=ready, **options)
     if not is_main or done is None:
         return None
     result(f"run folder: {done}")

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from dimefm.cache import Manifest
-from dimefm.errors import CacheError, DimefmError, ModelError
-from dimefm.storage.files import to_json
+from dimefm.data import Shard
+from dimefm.errors import BadRow, CacheError, DimefmError, ModelError
+from dimefm.storage.files import KeyDigest, to_json
 from dimefm.train import checkpoint
 from dimefm.train.distributed import DistributedContext
 from dimefm.train.early_stopping import EarlyStopping
@@ -66,6 +67,31 @@ def _content_of(manifest: Manifest) -> str:
     return f"{manifest.dtype} {digest.hexdigest()}"
 
 
+def verify_sources(sources: Sources) -> list[str]:
+    """Read all caches and raw samples in full; return the digest of each raw shard's content.
+
+    The digests of :func:`source_fingerprints` cover a folder's names and sizes, and samples of
+    large files. Raises CacheError when the bytes of a cache are not as its manifest says.
+    """
+    token_caches = [rows.cache for column in sources.tokens for rows in column]
+    for cache in (*sources.image_caches, *sources.text_caches, *token_caches):
+        cache.verify(sha256=True)
+    return [_content_digest(shard) for shard in sources.raw.shards]
+
+
+def _content_digest(shard: Shard) -> str:
+    digest = KeyDigest()
+    for number in range(len(shard)):
+        try:
+            row = shard[number]
+        except BadRow:
+            digest.add([str(number), "cannot be read"])
+            continue
+        content = hashlib.sha256(row.image or b"").hexdigest()
+        digest.add([str(number), row.key, content, *row.texts])
+    return digest.sha256
+
+
 def machine_of(context: DistributedContext) -> dict[str, int | str]:
     """Return what rounds the sums of a run: another machine trains other weights in the last
     digits.
@@ -80,12 +106,25 @@ def machine_of(context: DistributedContext) -> dict[str, int | str]:
 
 @dataclass(frozen=True)
 class Expected:
-    """What a checkpoint has to be of: the run's caches, its ``steps``, and where it runs now."""
+    """What a checkpoint has to be of: the run's caches, its ``steps``, and where it runs now.
+
+    ``raw`` are the digests of all raw shards where they were read in full, see
+    :func:`verify_sources`.
+    """
 
     fingerprints: dict[str, list[str]]
     contents: dict[str, list[str]]
     machine: dict[str, int | str]
     steps: int
+    raw: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class Restored:
+    """The step of a checkpoint, and the digests of the raw shards if the first start had them."""
+
+    step: int = 0
+    raw: list[str] | None = None
 
 
 def restore(
@@ -96,7 +135,7 @@ def restore(
     ema: Ema | None,
     early_stopping: EarlyStopping | None,
     echo: Callable[[str], None],
-) -> int:
+) -> Restored:
     """Restore the newest whole checkpoint of ``out``; return its step, 0 when there is none.
 
     A damaged checkpoint is named in a line of its own. Raises CacheError when the run was trained
@@ -116,14 +155,17 @@ def restore(
         _refuse_other_caches(saved, expected)
         echo(f"resumed after step {saved.step} from {folder}")
         _say_other_machine(saved, expected.machine, echo)
-        return saved.step
+        raw = saved.state.get("raw")
+        if expected.raw is not None and raw is None:
+            echo("note: the first start has not recorded the content of its files; this one does")
+        return Restored(saved.step, raw)
     if damaged is not None:
         folder, error = damaged
         raise ModelError(
             f"{folder}: the checkpoint is damaged ({error}), and there is no whole one before it."
             f" Fix: restore it from a copy, or remove {folder.parent} to start again"
         )
-    return 0
+    return Restored()
 
 
 def _refuse_other_caches(saved: Saved, expected: Expected) -> None:
@@ -136,6 +178,12 @@ def _refuse_other_caches(saved: Saved, expected: Expected) -> None:
         raise CacheError(
             f"{saved.folder}: the run was trained on {_list_digests(saved.caches)}, now there are"
             f" {_list_digests(expected.fingerprints)}. {remedy}"
+        )
+    raw = saved.state.get("raw")
+    if None not in (raw, expected.raw) and raw != expected.raw:
+        raise CacheError(
+            f"{saved.folder}: images or texts of the run have another content now, although their"
+            f" names and sizes are the same. {remedy}"
         )
     contents = saved.state.get("contents", expected.contents)
     if contents != expected.contents:

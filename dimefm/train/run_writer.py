@@ -67,6 +67,7 @@ class RunWriter:
     ema: Ema | None
     early_stopping: EarlyStopping | None
     machine: dict[str, int | str]
+    raw_digests: list[str] | None = None
     log: Log | None = None
 
     @contextlib.contextmanager
@@ -109,10 +110,12 @@ class RunWriter:
 
     def save_checkpoint(self, step: int) -> None:
         """Save all that a run needs to resume after ``step`` steps."""
-        facts = {
+        facts: dict[str, object] = {
             "contents": resuming.content_fingerprints(self.sources),
             "machine": self.machine,
         }
+        if self.raw_digests is not None:
+            facts["raw"] = self.raw_digests
         with explained(self.out):
             checkpoint.save(
                 self.out,

@@ -51,6 +51,7 @@ def train(
     scorer: Scorer | None = None,
     ready: Callable[[], None] = lambda: None,
     fits_batch: bool = False,
+    verify: bool = False,
 ) -> Path:
     """Train what ``recipe`` describes into the run folder ``out`` and return ``out``.
 
@@ -60,7 +61,8 @@ def train(
 
     ``scorer`` (``dimefm.train.online_eval.scorer``) makes the function that measures the student on
     the recipe's ``eval_root``. ``fits_batch`` lowers the batch size to the number of rows where
-    there are fewer; else such a run is refused. ``ready`` is called when all checks are passed.
+    there are fewer; else such a run is refused. ``verify`` reads all caches and samples in full
+    before the first step. ``ready`` is called when all checks are passed.
     Ctrl-C, SIGTERM and SIGHUP leave a checkpoint. Raises a DimefmError before the first step when
     the recipe, its data and its caches do not fit together, or another process trains into ``out``;
     ``out`` is then as it was before, except for features that DIME-FM's form has copied into it.
@@ -76,7 +78,7 @@ def train(
             with remove_new_dirs_on_error(out), _closed_on_error(claims):
                 if context.is_main:
                     claims.enter_context(run_folder.hold(out))
-                trainer = Trainer(recipe, out, resume, say, context, scorer, fits_batch)
+                trainer = Trainer(recipe, out, resume, say, context, scorer, fits_batch, verify)
             ready()
             trainer.loop()
             return trainer.finish()
@@ -108,6 +110,7 @@ class Trainer:
         context: DistributedContext | None = None,
         scorer: Scorer | None = None,
         fits_batch: bool = False,
+        verify: bool = False,
     ):
         loggers.check(recipe)
         refuse_idle(recipe)
@@ -134,6 +137,7 @@ class Trainer:
         self.optimizer = adamw(self.student, recipe)
         self.ema = None if recipe.ema is None else Ema(self.student, recipe.ema)
         self.early_stopping = self._open_early_stopping(scorer)
+        self.raw_digests = self._verify() if verify else None
         self.done = self._restore() if resume else 0
         resuming.refuse_different_files(self.context, out, len(self.sources), self.done)
         self.gradients = Gradients(self.student, self.context, PRECISIONS[recipe.precision])
@@ -213,6 +217,14 @@ class Trainer:
                 return EarlyStopping.from_recipe(self.recipe, scorer, first_teacher)
         return None
 
+    def _verify(self) -> list[str] | None:
+        """Read all sources in full in the main process; return the digests of the raw shards."""
+        with self.context.main_process_first():
+            if self.context.is_main:
+                self.echo("verifying: reading all caches and samples in full")
+                return resuming.verify_sources(self.sources)
+        return None
+
     def _restore(self) -> int:
         """Restore the newest whole checkpoint and return its step, 0 when there is none."""
         expected = resuming.Expected(
@@ -220,8 +232,9 @@ class Trainer:
             contents=resuming.content_fingerprints(self.sources),
             machine=resuming.machine_of(self.context),
             steps=self.steps,
+            raw=self.raw_digests,
         )
-        return resuming.restore(
+        restored = resuming.restore(
             self.out,
             expected,
             self.student,
@@ -230,6 +243,8 @@ class Trainer:
             self.early_stopping,
             self.echo,
         )
+        self.raw_digests = self.raw_digests or restored.raw
+        return restored.step
 
     def _open_writer(self) -> RunWriter:
         return RunWriter(
@@ -244,6 +259,7 @@ class Trainer:
             ema=self.ema,
             early_stopping=self.early_stopping,
             machine=resuming.machine_of(self.context),
+            raw_digests=self.raw_digests,
         )
 
     def loop(self) -> None:

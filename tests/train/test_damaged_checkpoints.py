@@ -3,16 +3,20 @@
 Each change is made to a sealed checkpoint and to one of an earlier version, which has no seal.
 """
 
+import dataclasses
 import json
 import re
 import shutil
 
+import h5py
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from dimefm.cache import FeatureCache
+from dimefm.cache import CacheWriter, FeatureCache
 from dimefm.cache.convert import convert
 from dimefm.errors import CacheError, ModelError
 from dimefm.train import checkpoint, resuming
@@ -312,3 +316,63 @@ def test_another_number_of_threads_is_recorded_and_said(done, half, monkeypatch)
     assert len(said) == 1 + is_sealed
     if is_sealed:
         assert said[1].startswith("note: the run had threads 1, now 9999; torch ")
+
+
+# Sources that were exchanged between the first start and now
+
+
+@pytest.fixture
+def folder_run(world):
+    """Return (world, recipe, images): a recipe of a folder of PPMs, which are of one size."""
+    images = world.root / "ppms"
+    images.mkdir()
+    for number in range(12):
+        Image.new("RGB", (16, 12), (number, 0, 0)).save(images / f"{number:02d}.ppm")
+    keys = [f"{number:02d}.ppm" for number in range(12)]
+    header = FeatureCache(world.root / "images").manifest
+    header = dataclasses.replace(header, shards=())
+    writer = CacheWriter(world.root / "ppm_cache", header, [("ppms", 12)])
+    vectors = np.eye(12, 8, dtype=np.float32) + 0.1
+    writer.write("ppms", keys, vectors)
+    writer.seal()
+    recipe = world.recipe(
+        images=[str(images)], image_cache=str(world.root / "ppm_cache"), save_every=3, keep=9
+    )
+    return world, recipe, images
+
+
+def exchange(images):
+    contents = [(images / f"{number:02d}.ppm").read_bytes() for number in (3, 4)]
+    for number, content in zip((4, 3), contents, strict=True):
+        (images / f"{number:02d}.ppm").write_bytes(content)
+
+
+def test_exchanged_images_of_one_size_are_noticed_when_both_starts_verify(folder_run):
+    world, recipe, images = folder_run
+    for first, again in ((True, True), (True, False), (False, True)):
+        out = train(recipe, world.root / f"run-{first}-{again}", echo=quiet, verify=first)
+        (out / "run.json").unlink()
+        shutil.rmtree(out / "checkpoints/00000006")
+        exchange(images)
+        said = []
+        if first and again:
+            with pytest.raises(CacheError, match="images or texts of the run have another content"):
+                train(recipe, out, resume=True, echo=said.append, verify=again)
+            exchange(images)
+        train(recipe, out, resume=True, echo=said.append, verify=again)
+        recorded = json.loads((out / "checkpoints/00000006/state.json").read_text()).get("raw")
+        assert recorded
+        assert ("note: the first start has not recorded" in " ".join(said)) == (not first)
+
+
+@pytest.mark.parametrize("limit", [1 << 30, 0])
+def test_a_cache_that_was_changed_is_refused_when_it_is_verified(world, monkeypatch, limit):
+    monkeypatch.setattr("dimefm.cache.reader.MMAP_LIMIT", limit)
+    path = world.root / "images/image_1.feat.h5"
+    with h5py.File(path, "r+") as file:
+        rows = file["row"][:]
+        rows[[0, 1]] = rows[[1, 0]]
+        file["row"][:] = rows
+    with pytest.raises(CacheError, match=r"image_1\.feat\.h5: SHA-256"):
+        train(world.recipe(), world.root / "run", echo=quiet, verify=True)
+    assert not (world.root / "run").exists()
