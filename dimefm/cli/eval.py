@@ -10,6 +10,7 @@ import click
 from dimefm.cli._options import CONTEXT, ManyValues
 from dimefm.cli._output import document, result, settings
 from dimefm.cli._recipe_options import scratch_option, section_options
+from dimefm.models.spec_paths import refuse_absent_models
 from dimefm.recipe.schema.evaluation import Eval
 from dimefm.runtime import console
 
@@ -72,6 +73,7 @@ def elevater(model, out, **flags):
     if names is not None:
         chosen["datasets"] = tuple(names)
     request = Eval(**chosen)
+    refuse_absent_models(model, request.text_model)
 
     from dimefm.evaluate import zero_shot
     from dimefm.evaluate.reports import terminal

@@ -14,6 +14,7 @@ from dimefm.cli._output import result
 from dimefm.cli._recipe_options import recipe_options, recipe_sections
 from dimefm.cli.assignments import assignments
 from dimefm.errors import RecipeError
+from dimefm.models.spec_paths import refuse_absent_models
 from dimefm.runtime import console
 from dimefm.runtime.progress import unless_hung_up
 from dimefm.runtime.torchrun import rank_of
@@ -98,6 +99,7 @@ def command(recipes, small, settings, out, resume, verify, **flags):
             resolved.dataroot,
             (*resolved.image_cache, *resolved.text_cache),
         )
+    refuse_absent_models(resolved.eval_text_model)
     with raised():
         try:
             fits_batch = "batch_size" not in given

@@ -24,6 +24,7 @@ from typing import Literal
 
 from dimefm.errors import ModelError
 from dimefm.models import open_clip
+from dimefm.models.spec_paths import path_of
 from dimefm.runs import folder as runs
 
 HUB = "hf-hub:"
@@ -54,9 +55,7 @@ class EncoderSpec:
         """Return what ``text`` means; raise ModelError when it names nothing, or no weights."""
         if text.startswith(HUB):
             return EncoderSpec(text, "hub", repository=text.removeprefix(HUB))
-        path = Path(text.removeprefix(open_clip.FOLDER))
-        if text.startswith(open_clip.FOLDER) and (text == open_clip.FOLDER or not path.is_dir()):
-            raise ModelError(f"{text}: there is no such folder. Fix: check the path")
+        path = path_of(text)
         if (path / runs.FILE).is_file():
             return EncoderSpec(text, "run", path)
         if path.is_dir():
@@ -68,8 +67,6 @@ class EncoderSpec:
                 f"{text}: a weights file does not say its architecture. Fix: write ARCH/{text},"
                 f" e.g. ViT-B-32/{text}"
             )
-        if path.is_absolute() or text.startswith("."):
-            raise ModelError(f"{text}: there is no such file or folder. Fix: check the path")
         return _architecture(text)
 
 

@@ -32,12 +32,13 @@ from dimefm import plugins
 from dimefm.errors import ModelError, did_you_mean
 from dimefm.models import config_check, long_words, weights_file
 from dimefm.models.folder_tokenizer import check_vocabulary, has_vocabulary, safe_copy
+from dimefm.models.spec_paths import LOCAL_DIR
 from dimefm.models.trimmed_text import places_first
 from dimefm.models.weights_check import check_length, check_unpacked, weights_of
 from dimefm.runtime.text import shortened
 
 CONFIG = "open_clip_config.json"
-FOLDER = "local-dir:"
+FOLDER = LOCAL_DIR
 MOST_REASON = 300  # characters of another library's reason
 
 KEPT_TOKENIZERS = 4

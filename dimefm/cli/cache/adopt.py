@@ -14,6 +14,8 @@ from dimefm.cli._options import ManyValues, open_sources
 from dimefm.cli._output import result
 from dimefm.cli._recipe_options import source_options
 from dimefm.cli.cache import lasting
+from dimefm.errors import ModelError
+from dimefm.models.spec_paths import refuse_absent_models
 from dimefm.storage.small_files import parse_json
 
 if TYPE_CHECKING:
@@ -68,9 +70,13 @@ PROVENANCE = (
 @click.option(
     "--teacher",
     metavar="SPEC",
-    help="Encoder that made the vectors; the manifest records its identity.",
+    help="Encoder that made the vectors; it is loaded, for the manifest to record its identity.",
 )
-@click.option("--encoder-name", metavar="NAME", help="Name of the encoder, without --teacher.")
+@click.option(
+    "--encoder-name",
+    metavar="NAME",
+    help="Name of the encoder, in place of --teacher; nothing is loaded.",
+)
 @click.option(
     "--weights-sha256",
     metavar="HEX",
@@ -107,8 +113,8 @@ def command(sources, out, kind, format_, dtype, array, keys, rows_of, normalize,
 
     \b
     Example:
-      dimefm cache adopt img_emb_*.npy --kind image --rows-of photos/ \\
-        --teacher ViT-L-14/openai --out cache/images
+      dimefm cache adopt clip-retrieval-output/ --kind image --rows-of photos/ \\
+        --encoder-name ViT-L-14/openai --out cache/images
       dimefm cache verify cache/images --against-teacher 64 --images photos/
     """
     from dimefm.cache.importing.adopt import adopt, begun_dtype, header, pieces, pieces_of
@@ -181,9 +187,7 @@ def _card(teacher: str | None, facts: Mapping) -> Callable[[int], EncoderCard]:
             f"--teacher states everything about the encoder already. Fix: leave {flag} out"
         )
     if teacher:
-        from dimefm.models.loading import load_encoder
-
-        card = load_encoder(teacher, "cpu", preprocess=preprocess).card
+        card = _card_of_teacher(teacher, preprocess)
         return lambda dim: card
     if not re.fullmatch(r"[0-9a-f]{64}", given.get("weights_sha256", "0" * 64)):
         raise click.BadParameter("expected 64 hexadecimal digits", param_hint="--weights-sha256")
@@ -196,6 +200,20 @@ def _card(teacher: str | None, facts: Mapping) -> Callable[[int], EncoderCard]:
     return lambda dim: EncoderCard(
         name=name, dim=dim, **{"weights_sha256": None, "logit_scale": LOGIT_SCALE, **given}
     )
+
+
+def _card_of_teacher(teacher: str, preprocess: str | None) -> EncoderCard:
+    """Return the card of an encoder, which is loaded for it."""
+    refuse_absent_models(teacher)
+    from dimefm.models.loading import load_encoder
+
+    try:
+        return load_encoder(teacher, "cpu", preprocess=preprocess).card
+    except ModelError as error:
+        raise ModelError(
+            f"{error}; or pass --encoder-name '{teacher}' in place of --teacher, which loads"
+            " nothing and records the weights as unknown"
+        ) from error
 
 
 def _preprocess(text: str) -> dict:
