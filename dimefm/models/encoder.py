@@ -160,14 +160,8 @@ class Encoder:
             (tokens[:, -1] != 0).nonzero().flatten().tolist()
         )  # by the last place: id 0 is also the token of "!"
         for i in full:
-            lengths[i] = self._length(sentences[i])
+            lengths[i] = fast_tokenizer.length_of(self.tokenizer, sentences[i])
         return tokens, lengths
-
-    def _length(self, sentence: str) -> int:
-        inner = getattr(self.tokenizer, "tokenizer", None)
-        if inner is not None:
-            return len(inner(sentence)["input_ids"])
-        return len(self.tokenizer.encode(sentence)) + 2
 
     @property
     def image_parameters(self) -> int:

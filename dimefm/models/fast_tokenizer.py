@@ -49,6 +49,11 @@ class CachedTokenizer:
         self._known: dict[str, list[int]] = {}  # word -> tokens
         self._long_words = LongWords(tokenizer)
 
+    def __call__(self, sentences: list[str]) -> Tensor:
+        """Return the tokens int64 [N, L] of texts."""
+        tokens, _ = self.tokenize(sentences)
+        return tokens
+
     def tokenize(self, sentences: list[str]) -> tuple[Tensor, list[int]]:
         """Return (tokens int64 [N, L], lengths [N]) as ``SimpleTokenizer`` cuts and fills them.
 
@@ -136,6 +141,20 @@ def _beginning(sentence: str) -> str:
         line_end = sentence.find("\n", place) + 1 or len(sentence)
         place = min(line_end, place + MOST_CLEANED)
     return sentence[:place]
+
+
+def length_of(tokenizer: Any, sentence: str) -> int:
+    """Return the number of tokens of a text before it is cut, with those of its start and end.
+
+    ``tokenizer`` is one of open_clip's or a :class:`CachedTokenizer`.
+    """
+    if isinstance(tokenizer, CachedTokenizer):
+        _, (length,) = tokenizer.tokenize([sentence])
+        return length
+    inner = getattr(tokenizer, "tokenizer", None)
+    if inner is not None:
+        return len(inner(sentence)["input_ids"])
+    return len(tokenizer.encode(sentence)) + 2
 
 
 def cached_tokenizer(tokenizer: Any) -> CachedTokenizer | None:

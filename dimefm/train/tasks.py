@@ -250,10 +250,7 @@ def _text_tower(recipe: Recipe, sources: TextSources, places: Sequence[int]) -> 
 def _tokenizer(spec: StudentSpec) -> Callable:
     """Return the tokenizer of a student's text tower, the fast one where there is one."""
     tokenizer = open_clip.tokenizer_for(spec.config)
-    cached = fast_tokenizer.cached_tokenizer(tokenizer)
-    if cached is None:
-        return tokenizer
-    return lambda captions: cached.tokenize(captions)[0]
+    return fast_tokenizer.cached_tokenizer(tokenizer) or tokenizer
 
 
 def _tower_dim(recipe: Recipe, sources: Sources) -> int | None:

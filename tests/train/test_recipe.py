@@ -73,6 +73,7 @@ def test_every_field_survives_writing(tmp_path):
     fixed = {
         "text": "student",
         "captions": "label",
+        "long_texts": "quarantine",
         "crops": "center",
         "precision": "bf16",
         "report_to": "tensorboard",

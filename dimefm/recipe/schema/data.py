@@ -9,6 +9,7 @@ from dimefm.recipe.conditions import (
     PAIRS,
     PAIRS_WITH_IMAGE_CACHE,
     PAIRS_WITH_TEXT_CACHE,
+    UNCACHED_TEXTS,
     UNPAIRED_TEXTS,
 )
 from dimefm.recipe.keys import OneOrMore, Shares, Strings, key
@@ -57,6 +58,14 @@ class Data(Section):
         "text",
         "Captions of pairs: the texts of the source, or prompts made from its labels.",
         applies_to=PAIRS,
+    )
+    long_texts: Literal["truncate", "quarantine"] = key(
+        "truncate",
+        "Captions that are longer than the student's context: truncate them, as open_clip does, or "
+        "leave their pairs out.",
+        more="extract-features leaves such texts out unless its --long-texts is truncate.",
+        applies_to=PAIRS,
+        applies_when=[UNCACHED_TEXTS],
     )
     dataroot: str | None = key(
         None,

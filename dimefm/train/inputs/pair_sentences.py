@@ -11,6 +11,7 @@ from torch import Tensor
 from dimefm.data.rows import Row
 from dimefm.data.views.text_views import TextPolicy
 from dimefm.errors import BadRow
+from dimefm.models.fast_tokenizer import length_of
 from dimefm.recipe import Recipe
 from dimefm.runtime.seeding import seed_of
 from dimefm.train.inputs.captions import Captions
@@ -36,6 +37,9 @@ class Sentences:
         self.tokenize = tokenize
         self.count = recipe.captions_per_step
         self.captions = Captions(sources.raw, recipe.captions)
+        self.context: int | None = None  # the most tokens of a caption
+        if recipe.long_texts == "quarantine":
+            self.context = tokenize([""]).shape[1]
         self.augment: TextPolicy | None = None
         if recipe.text_augment != "none" and self.count > 1:
             settings = {"augment": recipe.text_augment, "seed": recipe.seed}
@@ -66,7 +70,19 @@ class Sentences:
         chosen = [caption for caption in captions if caption and caption.strip()]
         if len(chosen) < len(captions):
             raise BadRow("has no sentence to pair its image with")
+        if self.context is not None:
+            self._refuse_long(chosen, self.context)
         return chosen
+
+    def _refuse_long(self, captions: list[str], context: int) -> None:
+        """Raise BadRow for a caption of more tokens than the student reads."""
+        for caption in captions:
+            length = length_of(self.tokenize, caption)
+            if length > context:
+                raise BadRow(
+                    f"sentence has {length} tokens, the student reads {context} (long_texts ="
+                    " 'truncate' cuts it)"
+                )
 
     def _replay(self, policy: TextPolicy, row: Row, epoch: int) -> list[Caption]:
         """Return the texts that a text cache holds, the next ones in each epoch."""
