@@ -5,6 +5,7 @@ All of these may be at a URL.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -62,10 +63,7 @@ def open_rows(
     _check_paths(paths, kind)
     names = shard_names(paths, root, scratch)
     columns = columns or Columns()
-    formats = [
-        plugins.module("sources", input_format or _format_of(path, kind), DataError)
-        for path in paths
-    ]
+    formats = [_reader(input_format or _format_of(path, kind)) for path in paths]
     _allow_open_files(formats)
     shards: list[Shard] = []
     skipped = resolver.skipped
@@ -79,6 +77,12 @@ def open_rows(
                 skipped.update(shard.skipped)
             shards += cut(shard)
     return Rows(shards, skipped)
+
+
+@functools.cache
+def _reader(format_: str) -> ModuleType:
+    """Return the module that reads a format; raise DataError when there is none."""
+    return plugins.module("sources", format_, DataError)
 
 
 def _check_paths(paths: list[Path], kind: str) -> None:

@@ -117,10 +117,10 @@ def _form_of(lines: list[str], path: Path) -> Parse | None:
             return parse
     if _counts_lines(body):
         return _counted
-    columns = {line.count("\t") for line in body}
-    if len(columns) == 1 and 0 not in columns and len(body) > LEAST_LINES:
+    tabs = body[0].count("\t") if body else 0
+    if tabs and len(body) > LEAST_LINES and all(line.count("\t") == tabs for line in body):
         raise DataError(
-            f"{path}: each line has {columns.pop() + 1} columns with tabs between them, expected a"
+            f"{path}: each line has {tabs + 1} columns with tabs between them, expected a"
             " sentence. Fix: name the columns in a first line and save it as .tsv, or pass"
             " --input-format text for whole lines"
         )
