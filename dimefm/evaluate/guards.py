@@ -42,7 +42,7 @@ def _line(folder: Path, error: Exception) -> str:
             " programs"
         )
     if isinstance(error, OSError) and error.errno is not None:
-        place = error.filename or folder
+        place = shown(error.filename or folder, LONGEST_REASON)
         return (
             f"{place}: {error.strerror}. Fix: check the disk and the permissions, and run the same"
             " command again"

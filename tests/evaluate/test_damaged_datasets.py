@@ -84,12 +84,22 @@ ZIP = io.BytesIO()
 with zipfile.ZipFile(ZIP, "w") as _file:
     _file.writestr("a.png", image(60))
 
+
+def moved(field, value):
+    """Return a zip whose last record says something else of its directory."""
+    data = bytearray(ZIP.getvalue())
+    place = data.index(b"PK\5\6") + field
+    data[place : place + 4] = struct.pack("<I", value)
+    return bytes(data)
+
+
 DAMAGE = {
     "index-not-utf8": lambda at: index(at, b"a.png 0\n\xff\xfe.png 1\n"),
     "index-with-nul": lambda at: index(at, b"a.png 0\na\0.png 1\n"),
     "index-with-endless-line": lambda at: index(at, "a.png 0\n" + "b" * 100_000 + ".png 1\n"),
     "index-label-of-5000-digits": lambda at: index(at, f"a.png 0\na.png {DIGITS}\n"),
     "index-label-beyond-64-bits": lambda at: index(at, f"a.png {2**70}\n"),
+    "index-zip-with-an-endless-name": lambda at: index(at, "9" * 6_000 + ".zip@a.png 0\n"),
     "index-label-negative": lambda at: index(at, "a.png 0\na.png -1\n"),
     "index-names-not-utf8": lambda at: (
         index(at, "a.png 0\n"),
@@ -126,6 +136,7 @@ DAMAGE = {
     "zip-of-html": lambda at: zipped(at, b"<html>" * 100),
     "zip-cut": lambda at: zipped(at, ZIP.getvalue()[:-30]),
     "zip-directory-damaged": lambda at: zipped(at, ZIP.getvalue().replace(b"PK\1\2", b"PK\1\3")),
+    "zip-that-begins-before-its-start": lambda at: zipped(at, moved(16, 1 << 30)),
     "parquet-of-html": lambda at: table(at, None, b"<html>"),
     "parquet-empty": lambda at: table(at, None, b""),
     "parquet-label-beyond-64-bits": lambda at: table(at, pa.array([2**64 - 1], pa.uint64())),
@@ -254,17 +265,26 @@ def test_a_damaged_member_of_a_zip_is_a_bad_row(tmp_path, name):
 
 
 def test_paths_of_an_index_that_are_no_file_are_bad_rows(tmp_path):
-    lines = ["folder 0", "pipe 0", "x" * 300 + " 0", "loop 0", "../outside.png 1", "a.png 1"]
+    lines = [
+        "9" * 6_000 + " 0",
+        "folder 0",
+        "pipe 0",
+        "x" * 300 + " 0",
+        "loop 0",
+        "../outside.png 1",
+        "a.png 1",
+    ]
     index(tmp_path / "set", "\n".join(lines))
     (tmp_path / "set/folder").mkdir()
     os.mkfifo(tmp_path / "set/pipe")
     (tmp_path / "set/loop").symlink_to("loop")
     write(tmp_path / "outside.png", image(0))
     rows, _, _ = find(tmp_path, ["set"])[0][0].rows()
-    for row in range(5):
-        with pytest.raises(BadRow):
+    for row in range(6):
+        with pytest.raises(BadRow) as caught:
             rows[row]
-    assert rows[5].image
+        assert len(str(caught.value)) < 300 + len(str(tmp_path))
+    assert rows[6].image
 
 
 def test_a_failing_disk_is_no_damaged_member(tmp_path, monkeypatch):

@@ -11,12 +11,15 @@ Source: vision-datasets 0.2.17 as used by Elevater_Toolkit_IC,
 
 from __future__ import annotations
 
+import errno
+import functools
 import os
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -29,6 +32,8 @@ from dimefm.evaluate.datasets.text_files import LONGEST_LINE, text_lines
 from dimefm.evaluate.guards import reason_of, shown
 from dimefm.storage.reading import is_row_fault, patiently, read_file
 from dimefm.storage.small_files import read_json
+
+T = TypeVar("T")
 
 TRIES = "{0}.txt, {0}_images.txt, {0}_ic.txt, {0}.json, {0}_meta.json"
 LABEL_FILES = ("labels.txt", "labelmap.txt")
@@ -103,8 +108,8 @@ def _single_labels(index: Index, path: Path, benchmark: Benchmark) -> list[int]:
     for file, file_labels in zip(index.files, index.labels, strict=True):
         if len(file_labels) != 1:
             raise DataError(
-                f"{path}: {file} has {len(file_labels)} labels, {benchmark.name} has one. Fix:"
-                " correct the index"
+                f"{path}: {shown(file)} has {len(file_labels)} labels, {benchmark.name} has one."
+                " Fix: correct the index"
             )
         single_labels.append(file_labels[0])
     return single_labels
@@ -215,10 +220,10 @@ class IndexShard(Shard):
         self._zips: tuple[int, dict[str, zipfile.ZipFile]] = (os.getpid(), {})
         containers = {_split(file)[0] for file in files}
         for container in sorted(containers - {""}):
-            if not inside(folder, container).is_file():
+            if not _is_file(inside(folder, container)):
                 raise DataError(
-                    f"{path}: names images in {container}, which is not in {folder}. Fix: put it"
-                    " there"
+                    f"{path}: names images in {shown(container)}, which is not in {folder}. Fix:"
+                    " put it there"
                 )
 
     def __len__(self) -> int:
@@ -239,9 +244,10 @@ class IndexShard(Shard):
             return read_file(self._path_of(member))
         zip_file = self._zip(container)
         try:
-            return patiently(lambda: _member(zip_file, member), self.folder / container)
+            read = functools.partial(_member, zip_file, member)
+            return patiently(functools.partial(_seeking, read), self.folder / container)
         except KeyError as error:
-            raise BadRow(f"{container} has no member {member}") from error
+            raise BadRow(f"{container} has no member {shown(member)}") from error
         except DataError:
             raise
         except Exception as error:  # zlib.error, LZMAError, NotImplementedError, ...
@@ -254,7 +260,7 @@ class IndexShard(Shard):
         try:
             return inside(self.folder, name)
         except DataError as error:
-            raise BadRow(str(error)) from error
+            raise BadRow(f"'{shown(name)}' leads outside {self.folder}") from error
         except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: before Python 3.13
             if is_row_fault(error):
                 raise BadRow(f"cannot be read: {reason_of(error)}") from error
@@ -277,10 +283,20 @@ class IndexShard(Shard):
         return {**self.__dict__, "_zips": (0, {})}
 
 
+def _is_file(path: Path) -> bool:
+    """Tell whether there is a regular file at ``path``; no file has a name that is too long."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        if is_row_fault(error):
+            return False
+        raise
+
+
 def _opened(path: Path) -> zipfile.ZipFile:
     """Return an open zip file; raise DataError when it is damaged."""
     try:
-        return patiently(lambda: zipfile.ZipFile(path), path)
+        return patiently(lambda: _seeking(lambda: zipfile.ZipFile(path)), path)
     except DataError:
         raise
     except Exception as error:  # zipfile raises whatever its parsing raises
@@ -289,6 +305,16 @@ def _opened(path: Path) -> zipfile.ZipFile:
         raise DataError(
             f"{path}: not a whole zip file ({reason_of(error)}). Fix: fetch it again"
         ) from error
+
+
+def _seeking(read: Callable[[], T]) -> T:
+    """Return ``read()``; raise BadZipFile when the file names a place that it does not have."""
+    try:
+        return read()
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise zipfile.BadZipFile("a place in the file is negative or too large") from error
+        raise
 
 
 def _member(container: zipfile.ZipFile, name: str) -> bytes:
