@@ -186,12 +186,16 @@ class Shard(ABC):
 class Rows(Sequence[Row]):
     """All shards of a source as one sequence; ``rows[i]`` counts through the shards in order.
 
-    ``skipped`` counts what the sources hold besides rows.
+    ``skipped`` counts what the sources hold besides rows. ``selection`` says which of their rows
+    these are, "" for all.
     """
 
-    def __init__(self, shards: Sequence[Shard], skipped: Skipped | None = None):
+    def __init__(
+        self, shards: Sequence[Shard], skipped: Skipped | None = None, selection: str = ""
+    ):
         self.shards = tuple(shards)
         self.skipped = skipped or Skipped()
+        self.selection = selection
         counts = [len(shard) for shard in self.shards]
         self.starts = list(itertools.accumulate(counts, initial=0))
 

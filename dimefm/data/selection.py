@@ -197,7 +197,7 @@ def select(rows: Rows, selection: Selection) -> Rows:
             f"{selection}: selects none of the {len(rows)} rows of {_names(rows.shards)}. Fix:"
             " select more of them"
         )
-    return Rows(shards, rows.skipped)
+    return Rows(shards, rows.skipped, str(selection))
 
 
 def _of_split(shard: Shard, numbers: range, split: tuple[float, float]) -> range | np.ndarray:

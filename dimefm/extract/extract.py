@@ -17,10 +17,12 @@ from typing import Literal
 import numpy as np
 
 from dimefm import plugins
-from dimefm.cache import CacheWriter, Manifest
+from dimefm.cache import CacheWriter, FeatureCache, Manifest
 from dimefm.cache.int8 import QuantizerFitter
+from dimefm.cache.manifest import FILE as MANIFEST
 from dimefm.cache.plan import SKIPPED, plan_lock, read_plan, write_lock
 from dimefm.data import Rows, Shard
+from dimefm.data.grown_folders import as_cached
 from dimefm.errors import CacheError, DataError, RecipeError
 from dimefm.extract.pipeline import CacheJob, run
 from dimefm.extract.report import Report
@@ -36,6 +38,7 @@ from dimefm.runtime.progress import Progress
 from dimefm.runtime.torchrun import end_with_torchrun
 from dimefm.runtime.versions import libraries
 from dimefm.storage.files import to_json
+from dimefm.storage.stores import open_store
 
 Mode = Literal["create", "append", "retry"]
 POLL_SECONDS = 0.5  # between two looks at what other processes have finished
@@ -104,6 +107,7 @@ def extract_several(
         raise RecipeError(
             "--batch-size auto measures one teacher. Fix: give several teachers a number"
         )
+    rows = _as_cached(rows, [out for _, out in caches], scratch)
     stages = [stage_of(kind, encoder, settings) for encoder, _ in caches]
     with contextlib.ExitStack() as locks:
         jobs = []
@@ -115,11 +119,23 @@ def extract_several(
             )
             job = _open_job(stage, kind, rows, out, mode, scratch)
             job.report.skipped = rows.skipped
+            job.report.selection = rows.selection
             jobs.append(job)
         unfinished = [job for job in jobs if not job.report.already_finished]
         if unfinished:
             _fill(unfinished, kind, share.of(rows.shards), wait=share.whole)
     return [job.report for job in jobs]
+
+
+def _as_cached(rows: Rows, outs: Sequence[str | Path], scratch: str | None) -> Rows:
+    """Return rows with folders that have grown divided as the first finished cache divides them."""
+    for out in outs:
+        store = open_store(out, scratch)
+        if store.size(MANIFEST) is not None:
+            divided = as_cached(rows, FeatureCache(out, scratch))
+            if divided is not rows:
+                return divided
+    return rows
 
 
 def stage_of(kind: str, encoder: Encoder, settings: Settings) -> Stage:

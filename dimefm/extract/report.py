@@ -37,6 +37,7 @@ class Report:
     recovered: int = 0
     already_finished: bool = False
     skipped: Skipped = field(default_factory=Skipped)  # what the sources hold besides rows
+    selection: str = ""  # the flags that selected the rows
 
     @property
     def busy(self) -> float:
@@ -59,6 +60,7 @@ class Report:
             "tried": self.tried,
             "recovered": self.recovered,
         }
+        figures["skipped"] = len(self.skipped)
         if self.manifest is not None:
             shards = self.manifest.shards
             figures["rows"] = self.manifest.rows
@@ -86,6 +88,8 @@ class Report:
             lines.append(f"  {self.resumed} {shards} finished by an earlier run")
         if self.tried:
             lines.append(f"  {self.recovered:,} of {self.tried:,} quarantined rows were recovered")
+        if self.selection:
+            lines.append(f"  selected by {self.selection}, of the images and of the texts each")
         if self.skipped:
             lines.append(f"  in the sources, but no rows: {self.skipped.describe()}")
         if self.unused_captions:

@@ -11,6 +11,7 @@ from dimefm.cache import FeatureCache, Manifest, ShardInfo
 from dimefm.cache.manifest import differences
 from dimefm.cache.skip_index import SkipIndex
 from dimefm.data import Rows
+from dimefm.data.grown_folders import as_cached
 from dimefm.data.matching import same_name
 from dimefm.data.views.image_views import ViewPolicy
 from dimefm.data.views.patch_tokens import TokenPolicy
@@ -76,6 +77,7 @@ def against_teacher(
     differs, or when a row of the cache cannot be encoded now.
     """
     _refuse_other_encoder(cache, encoder)
+    rows = as_cached(rows, cache)
     settings = _settings_of(cache.manifest, cache.store, batch_size)
     stage = stage_of(cache.manifest.kind, encoder, settings)
     cosines: list[float] = []

@@ -16,7 +16,7 @@ from dimefm.data.folders import describes
 from dimefm.data.image_files import FoundFiles, find_files
 from dimefm.data.rows import Columns, Row, Shard, inside
 from dimefm.errors import BadRow, DataError
-from dimefm.runtime.text import file_key
+from dimefm.runtime.text import file_key, utf8_name
 from dimefm.storage.files import sha256_keys
 from dimefm.storage.reading import is_row_fault, patiently, read_file
 
@@ -55,7 +55,9 @@ def open_shards(path: Path, name: str, kind: str, columns: Columns) -> list[Shar
     for number, start in enumerate(range(0, len(keys), ROWS_PER_SHARD)):
         part = keys[start : start + ROWS_PER_SHARD]
         part_name = name if len(keys) <= ROWS_PER_SHARD else f"{name}/{number:05d}"
-        shards.append(FolderShard(path, part_name, part, kind, text_of, columns.root))
+        shard = FolderShard(path, part_name, part, kind, text_of, columns.root)
+        shard.folder_name = name
+        shards.append(shard)
     shards[0].skipped = found.skipped
     return shards
 
@@ -93,7 +95,8 @@ def _skip_texts_alone(found: FoundFiles, text_of: dict[str, str]) -> None:
 class FolderShard(Shard):
     """Some of the image files of one folder, by relative path.
 
-    ``text_of`` has the text files of images. Links may lead to any place in the folder, and in
+    ``files`` are their paths, ``text_of`` has the text files of images, and ``folder_name`` is the
+    name of all shards of the folder together. Links may lead to any place in the folder, and in
     ``root`` when the folder is inside it.
     """
 
@@ -101,36 +104,52 @@ class FolderShard(Shard):
         self,
         path: Path,
         name: str,
-        keys: list[str],
+        files: list[str],
         kind: str = "image",
         text_of: dict[str, str] | None = None,
         root: Path | None = None,
     ):
         super().__init__(path, name)
-        self._keys = keys
+        self.files = files
+        self.folder_name = name
         self._kind = kind
         self._text_of = text_of or {}
         is_inside = root is not None and path.resolve().is_relative_to(root.resolve())
         self._root = root if is_inside else None
 
+    def part(self, name: str, files: list[str]) -> FolderShard:
+        """Return a shard of other files of the same folder."""
+        part = FolderShard(self.path, name, files, self._kind, self._text_of, self._root)
+        part.folder_name = self.folder_name
+        part.entry = self.entry
+        part.weight = self.weight
+        return part
+
+    def file_of(self) -> dict[str, str]:
+        """Return key -> file."""
+        return dict(zip(self.keys(), self.files, strict=True))
+
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self.files)
 
     def digest(self) -> str:
         """Return a digest of the names and sizes of the files."""
         if self._kind == "text":
             text_of = self._text_of
-            return sha256_keys(f"{key}:{self._text_size(text_of.get(key))}" for key in self._keys)
-        return sha256_keys(f"{key}:{_size(self.path / key)}" for key in self._keys)
+            sizes = [self._text_size(text_of.get(file)) for file in self.files]
+        else:
+            sizes = [_size(self.path / file) for file in self.files]
+        names = [utf8_name(file) for file in self.files]
+        return sha256_keys(f"{name}:{size}" for name, size in zip(names, sizes, strict=True))
 
     def _text_size(self, text: str | None) -> int:
         return -1 if text is None else _size(self.path / text)
 
     def keys(self) -> list[str]:
-        return [file_key(key) for key in self._keys]
+        return [file_key(key) for key in self.files]
 
     def __getitem__(self, index: int) -> Row:
-        key = self._keys[index]
+        key = self.files[index]
         image: bytes | None = None
         texts: tuple[str, ...] = ()
         if self._kind != "text":

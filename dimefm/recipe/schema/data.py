@@ -111,7 +111,7 @@ class Data(Section):
     )
     limit: int | None = key(
         None,
-        "Number of these samples to use, from the first.",
+        "Number of these samples to use, from the first: of the images and of the texts each.",
         metavar="N",
         gt=0,
     )

@@ -15,6 +15,7 @@ from dimefm.cache.importing.adopt import adopt_tsv
 from dimefm.curate.neighbours import Neighbours
 from dimefm.data import Columns, Rows, open_rows
 from dimefm.data.alignment import Aligned, align, align_caches, align_pairs
+from dimefm.data.grown_folders import as_cached
 from dimefm.data.pairing import Pairs, keys_of
 from dimefm.data.selection import Selection, select
 from dimefm.data.sources import expand, local_root, shard_names
@@ -144,6 +145,7 @@ def _pair_sources(recipe: Recipe, pairs: Rows) -> Sources:
     refuse_strangers(image_caches, text_caches)
     refuse_further_captions(text_caches, "a pair has one")
     texts = _rows(recipe, recipe.images, "text", recipe.input_format)
+    pairs, texts = _as_cached(pairs, image_caches), _as_cached(texts, text_caches)
     if recipe.split is not None:
         _refuse_other_keys(pairs, texts, f"--split {recipe.split} divides by key")
     image_tokens, text_tokens = (
@@ -194,6 +196,7 @@ def _image_sources(
     refuse_strangers(image_caches, text_caches)
     refuse_other_sentences(text_caches)
     views = image_views(recipe, image_caches)
+    images = _as_cached(images, image_caches)
     image_rows, text_rows = align(images, *image_caches), align_caches(*text_caches)
     refuse_none_in_common((image_rows, image_caches), (text_rows, text_caches))
     return Sources(images, tuple(image_caches), tuple(text_caches), image_rows, text_rows, views)
@@ -232,6 +235,7 @@ def _text_sources(recipe: Recipe) -> TextSources:
         return TextSources(texts, tuple(image_caches), pairs=_pairs(recipe, texts, image_caches))
     refuse_further_captions(text_caches, "a text tower learns from one a row")
     policy = text_views(recipe, text_caches)
+    texts = _as_cached(texts, text_caches)
     image_rows, text_rows = align_caches(*image_caches), align(texts, *text_caches)
     refuse_none_in_common((image_rows, image_caches), (text_rows, text_caches))
     return TextSources(
@@ -277,6 +281,11 @@ def _rows(recipe: Recipe, sources: Sequence[str], kind: str, input_format: str |
     return select(
         open_rows(sources, kind, input_format=input_format, columns=columns, **where), selection
     )
+
+
+def _as_cached(rows: Rows, caches: Sequence[FeatureCache]) -> Rows:
+    """Return rows with folders that have grown divided as the first cache divides them."""
+    return as_cached(rows, caches[0]) if caches else rows
 
 
 def _selection(recipe: Recipe) -> Selection:
