@@ -21,6 +21,7 @@ from dimefm.errors import DimefmError
 from dimefm.runtime import console
 from dimefm.runtime.bus_errors import explain_bus_errors
 from dimefm.runtime.printable import message
+from dimefm.storage.reading import lacks_memory
 
 COMMANDS = {  # name -> module
     "run": "dimefm.cli.run",
@@ -132,11 +133,13 @@ def explain(error: Exception) -> str | None:
     """
     if isinstance(error, DimefmError):
         return str(error)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    is_no_thread = isinstance(error, RuntimeError) and NO_THREAD in str(error)
+    is_no_memory = lacks_memory(error) or type(error).__name__ == "OutOfMemoryError"
+    if is_no_memory and not is_no_thread and not isinstance(error, OSError):
         lines = str(error).splitlines()
         reason = f": {lines[0]}" if lines else ""
         return f"out of memory{reason}. Fix: lower --batch-size, or free memory of other programs"
-    if isinstance(error, RuntimeError) and NO_THREAD in str(error):
+    if is_no_thread:
         return f"{NO_THREAD}. Fix: raise the limit of processes (ulimit -u), or lower --workers"
     if isinstance(error, OSError) and error.errno != errno.EPIPE:
         return _explain_os_error(error)

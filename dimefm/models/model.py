@@ -17,6 +17,7 @@ from dimefm.errors import BadRow, DataError
 from dimefm.models.encoder import Encoder
 from dimefm.models.loading import load_encoder
 from dimefm.models.preprocess import decoder
+from dimefm.storage.reading import read_file
 
 
 class Model:
@@ -104,9 +105,9 @@ class Model:
         try:
             if isinstance(image, Image.Image):
                 return self._decoder.whole(image)
-            return self._decoder(Path(image).read_bytes())
-        except (BadRow, OSError) as error:
-            reason = getattr(error, "strerror", None) or error
+            return self._decoder(read_file(Path(image)))
+        except BadRow as error:
+            reason = str(error).removeprefix("cannot be read: ")
             raise DataError(
                 f"{where}: cannot be read as an image ({reason}). Fix: give a PIL image or the"
                 " path of an image file"

@@ -58,11 +58,16 @@ def is_row_fault(error: BaseException) -> bool:
     """
     if isinstance(error, BadRow):
         return True
-    if isinstance(error, MemoryError) or not isinstance(error, Exception):
+    if not isinstance(error, Exception):
         return False
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in ROW_FAULTS
-    return NO_MEMORY.search(str(error)) is None
+    return not lacks_memory(error)
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Tell whether an error means a lack of memory or threads; libraries have many words for it."""
+    return isinstance(error, MemoryError) or NO_MEMORY.search(str(error)) is not None
 
 
 def patiently(read: Callable[[], T], where: str | Path) -> T:

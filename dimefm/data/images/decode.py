@@ -15,13 +15,13 @@ from PIL import ExifTags, Image, ImageOps
 from dimefm.data.images.deep import shallow
 from dimefm.data.images.formats import FORMATS
 from dimefm.data.images.jpeg import is_jpeg, outline, refuse_missing_scans
-from dimefm.data.images.limits import budget, refuse_costly
+from dimefm.data.images.limits import budget, refuse_costly, stated_pixels
 from dimefm.data.images.metadata import without_bulk
 from dimefm.data.images.resize import Size
 from dimefm.data.images.wholeness import refuse_half
 from dimefm.data.rows import readable
 from dimefm.errors import BadRow
-from dimefm.storage.reading import is_row_fault
+from dimefm.storage.reading import is_row_fault, lacks_memory
 
 try:
     import simplejpeg
@@ -59,7 +59,7 @@ def opened(data: bytes) -> Iterator[Image.Image]:
     if not data:
         raise BadRow("image is empty (0 bytes)")
     try:
-        with as_bad_row():
+        with as_bad_row(stated_pixels(data)):
             if is_jpeg(data):
                 refuse_missing_scans(outline(data))
             image = Image.open(io.BytesIO(without_bulk(data)), formats=FORMATS)
@@ -87,6 +87,8 @@ def as_bad_row(pixels: int = 0) -> Iterator[None]:
     # PIL raises whatever its parsers raise: struct.error, NotImplementedError, ...
     except Exception as error:
         if not is_row_fault(error):
+            if lacks_memory(error) and not isinstance(error, MemoryError):
+                raise MemoryError(str(error)) from error
             raise
         np.empty(SPARE_BYTES + BYTES_PER_PIXEL * pixels, np.uint8)  # raises MemoryError
         if isinstance(error, Image.UnidentifiedImageError):  # ``opened`` words it

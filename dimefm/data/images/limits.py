@@ -52,6 +52,27 @@ def _refuse_large_tiles(image: Image.Image) -> None:
         raise BadRow(f"image too large: tiles of {sides[0]} x {sides[1]} pixels")
 
 
+def stated_pixels(data: bytes) -> int:
+    """Return how many pixels memory is needed for when a file is opened.
+
+    These are the pixels that a WebP states; other formats take their memory later.
+    """
+    kind = data[12:16]
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP" or len(data) < 30:
+        return 0
+    if kind == b"VP8X":
+        width = 1 + int.from_bytes(data[24:27], "little")
+        height = 1 + int.from_bytes(data[27:30], "little")
+    elif kind == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        width = 1 + (bits & 0x3FFF)
+        height = 1 + (bits >> 14 & 0x3FFF)
+    else:
+        width = int.from_bytes(data[26:28], "little") & 0x3FFF
+        height = int.from_bytes(data[28:30], "little") & 0x3FFF
+    return min(width * height, PIXELS)
+
+
 class PixelBudget:
     """How many pixels all threads of a process may decode at the same time."""
 
