@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import timm
 import torch
@@ -23,7 +24,7 @@ def vision_config(name: str) -> dict:
     """
     if not timm.is_model(name):
         raise ModelError(f"unknown timm model '{name}': {did_you_mean(name, timm.list_models())}")
-    config = {"timm_model_name": name, "timm_pool": ""}
+    config: dict[str, Any] = {"timm_model_name": name, "timm_pool": ""}
     if _has_hidden_layer(name):
         config.update(timm_pool="avg", timm_proj="")
     size = _smallest_size(name)

@@ -20,6 +20,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -73,7 +74,7 @@ def state_dict_of(path: Path) -> dict[str, Tensor]:
     Averaged weights are taken where a file has them beside the last ones, as timm does; a note says
     so. Raises ModelError when there is no state dict.
     """
-    content = _content(path)
+    content: Any = _content(path)
     for _ in range(DEPTH):
         name = _name_of_state_dict(content)
         if name is None:
