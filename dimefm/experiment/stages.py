@@ -21,6 +21,7 @@ from dimefm.extract.request import SOURCE_KEYS, plan_extraction
 from dimefm.extract.sharding import share_of
 from dimefm.models import filip
 from dimefm.models.loading import load_encoder
+from dimefm.models.spec_paths import LOCAL_DIR
 from dimefm.recipe import KEYS, Recipe, changed, read
 from dimefm.recipe.schema.evaluation import Eval
 from dimefm.recipe.schema.extraction import Extract
@@ -256,7 +257,10 @@ def _fingerprint_of(place: str) -> str:
 
 def _model_of(spec: str) -> list:
     """Return what identifies a model or file: its name and, where it lies here, its files."""
-    path = Path(spec)
+    path = Path(spec.removeprefix(LOCAL_DIR))
+    weights = Path(spec.partition("/")[2])  # of ARCH/FILE
+    if not path.exists() and weights.is_file():
+        path = weights
     if path.is_file():
         return [spec, sampled_sha256(path)]
     if path.is_dir():

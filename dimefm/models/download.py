@@ -18,8 +18,10 @@ from pathlib import Path
 
 import open_clip
 from huggingface_hub import constants, hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError
 
 from dimefm.errors import ModelError
+from dimefm.models import config_check
 from dimefm.models.offline import is_downloaded, offline
 from dimefm.runtime import console
 from dimefm.runtime.text import shortened
@@ -160,14 +162,15 @@ def _local_folder(repository: str) -> Path | None:
 
 
 def _download(repository: str) -> Path:
+    """Download a model: first its small files, which say whether the rest is worth it."""
     folder = Path(snapshot_download(repository, allow_patterns=list(SMALL_FILES)))
     if not (folder / CONFIG).is_file():
         raise ModelError(
             f"hf-hub:{repository}: has no {CONFIG}, so it is no model of open_clip. Fix: name"
             " another repository"
         )
-    from huggingface_hub.errors import EntryNotFoundError
-
+    config, _ = config_check.read_model_file(folder / CONFIG)
+    require_transformers(f"hf-hub:{repository}", config["text_cfg"])
     for name in WEIGHTS:
         try:
             return Path(hf_hub_download(repository, name)).parent

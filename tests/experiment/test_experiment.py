@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from dimefm.cli import main
+from dimefm.experiment import stages
 
 DATA = Path(__file__).parents[1] / "data"
 PIPELINE = """
@@ -220,3 +221,14 @@ def test_a_wrong_file_is_refused_in_one_line(place, tmp_path, old, new, message)
 )
 def test_a_wrong_setting_is_refused_in_one_line(place, tmp_path, setting, message):
     assert message in refused(place, tmp_path / "out", "--set", setting)
+
+
+@pytest.mark.parametrize("spec", ["ViT-B-32/{}", "local-dir:{}", "{}"])
+def test_other_weights_in_the_file_that_a_teacher_names_are_noticed(tmp_path, spec):
+    place = tmp_path / "open_clip_model.safetensors"
+    named = spec.format(tmp_path if spec.startswith("local-dir:") else place)
+    digests = []
+    for content in (b"first", b"other"):
+        place.write_bytes(content)
+        digests.append(stages._model_of(named))
+    assert digests[0] != digests[1]

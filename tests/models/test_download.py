@@ -2,10 +2,17 @@
 and not asked for again when they are here.
 """
 
+import hashlib
+import http.server
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
+import threading
 import time
+from pathlib import Path
 
 import huggingface_hub
 import open_clip as upstream
@@ -137,4 +144,96 @@ def test_a_missing_tokenizer_package_is_said_before_anything_is_loaded(
         "folder": str(tmp_path / "folder"),
     }[kind]
     assert "Fix: pip install 'dimefm[transformers]'" in refused(spec)
+    assert capsys.readouterr().err == ""
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of a hub as its client asks for, with the files of one folder."""
+
+    folder = Path()
+
+    def log_message(self, *words):
+        """Print nothing."""
+
+    def do_GET(self):
+        self.answer(with_body=True)
+
+    def do_HEAD(self):
+        self.answer(with_body=False)
+
+    def answer(self, with_body):
+        path = self.path.partition("?")[0]
+        file = self.folder / path.rpartition("/")[2]
+        if "/tree/" in path:
+            sizes = {item.name: item.stat().st_size for item in self.folder.iterdir()}
+            entries = [
+                {"type": "file", "path": name, "size": size, "oid": "2" * 40}
+                for name, size in sizes.items()
+            ]
+            body = json.dumps(entries).encode()
+        elif path.startswith("/api/models/"):
+            names = [{"rfilename": item.name} for item in self.folder.iterdir()]
+            body = json.dumps({"id": REPOSITORY, "sha": "1" * 40, "siblings": names}).encode()
+        elif file.is_file():
+            body = file.read_bytes()
+        else:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+        self.send_header("X-Repo-Commit", "1" * 40)
+        self.end_headers()
+        if with_body:
+            self.wfile.write(body)
+
+
+DOWNLOAD = """
+import sys
+import open_clip
+from dimefm.models.loading import load_encoder
+
+open_clip.pretrained._PRETRAINED[sys.argv[1]] = {"mine": {"hf_hub": "org/model/"}}
+for spec in sys.argv[2:]:
+    print(load_encoder(spec, "cpu").card.weights_sha256)
+"""
+
+
+@pytest.mark.slow
+def test_a_model_is_downloaded_once_from_a_hub(files, tiny_teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr(Hub, "folder", files / "folder")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    environment = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+    environment["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
+    specs = [f"hf-hub:{REPOSITORY}", f"{ARCH}/mine"]
+    try:
+        for number, order in enumerate((specs, specs[::-1])):
+            done = subprocess.run(
+                [sys.executable, "-c", DOWNLOAD, ARCH, *order],
+                env=environment | {"HF_HOME": str(tmp_path / str(number))},
+                capture_output=True,
+                text=True,
+                timeout=120,
+                check=False,
+            )
+            digests = done.stdout.split()
+            assert digests == [tiny_teacher.card.weights_sha256] * 2, done.stderr
+            assert f"downloading {order[0]} " in done.stderr
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_tag_that_is_here_needs_no_network(
+    hub, no_network, files, tiny_teacher, capsys, monkeypatch
+):
+    downloaded(hub, files / "folder")
+    entry = {"hf_hub": f"{REPOSITORY}/"}
+    monkeypatch.setitem(upstream.pretrained._PRETRAINED, ARCH, {"mine": entry})
+    encoder = load_encoder(f"{ARCH}/mine", "cpu")
+    assert encoder.card.weights_sha256 == tiny_teacher.card.weights_sha256
     assert capsys.readouterr().err == ""

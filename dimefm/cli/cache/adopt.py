@@ -117,18 +117,19 @@ def command(sources, out, kind, format_, dtype, array, keys, rows_of, normalize,
         --encoder-name ViT-L-14/openai --out cache/images
       dimefm cache verify cache/images --against-teacher 64 --images photos/
     """
+    refuse_absent_models(teacher)
+
     from dimefm.cache.importing.adopt import adopt, begun_dtype, header, pieces, pieces_of
     from dimefm.cache.importing.sources import open_vectors
     from dimefm.data.sources import local_root, shard_names
 
-    card_of_dim = _card(teacher, flags)
     dataroot = flags["dataroot"]
     scratch = flags["scratch"]
     files = _expand(sources, dataroot, scratch)
     key_files = [Path(key) for key in keys]
     column = None if rows_of else flags["key_column"]
     vectors = open_vectors(files, kind, array=array, keys=key_files, key_column=column)
-    card = card_of_dim(vectors[0].dim)
+    card = _card(teacher, flags)(vectors[0].dim)
     head = header(vectors, kind, card, format_, dtype or begun_dtype(out, format_))
     if rows_of:
         raw = open_sources(rows_of, kind, flags)
@@ -204,7 +205,6 @@ def _card(teacher: str | None, facts: Mapping) -> Callable[[int], EncoderCard]:
 
 def _card_of_teacher(teacher: str, preprocess: str | None) -> EncoderCard:
     """Return the card of an encoder, which is loaded for it."""
-    refuse_absent_models(teacher)
     from dimefm.models.loading import load_encoder
 
     try:
