@@ -276,8 +276,9 @@ def _below(top: str | Path, line: str, listed_in: str) -> str:
         place = remote_sources.join(line) if is_url(line) else remote_sources.join(str(top), line)
         is_inside = place.startswith(folder)
     else:
-        place = os.path.abspath(Path(top) / line)
-        is_inside = not is_url(line) and Path(place).is_relative_to(os.path.abspath(top))
+        folder = os.path.abspath(top)
+        place = os.path.abspath(os.path.join(folder, line))
+        is_inside = not is_url(line) and f"{place}/".startswith(f"{folder.rstrip('/')}/")
     if not is_inside:
         raise DataError(
             f"{listed_in}: '{line}' leads outside {top}. Fix: give the folder that holds it with"

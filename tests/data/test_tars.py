@@ -7,7 +7,7 @@ import pytest
 from dimefm.data import Columns, open_rows
 from dimefm.data.formats import tar as tars
 from dimefm.errors import DataError
-from tests.data.boxes import read, write_tar
+from tests.data.boxes import put, read, write_tar
 
 
 @pytest.mark.parametrize("padding", [0, 512, 10_240, 3 << 20])
@@ -211,3 +211,14 @@ def test_a_large_member_is_a_bad_row(tmp_path, picture, monkeypatch):
     good, bad = read(open_rows([path], "image"))
     assert list(good) == ["b"]
     assert "limit" in bad["a"]
+
+
+def test_a_label_that_is_a_link_out_of_its_tar_is_named(tmp_path, picture):
+    from dimefm.evaluate.datasets.layouts import find
+
+    members = [("0.png", picture(0)), ("0.cls", b"0"), ("1.png", picture(1))]
+    links = [("1.cls", "/etc/passwd", tarfile.SYMTYPE)]
+    put(tmp_path / "one/classnames.txt", b"cat\ndog\n")
+    write_tar(tmp_path / "one/test.tar", members, links)
+    with pytest.raises(DataError, match=r"test\.tar: 1\.cls: is a link to /etc/passwd"):
+        find(tmp_path, ["one"])

@@ -223,7 +223,7 @@ class TarShard(Shard):
             ending = self._chosen(members, self.image_endings, self.columns.image)
             if ending is None:
                 raise BadRow(f"has no image member; endings found: {_few(members)}")
-            image = self._bytes(members[ending])
+            image = self.member_bytes(members[ending])
         if self.kind != "image":
             texts = self._texts(members)
         if self.kind == "text" and not texts:
@@ -239,7 +239,7 @@ class TarShard(Shard):
             )
         return candidates[0] if candidates else None
 
-    def _bytes(self, place: tuple[int, int]) -> bytes:
+    def member_bytes(self, place: tuple[int, int]) -> bytes:
         """Return the bytes of a member; raise BadRow when it has none, or too many."""
         offset, size = place
         if offset in self._faults:
@@ -254,7 +254,7 @@ class TarShard(Shard):
         ending = self._chosen(members, self.text_endings, asked)
         if ending is None:
             return ()
-        raw = self._bytes(members[ending])
+        raw = self.member_bytes(members[ending])
         try:
             text = raw.decode("utf-8")
             if asked or last_part(ending) != "json":
@@ -273,7 +273,7 @@ class TarShard(Shard):
     def _label(self, members: Members) -> int | str | None:
         if "cls" not in members:
             return None
-        return label_of(self._bytes(members["cls"]).decode("utf-8", "replace").strip())
+        return label_of(self.member_bytes(members["cls"]).decode("utf-8", "replace").strip())
 
 
 def split_name(name: str, at_last_dot: bool) -> tuple[str, str]:

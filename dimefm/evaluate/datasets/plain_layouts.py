@@ -20,7 +20,7 @@ from dimefm.data.formats.parquet import ParquetShard
 from dimefm.data.formats.tar import TarShard
 from dimefm.data.image_files import is_litter
 from dimefm.data.subshards import Part
-from dimefm.errors import DataError
+from dimefm.errors import BadRow, DataError
 from dimefm.evaluate.benchmark import Benchmark
 from dimefm.evaluate.datasets import class_names, labels
 from dimefm.evaluate.guards import shown
@@ -137,20 +137,20 @@ def _tar_labels(shard: TarShard, benchmark: Benchmark) -> list[object]:
     """Return the label of each sample of a tar."""
     ending = "npy" if benchmark.multilabel else "cls"
     values: list[object] = []
-    with shard.path.open("rb") as file:
-        for key, members in zip(shard.keys(), shard.members, strict=True):
-            if ending not in members:
-                raise DataError(
-                    f"{shard.path}: {key} has no .{ending} label; found: {', '.join(members)}"
-                )
-            offset, size = members[ending]
-            file.seek(offset)
-            content = file.read(size)
-            if benchmark.multilabel:
-                where = f"{shard.path}: {key}.{ending}"
-                values.append(_marked_classes(content, len(benchmark.classes), where))
-            else:
-                values.append(_number_or_name(content))
+    for key, members in zip(shard.keys(), shard.members, strict=True):
+        if ending not in members:
+            raise DataError(
+                f"{shard.path}: {key} has no .{ending} label; found: {', '.join(members)}"
+            )
+        where = f"{shard.path}: {key}.{ending}"
+        try:
+            content = shard.member_bytes(members[ending])
+        except BadRow as error:
+            raise DataError(f"{where}: {error}. Fix: write the tar again") from error
+        if benchmark.multilabel:
+            values.append(_marked_classes(content, len(benchmark.classes), where))
+        else:
+            values.append(_number_or_name(content))
     return values
 
 
