@@ -18,12 +18,12 @@ from typing import TypeGuard
 
 from dimefm import plugins
 from dimefm.data.folders import CLASS_FILE, TEMPLATE_FILES
-from dimefm.data.rows import readable
 from dimefm.errors import DataError, did_you_mean
 from dimefm.evaluate.datasets import class_folders
 from dimefm.evaluate.datasets.text_files import text_lines
 from dimefm.evaluate.guards import shown
 from dimefm.evaluate.metrics import METRICS
+from dimefm.runtime.text import file_key
 from dimefm.storage.small_files import Unreadable, read_toml
 
 PLAIN_TEMPLATE = "a photo of a {}."
@@ -163,8 +163,8 @@ def for_folder(folder: Path) -> Benchmark:
             f" line in label order{correct}"
         )
     return Benchmark(
-        name=readable(folder.name),
-        title=readable(folder.name),
+        name=file_key(folder.name),
+        title=file_key(folder.name),
         folders=(),
         metric="accuracy",
         classes=classes,

@@ -11,6 +11,7 @@ import hashlib
 import io
 import itertools
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,7 +59,8 @@ def image_features(
     not be read before are tried again.
     """
     encoder = for_benchmark(encoder, benchmark)
-    name = benchmark.name.encode()[:LONGEST_NAME].decode(errors="ignore")
+    short_name = benchmark.name.encode()[:LONGEST_NAME].decode(errors="ignore")
+    name = os.fsdecode(short_name.encode())  # the same bytes in any locale
     decoder = "" if settings.decoder == DEFAULT_DECODER else f"-{settings.decoder}"
     folder = store / _fingerprint(encoder) / f"{name}-{_digest_of(rows)[:12]}{decoder}"
     try:

@@ -3,7 +3,10 @@ listed.
 """
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -289,3 +292,19 @@ def test_bad_usage_ends_with_2(root, more):
 
 def test_a_missing_model_is_bad_usage(root):
     assert "--model" in refusal("--root", root, "--out", root / "scores", code=2)
+
+
+@pytest.mark.slow
+def test_names_are_the_same_in_a_locale_without_letters_beyond_ascii(root):
+    (root / "sets/shapes").rename(root / "sets/Größe")
+    (root / "sets/Größe/classnames.txt").unlink()
+    (root / "sets/Größe/test/disc").rename(root / "sets/Größe/test/Scheibe_ä")
+    by_this_locale, _ = scores(root, "--datasets", "Größe")
+    command = [sys.executable, "-m", "dimefm", "eval", "elevater", "--device", "cpu"]
+    command += [str(word) for word in words(root, "--datasets", "Größe")]
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(command, env={**os.environ, **ascii_only}, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    again = json.loads((root / "scores/scores.json").read_text(encoding="utf-8"))
+    assert again["scores"] == by_this_locale["scores"]
+    assert "Größe,Scheibe ä," in (root / "scores/per_class.csv").read_text(encoding="utf-8")

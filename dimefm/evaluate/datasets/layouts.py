@@ -22,7 +22,7 @@ import numpy as np
 
 from dimefm import plugins
 from dimefm.data import Rows
-from dimefm.data.rows import inside, readable
+from dimefm.data.rows import inside
 from dimefm.errors import DataError, did_you_mean
 from dimefm.evaluate.benchmark import (
     FOLDER_NAMES,
@@ -36,7 +36,7 @@ from dimefm.evaluate.benchmark import (
 from dimefm.evaluate.datasets import class_folders, plain_layouts, vision_datasets
 from dimefm.evaluate.datasets.plain_layouts import Split
 from dimefm.evaluate.guards import dataset_guard
-from dimefm.runtime.text import first_few
+from dimefm.runtime.text import file_key, first_few
 
 SPLITS = {
     "train": ("train",),
@@ -253,7 +253,7 @@ def _open(folder: Path, root: Path, layout: str | None, own_name: bool = False) 
     benchmark = for_folder(folder)
     card = benchmark.name if benchmark.name in plugins.names("benchmarks") else None
     if own_name:
-        benchmark = dataclasses.replace(benchmark, name=readable(folder.name))
+        benchmark = dataclasses.replace(benchmark, name=file_key(folder.name))
     inside_root = folder.resolve().is_relative_to(root.resolve())
     dataset = Dataset(
         benchmark,
