@@ -237,13 +237,13 @@ def _form(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
 
 
-def _moments(saved: Saved, model: nn.Module) -> dict[nn.Parameter, dict[str, Tensor]]:
+def _moments(saved: Saved, model: nn.Module) -> dict[Tensor, dict[str, Tensor]]:
     """Return the optimizer's state of each parameter, laid out in memory as the parameter is.
 
     The optimizer has no state of a parameter that no step has used.
     """
     flat = dict(saved.files[OPTIMIZER])
-    state = {}
+    state: dict[Tensor, dict[str, Tensor]] = {}
     counted = 0
     for name, parameter in model.named_parameters():
         if not any(f"{name}/{field}" in flat for field in ("step", *MOMENTS)):
