@@ -50,7 +50,7 @@ AFTER_INTERRUPT = {
     "cache quarantine": UNCHANGED,
     "quickstart": KEPT,
     "run": KEPT,
-    "train": "interrupted; go on with --resume",
+    "train": "interrupted; the same command goes on, with --resume where --out has a checkpoint",
 }
 INTERRUPTED = 130
 

@@ -133,7 +133,7 @@ def test_killed_at_random_moments_it_ends_with_the_weights_of_an_undisturbed_run
 @pytest.mark.parametrize("options", [(), ("--resume",)])
 def test_of_two_trainers_in_one_folder_one_is_refused(place, options):
     folder, words = place
-    for attempt in range(4):
+    for attempt in range(2):
         out = folder / f"run-{attempt}"
         pair = [[*words[:-1], str(out), "--seed", str(seed), *options] for seed in range(2)]
         processes = [start(one) for one in pair]
