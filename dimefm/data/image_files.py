@@ -58,7 +58,6 @@ LITTER = frozenset(  # names, in lower case, of files and folders that programs 
         "@recently-snapshot",
         "#snapshot",
         "$recycle.bin",
-        "recycler",
         "system volume information",
         "lost+found",
         "found.000",

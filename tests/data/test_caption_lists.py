@@ -62,6 +62,8 @@ def test_a_blank_may_end_a_name_without_blanks(tmp_path):
         [f"{number + 40}. {text}" for number, text in enumerate(SENTENCES)],
         [f"{number + 40}) {text}" for number, text in enumerate(SENTENCES)],
         [f"  {number + 40} {text}" for number, text in enumerate(SENTENCES)],
+        ["id,caption", *(f"{number + 40},{text}" for number, text in enumerate(SENTENCES))],
+        ["id\tcaption", *(f"{number + 40}\t{text}" for number, text in enumerate(SENTENCES))],
     ],
 )
 def test_numbers_before_sentences_are_their_keys(tmp_path, lines):
@@ -91,7 +93,17 @@ def test_lines_that_are_no_sentences_are_refused(tmp_path, lines, reason):
     assert len(open_rows([tmp_path / "x.txt"], "text", input_format="text")) == len(lines)
 
 
+def test_a_number_of_a_caption_tells_a_name_without_ending(tmp_path):
+    lines = [f"1000092795#{number}\t{text}" for number, text in enumerate(SENTENCES)]
+    (tmp_path / "x.token").write_text("\n".join(lines))
+    rows = open_rows([tmp_path / "x.token"], "text")
+    assert [row.texts for row in rows] == [(text,) for text in SENTENCES]
+    assert [row.key for row in rows] == [f"1000092795#{number}" for number in range(5)]
+
+
 PLAIN = [
+    ["1,000 people", "2,000 people", "5,000 people"],
+    ["1.5 million", "2.5 million", "3 cats"],
     ["two cats", "3 dogs on a lawn", "4 cows"],
     ["1 cat", "1 dog", "5 birds"],
     ["2 cats"],

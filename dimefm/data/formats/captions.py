@@ -37,7 +37,18 @@ KINDS = frozenset({"text"})
 HEAD = 16_384  # bytes that tell the form
 LEAST_LINES = 2  # that are enough to tell it
 MOST_OTHERS = 0.2  # of the first lines that may have another form
-HEADERS = ("image", "image_name", "img", "filename", "file_name", "file", "filepath", "image_id")
+HEADERS = (
+    "image",
+    "image_name",
+    "img",
+    "filename",
+    "file_name",
+    "file",
+    "filepath",
+    "image_id",
+    "id",
+    "key",
+)
 
 ENDINGS = "|".join(re.escape(suffix[1:]) for suffix in IMAGE_SUFFIXES)
 NAMED = re.compile(  # name, number of the caption, separator, sentence
@@ -47,8 +58,9 @@ NAMED = re.compile(  # name, number of the caption, separator, sentence
 NAMED_WITH_BLANK = re.compile(
     rf"\s*([^\s,|;]{{1,400}}?\.(?:{ENDINGS}))(#\d{{1,9}})?([ ]+)(.*)", re.IGNORECASE
 )
+WITH_NUMBER = re.compile(r"\s*(\S{1,400}?)(#\d{1,9})(\t+)[ ]*(.*)")  # 1000092795#0
 NUMBERED = re.compile(r"\s*(\d{1,18})\t+[ ]*([^\t]+)")
-COUNTED = re.compile(r"\s*(\d{1,18})(?:[.):]|\b)\s+(\S.*)")
+COUNTED = re.compile(r"\s*(\d{1,18})(?:[):;|]\s*|\.(?!\d)\s*|,(?!\d{3}\b)\s*|\s+)(\S.*)")
 NUMBERS = re.compile(r"[\d\s,.;|+-]*")
 
 Parsed = tuple[str, str]  # key, sentence
@@ -174,7 +186,7 @@ def _counts_lines(lines: list[str]) -> bool:
 
 
 def _named(line: str) -> Parsed | None:
-    match = NAMED.fullmatch(line) or NAMED_WITH_BLANK.fullmatch(line)
+    match = NAMED.fullmatch(line) or NAMED_WITH_BLANK.fullmatch(line) or WITH_NUMBER.fullmatch(line)
     if match is None:
         return None
     name, number, separator, sentence = match.groups()
