@@ -55,6 +55,15 @@ class EncoderSpec:
         """Return what ``text`` means; raise ModelError when it names nothing, or no weights."""
         if text.startswith(HUB):
             return EncoderSpec(text, "hub", repository=text.removeprefix(HUB))
+        try:
+            return EncoderSpec._of_path(text)
+        except (OSError, ValueError) as error:  # a name that no file can have
+            raise ModelError(
+                f"{text[:100]!r}: is no name of a file or model ({error.args[-1]}). Fix: check it"
+            ) from error
+
+    @staticmethod
+    def _of_path(text: str) -> EncoderSpec:
         path = path_of(text)
         if (path / runs.FILE).is_file():
             return EncoderSpec(text, "run", path)

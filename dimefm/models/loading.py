@@ -410,7 +410,10 @@ def _place_of_teacher(folder: Path, record: RunRecord) -> str:
     if not record.teacher_at:
         return ""
     place = folder / record.teacher_at
-    return str(place.resolve()) if place.exists() else ""
+    try:
+        return str(place.resolve()) if place.exists() else ""
+    except (OSError, ValueError):  # a name that no file can have
+        return ""
 
 
 def _teacher_of(

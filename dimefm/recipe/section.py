@@ -50,6 +50,7 @@ class Section(BaseModel):
             fault = error.errors(include_url=False)[0]
             raise RecipeError(_one_line(fault, prepared, cls.schema_keys())) from None
         section._refuse_large_numbers()
+        section._refuse_impossible_text()
         return section
 
     def _refuse_large_numbers(self) -> None:
@@ -58,6 +59,25 @@ class Section(BaseModel):
             value = getattr(self, name)
             if isinstance(value, int | float) and abs(value) > key.most:
                 raise RecipeError(f"'{name}' is {value}; expected at most {key.most:,}")
+
+    def _refuse_impossible_text(self) -> None:
+        """Raise RecipeError for a text that can be no path and that no file can hold."""
+        for name in self.schema_keys():
+            value = getattr(self, name)
+            texts = value if isinstance(value, tuple) else (value,)
+            for text in texts:
+                if isinstance(text, str) and not _is_text(text):
+                    raise RecipeError(
+                        f"'{name}' is {text[:60]!r}; expected text of UTF-8 without NUL"
+                    )
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in value
 
 
 def _one_line(fault: ErrorDetails, settings: Mapping[str, Any], keys: Mapping[str, Key]) -> str:

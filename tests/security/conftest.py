@@ -118,4 +118,7 @@ def planted(tmp_path, good_folder, wire):
     for name in ("vocab.bpe.gz", "weights.pt", "tokenizer.json"):
         (outside / name).write_bytes(b"secret")
         wire.planted.add(str(outside / name))
+    index = {"weight_map": {"logit_scale": "../outside/weights.pt"}}
+    for name in ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin"):
+        (folder / f"{name}.index.json").write_text(json.dumps(index))
     return folder, canary

@@ -338,7 +338,10 @@ def test_the_teacher_of_a_run_is_compared_before_its_tokenizer_is_made(planted, 
         load_encoder(str(run), "cpu")
 
 
-@pytest.mark.parametrize("tag", ["ViT-B-32/openai", "ViT-B-32/laion2b_s34b_b79k", "RN50/yfcc15m"])
+@pytest.mark.parametrize(
+    "tag",
+    ["ViT-B-32/openai", "ViT-B-32/laion2b_s34b_b79k", "RN50/yfcc15m", "hf-hub:evil/model"],
+)
 def test_a_name_that_came_with_data_downloads_nothing(planted, wire, tmp_path, monkeypatch, tag):
     monkeypatch.setenv("HOME", str(tmp_path))
     folder, _ = planted

@@ -171,7 +171,7 @@ class Views(Section):
         applies_to=IMAGE_STUDENT,
         tolerated=True,
         looked_at=FREE_CROPS,
-        most=2**16,
+        most=8192,
     )
     views_per_step: int = key(
         1,
@@ -182,7 +182,7 @@ class Views(Section):
         gt=0,
         applies_to=IMAGE_STUDENT,
         applies_when=[RANDOM_CROPS],
-        most=1000,
+        most=100,
     )
     image_mask: float = key(
         0.0,
@@ -201,7 +201,7 @@ class Views(Section):
         flag=False,
         gt=0,
         applies_to=PAIRS,
-        most=1000,
+        most=100,
     )
     text_augment: Literal["none", "eda"] = key(
         "none",
