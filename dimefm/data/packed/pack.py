@@ -97,7 +97,7 @@ def pack(rows: Rows, out: Path, settings: Settings | None = None) -> Report:
     """
     settings, started = settings or Settings(), time.perf_counter()
     report = Report(skipped=rows.skipped)
-    refuse_foreign(out, "packed images", [MANIFEST, LOCK, "00000.tar"])
+    refuse_foreign(out, "packed images", [MANIFEST, LOCK, "00000.tar*"])
     held = claim(out / LOCK)
     if held is None:
         raise DataError(
