@@ -82,7 +82,7 @@ class RowBuffer:
     def _failed(self, error: OSError) -> CacheError:
         return CacheError(
             f"{self.path}: the rows of {self.source} cannot be written ({error.strerror or error});"
-            " finished shards are kept: make room, then run the same command again"
+            " finished shards are kept. Fix: make room, then run the same command again"
         )
 
     def __enter__(self) -> RowBuffer:

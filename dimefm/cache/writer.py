@@ -213,8 +213,8 @@ class CacheWriter:
         except OSError as error:
             raise CacheError(
                 f"{self.store}: shard for {source} could not be written"
-                f" ({error.strerror or error}); finished shards are kept: make room, then run the"
-                " same command again"
+                f" ({error.strerror or error}); finished shards are kept. Fix: make room, then run"
+                " the same command again"
             ) from error
         self.done[source] = info
         return info
@@ -321,7 +321,7 @@ class CacheWriter:
         except OSError as error:
             raise CacheError(
                 f"{self.store}: cannot be finished ({error.strerror or error}); every shard is"
-                " kept: make room, then run the same command again"
+                " kept. Fix: make room, then run the same command again"
             ) from error
 
     def _seal(self) -> Manifest:

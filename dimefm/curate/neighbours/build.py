@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -60,36 +61,49 @@ def build(
         return existing
     if len(cache) < 2:
         raise CacheError(f"{cache.store}: {len(cache)} rows; neighbours need two at least")
-    refuse_foreign(out, "neighbours", [FILE, CLAIM, "ids.npy*"])
+    refuse_foreign(out, "neighbours", [FILE, CLAIM, "ids.npy*", "keys.jsonl*"])
     claim = store.claim(CLAIM)
     if claim is None:
         raise CacheError(
             f"{out}: another process writes neighbours there. Fix: wait for it, or give another"
             " folder"
         )
-    with claim:
-        remove_abandoned(store.root)
-        with _file(store, KEYS) as key_file:
-            searcher = Searcher(cache, rule, quiet, _key_writer(key_file))
-            counts, files = _write(searcher, store, quiet)
-        files[KEYS] = {"bytes": key_file.size, "sha256": key_file.sha256}
-        record = {
-            "version": VERSION,
-            "cache": {
-                "fingerprint": cache.manifest.fingerprint,
-                "kind": cache.manifest.kind,
-                "dtype": cache.manifest.dtype,
-            },
-            "rows": len(cache),
-            **fields,
-            "index": searcher.facts,
-            "found": counts.rows,
-            "nearest": counts.nearest(),
-            "files": files,
-            "libraries": _libraries(),
-        }
-        store.write(FILE, to_json(record))
+    try:
+        with claim:
+            remove_abandoned(store.root)
+            _make(cache, store, rule, quiet)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise CacheError(
+            f"{out}: the neighbours cannot be written ({error.strerror}); nothing of them is kept."
+            " Fix: make room, then run the same command again"
+        ) from error
     return Neighbours(out, scratch)
+
+
+def _make(cache: FeatureCache, store: Store, rule: Rule, quiet: bool) -> None:
+    """Find the neighbours and write all files, ``neighbours.json`` last."""
+    with _file(store, KEYS) as key_file:
+        searcher = Searcher(cache, rule, quiet, _key_writer(key_file))
+        counts, files = _write(searcher, store, quiet)
+    files[KEYS] = {"bytes": key_file.size, "sha256": key_file.sha256}
+    record = {
+        "version": VERSION,
+        "cache": {
+            "fingerprint": cache.manifest.fingerprint,
+            "kind": cache.manifest.kind,
+            "dtype": cache.manifest.dtype,
+        },
+        "rows": len(cache),
+        **rule.fields(len(cache)),
+        "index": searcher.facts,
+        "found": counts.rows,
+        "nearest": counts.nearest(),
+        "files": files,
+        "libraries": _libraries(),
+    }
+    store.write(FILE, to_json(record))
 
 
 def _remove_leftovers(store: Store) -> None:
