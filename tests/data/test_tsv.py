@@ -52,6 +52,7 @@ def test_all_nine_caption_forms_of_the_golden_example(golden_tsv):
         ("-1.5e3", ("-1.5e3",)),
         ("1" * 5000, ("1" * 5000,)),
         ("[" * 100_000, ("[" * 100_000,)),
+        ("[" * 900 + '"a"' + "]" * 900, ("a",)),
         ("[unused0] rides", ("person rides",)),
         ('{"captions": ["[unused0] and [unused0]"]}', ("person and person",)),
         ("", ("",)),
