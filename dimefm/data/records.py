@@ -126,7 +126,7 @@ class _Scan:
         """Clear ``is_start`` for the lines that continue a cell in quotes."""
         if self._columns is None:
             self._read_header(body, firsts, ends, is_start)
-        if b'"' not in body and self._open is None:
+        if self._open is None and (b'"' not in body or self._cells.end_in_their_lines(body)):
             return
         codes = np.frombuffer(body, dtype=np.uint8)
         quotes = np.flatnonzero(codes == QUOTE)
@@ -279,9 +279,17 @@ class _Cells:
         cell = rb"(?:%b|%b)" % (in_quotes, plain)
         self._separator = separator.encode()
         self._closed = re.compile(rb"%b(?:%b%b)*+[\r\n]*" % (cell, code, cell))
+        one_line = rb'"[^"\r\n]*+(?:""[^"\r\n]*+)*+"' + tail
+        short_cell = rb"(?:%b|%b)" % (one_line, plain)
+        line = rb"%b(?:%b%b)*+" % (short_cell, code, short_cell)
+        self._lines = re.compile(rb"(?:%b[\r\n]++)*+(?:%b)?+" % (line, line))
         self._before_open = re.compile(rb'(?:%b%b)*+"' % (cell, code))
         self._to_quote = re.compile(inner)
         self._clean_end = re.compile(rb"[\r\n]*$|%b" % code)
+
+    def end_in_their_lines(self, body: bytes) -> bool:
+        """Tell whether every cell of several lines ends in the line in which it begins."""
+        return self._lines.fullmatch(body) is not None
 
     def open_quote(self, text: bytes) -> int | None:
         """Return the place of the quote that a line leaves open, None when there is none."""

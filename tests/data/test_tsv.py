@@ -275,3 +275,20 @@ def test_lines_may_end_as_on_windows(tmp_path, picture):
         ("a cat",),
         ("a dog",),
     ]
+
+
+@pytest.mark.parametrize("has_mark", [True, False])
+@pytest.mark.parametrize("order", ["{key}\t{text}", "{text} of words\thttp://a.example/{key}"])
+def test_keys_are_the_same_when_many_lines_are_read_at_a_time(
+    tmp_path, monkeypatch, has_mark, order
+):
+    lines = [order.format(key=f"k{n}", text="x" * (n % 50)) for n in range(400)]
+    lines[200] = "no second column"
+    text = "".join(f"{line}\n" for line in lines)
+    (tmp_path / "x.tsv").write_bytes(text.encode("utf-8-sig" if has_mark else "utf-8"))
+    one_by_one = open_rows([tmp_path / "x.tsv"], "text").shards[0].keys()
+    monkeypatch.setattr("dimefm.data.formats.tsv.BLOCK", 1000)
+    monkeypatch.setattr("dimefm.data.formats.tsv.SHORT_LINE", 200)
+    (shard,) = open_rows([tmp_path / "x.tsv"], "text").shards
+    assert shard.keys() == one_by_one
+    assert shard.keys()[:1] == [shard[0].key]

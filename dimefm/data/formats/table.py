@@ -261,11 +261,21 @@ class TableShard(Divisible):
         """Return the keys of rows; those of unreadable ones, too."""
         keys = {index: str(index) for index in rows}
         for part in self._chunks(rows):
-            chunk = self._chunk(part)
-            for index, record in zip(part, self._cut(part, chunk), strict=True):
-                cells = self._dialect.cells(record.decode("utf-8", "replace"))
+            for index, cells in zip(part, self._rows_of(part), strict=True):
                 keys[index] = self._key(cells, index, with_files)
         return list(keys.values())
+
+    def _rows_of(self, part: range) -> list[list[str]]:
+        """Return the cells of some rows that fit into a block; bytes of no UTF-8 are replaced."""
+        chunk = self._chunk(part)
+        if self._dialect.has_quotes:
+            text = chunk.decode("utf-8", "replace")
+            lines = csv.reader(io.StringIO(text, newline=""), delimiter=self._dialect.separator)
+            rows = [row for row in lines if row]
+            if len(rows) == len(part):
+                return rows
+        records = self._cut(part, chunk)
+        return [self._dialect.cells(record.decode("utf-8", "replace")) for record in records]
 
     def _key(self, cells: list[str], index: int, with_files: bool = True) -> str:
         """Return the key of a row: that of its column, else the image's file, else its number."""

@@ -25,6 +25,7 @@ import numpy as np
 
 from dimefm.data.cells import decode_base64
 from dimefm.data.lines import (
+    BLOCK,
     LONGEST_LINE,
     LONGEST_TEXT,
     UTF8_MARK,
@@ -41,6 +42,7 @@ KINDS = frozenset({"image", "text"})
 HEADER = {b"filepath", b"title", b"text", b"caption"}  # names in the first line of a table
 HEAD = 256  # bytes of a line that are read for its key
 FIRST_LINE = 1 << 16  # bytes of it that are read to tell the format
+SHORT_LINE = 4096  # bytes, on average; lines of images are longer
 PROBED = 16  # lines that tell what the columns hold
 URL = re.compile(rb"https?://\S+", re.IGNORECASE)
 NUMBERS = 1 << 20  # of an index that are read at once
@@ -162,6 +164,10 @@ class LineFile:
         """Return the number of bytes of line ``row``."""
         return int(self.offsets[row + 1] - self.offsets[row])
 
+    def bytes(self, row: int, end: int) -> bytes:
+        """Return the lines from ``row`` to before ``end`` as they are in the file."""
+        return read_exactly(self.path, self.source, int(self.offsets[row]), int(self.offsets[end]))
+
     def head(self, row: int) -> bytes:
         """Return the first bytes of line ``row``, at most HEAD."""
         start = int(self.offsets[row])
@@ -235,7 +241,32 @@ class TsvShard(Shard):
         return int(self.kept[index])
 
     def keys(self) -> list[str]:
+        if self.kept is None:
+            return self._all_keys()
         return [self._key(self._line_number(index)) for index in range(len(self))]
+
+    def _all_keys(self) -> list[str]:
+        """Return the keys of all lines; short lines are read many at a time."""
+        keys: list[str] = []
+        offsets = self.lines.offsets
+        row = 0
+        while row < len(self.lines):
+            end = int(np.searchsorted(offsets, offsets[row] + BLOCK, side="right")) - 1
+            are_short = end - row > BLOCK // SHORT_LINE
+            if not are_short:
+                keys.append(self._key(row))
+                row += 1
+                continue
+            edges = (offsets[row : end + 1] - offsets[row]).tolist()
+            block = self.lines.bytes(row, end)
+            for start, stop in itertools.pairwise(edges):
+                line = block[start:stop].removesuffix(b"\n")
+                if row + start == 0:  # the first line of the file
+                    line = line.removeprefix(UTF8_MARK)
+                key, _ = self._columns(line)
+                keys.append(key.decode("utf-8", "replace"))
+            row = end
+        return keys
 
     def _key(self, row: int) -> str:
         """Return the key of a line, the first bytes of one that is too long."""
