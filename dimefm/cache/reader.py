@@ -172,10 +172,11 @@ class FeatureCache:
 
     def _most_open(self) -> int:
         """Return how many shards may be open at once."""
-        if len(self._open_shards) < FEW_OPEN:
-            return FEW_OPEN
+        few = min(FEW_OPEN, self._rows.most_open)
+        if len(self._open_shards) < few:
+            return few
         if self._open_limit is None:
-            self._open_limit = max(FEW_OPEN, open_files.share(self._rows.most_open))
+            self._open_limit = max(few, open_files.share(self._rows.most_open))
         return self._open_limit
 
     def _open(self, number: int) -> ShardHandle:
