@@ -258,9 +258,9 @@ def _fingerprint_of(place: str) -> str:
 def _model_of(spec: str) -> list:
     """Return what identifies a model or file: its name and, where it lies here, its files."""
     path = Path(spec.removeprefix(LOCAL_DIR))
-    weights = Path(spec.partition("/")[2])  # of ARCH/FILE
-    if not path.exists() and weights.is_file():
-        path = weights
+    weights_file = Path(spec.partition("/")[2])  # of ARCH/FILE
+    if not path.exists() and weights_file.is_file():
+        path = weights_file
     if path.is_file():
         return [spec, sampled_sha256(path)]
     if path.is_dir():
