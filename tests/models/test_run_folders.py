@@ -46,13 +46,14 @@ def trained(tmp_path_factory, files):
     words.write_text("".join(f"some words about {n}\n" for n in range(5)))
     shutil.copytree(files / "folder", root / "teacher")
     card = load_encoder(str(root / "teacher"), "cpu").card
-    write_cache(root, "image", "photos", [f"{n}.png" for n in range(6)], card)
+    kept = root / "caches"
+    write_cache(kept, "image", "photos", [f"{n}.png" for n in range(6)], card)
     write_cache(
-        root, "text", "words.txt", [row.key for row in open_rows([str(words)], "text")], card
+        kept, "text", "words.txt", [row.key for row in open_rows([str(words)], "text")], card
     )
     caches = {
-        "image_cache": str(root / "image"),
-        "text_cache": str(root / "text"),
+        "image_cache": str(root / "caches/image"),
+        "text_cache": str(root / "caches/text"),
         "losses": {"dime.vl": {"weight": 1.0}},
     }
     clip = {
