@@ -293,17 +293,12 @@ def test_too_little_memory_is_never_the_images_fault(tmp_path, width, limits):
 def of_all_pixels():
     """Yield the largest images that are read, of a single color, by name."""
     side = int(PIXELS**0.5) - 1
-    for mode in ("L", "RGB", "RGBA", "P", "I;16"):
-        yield f"png {mode}", encoded(Image.new(mode, (side, side)))
+    for mode in ("RGBA", "I;16"):
+        yield f"png {mode}", encoded(Image.new(mode, (side, side)), compress_level=1)
     for mode in ("RGB", "CMYK"):
         yield f"jpeg {mode}", encoded(Image.new(mode, (side, side)), "JPEG")
-    yield "progressive", encoded(Image.new("RGB", (side, side)), "JPEG", progressive=True)
-    yield "webp", encoded(Image.new("RGB", (side, side)), "WEBP", lossless=True, method=0)
     yield "avif", encoded(Image.new("RGB", (side, side)), "AVIF", speed=10)
-    yield "gif", encoded(Image.new("P", (side, side)), "GIF")
-    for mode in ("RGBA", "F", "I"):
-        tiff = encoded(Image.new(mode, (side, side)), "TIFF", compression="tiff_deflate")
-        yield f"tiff {mode}", tiff
+    yield "tiff F", encoded(Image.new("F", (side, side)), "TIFF", compression="tiff_lzw")
     side = int((PIXELS // 2) ** 0.5) - 1
     yield "jp2", encoded(Image.new("RGB", (side, side)), "JPEG2000")
 
