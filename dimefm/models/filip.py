@@ -34,6 +34,7 @@ from dimefm.models.encoder import Encoder
 from dimefm.models.inference.precision import computing
 from dimefm.runs import folder as runs
 
+MOST_WIDTH = 16_384  # of the maps of a run that came from elsewhere
 MAPS = ("image_mapping", "text_mapping")
 """Names of the maps of images and of sentences, in the loss and in the run's file."""
 
@@ -149,9 +150,9 @@ def load(spec: str, encoder: Encoder) -> TokenMaps:
         )
     try:
         width, padding = int(kept["width"]), str(kept["padding"])
-        if width < 1 or padding not in get_args(Padding):
+        if not 1 <= width <= MOST_WIDTH or padding not in get_args(Padding):
             raise ValueError(f"width {width}, padding {padding!r}")
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ModelError(
             f"{folder / runs.FILE}: 'token_maps' cannot be read ({error!r}). Fix: restore the file"
         ) from error

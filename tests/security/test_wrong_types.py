@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dimefm.errors import DimefmError
-from dimefm.models import config_check, open_clip
+from dimefm.models import config_check, filip, open_clip
 from dimefm.models.loading import load_encoder
 from dimefm.recipe import read
 from dimefm.recipe.schema import KEYS
@@ -128,6 +128,16 @@ def test_a_run_is_loaded_or_refused(record, data, value):
     path = data.draw(st.sampled_from(list(places(fields))))
     (folder / runs.FILE).write_text(json.dumps(replaced(fields, path, value)))
     one_line(load_encoder, str(folder), "cpu")
+
+
+@pytest.mark.parametrize("width", [1e300, -1, 10**12, "x", None, [1]])
+def test_maps_of_tokens_of_an_odd_width_are_refused(record, width):
+    folder, fields = record
+    (folder / runs.FILE).write_text(
+        json.dumps(fields | {"token_maps": {"width": width, "padding": "counted"}})
+    )
+    with pytest.raises(DimefmError, match="'token_maps' cannot be read"):
+        filip.load(str(folder), load_encoder(str(folder), "cpu"))
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "9" * 10_000, "\x00", "[]", "3", '{"kind": []}'])
