@@ -164,7 +164,7 @@ class LineFile:
         """Return the number of bytes of line ``row``."""
         return int(self.offsets[row + 1] - self.offsets[row])
 
-    def bytes(self, row: int, end: int) -> bytes:
+    def raw_lines(self, row: int, end: int) -> bytes:
         """Return the lines from ``row`` to before ``end`` as they are in the file."""
         return read_exactly(self.path, self.source, int(self.offsets[row]), int(self.offsets[end]))
 
@@ -258,7 +258,7 @@ class TsvShard(Shard):
                 row += 1
                 continue
             edges = (offsets[row : end + 1] - offsets[row]).tolist()
-            block = self.lines.bytes(row, end)
+            block = self.lines.raw_lines(row, end)
             for start, stop in itertools.pairwise(edges):
                 line = block[start:stop].removesuffix(b"\n")
                 if row + start == 0:  # the first line of the file
