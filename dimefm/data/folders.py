@@ -33,7 +33,7 @@ DESCRIPTIONS = {  # files that describe a set, by name without endings
 }
 COMPANIONS = (".lineidx", ".linelist")  # end the files that belong to a shard
 LISTING_ENDINGS = {"parquet", "csv", "tsv", "jsonl"}
-STATS = "_stats.json"  # ends a file that img2dataset writes beside each shard
+STATS = "_stats.json"  # ends a file that img2dataset writes next to each shard
 NAMED = 3  # files that a message names at most
 
 
@@ -68,7 +68,7 @@ def shards_among(names: Collection[str], kind: str, input_format: str | None) ->
 
 
 def _listings(names: Collection[str]) -> set[str]:
-    """Return the tables beside shards that list their content: img2dataset's, and others' alike.
+    """Return the tables next to shards that list their content: img2dataset's, and others' alike.
 
     Such a table is called like a tar, or like a ``NAME_stats.json``, in the same folder.
     """
@@ -160,7 +160,7 @@ def _any_begins(names: list[str], begin: str) -> bool:
 def _refuse_tars_and_tables(
     folder: str | Path, shards: list[str], input_format: str | None
 ) -> None:
-    """Raise DataError for tars beside other shards, which seldom are all meant."""
+    """Raise DataError for tars next to other shards, which seldom are all meant."""
     tars = [name for name in shards if name.endswith(".tar")]
     others = [name for name in shards if not name.endswith(".tar")]
     if input_format is None and tars and others:

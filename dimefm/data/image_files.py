@@ -68,7 +68,7 @@ LITTER = frozenset(  # names, in lower case, of files and folders that programs 
         "icon\r",
     }
 )
-COPY_MARKS = (".seal", ".part", ".lock")  # end the hidden files beside copies of remote files
+COPY_MARKS = (".seal", ".part", ".lock")  # end the hidden files next to copies of remote files
 HEAD = 16  # bytes that tell an image
 SIGNATURES = (
     b"\xff\xd8\xff",  # JPEG

@@ -207,7 +207,7 @@ class Resolver:
             return [_absolute(folder)]
         note_other_files(folder, files, names, self.skipped)
         for name in folders:
-            self.skipped.add("folders beside shards", f"{name}/")
+            self.skipped.add("folders next to shards", f"{name}/")
         for name in others:
             self.skipped.add(NO_FILE, name)
         return [_absolute(folder / name) for name in names]

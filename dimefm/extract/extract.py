@@ -169,7 +169,7 @@ def _fill(jobs: Sequence[CacheJob], kind: str, shards: Sequence[Shard], wait: bo
 
 
 def _note_skipped(job: CacheJob) -> None:
-    """Write what the sources hold besides rows beside the manifest."""
+    """Write what the sources hold besides rows next to the manifest."""
     skipped = job.report.skipped
     if not skipped:
         return

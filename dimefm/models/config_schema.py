@@ -103,7 +103,7 @@ class ImageTower(Transformer):
 
 
 class TextTower(Transformer):
-    """``text_cfg``; ``hf_tokenizer_name`` means the tokenizer's files beside the config."""
+    """``text_cfg``; ``hf_tokenizer_name`` means the tokenizer's files next to the config."""
 
     layers: Depth = 12
     context_length: Context = 77

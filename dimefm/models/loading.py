@@ -152,8 +152,8 @@ def _tokenizer(spec: EncoderSpec, config: str, may_download: bool) -> Callable:
 
     ``config`` is open_clip's name of the model's config.
     """
-    beside = spec.path.parent if spec.kind == "file" else None
-    tokenizer = open_clip.tokenizer_of(config, beside, may_download and spec.kind == "tag")
+    near = spec.path.parent if spec.kind == "file" else None
+    tokenizer = open_clip.tokenizer_of(config, near, may_download and spec.kind == "tag")
     if spec.repository and hasattr(tokenizer, "tokenizer"):
         tokenizer.tokenizer.name_or_path = spec.text  # the same on every machine
     return tokenizer

@@ -236,12 +236,12 @@ def random(arch: str, seed: int) -> nn.Module:
         return create(arch)
 
 
-def tokenizer_of(arch: str, beside: Path | None = None, may_download: bool = True) -> Callable:
+def tokenizer_of(arch: str, near: Path | None = None, may_download: bool = True) -> Callable:
     """Return open_clip's tokenizer of an architecture or ``local-dir:`` folder; its own one is made
     once for a config.
 
     Where an architecture has a tokenizer of Hugging Face and nothing may be downloaded, it comes
-    from the folder ``beside`` the weights, or was downloaded before. Raises ModelError when it
+    from the folder ``near`` the weights, or was downloaded before. Raises ModelError when it
     cannot be had, e.g. SigLIP's without the package transformers, or when a folder's config asks
     for more than the folder has.
     """
@@ -253,8 +253,8 @@ def tokenizer_of(arch: str, beside: Path | None = None, may_download: bool = Tru
     config = config_of(arch)
     if may_download or not config["text_cfg"].get("hf_tokenizer_name"):
         return _kept_tokenizer(arch, arch, lambda: open_clip.get_tokenizer(arch))
-    if beside is not None and has_vocabulary(beside):
-        return _tokenizer(config, beside)
+    if near is not None and has_vocabulary(near):
+        return _tokenizer(config, near)
     return _kept_tokenizer(arch, arch, lambda: open_clip.get_tokenizer(arch, local_files_only=True))
 
 

@@ -23,7 +23,7 @@ def weights_of(folder: Path) -> Path:
     if name is None:
         raise ModelError(
             f"{folder}: cannot be loaded: it has no weights. Fix: put open_clip_model.safetensors"
-            " beside its config"
+            " next to its config"
         )
     return Path(name)
 

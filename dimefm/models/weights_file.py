@@ -6,7 +6,7 @@ put a prefix before its names. Both are removed:
 =====================  ==============================================================
 ``state_dict``         open_clip, timm, Lightning
 ``model``              DINO, MAE, many others
-``state_dict_ema``     timm: averaged weights beside the last ones; these are taken
+``state_dict_ema``     timm: averaged weights next to the last ones; these are taken
 ``module.``            DistributedDataParallel, also torch's averaged model
 ``_orig_mod.``         ``torch.compile``, also inside a name
 ``model.``             Lightning and other classes around the model
@@ -71,8 +71,8 @@ def load(model: nn.Module, path: Path) -> None:
 def state_dict_of(path: Path) -> dict[str, Tensor]:
     """Return the state dict that a file holds, under whatever name.
 
-    Averaged weights are taken where a file has them beside the last ones, as timm does; a note says
-    so. Raises ModelError when there is no state dict.
+    Averaged weights are taken where a file has them, too, as timm does; a note says so. Raises
+    ModelError when there is no state dict.
     """
     content: Any = _content(path)
     for _ in range(DEPTH):

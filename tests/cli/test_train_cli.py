@@ -228,7 +228,7 @@ def test_the_last_line_on_stdout_names_the_run_folder(place):
             "cannot learn from 1 image a step",
         ),
         (("--student", "timm/tset_vit"), "unknown timm model 'tset_vit': did you mean 'test_vit'?"),
-        (("--text", "student"), "holds 6 images and no NAME.txt beside any NAME.jpg"),
+        (("--text", "student"), "holds 6 images and no NAME.txt next to any NAME.jpg"),
         (("--dataroot", "/no/such/root"), "--dataroot /no/such/root: there is no such folder"),
         (("--input-format", "hdf"), "unknown input format 'hdf'"),
     ],

@@ -190,7 +190,7 @@ def test_what_stands_beside_shards_is_counted(tmp_path, picture):
     put(tmp_path / "inner/2.tar", b"")
     put(tmp_path / "notes.md", b"")
     text = open_rows([tmp_path], "image").skipped.describe()
-    assert "1 folders beside shards (inner/)" in text
+    assert "1 folders next to shards (inner/)" in text
     assert ".md (notes.md)" in text
 
 

@@ -206,7 +206,7 @@ def test_lists_in_another_order_and_mixed_files_are_refused(own):
     (own / "elsewhere").mkdir()
     shutil.copy(own / "images/image_1.feat.tsv", own / "elsewhere")
     (own / "image_feat.list").write_text("images/image_0.feat.tsv\nelsewhere/image_1.feat.tsv\n")
-    with pytest.raises(CacheError, match=r"has no manifest\.json beside it"):
+    with pytest.raises(CacheError, match=r"has no manifest\.json next to it"):
         opened_own(own)
 
 

@@ -41,7 +41,7 @@ def own_shards(files: Sequence[Path], kind: str) -> list[OwnShard]:
     for file, shard in zip(files, shards, strict=True):
         if shard is None:
             raise CacheError(
-                f"{file}: has no {FILE} beside it, and {files[0]} or another one has: they may be"
+                f"{file}: has no {FILE} next to it, and {files[0]} or another one has: they may be"
                 " of different teachers. Fix: name files of one cache"
             )
         _refuse_other(file, shard, first.manifest, kind)

@@ -1,6 +1,6 @@
-"""A folder of image files, searched to any depth, and of text files beside them.
+"""A folder of image files, searched to any depth, and of text files next to them.
 
-The first folder level is the label when there is one. ``NAME.txt`` beside ``NAME.jpg`` holds the
+The first folder level is the label when there is one. ``NAME.txt`` next to ``NAME.jpg`` holds the
 captions of the image, one a line.
 
 Keys are paths of images relative to the folder, also the keys of texts. Files are sorted by path;
@@ -47,7 +47,7 @@ def open_shards(path: Path, name: str, kind: str, columns: Columns) -> list[Shar
         _skip_texts_alone(found, text_of)
     if kind == "text" and not text_of:
         raise DataError(
-            f"{path}: holds {len(found.images):,} images and no NAME.txt beside any NAME.jpg. Fix:"
+            f"{path}: holds {len(found.images):,} images and no NAME.txt next to any NAME.jpg. Fix:"
             " name the file that holds the texts"
         )
     keys = found.images
@@ -70,7 +70,7 @@ def _no_images(path: Path, found: FoundFiles) -> str:
 
 
 def _texts_of_images(found: FoundFiles) -> dict[str, str]:
-    """Return image -> the text file of its name beside it."""
+    """Return image -> the text file of its name next to it."""
     texts = {_without_ending(text): text for text in found.texts}
     text_of: dict[str, str] = {}
     for image in found.images:
@@ -164,7 +164,7 @@ class FolderShard(Shard):
         """Return the captions of an image: the lines of its text file."""
         file = self._text_of.get(key)
         if file is None:
-            raise BadRow("has no text file of its name beside it")
+            raise BadRow("has no text file of its name next to it")
         try:
             text = read_file(self._path_of(file)).decode("utf-8-sig")
         except UnicodeDecodeError as error:

@@ -1,6 +1,6 @@
 """Class folders: ``<split>/<class>/<image>``, or ``<class>/<image>`` directly.
 
-Folders that programs leave beside pictures are no classes.
+Folders that programs leave next to pictures are no classes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Lines of the text files beside a dataset: read one by one, bounded, with their place."""
+"""Lines of the text files next to a dataset: read one by one, bounded, with their place."""
 
 from __future__ import annotations
 
