@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,13 @@ from dimefm.models import fast_tokenizer, trimmed_text
 from dimefm.models.inference.compiled import CPU_ROWS, Compiled
 from dimefm.models.inference.micro_batches import Pieces, fitting_batch_size
 from dimefm.models.inference.precision import computing
+
+
+def __getattr__(name: str) -> Any:
+    """Return ``load_encoder``, which programs written for an earlier layout import from here."""
+    if name == "load_encoder":
+        return importlib.import_module("dimefm.models.loading").load_encoder
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
 
 
 @dataclass(repr=False)

@@ -124,3 +124,11 @@ def test_a_pickle_is_not_executed(tmp_path):
     for name in ("hostile.pt", "plain.pt"):
         assert "cannot be loaded" in refused(f"{ARCH}/{tmp_path / name}")
     assert not (tmp_path / "owned").exists()
+
+
+def test_the_loader_is_found_where_it_was_before():
+    from dimefm.models import encoder
+
+    assert encoder.load_encoder is load_encoder
+    with pytest.raises(AttributeError, match="no attribute 'load_decoder'"):
+        _ = encoder.load_decoder
