@@ -139,8 +139,8 @@ def _with_its_name(shard: Shard, cache: FeatureCache, names: NameIndex) -> list[
     sources = first_few([info.source for info in infos], NAMED)
     raise CacheError(
         f"{shard.path}: the cache {cache.store} has no features for a shard named {shard.name} (it"
-        f" holds {sources}). Fix: extract this source too, or give the --dataroot, {AS_THEN} that"
-        " the extraction had"
+        f" holds {sources}). Fix: extract it too (--append adds what is new), or give the"
+        f" --dataroot, {AS_THEN} that the extraction had"
     )
 
 

@@ -313,7 +313,8 @@ def test_a_wrong_key_names_the_row(place):
 
 def test_a_source_that_has_grown_is_refused(place):
     shutil.copy(place / "photos/3.png", place / "photos/9.png")
-    assert "7 rows, but the features in" in refusal(*words(place))
+    line = refusal(*words(place))
+    assert "has no features for a shard named photos/added-00000" in line
 
 
 def test_another_folder_is_refused(place):

@@ -56,6 +56,7 @@ def from_flags(monkeypatch, settings):
         else:
             words += [flag, *map(str, value if isinstance(value, list) else [value])]
     made = []
+    monkeypatch.setattr("dimefm.cli.train.refuse_absent_inputs", lambda *_: None)
     monkeypatch.setattr(
         "dimefm.train.trainer.train", lambda recipe, out, *_, **__: made.append(recipe)
     )

@@ -13,7 +13,7 @@ from dimefm.errors import RecipeError
 from dimefm.recipe import KEYS, Recipe, changed, read, refuse_idle
 
 PIPELINES = sorted((Path(__file__).parents[2] / "pipelines").glob("*.toml"))
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
 POSITIVE = st.floats(1e-12, 1e12)
 
 

@@ -56,6 +56,7 @@ class LimitedRunner:
         """End the warm process."""
         self.process.stdin.close()
         self.process.wait(timeout=30)
+        self.process.stdout.close()
 
 
 def _work(job: dict, output: Path, error: Path) -> None:
