@@ -25,10 +25,14 @@ from dimefm.models.inference.micro_batches import Pieces, fitting_batch_size
 from dimefm.models.inference.precision import computing
 
 
+MOVED = {"load_encoder": "dimefm.models.loading"}
+"""Names that programs written for an earlier layout import from here, and where they are now."""
+
+
 def __getattr__(name: str) -> Any:
-    """Return ``load_encoder``, which programs written for an earlier layout import from here."""
-    if name == "load_encoder":
-        return importlib.import_module("dimefm.models.loading").load_encoder
+    """Return a name that has moved."""
+    if name in MOVED:
+        return getattr(importlib.import_module(MOVED[name]), name)
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
 
 
