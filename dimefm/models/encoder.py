@@ -24,7 +24,6 @@ from dimefm.models.inference.compiled import CPU_ROWS, Compiled
 from dimefm.models.inference.micro_batches import Pieces, fitting_batch_size
 from dimefm.models.inference.precision import computing
 
-
 MOVED = {"load_encoder": "dimefm.models.loading"}
 """Names that programs written for an earlier layout import from here, and where they are now."""
 
