@@ -54,7 +54,7 @@ def save(
     ``state.json``. An error, as of a full disk, leaves the checkpoints that were there.
     """
     folder = out / "checkpoints" / f"{step:08d}"
-    part = folder.with_name(folder.name + ".part")
+    part = folder.with_name(f"unfinished-{folder.name}.part")  # no listing takes it for whole
     marks = {"step": str(step)}
     state: dict[str, object] = {"version": VERSION, "step": step, "caches": caches}
     state |= facts or {}
