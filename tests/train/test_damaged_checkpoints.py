@@ -315,7 +315,8 @@ def test_another_number_of_threads_is_recorded_and_said(done, half, monkeypatch)
     is_sealed = (half / "checkpoints/00000006/SHA256SUMS").exists()
     assert len(said) == 1 + is_sealed
     if is_sealed:
-        assert said[1].startswith("note: the run had threads 1, now 9999; torch ")
+        threads = torch.get_num_threads()
+        assert said[1].startswith(f"note: the run had threads {threads}, now 9999; torch ")
 
 
 # Sources that were exchanged between the first start and now
