@@ -44,6 +44,15 @@ def commands(cache, out):
     }
 
 
+@pytest.fixture(autouse=True)
+def hangup_counts():
+    """Let a hangup end a process also where nohup runs the tests."""
+    before = signal.getsignal(signal.SIGHUP)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("stop", STOPS, ids=lambda stop: stop.name)
 @pytest.mark.parametrize("name", ["convert", "adopt", "neighbours", "verify", "diff"])
 def test_a_stopped_command_says_in_one_line_how_to_go_on(cache, tmp_path, monkeypatch, name, stop):
