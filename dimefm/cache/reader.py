@@ -25,7 +25,7 @@ from dimefm.storage.files import KeyDigest, companions_sha256, sha256_file
 from dimefm.storage.stores import open_store
 
 # what h5py, pyarrow and numpy raise for a damaged file
-DAMAGE = (ValueError, OSError, KeyError, RuntimeError, TypeError, MemoryError)
+DAMAGE = (ValueError, OSError, LookupError, RuntimeError, TypeError, MemoryError)
 FEW_OPEN = 16  # shards that any process may hold open
 MMAP_LIMIT = 1 << 30  # bytes of rows up to which a cache is memory-mapped
 

@@ -22,13 +22,13 @@ def column(rows, dim=4, kind=None):
 
 def with_nulls(rows):
     return pa.array(
-        [None if i == 2 else row.tolist() for i, row in enumerate(rows)], pa.list_(pa.float16(), 4)
+        [None if i == 2 else list(row) for i, row in enumerate(rows)], pa.list_(pa.float16(), 4)
     )
 
 
 def with_null_numbers(rows):
     return pa.array(
-        [[None, *row.tolist()[1:]] if i == 2 else row.tolist() for i, row in enumerate(rows)],
+        [[None, *list(row)[1:]] if i == 2 else list(row) for i, row in enumerate(rows)],
         pa.list_(pa.float16(), 4),
     )
 
@@ -40,7 +40,7 @@ TABLES = {
     "rows of another dim": lambda rows, keys: {"key": keys, "row": column(rows[:, :2], 2)},
     "rows of any length": lambda rows, keys: {
         "key": keys,
-        "row": pa.array(rows.tolist(), pa.list_(pa.float16())),
+        "row": pa.array([list(row) for row in rows], pa.list_(pa.float16())),
     },
     "rows as numbers": lambda rows, keys: {"key": keys, "row": pa.array(rows[:, 0])},
     "rows as bytes": lambda rows, keys: {
@@ -78,7 +78,10 @@ def test_parquet_columns_of_another_form_are_refused(made, reader, name):
     root = made("parquet")
     cache = FeatureCache(root)
     keys, rows = cache.read(cache.manifest.shards[0])
-    pq.write_table(pa.table(TABLES[name](rows, keys)), shard(root))
+    try:
+        pq.write_table(pa.table(TABLES[name](rows, keys)), shard(root))
+    except pa.ArrowNotImplementedError as error:  # older releases cannot write empty lists so
+        pytest.skip(str(error))
     forging.forge(root)
     refused(reader(root), "read", "rows", "some", "verify all")
 
