@@ -20,6 +20,7 @@ from dimefm.cli._output import document, settings
 from dimefm.errors import DimefmError
 from dimefm.runtime import console
 from dimefm.runtime.bus_errors import explain_bus_errors
+from dimefm.runtime.os_errors import REMEDIES
 from dimefm.runtime.printable import message
 from dimefm.storage.reading import lacks_memory
 
@@ -55,19 +56,6 @@ AFTER_INTERRUPT = {
 INTERRUPTED = 130
 
 NO_THREAD = "can't start new thread"
-REMEDIES = {
-    errno.ENOSPC: "make room, or name a folder on another disk",
-    errno.EDQUOT: "make room below your quota, or name a folder on another disk",
-    errno.EROFS: "name a folder on a disk that can be written",
-    errno.EACCES: "change the permissions, or name another folder",
-    errno.EPERM: "change the permissions, or name another folder",
-    errno.EMFILE: "raise the limit of open files (ulimit -n), or lower --workers",
-    errno.ENFILE: "close other programs, or raise the system's limit of open files",
-    errno.ENOMEM: "free memory of other programs, or lower --batch-size",
-    errno.EIO: "check the disk or the network drive, then run the same command again",
-    errno.ESTALE: "mount the network drive again, then run the same command again",
-}
-"""What to do about an error of the operating system."""
 
 
 class Main(Lazy):
@@ -75,21 +63,21 @@ class Main(Lazy):
     on.
     """
 
-    def main(self, args: Sequence[str] | None = None, **settings):
+    def main(self, args: Sequence[str] | None = None, **options):
         """Run the command line and exit with its code; an interrupt at any moment is one line."""
         words = sys.argv[1:] if args is None else list(args)
-        if not settings.pop("standalone_mode", True):
-            return super().main(args, standalone_mode=False, **settings)
+        if not options.pop("standalone_mode", True):
+            return super().main(args, standalone_mode=False, **options)
         console.set_level(console.Level.NORMAL)
         explain_bus_errors()
         with console.printable_streams():
-            code = self._run(args, words, settings)
+            code = self._run(args, words, options)
         sys.exit(code)
 
-    def _run(self, args: Sequence[str] | None, words: Sequence[str], settings: dict) -> int:
+    def _run(self, args: Sequence[str] | None, words: Sequence[str], options: dict) -> int:
         """Run the command line and return its exit code."""
         try:
-            code = super().main(args, standalone_mode=False, **settings)
+            code = super().main(args, standalone_mode=False, **options)
         except (click.Abort, KeyboardInterrupt):
             _say_interrupted(words)
             return INTERRUPTED

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from dimefm.errors import BadRow, DataError
+from dimefm.runtime.os_errors import REMEDIES
 
 T = TypeVar("T")
 
@@ -39,14 +40,6 @@ NO_MEMORY = re.compile(
     r"|can't allocate memory|can't start new thread|Error -4 ",
     re.IGNORECASE,
 )
-REMEDIES = {
-    errno.EMFILE: "raise the limit of open files with ulimit -n",
-    errno.ENFILE: "raise the system's limit of open files",
-    errno.ENOMEM: "free memory of other programs",
-    errno.EACCES: "change its permissions",
-    errno.EPERM: "change its permissions",
-}
-CHECK = "check the disk or the network drive that it lies on"
 
 
 def is_row_fault(error: BaseException) -> bool:
@@ -94,7 +87,7 @@ def _stop(error: OSError, where: str | Path, tries: int) -> DataError:
     """Return the error that ends the job."""
     reason = error.strerror or " ".join(str(error).split())
     often = f", tried {tries} times" if tries > 1 else ""
-    remedy = REMEDIES.get(error.errno or 0, CHECK)
+    remedy = REMEDIES.get(error.errno or 0, REMEDIES[errno.EIO])
     return DataError(
         f"{where}: cannot be read ({reason}{often}). Fix: {remedy}, and run the same command again"
     )

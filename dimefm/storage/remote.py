@@ -9,7 +9,6 @@ time.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import re
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from dimefm.errors import DataError, DimefmError, did_you_mean
+from dimefm.runtime.os_errors import FULL
 from dimefm.runtime.printable import masked, without_secrets
 from dimefm.storage.files import sampled_sha256
 from dimefm.storage.small_files import parse_json
@@ -45,8 +45,6 @@ VERSIONS = (
     "updated",
     "created",
 )
-# errors of the folder for copies, not of a store
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def is_url(text: str | Path) -> bool:
@@ -101,7 +99,7 @@ def reported(url: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise DataError(f"{masked(url)}: no such file or folder. Fix: check the URL") from error
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in FULL:
+        if isinstance(error, OSError) and error.errno in FULL:  # the folder for copies, not a store
             raise
         reason = (str(error).strip() or "no reason given").splitlines()[0]
         remedy = "check the URL, the credentials and the network, and run again"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from dimefm.models import filip, open_clip
 from dimefm.recipe import Recipe
 from dimefm.runs import folder as runs
 from dimefm.runs.record import RunRecord
+from dimefm.runtime.os_errors import FULL
 from dimefm.runtime.versions import libraries
 from dimefm.storage.files import to_json, write_text
 from dimefm.train import checkpoint, resuming, tasks
@@ -27,9 +27,6 @@ from dimefm.train.ema import Ema
 from dimefm.train.inputs.sources import Sources
 from dimefm.train.metrics_log import Log, forget_after, run_summary
 from dimefm.train.student import Student
-
-# errors of a disk that takes no more
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from dimefm.curate.neighbours.graph import (
 from dimefm.curate.neighbours.search import Searcher, SearchResult, import_faiss
 from dimefm.data.views.patch_tokens import expect_rows
 from dimefm.errors import CacheError
+from dimefm.runtime.os_errors import FULL
 from dimefm.runtime.progress import Progress
 from dimefm.runtime.versions import libraries
 from dimefm.storage.files import Hashed, remove_abandoned, to_json
@@ -73,7 +73,7 @@ def build(
             remove_abandoned(store.root)
             _make(cache, store, rule, quiet)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in FULL:
             raise
         raise CacheError(
             f"{out}: the neighbours cannot be written ({error.strerror}); nothing of them is kept."
