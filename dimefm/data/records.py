@@ -57,9 +57,11 @@ def _lines_in_blocks(source: PlainBytes) -> Iterator[tuple[int, bytes, np.ndarra
         body = rest + block
         is_last = offset + len(block) >= source.size
         ends = _line_ends(body, is_last)
-        if not len(ends):  # part of a long line
-            yield start, body, ends
-            rest = b""
+        if not len(ends):  # part of a long line; the next block tells whether a CR ends it
+            cut = len(body) - body.endswith(b"\r")
+            if cut:
+                yield start, body[:cut], ends
+            rest = body[cut:]
             continue
         cut = int(ends[-1])
         yield start, body[:cut], ends
@@ -155,13 +157,16 @@ class _Scan:
         ends: np.ndarray,
         is_start: np.ndarray,
     ) -> None:
-        """Note the number of columns, and the column of file names in the first row."""
+        """Note the number of columns, and the column of file names in the first row.
+
+        A first row with separators inside quotes has further cells here, so it tells no column.
+        """
         lines = np.flatnonzero(is_start)[:2].tolist()
         if not lines or not len(ends):
             return
         records = [self._cells.split(body[firsts[line] : ends[line]]) for line in lines]
         self._columns = len(records[0])
-        if len(records) > 1:
+        if len(records) > 1 and len(records[1]) == self._columns:
             self._telling = _TellingColumn.among(records[1])
 
     def _extend(

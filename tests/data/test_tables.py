@@ -108,6 +108,20 @@ def test_line_breaks_inside_quotes_are_no_open_quotes(tmp_path):
     assert texts(put(tmp_path / "x.csv", file.getvalue())) == titles
 
 
+def test_commas_in_the_quotes_of_the_first_row_tell_no_column(tmp_path):
+    table = 'title,file\n"a, b",0.jpg\n"two\nlines, and\nmore",1.jpg\n'
+    assert texts(put(tmp_path / "x.csv", table)) == ["a, b", "two\nlines, and\nmore"]
+
+
+@pytest.mark.parametrize("block", range(1, 16))
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_may_end_at_the_end_of_a_block(tmp_path, monkeypatch, block, end):
+    monkeypatch.setattr("dimefm.data.lines.BLOCK", block)
+    titles = ["a longer line", f"two{end}lines", "the last"]
+    rows = [f'{number},"{title}"' for number, title in enumerate(titles)]
+    assert texts(put(tmp_path / "x.csv", end.join(["key,title", *rows]))) == titles
+
+
 def test_a_tsv_that_a_writer_put_into_quotes_is_unquoted(tmp_path):
     for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL):
         file = io.StringIO(newline="")
