@@ -80,17 +80,25 @@ class PackedShard(Shard):
     """The rows of the shard that a packed one stands for."""
 
     def __init__(self, members: Members, index: PackIndex):
+        """Raises DataError when a row lacks its member, or a member belongs to no row."""
         super().__init__(members.path, index.source)
-        self.index, self._members = index, members
-        self._places = {int(name): place for place, name in enumerate(members.keys())}
-        missing = next(
-            (row for row in range(len(self)) if row not in self._places and row not in index.bad),
-            None,
-        )
-        if missing is not None:
+        self.index = index
+        self._members = members
+        self._places: dict[int, int] = {}
+        places = {name: place for place, name in enumerate(members.keys())}
+        for row in range(len(self)):
+            place = places.pop(name_of(row), None)
+            if place is not None:
+                self._places[row] = place
+            elif row not in index.bad:
+                raise DataError(
+                    f"{self.path}: its member {name_of(row)} is not there. Fix: pack the source"
+                    " again"
+                )
+        if places:
             raise DataError(
-                f"{self.path}: its member {name_of(missing)} is not there. Fix: pack the source"
-                " again"
+                f"{self.path}: its member {min(places)} belongs to none of its {len(self)} rows."
+                " Fix: pack the source again"
             )
 
     def __len__(self) -> int:

@@ -380,6 +380,16 @@ def test_a_damaged_packed_shard_is_refused_in_one_line(change, message, tmp_path
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["more.jpg", "00000001.jpg", "00000099.json"])
+def test_a_member_that_belongs_to_no_row_is_refused(name, tmp_path):
+    packed(write("tsv", tmp_path), tmp_path / "packed")
+    with tarfile.open(tmp_path / "packed/00000.tar", "a") as tar:
+        member = tarfile.TarInfo(name)
+        tar.addfile(member)
+    with pytest.raises(DataError, match=r"its member [\w~]+ belongs to none of its \d+ rows. Fix:"):
+        open_rows([tmp_path / "packed"])
+
+
 def test_the_command_packs_what_it_says_and_lists_bad_rows(source, tmp_path):
     out = tmp_path / "packed"
     command = ["pack", str(source), "--out", str(out), "--size", "32", "--workers", "1"]
