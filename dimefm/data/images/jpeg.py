@@ -192,12 +192,12 @@ def refuse_missing_scans(jpeg: Jpeg) -> None:
         )
 
 
-def refuse_damaged(data: bytes, jpeg: Jpeg | None = None) -> None:
+def refuse_damaged(data: bytes) -> None:
     """Raise BadRow for a JPEG that decoders would fill up with gray.
 
     Errors that every decoder finds are left to it.
     """
-    jpeg = outline(data) if jpeg is None else jpeg
+    jpeg = outline(data)
     refuse_missing_scans(jpeg)
     if simplejpeg is None:
         _refuse_short(jpeg)
