@@ -92,7 +92,7 @@ class GzipText:
         return GzipText, (self.path,)
 
     def _scan(self) -> None:
-        """Unpack the whole file once, and note the states."""
+        """Unpack the whole file once, and note the states; the last blocks stay in memory."""
         bound = max(MOST_BYTES, MOST_TIMES * self.path.stat().st_size)
         decoder = _Decoder(PreadFile(self.path))
         while True:
@@ -100,6 +100,7 @@ class GzipText:
             block = self._unpack(decoder)
             if not block:
                 return
+            _memory.keep(self, len(self._states), block)
             self._states.append(state)
             self.size += len(block)
             if self.size > bound:

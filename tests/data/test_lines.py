@@ -67,6 +67,21 @@ def test_blocks_may_end_with_a_member_of_a_gzip_file(tmp_path, small_blocks):
     assert list(map(len, Lines(tmp_path / "x.txt.gz"))) == [999, 999, 999]
 
 
+def test_a_gzip_file_is_unpacked_once_to_open_it(tmp_path, small_blocks, monkeypatch):
+    (tmp_path / "x.txt.gz").write_bytes(gzip.compress(b"a line\n" * 9))
+    sizes = []
+    unpack = unpacking._Decoder.unpack
+
+    def counted(decoder, size):
+        block = unpack(decoder, size)
+        sizes.append(len(block))
+        return block
+
+    monkeypatch.setattr(unpacking._Decoder, "unpack", counted)
+    assert len(Lines(tmp_path / "x.txt.gz")) == 9
+    assert sum(sizes) == 63
+
+
 ENDINGS = ["txt", "txt.gz", "jsonl", "jsonl.gz", "tsv", "csv"]
 
 
