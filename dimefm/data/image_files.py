@@ -171,7 +171,7 @@ def find_files(root: Path) -> FoundFiles:
     for entry, key in _walk(root, found.skipped):
         if is_named_as_image(entry.name):
             found.images.append(key)  # if it is no file, reading the row says so
-        elif not _asks(entry.is_file):
+        elif not asks(entry.is_file):
             found.skipped.add(NO_FILE, key)
         elif entry.name.lower().endswith(TEXT_SUFFIX):
             found.texts.append(key)
@@ -200,13 +200,13 @@ def _walk(root: Path, skipped: Skipped) -> Iterator[tuple[os.DirEntry[str], str]
     folders = [""]
     while folders:
         prefix = folders.pop()
-        for entry in _entries(os.path.join(root, prefix)):
+        for entry in entries_of(os.path.join(root, prefix)):
             key = f"{prefix}{entry.name}"
             if is_litter(entry.name):
                 if not entry.name.endswith(COPY_MARKS):
-                    mark = "/" if _asks(entry.is_dir) else ""
+                    mark = "/" if asks(entry.is_dir) else ""
                     skipped.add(OF_OTHER_PROGRAMS, key + mark)
-            elif not _asks(entry.is_dir):
+            elif not asks(entry.is_dir):
                 yield entry, key
             elif entry.is_symlink():
                 raise DataError(
@@ -217,7 +217,7 @@ def _walk(root: Path, skipped: Skipped) -> Iterator[tuple[os.DirEntry[str], str]
                 folders.append(f"{key}/")
 
 
-def _asks(question: Callable[[], bool]) -> bool:
+def asks(question: Callable[[], bool]) -> bool:
     """Return the answer of a directory entry, False for a link to itself."""
     try:
         return question()
@@ -225,7 +225,7 @@ def _asks(question: Callable[[], bool]) -> bool:
         return False
 
 
-def _entries(folder: str) -> list[os.DirEntry[str]]:
+def entries_of(folder: str | Path) -> list[os.DirEntry[str]]:
     """Return what a folder holds; raise DataError when it cannot be read."""
     try:
         with os.scandir(folder) as entries:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from dimefm.data import remote_sources
 from dimefm.data.braces import expand_braces
 from dimefm.data.folders import are_images, note_other_files, refuse_mixtures, shards_among
-from dimefm.data.image_files import NO_FILE, OF_OTHER_PROGRAMS, is_litter
+from dimefm.data.image_files import NO_FILE, OF_OTHER_PROGRAMS, asks, entries_of, is_litter
 from dimefm.data.remote_sources import Remote
 from dimefm.data.skipped import Skipped
 from dimefm.data.source_list import read_list
@@ -216,20 +216,20 @@ class Resolver:
 def _listing(folder: Path) -> tuple[list[str], list[str], list[str]]:
     """Return the names of the files, of the folders, and of all else directly inside a folder.
 
-    Litter is only among the files.
+    Litter is only among the files. Raises DataError when the folder cannot be read.
     """
     files: list[str] = []
     folders: list[str] = []
     others: list[str] = []
-    for path in folder.iterdir():
-        if path.is_file():
-            files.append(path.name)
-        elif is_litter(path.name):
+    for entry in entries_of(folder):  # which know what they are: there may be millions
+        if asks(entry.is_file):
+            files.append(entry.name)
+        elif is_litter(entry.name):
             continue
-        elif path.is_dir():
-            folders.append(path.name)
+        elif asks(entry.is_dir):
+            folders.append(entry.name)
         else:
-            others.append(path.name)
+            others.append(entry.name)
     return files, sorted(folders), others
 
 
@@ -298,4 +298,4 @@ def _names_a_store(top: str | Path, line: str, listed_in: str) -> bool:
 
 def _holds_images(folder: Path) -> bool:
     """Tell whether image files are directly inside ``folder``."""
-    return are_images(os.listdir(folder))
+    return are_images(entry.name for entry in entries_of(folder))

@@ -7,6 +7,7 @@ import socket
 import pytest
 
 from dimefm.data import Columns, open_rows
+from dimefm.data.resolver import _listing
 from dimefm.errors import DataError
 from tests.data.boxes import put, read, write_tar
 
@@ -113,6 +114,28 @@ def test_nodes_that_are_no_files_do_not_hang(tmp_path, picture):
 
 
 # --- folders of images and texts, and of shards
+
+
+def test_a_caption_ends_where_its_line_ends(tmp_path, picture):
+    put(tmp_path / "a.jpg", picture(1))
+    put(tmp_path / "a.txt", "a cat\x85 and\u2028its tail\r\nanother\rand more\n".encode())
+    (row,) = open_rows([tmp_path], "text")
+    assert row.texts == ("a cat\x85 and\u2028its tail", "another", "and more")
+
+
+def test_a_folder_of_shards_is_listed_without_a_look_at_each_file(tmp_path, monkeypatch):
+    for number in range(3):
+        put(tmp_path / f"{number}.txt", b"a caption\n")
+    (tmp_path / "loop.txt").symlink_to("loop.txt")
+    (tmp_path / "inner").mkdir()
+    with monkeypatch.context() as patch:
+        patch.delattr(os, "stat")
+        files, folders, others = _listing(tmp_path)
+    assert (sorted(files), folders, others) == (
+        ["0.txt", "1.txt", "2.txt"],
+        ["inner"],
+        ["loop.txt"],
+    )
 
 
 @pytest.mark.parametrize("inner", ["", "00000/", "a/b/"])

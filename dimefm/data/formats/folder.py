@@ -10,6 +10,7 @@ resume at.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path, PurePosixPath
 
 from dimefm.data.folders import describes
@@ -23,6 +24,7 @@ from dimefm.storage.reading import is_row_fault, patiently, read_file
 SUFFIXES: tuple[str, ...] = ()
 KINDS = frozenset({"image", "text"})
 ROWS_PER_SHARD = 10_000
+LINE_END = re.compile(r"[\r\n]")  # of texts; Unicode's further ones are characters of a caption
 
 
 def claims(path: Path) -> bool:
@@ -171,7 +173,7 @@ class FolderShard(Shard):
             raise BadRow(
                 f"its text file is not UTF-8: {error.reason} at byte {error.start}"
             ) from error
-        return tuple(line.strip() for line in text.splitlines() if line.strip())
+        return tuple(line.strip() for line in LINE_END.split(text) if line.strip())
 
     def _path_of(self, key: str) -> Path:
         """Return the path of a file; raise BadRow for a link to itself or out of the folder."""
