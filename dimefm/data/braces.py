@@ -26,7 +26,9 @@ def expand_braces(text: str) -> list[str]:
         before = text[end : match.start()]
         end = match.end()
         if len(names) * len(values) > MOST_NAMES:
-            raise DataError(f"{text}: stands for more than {MOST_NAMES:,} names")
+            raise DataError(
+                f"{text}: stands for more than {MOST_NAMES:,} names. Fix: correct the braces"
+            )
         names = [f"{name}{before}{value}" for name in names for value in values]
     return [name + text[end:] for name in names]
 

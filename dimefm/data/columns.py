@@ -64,7 +64,8 @@ def choose(path: Path, names: Sequence[str], kind: str, columns: Columns) -> Cho
             return asked
         if asked is not None:
             raise DataError(
-                f"{path}: no column '{shown(asked)}' for the {what}; columns found: {_names(names)}"
+                f"{path}: no column '{shown(asked)}' for the {what}; columns found:"
+                f" {_names(names)}. Fix: name one of them"
             )
         name = usual(what)
         if name is None and is_needed:

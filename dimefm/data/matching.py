@@ -229,7 +229,7 @@ def _other_keys(shard: Shard, keys: list[str], cache: FeatureCache, info: ShardI
     return CacheError(
         f"{shard.path}, row {row // cache.manifest.views}: the raw row has key '{keys[row]}', its"
         f" feature row in {cache.store} ({info.file}) has '{stored_key}'; the two are not the same"
-        f" rows: give the {AS_THEN} that the extraction had, or extract the features again"
+        f" rows. Fix: give the {AS_THEN} that the extraction had, or extract the features again"
     )
 
 
@@ -246,8 +246,8 @@ def match_caches(first: FeatureCache, second: FeatureCache) -> list[int]:
         holder, lacking = (second, first) if source in numbers else (first, second)
         raise CacheError(
             f"{holder.store} has a shard of source {source}, {lacking.store} has none; the"
-            " teachers of one run need features of the same sentences: extract the same sources"
-            " with both"
+            " teachers of one run need features of the same sentences. Fix: extract the same"
+            " sources with both"
         )
     matched: list[int] = []
     for info in first.manifest.shards:
@@ -278,7 +278,7 @@ def _check_same_rows(
             raise CacheError(
                 f"{first.store} and {second.store}: shard {info.source} has {field} {value} in"
                 f" one, {second_value} in the other; the teachers of one run need features of the"
-                " same sentences: extract them again with both"
+                " same sentences. Fix: extract them again with both"
             )
     if not same_bad_rows and not know_digests:
         _check_same_keys(first, info, second, second_info)

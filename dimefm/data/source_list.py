@@ -29,7 +29,8 @@ def read_list(path: Path) -> list[tuple[str, float]]:
     for name, _ in entries:
         if name.endswith(".list"):
             raise DataError(
-                f"{path}: names another list, {name}; a list names shards and folders only"
+                f"{path}: names another list, {name}; a list names shards and folders only. Fix:"
+                " name its shards, or give both lists as sources"
             )
     return entries
 
@@ -40,7 +41,8 @@ def _lines(path: Path) -> list[str]:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{path}: not UTF-8 ({error.reason} at byte {error.start}); is this a list of paths?"
+            f"{path}: not UTF-8 ({error.reason} at byte {error.start}), expected a list of paths."
+            " Fix: save it as UTF-8, or name a shard without the ending .list"
         ) from error
     return [line.strip() for line in text.splitlines()]
 
@@ -58,7 +60,7 @@ def _entry(line: str, path: Path, number: int) -> tuple[str, float]:
         weight = 0.0
     if not 0 < weight < math.inf:
         raise DataError(
-            f"{path}, line {number}: weight '{text}'; expected a positive number, e.g. {name}"
-            " weight=2"
+            f"{path}, line {number}: weight '{text}'; expected a positive number. Fix: write"
+            f" e.g. {name} weight=2"
         )
     return name, weight

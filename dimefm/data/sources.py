@@ -50,7 +50,7 @@ def open_rows(
     """
     root = local_root(dataroot, scratch)
     if root is not None and not is_url(dataroot) and not root.is_dir():
-        raise DataError(f"--dataroot {root}: there is no such folder")
+        raise DataError(f"--dataroot {root}: there is no such folder. Fix: check the path")
     resolver = Resolver(kind, input_format, dataroot, scratch_folder(scratch))
     paths: list[Path] = []
     entries: list[int] = []

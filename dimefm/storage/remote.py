@@ -66,7 +66,8 @@ def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
     protocol = url.partition("://")[0]
     if "::" in url:
         raise DataError(
-            f"{masked(url)}: is a chain of URLs; expected a single one, PROTOCOL://PATH"
+            f"{masked(url)}: is a chain of URLs; expected a single one, PROTOCOL://PATH. Fix: copy"
+            " the files first, and name their folder"
         )
     known = {*fsspec.available_protocols(), *fsspec.registry}
     if protocol not in known:
@@ -163,7 +164,7 @@ def fetch(url: str, scratch: Path, info: Mapping[str, Any] | None = None) -> Pat
         with reported(url):
             info = fs.info(path)
     if info["type"] == "directory":
-        raise DataError(f"{masked(url)}: is a folder; expected a file")
+        raise DataError(f"{masked(url)}: is a folder; expected a file. Fix: name a file in it")
     size = info.get("size")
     version = _version(info)
     with _sealed(copy, scratch) as seal:

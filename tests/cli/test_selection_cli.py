@@ -156,7 +156,7 @@ def test_as_many_but_other_rows_do_not_train(place):
     done(*extract(place, "some", "--rows", "0:5"))
     line = refused(*train(place, "some", "run", "--rows", "5:10"))
     assert (
-        "the two are not the same rows: give the --rows, --split and --limit that the"
+        "the two are not the same rows. Fix: give the --rows, --split and --limit that the"
         " extraction had" in line
     )
 

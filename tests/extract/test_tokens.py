@@ -318,7 +318,7 @@ def test_training_refuses_tokens_for_rows(caches, sources, tmp_path):
 def test_tokens_of_another_version_are_refused(caches):
     how = {"tokens": {**caches[1].manifest.how["tokens"], "version": 2}}
     with pytest.raises(
-        CacheError, match="version 2; this dimefm has 'pooled', version 1: extract them again"
+        CacheError, match="version 2; this dimefm has 'pooled', version 1. Fix: extract them again"
     ):
         TokenPolicy.from_manifest(how)
 

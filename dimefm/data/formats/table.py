@@ -91,7 +91,10 @@ def _asked(separator: str) -> str:
     if separator in ("tab", "\\t"):
         return "\t"
     if len(separator) != 1 or separator in '\r\n"':
-        raise DataError(f"--separator {separator}: expected one character, or tab")
+        raise DataError(
+            f"--separator {separator}: expected one character, or tab. Fix: name the character that"
+            " stands between the columns"
+        )
     return separator
 
 
@@ -149,7 +152,10 @@ class TableShard(Divisible):
             CELL,
         )
         if len(self._offsets) < 2:
-            raise DataError(f"{path}: the table is empty; its first line must name the columns")
+            raise DataError(
+                f"{path}: the table is empty, expected a first line with the names of the"
+                " columns. Fix: add it, or remove the file"
+            )
         self._header = self._read_header()
         self._chosen = choose(path, self._header, kind, columns)
         if looks_like_data(self._header):

@@ -125,8 +125,8 @@ def pack(rows: Rows, out: Path, settings: Settings | None = None) -> Report:
                 for bad in report.bad[:1]
             )
             raise DataError(
-                f"{out}: none of the {report.rows} rows has an image{first}; mend the source,"
-                " choose another --out"
+                f"{out}: none of the {report.rows} rows has an image{first}. Fix: correct the"
+                " source, and choose another --out"
             )
         write_text(out / MANIFEST, _manifest(settings, report, shards))
     report.seconds = time.perf_counter() - started
@@ -202,8 +202,8 @@ def _write(
         _add(tar, INDEX, index.to_json())
     if shard.digests() != digests:
         raise DataError(
-            f"{shard.path}: changed while it was packed; when it is at rest, run the same command"
-            " again"
+            f"{shard.path}: changed while it was packed. Fix: when it is at rest, run the same"
+            " command again"
         )
     commit(part, path)
 

@@ -39,8 +39,8 @@ class TokenPolicy:
         if (fields.get("rule"), fields.get("version")) != ("pooled", VERSION):
             raise CacheError(
                 f"the tokens were chosen by rule {fields.get('rule')!r}, version"
-                f" {fields.get('version')}; this dimefm has 'pooled', version {VERSION}: extract"
-                " them again"
+                f" {fields.get('version')}; this dimefm has 'pooled', version {VERSION}. Fix:"
+                " extract them again"
             )
         return TokenPolicy(**fields)
 

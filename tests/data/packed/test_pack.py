@@ -336,8 +336,8 @@ def test_a_source_without_one_image_is_refused(tmp_path):
     with pytest.raises(
         DataError,
         match=(
-            "none of the 2 rows has an image; the first, x.tsv row 0: .*not an image.*; mend the"
-            " source"
+            "none of the 2 rows has an image; the first, x.tsv row 0: .*not an image.*. Fix:"
+            " correct the source"
         ),
     ):
         pack(open_rows([tmp_path / "x.tsv"]), tmp_path / "packed", QUIET)
