@@ -25,6 +25,7 @@ LONGEST_STEM = 200  # bytes of a name; endings follow, and file systems take 255
 KEPT_OF_LONG = 160  # bytes that are kept of a longer one
 PLAN = f"{PARTIAL}/plan.json"
 REPLACED = f"{PARTIAL}/replaced.json"
+WRITERS = f"{PARTIAL}/writers"  # the claim of the processes that write to the cache
 
 
 def read_plan(root: str | Path, scratch: str | Path | None = None) -> Manifest | None:
@@ -77,7 +78,7 @@ def write_lock(
 
 def _claim_writing(store: Store, shared: bool, needs_lock: bool) -> Claim:
     try:
-        claim = store.claim(f"{PARTIAL}/writers", shared=shared)
+        claim = store.claim(WRITERS, shared=shared)
     except OSError:
         return Claim()  # the folder cannot be written; the writer raises the error
     if claim is None:
@@ -86,7 +87,7 @@ def _claim_writing(store: Store, shared: bool, needs_lock: bool) -> Claim:
         )
     if needs_lock and PLATFORM_HAS_LOCKS and not claim.is_locked:
         claim.release()
-        store.remove(f"{PARTIAL}/writers")
+        store.remove(WRITERS)
         raise CacheError(
             f"{store}: the disk has no locks (flock), so two processes could write one shard. Fix:"
             " give each process a part of its own with --shard-range I/N (0/1 when there is only"

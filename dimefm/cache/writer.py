@@ -21,7 +21,15 @@ import numpy as np
 
 from dimefm import plugins
 from dimefm.cache.manifest import FILE, Manifest
-from dimefm.cache.plan import PARTIAL, PLAN, QUARANTINE, REPLACED, flat_name, text_of
+from dimefm.cache.plan import (
+    PARTIAL,
+    PLAN,
+    QUARANTINE,
+    REPLACED,
+    WRITERS,
+    flat_name,
+    text_of,
+)
 from dimefm.cache.planners import plan_append, plan_create, plan_retry
 from dimefm.cache.row_buffer import BufferedRows, RowBuffer, stored
 from dimefm.cache.shard_info import ShardInfo
@@ -85,7 +93,7 @@ class CacheWriter:
             planner = plan_retry
         try:
             self.plan = planner(self.store, header, list(sources), dict(digests or {}))
-            self._start()
+            self._start(is_alone=append or retry)
         except OSError as error:
             raise CacheError(
                 f"{root}: cannot be written ({error.strerror or error}). Fix: choose another --out"
@@ -101,8 +109,11 @@ class CacheWriter:
         """Content digest of every source shard where it is known."""
         return self.plan.digests
 
-    def _start(self) -> None:
-        """Write the plan, and take the shards that are finished already."""
+    def _start(self, is_alone: bool) -> None:
+        """Write the plan, and take the shards that are finished already.
+
+        ``is_alone`` says that no other process writes to a finished cache.
+        """
         plan = self.plan
         self._source_rows = dict(plan.sources)
         self._existing_shards: dict[str, ShardInfo] = {}
@@ -115,12 +126,22 @@ class CacheWriter:
         self._files = plan.shard_files(self.format.SUFFIXES[-1])
         if plan.is_finished():
             self.finished = plan.existing
-            self.store.remove(PARTIAL)
+            self._remove_leftovers(is_alone)
             return
         self.store.write(PLAN, to_json(plan.fields()))
         for name, rows in plan.sources:
             if name not in self.done:
                 self._load_record(name, rows)
+
+    def _remove_leftovers(self, is_alone: bool) -> None:
+        """Remove what an ended process left in a finished cache, not what another one writes."""
+        try:
+            claim = Claim() if is_alone else self.store.claim(WRITERS)
+        except OSError:
+            return  # a finished cache on a disk that cannot be written
+        if claim is not None:
+            with claim:
+                self.store.remove(PARTIAL)
 
     def _load_record(self, source: str, rows: int) -> None:
         """Take a shard that another run finished, if its file is what its record says."""

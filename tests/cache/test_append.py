@@ -7,6 +7,7 @@ import pytest
 
 from dimefm.cache import FeatureCache
 from dimefm.cache.convert import convert
+from dimefm.cache.plan import write_lock
 from dimefm.errors import CacheError
 from dimefm.models.loading import load_encoder
 from tests.cache.growing import assert_adds_up, bad_rows, named, run, stamps, text_shard
@@ -61,6 +62,22 @@ def test_appending_twice_does_nothing(tiny_teacher, texts, tmp_path, format_, di
         assert report.already_finished and report.rows_done == 0
         assert digests(tmp_path / "out") == before
     assert_adds_up(cache)
+
+
+def test_a_finished_cache_is_read_while_another_process_appends_to_it(
+    tiny_teacher, texts, tmp_path
+):
+    texts.shard("a", 3)
+    run(tiny_teacher, texts.rows(), "text", tmp_path / "out")
+    record = tmp_path / "out/.partial/b.json"
+    with write_lock(tmp_path / "out", shared=False):
+        record.write_text("what the other process has finished")
+        report, _ = run(tiny_teacher, texts.rows(), "text", tmp_path / "out")
+        assert report.already_finished and record.exists()
+        with pytest.raises(CacheError, match="another process is writing there"):
+            run(tiny_teacher, texts.rows(), "text", tmp_path / "out", "append")
+    run(tiny_teacher, texts.rows(), "text", tmp_path / "out")
+    assert not record.parent.exists()
 
 
 def test_without_append_new_shards_are_refused_and_the_flag_is_named(
