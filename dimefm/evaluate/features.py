@@ -6,19 +6,20 @@ it is used, and made again when it is damaged.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import io
 import itertools
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from dimefm.cache import FeatureCache
+from dimefm.cache.plan import WRITERS, write_lock
 from dimefm.data import Rows
 from dimefm.errors import CacheError
 from dimefm.evaluate.benchmark import Benchmark
@@ -29,6 +30,7 @@ from dimefm.models.open_clip import transform_of
 from dimefm.runtime.progress import Progress
 from dimefm.storage.files import sha256_keys, write_bytes
 from dimefm.storage.npy import array_of
+from dimefm.storage.reading import is_row_fault
 
 DEFAULT_DECODER = "turbo"
 LONGEST_NAME = 100
@@ -56,7 +58,10 @@ def image_features(
     """Return the unit embeddings [n, D] of a benchmark's readable images, kept in ``store``.
 
     The second array, int64 [n], holds the numbers of these images among all rows. Images that could
-    not be read before are tried again.
+    not be read before are tried again. Kept embeddings that are damaged are made again.
+
+    Raises CacheError when another process is writing to the folder of these embeddings, or it
+    cannot be written, and DataError when no image can be read.
     """
     encoder = for_benchmark(encoder, benchmark)
     short_name = benchmark.name.encode()[:LONGEST_NAME].decode(errors="ignore")
@@ -65,11 +70,26 @@ def image_features(
     folder = store / _fingerprint(encoder) / f"{name}-{_digest_of(rows)[:12]}{decoder}"
     try:
         return _extracted(encoder, rows, folder, settings)
-    except CacheError:
-        if not folder.exists():
+    except CacheError as error:
+        is_of_machine = error.__cause__ is not None and not is_row_fault(error.__cause__)
+        if is_of_machine or not folder.exists():
             raise
-        shutil.rmtree(folder)  # damaged, or left by another version
+        _clear(folder)  # damaged, or left by another version
         return _extracted(encoder, rows, folder, settings)
+
+
+def _clear(folder: Path) -> None:
+    """Remove all files in a folder of kept features.
+
+    Raises CacheError when another process is writing there.
+    """
+    with write_lock(folder, shared=False):
+        for path in sorted(folder.rglob("*"), reverse=True):
+            if path.is_dir() and not path.is_symlink():
+                with contextlib.suppress(OSError):  # the claim is in it
+                    path.rmdir()
+            elif path != folder / WRITERS:
+                path.unlink(missing_ok=True)
 
 
 def _extracted(

@@ -1,5 +1,6 @@
 """What an evaluation keeps is checked before it is used, and made again when it is damaged."""
 
+import errno
 import io
 import json
 import os
@@ -10,12 +11,15 @@ import threading
 import numpy as np
 import pytest
 
+from dimefm.cache.plan import write_lock
+from dimefm.errors import DataError
 from dimefm.evaluate import zero_shot
 from dimefm.evaluate.features import prompt_weights
 from dimefm.extract.stages.base import Settings
 from dimefm.models.loading import load_encoder
 from dimefm.storage.files import write_text
 from dimefm.storage.npy import array_of
+from dimefm.storage.stores import Store
 from tests.evaluate.datasets import image, write
 
 SETTINGS = Settings(dtype="float32", batch_size=7, progress=False)
@@ -108,6 +112,49 @@ def test_an_unreadable_image_is_tried_again(encoder, root):
     path.write_bytes(bytes(len(good)))
     assert score(encoder, root)["unreadable"] == 1
     path.write_bytes(good)
+    assert score(encoder, root)["unreadable"] == 0
+
+
+@pytest.fixture
+def kept(encoder, root):
+    """The folder of kept features of a dataset, one of whose images can be read since."""
+    path = root / "sets/trip/test/cat/0.png"
+    good = path.read_bytes()
+    path.write_bytes(bytes(len(good)))
+    score(encoder, root)
+    path.write_bytes(good)
+    [manifest] = (root / "scores/features").glob("*/*/manifest.json")
+    return manifest.parent
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_features_that_another_process_writes_are_not_removed(encoder, root, kept, is_damaged):
+    if is_damaged:
+        (kept / "manifest.json").write_bytes(b"")
+    before = contents(kept)
+    with write_lock(kept, shared=False):
+        with pytest.raises(DataError, match="another process is writing there"):
+            score(encoder, root)
+        assert contents(kept) == before
+    assert score(encoder, root)["unreadable"] == 0
+    assert not (kept / ".partial").exists()
+
+
+def test_a_full_disk_does_not_remove_features(encoder, root, kept, monkeypatch):
+    before = contents(kept)
+
+    def fail(store, name, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "write", fail)
+        with pytest.raises(DataError, match="No space left on device"):
+            score(encoder, root)
+    assert contents(kept) == before
     assert score(encoder, root)["unreadable"] == 0
 
 
@@ -218,9 +265,9 @@ def test_a_metric_of_ones_own(encoder, root):
     ]
     cats, dogs = 1 - right.count("cat") / 3, 1 - right.count("dog") / 2
     assert by_class["value"] == pytest.approx((cats + dogs) / 2)
-    with pytest.raises(zero_shot.DataError, match="have one label each, so map_11_point is no"):
+    with pytest.raises(DataError, match="have one label each, so map_11_point is no"):
         score(encoder, root, metric="map_11_point")
-    with pytest.raises(zero_shot.DataError, match="did you mean 'accuracy'"):
+    with pytest.raises(DataError, match="did you mean 'accuracy'"):
         score(encoder, root, metric="acuracy")
 
 
