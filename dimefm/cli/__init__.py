@@ -40,6 +40,7 @@ COMMANDS = {  # name -> module
 
 KEPT = "interrupted; finished parts are kept, the same command goes on from there"
 UNCHANGED = "interrupted; nothing was changed, the same command starts again"
+NOT_KEPT = "interrupted; nothing is kept, the same command starts again"
 AFTER_INTERRUPT = {
     "extract-features": KEPT,
     "pack": KEPT,
@@ -49,6 +50,7 @@ AFTER_INTERRUPT = {
     "cache verify": UNCHANGED,
     "cache diff": UNCHANGED,
     "cache quarantine": UNCHANGED,
+    "cache neighbours": NOT_KEPT,
     "quickstart": KEPT,
     "run": KEPT,
     "train": "interrupted; the same command goes on, with --resume where --out has a checkpoint",
@@ -122,8 +124,7 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, DimefmError):
         return str(error)
     is_no_thread = isinstance(error, RuntimeError) and NO_THREAD in str(error)
-    is_no_memory = lacks_memory(error) or type(error).__name__ == "OutOfMemoryError"
-    if is_no_memory and not is_no_thread and not isinstance(error, OSError):
+    if lacks_memory(error) and not is_no_thread and not isinstance(error, OSError):
         lines = str(error).splitlines()
         reason = f": {lines[0]}" if lines else ""
         return f"out of memory{reason}. Fix: lower --batch-size, or free memory of other programs"

@@ -21,8 +21,8 @@ from dimefm.data.folders import CLASS_FILE, TEMPLATE_FILES
 from dimefm.errors import DataError, did_you_mean
 from dimefm.evaluate.datasets import class_folders
 from dimefm.evaluate.datasets.text_files import text_lines
-from dimefm.evaluate.guards import shown
 from dimefm.evaluate.metrics import METRICS
+from dimefm.runtime.printable import shown
 from dimefm.runtime.text import file_key
 from dimefm.storage.small_files import Unreadable, read_toml
 

@@ -10,13 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dimefm.errors import DataError, DimefmError
-from dimefm.runtime.printable import printable
+from dimefm.runtime.printable import shown
+from dimefm.storage.reading import lacks_memory
 
 LONGEST_REASON = 200
 """Characters of another library's message."""
-
-LONGEST_SHOWN = 60
-"""Characters of a value in a message."""
 
 
 @contextlib.contextmanager
@@ -36,7 +34,7 @@ def dataset_guard(folder: Path) -> Iterator[None]:
 def _line(folder: Path, error: Exception) -> str:
     """Return the line for an error that some library raised."""
     reason = reason_of(error)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if lacks_memory(error):
         return (
             f"{folder}: out of memory ({reason}). Fix: lower --batch-size, or free memory of other"
             " programs"
@@ -55,18 +53,3 @@ def reason_of(error: Exception) -> str:
     name = type(error).__name__
     message = shown(error, LONGEST_REASON)
     return f"{name}: {message}" if message else name
-
-
-def shown(value: object, longest: int = LONGEST_SHOWN) -> str:
-    """Return a value as a message shows it: one line of printable characters, cut at a length."""
-    try:
-        text = str(value)
-    except ValueError:  # a whole number with more digits than Python writes
-        text = "of thousands of digits"
-    words = one_line(" ".join(text[: 2 * longest].split()))
-    return words if len(words) <= longest else f"{words[:longest]} ..."
-
-
-def one_line(text: str) -> str:
-    """Return text as a cell of a table shows it: in one line, without control characters."""
-    return printable(text.replace("\n", "\\n").replace("\t", "\\t"))

@@ -18,8 +18,8 @@ import numpy as np
 
 from dimefm.data import Rows
 from dimefm.evaluate.benchmark import Benchmark
-from dimefm.evaluate.guards import one_line
 from dimefm.evaluate.metrics import average_precisions
+from dimefm.runtime.printable import one_line
 from dimefm.storage.files import write_text
 
 PER_CLASS = "per_class.csv"

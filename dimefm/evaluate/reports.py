@@ -5,8 +5,8 @@ from __future__ import annotations
 import html
 import textwrap
 
-from dimefm.evaluate.guards import one_line
 from dimefm.runs.scores import Result, ZeroShotScores
+from dimefm.runtime.printable import one_line
 from dimefm.runtime.tables import aligned, markdown_table
 
 COLUMNS = ("dataset", "metric", "score", "chance", "images", "classes", "note")

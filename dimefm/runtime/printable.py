@@ -11,6 +11,7 @@ import re
 from typing import TextIO
 
 LONGEST_MESSAGE = 500  # characters
+LONGEST_SHOWN = 60  # characters of a value in a message
 FIX = ". Fix: "  # what follows tells the user what to do
 CONTROLS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff]"
@@ -55,9 +56,24 @@ def printable(text: str) -> str:
     return CONTROLS.sub(_code, masked(text))
 
 
+def one_line(text: str) -> str:
+    """Return a text as a cell of a table shows it: in one line, without control characters."""
+    return printable(text.replace("\n", "\\n").replace("\t", "\\t"))
+
+
+def shown(value: object, longest: int = LONGEST_SHOWN) -> str:
+    """Return a value as a message shows it: one line of printable characters, cut at a length."""
+    try:
+        text = str(value)
+    except ValueError:  # a whole number with more digits than Python writes
+        text = "of thousands of digits"
+    words = one_line(" ".join(text[: 2 * longest].split()))
+    return words if len(words) <= longest else f"{words[:longest]} ..."
+
+
 def message(text: str) -> str:
     """Return one printable line of at most 500 characters; its remedy stays when it is cut."""
-    line = printable(text.replace("\n", "\\n").replace("\t", "\\t"))
+    line = one_line(text)
     if len(line) <= LONGEST_MESSAGE:
         return line
     body, fix, remedy = line.rpartition(FIX)

@@ -60,7 +60,9 @@ def is_row_fault(error: BaseException) -> bool:
 
 def lacks_memory(error: BaseException) -> bool:
     """Tell whether an error means a lack of memory or threads; libraries have many words for it."""
-    return isinstance(error, MemoryError) or NO_MEMORY.search(str(error)) is not None
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
+        return True
+    return NO_MEMORY.search(str(error)) is not None
 
 
 def patiently(read: Callable[[], T], where: str | Path) -> T:

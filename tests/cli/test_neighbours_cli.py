@@ -51,6 +51,20 @@ def test_neighbours_are_written_and_described(cache, tmp_path):
     ).endswith(output[-200:])
 
 
+def test_the_keys_of_a_report_are_one_line_each(tmp_path):
+    rows = np.random.default_rng(0).standard_normal((6, 8)).astype(np.float32)
+    keys = ["a\x1b[2J", "x" * 200, "\u65e5\u672c", "b", "c", "d"]
+    (tmp_path / "keys.txt").write_text("".join(f"{key}\n" for key in keys), encoding="utf-8")
+    np.save(tmp_path / "rows.npy", rows)
+    source = (tmp_path / "rows.npy", "--keys", tmp_path / "keys.txt", "--kind", "text")
+    dimefm("cache", "adopt", *source, "--normalize", "--out", tmp_path / "cache")
+    out = ("--out", tmp_path / "nn", "--k", 2, "--report")
+    output = dimefm("cache", "neighbours", tmp_path / "cache", *out)
+    listed = output.split("nearest neighbours\n")[1]
+    assert "'a\\u001b[2J'" in listed and "'\u65e5\u672c'" in listed and "\x1b" not in listed
+    assert f"'{'x' * 60} ...'" in listed
+
+
 def test_wrong_use_is_one_line(cache, tmp_path):
     out = ("--out", tmp_path / "nn")
     output = dimefm(

@@ -15,6 +15,7 @@ from dimefm.errors import BadRow, DataError
 from dimefm.evaluate import zero_shot
 from dimefm.evaluate.datasets import vision_datasets
 from dimefm.evaluate.datasets.layouts import find
+from dimefm.evaluate.guards import dataset_guard
 from dimefm.models.loading import load_encoder
 from tests.evaluate.datasets import image, parquet, tar, write
 
@@ -299,6 +300,24 @@ def test_a_failing_disk_is_no_damaged_member(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="Input/output error") as caught:
         rows[0]
     assert not isinstance(caught.value, BadRow)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (MemoryError(), "out of memory (MemoryError). Fix: lower --batch-size"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
+            "out of memory (RuntimeError: DefaultCPUAllocator: can't allocate memory",
+        ),
+        (ValueError("odd"), "cannot be scored (ValueError: odd). Fix: fetch the dataset again"),
+    ],
+    ids=["memory", "allocator", "data"],
+)
+def test_a_lack_of_memory_is_no_fault_of_a_dataset(tmp_path, error, line):
+    with pytest.raises(DataError) as raised, dataset_guard(tmp_path):
+        raise error
+    assert str(raised.value).startswith(f"{tmp_path}: {line}")
 
 
 def test_labels_of_many_categories_are_looked_up_once(tmp_path):

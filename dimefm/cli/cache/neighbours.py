@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 
 import click
@@ -11,9 +10,9 @@ from dimefm.cli._options import CONTEXT
 from dimefm.cli._output import result
 from dimefm.cli._recipe_options import scratch_option
 from dimefm.cli.cache import lasting
+from dimefm.runtime.printable import shown
 
 PAIRS = 5  # of nearest neighbours that --report prints
-LONGEST_KEY = 60  # characters of a printed key
 
 
 @click.command(
@@ -68,8 +67,7 @@ LONGEST_KEY = 60  # characters of a printed key
     help="Also print how many rows have a near-duplicate, and the nearest neighbours by key.",
 )
 @scratch_option
-@click.pass_context
-def command(context, root, out, report, scratch, **rule):
+def command(root, out, report, scratch, **rule):
     """Find the nearest other rows of each row of the cache at ROOT.
 
     Their numbers and cosines are written to DIR, as ids.npy and cosines.npy, and the keys of all
@@ -92,22 +90,12 @@ def command(context, root, out, report, scratch, **rule):
         checked_rule = Rule(**rule)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    try:
-        made = build(FeatureCache(root, scratch), out, checked_rule, scratch, quiet=False)
-    except KeyboardInterrupt:
-        click.echo("\ninterrupted; nothing is kept, the same command starts again", err=True)
-        context.exit(130)
+    made = build(FeatureCache(root, scratch), out, checked_rule, scratch, quiet=False)
     result(out)
     result(textwrap.indent(made.describe(), "  "))
     if report:
         result(textwrap.indent(made.report(), "  "))
         result("  nearest neighbours")
         for key, neighbour_key, cosine in made.nearest_pairs(PAIRS):
-            result(f"    {cosine:.4f}  {shown(key)}  {shown(neighbour_key)}")
+            result(f"    {cosine:.4f}  '{shown(key)}'  '{shown(neighbour_key)}'")
     return {"out": out, **made.record}
-
-
-def shown(key: str) -> str:
-    """Return a key for the terminal: quoted, without control characters, not too long."""
-    text = json.dumps(key)
-    return text if len(text) <= LONGEST_KEY else text[: LONGEST_KEY - 3] + "..."

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from dimefm.errors import DataError
-from dimefm.evaluate.guards import shown
+from dimefm.runtime.printable import shown
 from dimefm.runtime.text import first_few
 
 SHOWN = 5

@@ -18,7 +18,7 @@ from dimefm.data.subshards import Part
 from dimefm.errors import BadRow, DataError
 from dimefm.evaluate.benchmark import CLASS_FILE, Benchmark
 from dimefm.evaluate.datasets import class_names
-from dimefm.evaluate.guards import shown
+from dimefm.runtime.printable import shown
 
 BY_NUMBER = "labels taken by number in the card's order"
 

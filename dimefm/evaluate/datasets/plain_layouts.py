@@ -23,7 +23,7 @@ from dimefm.data.subshards import Part
 from dimefm.errors import BadRow, DataError
 from dimefm.evaluate.benchmark import Benchmark
 from dimefm.evaluate.datasets import class_names, labels
-from dimefm.evaluate.guards import shown
+from dimefm.runtime.printable import shown
 from dimefm.storage.npy import array_of
 
 Split = tuple[Rows, np.ndarray, str]

@@ -29,7 +29,8 @@ from dimefm.errors import BadRow, DataError
 from dimefm.evaluate.benchmark import Benchmark
 from dimefm.evaluate.datasets import class_names, labels
 from dimefm.evaluate.datasets.text_files import LONGEST_LINE, text_lines
-from dimefm.evaluate.guards import reason_of, shown
+from dimefm.evaluate.guards import reason_of
+from dimefm.runtime.printable import shown
 from dimefm.storage.reading import is_row_fault, patiently, read_file
 from dimefm.storage.small_files import read_json
 
