@@ -47,7 +47,8 @@ def evaluate(
     nothing is kept. ``result.metrics`` maps names to values in 0..1, and ``result.value`` is the
     main one.
 
-    Raises ModelError when the model cannot be loaded, and DataError when a dataset cannot be read.
+    Raises ModelError when the model cannot be loaded, DataError when a dataset cannot be read or
+    ``out`` cannot be written, and CacheError when another process writes to the kept features.
 
     Example::
 

@@ -90,7 +90,7 @@ def roc_auc(scores: np.ndarray, labels: np.ndarray) -> float:
         present = len(np.unique(labels))
         raise DataError(
             f"roc_auc: expected two classes with rows in both, found {n_classes} classes, of which"
-            f" {present} have rows; score this set with accuracy"
+            f" {present} have rows. Fix: score this set with accuracy"
         )
     ranks = _mean_ranks(scores[:, 1])
     rank_sum = ranks[labels == 1].sum()

@@ -149,7 +149,8 @@ def retrieval(
         raise DataError(
             f"{texts.store}: no text has the key of an image ({_first_key(texts)} against"
             f" {_first_key(images)} in {images.store}){_in_split(split)}; expected equal keys, or"
-            " KEY#NUMBER for several texts of an image"
+            " KEY#NUMBER for several texts of an image. Fix: extract both from one source of pairs,"
+            " or give the texts the keys of their images"
         )
     paired_texts = all_texts.select(with_image)
     paired_text_groups = text_groups[with_image]

@@ -22,7 +22,7 @@ from dimefm.evaluate.benchmark import ELEVATER_SETS, suite
 from dimefm.evaluate.classifier import probabilities
 from dimefm.evaluate.datasets.layouts import Dataset, find
 from dimefm.evaluate.features import for_benchmark, image_features, prompt_weights
-from dimefm.evaluate.guards import dataset_guard, shown
+from dimefm.evaluate.guards import dataset_guard
 from dimefm.evaluate.metrics import METRICS
 from dimefm.evaluate.predictions import PredictionFiles, Predictions
 from dimefm.evaluate.reports import markdown
@@ -41,6 +41,7 @@ from dimefm.runs.scores import (
     write_scores,
 )
 from dimefm.runtime import console
+from dimefm.runtime.printable import shown
 from dimefm.runtime.text import first_few
 from dimefm.storage.locks import Claim, claim
 from dimefm.storage.out_folder import refuse_foreign
@@ -176,7 +177,8 @@ def _raise(name: str, error: Exception) -> None:
 
 def _none_found(root: str | Path) -> DataError:
     return DataError(
-        f"{root}: none of the datasets asked for is here; expected one folder per dataset"
+        f"{root}: none of the datasets asked for is here; expected one folder per dataset. Fix:"
+        " give the folder that holds them, or name the folders to score with --datasets"
     )
 
 

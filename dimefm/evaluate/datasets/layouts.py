@@ -276,7 +276,8 @@ def _detect(folder: Path) -> str:
                 return name
     tried = "; ".join(f"{name}: {layout.tries.format('test')}" for name, layout in LAYOUTS.items())
     raise DataError(
-        f"{folder}: no dataset in a known layout; looked for {tried}; found {_listing(folder)}"
+        f"{folder}: no dataset in a known layout; looked for {tried}; found {_listing(folder)}."
+        " Fix: give its files one of these names"
     )
 
 
