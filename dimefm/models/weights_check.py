@@ -15,6 +15,7 @@ from dimefm.errors import ModelError
 
 BYTES_OF_A_WEIGHT = 32  # at most: a weight in fp32 or fp64, and what an optimizer keeps of it
 OTHER_BYTES = 256 << 20  # of a file that holds more than weights
+END, POINTER, LARGE_END = 22, 20, 56  # bytes of the records at the end of a zip file
 
 
 def weights_of(folder: Path) -> Path:
@@ -39,7 +40,10 @@ def check_length(path: Path, parameters: int) -> None:
 
 
 def check_unpacked(path: Path, parameters: int) -> None:
-    """Raise ModelError when a file unpacks to far more than so many weights."""
+    """Raise ModelError when a file unpacks to far more than so many weights.
+
+    It is raised, too, for a zip file that does not say for certain what it holds.
+    """
     most = max(_size(path), BYTES_OF_A_WEIGHT * parameters + OTHER_BYTES)
     unpacked = _unpacked_size(path)
     if unpacked > most:
@@ -61,11 +65,53 @@ def _size(path: Path) -> int:
 
 
 def _unpacked_size(path: Path) -> int:
-    """Return the size of what a zip file holds, 0 for any other file."""
-    if path.suffix == ".safetensors" or not zipfile.is_zipfile(path):
+    """Return the size of what a zip file holds, 0 for any other file.
+
+    torch has a zip reader of its own, which takes files that Python's reader does not, and finds
+    the table of contents in another way. So the size counts only where both read the same table.
+    """
+    if path.suffix == ".safetensors" or not _is_zip(path):
         return 0
     try:
         with zipfile.ZipFile(path) as archive:
+            if archive.start_dir != _table_start(path):
+                raise ValueError("it is not where the end of the file says")
             return sum(member.file_size for member in archive.infolist())
-    except (zipfile.BadZipFile, ValueError, NotImplementedError):
-        return 0  # the loader says what is wrong with it
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
+        raise ModelError(
+            f"{path}: cannot be loaded: its table of contents cannot be read ({error}), expected a"
+            " zip file as torch.save writes it. Fix: fetch the file again, or save its state_dict"
+            " as .safetensors"
+        ) from error
+
+
+def _is_zip(path: Path) -> bool:
+    """Tell whether torch and numpy take a file for a zip file, by its first bytes."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4) in (b"PK\x03\x04", b"PK\x05\x06")
+    except OSError:  # the loader says what is wrong with it
+        return False
+
+
+def _table_start(path: Path) -> int | None:
+    """Return at which byte a zip file says that its table of contents begins.
+
+    None when the file does not end in the record that says so, or the record is ambiguous: a file
+    of more than 4 GiB has a larger record before the last one, and a pointer to it.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(0, size - END - POINTER - LARGE_END))
+        tail = file.read()
+    end = tail[-END:]
+    if not (end.startswith(b"PK\x05\x06") and end.endswith(b"\0\0")):  # \0\0: no comment
+        return None
+    pointer = tail[-END - POINTER : -END]
+    if not pointer.startswith(b"PK\x06\x07"):
+        return int.from_bytes(end[16:20], "little")
+    large_end = tail[: -END - POINTER]
+    place = int.from_bytes(pointer[8:16], "little")
+    if place != size - len(tail) or not large_end.startswith(b"PK\x06\x06"):
+        return None
+    return int.from_bytes(large_end[48:56], "little")

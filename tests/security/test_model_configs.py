@@ -11,11 +11,13 @@ import json
 import os
 import resource
 import socket
+import struct
 import subprocess
 import time
 import zipfile
 
 import pytest
+import torch
 from huggingface_hub import constants
 from safetensors.torch import save
 
@@ -313,6 +315,104 @@ def test_weights_that_unpack_to_far_more_are_refused(planted, monkeypatch, name)
         load_encoder(f"{ARCH}/{folder / name}", "cpu")
     with pytest.raises(ModelError, match="bytes, but its config describes a model of"):
         load_encoder(str(folder / name), "cpu")
+
+
+def packed_weights(path):
+    """Write weights of ARCH as a zip file with deflated members, which torch reads; return it."""
+    model = open_clip.create(ARCH)
+    torch.save(model.state_dict(), path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path.read_bytes()
+
+
+def with_values(table, place, form, value):
+    """Return a zip file's table with a value at a place of each of its entries."""
+    table = bytearray(table)
+    entry = table.find(b"PK\x01\x02")
+    while entry >= 0:
+        struct.pack_into(form, table, entry + place, value)
+        entry = table.find(b"PK\x01\x02", entry + 46)
+    return bytes(table)
+
+
+def of_a_later_version(data):
+    """Return a zip file that Python's reader refuses, since its entries ask for version 9.9."""
+    start = int.from_bytes(data[-6:-2], "little")
+    return data[:start] + with_values(data[start:-22], 6, "<H", 99) + data[-22:]
+
+
+def with_a_broken_name(data):
+    """Return a zip file in whose table names are said to be UTF-8 and are not."""
+    start = int.from_bytes(data[-6:-2], "little")
+    table = with_values(data[start:-22], 8, "<H", 0x800)
+    return data[:start] + with_values(table, 46, "B", 0xFF) + data[-22:]
+
+
+def with_a_second_table(data):
+    """Return a zip file with small sizes in a second table: Python reads it, torch the first."""
+    start = int.from_bytes(data[-6:-2], "little")
+    table = data[start:-22]
+    return data[:start] + table + with_values(table, 24, "<I", 1) + data[-22:]
+
+
+def large_end(data, place, table_size, table_start):
+    """Return the records at the end of a zip file of more than 4 GiB; ``place`` is the first's."""
+    (count,) = struct.unpack("<H", data[-12:-10])
+    sizes = (0, 0, count, count, table_size, table_start)
+    record = struct.pack("<4sQHHLLQQQQ", b"PK\x06\x06", 44, 45, 45, *sizes)
+    pointer = struct.pack("<4sLQL", b"PK\x06\x07", 0, place, 1)
+    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, 2**32 - 1, 2**32 - 1, 0)
+    return record + pointer + end
+
+
+def as_a_large_file(data):
+    """Return a zip file with the end of a file of more than 4 GiB."""
+    start = int.from_bytes(data[-6:-2], "little")
+    return data[:-22] + large_end(data, len(data) - 22, len(data) - 22 - start, start)
+
+
+def with_a_second_end(data):
+    """Return a large zip file with two records of its table: Python reads the second one."""
+    start = int.from_bytes(data[-6:-2], "little")
+    small_sizes = with_values(data[start:-22], 24, "<I", 1)
+    first = as_a_large_file(data)[:-42]
+    records = large_end(data, len(data) - 22, len(small_sizes), len(first))
+    return first + small_sizes + records
+
+
+HIDDEN = {
+    "a later version": (of_a_later_version, "zip file version 9.9"),
+    "a broken name": (with_a_broken_name, "can't decode byte 0xff"),
+    "a second table": (with_a_second_table, "not where the end of the file says"),
+    "a second end": (with_a_second_end, "not where the end of the file says"),
+}
+"""Zip files that torch reads and whose sizes Python's reader does not tell."""
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_weights_whose_size_cannot_be_told_are_refused(planted, name):
+    folder, _ = planted
+    write_config(folder, open_clip.config_of(ARCH))
+    path = folder / "weights.pt"
+    change, reason = HIDDEN[name]
+    path.write_bytes(change(packed_weights(path)))
+    assert torch.load(path, weights_only=True)  # torch's own reader takes it
+    for spec in (str(path), f"{ARCH}/{path}"):
+        with pytest.raises(ModelError, match=f"table of contents cannot be read.*{reason}.*Fix: "):
+            load_encoder(spec, "cpu")
+
+
+@pytest.mark.parametrize("change", [bytes, as_a_large_file])
+def test_packed_weights_whose_size_is_known_are_loaded(planted, change):
+    folder, _ = planted
+    write_config(folder, open_clip.config_of(ARCH))
+    path = folder / "weights.pt"
+    path.write_bytes(change(packed_weights(path)))
+    assert load_encoder(str(path), "cpu").card.dim == open_clip.config_of(ARCH)["embed_dim"]
 
 
 def test_a_run_whose_teacher_is_the_run_itself_is_refused(planted):
