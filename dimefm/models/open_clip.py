@@ -34,7 +34,7 @@ from dimefm.models import config_check, long_words, weights_file
 from dimefm.models.folder_tokenizer import check_vocabulary, has_vocabulary, safe_copy
 from dimefm.models.spec_paths import LOCAL_DIR
 from dimefm.models.trimmed_text import places_first
-from dimefm.models.weights_check import check_length, check_unpacked, weights_of
+from dimefm.models.weights_check import check_length, check_unpacked, count, weights_of
 from dimefm.runtime.text import shortened
 
 CONFIG = "open_clip_config.json"
@@ -117,7 +117,7 @@ def create(arch: str, weights: str | Path | None = None, *, quick_gelu: bool = F
                 pretrained_text=False,
             )
             if isinstance(weights, Path):
-                check_unpacked(weights, _count(model))
+                check_unpacked(weights, count(model))
                 weights_file.load(model, weights)
             return places_first(model.eval())
     except ModelError:
@@ -126,10 +126,6 @@ def create(arch: str, weights: str | Path | None = None, *, quick_gelu: bool = F
         raise ModelError(
             f"{arch}{f'/{weights}' if weights else ''}: cannot be loaded: {reason_of(error)}"
         ) from error
-
-
-def _count(model: nn.Module) -> int:
-    return sum(weights.numel() for weights in model.parameters())
 
 
 def reason_of(error: Exception) -> str:

@@ -7,9 +7,11 @@ code. What is left to check is the size: a packed file may unpack to far more th
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from open_clip.factory import _find_checkpoint_in_dir
+from torch import Tensor, nn
 
 from dimefm.errors import ModelError
 
@@ -44,8 +46,25 @@ def check_unpacked(path: Path, parameters: int) -> None:
 
     It is raised, too, for a zip file that does not say for certain what it holds.
     """
+    _check_bytes(path, _unpacked_size(path), parameters)
+
+
+def check_tensors(path: Path, tensors: Iterable[Tensor], parameters: int) -> None:
+    """Raise ModelError when tensors have far more numbers than so many weights.
+
+    A file of any size can have such tensors: torch's format may use a number many times.
+    """
+    numbers = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    _check_bytes(path, numbers, parameters)
+
+
+def count(model: nn.Module) -> int:
+    """Return the number of weights of a model."""
+    return sum(weights.numel() for weights in model.parameters())
+
+
+def _check_bytes(path: Path, unpacked: int, parameters: int) -> None:
     most = max(_size(path), BYTES_OF_A_WEIGHT * parameters + OTHER_BYTES)
-    unpacked = _unpacked_size(path)
     if unpacked > most:
         raise ModelError(
             f"{path}: cannot be loaded: it unpacks to {unpacked:,} bytes, expected at most"

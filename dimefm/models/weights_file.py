@@ -34,6 +34,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dimefm.errors import ModelError
+from dimefm.models.weights_check import check_tensors, count
 from dimefm.runtime import console
 
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
@@ -50,13 +51,15 @@ NO_TEXT_POSITIONS = "text.transformer.embeddings.position_ids"  # of older trans
 def load(model: nn.Module, path: Path) -> None:
     """Load a weights file into a model of open_clip; every weight must be there.
 
-    Raises ModelError for a file that is no state dict, and whatever torch raises for weights that
-    are damaged or do not fit.
+    Raises ModelError for a file that is no state dict or has far too many numbers, and whatever
+    torch raises for weights that are damaged or do not fit.
     """
     if path.suffix in NUMPY:
         open_clip.load_checkpoint(model, str(path))
         return
-    tensors = without_prefixes(state_dict_of(path), model.state_dict())
+    tensors = state_dict_of(path)
+    check_tensors(path, tensors.values(), count(model))
+    tensors = without_prefixes(tensors, model.state_dict())
     lengths = _position_counts(tensors)
     tensors = _as_open_clip(tensors, model)
     for name, length in _position_counts(tensors).items():

@@ -317,6 +317,19 @@ def test_weights_that_unpack_to_far_more_are_refused(planted, monkeypatch, name)
         load_encoder(str(folder / name), "cpu")
 
 
+@pytest.mark.parametrize("places, width", [(101, 10**9), (10**9 + 1, 64)])
+def test_weights_of_one_number_used_many_times_are_refused(planted, places, width):
+    folder, _ = planted
+    tensors = open_clip.create(ARCH).state_dict()
+    tensors["visual.positional_embedding"] = torch.zeros(1).expand(places, width)
+    write_config(folder, open_clip.config_of(ARCH))
+    path = folder / "weights.pt"
+    torch.save(tensors, path)
+    for spec in (str(path), f"{ARCH}/{path}"):
+        with pytest.raises(ModelError, match=r"it unpacks to \d+,.* bytes, expected at most"):
+            load_encoder(spec, "cpu")
+
+
 def packed_weights(path):
     """Write weights of ARCH as a zip file with deflated members, which torch reads; return it."""
     model = open_clip.create(ARCH)
