@@ -22,6 +22,7 @@ from dimefm.models.encoder_spec import EncoderSpec
 from dimefm.models.inference.precision import PRECISIONS
 from dimefm.models.offline import offline, require_downloaded
 from dimefm.models.towers import ImageTower, TextTower
+from dimefm.models.weights_check import check_length
 from dimefm.runs import folder as runs
 from dimefm.runs.record import RunRecord
 from dimefm.runtime.devices import pick_device
@@ -297,8 +298,10 @@ def _load_image_tower(
     where = str(folder / runs.FILE)
     config = config_check.model_config(record.model_cfg, where, config_check.IMAGE_KEYS)
     preprocess = config_check.preprocessing(record.preprocess_cfg, where, whole=True)
+    weights = folder / runs.IMAGE_TOWER
+    check_length(weights, config_check.parameters(config))
     tower = ImageTower(open_clip.image_tower(config))
-    runs.load_weights(tower, folder / runs.IMAGE_TOWER)
+    runs.load_weights(tower, weights)
     text = _text_side(folder, record, text_model, compute, loading)
     teacher = _teacher_card(folder, record)
     card = dataclasses.replace(
@@ -331,9 +334,11 @@ def _load_text_tower(
     """
     where = str(folder / runs.FILE)
     config = config_check.model_config(record.model_cfg, where, config_check.TEXT_KEYS)
+    weights = folder / runs.TEXT_TOWER
+    check_length(weights, config_check.parameters(config))
     tower = TextTower(open_clip.text_tower(config))
     teacher = _teacher_card(folder, record)
-    runs.load_weights(tower, folder / runs.TEXT_TOWER)
+    runs.load_weights(tower, weights)
     tokenizer = open_clip.tokenizer_for(config)
     card = dataclasses.replace(
         teacher,

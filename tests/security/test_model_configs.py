@@ -304,6 +304,18 @@ def test_a_model_that_its_weights_cannot_hold_is_refused_before_it_is_allocated(
         load_encoder(str(folder), "cpu")
 
 
+@pytest.mark.parametrize("kind, count", [("image-tower", "87,"), ("text-tower", "63,")])
+def test_a_tower_that_its_weights_cannot_hold_is_refused_before_it_is_built(
+    planted, monkeypatch, kind, count
+):
+    folder, _ = planted
+    write_run(folder, kind, open_clip.config_of("ViT-B-32"))
+    monkeypatch.setattr(open_clip, "image_tower", None)
+    monkeypatch.setattr(open_clip, "text_tower", None)
+    with pytest.raises(ModelError, match=f"bytes, but its config describes a model of {count}"):
+        load_encoder(str(folder), "cpu")
+
+
 @pytest.mark.parametrize("name", ["weights.pt", "weights.npz"])
 def test_weights_that_unpack_to_far_more_are_refused(planted, monkeypatch, name):
     folder, _ = planted
