@@ -55,7 +55,7 @@ def read_model_file(path: Path) -> tuple[dict, dict]:
     if missing:
         raise ModelError(
             f"{path}: 'model_cfg' has no {' and no '.join(missing)}; expected embed_dim, vision_cfg"
-            " and text_cfg"
+            " and text_cfg. Fix: restore the file"
         )
     _validate(ModelFile, content, f"{path}")
     preprocess = preprocessing(content.get("preprocess_cfg", {}), f"{path}")
@@ -82,9 +82,9 @@ def model_config(
 ) -> dict:
     """Return a copy of a model config that came with data; ``where`` names the file it came from.
 
-    Of ``keys``, only these are looked at and returned, and there must be a dimension and a tower.
-    Raises ModelError, naming the key, for
-    anything that is not allowed, and for a model of more than ``most`` parameters.
+    Where ``keys`` are given, only these are looked at and returned, and all must be there. Raises
+    ModelError, naming the key, for anything that is not allowed, and for a model of more than
+    ``most`` parameters.
     """
     if keys and isinstance(config, Mapping):
         config = {name: config[name] for name in keys if name in config}

@@ -22,17 +22,15 @@ from huggingface_hub.errors import EntryNotFoundError
 
 from dimefm.errors import ModelError
 from dimefm.models import config_check
-from dimefm.models.offline import is_downloaded, offline
+from dimefm.models.offline import CLIP_CACHE, WEIGHTS, is_downloaded, offline
 from dimefm.runtime import console
 from dimefm.runtime.text import shortened
 from dimefm.runtime.torchrun import rank_of
 
 CONFIG = "open_clip_config.json"
-WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 SMALL_FILES = ("*.json", "*.txt", "*.model")  # config and tokenizer
 REPOSITORY = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
 CONNECT_SECONDS = 10
-CLIP_CACHE = "~/.cache/clip"  # where open_clip puts what is not on the hub
 
 
 def fetch_tag(architecture: str, tag: str) -> None:

@@ -90,7 +90,9 @@ def load_encoder(
     trained against, or the preprocessing is not known.
     """
     if precision not in PRECISIONS:
-        raise ModelError(f"--precision {precision}: expected one of {', '.join(PRECISIONS)}")
+        raise ModelError(
+            f"--precision {precision}: expected one of {', '.join(PRECISIONS)}. Fix: choose one"
+        )
     compute = Compute(pick_device(device), precision)
     return _load(spec, compute, text_model, preprocess, recorded, may_download)
 

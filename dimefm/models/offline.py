@@ -16,6 +16,9 @@ from huggingface_hub import constants, try_to_load_from_cache
 
 from dimefm.errors import ModelError
 
+WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+CLIP_CACHE = "~/.cache/clip"  # where open_clip puts what is not on the hub
+
 
 @contextlib.contextmanager
 def offline() -> Iterator[None]:
@@ -44,9 +47,9 @@ def is_downloaded(config: dict) -> bool:
     """Tell whether the weights of open_clip's entry for a tag are on this machine."""
     if config.get("hf_hub"):
         repository, _, file = config["hf_hub"].rpartition("/")
-        names = [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+        names = [file] if file else list(WEIGHTS)
         names += [f"{Path(name).stem}.safetensors" for name in names]
         return any(isinstance(try_to_load_from_cache(repository, name), str) for name in names)
-    folder = os.path.expanduser("~/.cache/clip")
+    folder = os.path.expanduser(CLIP_CACHE)
     file = os.path.basename(config.get("url", ""))
     return bool(file) and os.path.isfile(os.path.join(folder, file))

@@ -1,7 +1,7 @@
 """The file that knows open_clip: architectures, weights, preprocessing and tokenizers.
 
-Two more stand next to it: ``text_tower`` knows how its text towers compute, ``words`` how its own
-tokenizer splits.
+Two more stand next to it: ``trimmed_text`` knows how its text towers compute, ``fast_tokenizer``
+how its own tokenizer splits.
 
 Written against open_clip_torch 3.x. Nothing is downloaded unless a pretrained tag is named.
 """
@@ -329,19 +329,20 @@ def transform_of(preprocess: dict) -> Callable:
 
 def preprocess_of(model: nn.Module) -> dict:
     """Return the preprocessing of a model as plain JSON values."""
-    fields = dataclasses.asdict(PreprocessCfg(**model.visual.preprocess_cfg))
-    return {
-        key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()
-    }
+    return plain(dataclasses.asdict(PreprocessCfg(**model.visual.preprocess_cfg)))
 
 
 def default_preprocess(size: int) -> dict:
     """Return open_clip's default preprocessing (CLIP mean and std, bicubic, shortest side) at
     ``size`` pixels.
     """
-    fields = dataclasses.asdict(PreprocessCfg(size=size))
+    return plain(dataclasses.asdict(PreprocessCfg(size=size)))
+
+
+def plain(preprocess: dict) -> dict:
+    """Return a preprocessing as JSON values: its tuples are lists."""
     return {
-        key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()
+        key: list(value) if isinstance(value, tuple) else value for key, value in preprocess.items()
     }
 
 

@@ -66,13 +66,7 @@ def preparation_of(architecture: str, file: Path, chosen: str | None) -> Prepara
 
 def preprocess_of_tag(architecture: str, tag: str) -> dict:
     """Return the preprocessing of a tag, open_clip's default for an unknown one; without size."""
-    merged = merge_preprocess_dict(
-        PreprocessCfg(), upstream.get_pretrained_cfg(architecture, tag) or {}
-    )
-    del merged["size"]
-    return {
-        key: list(value) if isinstance(value, tuple) else value for key, value in merged.items()
-    }
+    return _completed(upstream.get_pretrained_cfg(architecture, tag) or {})
 
 
 def describe(preprocess: dict) -> str:
@@ -171,9 +165,11 @@ def _preprocess_of_file(path: Path) -> dict:
             f"--preprocess {path}: states no 'mean' and 'std'. Fix: name an open_clip_config.json"
             " with a preprocess_cfg, or its preprocess_cfg alone"
         )
-    checked = config_check.preprocessing(stated, f"--preprocess {path}")
-    merged = merge_preprocess_dict(PreprocessCfg(), checked)
+    return _completed(config_check.preprocessing(stated, f"--preprocess {path}"))
+
+
+def _completed(stated: dict) -> dict:
+    """Return a preprocessing with open_clip's defaults for what is not stated, without its size."""
+    merged = merge_preprocess_dict(PreprocessCfg(), stated)
     del merged["size"]
-    return {
-        key: list(value) if isinstance(value, tuple) else value for key, value in merged.items()
-    }
+    return open_clip.plain(merged)

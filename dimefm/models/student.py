@@ -43,7 +43,8 @@ def resolve(name: str, image_size: int | None = None, dim: int | None = None) ->
         size = size[0]
     if not isinstance(size, int) or size < 1:
         raise ModelError(
-            f"{name}: image_size is {size!r}; a student sees squares, so give one number of pixels"
+            f"{name}: image_size is {size!r}, expected a whole number, since a student sees"
+            " squares. Fix: give one number of pixels"
         )
     return StudentSpec(config, size, name)
 
@@ -80,7 +81,10 @@ def _config(name: str) -> dict:
     if name.endswith(".json"):
         config = config_check.read_config(Path(name))
         if not isinstance(config.get("vision_cfg"), dict):
-            raise ModelError(f"{name}: no table 'vision_cfg'; expected an open_clip model config")
+            raise ModelError(
+                f"{name}: has no table 'vision_cfg', expected an open_clip model config. Fix: name"
+                " another file"
+            )
         return config_check.model_config(config, name, most=config_check.MOST_STUDENT_PARAMETERS)
     return open_clip.config_of(name)
 

@@ -59,7 +59,9 @@ def _parse(path: Path) -> dict[str, Any]:
     try:
         return read_toml(path)
     except (OSError, Unreadable) as error:
-        raise RecipeError(f"{path}: cannot be read as TOML: {error}") from error
+        raise RecipeError(
+            f"{path}: cannot be read as TOML: {error}. Fix: correct the file"
+        ) from error
 
 
 def _base_of(tables: dict[str, Any], path: Path) -> Path | None:
@@ -68,7 +70,9 @@ def _base_of(tables: dict[str, Any], path: Path) -> Path | None:
     if base is None:
         return None
     if not isinstance(base, str):
-        raise RecipeError(f"{path}: 'base' is {base!r}; expected the path of a TOML file")
+        raise RecipeError(
+            f"{path}: 'base' is {base!r}; expected the path of a TOML file. Fix: correct it"
+        )
     return path.parent / base
 
 
@@ -77,7 +81,7 @@ def _file_of(tables: dict[str, Any], path: Path) -> RecipeFile:
     if not isinstance(small, dict):
         raise RecipeError(
             f"{path}: 'small' is {small!r}; expected a table, [small], of keys that --small"
-            " replaces"
+            " replaces. Fix: correct it"
         )
     if not any(isinstance(tables.get(stage), dict) for stage in STAGES):
         if not any(isinstance(small.get(stage), dict) for stage in STAGES):
@@ -96,4 +100,6 @@ def _refuse_others(tables: Mapping[str, Any], path: Path, prefix: str) -> None:
                 f" recipe belong in [{prefix}train])"
             )
         if not isinstance(keys, dict):
-            raise RecipeError(f"{path}: '{prefix}{name}' is {keys!r}; expected a table")
+            raise RecipeError(
+                f"{path}: '{prefix}{name}' is {keys!r}; expected a table. Fix: correct it"
+            )

@@ -339,7 +339,7 @@ def draw(compared: Sequence[Run], path: Path) -> None:
     if not figures:
         raise DataError(
             f"{', '.join(run.name for run in compared)}: no step is logged yet, so there is nothing"
-            " to plot"
+            " to plot. Fix: wait for the first logged step, or name other runs"
         )
     import matplotlib
 

@@ -60,7 +60,10 @@ def build(
         _remove_leftovers(store)
         return existing
     if len(cache) < 2:
-        raise CacheError(f"{cache.store}: {len(cache)} rows; neighbours need two at least")
+        raise CacheError(
+            f"{cache.store}: {len(cache)} rows; neighbours need two at least. Fix: name a larger"
+            " cache"
+        )
     refuse_foreign(out, "neighbours", [FILE, CLAIM, "ids.npy*", "keys.jsonl*"])
     claim = store.claim(CLAIM)
     if claim is None:

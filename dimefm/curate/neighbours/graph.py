@@ -219,7 +219,8 @@ class Neighbours:
         largest = int(candidates.max(initial=-1))
         if largest >= self.rows:
             raise CacheError(
-                f"{self.store.where(IDS)}: row {largest} of {self.rows}; damaged, make it again"
+                f"{self.store.where(IDS)}: damaged: row {largest}, expected less than {self.rows}."
+                f" Fix: remove {self.store} and make it again: dimefm cache neighbours"
             )
         counts = (candidates >= 0).sum(1).astype(np.uint64)
         at_least_one = np.maximum(counts, np.uint64(1))

@@ -2,8 +2,8 @@
 batches of one shape.
 
 Each further shape would be compiled anew, a quarter of a minute for a ViT-B-32, so short batches
-are filled up (``batching.Pieces``). That is also why text towers are not compiled: sentences run at
-the length of the longest of their batch, and each length is another shape.
+are filled up (``micro_batches.Pieces``). That is also why text towers are not compiled: sentences
+run at the length of the longest of their batch, and each length is another shape.
 """
 
 from __future__ import annotations
