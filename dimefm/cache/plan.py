@@ -59,7 +59,7 @@ def write_lock(
     if shared and store.size(FILE) is not None:
         yield
         return
-    refuse_foreign(root, "cache", [FILE, PARTIAL, "*.feat.h5", "*.feat.parquet"])
+    refuse_foreign(root, "cache", [FILE, PARTIAL, "*.feat.*"])
     with remove_new_dirs_on_error(store.root):
         with plan_lock(root, scratch):
             claim = _claim_writing(store, shared, needs_lock)

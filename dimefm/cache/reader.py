@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import os
@@ -22,10 +23,11 @@ from dimefm.cache.shard_rows import MappedRows, PreadRows, ShardHandle
 from dimefm.errors import CacheError
 from dimefm.storage import open_files
 from dimefm.storage.files import KeyDigest, companions_sha256, sha256_file
+from dimefm.storage.reading import is_row_fault, lacks_memory, remedy_of
 from dimefm.storage.stores import open_store
 
 # what h5py, pyarrow and numpy raise for a damaged file
-DAMAGE = (ValueError, OSError, LookupError, RuntimeError, TypeError, MemoryError)
+DAMAGE = (ValueError, OSError, LookupError, RuntimeError, TypeError)
 FEW_OPEN = 16  # shards that any process may hold open
 MMAP_LIMIT = 1 << 30  # bytes of rows up to which a cache is memory-mapped
 
@@ -193,9 +195,7 @@ class FeatureCache:
         try:
             return self._rows.handle(path, offset, (info.rows, self.dim), self._little)
         except (ValueError, OSError) as error:
-            raise CacheError(
-                f"{path}: damaged ({error}). Fix: remove it, or extract again"
-            ) from error
+            raise _unreadable(path, error, "remove it, or extract again") from error
 
     def _check_content(self, info: ShardInfo, path: Path) -> None:
         """Raise CacheError when a shard was exchanged or changed since it was written.
@@ -210,27 +210,14 @@ class FeatureCache:
             return
         if is_hashed and sha256_file(path) == info.sha256:
             return
-        digest = KeyDigest()
-        try:
-            for keys in self._keys(info, path):
-                digest.add(keys)
-        except DAMAGE as error:
-            raise self._damaged(info, error) from error
-        self._refuse_other_keys(info, digest)
+        for _ in self.key_blocks(info):
+            pass  # they are compared when the last block is read
         if is_hashed:
             self._refuse_useless_rows(info)
             raise CacheError(
                 f"{self.store.where(info.file)}: other bytes than the manifest records; the shard"
                 " was changed after it was written. Fix: restore it, or extract again"
             )
-
-    def _keys(self, info: ShardInfo, path: Path) -> Iterator[list[str]]:
-        """Yield the keys of a shard in blocks, without its rows where the format can do that."""
-        if hasattr(self.format, "keys"):
-            yield from self.format.keys(path, info.rows)
-            return
-        for keys, _ in self.format.blocks(path, (info.rows, self.dim), self.manifest.dtype):
-            yield keys
 
     def _refuse_useless_rows(self, info: ShardInfo) -> None:
         """Raise CacheError, naming the row, for one that is not finite or has length 0."""
@@ -246,11 +233,16 @@ class FeatureCache:
                 )
             start += len(rows)
 
-    def _damaged(self, info: ShardInfo, error: Exception) -> CacheError:
-        return CacheError(
-            f"{self.store.where(info.file)}: damaged ({error}). Fix: restore it, or remove the"
-            " cache and extract again"
-        )
+    @contextlib.contextmanager
+    def _read_errors(self, info: ShardInfo) -> Iterator[None]:
+        """Turn what a library raises for a shard into a CacheError; a lack of memory is none."""
+        try:
+            yield
+        except DAMAGE as error:
+            if lacks_memory(error):
+                raise
+            remedy = "restore it, or remove the cache and extract again"
+            raise _unreadable(self.store.where(info.file), error, remedy) from error
 
     def _refuse_other_keys(self, info: ShardInfo, digest: KeyDigest) -> None:
         """Raise CacheError when the keys of a shard are not those that the manifest records."""
@@ -276,21 +268,37 @@ class FeatureCache:
         self.check_companions(info)
         for name in self.companions(info):
             self.store.local(name)
-        try:
-            shape = (info.rows, self.dim)
+        shape = (info.rows, self.dim)
+        with self._read_errors(info):
             for keys, rows in self.format.blocks(path, shape, self.manifest.dtype):
                 if len(keys) != len(rows):
                     raise ValueError(f"{len(keys)} keys for {len(rows)} rows")
                 digest.add(keys)
                 yield keys, rows
-        except DAMAGE as error:
-            raise self._damaged(info, error) from error
+        self._refuse_other_keys(info, digest)
+
+    def key_blocks(self, info: ShardInfo) -> Iterator[list[str]]:
+        """Yield the keys of a shard in blocks, without its rows where the format can do that.
+
+        Raises CacheError when the shard is not what its record says.
+        """
+        if not hasattr(self.format, "keys"):
+            for keys, _ in self.blocks(info):
+                yield keys
+            return
+        path = self.check_size(info)
+        digest = KeyDigest()
+        with self._read_errors(info):
+            for keys in self.format.keys(path, info.rows):
+                digest.add(keys)
+                yield keys
         self._refuse_other_keys(info, digest)
 
     def keys(self, rows: int | slice | Sequence[int] | np.ndarray | None = None) -> list[str]:
         """Return the keys of rows by number, in this order; without ``rows`` those of all rows.
 
-        The shards that hold the rows are read. Raises IndexError for a row that is not there.
+        The keys of all shards that hold the rows are read, see :meth:`key_blocks`. Raises
+        IndexError for a row that is not there.
         """
         numbers = np.arange(len(self))
         if rows is not None:
@@ -310,7 +318,7 @@ class FeatureCache:
 
     def _shard_keys(self, shard: int) -> list[str]:
         keys: list[str] = []
-        for block_keys, _ in self.blocks(self.manifest.shards[shard]):
+        for block_keys in self.key_blocks(self.manifest.shards[shard]):
             keys += block_keys
         return keys
 
@@ -383,13 +391,16 @@ class FeatureCache:
     def _check_rows(self, number: int, info: ShardInfo) -> None:
         where = self.store.where(info.file)
         has_array = info.offset is not None
+        is_read_by_number = has_array or flat_path(self, info).exists()
+        if is_read_by_number:
+            self._checked.add(number)  # its bytes have been compared just now
         start = 0
         for _, rows in self.blocks(info):
             finite = np.isfinite(rows)
             if not finite.all():
                 row = start + int(np.flatnonzero(~finite.all(1))[0])
                 raise CacheError(f"{where}, row {row}: not finite. Fix: extract the shard again")
-            if has_array or flat_path(self, info).exists():
+            if is_read_by_number:
                 first = int(self.starts[number]) + start
                 by_number = self.stored(slice(first, first + len(rows)))
                 if by_number.tobytes() != rows.tobytes():
@@ -426,3 +437,17 @@ class FeatureCache:
     def __setstate__(self, state):
         self.__dict__.update(state)
         self._forget_open_shards()
+
+
+def _unreadable(where: str | Path, error: Exception, remedy: str) -> CacheError:
+    """Return the error for a file that a library could not read.
+
+    The file is damaged, and ``remedy`` says what to do, unless the machine failed.
+    """
+    if isinstance(error, OSError) and not is_row_fault(error):
+        reason = error.strerror or " ".join(str(error).split())
+        return CacheError(
+            f"{where}: cannot be read ({reason}). Fix: {remedy_of(error)}, and run the same"
+            " command again"
+        )
+    return CacheError(f"{where}: damaged ({error}). Fix: {remedy}")

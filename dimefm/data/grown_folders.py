@@ -99,7 +99,7 @@ def _divide(
 
 def _source_keys(cache: FeatureCache, info: ShardInfo, bad_keys: dict[int, str]) -> list[str]:
     """Return the keys of the files that a shard was made of, in order."""
-    stored = iter([key for keys, _ in cache.blocks(info) for key in keys])
+    stored = iter([key for keys in cache.key_blocks(info) for key in keys])
     bad = set(info.bad)
     row_keys: list[str] = []
     for row in range(info.source_rows):

@@ -57,7 +57,7 @@ def rows_of(key: str) -> Iterator[str]:
 def keys_of(cache: FeatureCache) -> Iterator[str]:
     """Yield the keys of a cache's rows, in order."""
     for info in cache.manifest.shards:
-        for keys, _ in cache.blocks(info):
+        for keys in cache.key_blocks(info):
             yield from keys
 
 

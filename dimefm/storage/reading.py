@@ -89,10 +89,15 @@ def _stop(error: OSError, where: str | Path, tries: int) -> DataError:
     """Return the error that ends the job."""
     reason = error.strerror or " ".join(str(error).split())
     often = f", tried {tries} times" if tries > 1 else ""
-    remedy = REMEDIES.get(error.errno or 0, REMEDIES[errno.EIO])
     return DataError(
-        f"{where}: cannot be read ({reason}{often}). Fix: {remedy}, and run the same command again"
+        f"{where}: cannot be read ({reason}{often}). Fix: {remedy_of(error)}, and run the same"
+        " command again"
     )
+
+
+def remedy_of(error: OSError) -> str:
+    """Return what to do about an error of the machine, for messages."""
+    return REMEDIES.get(error.errno or 0, REMEDIES[errno.EIO])
 
 
 def read_file(path: Path) -> bytes:

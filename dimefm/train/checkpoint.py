@@ -8,7 +8,6 @@ them. Checkpoints of earlier versions have no seal and are checked as far as the
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +17,7 @@ import torch
 from torch import nn
 
 from dimefm.runs import folder as runs
-from dimefm.storage.files import sync_folder, to_json, write_text
+from dimefm.storage.files import sha256_file, sync_folder, to_json, write_text
 from dimefm.train.checkpoint_folders import checkpoints, folders
 from dimefm.train.early_stopping import EarlyStopping
 from dimefm.train.ema import Ema
@@ -80,8 +79,7 @@ def seal_of(folder: Path) -> str:
     lines = []
     for path in sorted(folder.iterdir()):
         if path.name != SEAL:
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            lines.append(f"{digest}  {path.name}\n")
+            lines.append(f"{sha256_file(path)}  {path.name}\n")
     return "".join(lines)
 
 

@@ -19,7 +19,7 @@ from dimefm.train.distributed import DistributedContext
 from dimefm.train.early_stopping import EarlyStopping
 from dimefm.train.ema import Ema
 from dimefm.train.inputs.sources import Sources
-from dimefm.train.saved import Damaged, Saved
+from dimefm.train.saved import Damaged, Saved, read
 from dimefm.train.saved import restore as restore_saved
 
 
@@ -139,12 +139,15 @@ def restore(
     """Restore the newest whole checkpoint of ``out``; return its step, 0 when there is none.
 
     A damaged checkpoint is named in a line of its own. Raises CacheError when the run was trained
-    on something else than ``expected``, and ModelError when all checkpoints are damaged.
+    on something else than ``expected``, whose weights may have other shapes, and ModelError when
+    all checkpoints are damaged.
     """
     damaged: tuple[Path, Damaged] | None = None
     for folder in reversed(checkpoint.folders(out)):
         try:
-            saved = restore_saved(folder, student, optimizer, ema, early_stopping, expected.steps)
+            saved = read(folder, averaged=ema is not None)
+            _refuse_other_caches(saved, expected)
+            restore_saved(saved, student, optimizer, ema, early_stopping, expected.steps)
         except Damaged as reason:
             damaged = damaged or (folder, reason)
             echo(
@@ -152,7 +155,6 @@ def restore(
                 f" {folder.name}{checkpoint.SET_ASIDE}, and the one before is used"
             )
             continue
-        _refuse_other_caches(saved, expected)
         echo(f"resumed after step {saved.step} from {folder}")
         _say_other_machine(saved, expected.machine, echo)
         raw = saved.state.get("raw")

@@ -78,7 +78,8 @@ def load(
     Raises ModelError when the checkpoint is damaged; nothing is restored then.
     """
     try:
-        saved = restore(folder, model, optimizer, ema, watch)
+        saved = read(folder, averaged=ema is not None)
+        restore(saved, model, optimizer, ema, watch)
     except Damaged as error:
         raise ModelError(
             f"{folder}: the checkpoint is damaged ({error}). Fix: remove it to resume from the one"
@@ -88,19 +89,17 @@ def load(
 
 
 def restore(
-    folder: Path,
+    saved: Saved,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     ema: Ema | None = None,
     watch: EarlyStopping | None = None,
     most: int | None = None,
-) -> Saved:
-    """Restore what is given from a checkpoint and return it; ``most`` is the run's last step.
+) -> None:
+    """Restore what is given from a checkpoint; ``most`` is the run's last step.
 
-    Raises Damaged when the checkpoint is not what was saved; nothing is restored then. An error of
-    the machine, as of a failing disk, is raised as it is.
+    Raises Damaged when the checkpoint is not of such a run; nothing is restored then.
     """
-    saved = read(folder, averaged=ema is not None)
     if most is not None and saved.step > most:
         raise Damaged(f"{STATE} is of step {saved.step}, the run has {most}")
     _check_weights(saved, MODEL, model)
@@ -115,14 +114,13 @@ def restore(
     optimizer.state.update(moments)
     if watch is not None:
         watch.restore(restored_watch)
-    return saved
 
 
 def read(folder: Path, averaged: bool = False) -> Saved:
     """Return a checkpoint whose files fit its seal and belong to one step.
 
-    ``averaged`` reads the averaged weights too. Raises Damaged, and OSError when the machine cannot
-    read.
+    ``averaged`` reads the averaged weights too. Raises Damaged when the checkpoint is not what was
+    saved. An error of the machine, as of a failing disk, is raised as it is.
     """
     names = [STATE, MODEL, OPTIMIZER]
     if averaged:

@@ -8,9 +8,11 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from dimefm import plugins
 from dimefm.cache import FeatureCache
+from dimefm.cache.plan import write_lock
 from dimefm.cli import main
-from dimefm.errors import DimefmError
+from dimefm.errors import CacheError, DimefmError
 from dimefm.storage.out_folder import UNNOTICED, refuse_foreign
 
 TEACHER = "ResNet-mini-64/random:0"
@@ -143,3 +145,12 @@ def test_a_name_in_the_message_is_short_and_without_control_characters(tmp_path)
     with pytest.raises(DimefmError) as error:
         refuse_foreign(tmp_path, "cache", [])
     assert str(error.value).isprintable() and len(str(error.value)) < len(str(tmp_path)) + 250
+
+
+@pytest.mark.parametrize("format_", plugins.names("caches"))
+def test_the_shards_of_every_format_are_a_caches_own(tmp_path, format_):
+    """A cache that has lost its manifest is not taken for something else."""
+    suffix = plugins.module("caches", format_, CacheError).SUFFIXES[-1]
+    (tmp_path / f"texts.feat{suffix}").touch()
+    with write_lock(tmp_path, shared=False):
+        pass

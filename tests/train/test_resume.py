@@ -379,6 +379,31 @@ def test_a_run_does_not_go_on_with_another_teachers_cache(world):
         train(recipe, world.root / "copy", resume=True, echo=quiet)
 
 
+@pytest.mark.parametrize("change", ["dimension", "rows"])
+def test_another_cache_is_no_damaged_checkpoint(world, change):
+    """The weights of the run have another shape then, or the run has fewer steps."""
+    recipe = world.recipe(steps=None, epochs=2, warmup=0, save_every=1, keep=1)
+    whole = train(recipe, world.root / "run", echo=quiet)
+    last = int(checkpoint.checkpoints(whole)[-1].name)
+    back_to(whole, world.root / "copy", last)
+    dim = 8
+    sources = list(zip(world.names, world.shards, strict=True))
+    if change == "dimension":
+        dim = 9
+    else:
+        for name in world.names[1:]:
+            (world.root / name).unlink()
+        sources = sources[:1]
+    for folder in ("images", "texts"):
+        shutil.rmtree(world.root / folder)
+    world.cache("images", "image", sources, dim=dim)
+    world.cache("texts", "text", [("sentences.txt", 9)], dim=dim)
+    said = []
+    with pytest.raises(CacheError, match="the run was trained on image_cache"):
+        train(recipe, world.root / "copy", resume=True, echo=said.append)
+    assert not [line for line in said if "damaged" in line]
+
+
 def test_pairs_that_have_changed_do_not_go_on(world):
     table = world.pairs([f"number {n} of many" for n in range(9)])
     recipe = world.clip_recipe(images=[str(table)], save_every=3)

@@ -72,6 +72,8 @@ def blocks(
                 array = numbers.to_numpy(zero_copy_only=False)
                 rows = np.asarray(array, dtype=dtype)
                 yield keys.to_pylist(), rows.reshape(-1, dim)
+    except MemoryError:  # Arrow's own is an ArrowException, too
+        raise
     except pa.ArrowException as error:
         raise ValueError(str(error).splitlines()[0]) from error
 

@@ -150,6 +150,9 @@ def _merge_reports(place: str, scratch: str | None, reports: list[Report]) -> Re
         merged.manifest = Manifest.read(store)
     merged.missing = min(report.missing for report in reports)
     merged.encode_threads = reports[0].encode_threads
+    merged.skipped = reports[0].skipped  # every part opens all sources
+    merged.selection = reports[0].selection
+    merged.already_finished = all(report.already_finished for report in reports)
     for report in reports:
         merged.rows_done += report.rows_done
         merged.unused_captions += report.unused_captions

@@ -7,8 +7,9 @@ import h5py
 import numpy as np
 import pytest
 
-from dimefm.cache import CacheWriter, FeatureCache, reader
+from dimefm.cache import CacheWriter, FeatureCache, flat, reader
 from dimefm.errors import CacheError
+from dimefm.storage.files import sha256_file
 from tests.contracts.formats.conftest import header, make, vectors
 
 
@@ -117,3 +118,34 @@ def test_a_shard_is_compared_once_however_often_it_is_opened(tmp_path, backend, 
     for number in itertools.chain(range(18), range(18)):
         np.testing.assert_array_equal(cache[number], rows[number])
     assert len(compared) == 3
+
+
+def test_verify_hashes_a_shard_once(tmp_path, format_, backend, monkeypatch):
+    cache, _, _ = make(tmp_path, (6, 6), format_, "float32")
+    cache[:]
+    hashed = []
+
+    def counted(path):
+        hashed.append(path.name)
+        return sha256_file(path)
+
+    for module in (reader, flat):
+        monkeypatch.setattr(module, "sha256_file", counted)
+    FeatureCache(tmp_path).verify(sha256=True)
+    shards = [shard for shard in hashed if shard.endswith((cache.format.SUFFIXES[-1], ".flat"))]
+    assert len(shards) == len(set(shards)) >= 2
+
+
+def test_keys_are_read_without_the_rows_and_compared(tmp_path, monkeypatch):
+    cache = alike(tmp_path, "hdf5")
+
+    def blocks(path, shape, dtype):
+        raise AssertionError("the rows are read")
+
+    monkeypatch.setattr(cache.format, "blocks", blocks)
+    keys = [f"{letter}{number}" for letter in "ab" for number in range(6)]
+    assert cache.keys() == keys
+    assert cache.keys([7, 2, 2]) == ["b1", "a2", "a2"]
+    swap(*(tmp_path / shard.file for shard in cache.manifest.shards))
+    with pytest.raises(CacheError, match="holds 6 rows with keys"):
+        cache.keys()

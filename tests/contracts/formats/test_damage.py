@@ -2,7 +2,12 @@
 ``verify``.
 """
 
+import errno
+import os
+import re
+
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from dimefm.cache import FeatureCache
@@ -94,3 +99,58 @@ def test_damaged_manifest_is_refused(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(CacheError, match=r"manifest\.json"):
         FeatureCache(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        pa.lib.ArrowMemoryError("malloc of size 64 failed"),
+        OSError("out of memory"),
+    ],
+)
+def test_a_lack_of_memory_is_no_damage(tmp_path, format_, monkeypatch, error):
+    cache, _, _ = make(tmp_path, (6,), format_)
+
+    def fails(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(cache.format, "blocks", fails)
+    with pytest.raises(type(error)) as raised:
+        cache.read(cache.manifest.shards[0])
+    assert raised.value is error
+
+
+def test_arrow_without_memory_is_no_damage(tmp_path, monkeypatch):
+    cache, _, _ = make(tmp_path, (6,), "parquet")
+
+    def fails(*arguments, **options):
+        raise pa.lib.ArrowMemoryError("malloc of size 64 failed")
+
+    monkeypatch.setattr(cache.format, "_check", fails)
+    with pytest.raises(MemoryError):
+        cache.read(cache.manifest.shards[0])
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EMFILE])
+@pytest.mark.parametrize("use", ["read", "keys", "rows"])
+def test_an_error_of_the_machine_is_no_damage(tmp_path, monkeypatch, code, use):
+    make(tmp_path, (6,), "hdf5")
+    cache = FeatureCache(tmp_path)
+
+    def fails(*arguments, **options):
+        raise OSError(code, os.strerror(code))
+
+    for name in ("blocks", "keys"):
+        monkeypatch.setattr(cache.format, name, fails)
+    monkeypatch.setattr(cache._rows, "handle", fails, raising=False)
+    uses = {
+        "read": lambda: cache.read(cache.manifest.shards[0]),
+        "keys": cache.keys,
+        "rows": lambda: cache[0],
+    }
+    with pytest.raises(CacheError, match=f"cannot be read .{os.strerror(code)}") as error:
+        uses[use]()
+    line = str(error.value)
+    assert ". Fix: " in line
+    assert not re.search("damaged|remove|extract again", line)
