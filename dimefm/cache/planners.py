@@ -163,7 +163,9 @@ def _source_fields(shard: ShardInfo, digest: str) -> list:
 
 
 def _needs_finished_cache(store: Store, flag: str) -> CacheError:
-    return CacheError(f"{store}: holds no finished cache; {flag} needs one: run without it first")
+    return CacheError(
+        f"{store}: holds no finished cache, which {flag} needs. Fix: run without it first"
+    )
 
 
 def _refuse_another_plan(store: Store, plan: WritePlan) -> None:

@@ -349,7 +349,7 @@ class FeatureCache:
         if size != info.bytes:
             raise CacheError(
                 f"{where}: {size} bytes, the manifest says {info.bytes}; the shard is cut short or"
-                " was changed: restore it, or remove the cache and extract again"
+                " was changed. Fix: restore it, or remove the cache and extract again"
             )
         return self.store.local(info.file)
 

@@ -350,7 +350,7 @@ class CacheWriter:
         if missing:
             raise CacheError(
                 f"{self.store}: {len(missing)} shards are not written yet, the first is"
-                f" {missing[0]}"
+                f" {missing[0]}. Fix: run the same extraction again"
             )
         shards = tuple(self.done[name] for name, _ in self.sources)
         manifest = dataclasses.replace(self.header, shards=shards)

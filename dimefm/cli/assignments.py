@@ -24,7 +24,7 @@ def assignments(
         except Unreadable as error:
             raise RecipeError(
                 f"{flag} {setting}: expected KEY=VALUE as in TOML, e.g. {example}, and words in"
-                f" quotes ({error})"
+                f" quotes ({error}). Fix: write it so"
             ) from error
     for key in values:
         if key not in known:

@@ -93,7 +93,7 @@ def _names(names: Sequence[str]) -> str:
 
 def _hint(names: Sequence[str]) -> str:
     """Return a further remedy where the names hold another separator, or are of no header."""
-    (first, *others) = names or ("",)
+    first, *others = names or ("",)
     if looks_like_data(names):
         return ", or add a first line with the names of the columns"
     if not others and any(separator in first for separator in SEPARATORS):

@@ -88,7 +88,7 @@ def _reader(format_: str) -> ModuleType:
 def _check_paths(paths: list[Path], kind: str) -> None:
     """Raise DataError when there are no shards, or one is listed twice."""
     if not paths:
-        raise DataError(f"no {kind} source was given")
+        raise DataError(f"no {kind} source was given. Fix: name one")
     repeated = _first_repeated(paths)
     if repeated is not None:
         raise DataError(f"{repeated} is listed twice. Fix: list each shard once")

@@ -80,7 +80,9 @@ def probabilities(
     readable = np.concatenate(numbers)
     if not len(readable):
         first = f"; the first, {problems[0]}" if problems else ""
-        raise DataError(f"none of the {len(rows)} rows could be used{first}; fix the source")
+        raise DataError(
+            f"none of the {len(rows)} rows could be used{first}. Fix: correct the source"
+        )
     logits = np.concatenate(scores)
     return softmax(logits.astype(np.float64)), readable
 

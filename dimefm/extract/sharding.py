@@ -73,8 +73,8 @@ def share_of(
             parts = int(match[2])
         if match is None or part >= parts:
             raise RecipeError(
-                f"--shard-range {shard_range}: expected I/N with 0 <= I < N, e.g. 0/8 for the first"
-                " of 8 parts of the shards"
+                f"--shard-range {shard_range}: expected I/N with 0 <= I < N. Fix: write e.g. 0/8"
+                " for the first of 8 parts of the shards"
             )
     rank, ranks = rank_of(environment)
     return Share(part, parts, seed, rank, ranks, stated=bool(shard_range))

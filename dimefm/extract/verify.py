@@ -89,7 +89,9 @@ def against_teacher(
             cosines.append(_cosine(stored_vector, vector))
             names.append(f"{selection.info.source} row {row}")
     if not cosines:
-        raise CacheError(f"{cache.store}: holds no rows to compare")
+        raise CacheError(
+            f"{cache.store}: holds no rows to compare. Fix: extract samples that can be read"
+        )
     worst = names[_first_lowest(cosines)]
     return Agreement(len(cosines), min(cosines), sum(cosines) / len(cosines), worst)
 
@@ -174,7 +176,7 @@ def _encode(cache: FeatureCache, stage: Stage, selection: Selection) -> Sequence
             bad = batch.bad[0]
             raise CacheError(
                 f"{selection.index.shard.path}, row {bad.row}: is in {cache.store}, but now"
-                f" {bad.reason}"
+                f" {bad.reason}. Fix: restore the source, or extract it again"
             )
         encoded = stage.encode(batch.inputs).cpu().numpy()
         vectors.update(zip(batch.numbers, encoded, strict=True))

@@ -209,7 +209,9 @@ def from_config(config: dict) -> nn.Module:
         with _quiet(), _written(config) as name:
             return places_first(open_clip.create_model(name, load_weights=False))
     except Exception as error:  # open_clip and timm raise freely on impossible configs
-        raise ModelError(f"model cannot be built from its config: {reason_of(error)}") from error
+        raise ModelError(
+            f"model cannot be built from its config: {reason_of(error)}. Fix: correct the config"
+        ) from error
 
 
 def _check_timm(vision: dict) -> None:
@@ -361,7 +363,8 @@ def image_tower(config: dict) -> nn.Module:
                 tower.set_input_size(vision.get("image_size", 224))
     except Exception as error:  # timm and open_clip raise freely on impossible configs
         raise ModelError(
-            f"image tower cannot be built from {vision}: {reason_of(error)}"
+            f"image tower cannot be built from {vision}: {reason_of(error)}. Fix: correct the"
+            " config"
         ) from error
     return tower
 
@@ -378,7 +381,8 @@ def text_tower(config: dict) -> nn.Module:
             return places_first(tower)
     except Exception as error:  # open_clip raises freely on impossible configs
         raise ModelError(
-            f"text tower cannot be built from {config['text_cfg']}: {reason_of(error)}"
+            f"text tower cannot be built from {config['text_cfg']}: {reason_of(error)}. Fix:"
+            " correct the config"
         ) from error
 
 

@@ -22,7 +22,7 @@ def pick_device(name: str) -> torch.device:
             local_rank = os.environ.get("LOCAL_RANK", "0")
             name = f"cuda:{local_rank}"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise ModelError(f"--device {name}: no such device; expected auto, cpu, cuda or cuda:N")
+        raise ModelError(f"--device {name}: no such device. Fix: use auto, cpu, cuda or cuda:N")
     device = torch.device(name)
     if device.type == "cuda":
         count = torch.cuda.device_count()

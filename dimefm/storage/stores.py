@@ -71,8 +71,8 @@ class Store:
         path = self.root / system_name(name)
         if not safe(name) or not self._is_inside(path):
             raise CacheError(
-                f"{self.root}: the file name {name!r} leads outside the cache; the cache is not to"
-                " be trusted"
+                f"{self.root}: the file name {name!r} leads outside the cache, so the cache is not"
+                " to be trusted. Fix: extract it again"
             )
         return path
 

@@ -152,7 +152,8 @@ def init_distributed(
         )
     except (RuntimeError, ValueError) as error:
         raise DimefmError(
-            f"process {rank} of {size}: the other processes cannot be reached ({error})"
+            f"process {rank} of {size}: the other processes cannot be reached ({error}). Fix: check"
+            " the network between the machines, then resume"
         ) from error
     try:
         yield context
@@ -168,7 +169,7 @@ def _gpu_of_process(device: torch.device, environment: Mapping[str, str]) -> tor
     if processes > gpus:
         raise RecipeError(
             f"torchrun started {processes} processes on a machine with {gpus} GPUs;"
-            " expected one GPU per process: lower --nproc-per-node"
+            " expected one GPU per process. Fix: lower --nproc-per-node"
         )
     if processes > 1 and device.index not in (None, number):
         raise RecipeError(

@@ -108,7 +108,7 @@ def check(recipe: Recipe) -> None:
             importlib.import_module(name)
         except ImportError as error:
             raise RecipeError(
-                f"--report-to {name}: {name} is not installed; pip install 'dimefm[log]'"
+                f"--report-to {name}: {name} is not installed. Fix: pip install 'dimefm[log]'"
             ) from error
 
 

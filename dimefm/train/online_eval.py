@@ -129,7 +129,8 @@ def _datasets(recipe: Recipe) -> list[Dataset]:
         )
     if not datasets:
         raise DataError(
-            f"--eval-root {root}: no dataset of the suite found; expected one folder per dataset"
+            f"--eval-root {root}: no dataset of the suite found. Fix: give the folder that holds"
+            " one folder per dataset"
         )
     return datasets
 

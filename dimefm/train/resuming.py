@@ -240,5 +240,5 @@ def refuse_different_files(context: DistributedContext, out: Path, rows: int, st
             raise DimefmError(
                 f"{out}: process 0 found {main_rows:,} rows and the run after step {main_step},"
                 f" process {rank} {peer_rows:,} rows and step {peer_step}; all need the same files"
-                " and one --out, on a disk that they share"
+                " and one --out. Fix: put both on a disk that they share"
             )

@@ -370,7 +370,8 @@ class Trainer:
             wanted = self.recipe.batch_size * len(batches)
             first = self._bad_rows(batches, 0)[0]
             raise DataError(
-                f"step {step + 1}: none of its {wanted:,} rows can be read; the first: {first}"
+                f"step {step + 1}: none of its {wanted:,} rows can be read; the first: {first}."
+                " Fix: correct the source, or extract it again"
             )
         micro_batches = self._micro_batches(step, batches)
         teachers = self._teacher_features(batches, global_batch.places)

@@ -358,7 +358,7 @@ def test_append_and_retry_bad_together_are_bad_usage(raw, cache):
 
 @pytest.mark.parametrize("flag", ["--append", "--retry-bad"])
 def test_append_and_retry_bad_need_a_finished_cache(raw, flag):
-    assert f"{flag} needs one" in refused(*extract(raw, raw / "out", flag))
+    assert f"which {flag} needs" in refused(*extract(raw, raw / "out", flag))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "int8"])

@@ -102,7 +102,7 @@ def test_a_missing_gpu_is_one_line_with_a_remedy(raw, device):
 
 
 def test_an_unknown_device_is_one_line(raw):
-    assert "no such device; expected auto, cpu" in refused(
+    assert "no such device. Fix: use auto, cpu" in refused(
         "--texts", raw / "s.txt", "--out", raw / "o", "--device", "gpu"
     )
 

@@ -249,9 +249,9 @@ def test_flags_that_cannot_be_are_refused_in_one_line(place, flags, message):
             "--image-cache is not given; the student learns from cached teacher features",
         ),
         ({"text_cache": None}, "--text-cache is not given"),
-        ({"image_cache": "cache"}, "cache: no manifest.json, so no cache; did you mean "),
-        ({"image_cache": "cache"}, "/cache/images?"),
-        ({"text_cache": "cache"}, "/cache/texts?"),
+        ({"image_cache": "cache"}, "cache: no manifest.json, so no cache. Fix: name "),
+        ({"image_cache": "cache"}, "/cache/images, if that is meant"),
+        ({"text_cache": "cache"}, "/cache/texts, if that is meant"),
         ({"image_cache": "nowhere"}, "nowhere: no manifest.json, so no cache. Fix: check the path"),
         (
             {"image_cache": "cache/texts"},
@@ -418,7 +418,7 @@ def test_a_missing_out_is_bad_usage():
 
 def test_a_student_file_without_towers_is_refused(place):
     (place / "s.json").write_text('{"embed_dim": 8, "vision_cfg": 3}')
-    assert "s.json: no table 'vision_cfg'; expected an open_clip" in refusal(
+    assert "s.json: no table 'vision_cfg'. Fix: name an open_clip" in refusal(
         *words(place, "--student", place / "s.json")
     )
 

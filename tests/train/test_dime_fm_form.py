@@ -130,7 +130,9 @@ def test_two_ways_to_name_the_sources_are_refused(released, more, flag):
 
 
 def test_both_towers_cannot_learn_from_it(released):
-    with pytest.raises(RecipeError, match="--tsv-file-list holds none: name pairs with --images"):
+    with pytest.raises(
+        RecipeError, match="--tsv-file-list holds none. Fix: name pairs with --images"
+    ):
         opened(released, text="student", losses={"clip.contrastive": {"weight": 1.0}})
 
 

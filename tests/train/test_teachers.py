@@ -146,7 +146,7 @@ def test_one_teacher_has_no_head_and_the_weights_of_a_run_of_its_own(world):
     [
         (
             {"text_cache": ["texts"]},
-            "--image-cache names 2 caches and --text-cache 1; each teacher needs one of each",
+            "--image-cache names 2 caches and --text-cache 1. Fix: name one of each",
         ),
         (
             {"text_cache": ["texts_b", "texts"]},

@@ -264,7 +264,7 @@ def test_sentences_of_other_images_are_refused(world):
 def test_crops_of_images_are_refused(world):
     with pytest.raises(
         DimefmError,
-        match="holds 2 random crops of each image; a text tower learns against the centre view",
+        match="holds 2 random crops of each image; a text tower learns against the center crop",
     ):
         run(world, world.text_recipe(per_row=1, **views_of(world)))
 

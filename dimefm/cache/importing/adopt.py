@@ -35,7 +35,8 @@ ROWS_PER_SHARD = 1_000_000  # as of raw files, see docs/cache-format.md
 BLOCK = 16_384  # rows measured at once
 UNIT_TOLERANCE = 1e-3  # how far from 1 the length of a unit row may be
 EXPECTED_ROWS = (
-    "expected one feature row for each raw row, in the same order: name the files that were encoded"
+    "expected one feature row for each raw row, in the same order. Fix: name the files that were"
+    " encoded"
 )
 
 
@@ -107,7 +108,7 @@ class Piece:
                 raise CacheError(
                     f"{self.name}, row {row}: the raw row has key '{raw_key}', its vector in"
                     f" {self.spans[0].vectors.path} has '{file_key}'; these are other rows, or in"
-                    " another order: name those that were encoded"
+                    " another order. Fix: name the rows that were encoded"
                 )
 
 

@@ -140,7 +140,10 @@ def open_npz(
         chosen = _only(path, [name for name in names if name != not_vectors])
     for name in (chosen, key_array):
         if name is not None and name not in names:
-            raise CacheError(f"{path}: there is no array {name}; it holds {first_few(names, 8)}")
+            raise CacheError(
+                f"{path}: there is no array {name}; it holds {first_few(names, 8)}. Fix: name one"
+                " of them with --array"
+            )
     rows = checked(f"{path}, array {chosen}", _load(path, chosen))
     count = len(rows)
     dim = rows.shape[1]

@@ -41,7 +41,8 @@ def open_partitions(folder: Path, kind: str, column: str | None = None) -> list[
     if not files:
         other_kind = "text" if kind == "image" else "image"
         raise CacheError(
-            f"{folder}: no {prefix}_N.npy in {prefix}/; did you mean --kind {other_kind}?"
+            f"{folder}: no {prefix}_N.npy in {prefix}/. Fix: use --kind {other_kind}, if that is"
+            " meant"
         )
     partitions = []
     for number, path in files.items():
@@ -76,7 +77,10 @@ def _partition(path: Path, table: Path, column: str | None) -> Vectors:
     count, columns = _rows_and_columns(table)
     check_count(path, len(rows), count, table)
     if column is not None and column not in columns:
-        raise CacheError(f"{table}: there is no column {column}; it has {first_few(columns, 8)}")
+        raise CacheError(
+            f"{table}: there is no column {column}; it has {first_few(columns, 8)}. Fix: name one"
+            " of them with --key-column"
+        )
     key_column = column or _default_key_column(columns)
     named_by = ROW_NUMBERS
     if key_column is not None:

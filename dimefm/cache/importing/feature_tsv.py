@@ -63,12 +63,12 @@ def _first_dim(path: Path) -> int:
         size = len(base64.b64decode(value, validate=True))
     except binascii.Error as error:
         raise CacheError(
-            f"{path}, row 0: the second column is not base64 ({error}); is this a feature TSV?"
+            f"{path}, row 0: the second column is not base64 ({error}). Fix: name a feature TSV"
         ) from error
     if not size or size % 4:
         raise CacheError(
-            f"{path}, row 0: {size} bytes, expected a multiple of 4 (float32); is this a feature"
-            " TSV?"
+            f"{path}, row 0: {size} bytes, expected a multiple of 4 (float32). Fix: name a"
+            " feature TSV"
         )
     return size // 4
 
@@ -96,7 +96,7 @@ def _read(path: Path, dim: int, start: int, stop: int) -> tuple[list[str], np.nd
         keys, rows = tsv.read(path, "float32", dim)
     except ValueError as error:
         raise CacheError(
-            f"{path}, {error}; every row must be float32[{dim}] as in the first file"
+            f"{path}, {error}. Fix: write every row as float32[{dim}], as in the first file"
         ) from error
     _refuse_float16(path, rows)
     _refuse_float64(path, rows)
@@ -136,6 +136,6 @@ def _refuse_float16(path: Path, rows: np.ndarray) -> None:
     if 0 < typical_single < 1e-3 < typical_half:
         raise CacheError(
             f"{path}: as float32[{rows.shape[1]}] the values vanish, as float16[{halves.shape[1]}]"
-            " they do not; features of DIME-FM are float32: write the file again as float32, or"
-            " extract with dimefm"
+            " they do not; features of DIME-FM are float32. Fix: write the file again as float32,"
+            " or extract with dimefm"
         )

@@ -42,15 +42,15 @@ def form_of(path: Path) -> str:
         if path.name in FOLDERS.values():
             hint = "name the folder around it"
         raise CacheError(
-            f"{path}: holds neither img_emb/ nor text_emb/, so it is no output of clip-retrieval;"
-            f" {hint}"
+            f"{path}: holds neither img_emb/ nor text_emb/, so it is no output of clip-retrieval."
+            f" Fix: {hint}"
         )
     if not path.is_file():
         raise CacheError(f"{path}: there is no such feature file. Fix: check the path")
     if path.suffix not in ENDINGS:
         raise CacheError(
-            f"{path}: the ending '{path.suffix}' is of no known form; expected .npy, .npz, a"
-            " feature .tsv, or clip-retrieval's output folder"
+            f"{path}: the ending '{path.suffix}' is of no known form. Fix: name .npy, .npz or"
+            " feature .tsv files, or clip-retrieval's output folder"
         )
     return ENDINGS[path.suffix]
 
@@ -115,8 +115,8 @@ def _refuse_unused(
         )
     if keys and len(keys) != len(paths):
         raise CacheError(
-            f"--keys: {len(keys)} files for {len(paths)} feature files; each needs its own, in the"
-            " same order"
+            f"--keys: {len(keys)} files for {len(paths)} feature files. Fix: name one for each, in"
+            " the same order"
         )
     if array is not None and form != "npz":
         raise CacheError(f"--array {array}: {form} files hold one array. Fix: leave it out")

@@ -78,8 +78,8 @@ def checked(where: object, rows: np.ndarray) -> np.ndarray:
     """
     if rows.ndim != 2 or not rows.shape[1]:
         raise CacheError(
-            f"{where}: an array of shape {list(rows.shape)}, expected [rows, dimensions]; reshape"
-            " and save it"
+            f"{where}: an array of shape {list(rows.shape)}, expected [rows, dimensions]. Fix:"
+            " reshape and save it"
         )
     if rows.dtype.name not in FLOATS:
         raise CacheError(
@@ -93,9 +93,9 @@ def check_count(path: Path, rows: int, keys: int, key_files: Path) -> None:
     """Raise CacheError unless ``path`` has as many rows as ``key_files`` has keys."""
     if keys == rows:
         return
-    hint = ""
+    hint = ". Fix: name the keys of these rows"
     if keys == rows + 1:
-        hint = "; if its first line is a header, name a column of it with --key-column"
+        hint = ". Fix: if its first line is a header, name a column of it with --key-column"
     raise CacheError(
         f"{path}: {rows} rows, but {key_files} has {keys} keys; expected one key a row{hint}"
     )
@@ -133,7 +133,7 @@ def read_keys(path: Path, column: str | None = None) -> list[str]:
                 if column not in names:
                     raise CacheError(
                         f"{path}: there is no column {column}; its first line has"
-                        f" {first_few(names, 8)}"
+                        f" {first_few(names, 8)}. Fix: name one of them with --key-column"
                     )
                 place = names.index(column)
             return [row[place] for row in table if row]

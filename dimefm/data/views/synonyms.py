@@ -27,7 +27,7 @@ class Synonyms:
             text = Path(path).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(
-                f"{path}: no table of synonyms ({error}); expected UTF-8 lines word<TAB>synonym"
+                f"{path}: no table of synonyms ({error}). Fix: write UTF-8 lines word<TAB>synonym"
                 " synonym ..."
             ) from error
         return Synonyms.from_text(text, str(path))
@@ -51,8 +51,8 @@ class Synonyms:
                 or not all(synonym.strip("_") for synonym in found)
             ):
                 raise DataError(
-                    f"{where}, line {number}: {line[:60]!r} is not word<TAB>synonym synonym ...;"
-                    " mend the table"
+                    f"{where}, line {number}: {line[:60]!r} is not word<TAB>synonyms."
+                    " Fix: correct the line"
                 )
             if word in words:
                 raise DataError(
@@ -61,7 +61,9 @@ class Synonyms:
                 )
             words[word] = found
         if not words:
-            raise DataError(f"{where}: holds no word; expected lines word<TAB>synonym synonym ...")
+            raise DataError(
+                f"{where}: holds no word. Fix: write lines word<TAB>synonym synonym ..."
+            )
         return Synonyms(words)
 
     @property

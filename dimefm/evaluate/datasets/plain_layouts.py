@@ -47,8 +47,8 @@ def read_folders(folder: Path, paths: list[Path], benchmark: Benchmark) -> Split
             name, slash, _ = key.partition("/")
             if not slash:
                 raise DataError(
-                    f"{path / key}: an image outside the class folders; move it into the folder of"
-                    " its class"
+                    f"{path / key}: an image outside the class folders. Fix: move it into the"
+                    " folder of its class"
                 )
             class_folders.append(name)
     raw = labels.RawLabels(class_folders)
@@ -140,7 +140,8 @@ def _tar_labels(shard: TarShard, benchmark: Benchmark) -> list[object]:
     for key, members in zip(shard.keys(), shard.members, strict=True):
         if ending not in members:
             raise DataError(
-                f"{shard.path}: {key} has no .{ending} label; found: {', '.join(members)}"
+                f"{shard.path}: {key} has no .{ending} label; found: {', '.join(members)}. Fix:"
+                " add it"
             )
         where = f"{shard.path}: {key}.{ending}"
         try:

@@ -160,7 +160,7 @@ def _checked_features(cache: FeatureCache, rows: np.ndarray) -> Tensor:
         info, local = cache.locate(int(rows[first]))
         raise CacheError(
             f"{cache.store.where(info.file)}, row {local}: the vector has length {lengths[first]};"
-            " the shard was damaged after extraction: see dimefm cache verify --sha256, and extract"
-            " it again"
+            " the shard was damaged after extraction. Fix: see dimefm cache verify --sha256, and"
+            " extract it again"
         )
     return torch.from_numpy(features)

@@ -132,7 +132,7 @@ def _pair_sources(recipe: Recipe, pairs: Rows) -> Sources:
         )
     if recipe.texts_per_step is not None:
         raise RecipeError(
-            "texts_per_step is for unpaired sentences; a pair has its own sentence: leave it out"
+            "texts_per_step is for unpaired sentences; a pair has its own sentence. Fix: remove it"
         )
     if not (recipe.image_cache or recipe.text_cache):
         return Sources(pairs)
@@ -229,7 +229,7 @@ def _text_sources(recipe: Recipe) -> TextSources:
         if cache.manifest.how.get("views") is not None:
             raise CacheError(
                 f"{cache.store}: holds {cache.manifest.views} random crops of each image; a text"
-                " tower learns against the centre view: extract the images without --views"
+                " tower learns against the center crop. Fix: extract the images without --views"
             )
     if not text_caches:
         return TextSources(texts, tuple(image_caches), pairs=_pairs(recipe, texts, image_caches))
@@ -248,12 +248,12 @@ def _pairs(recipe: Recipe, texts: Rows, caches: list[FeatureCache]) -> Pairs:
     if len(caches) > 1:
         raise RecipeError(
             f"--image-cache names {len(caches)} caches and --text-cache none; with several teachers"
-            " a sentence needs the features of each: name a --text-cache for each"
+            " a sentence needs the features of each. Fix: name a --text-cache for each"
         )
     if recipe.texts_per_step is not None:
         raise RecipeError(
             "texts_per_step is for a --text-cache; without one a step sees --batch-size images,"
-            " each with a sentence of its key"
+            " each with a sentence of its key. Fix: remove it"
         )
     keys = [key for shard in texts.shards for key in shard.keys()]
     pairs = Pairs.from_cache(caches[0], keys)
@@ -262,7 +262,7 @@ def _pairs(recipe: Recipe, texts: Rows, caches: list[FeatureCache]) -> Pairs:
         raise CacheError(
             f"{caches[0].store}: holds no image with the key of a sentence ({keys[0]!r} in"
             f" {texts.shards[0].path} against {image!r}); expected equal keys, or KEY#NUMBER for"
-            " several sentences of an image; or give --text-cache"
+            " several sentences of an image. Fix: extract with such keys, or give --text-cache"
         )
     return pairs
 
@@ -326,7 +326,8 @@ def _refuse_two_forms(recipe: Recipe) -> None:
     if len(recipe.tsv_file_list) not in (3, 4):
         raise RecipeError(
             f"--tsv-file-list has {len(recipe.tsv_file_list)} entries; expected image, image_feat,"
-            " text, text_feat in this order (text only checks text_feat and may be left out)"
+            " text, text_feat in this order (text only checks text_feat and may be missing). Fix:"
+            " list them so"
         )
     both = [name for name in ("images", "image_cache", "text_cache") if getattr(recipe, name)]
     if both:
@@ -337,8 +338,8 @@ def _refuse_two_forms(recipe: Recipe) -> None:
         )
     if recipe.text == "student":
         raise RecipeError(
-            "text = 'student' learns from raw pairs; --tsv-file-list holds none: name pairs with"
-            " --images"
+            "text = 'student' learns from raw pairs; --tsv-file-list holds none. Fix: name pairs"
+            " with --images"
         )
     _refuse_selection(
         recipe,
@@ -353,7 +354,7 @@ def _adopted(raw: Rows, features: str, kind: str, recipe: Recipe, out: Path) -> 
     if len(files) != len(raw.shards):
         raise CacheError(
             f"{features}: {len(files)} feature files for {len(raw.shards)} {kind} files; each"
-            f" {kind} file needs its own, in the same order"
+            f" {kind} file needs its own. Fix: list them in the same order"
         )
     return adopt_tsv(
         files, [shard.name for shard in raw.shards], kind, out / "adopted" / f"{kind}s"

@@ -20,8 +20,8 @@ def open_caches(recipe: Recipe, kind: str) -> list[FeatureCache]:
     roots = getattr(recipe, f"{kind}_cache")
     if not roots:
         raise RecipeError(
-            f"--{kind}-cache is not given; the student learns from cached teacher features: make"
-            " them with extract-features"
+            f"--{kind}-cache is not given; the student learns from cached teacher features. Fix:"
+            " make them with extract-features"
         )
     caches = [_open_cache(root, kind, recipe.scratch) for root in roots]
     expect_rows(caches)
@@ -33,7 +33,8 @@ def _open_cache(root: str, kind: str, scratch: str | None) -> FeatureCache:
     inner = Path(root) / f"{kind}s"
     if not (Path(root) / MANIFEST).exists() and (inner / MANIFEST).exists():
         raise CacheError(
-            f"--{kind}-cache {root}: no {MANIFEST}, so no cache; did you mean {inner}?"
+            f"--{kind}-cache {root}: no {MANIFEST}, so no cache. Fix: name {inner}, if that is"
+            " meant"
         )
     return FeatureCache(root, scratch)
 
@@ -46,8 +47,8 @@ def open_tokens(recipe: Recipe, kind: str, rows: Sequence[FeatureCache]) -> list
     caches = [_open_cache(root, kind, recipe.scratch) for root in roots]
     if caches and len(caches) != len(rows):
         raise RecipeError(
-            f"{kind}_tokens names {len(caches)} caches and --{kind}-cache {len(rows)}; each needs"
-            " its own, in the same order"
+            f"{kind}_tokens names {len(caches)} caches and --{kind}-cache {len(rows)}. Fix: name"
+            " one for each, in the same order"
         )
     expect_tokens(caches)
     _refuse_other_kind(caches, kind)
@@ -62,7 +63,7 @@ def open_neighbours(recipe: Recipe, caches: Sequence[FeatureCache]) -> tuple[Nei
     if recipe.neighbours and len(recipe.neighbours) != len(caches):
         raise RecipeError(
             f"neighbours names {len(recipe.neighbours)} graphs and --text-cache {len(caches)}"
-            " caches; each cache needs its own, in the same order"
+            " caches. Fix: name one for each cache, in the same order"
         )
     graphs = tuple(Neighbours(folder, recipe.scratch) for folder in recipe.neighbours)
     for graph, cache in zip(graphs, caches, strict=False):
@@ -81,8 +82,8 @@ def refuse_strangers(image_caches: list[FeatureCache], text_caches: list[Feature
     """
     if text_caches and len(image_caches) != len(text_caches):
         raise RecipeError(
-            f"--image-cache names {len(image_caches)} caches and --text-cache {len(text_caches)};"
-            " each teacher needs one of each, in the same order"
+            f"--image-cache names {len(image_caches)} caches and --text-cache {len(text_caches)}."
+            " Fix: name one of each for every teacher, in the same order"
         )
     _refuse_other_kind(image_caches, "image")
     _refuse_other_kind(text_caches, "text")
@@ -121,8 +122,8 @@ def _refuse_other_kind(caches: Sequence[FeatureCache], kind: str) -> None:
             )
         if not len(cache):
             raise CacheError(
-                f"{cache.store}: holds no rows; every row was quarantined, see quarantine.jsonl"
-                " there"
+                f"{cache.store}: holds no rows; every row was quarantined. Fix: see"
+                " quarantine.jsonl there, and correct the source"
             )
 
 
@@ -144,6 +145,6 @@ def refuse_further_captions(caches: Sequence[FeatureCache], why: str) -> None:
     for cache in caches:
         if cache.manifest.how.get("captions") == "all":
             raise CacheError(
-                f"{cache.store}: holds every sentence of each row; {why}: extract them again with"
-                " --captions first"
+                f"{cache.store}: holds every sentence of each row; {why}. Fix: extract them again"
+                " with --captions first"
             )

@@ -97,8 +97,8 @@ class Masking:
             row = int(np.flatnonzero(~has_end)[0])
             raise DataError(
                 f"tokens of sentence {row} of a batch have no end, id {self.end}; words are hidden"
-                " in open_clip's tokens alone: leave mask_words out, or choose a student with that"
-                " tokenizer"
+                " in open_clip's tokens alone. Fix: remove mask_words, or choose a student with"
+                " that tokenizer"
             )
         places = np.arange(tokens.shape[1])
         first_end = ends.argmax(axis=1)

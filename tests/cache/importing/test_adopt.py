@@ -161,7 +161,7 @@ def test_a_row_that_is_not_finite_or_has_no_length_is_quarantined(tmp_path):
         (["k0\tQUJDRA==\n", "k1\n"], "row 1: 0 bytes, expected 4 for"),
         (
             ["k0\tQUJDRA==\n", "k1\tQUJDREVGR0g=\n"],
-            "row 1: 8 bytes, expected 4 for float32.1.; every row must be",
+            "row 1: 8 bytes, expected 4 for float32.1.. Fix: write every row",
         ),
         (["k0\tQUJDRA==\n", "k1\t!\n"], "row 1: not base64"),
     ],

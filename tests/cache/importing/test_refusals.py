@@ -131,7 +131,7 @@ def pickled(path):
         (
             lambda d: [saved(d / "a.npy", vectors()).rename(d / "a.bin")],
             {},
-            r"'\.bin' is of no known form; expected \.npy",
+            r"'\.bin' is of no known form\. Fix: name \.npy",
         ),
         (
             lambda d: [saved(d / "a/b.npy", vectors()).parent],
@@ -155,7 +155,7 @@ def test_what_cannot_be_trusted_is_refused_in_one_line(tmp_path, make, how, mess
             "k.txt",
             b"a\nb\n",
             None,
-            r"a\.npy: 5 rows, but .*k\.txt has 2 keys; expected one key a row$",
+            r"a\.npy: 5 rows, but .*k\.txt has 2 keys; expected one key a row. Fix: name the keys of these rows$",
         ),
         (
             "k.csv",
@@ -225,7 +225,7 @@ def test_metadata_that_does_not_fit_is_refused(tmp_path, what, message):
 def test_a_folder_without_this_kind_is_refused_and_so_are_two_files_of_one_number(tmp_path):
     clip_retrieval(tmp_path / "emb", kinds=("image",))
     with pytest.raises(
-        CacheError, match=r"no text_emb_N\.npy in text_emb/; did you mean --kind image\?"
+        CacheError, match=r"no text_emb_N\.npy in text_emb/\. Fix: use --kind image"
     ):
         open_vectors([tmp_path / "emb"], "text")
     with pytest.raises(CacheError, match="there is no column name; it has image_path, caption"):

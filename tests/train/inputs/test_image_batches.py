@@ -224,7 +224,7 @@ def test_texts_per_step_of_pairs_are_refused(world):
     recipe = world.clip_recipe(
         images=[str(world.pairs(["a", "b", "c", "d"]))], batch_size=4, texts_per_step=2
     )
-    with pytest.raises(RecipeError, match="a pair has its own sentence: leave it out"):
+    with pytest.raises(RecipeError, match="a pair has its own sentence. Fix: remove it"):
         open_sources(recipe, world.root)
 
 
