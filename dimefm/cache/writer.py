@@ -246,14 +246,14 @@ class CacheWriter:
         if source_rows is None:
             names = [name for name, _ in self.sources]
             known = first_few(names, 4)
-            raise CacheError(f"{source} is no shard of this cache; it has {known}")
+            raise CacheError(f"{source} is no shard of this cache; expected one of {known}")
         adds_up = stored_rows + len(bad) == source_rows
         has_repeats = len(set(bad)) < len(bad)
         is_inside = not bad or 0 <= bad[0] <= bad[-1] < source_rows
         if not adds_up or has_repeats or not is_inside:
             raise CacheError(
                 f"{source}: {source_rows} rows in, but {stored_rows} out and rows {bad[:8]} bad;"
-                " they must add up"
+                " expected rows in = rows out + bad rows"
             )
 
     def _write(

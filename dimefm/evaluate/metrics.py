@@ -187,6 +187,7 @@ def _one_label(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.n
     highest = labels.max()
     if lowest < 0 or highest >= n_classes:
         raise DataError(
-            f"metric: labels run from {lowest} to {highest} but there are {n_classes} classes"
+            f"metric: labels run from {lowest} to {highest}, expected 0 to {n_classes - 1} for"
+            f" {n_classes} classes"
         )
     return scores, labels

@@ -117,8 +117,8 @@ def _seed(text: str, weights: str) -> int:
     if not re.fullmatch(r"random:[0-9]{1,18}", weights):
         architecture = text.partition("/")[0]
         raise ModelError(
-            f"{text}: the seed is no whole number of at most 18 digits. Fix: write"
-            f" {architecture}/random:SEED, e.g. {architecture}/random:0"
+            f"{text}: expected {architecture}/random:SEED with a whole number of at most 18 digits."
+            f" Fix: write e.g. {architecture}/random:0"
         )
     return int(weights.removeprefix("random:"))
 

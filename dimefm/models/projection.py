@@ -31,6 +31,10 @@ in the embeddings.
 """
 
 
+class NotFoldable(ModelError):
+    """Why a projection cannot be folded into a tower; whoever catches it names the model."""
+
+
 def draw(student_dim: int, teacher_dim: int, seed: int) -> nn.Linear:
     """Return a projection from ``student_dim`` to ``teacher_dim`` dimensions.
 
@@ -46,8 +50,7 @@ def draw(student_dim: int, teacher_dim: int, seed: int) -> nn.Linear:
 def folded(tower: ImageTower | TextTower, projection: nn.Linear) -> nn.Module:
     """Return a copy of ``tower`` that computes ``projection(tower(x))``, up to rounding.
 
-    Weights are multiplied in float64. Raises ModelError when the tower's last layer is not a linear
-    projection.
+    Weights are multiplied in float64. Raises NotFoldable when the tower's last layer is no linear projection.
     """
     tower = copy.deepcopy(tower)
     owner, name = _last_projection(tower)
@@ -81,7 +84,7 @@ def _linear_product(weight: Tensor, last: nn.Linear) -> nn.Linear:
 def check(
     tower: ImageTower | TextTower, projection: nn.Linear, ordinary: nn.Module, inputs: Tensor
 ) -> None:
-    """Raise ModelError unless ``projection`` can be folded into ``tower``.
+    """Raise NotFoldable unless ``projection`` can be folded into ``tower``.
 
     ``ordinary`` is a tower of the same architecture with the teacher's dimension. It loads the
     folded weights, and its embeddings of ``inputs``, pixels [B, 3, S, S] or tokens [B, L], must
@@ -94,13 +97,13 @@ def check(
         folded_tower = folded(tower, projection)
         ordinary.load_state_dict(folded_tower.state_dict())
     except RuntimeError as error:  # shapes that differ
-        raise ModelError("not only its last projection depends on its dimension") from error
+        raise NotFoldable("not only its last projection depends on its dimension") from error
     embeddings = _encode(ordinary.eval(), inputs)
     largest_difference = (embeddings - expected).abs().max()
     largest_number = expected.abs().max().clamp(min=1e-12)
     off = float(largest_difference / largest_number)
     if not off <= TOLERANCE:
-        raise ModelError(
+        raise NotFoldable(
             f"its last projection is not the last thing that it does (folded rows are {off:.0%}"
             " off)"
         )
@@ -127,7 +130,7 @@ def _last_projection(tower: ImageTower | TextTower) -> tuple[nn.Module, str]:
     else:
         owner, name = tower.visual, "proj"
     if not isinstance(getattr(owner, name, None), nn.Linear | nn.Parameter):
-        raise ModelError("its last layer is no linear projection")
+        raise NotFoldable("its last layer is no linear projection")
     return owner, name
 
 

@@ -82,7 +82,7 @@ def _config(name: str) -> dict:
         config = config_check.read_config(Path(name))
         if not isinstance(config.get("vision_cfg"), dict):
             raise ModelError(
-                f"{name}: has no table 'vision_cfg', expected an open_clip model config. Fix: name"
+                f"{name}: no table 'vision_cfg'; expected an open_clip model config. Fix: name"
                 " another file"
             )
         return config_check.model_config(config, name, most=config_check.MOST_STUDENT_PARAMETERS)

@@ -418,7 +418,7 @@ def test_a_missing_out_is_bad_usage():
 
 def test_a_student_file_without_towers_is_refused(place):
     (place / "s.json").write_text('{"embed_dim": 8, "vision_cfg": 3}')
-    assert "s.json: no table 'vision_cfg'. Fix: name an open_clip" in refusal(
+    assert "s.json: no table 'vision_cfg'; expected an open_clip" in refusal(
         *words(place, "--student", place / "s.json")
     )
 

@@ -97,7 +97,7 @@ def test_a_protocol_that_nobody_knows_is_answered_with_the_nearest():
         DataError, match=r"^memori://x: unknown protocol 'memori': did you mean 'memory'\?$"
     ):
         filesystem("memori://x")
-    with pytest.raises(DataError, match="is a chain of URLs. Fix: name a single one"):
+    with pytest.raises(DataError, match="is a chain of URLs; expected a single one"):
         filesystem("zip://a.txt::memory://b.zip")
 
 
@@ -208,7 +208,7 @@ def test_what_is_missing_or_a_folder_is_no_file(downloads, tmp_path):
         DataError, match=r"^memory://bucket/none: no such file or folder. Fix: check the URL$"
     ):
         fetch("memory://bucket/none", tmp_path)
-    with pytest.raises(DataError, match="bucket/deep: is a folder, expected a file"):
+    with pytest.raises(DataError, match="bucket/deep: is a folder; expected a file"):
         fetch("memory://bucket/deep", tmp_path)
     assert stat("memory://bucket/none") is None
     assert stat("memory://bucket/deep")["type"] == "directory"

@@ -333,7 +333,7 @@ def test_tokens_without_the_end_of_a_sentence_are_refused_before_the_first_step(
     def others(texts):
         return torch.ones(len(texts), 16, dtype=torch.long)
 
-    with pytest.raises(DataError, match="have no end, id 49407; .*leave mask_words out"):
+    with pytest.raises(DataError, match="have no end, id 49407; .*remove mask_words"):
         Sentences(sentences.sources, sentences.recipe, others)
 
 

@@ -131,7 +131,7 @@ def test_a_board_that_is_not_installed_is_refused_with_how_to_get_it(tmp_path, n
         pytest.skip(f"{name} is installed")
     with pytest.raises(
         RecipeError,
-        match=rf"--report-to {name}: {name} is not installed; pip install 'dimefm\[log\]'",
+        match=rf"--report-to {name}: {name} is not installed. Fix: pip install 'dimefm\[log\]'",
     ):
         with Log(tmp_path, Recipe(report_to=name)):
             pass

@@ -34,9 +34,8 @@ UNKNOWN = "unknown"  # name of an encoder that was not stated
 ROWS_PER_SHARD = 1_000_000  # as of raw files, see docs/cache-format.md
 BLOCK = 16_384  # rows measured at once
 UNIT_TOLERANCE = 1e-3  # how far from 1 the length of a unit row may be
-EXPECTED_ROWS = (
-    "expected one feature row for each raw row, in the same order. Fix: name the files that were"
-    " encoded"
+ROW_PER_ROW = (
+    "one feature row for each raw row, in the same order. Fix: name the files that were encoded"
 )
 
 
@@ -143,14 +142,14 @@ def pieces_of(vectors: Sequence[Vectors], raw: Sequence[RawShard]) -> list[Piece
             if file.count != len(shard):
                 raise CacheError(
                     f"{file.path}: {file.count} rows, but {shard.name} has {len(shard)};"
-                    f" {EXPECTED_ROWS}"
+                    f" expected {ROW_PER_ROW}"
                 )
     file_rows = sum(file.count for file in vectors)
     raw_rows = sum(len(shard) for shard in raw)
     if file_rows != raw_rows:
         raise CacheError(
             f"{vectors[0].path}: {file_rows} rows in {len(vectors)} feature files, but the"
-            f" {len(raw)} raw shards have {raw_rows}; {EXPECTED_ROWS}"
+            f" {len(raw)} raw shards have {raw_rows}; expected {ROW_PER_ROW}"
         )
     shards = []
     start = 0

@@ -219,7 +219,7 @@ class Neighbours:
         largest = int(candidates.max(initial=-1))
         if largest >= self.rows:
             raise CacheError(
-                f"{self.store.where(IDS)}: damaged: row {largest}, expected less than {self.rows}."
+                f"{self.store.where(IDS)}: row {largest} of {self.rows}; the graph is damaged."
                 f" Fix: remove {self.store} and make it again: dimefm cache neighbours"
             )
         counts = (candidates >= 0).sum(1).astype(np.uint64)

@@ -39,7 +39,7 @@ def open_shards(path: Path, name: str, kind: str, columns: Columns) -> list[Shar
     """
     found = find_files(path)
     if not found.images:
-        raise DataError(_no_images(path, found))
+        raise _no_images(path, found)
     text_of = _texts_of_images(found)
     if kind == "image":
         for text in found.texts:
@@ -64,11 +64,14 @@ def open_shards(path: Path, name: str, kind: str, columns: Columns) -> list[Shar
     return shards
 
 
-def _no_images(path: Path, found: FoundFiles) -> str:
-    message = f"{path}: no image files (.jpg, .png, .webp, ...) and no shards in this folder"
+def _no_images(path: Path, found: FoundFiles) -> DataError:
+    holds = ""
     if found.skipped:
-        message += f"; it holds {found.skipped.describe()[:200]}"
-    return message
+        holds = f"; it holds {found.skipped.describe()[:200]}"
+    return DataError(
+        f"{path}: no image files (.jpg, .png, .webp, ...) and no shards in this folder{holds}. Fix:"
+        " name the folder that holds them"
+    )
 
 
 def _texts_of_images(found: FoundFiles) -> dict[str, str]:

@@ -155,7 +155,8 @@ def test_what_cannot_be_trusted_is_refused_in_one_line(tmp_path, make, how, mess
             "k.txt",
             b"a\nb\n",
             None,
-            r"a\.npy: 5 rows, but .*k\.txt has 2 keys; expected one key a row. Fix: name the keys of these rows$",
+            r"a\.npy: 5 rows, but .*k\.txt has 2 keys; expected one key a row\. Fix: name the keys"
+            r" of these rows$",
         ),
         (
             "k.csv",

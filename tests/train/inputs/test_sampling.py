@@ -324,7 +324,8 @@ def test_weights_in_lists_are_positive_numbers(world, weight):
     (world.root / "x.list").write_text(f"# of two\nimage_0.tsv weight={weight}\nimage_1.tsv\n")
     with pytest.raises(
         DataError,
-        match=rf"x\.list, line 2: weight '{weight}'; expected a positive number\. Fix: write e\.g\. image_0",
+        match=rf"x\.list, line 2: weight '{weight}'; expected a positive number\. Fix: write e\.g\."
+        " image_0",
     ):
         open_rows([world.root / "x.list"], "image")
 
