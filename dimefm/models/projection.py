@@ -50,7 +50,8 @@ def draw(student_dim: int, teacher_dim: int, seed: int) -> nn.Linear:
 def folded(tower: ImageTower | TextTower, projection: nn.Linear) -> nn.Module:
     """Return a copy of ``tower`` that computes ``projection(tower(x))``, up to rounding.
 
-    Weights are multiplied in float64. Raises NotFoldable when the tower's last layer is no linear projection.
+    Weights are multiplied in float64. Raises NotFoldable when the tower's last layer is no linear
+    projection.
     """
     tower = copy.deepcopy(tower)
     owner, name = _last_projection(tower)
