@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 MOST_PIXELS = 2048  # on a side of an image
 
@@ -19,6 +20,8 @@ Pixels = Annotated[int, Field(ge=1, le=MOST_PIXELS)]
 Context = Annotated[int, Field(ge=1, le=4096)]
 Vocabulary = Annotated[int, Field(ge=1, le=2_000_000)]
 Token = Annotated[int, Field(ge=0, lt=2_000_000)]
+Heads = Annotated[int, Field(ge=0, le=1024)]  # that a pruned layer has left
+Hidden = Annotated[int, Field(ge=0, le=131_072)]
 Ratio = Annotated[float, Field(gt=0, le=64)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Number = Annotated[float, Field(ge=-10_000, le=10_000)]
@@ -59,8 +62,44 @@ class TokenizerSettings(Table):
     bpe_path: FileName | None = None
 
 
+class PrunedLayer(Table):
+    """Heads and hidden units of one layer."""
+
+    heads: Heads
+    mlp: Hidden
+
+
+class Pruned(Table):
+    """``pruned``: layers that differ, see :mod:`dimefm.models.pruned`."""
+
+    width: Width
+    head_width: Width = 64
+    layers: Annotated[list[PrunedLayer], Field(min_length=1, max_length=256)]
+
+
+NOT_PRUNED = (
+    "width",
+    "layers",
+    "mlp_ratio",
+    "heads",
+    "head_width",
+    "timm_model_name",
+    "block_type",
+    "ls_init_value",
+    "qk_norm",
+    "scaled_cosine_attn",
+    "scale_heads",
+    "scale_attn_inner",
+    "scale_attn",
+    "scale_fc",
+)
+"""Keys that a tower with ``pruned`` does not have."""
+
+
 class Transformer(Table):
     """The keys that image and text transformers share."""
+
+    pruned: Pruned | None = None
 
     layers: Depth | Stages = 12
     width: Width = 512
@@ -77,6 +116,18 @@ class Transformer(Table):
     scale_attn_inner: bool = False
     scale_attn: bool = False
     scale_fc: bool = False
+
+    @model_validator(mode="after")
+    def _describes_layers_once(self) -> Transformer:
+        """Refuse a key that says something else of the layers than ``pruned``."""
+        if self.pruned is None:
+            return self
+        for key in NOT_PRUNED:
+            if key in self.model_fields_set and getattr(self, key) is not None:
+                raise PydanticCustomError(
+                    "pruned_twice", "a table without '{key}', since it has 'pruned'", {"key": key}
+                )
+        return self
 
 
 class ImageTower(Transformer):
@@ -124,6 +175,8 @@ class TextTower(Transformer):
 
 class Decoder(TextTower):
     """``multimodal_cfg`` of a CoCa."""
+
+    pruned: None = None
 
     dim_head: Width = 64
     n_queries: Context = 256

@@ -10,7 +10,7 @@ import functools
 import timm
 import torch
 
-from dimefm.models.config_schema import Decoder, ImageTower, ModelConfig, TextTower
+from dimefm.models.config_schema import Decoder, ImageTower, ModelConfig, TextTower, Transformer
 
 
 def parameters(config: ModelConfig) -> int:
@@ -40,19 +40,38 @@ def _image_parameters(tower: ImageTower, dim: int) -> int:
     if isinstance(tower.layers, list):
         return _resnet_parameters(tower.layers, tower.width, dim)
     side = tower.patch_size or 1
-    stem = 3 * side * side * tower.width
-    positions = patches(tower) * tower.width
+    width = _width(tower)
+    stem = 3 * side * side * width
+    positions = patches(tower) * width
     pooling = 0
     if tower.attentional_pool:
-        pooling = 2 * dim * (dim + tower.width) + tower.attn_pooler_queries * dim
-    head = tower.width * dim
-    return stem + positions + _blocks(tower.layers, tower.width, tower.mlp_ratio) + pooling + head
+        pooling = 2 * dim * (dim + width) + tower.attn_pooler_queries * dim
+    head = width * dim
+    return stem + positions + _tower_blocks(tower, tower.layers) + pooling + head
 
 
 def _text_parameters(tower: TextTower, dim: int) -> int:
-    tokens = (tower.vocab_size + tower.context_length) * tower.width
-    head = tower.width * dim
-    return tokens + _blocks(tower.layers, tower.width, tower.mlp_ratio) + head
+    width = _width(tower)
+    tokens = (tower.vocab_size + tower.context_length) * width
+    head = width * dim
+    return tokens + _tower_blocks(tower, tower.layers) + head
+
+
+def _width(tower: Transformer) -> int:
+    return tower.width if tower.pruned is None else tower.pruned.width
+
+
+def _tower_blocks(tower: Transformer, layers: int) -> int:
+    """Return the parameters of a tower's blocks, which may differ."""
+    if tower.pruned is None:
+        return _blocks(layers, tower.width, tower.mlp_ratio)
+    width = tower.pruned.width
+    count = 0
+    for layer in tower.pruned.layers:
+        attention = 4 * width * layer.heads * tower.pruned.head_width
+        perceptron = 2 * width * layer.mlp
+        count += attention + perceptron
+    return count
 
 
 def _decoder_parameters(decoder: Decoder, text: TextTower | None) -> int:

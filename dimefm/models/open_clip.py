@@ -30,7 +30,7 @@ from torch import nn
 
 from dimefm import plugins
 from dimefm.errors import ModelError, did_you_mean
-from dimefm.models import config_check, long_words, weights_file
+from dimefm.models import config_check, long_words, pruned, weights_file
 from dimefm.models.folder_tokenizer import check_vocabulary, has_vocabulary, safe_copy
 from dimefm.models.spec_paths import LOCAL_DIR
 from dimefm.models.trimmed_text import places_first
@@ -152,8 +152,9 @@ def _create_from_folder(folder: Path, weights: Path | None) -> nn.Module:
     check_length(path, parameters)
     check_unpacked(path, parameters)
     try:
-        with _quiet(), _written(config, preprocess) as name:
+        with _quiet(), _written(pruned.plain(config), preprocess) as name:
             model = open_clip.create_model(name, load_weights=False)
+            pruned.install(model, config)
             weights_file.load(model, path)
             return places_first(model.eval())
     except ModelError:
@@ -206,8 +207,9 @@ def from_config(config: dict) -> nn.Module:
         )
     _check_timm(config["vision_cfg"])
     try:
-        with _quiet(), _written(config) as name:
-            return places_first(open_clip.create_model(name, load_weights=False))
+        with _quiet(), _written(pruned.plain(config)) as name:
+            model = open_clip.create_model(name, load_weights=False)
+            return places_first(pruned.install(model, config))
     except Exception as error:  # open_clip and timm raise freely on impossible configs
         raise ModelError(
             f"model cannot be built from its config: {reason_of(error)}. Fix: correct the config"
@@ -352,7 +354,7 @@ def image_tower(config: dict) -> nn.Module:
     """Build the image tower of a model config with random weights, projecting to
     ``config['embed_dim']``.
     """
-    vision = {**config["vision_cfg"], "timm_model_pretrained": False}
+    vision = {**pruned.plain(config)["vision_cfg"], "timm_model_pretrained": False}
     _check_timm(vision)
     try:
         with _quiet():
@@ -361,6 +363,7 @@ def image_tower(config: dict) -> nn.Module:
             )
             if "timm_model_name" in vision and hasattr(tower, "set_input_size"):
                 tower.set_input_size(vision.get("image_size", 224))
+            pruned.install(tower, {"vision_cfg": config["vision_cfg"]})
     except Exception as error:  # timm and open_clip raise freely on impossible configs
         raise ModelError(
             f"image tower cannot be built from {vision}: {reason_of(error)}. Fix: correct the"
@@ -375,9 +378,9 @@ def text_tower(config: dict) -> nn.Module:
     """
     try:
         with _quiet():
-            tower = _build_text_tower(
-                config["embed_dim"], dict(config["text_cfg"]), config.get("quick_gelu", False)
-            )
+            text = dict(pruned.plain(config)["text_cfg"])
+            tower = _build_text_tower(config["embed_dim"], text, config.get("quick_gelu", False))
+            pruned.install(tower, {"text_cfg": config["text_cfg"]})
             return places_first(tower)
     except Exception as error:  # open_clip raises freely on impossible configs
         raise ModelError(

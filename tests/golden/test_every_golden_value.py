@@ -25,6 +25,7 @@ COPIES = {  # of which file, and what their names leave out; dimefm_losses.npz h
     "elevater_golden": ("elevater_golden", ""),
     "filip_evaluation": ("declip", ""),
     "tinyclip_affinity": ("tinyclip", ""),
+    "tinyclip_pruned": ("tinyclip", "mask/"),
 }
 present = pytest.mark.skipif(
     not WHOLE.is_dir(), reason="the golden files (../shared/golden) are not beside this checkout"
