@@ -1,6 +1,6 @@
 """dimefm makes a small CLIP out of a large one, with no teacher in the training loop.
 
-Four steps, each a function::
+Five steps, each a function::
 
     import dimefm
 
@@ -25,6 +25,9 @@ Four steps, each a function::
     model = dimefm.load("runs/first")
     cosines = model.encode_image(["cat.jpg"]) @ model.encode_text(["a photo of a cat"]).T
 
+    # 5. The student leaves: a folder that open_clip loads, with all that it needs.
+    dimefm.export("runs/first", "open_clip", "exported")
+
 ``dimefm.FeatureCache("cache/images")`` reads embeddings by row number. ``dimefm.errors`` holds the
 errors. docs/python.md shows more, and ``help(dimefm.train)`` describes one function. The same verbs
 are commands: ``dimefm --help``.
@@ -46,7 +49,16 @@ try:
 except PackageNotFoundError:  # a checkout that was never installed
     __version__ = "0+unknown"
 
-__all__ = ["FeatureCache", "Model", "__version__", "evaluate", "extract", "load", "train"]
+__all__ = [
+    "FeatureCache",
+    "Model",
+    "__version__",
+    "evaluate",
+    "export",
+    "extract",
+    "load",
+    "train",
+]
 
 PUBLIC = {
     "FeatureCache": "dimefm.cache",
@@ -55,7 +67,7 @@ PUBLIC = {
 }
 """Public names that are imported when they are first used, and where they live."""
 
-VERBS = ("extract", "train", "evaluate")
+VERBS = ("extract", "train", "evaluate", "export")
 """Packages that can be called."""
 
 

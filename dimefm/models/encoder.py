@@ -42,7 +42,9 @@ class Encoder:
     ``encode_image`` takes float pixels [B, 3, S, S] as ``preprocess`` makes them, ``encode_text``
     tokens [N, L]; both return float32 unit rows [.., D]; when memory runs out, in smaller pieces.
     ``image_parameters`` and ``text_parameters`` count the weights of each tower. ``notes`` are
-    lines for the user on how it was loaded.
+    lines for the user on how it was loaded. ``image_config`` and ``text_config`` are the open_clip
+    model configs that the towers were built from, None where a tower is of another kind, or is
+    loaded on first use.
     """
 
     card: EncoderCard
@@ -55,6 +57,8 @@ class Encoder:
     image_pieces: Pieces = field(default_factory=Pieces)
     text_pieces: Pieces = field(default_factory=Pieces)
     notes: tuple[str, ...] = ()
+    image_config: dict | None = None
+    text_config: dict | None = None
 
     def __repr__(self) -> str:
         """Return name, dimension and device: the modules in full would be hundreds of lines."""
@@ -206,18 +210,19 @@ def weights_sha256(*modules: nn.Module) -> str:
 class BorrowedTower(nn.Module):
     """The image tower of a teacher that is loaded on first use: sentences alone do not need it."""
 
-    def __init__(self, load: Callable[[], nn.Module]):
+    def __init__(self, load: Callable[[], Encoder]):
         super().__init__()
         self._load = load
 
     @functools.cached_property
-    def _teacher(self) -> list[nn.Module]:
-        return [self._load()]  # in a list, or it would become a part of this module
+    def encoder(self) -> Encoder:
+        """The teacher."""
+        return self._load()
 
     @property
     def teacher(self) -> nn.Module:
         """The teacher's model."""
-        return self._teacher[0]
+        return self.encoder.image_model
 
     @property
     def visual(self) -> nn.Module:

@@ -124,7 +124,8 @@ def _load(
         parsed = _fetched(parsed, may_download)
         name, model = _load_open_clip(parsed, preparation)
         tokenizer = functools.partial(_tokenizer, parsed, name, may_download)
-        return _encoder(spec, model, tokenizer, compute, preparation, expected)
+        config = open_clip.whole_config(name, model)
+        return _encoder(spec, model, config, tokenizer, compute, preparation, expected)
 
 
 def _require_tokenizer(spec: EncoderSpec) -> None:
@@ -192,6 +193,7 @@ def _load_open_clip(
 def _encoder(
     name: str,
     model: nn.Module,
+    config: dict,
     make_tokenizer: Callable[[], Callable],
     compute: Compute,
     preparation: published.Preparation | None = None,
@@ -231,6 +233,8 @@ def _encoder(
         device=compute.device,
         precision=compute.precision,
         notes=published.notes_on(preprocess, preparation),
+        image_config=config,
+        text_config=config,
     )
 
 
@@ -276,10 +280,11 @@ def _load_run(
     loading = (*loading, place)
     record = runs.read(folder)
     if record.kind == "clip":
-        config = open_clip.folder_config(place)
-        model = open_clip.create(config)
-        tokenizer = functools.partial(open_clip.tokenizer_of, config)
-        return _encoder(str(folder), model, tokenizer, compute, expected=expected)
+        name = open_clip.folder_config(place)
+        model = open_clip.create(name)
+        config = open_clip.whole_config(name, model)
+        tokenizer = functools.partial(open_clip.tokenizer_of, name)
+        return _encoder(str(folder), model, config, tokenizer, compute, expected=expected)
     if record.kind == "text-tower":
         encoder = _load_text_tower(folder, record, compute, loading)
     else:
@@ -324,6 +329,8 @@ def _load_image_tower(
         tokenizer=text.tokenizer,
         device=compute.device,
         precision=compute.precision,
+        image_config=config,
+        text_config=text.text_config,
     )
 
 
@@ -351,7 +358,7 @@ def _load_text_tower(
         activation=open_clip.activation_of(tower),
         shared_towers={"image": teacher.identity()},
     )
-    image = BorrowedTower(lambda: _teacher_of(folder, record, None, compute, loading).image_model)
+    image = BorrowedTower(lambda: _teacher_of(folder, record, None, compute, loading))
     tower = tower.to(compute.device).eval().requires_grad_(False)
     return Encoder(
         card=card,
@@ -361,6 +368,7 @@ def _load_text_tower(
         tokenizer=tokenizer,
         device=compute.device,
         precision=compute.precision,
+        text_config=config,
     )
 
 

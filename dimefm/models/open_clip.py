@@ -32,6 +32,7 @@ from dimefm import plugins
 from dimefm.errors import ModelError, did_you_mean
 from dimefm.models import config_check, long_words, pruned, weights_file
 from dimefm.models.folder_tokenizer import check_vocabulary, has_vocabulary, safe_copy
+from dimefm.models.offline import offline
 from dimefm.models.spec_paths import LOCAL_DIR
 from dimefm.models.trimmed_text import places_first
 from dimefm.models.weights_check import check_length, check_unpacked, count, weights_of
@@ -63,6 +64,20 @@ def config_of(arch: str) -> dict:
     if config is None:
         raise ModelError(unknown(arch))
     return copy.deepcopy(config)
+
+
+def whole_config(name: str, model: nn.Module) -> dict:
+    """Return the config from which :func:`create` made ``model``, its activation included.
+
+    ``name`` is an architecture or a ``local-dir:`` folder.
+    """
+    if name.startswith(FOLDER):
+        config, _ = config_check.read_model_file(Path(name.removeprefix(FOLDER)) / CONFIG)
+        return config
+    config = config_of(name)
+    if activation_of(model) == "quick_gelu":
+        config["quick_gelu"] = True
+    return config
 
 
 def knows(arch: str) -> bool:
@@ -386,6 +401,22 @@ def text_tower(config: dict) -> nn.Module:
         raise ModelError(
             f"text tower cannot be built from {config['text_cfg']}: {reason_of(error)}. Fix:"
             " correct the config"
+        ) from error
+
+
+def as_users_load(folder: Path) -> tuple[nn.Module, Callable, Callable]:
+    """Return (model, transform of images, tokenizer) of a folder as open_clip itself loads them.
+
+    Raises ModelError with open_clip's reason.
+    """
+    name = folder_config(folder)
+    try:
+        with _quiet(), offline():
+            model, _, transform = open_clip.create_model_and_transforms(name)
+            return model.eval(), transform, open_clip.get_tokenizer(name)
+    except Exception as error:  # open_clip raises whatever torch.load and an odd config raise
+        raise ModelError(
+            f"{folder}: open_clip does not load it: {reason_of(error)}. Fix: use another format"
         ) from error
 
 

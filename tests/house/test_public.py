@@ -10,7 +10,7 @@ import pytest
 import dimefm
 import dimefm.train.trainer  # the package must stay callable after its modules were imported
 
-VERBS = ("extract", "train", "evaluate")
+VERBS = ("extract", "train", "evaluate", "export")
 
 
 @pytest.mark.parametrize("name", dimefm.__all__)

@@ -49,8 +49,8 @@ def encoder(request, vit, working):
     if request.param.startswith("ResNet"):
         return load_encoder(request.param, "cpu")
     late = load_encoder(vit, "cpu")
-    model = late.image_model
-    late.image_model = BorrowedTower(lambda: model)
+    teacher = load_encoder(vit, "cpu")
+    late.image_model = BorrowedTower(lambda: teacher)
     return late
 
 
