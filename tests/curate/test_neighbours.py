@@ -398,7 +398,11 @@ def test_neighbours_have_the_keys_of_their_rows(tmp_path):
     assert made.nearest_pairs(1)[0][2] == pytest.approx(1, abs=0.05)
 
 
-@pytest.mark.parametrize("damage", [b"", b"0\n" * 9, b"[" * 9000 + b"\n", b'"a"\n'])
+@pytest.mark.parametrize(
+    "damage",
+    [b"", b"0\n" * 9, b"[" * 9000 + b"\n", b'"a"\n'],
+    ids=["empty", "numbers", "nested", "too few"],
+)
 def test_damaged_keys_are_one_line(made, damage):
     path = made.store.root / "keys.jsonl"
     record = made.store.root / "neighbours.json"

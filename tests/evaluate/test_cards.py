@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from dimefm import plugins
 from dimefm.cli import main
 from dimefm.errors import DataError
+from dimefm.evaluate import benchmark
 from dimefm.evaluate.benchmark import EXPECTED, REQUIRED, card_for, for_folder, load, suite
 from dimefm.evaluate.datasets.layouts import find
 from tests.evaluate.datasets import image, write
@@ -67,7 +68,7 @@ def cards(tmp_path, monkeypatch):
     folder = tmp_path / "cards"
     shutil.copytree(plugins.ROOT / plugins.FOLDERS["benchmarks"][0], folder)
     monkeypatch.setitem(plugins.FOLDERS, "benchmarks", (os.fspath(folder), ".toml"))
-    plugins.names.cache_clear()
+    forget_cards()
 
     def add(name, content):
         path = folder / f"{name}.toml"
@@ -75,12 +76,18 @@ def cards(tmp_path, monkeypatch):
             path.mkdir()
         else:
             path.write_bytes(content if isinstance(content, bytes) else toml(content))
-        plugins.names.cache_clear()
+        forget_cards()
         return path
 
     yield add
     monkeypatch.undo()
-    plugins.names.cache_clear()
+    forget_cards()
+
+
+def forget_cards():
+    """Read cards again: pytest may give two tests one folder, one after the other."""
+    for cached in (plugins.names, benchmark._toml, benchmark._read_card):
+        cached.cache_clear()
 
 
 def run(*words):

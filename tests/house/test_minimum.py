@@ -5,8 +5,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-# faiss has no older releases than its bound on PyPI; click must be as new as huggingface-hub asks
-NOT_PINNED = {"faiss-gpu", "faiss-cpu", "click"}
+NOT_PINNED = {"click"}  # it must be as new as huggingface-hub asks
 
 
 def requirements(text, operator):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import isqrt
@@ -53,7 +54,10 @@ class SearchResult:
 def import_faiss() -> Any:
     """Return the module faiss; raise CacheError when it is not installed."""
     try:
-        import faiss
+        with warnings.catch_warnings():
+            # of SWIG and numpy, in older builds; as errors they would crash the import
+            warnings.simplefilter("ignore", DeprecationWarning)
+            import faiss
     except ImportError as error:
         raise CacheError(
             f"faiss, which finds neighbours, cannot be imported ({error}). Fix: pip install"
