@@ -93,9 +93,9 @@ def refuse_other_encodings(path: Path, source: Bytes) -> None:
 
 def _is_wide(head: bytes) -> bool:
     """Tell whether every second byte of a text is NUL, as in UTF-16 without a byte order mark."""
-    codes = np.frombuffer(head, dtype=np.uint8)
-    if len(codes) < 4:
+    if b"\0" not in head or len(head) < 4:
         return False
+    codes = np.frombuffer(head, dtype=np.uint8)
     is_nul = codes == 0
     shares = (is_nul[0::2].mean(), is_nul[1::2].mean())
     return max(shares) > MOST_NULS

@@ -1,10 +1,14 @@
 """Names of images and numbers before sentences are keys; they never become words."""
 
 import gzip
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dimefm.data import open_rows
+from dimefm.data.formats import captions
 from dimefm.data.pairing import pair
 from dimefm.errors import BadRow, DataError
 
@@ -148,3 +152,28 @@ def test_a_list_beside_its_images_is_read(tmp_path, picture):
         ("1.jpg#1", "the cat"),
     ]
     assert open_rows([tmp_path], "image").shards[0].keys() == ["1.jpg", "2.jpg"]
+
+
+WORDS = [
+    "a",
+    "3",
+    "3.",
+    "3)",
+    "12\t",
+    "x.jpg",
+    "x.JPG,",
+    "x.webp#0",
+    "k#1\t",
+    "\t",
+    "\r",
+    "\x0b",
+    ".",
+]
+
+
+@given(st.lists(st.lists(st.sampled_from(WORDS), max_size=3).map(" ".join), max_size=6))
+def test_lines_that_look_plain_at_a_glance_are_no_captions(lines):
+    """The quick look, which thousands of files go through, agrees with the patterns."""
+    lines = "\n".join(lines).splitlines()
+    if captions._are_plain(lines):
+        assert captions._form_of([line for line in lines if line.strip()], Path("x.txt")) is None

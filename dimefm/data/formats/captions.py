@@ -62,6 +62,8 @@ WITH_NUMBER = re.compile(r"\s*(\S{1,400}?)(#\d{1,9})(\t+)[ ]*(.*)")  # 100009279
 NUMBERED = re.compile(r"\s*(\d{1,18})\t+[ ]*([^\t]+)")
 COUNTED = re.compile(r"\s*(\d{1,18})(?:[):;|]\s*|\.(?!\d)\s*|,(?!\d{3}\b)\s*|\s+)(\S.*)")
 NUMBERS = re.compile(r"[\d\s,.;|+-]*")
+MAY_BE_NAMED = re.compile(r"\.\w")  # an ending
+MAY_BE_NUMBERED = re.compile(r"\n\s*\d")
 
 Parsed = tuple[str, str]  # key, sentence
 Parse = Callable[[str], Parsed | None]
@@ -98,7 +100,10 @@ def _is_caption_list(path: Path, size: int, mtime_ns: int) -> bool:
 
 
 def _head_of(path: Path) -> list[str]:
-    """Return the first lines of a text file that are not blank, none when it cannot be read."""
+    """Return the first lines of a text file that are not blank.
+
+    There are none when it cannot be read, or when no line can be one of a list of captions.
+    """
     try:
         raw = patiently(lambda: _read_head(path), path)
     except (OSError, EOFError, zlib.error):  # opening the shard says so
@@ -106,7 +111,20 @@ def _head_of(path: Path) -> list[str]:
     lines = raw.removeprefix(UTF8_MARK).decode("utf-8", "replace").splitlines()
     if len(raw) == HEAD:
         lines = lines[:-1]  # it may be cut
+    if _are_plain(lines):
+        return []
     return [line for line in lines if line.strip()]
+
+
+def _are_plain(lines: list[str]) -> bool:
+    """Tell quickly whether no line has a name, a number at its start, or columns.
+
+    There may be many thousands of files, and patterns of names are slow.
+    """
+    text = "\n" + "\n".join(lines)
+    if "\t" in text or "#" in text:
+        return False
+    return not (MAY_BE_NAMED.search(text) or MAY_BE_NUMBERED.search(text))
 
 
 def _read_head(path: Path) -> bytes:
@@ -145,10 +163,7 @@ def _is_header(line: str) -> bool:
 
 
 def _nearly_all(parse: Parse, lines: list[str]) -> list[Parsed]:
-    """Return the lines that ``parse`` knows when nearly all are, else nothing.
-
-    The first few lines of another form end it: there may be many thousands of files.
-    """
+    """Return the lines that ``parse`` knows when nearly all are, else nothing."""
     parsed = []
     others = 0
     for line in lines:
