@@ -46,8 +46,8 @@ def fetch_tag(architecture: str, tag: str) -> None:
     remedy = (
         f"fetch {address} where there is a network, and name {architecture}/FILE --preprocess {tag}"
     )
-    _say(f"downloading {spec} ({source}) to {target}")
-    _require_connection(spec, address, remedy)
+    announce(f"downloading {spec} ({source}) to {target}")
+    require_connection(spec, address, remedy)
     try:
         open_clip.download_pretrained(config)
     except Exception as error:  # the hub and urllib raise whatever the network raises
@@ -72,8 +72,8 @@ def fetch_repository(spec: str, repository: str, may_download: bool = True) -> P
             f"{spec} is not on this machine, and a name that comes with data downloads nothing."
             f" Fix: name {spec} yourself where the teacher's place is asked for"
         )
-    _say(f"downloading {spec} to {constants.HF_HUB_CACHE}")
-    _require_connection(spec, constants.ENDPOINT, remedy)
+    announce(f"downloading {spec} to {constants.HF_HUB_CACHE}")
+    require_connection(spec, constants.ENDPOINT, remedy)
     try:
         return _download(repository)
     except ModelError:
@@ -108,12 +108,13 @@ def _source_of(config: dict) -> tuple[str, str, str]:
     return os.path.basename(url), url, os.path.expanduser(CLIP_CACHE)
 
 
-def _say(line: str) -> None:
+def announce(line: str) -> None:
+    """Print a note on a download, once for all processes of a run."""
     if rank_of()[0] == 0:
         console.note(line)
 
 
-def _require_connection(spec: str, address: str, remedy: str) -> None:
+def require_connection(spec: str, address: str, remedy: str) -> None:
     """Raise ModelError at once when the host of an address cannot be reached.
 
     The hub's client tries each file several times, which takes a minute without a network.

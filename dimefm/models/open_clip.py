@@ -365,11 +365,11 @@ def plain(preprocess: dict) -> dict:
     }
 
 
-def image_tower(config: dict) -> nn.Module:
+def image_tower(config: dict, pretrained: bool = False) -> nn.Module:
     """Build the image tower of a model config with random weights, projecting to
-    ``config['embed_dim']``.
+    ``config['embed_dim']``; ``pretrained`` loads timm's weights into its trunk.
     """
-    vision = {**pruned.plain(config)["vision_cfg"], "timm_model_pretrained": False}
+    vision = {**pruned.plain(config)["vision_cfg"], "timm_model_pretrained": pretrained}
     _check_timm(vision)
     try:
         with _quiet():

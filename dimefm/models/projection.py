@@ -54,7 +54,7 @@ def folded(tower: ImageTower | TextTower, projection: nn.Linear) -> nn.Module:
     projection.
     """
     tower = copy.deepcopy(tower)
-    owner, name = _last_projection(tower)
+    owner, name = last_projection(tower)
     last = getattr(owner, name)
     weight = projection.weight.double()
     if isinstance(last, nn.Linear):
@@ -117,7 +117,7 @@ def _encode(tower: nn.Module, inputs: Tensor) -> Tensor:
     return tower.encode_image(inputs)
 
 
-def _last_projection(tower: ImageTower | TextTower) -> tuple[nn.Module, str]:
+def last_projection(tower: ImageTower | TextTower) -> tuple[nn.Module, str]:
     """Return where a tower's last projection is: the module that holds it and the attribute's name.
 
     The projection is a Linear, or a matrix [W, D].

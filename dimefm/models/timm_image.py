@@ -9,8 +9,10 @@ import timm
 import torch
 
 from dimefm.errors import ModelError, did_you_mean
+from dimefm.runtime.text import first_few
 
 PREFIX = "timm/"
+FEW = 4  # tags in a message
 IMAGE_SIZE = 224  # by default, as open_clip
 
 
@@ -24,6 +26,15 @@ def vision_config(name: str) -> dict:
     """
     if not timm.is_model(name):
         raise ModelError(f"unknown timm model '{name}': {did_you_mean(name, timm.list_models())}")
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:  # timm knows the network, not the tag
+        network, _, tag = name.partition(".")
+        tags = timm.list_pretrained(f"{network}.*")
+        raise ModelError(
+            f"timm/{name}: '{tag}' is no tag of {network}; expected one of"
+            f" {first_few(tags, FEW) or 'none'}. Fix: correct the tag, or remove it"
+        ) from error
     config: dict[str, Any] = {"timm_model_name": name, "timm_pool": ""}
     if _has_hidden_layer(name):
         config.update(timm_pool="avg", timm_proj="")

@@ -58,6 +58,11 @@ ONE_TOWER = Condition(
     "one tower that is led into the space of a teacher, not for two (--text student),",
     lambda recipe: recipe.text != "student",
 )
+STARTED = Condition(
+    "students that start from existing weights",
+    lambda recipe: recipe.init != "random" or (recipe.init_text or "random") != "random",
+    remedy="set --init",
+)
 RANDOM_CROPS = Condition(
     "random views, not for the centre,",
     lambda recipe: recipe.crops != "center",

@@ -45,7 +45,8 @@ class RunRecord:
     words. ``teacher`` is the card of the first teacher (None without teachers), ``teacher_at`` its
     path relative to the run folder when it is a file or folder. ``fingerprints`` maps a key of the
     recipe to the fingerprints of what the run was trained on. ``machine`` is what rounds sums:
-    torch's threads, the number of processes, the kind of device, torch's version. ``best``
+    torch's threads, the number of processes, the kind of device, torch's version. ``start`` says
+    which weights the student began with (None: random ones), by tower. ``best``
     describes the folder of the best weights; ``without_improvement`` counts the last evaluations
     of a run that ended early.
     """
@@ -64,6 +65,7 @@ class RunRecord:
     fingerprints: dict = field(default_factory=dict)
     libraries: dict = field(default_factory=dict)
     machine: dict | None = None
+    start: dict | None = None
     token_maps: dict | None = None
     ema: float | None = None
     best: dict | None = None

@@ -212,8 +212,13 @@ def _encoder(
 
 def _wrap_image_tower(recipe: Recipe, teacher: EncoderCard, device: torch.device) -> Wrap:
     spec = student.resolve(recipe.student, recipe.image_size, teacher.dim)
-    preprocess = open_clip.default_preprocess(spec.image_size)
-    return lambda model: _encoder(model, teacher.dim, preprocess, None, device)
+    usual = open_clip.default_preprocess(spec.image_size)
+
+    def wrap(model: nn.Module) -> Encoder:
+        preprocess = getattr(model.visual, "preprocess_cfg", usual)
+        return _encoder(model, teacher.dim, preprocess, None, device)
+
+    return wrap
 
 
 def _wrap_text_tower(recipe: Recipe, teacher: EncoderCard, device: torch.device) -> Wrap:

@@ -9,6 +9,7 @@ embedding, the bias of attention, and one step of the schedule.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -47,33 +48,36 @@ def decays(name: str, parameter: torch.Tensor, optimizer: str = "dime-fm") -> bo
     return not any(part in name for part in UNDECAYED)
 
 
-def adamw(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+def adamw(
+    model: nn.Module, recipe: Recipe, is_taken: Callable[[str], bool] = lambda name: False
+) -> torch.optim.AdamW:
     """Return AdamW over the trainable parameters, in groups with and without weight decay.
 
     The modules of losses, if there are any, are a third group; all its parameters decay, biases and
-    scales too.
+    scales too. ``is_taken`` tells the parameters that began with existing weights: they are groups
+    of their own where the recipe's ``init_lr_scale`` is not 1. ``lr_scale`` of a group is the
+    factor on its learning rate.
     """
-    decayed = []
-    undecayed = []
-    loss_modules = []
+    groups = [_group(recipe.wd), _group(0.0)]
+    taken = [_group(recipe.wd, recipe.init_lr_scale), _group(0.0, recipe.init_lr_scale)]
+    loss_modules = _group(LOSS_MODULES_DECAY)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         if name.startswith(LOSS_MODULES):
-            loss_modules.append(parameter)
-        elif decays(name, parameter, recipe.optimizer):
-            decayed.append(parameter)
-        else:
-            undecayed.append(parameter)
-    groups = [_group(decayed, recipe.wd), _group(undecayed, 0.0)]
-    if loss_modules:
-        groups.append(_group(loss_modules, LOSS_MODULES_DECAY))
+            loss_modules["params"].append(parameter)
+            continue
+        is_slow = recipe.init_lr_scale != 1 and is_taken(name)
+        decayed, undecayed = taken if is_slow else groups
+        does_decay = decays(name, parameter, recipe.optimizer)
+        (decayed if does_decay else undecayed)["params"].append(parameter)
+    groups += [group for group in (*taken, loss_modules) if group["params"]]
     betas = (recipe.beta1, recipe.beta2)
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=betas, eps=recipe.eps, fused=True)
 
 
-def _group(parameters: list[nn.Parameter], weight_decay: float) -> dict:
-    return {"params": parameters, "weight_decay": weight_decay}
+def _group(weight_decay: float, lr_scale: float = 1.0) -> dict:
+    return {"params": [], "weight_decay": weight_decay, "lr_scale": lr_scale}
 
 
 def learning_rate(step: int, warmup_steps: int, total_steps: int, recipe: Recipe) -> float:

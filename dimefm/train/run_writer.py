@@ -50,7 +50,8 @@ def explained(out: Path, errors: Container[int] | None = None) -> Iterator[None]
 class RunWriter:
     """Writes the files of one run into its folder ``out``; only the main process has a writer.
 
-    ``steps`` is the number of steps that the run is planned for, ``machine`` what rounds its sums.
+    ``steps`` is the number of steps that the run is planned for, ``machine`` what rounds its sums,
+    ``start`` the weights that the student began with, see :mod:`dimefm.train.start`.
     """
 
     out: Path
@@ -65,6 +66,7 @@ class RunWriter:
     early_stopping: EarlyStopping | None
     machine: dict[str, int | str]
     raw_digests: list[str] | None = None
+    start: dict | None = None
     log: Log | None = None
 
     @contextlib.contextmanager
@@ -111,6 +113,8 @@ class RunWriter:
             "contents": resuming.content_fingerprints(self.sources),
             "machine": self.machine,
         }
+        if self.start:
+            facts["start"] = self.start
         if self.raw_digests is not None:
             facts["raw"] = self.raw_digests
         with explained(self.out):
@@ -193,6 +197,7 @@ class RunWriter:
             fingerprints=resuming.source_fingerprints(self.sources),
             libraries=libraries(),
             machine=self.machine,
+            start=self.start or None,
             token_maps=token_maps,
             ema=self.recipe.ema,
             best=best,

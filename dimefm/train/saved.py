@@ -141,6 +141,22 @@ def read(folder: Path, averaged: bool = False) -> Saved:
     return Saved(folder, state, files)
 
 
+def recorded_fact(folder: Path, name: str) -> dict | None:
+    """Return a fact that a checkpoint records, {} when it records none, without its tensors.
+
+    None when its state is not what was saved.
+    """
+    try:
+        content = _read_file(folder, STATE)
+        digests = _read_seal(folder)
+        if digests is not None and digests.get(STATE) != hashlib.sha256(content).hexdigest():
+            return None
+        fact = _state_of(content, folder).get(name, {})
+    except Damaged:
+        return None
+    return fact if isinstance(fact, dict) else None
+
+
 def _read_file(folder: Path, name: str) -> bytes:
     try:
         return (folder / name).read_bytes()

@@ -119,9 +119,14 @@ def sizes(model: nn.Module) -> dict[str, int]:
     return counts
 
 
-def notes(task: Task, samples: int) -> list[str]:
-    """Return what the user should know about a student that learns from so many samples."""
-    found = [_unloaded_weights(task), _too_few_samples(task, samples), unseen_pixels(task)]
+def notes(task: Task, samples: int, init: str = "random") -> list[str]:
+    """Return what the user should know about a student that learns from so many samples.
+
+    ``init`` is where it starts.
+    """
+    found = [unseen_pixels(task)]
+    if init == "random":
+        found = [_unloaded_weights(task), _too_few_samples(task, samples), *found]
     return [note for note in found if note is not None]
 
 
@@ -130,10 +135,9 @@ def _unloaded_weights(task: Task) -> str | None:
     tag = timm_image.pretrained_tag(task.spec.name)
     if not tag:
         return None
-    plain = task.spec.name.removesuffix(f".{tag}")
     return (
-        f"note: {task.spec.name} starts from random weights; the pretrained ones that '{tag}' names"
-        f" are not loaded, as with --student {plain}"
+        f"note: {task.spec.name} starts from random weights; --student {task.spec.name} --init timm"
+        f" starts from the pretrained ones that '{tag}' names"
     )
 
 

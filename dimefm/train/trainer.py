@@ -25,7 +25,7 @@ from dimefm.runtime.devices import pick_device
 from dimefm.runtime.progress import Progress
 from dimefm.runtime.seeding import seed_of
 from dimefm.storage.files import remove_new_dirs_on_error
-from dimefm.train import checkpoint, loggers, resuming, run_folder, tasks
+from dimefm.train import checkpoint, loggers, resuming, run_folder, start, tasks
 from dimefm.train.distributed import DistributedContext, GlobalBatch, init_distributed
 from dimefm.train.early_stopping import EarlyStopping, Scorer
 from dimefm.train.ema import Ema
@@ -132,9 +132,9 @@ class Trainer:
         if fits_batch:
             self._fit_batch()
         self._refuse_too_few_rows()
-        self._build_student()
+        self._build_student(resume)
         self._plan_steps()
-        self.optimizer = adamw(self.student, recipe)
+        self.optimizer = adamw(self.student, recipe, self.begun.is_taken)
         self.ema = None if recipe.ema is None else Ema(self.student, recipe.ema)
         self.early_stopping = self._open_early_stopping(scorer)
         self.raw_digests = self._verify() if verify else None
@@ -181,12 +181,18 @@ class Trainer:
                 f" least one row. Fix: set --batch-size {processes} or more"
             )
 
-    def _build_student(self) -> None:
-        """Build the student with its batches, and print the notes on it."""
+    def _build_student(self, resume: bool) -> None:
+        """Build the student with its batches and its first weights, and print the notes on it."""
         places = self.context.places(self.recipe.batch_size)
-        self.task = tasks.build_task(self.recipe, self.sources, places)
-        for note in tasks.notes(self.task, len(self.sources)):
+        task = tasks.build_task(self.recipe, self.sources, places)
+        for note in tasks.notes(task, len(self.sources), self.recipe.init):
             self._note(note)
+        begun = start.recorded(self.out) if resume else None
+        if begun is None:
+            with self.context.main_process_first():
+                begun = start.begin(self.recipe, task, self.sources.teachers, self.echo)
+        self.begun = begun
+        self.task = begun.applied(task)
         student = self.task.student(self.sources, self.objective, self.recipe.seed)
         self.student = student.to(self.context.device)
 
@@ -260,6 +266,7 @@ class Trainer:
             early_stopping=self.early_stopping,
             machine=resuming.machine_of(self.context),
             raw_digests=self.raw_digests,
+            start=self.begun.record,
         )
 
     def loop(self) -> None:
@@ -339,7 +346,7 @@ class Trainer:
         self.student.train()
         rate = learning_rate(step, self.warmup_steps, self.steps, self.recipe)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["lr_scale"]
         started = time.perf_counter()
         batches = [next(loading) for _ in range(self.recipe.accum_freq)]
         waited = time.perf_counter() - started

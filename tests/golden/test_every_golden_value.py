@@ -26,6 +26,7 @@ COPIES = {  # of which file, and what their names leave out; dimefm_losses.npz h
     "filip_evaluation": ("declip", ""),
     "tinyclip_affinity": ("tinyclip", ""),
     "tinyclip_pruned": ("tinyclip", "mask/"),
+    "tinyclip_inheritance": ("tinyclip", ""),
 }
 present = pytest.mark.skipif(
     not WHOLE.is_dir(), reason="the golden files (../shared/golden) are not beside this checkout"

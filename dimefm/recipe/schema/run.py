@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from dimefm.recipe.conditions import (
     EPOCHS,
     EVALUATION,
+    STARTED,
 )
 from dimefm.recipe.keys import Names, key
 from dimefm.recipe.section import Section
@@ -64,6 +65,15 @@ class Optimization(Section):
     lr: float = key(8e-4, "Peak learning rate.", gt=0)
     min_lr: float = key(4e-5, "Final learning rate.", ge=0)
     warmup_lr: float = key(4e-6, "First learning rate of the warm-up.", flag=False, ge=0)
+    init_lr_scale: float = key(
+        1.0,
+        "Factor on the learning rate of weights that the student did not draw at random (--init).",
+        more="0.1 is usual for fine-tuning.",
+        flag=False,
+        ge=0,
+        applies_when=[STARTED],
+        most=100,
+    )
     warmup: float = key(4.0, "Linear warm-up in epochs.", metavar="EPOCHS", ge=0)
     wd: float = key(0.05, "Weight decay.", ge=0)
     beta1: float = key(0.9, "AdamW's beta1.", flag=False, ge=0, lt=1)

@@ -50,6 +50,26 @@ class Student(Section):
         applies_when=[ONE_TOWER],
         formerly="bridge",
     )
+    init: str = key(
+        "random",
+        "Weights that the student starts from: random, timm (pretrained, as its name says), "
+        "tag:TAG of its architecture, run:DIR, a weights FILE, or inherit:SPEC, a part of a larger "
+        "model.",
+        more="timm and tag:TAG are downloaded when they are not on this machine. SPEC is what "
+        "--teacher takes. See docs/weights.md.",
+        metavar="START",
+        pattern="^.+$",
+        expected="random, timm, tag:TAG, run:DIR, inherit:SPEC or a file",
+    )
+    init_text: str | None = key(
+        None,
+        "Weights that the text tower starts from, where both towers are trained.",
+        metavar="START",
+        pattern="^.+$",
+        expected="random, tag:TAG, run:DIR, inherit:SPEC or a file",
+        unset="as --init; random with --init timm",
+        applies_to=PAIRS,
+    )
     text: str = key(
         "teacher",
         "Text tower: teacher, student to train both towers on pairs (with caches, against a "

@@ -1,0 +1,1 @@
+"""Weights from elsewhere: published checkpoints, and weights of larger models for a student."""
