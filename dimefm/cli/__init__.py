@@ -33,6 +33,7 @@ COMMANDS = {  # name -> module
     "export": "dimefm.cli.export",
     "runs": "dimefm.cli.runs",
     "cache": "dimefm.cli.cache",
+    "import": "dimefm.cli.import_",
     "losses": "dimefm.cli.losses",
     "recipes": "dimefm.cli.recipes",
     "prompts": "dimefm.cli.prompts",
@@ -55,6 +56,7 @@ AFTER_INTERRUPT = {
     "export": NOT_KEPT,
     "quickstart": KEPT,
     "run": KEPT,
+    "import": NOT_KEPT,
     "train": "interrupted; the same command goes on, with --resume where --out has a checkpoint",
 }
 INTERRUPTED = 130

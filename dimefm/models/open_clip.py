@@ -86,6 +86,12 @@ def knows(arch: str) -> bool:
     return open_clip.get_model_config(arch) is not None
 
 
+def known() -> list[str]:
+    """Return the names of all known architectures."""
+    _register()
+    return open_clip.list_models()
+
+
 def unknown(arch: str) -> str:
     """Return the complaint about an architecture that is not known, with the nearest name."""
     return f"unknown architecture '{arch}': {did_you_mean(arch, open_clip.list_models())}"

@@ -245,6 +245,13 @@ def _side(block: Mapping[str, Tensor], name: str, axis: int, where: str) -> int:
     return tensor.shape[axis]
 
 
+def is_even(description: Mapping[str, Any]) -> bool:
+    """Tell whether all layers are the same, and their heads as wide together as the tower."""
+    layers = description["layers"]
+    inner = layers[0]["heads"] * description.get("head_width", HEAD_WIDTH)
+    return inner == description["width"] and all(layer == layers[0] for layer in layers)
+
+
 def _description(config: Mapping[str, Any], tower: str) -> Mapping[str, Any] | None:
     """Return the value of ``pruned`` of a tower's config, None where there is none."""
     settings = config.get(tower)

@@ -6,6 +6,7 @@ put a prefix before its names. Both are removed:
 =====================  ==============================================================
 ``state_dict``         open_clip, timm, Lightning
 ``model``              DINO, MAE, many others
+``image_state_dict``   DIME-FM: an image tower alone
 ``state_dict_ema``     timm: averaged weights next to the last ones; these are taken
 ``module.``            DistributedDataParallel, also torch's averaged model
 ``_orig_mod.``         ``torch.compile``, also inside a name
@@ -38,7 +39,7 @@ from dimefm.models.weights_check import check_tensors, count
 from dimefm.runtime import console
 
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
-LAST = ("state_dict", "model", "model_state_dict", "module")
+LAST = ("state_dict", "model", "model_state_dict", "module", "image_state_dict")
 PREFIXES = ("module.", "model.")
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 COUNTER = "n_averaged"  # of torch's averaged model

@@ -48,7 +48,8 @@ class RunRecord:
     torch's threads, the number of processes, the kind of device, torch's version. ``start`` says
     which weights the student began with (None: random ones), by tower. ``best``
     describes the folder of the best weights; ``without_improvement`` counts the last evaluations
-    of a run that ended early.
+    of a run that ended early. ``imported`` names the file and the family of weights that were
+    imported, not trained.
     """
 
     kind: str
@@ -70,6 +71,7 @@ class RunRecord:
     ema: float | None = None
     best: dict | None = None
     without_improvement: int | None = None
+    imported: dict | None = None
 
     def to_json(self) -> str:
         """Return the text of ``run.json``; the fingerprints are keys of their own."""

@@ -202,6 +202,7 @@ class RunWriter:
             ema=self.recipe.ema,
             best=best,
             without_improvement=without_improvement,
+            imported=None,
         )
 
 

@@ -1,0 +1,188 @@
+"""Partial, foreign, damaged and hostile checkpoints: all is listed, and nothing is written."""
+
+import json
+from pathlib import Path
+
+import open_clip as upstream
+import pytest
+import torch
+from click.testing import CliRunner
+
+from dimefm.cli import main
+from dimefm.errors import DimefmError, ModelError
+from dimefm.models import open_clip, student
+from dimefm.models.weights import importing
+from dimefm.models.weights.importing import import_checkpoint
+from tests.models.weights.layouts import (
+    VISION,
+    VIT,
+    dime_vit,
+    in_three_modules,
+    model_of,
+    openai,
+    tensors_of,
+)
+
+
+def name_of(make):
+    return getattr(make, "__name__", None)
+
+
+def without_layer(state):
+    return {name: t for name, t in state.items() if "visual.transformer.resblocks.1." not in name}
+
+
+def with_strangers(state):
+    return {**state, **{f"stranger.{number}": torch.ones(1) for number in range(2000)}}
+
+
+def with_another_shape(state):
+    return {**state, "visual.ln_post.weight": torch.ones(63)}
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (without_layer, ["12 missing: visual.transformer.resblocks.1.attn.in_proj_bias", "and 10"]),
+        (with_strangers, ["2,000 unexpected: stranger.0, stranger.1 and 1998 more"]),
+        (
+            with_another_shape,
+            ["1 of another shape: visual.ln_post.weight [63], expected [64]"],
+        ),
+        (
+            lambda state: with_strangers(with_another_shape(without_layer(state))),
+            ["12 missing", "1 of another shape"],
+        ),
+    ],
+)
+def test_what_does_not_fit_is_listed_and_nothing_is_written(change, parts, tmp_path, capsys):
+    path = tmp_path / "small.json"
+    path.write_text(json.dumps(VIT))
+    torch.save(change(tensors_of(model_of(VIT))), tmp_path / "x.pt")
+    with pytest.raises(ModelError) as error:
+        import_checkpoint(
+            tmp_path / "x.pt",
+            tmp_path / "run",
+            student=str(path),
+        )
+    message = str(error.value)
+    for part in parts:
+        assert part in message
+    assert len(message) <= 500 and "\n" not in message
+    assert not (tmp_path / "run").exists()
+    arguments = ["-v", "import", str(tmp_path / "x.pt"), "--student", str(path)]
+    arguments += ["--out", str(tmp_path / "run")]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1
+    if change is without_layer:  # every name
+        assert result.output.count("  missing: visual.transformer.resblocks.1.") == 12
+
+
+def foreign(tmp_path):
+    torch.save({"conv1.weight": torch.ones(3), "fc.bias": torch.ones(2)}, tmp_path / "x.pt")
+    return "has the tensors conv1.weight, fc.bias, expected those of a family (tinyclip, declip"
+
+
+def gated(tmp_path):
+    state = in_three_modules(tensors_of(model_of(VIT)))
+    state["_image_encoder.l0_module.hidden_loga"] = torch.ones(64)
+    torch.save(state, tmp_path / "x.pt")
+    return "is a gate of automatic inheritance, so the model is not cut yet"
+
+
+def differing_copies(tmp_path):
+    state = in_three_modules(tensors_of(model_of(VIT)))
+    state["image_encoder_without_ddp.visual.proj"] = torch.ones(64, 48)
+    torch.save(state, tmp_path / "x.pt")
+    return "has other values than its copy under another name"
+
+
+def unpacking(tmp_path):
+    shapes = {
+        name: t[:1].expand(2**20, *t.shape[1:])
+        for name, t in tensors_of(torch.nn.Linear(999, 9)).items()
+    }
+    torch.save(shapes, tmp_path / "x.pt")
+    return "unpacks to"
+
+
+def partly_wrapped(tmp_path):
+    state = tensors_of(model_of(VIT))
+    state = {f"module.{name}" if "visual" in name else name: t for name, t in state.items()}
+    torch.save(state, tmp_path / "x.pt")
+    return "expected those of a family"
+
+
+def missing_projection(tmp_path):
+    state = in_three_modules(tensors_of(model_of(VIT)))
+    del state["_image_encoder.visual.proj"]
+    torch.save(state, tmp_path / "x.pt")
+    return "'visual.proj' is missing. Fix: fetch the whole checkpoint"
+
+
+def objects(tmp_path):
+    torch.save({"state_dict": {"x": torch.ones(1)}, "args": Path("x")}, tmp_path / "x.pt")
+    return "holds other things than plain tensors"
+
+
+def truncated(tmp_path):
+    torch.save(tensors_of(model_of(VIT)), tmp_path / "whole.pt")
+    data = (tmp_path / "whole.pt").read_bytes()
+    (tmp_path / "x.pt").write_bytes(data[: len(data) // 2])
+    return "cannot be"
+
+
+def no_teacher(tmp_path):
+    torch.save(dime_vit(tmp_path)[1], tmp_path / "x.pt")
+    return "is an image tower alone, which uses the text tower of its teacher"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        foreign,
+        gated,
+        differing_copies,
+        unpacking,
+        partly_wrapped,
+        missing_projection,
+        objects,
+        truncated,
+        no_teacher,
+    ],
+    ids=name_of,
+)
+def test_a_file_that_cannot_be_imported_is_refused_in_one_line(make, tmp_path):
+    expected = make(tmp_path)
+    with pytest.raises(ModelError) as error:
+        import_checkpoint(tmp_path / "x.pt", tmp_path / "run")
+    message = str(error.value)
+    assert expected in message
+    assert len(message) <= 500 and "\n" not in message and ". Fix: " in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_architecture_that_no_shape_tells_must_be_named():
+    config = open_clip.config_of("ViT-B-32")
+    with torch.device("meta"):
+        tensors = upstream.CLIP(**config).state_dict()
+    with pytest.raises(ModelError, match=r"those of ViT-B-32, ViT-B-32-quickgelu\. Fix: name the"):
+        importing._architecture(Path("x.pt"), tensors)
+
+
+def test_a_teacher_of_another_dimension_is_refused(tmp_path, teacher):
+    tower = student.new_tower({"embed_dim": 40, "vision_cfg": VISION}, False)
+    torch.save({"image_state_dict": tensors_of(tower)}, tmp_path / "x.pt")
+    with pytest.raises(ModelError, match=r"have 40 numbers, those of the teacher .* have 32"):
+        import_checkpoint(tmp_path / "x.pt", tmp_path / "run", teacher=teacher)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["run.json", "holiday.jpg"])
+def test_a_folder_with_something_in_it_is_left_alone(name, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).write_text("{}")
+    torch.save(openai(tmp_path)[1], tmp_path / "x.pt")
+    with pytest.raises(DimefmError, match="choose"):
+        import_checkpoint(tmp_path / "x.pt", tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [name]
