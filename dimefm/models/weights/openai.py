@@ -1,7 +1,6 @@
 """OpenAI's CLIP: open_clip took its names over.
 
-A file of OpenAI is a TorchScript program, which :mod:`dimefm.models.weights.archive` reads without
-running it. Its weights are half of float32's width, and it has three numbers beside them.
+Its weights are of half precision, and three numbers stand beside them.
 
 Source: openai/CLIP clip/model.py:399-436. They need the activation QuickGELU (clip/model.py:166).
 """
