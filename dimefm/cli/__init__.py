@@ -30,6 +30,7 @@ COMMANDS = {  # name -> module
     "pack": "dimefm.cli.pack",
     "train": "dimefm.cli.train",
     "eval": "dimefm.cli.eval",
+    "predict": "dimefm.cli.predict",
     "export": "dimefm.cli.export",
     "runs": "dimefm.cli.runs",
     "cache": "dimefm.cli.cache",
@@ -57,6 +58,7 @@ AFTER_INTERRUPT = {
     "quickstart": KEPT,
     "run": KEPT,
     "import": NOT_KEPT,
+    "predict": NOT_KEPT,
     "train": "interrupted; the same command goes on, with --resume where --out has a checkpoint",
 }
 INTERRUPTED = 130

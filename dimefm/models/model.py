@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from dimefm.errors import BadRow, DataError
+from dimefm.models.classify import TEMPLATES, Classifier, classifier_of
 from dimefm.models.encoder import Encoder
 from dimefm.models.loading import load_encoder
 from dimefm.models.preprocess import decoder
@@ -98,6 +99,39 @@ class Model:
                 _refuse_long(lengths, tokens.shape[1], start)
             batches.append(self.encoder.encode_text(tokens).cpu().numpy())
         return np.concatenate(batches)
+
+    def classify(
+        self,
+        images: Image.Image | Path | str | Sequence[Image.Image | Path | str],
+        labels: Sequence[str],
+        templates: str | Sequence[str] = TEMPLATES,
+        batch_size: int = 64,
+    ) -> dict[str, float] | list[dict[str, float]]:
+        """Return {label: score} of an image, the highest score first, or a list of them.
+
+        Each template makes a sentence of a label: ``{label}`` or ``{}`` is its place. Scores are a
+        softmax over the labels, so they sum to 1; those of a SigLIP are a sigmoid of each label
+        alone, see :mod:`dimefm.models.classify`. Raises DataError, naming it, for an image that
+        cannot be read, and for a label or a template that cannot be used.
+
+        Example::
+
+            model.classify("cat.jpg", ["cat", "dog"])  # {"cat": 0.98, "dog": 0.02}
+        """
+        classifier = self.classifier(labels, templates)
+        if isinstance(images, Image.Image | os.PathLike | str):
+            return classifier.ranked(self.encode_image([images], batch_size))[0]
+        return classifier.ranked(self.encode_image(images, batch_size))
+
+    def classifier(
+        self, labels: Sequence[str], templates: str | Sequence[str] = TEMPLATES
+    ) -> Classifier:
+        """Return the classifier for labels, whose sentences are encoded once for many images.
+
+        Raises DataError for a label or a template that cannot be used.
+        """
+        texts = (templates,) if isinstance(templates, str) else templates
+        return classifier_of(self.encoder.card, self.encode_text, labels, texts)
 
     def _pixels(self, image: Image.Image | Path | str, number: int) -> torch.Tensor:
         """Return what the image tower reads of one image, [3, H, W]."""
