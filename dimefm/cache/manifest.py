@@ -24,6 +24,7 @@ FILE = "manifest.json"
 SEAL = '  "seal": '  # start of the last line, which has the SHA-256 of the text before it
 KINDS = ("image", "text")
 DTYPES = ("float16", "float32", "int8")
+UNKNOWN = "unknown"  # name of an encoder that nobody stated; " (REASON)" may follow
 LARGEST_DIM = 1_048_576
 LARGEST_ROWS = 1 << 62
 LARGEST_EXPANSION = 4096  # how many times larger the rows may be than a compressed file of them
@@ -56,6 +57,11 @@ class EncoderCard:
     context_length: int | None = None
     activation: str | None = None
     shared_towers: dict = field(default_factory=dict)
+
+    @property
+    def is_named(self) -> bool:
+        """Whether the name says which encoder it is."""
+        return self.name != UNKNOWN and not self.name.startswith(f"{UNKNOWN} (")
 
     @staticmethod
     def from_fields(fields: dict) -> EncoderCard:

@@ -137,6 +137,13 @@ def _with_its_name(shard: Shard, cache: FeatureCache, names: NameIndex) -> list[
     if named:
         return named
     sources = first_few([info.source for info in infos], NAMED)
+    how = cache.manifest.how
+    if "adopted" in how and how.get("keys") not in (None, "raw rows"):
+        raise CacheError(
+            f"{shard.path}: the cache {cache.store} was adopted without --rows-of, so its shards"
+            f" are named after feature files ({sources}), expected {shard.name}. Fix: adopt it"
+            f" again into another --out, with --rows-of {shard.name}"
+        )
     raise CacheError(
         f"{shard.path}: the cache {cache.store} has no features for a shard named {shard.name} (it"
         f" holds {sources}). Fix: extract it too (--append adds what is new), or give the"

@@ -70,7 +70,7 @@ def fetch_repository(spec: str, repository: str, may_download: bool = True) -> P
     if not may_download:
         raise ModelError(
             f"{spec} is not on this machine, and a name that comes with data downloads nothing."
-            f" Fix: name {spec} yourself where the teacher's place is asked for"
+            f" Fix: name {spec} yourself, with --teacher, --text-model or --eval-text-model"
         )
     announce(f"downloading {spec} to {constants.HF_HUB_CACHE}")
     require_connection(spec, constants.ENDPOINT, remedy)

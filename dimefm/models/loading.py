@@ -420,6 +420,20 @@ def _teacher_card(folder: Path, record: RunRecord) -> EncoderCard:
     return card
 
 
+def name_of(card: EncoderCard, where: str, flag: str) -> str:
+    """Return the name by which a recorded encoder is loaded.
+
+    Raises ModelError, beginning with ``where``, when the record does not say which encoder it was.
+    ``flag`` is the option that names it.
+    """
+    if card.is_named:
+        return card.name
+    raise ModelError(
+        f"{where}: the embeddings are of an unknown teacher, expected a name like ViT-L-14/openai;"
+        f" the files that they came from do not say. Fix: name the teacher with {flag}"
+    )
+
+
 def _place_of_teacher(folder: Path, record: RunRecord) -> str:
     """Return the teacher's folder where it moved along with the run, else ""."""
     if not record.teacher_at:
@@ -440,7 +454,9 @@ def _teacher_of(
 ) -> Encoder:
     """Return the teacher of a run; raise ModelError when another model is in its place."""
     card = _teacher_card(folder, record)
-    spec = text_model or _place_of_teacher(folder, record) or card.name
+    spec = text_model or _place_of_teacher(folder, record)
+    if not spec:
+        spec = name_of(card, str(folder), "--text-model")
     try:
         return _load(
             spec,

@@ -39,7 +39,7 @@ def require_downloaded(architecture: str, tag: str) -> None:
     name = f"{architecture}/{tag}"
     raise ModelError(
         f"{name} is not on this machine, and a name that comes with data downloads nothing. Fix:"
-        f" name {name} yourself where the teacher's place is asked for"
+        f" name {name} yourself, with --teacher, --text-model or --eval-text-model"
     )
 
 

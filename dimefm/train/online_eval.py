@@ -29,7 +29,7 @@ from dimefm.evaluate.result import Result, classification_result
 from dimefm.extract.stages.base import Settings
 from dimefm.models import open_clip, student
 from dimefm.models.encoder import Encoder
-from dimefm.models.loading import load_encoder
+from dimefm.models.loading import load_encoder, name_of
 from dimefm.recipe import Recipe
 from dimefm.runtime.devices import pick_device
 
@@ -168,7 +168,9 @@ def _load_teacher(card: EncoderCard, recipe: Recipe, device: torch.device) -> En
 
     ``eval_text_model`` may also be the run of a text tower distilled from the teacher.
     """
-    spec = recipe.eval_text_model or card.name
+    spec = recipe.eval_text_model
+    if spec is None:
+        spec = name_of(card, "--eval-root", "--eval-text-model, or remove --eval-root")
     try:
         is_named = recipe.eval_text_model is not None
         teacher = load_encoder(spec, str(device), recorded=card, may_download=is_named)

@@ -8,10 +8,12 @@ import shutil
 import numpy as np
 import pytest
 
-from dimefm.cache import FeatureCache
+import dimefm
+from dimefm.cache import EncoderCard, FeatureCache
 from dimefm.data import open_rows
-from dimefm.errors import CacheError, DataError, RecipeError
+from dimefm.errors import CacheError, DataError, ModelError, RecipeError
 from dimefm.extract.extract import Settings, extract
+from dimefm.models.loading import name_of
 from dimefm.recipe import read
 from dimefm.train.inputs.sources import open_sources
 
@@ -134,6 +136,79 @@ def test_both_towers_cannot_learn_from_it(released):
         RecipeError, match="--tsv-file-list holds none. Fix: name pairs with --images"
     ):
         opened(released, text="student", losses={"clip.contrastive": {"weight": 1.0}})
+
+
+@pytest.mark.parametrize("name", ["unknown", "unknown (DIME-FM feature TSV)", "unknown ()"])
+def test_a_teacher_that_no_file_names_is_asked_for(name):
+    card = EncoderCard(name, None, 8, 100.0)
+    with pytest.raises(ModelError, match="^run: .*unknown teacher.*Fix: name .* with --teacher$"):
+        name_of(card, "run", "--teacher")
+
+
+@pytest.mark.parametrize("name", ["unknown-b/32", "ViT-B-32/openai", "my unknown"])
+def test_a_teacher_with_a_name_is_loaded_by_it(name):
+    assert name_of(EncoderCard(name, None, 8, 100.0), "run", "--teacher") == name
+
+
+def test_a_run_on_their_features_asks_for_its_text_tower(released):
+    dimefm.train(
+        None,
+        released / "run",
+        dataroot=str(released / "data"),
+        tsv_file_list=LISTS,
+        student="ResNet-mini-32",
+        steps=1,
+        batch_size=4,
+        warmup=0,
+        device="cpu",
+    )
+    with pytest.raises(ModelError, match="unknown teacher.*Fix: name the teacher with --text-mod"):
+        dimefm.load(released / "run", device="cpu")
+
+
+FOLDER = "GCC-3M"
+FILES = [
+    *(f"{FOLDER}/tsv/image_0{number}.tsv" for number in range(2)),
+    *(f"{FOLDER}/vit_l_14_post_proj/image_0{number}.feat.tsv" for number in range(2)),
+    *(f"{FOLDER}/tsv/text_0{number}.tsv" for number in range(2)),
+    *(f"{FOLDER}/vit_l_14_post_proj/text_0{number}.feat.tsv" for number in range(2)),
+]
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        FILES,
+        sorted(FILES),
+        FILES[::2],
+        [file for file in FILES if "/text_" not in file or "feat" in file],
+        [FILES[6], FILES[0], FILES[2]],
+    ],
+    ids=["all", "as the shell lists them", "one of each", "no raw texts", "three in any order"],
+)
+def test_tsvs_one_by_one_are_told_by_their_names(released, entries):
+    sources = opened(released, entries)
+    shards = len([file for file in entries if "image" in file]) // 2
+    assert len(sources) == (7 if shards == 2 else 4)
+    assert len(sources.image_caches[0].manifest.shards) == shards
+    texts = [file for file in entries if "text" in file and "feat" in file]
+    assert len(sources.text_caches[0]) == (9 if len(texts) == 2 else 5)
+
+
+@pytest.mark.parametrize("order", [(1, 0, 2, 3), (2, 0, 1, 3), (3, 0, 2, 1), (0, 2, 1, 3)])
+def test_lists_in_another_order_are_refused_with_the_right_one(released, order):
+    with pytest.raises(CacheError, match="Fix: list image, image_feat, text, text_feat in this"):
+        opened(released, [LISTS[place] for place in order])
+
+
+def test_names_that_tell_nothing_are_refused_unless_they_are_four(released):
+    folder = released / "data"
+    for number, file in enumerate(FILES[::2]):
+        shutil.copy(folder / file, folder / f"{number}.tsv")
+    names = [f"{number}.tsv" for number in range(4)]
+    assert len(opened(released, names)) == 4
+    with pytest.raises(RecipeError, match="has 5 entries.*Fix: name files as DIME-FM does"):
+        opened(released, [*names, names[0]])
 
 
 # Feature TSVs that dimefm wrote

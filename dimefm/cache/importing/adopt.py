@@ -19,7 +19,7 @@ from dimefm import plugins
 from dimefm.cache.importing.own_tsv import identity_of, own_shards
 from dimefm.cache.importing.sources import Vectors, open_tsvs
 from dimefm.cache.importing.vectors import ROW_NUMBERS
-from dimefm.cache.manifest import EncoderCard, Manifest
+from dimefm.cache.manifest import UNKNOWN, EncoderCard, Manifest
 from dimefm.cache.plan import QUARANTINE, read_plan, write_lock
 from dimefm.cache.precision_loss import LossCount
 from dimefm.cache.reader import FeatureCache
@@ -30,7 +30,7 @@ from dimefm.runtime.progress import Progress
 from dimefm.runtime.text import first_few
 from dimefm.storage.files import sha256_keys
 
-UNKNOWN = "unknown"  # name of an encoder that was not stated
+RAW_ROWS = "raw rows"  # where keys come from
 ROWS_PER_SHARD = 1_000_000  # as of raw files, see docs/cache-format.md
 BLOCK = 16_384  # rows measured at once
 UNIT_TOLERANCE = 1e-3  # how far from 1 the length of a unit row may be
@@ -252,9 +252,13 @@ class Adopted:
             shortest, longest = self.lengths
             measured = f"measured from {shortest:.4f} to {longest:.4f}"
         stored = f"{manifest.format} {manifest.dtype}[{manifest.dim}]"
+        keys = manifest.how["keys"]
+        if manifest.kind == "image" and keys != RAW_ROWS:
+            keys += "; to train on it, --rows-of names the images"
         lines = [
             f"{self.out}: {rows}",
-            f"  {manifest.how['adopted']} files, now {stored}; keys: {manifest.how['keys']}",
+            f"  {manifest.how['adopted']} files, now {stored}",
+            f"  keys: {keys}",
             f"  lengths {measured}: {unit}",
             f"  encoder {card.name} ({weights}), logit scale {card.logit_scale:.4g}",
         ]
@@ -283,7 +287,7 @@ def adopt(
     if normalize:
         how["normalize"] = True
     if shards[0].raw is not None:
-        how["keys"] = "raw rows"
+        how["keys"] = RAW_ROWS
     head = dataclasses.replace(head, how=how)
     lengths = None
     begun = read_plan(out)

@@ -195,7 +195,7 @@ def _card(teacher: str | None, facts: Mapping) -> Callable[[int], EncoderCard]:
     given["preprocess"] = _preprocess(preprocess or "{}")
 
     from dimefm.cache import EncoderCard
-    from dimefm.cache.importing.adopt import UNKNOWN
+    from dimefm.cache.manifest import UNKNOWN
 
     name = given.pop("encoder_name", UNKNOWN)
     return lambda dim: EncoderCard(

@@ -95,7 +95,7 @@ def command(root, sha256, against_teacher, teacher, preprocess, min_cosine, devi
 
 def _agreement(cache, number, teacher, preprocess, device, flags):
     from dimefm.extract.verify import against_teacher
-    from dimefm.models.loading import load_encoder
+    from dimefm.models.loading import load_encoder, name_of
 
     kind = cache.manifest.kind
     sources = flags[f"{kind}s"]
@@ -106,7 +106,7 @@ def _agreement(cache, number, teacher, preprocess, device, flags):
     precision = cache.manifest.how.get("precision", "fp32")
     card = cache.manifest.encoder
     encoder = load_encoder(
-        teacher or card.name,
+        teacher or name_of(card, str(cache.store), "--teacher"),
         device,
         precision,
         preprocess=preprocess,

@@ -24,6 +24,7 @@ from dimefm.data.views.patch_tokens import TokenRows
 from dimefm.data.views.text_views import TextPolicy
 from dimefm.errors import CacheError, RecipeError
 from dimefm.recipe import Recipe
+from dimefm.train.inputs import dime_fm_names
 from dimefm.train.inputs.teacher_caches import (
     open_caches,
     open_neighbours,
@@ -298,37 +299,36 @@ def _refuse_selection(recipe: Recipe, why: str) -> None:
         raise RecipeError(f"{_selection(recipe)}: {why}")
 
 
-def _files(recipe: Recipe, features: str) -> list[Path]:
-    """Return the feature files that one entry of DIME-FM's form stands for."""
-    return expand(features, recipe.dataroot, scratch=recipe.scratch)
+def _files(recipe: Recipe, role: str, entries: Sequence[str]) -> list[Path]:
+    """Return the files that the entries of one role in DIME-FM's form stand for."""
+    files: list[Path] = []
+    for entry in entries:
+        named = expand(entry, recipe.dataroot, scratch=recipe.scratch)
+        dime_fm_names.confirm(role, entry, named, recipe.tsv_file_list)
+        files += named
+    return files
 
 
 def _dime_fm_form(recipe: Recipe, out: Path) -> Sources:
-    """Open DIME-FM's own files: image, image-feature, text and text-feature TSVs or lists, in this
-    order.
-    """
+    """Open DIME-FM's own files: image, image-feature, text and text-feature TSVs or lists."""
     _refuse_two_forms(recipe)
-    images = _rows(recipe, recipe.tsv_file_list[:1], "image", "tsv")
-    image_cache = _adopted(images, recipe.tsv_file_list[1], "image", recipe, out)
-    text_features = recipe.tsv_file_list[-1]
-    if len(recipe.tsv_file_list) == 3:
-        files = _files(recipe, text_features)
-        names = shard_names(files, local_root(recipe.dataroot, recipe.scratch), recipe.scratch)
-        text_cache = adopt_tsv(files, names, "text", out / "adopted" / "texts")
+    entries = dime_fm_names.by_role(recipe.tsv_file_list)
+    image_features = _files(recipe, "image_feat", entries["image_feat"])
+    text_features = _files(recipe, "text_feat", entries["text_feat"])
+    images = _rows(recipe, entries["image"], "image", "tsv")
+    image_cache = _adopted(images, entries["image_feat"][0], image_features, "image", out)
+    if entries["text"]:
+        texts = _rows(recipe, entries["text"], "text", "tsv")
+        text_cache = _adopted(texts, entries["text_feat"][0], text_features, "text", out)
+        _belong(texts, text_features, text_cache)
     else:
-        texts = _rows(recipe, recipe.tsv_file_list[2:3], "text", "tsv")
-        text_cache = _adopted(texts, text_features, "text", recipe, out)
-        _belong(texts, _files(recipe, text_features), text_cache)
+        root = local_root(recipe.dataroot, recipe.scratch)
+        names = shard_names(text_features, root, recipe.scratch)
+        text_cache = adopt_tsv(text_features, names, "text", out / "adopted" / "texts")
     return _image_sources(recipe, images, [image_cache], [text_cache])
 
 
 def _refuse_two_forms(recipe: Recipe) -> None:
-    if len(recipe.tsv_file_list) not in (3, 4):
-        raise RecipeError(
-            f"--tsv-file-list has {len(recipe.tsv_file_list)} entries; expected image, image_feat,"
-            " text, text_feat in this order (text only checks text_feat and may be missing). Fix:"
-            " list them so"
-        )
     both = [name for name in ("images", "image_cache", "text_cache") if getattr(recipe, name)]
     if both:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in both)
@@ -348,12 +348,14 @@ def _refuse_two_forms(recipe: Recipe) -> None:
     )
 
 
-def _adopted(raw: Rows, features: str, kind: str, recipe: Recipe, out: Path) -> FeatureCache:
-    """Take up the feature files of ``raw``, one for each raw file, in the same order."""
-    files = _files(recipe, features)
+def _adopted(raw: Rows, entry: str, files: Sequence[Path], kind: str, out: Path) -> FeatureCache:
+    """Take up the feature files of ``raw``, one for each raw file, in the same order.
+
+    ``entry`` names them in messages.
+    """
     if len(files) != len(raw.shards):
         raise CacheError(
-            f"{features}: {len(files)} feature files for {len(raw.shards)} {kind} files; each"
+            f"{entry}: {len(files)} feature files for {len(raw.shards)} {kind} files; each"
             f" {kind} file needs its own. Fix: list them in the same order"
         )
     return adopt_tsv(
