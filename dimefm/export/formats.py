@@ -50,13 +50,15 @@ class Variant:
     """One set of towers that an export holds, as an encoder that runs them.
 
     ``least_cosine`` is the limit of the gate: no embedding may be further from its original.
-    ``has_text`` is False where the text tower was left out.
+    ``has_text`` is False where the text tower was left out. ``plain_texts`` says that the tokenizer
+    does not clean texts as open_clip does, so only plain prompts are compared.
     """
 
     name: str
     encoder: Encoder
     least_cosine: float
     has_text: bool = True
+    plain_texts: bool = False
 
 
 def format_of(name: str) -> ModuleType:

@@ -6,16 +6,18 @@ the model and each variant are scored on them, too.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from dimefm.errors import ModelError
 from dimefm.evaluate import zero_shot
 from dimefm.export.formats import Variant
-from dimefm.export.probe import Probe
+from dimefm.export.probe import ODD_PROMPTS, PLAIN_PROMPTS, Probe
 from dimefm.models.encoder import Encoder
 
 
@@ -23,14 +25,16 @@ from dimefm.models.encoder import Encoder
 class Agreement:
     """How near the embeddings of a variant are to the model's: the least and the mean cosine.
 
-    The cosines of texts are None where the text tower was left out. ``scores`` maps a dataset to
-    its score before and after.
+    ``prepared_least`` is the least cosine where the variant prepares the images itself. The cosines
+    of texts are None where the text tower was left out. ``scores`` maps a dataset to its score
+    before and after.
     """
 
     variant: str
     images: int
     image_least: float
     image_mean: float
+    prepared_least: float
     texts: int = 0
     text_least: float | None = None
     text_mean: float | None = None
@@ -69,32 +73,37 @@ class Evaluation:
 def compare(before: Encoder, variant: Variant, probe: Probe) -> Agreement:
     """Return how near a variant's embeddings are to those of the model ``before``.
 
-    Both encoders get the same pixels; each makes the tokens of the prompts itself. Raises
-    ModelError when a tokenizer makes other tokens than the model's.
+    Both encoders get the same pixels; each makes the tokens of the prompts itself.
     """
     after = variant.encoder
-    cosines = _cosines(
-        before.encode_image(probe.pixels).cpu().numpy(),
-        after.encode_image(probe.pixels).cpu().numpy(),
+    expected = before.encode_image(probe.pixels).cpu().numpy()
+    images = _cosines(expected, after.encode_image(probe.pixels).cpu().numpy())
+    prepared = torch.stack([after.preprocess(image) for image in probe.images])
+    own = _cosines(expected, after.encode_image(prepared).cpu().numpy())
+    agreement = Agreement(
+        variant=variant.name,
+        images=len(images),
+        image_least=_least(images),
+        image_mean=float(images.mean()),
+        prepared_least=_least(own),
     )
     if not variant.has_text:
-        return Agreement(variant.name, len(cosines), _least(cosines), float(cosines.mean()))
-    prompts = list(probe.prompts)
-    tokens, _ = before.tokenize(prompts)
-    tokens_after, _ = after.tokenize(prompts)
-    texts = _cosines(
-        before.encode_text(tokens).cpu().numpy(),
-        after.encode_text(tokens_after).cpu().numpy(),
+        return agreement
+    prompts = list(PLAIN_PROMPTS)
+    if not variant.plain_texts:
+        prompts += ODD_PROMPTS
+    texts = _cosines(_embedded(before, prompts), _embedded(after, prompts))
+    return dataclasses.replace(
+        agreement,
+        texts=len(texts),
+        text_least=_least(texts),
+        text_mean=float(texts.mean()),
     )
-    return Agreement(
-        variant.name,
-        len(cosines),
-        _least(cosines),
-        float(cosines.mean()),
-        len(texts),
-        _least(texts),
-        float(texts.mean()),
-    )
+
+
+def _embedded(encoder: Encoder, prompts: list[str]) -> np.ndarray:
+    tokens, _ = encoder.tokenize(prompts)
+    return encoder.encode_text(tokens).cpu().numpy()
 
 
 def check(agreement: Agreement, least_cosine: float, most_loss: float) -> None:
@@ -131,7 +140,7 @@ def scored(
     pairs = {}
     for dataset, before in scores_before.items():
         pairs[dataset] = (before, scores_after.get(dataset, 0.0))
-    return Agreement(**{**vars(agreement), "scores": pairs})
+    return dataclasses.replace(agreement, scores=pairs)
 
 
 def pass_through(

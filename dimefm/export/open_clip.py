@@ -11,6 +11,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor
 
@@ -46,6 +47,12 @@ def _fault(whole: WholeClip) -> tuple[str, str]:
         return reason, "use --to onnx"
     if (text.get("tokenizer_kwargs") or {}).get("bpe_path"):
         return "its tokenizer reads a file of its own ('bpe_path')", "use --to onnx"
+    if "pruned" in config["vision_cfg"] or "pruned" in text:
+        return "its layers differ in heads or hidden units", "use --to onnx"
+    size = _fixed_size(whole)
+    if size:
+        reason = f"open_clip builds its image tower for images of {size} pixels alone"
+        return reason, "use --to hf or --to onnx"
     is_one_model = whole.image is whole.text
     if "multimodal_cfg" in config and not is_one_model:
         return "its text tower is that of a CoCa, which has a decoder", "use --to onnx"
@@ -60,6 +67,15 @@ def _fault(whole: WholeClip) -> tuple[str, str]:
             remedy += ", or train a student with --student NAME-quickgelu"
         return reason, remedy
     return "", ""
+
+
+def _fixed_size(whole: WholeClip) -> int:
+    """Return for which size open_clip builds a timm tower that was resized to another, else 0."""
+    if not whole.has_timm_tower or not hasattr(whole.visual.trunk, "set_input_size"):
+        return 0
+    settings = timm.get_pretrained_cfg(whole.visual.trunk.default_cfg["architecture"])
+    usual = 0 if settings is None else settings.input_size[-1]
+    return 0 if usual == max(_sides(whole.preprocess["size"])) else usual
 
 
 def _words(activation: str) -> str:

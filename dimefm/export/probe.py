@@ -19,7 +19,7 @@ IMAGES = 32  # of a user's folder at most
 DRAWN = 16
 MOST_TRIED = 4  # times as many rows are read, for bad ones among them
 
-PROMPTS = (
+PLAIN_PROMPTS = (
     "a photo of a cat.",
     "a photo of a dog, a type of pet.",
     "a close-up photo of the wing of an aircraft",
@@ -33,25 +33,28 @@ PROMPTS = (
     "LOGO of a Company (in black and white)",
     "an x-ray",
     "",
-    "caf\u00e9 \u2014 na\u00efve \u201cquotes\u201d",
     "a very long sentence that names many things, such as apples, pears, plums, cherries, oranges,"
     " lemons, bananas, grapes, melons, figs, dates, nuts, carrots, beans, peas, corn, rice, wheat,"
     " bread, butter, milk, cheese, salt, pepper, sugar, honey, tea, coffee, and at the end a photo",
 )
-"""Prompts of several kinds: short and long, with signs, with nothing, and too long for any tower.
-"""
+"""Prompts of several kinds: short and long, with signs, with nothing, and too long for a tower."""
+
+ODD_PROMPTS = (
+    "caf\u00e9 \u2014 na\u00efve \u201cquotes\u201d",
+    "fish &amp; chips   on\ta  table",
+)
+"""Prompts that open_clip cleans: typographic signs, HTML entities, white space."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Pixels [B, 3, S, S] as the model's own preprocessing makes them, their images, and prompts.
+    """Pixels [B, 3, S, S] as the model's own preprocessing makes them, and their images.
 
     ``source`` says where the images are from.
     """
 
     images: tuple[Image.Image, ...]
     pixels: Tensor
-    prompts: tuple[str, ...]
     source: str
 
 
@@ -83,7 +86,7 @@ def _probe(encoder: Encoder, images: list[Image.Image], source: str) -> Probe:
     prepare = decoder("pil", encoder.image_preprocess)
     pixels = [prepare.whole(image) for image in images]
     batch = prepare.finish(torch.stack(pixels), torch.device("cpu"))
-    return Probe(tuple(images), batch, PROMPTS, source)
+    return Probe(tuple(images), batch, source)
 
 
 def _images_of(source: str) -> list[Image.Image]:

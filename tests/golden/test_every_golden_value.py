@@ -24,6 +24,7 @@ COPIES = {  # of which file, and what their names leave out; dimefm_losses.npz h
     "declip_training": ("declip", ""),
     "elevater_golden": ("elevater_golden", ""),
     "filip_evaluation": ("declip", ""),
+    "hf_export": ("hf_export", ""),
     "tinyclip_affinity": ("tinyclip", ""),
     "tinyclip_pruned": ("tinyclip", "mask/"),
     "tinyclip_inheritance": ("tinyclip", ""),
