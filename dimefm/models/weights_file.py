@@ -78,7 +78,11 @@ def state_dict_of(path: Path) -> dict[str, Tensor]:
     Averaged weights are taken where a file has them, too, as timm does; a note says so. Raises
     ModelError when there is no state dict.
     """
-    content: Any = _content(path)
+    return state_dict_in(_content(path), path)
+
+
+def state_dict_in(content: Any, path: Path) -> dict[str, Tensor]:
+    """Return the state dict in what the file ``path`` holds, as :func:`state_dict_of` does."""
     for _ in range(DEPTH):
         name = _name_of_state_dict(content)
         if name is None:
@@ -167,8 +171,8 @@ def _content(path: Path) -> object:
     if _is_torchscript(path):
         raise ModelError(
             f"{path}: cannot be loaded: the file is damaged, or holds other things than plain"
-            " tensors: it is a TorchScript program, as OpenAI's own .pt files are. Fix: fetch the"
-            " weights as .safetensors, e.g. those of the tag"
+            " tensors: it is a TorchScript program, as OpenAI's own .pt files are. Fix: make a run"
+            " of it with dimefm import, or fetch the weights of the tag as .safetensors"
         )
     return torch.load(path, map_location="cpu", weights_only=True)
 

@@ -28,7 +28,7 @@ from dimefm.models import (
 )
 from dimefm.models.loading import load_encoder
 from dimefm.models.towers import ImageTower
-from dimefm.models.weights import matching, shapes
+from dimefm.models.weights import archive, matching, shapes
 from dimefm.models.weights.family import Family, Tensors, renamed
 from dimefm.runs import folder as runs
 from dimefm.runs.record import RunRecord
@@ -153,10 +153,14 @@ def _tensors(path: Path) -> Tensors:
     weights_check.check_unpacked(path, 0)
     try:
         tensors = weights_file.state_dict_of(path)
-    except ModelError:
-        raise
     except Exception as error:  # torch and safetensors raise freely on damaged files
-        raise ModelError(f"{path}: cannot be read: {open_clip.reason_of(error)}") from error
+        if archive.is_archive(path):  # it may hold more than torch takes
+            tensors = weights_file.state_dict_in(archive.read(path), path)
+        elif isinstance(error, ModelError):
+            raise
+        else:
+            reason = open_clip.reason_of(error)
+            raise ModelError(f"{path}: cannot be loaded: {reason}") from error
     weights_check.check_tensors(path, tensors.values(), 0)
     return _unwrapped(tensors)
 

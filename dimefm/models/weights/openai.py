@@ -1,6 +1,7 @@
 """OpenAI's CLIP: open_clip took its names over.
 
-Its weights are of half precision, and three numbers stand beside them.
+A file of OpenAI is a TorchScript program, which :mod:`dimefm.models.weights.archive` reads without
+running it. Its weights are of half precision, and three numbers stand beside them.
 
 Source: openai/CLIP clip/model.py:399-436. They need the activation QuickGELU (clip/model.py:166).
 """
