@@ -18,9 +18,11 @@ from dimefm.cache.importing.vectors import (
     Vectors,
     check_count,
     checked,
+    only,
     read_keys,
     refused,
     row_numbers,
+    texts,
 )
 from dimefm.errors import CacheError
 from dimefm.runtime.text import first_few
@@ -137,7 +139,7 @@ def open_npz(
     chosen = array
     if not chosen:
         not_vectors = key_array or KEYS_ARRAY
-        chosen = _only(path, [name for name in names if name != not_vectors])
+        chosen = only(path, [name for name in names if name != not_vectors])
     for name in (chosen, key_array):
         if name is not None and name not in names:
             raise CacheError(
@@ -154,7 +156,7 @@ def open_npz(
             return read_keys(key_file, column)
         if key_array is None:
             return row_numbers(0, count)
-        return _texts(f"{path}, array {key_array}", _load(path, key_array))
+        return texts(f"{path}, array {key_array}", _load(path, key_array))
 
     def read(start: int, stop: int) -> tuple[list[str], np.ndarray]:
         return keys()[start:stop], _load(path, chosen)[start:stop]
@@ -211,29 +213,3 @@ def _check_member(path: Path, name: str) -> None:
         with archive.open(info) as file:
             header = _read_header(file)  # type: ignore[arg-type]
             header.check_bytes(info.file_size)
-
-
-def _only(path: Path, names: list[str]) -> str:
-    if len(names) == 1:
-        return names[0]
-    held = "there are no vectors"
-    if names:
-        held = f"{len(names)} arrays could be the vectors ({first_few(names, 8)})"
-    raise CacheError(f"{path}: {held}. Fix: name one with --array")
-
-
-def _texts(where: str, keys: np.ndarray) -> list[str]:
-    """Return the keys of a one-dimensional array of text, bytes (UTF-8) or whole numbers."""
-    if keys.ndim != 1 or keys.dtype.kind not in "USiu":
-        raise CacheError(
-            f"{where}: {keys.dtype} of shape {list(keys.shape)}, expected text [rows]. Fix: give"
-            " the keys by --keys"
-        )
-    try:
-        return [
-            key.decode("utf-8") if isinstance(key, bytes) else str(key) for key in keys.tolist()
-        ]
-    except UnicodeDecodeError as error:
-        raise CacheError(
-            f"{where}: a key is not UTF-8 ({error}). Fix: give the keys by --keys"
-        ) from error

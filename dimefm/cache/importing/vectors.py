@@ -137,3 +137,33 @@ def read_keys(path: Path, column: str | None = None) -> list[str]:
                     )
                 place = names.index(column)
             return [row[place] for row in table if row]
+
+
+def only(path: Path, names: list[str]) -> str:
+    """Return the one name among ``names`` of what could be the vectors.
+
+    Raises CacheError when there are several, or none.
+    """
+    if len(names) == 1:
+        return names[0]
+    held = "there are no vectors"
+    if names:
+        held = f"{len(names)} arrays could be the vectors ({first_few(names, 8)})"
+    raise CacheError(f"{path}: {held}. Fix: name one with --array")
+
+
+def texts(where: str, keys: np.ndarray) -> list[str]:
+    """Return the keys of a one-dimensional array of text, bytes (UTF-8) or whole numbers."""
+    if keys.ndim != 1 or keys.dtype.kind not in "USiu":
+        raise CacheError(
+            f"{where}: {keys.dtype} of shape {list(keys.shape)}, expected text [rows]. Fix: give"
+            " the keys by --keys"
+        )
+    try:
+        return [
+            key.decode("utf-8") if isinstance(key, bytes) else str(key) for key in keys.tolist()
+        ]
+    except UnicodeDecodeError as error:
+        raise CacheError(
+            f"{where}: a key is not UTF-8 ({error}). Fix: give the keys by --keys"
+        ) from error

@@ -53,7 +53,11 @@ PROVENANCE = (
     type=click.Choice(["float16", "float32"]),
     help="Number format of the rows.  [default: that of SRC; float64 becomes float32]",
 )
-@click.option("--array", metavar="NAME", help="Array of .npz files that holds the vectors.")
+@click.option(
+    "--array",
+    metavar="NAME",
+    help="Array of .npz and .h5 files, or column of .parquet files, that holds the vectors.",
+)
 @click.option(
     "--keys",
     multiple=True,
@@ -101,15 +105,15 @@ PROVENANCE = (
 def command(sources, out, kind, format_, dtype, array, keys, rows_of, normalize, teacher, **flags):
     """Import feature files of other programs into a cache.
 
-    SRC are .npy or .npz arrays [rows, dimensions], DIME-FM's feature TSVs, .list files of these, or
-    output folders of clip-retrieval. Facts about the encoder that are not stated are recorded as
-    unknown.
+    SRC are .npy, .npz or .h5 arrays [rows, dimensions], .parquet files with a column of lists,
+    DIME-FM's feature TSVs, .list files of these, or output folders of clip-retrieval. Facts about
+    the encoder that are not stated are recorded as unknown.
 
     To train on the cache, pass the images or texts that were encoded with --rows-of: the shards get
     their names and keys. Column options and --input-format describe how to read them. Without
     --rows-of the shards have the names of the feature files. Then --key-column names the column of
     keys in --keys (default: the first), in clip-retrieval's metadata (image_path), or the array in
-    the .npz (keys).
+    the .npz or .h5 (keys), or the column in the .parquet (key).
 
     \b
     Example:
