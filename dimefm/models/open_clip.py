@@ -221,11 +221,12 @@ def activation_of(model: nn.Module) -> str:
 
 def from_config(config: dict) -> nn.Module:
     """Build a whole CLIP from an open_clip model config with random weights."""
-    if "text_cfg" not in config:
-        raise ModelError(
-            "this student has no text tower ('text_cfg'). Fix: choose an open_clip architecture to"
-            " train both towers"
-        )
+    for tower, kind in (("vision_cfg", "image"), ("text_cfg", "text")):
+        if config.get(tower) is None:
+            raise ModelError(
+                f"this student has no {kind} tower ('{tower}'). Fix: choose an open_clip"
+                " architecture to train both towers"
+            )
     _check_timm(config["vision_cfg"])
     try:
         with _quiet(), _written(pruned.plain(config)) as name:

@@ -4,7 +4,7 @@ import copy
 import json
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from dimefm.errors import DimefmError
@@ -90,6 +90,8 @@ CONFIG_PLACES = list(places(VIT))
 
 
 @QUICK
+@example(("vision_cfg",), None)
+@example(("text_cfg",), None)
 @given(st.sampled_from(CONFIG_PLACES), ODD)
 def test_a_model_config_is_built_or_refused(path, value):
     def use(config):
