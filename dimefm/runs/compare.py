@@ -67,6 +67,9 @@ def read_run(folder: Path, name: str | None = None) -> Run:
     """
     path = folder / RECIPE
     if not path.is_file():
+        imported = _imported(folder)
+        if imported is not None:
+            return Run(name or folder.resolve().name, folder, {}, [], imported)
         raise ModelError(
             f"{folder}: no run folder, for it has no {RECIPE}. Fix: name a folder that dimefm train"
             " wrote"
@@ -87,6 +90,17 @@ def read_run(folder: Path, name: str | None = None) -> Run:
         lines,
         record,
     )
+
+
+def _imported(folder: Path) -> RunRecord | None:
+    """Return the record of weights that were imported, which have no recipe; else None."""
+    if not (folder / runs.FILE).is_file():
+        return None
+    try:
+        record = runs.read(folder)
+    except ModelError:  # another program's file, or a damaged one
+        return None
+    return None if record.imported is None else record
 
 
 def _looked_at(settings: dict[str, Any]) -> dict[str, object]:
@@ -119,13 +133,14 @@ def runs_below(folder: Path) -> list[Run]:
         raise DataError(
             f"{folder}: there is no such folder. Fix: give the folder that holds run folders"
         )
-    found = sorted(path.parent for path in folder.glob(f"*/{RECIPE}"))
+    found = {path.parent for path in folder.glob(f"*/{RECIPE}")}
+    found |= {path.parent for path in folder.glob(f"*/{runs.FILE}") if _imported(path.parent)}
     if not found:
         raise DataError(
             f"{folder}: none of its folders is a run (has a {RECIPE}). Fix: give the folder that"
             " holds run folders"
         )
-    return read_runs(found)
+    return read_runs(sorted(found))
 
 
 def _log(path: Path) -> list[dict]:
@@ -176,7 +191,8 @@ def _figures(run: Run) -> Iterator[tuple[str, str]]:
     """Yield (name, value) of what is known of a run: how far it came, its loss, and scores of
     it.
     """
-    yield "state", "finished" if run.record else "unfinished"
+    state = "finished" if run.record else "unfinished"
+    yield "state", "imported" if run.record and run.record.imported else state
     recorded = run.record.steps if run.record else 0
     yield "steps", f"{max([recorded, *(line['step'] for line in run.lines)]):,}"
     loss, rates = run.last("total"), run.curve("rows_per_s")[1]

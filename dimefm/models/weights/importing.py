@@ -49,6 +49,11 @@ FAMILIES = {
 AUTO = "auto"
 FEW_NAMES = 3  # in a message
 FEW_ARCHITECTURES = 6
+SMALL_MODEL = 10_000_000  # weights
+BYTES_OF_A_WEIGHT = 16
+"""By which the size of a file tells how many weights it may hold at most: it unpacks to twice its
+size, as a program with its code does, and no further.
+"""
 TEXT_NAMES = r"(text_projection|positional_embedding|token_embedding|transformer|ln_final)"
 TOWER_KEYS = ("width", "layers", "patch_size", "image_size", "context_length", "vocab_size")
 
@@ -150,7 +155,9 @@ def _refuse_used(folder: Path) -> None:
 
 def _tensors(path: Path) -> Tensors:
     """Return the tensors of a file without the prefixes of wrappers."""
-    weights_check.check_unpacked(path, 0)
+    weights_check.check_length(path, 0)
+    weights = path.stat().st_size // BYTES_OF_A_WEIGHT
+    weights_check.check_unpacked(path, weights)
     try:
         tensors = weights_file.state_dict_of(path)
     except Exception as error:  # torch and safetensors raise freely on damaged files
@@ -161,7 +168,7 @@ def _tensors(path: Path) -> Tensors:
         else:
             reason = open_clip.reason_of(error)
             raise ModelError(f"{path}: cannot be loaded: {reason}") from error
-    weights_check.check_tensors(path, tensors.values(), 0)
+    weights_check.check_tensors(path, tensors.values(), weights)
     return _unwrapped(tensors)
 
 
@@ -265,7 +272,19 @@ def _unnamed(
     described.update(layout.settings)
     keys = config_check.IMAGE_KEYS if kind == "image-tower" else ()
     config = config_check.model_config(described, str(path), keys)
+    _refuse_hollow(path, config, tensors)
     return f"{layout.title}, by its shapes", config, _build(config, kind)
+
+
+def _refuse_hollow(path: Path, config: dict, tensors: Tensors) -> None:
+    """Raise ModelError when a few shapes describe a model far larger than the file."""
+    numbers = sum(tensor.numel() for tensor in tensors.values())
+    parameters = config_check.parameters(config)
+    if parameters > 2 * numbers + SMALL_MODEL:
+        raise ModelError(
+            f"{path}: has {numbers:,} numbers, but its shapes describe a model of {parameters:,}."
+            " Fix: fetch the whole checkpoint"
+        )
 
 
 def _architecture(path: Path, tensors: Tensors) -> str:

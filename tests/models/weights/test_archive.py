@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dimefm.errors import ModelError
+from dimefm.models import weights_check
 from dimefm.models.loading import load_encoder
 from dimefm.models.weights import archive
 from dimefm.models.weights.importing import import_checkpoint
@@ -70,6 +71,13 @@ def test_a_program_of_openai_is_imported_with_the_same_features(program, tmp_pat
         texts = torch.nn.functional.normalize(model.encode_text(tokens), dim=-1)
     torch.testing.assert_close(encoder.encode_image(pixels), images, rtol=0, atol=1e-6)
     torch.testing.assert_close(encoder.encode_text(tokens), texts, rtol=0, atol=1e-6)
+
+
+@pytest.mark.filterwarnings(*SCRIPTS)
+def test_a_large_program_may_unpack_to_more_than_its_size(program, tmp_path, monkeypatch):
+    """Its code is packed; without the allowance for small files the bound is that of large ones."""
+    monkeypatch.setattr(weights_check, "OTHER_BYTES", 0)
+    import_checkpoint(program[1], tmp_path / "run")
 
 
 @pytest.mark.filterwarnings(*SCRIPTS)

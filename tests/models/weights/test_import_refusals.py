@@ -132,6 +132,22 @@ def truncated(tmp_path):
     return "cannot be"
 
 
+def hollow(tmp_path):
+    state = in_three_modules(tensors_of(model_of(VIT)))
+    bias = "_image_encoder.visual.transformer.resblocks.{}.mlp.c_proj.bias"
+    state |= {bias.format(number): torch.ones(16_384) for number in range(200)}
+    torch.save(state, tmp_path / "x.pt")
+    return "numbers, but its shapes describe a model of"
+
+
+def too_deep(tmp_path):
+    state = in_three_modules(tensors_of(model_of(VIT)))
+    bias = "_image_encoder.visual.transformer.resblocks.{}.mlp.c_proj.bias"
+    state |= {bias.format(number): torch.ones(64) for number in range(300)}
+    torch.save(state, tmp_path / "x.pt")
+    return "model_cfg.vision_cfg.pruned.layers"
+
+
 def no_teacher(tmp_path):
     torch.save(dime_vit(tmp_path)[1], tmp_path / "x.pt")
     return "is an image tower alone, which uses the text tower of its teacher"
@@ -148,6 +164,8 @@ def no_teacher(tmp_path):
         missing_projection,
         objects,
         truncated,
+        hollow,
+        too_deep,
         no_teacher,
     ],
     ids=name_of,

@@ -124,6 +124,8 @@ def test_the_command_and_the_run_work_together(tmp_path):
     result = CliRunner().invoke(main, ["import", str(tmp_path / "x.pt"), "--out", str(out)])
     assert result.exit_code == 0, result.output
     assert "tensors: all fit" in result.output and "(tinyclip)" in result.output
+    listed = CliRunner().invoke(main, ["runs", "list", str(tmp_path)], terminal_width=80)
+    assert listed.exit_code == 0 and "imported" in listed.output
     model = dimefm.load(out, device="cpu")
     assert model.encode_text("a dog").shape == (48,)
     record = json.loads((out / "run.json").read_text())
