@@ -14,7 +14,9 @@ Written against the last projections of open_clip_torch 3.x and timm 1.x.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 
 import torch
 from open_clip.modified_resnet import ModifiedResNet
@@ -108,6 +110,38 @@ def check(
             f"its last projection is not the last thing that it does (folded rows are {off:.0%}"
             " off)"
         )
+
+
+@contextlib.contextmanager
+def removed(tower: ImageTower | TextTower) -> Iterator[None]:
+    """Let ``tower`` return what its last projection reads, for the time of the block.
+
+    Raises NotFoldable when the tower's last layer is no linear projection.
+    """
+    owner, name = last_projection(tower)
+    last = getattr(owner, name)
+    if isinstance(last, nn.Linear):
+        width = last.in_features
+        identity: nn.Linear | nn.Parameter = nn.Linear(width, width, bias=False)
+        identity.weight = nn.Parameter(torch.eye(width).to(last.weight), requires_grad=False)
+    else:
+        identity = nn.Parameter(torch.eye(len(last)).to(last), requires_grad=False)
+    setattr(owner, name, identity)
+    try:
+        yield
+    finally:
+        setattr(owner, name, last)
+
+
+@torch.no_grad()
+def replace(layer: nn.Linear | nn.Parameter, weight: Tensor, bias: Tensor | None) -> None:
+    """Write ``weight`` [K, D] and ``bias`` [K] into a last projection."""
+    if isinstance(layer, nn.Parameter):
+        layer.copy_(weight.T)
+        return
+    layer.weight.copy_(weight)
+    if layer.bias is not None:
+        layer.bias.copy_(torch.zeros_like(layer.bias) if bias is None else bias)
 
 
 def _encode(tower: nn.Module, inputs: Tensor) -> Tensor:

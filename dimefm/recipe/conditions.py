@@ -48,6 +48,12 @@ EPOCHS = Condition(
 
 # What else has to be set.
 
+
+def starts_from_weights(recipe: Any) -> bool:
+    """Tell whether a tower of the student starts from existing weights."""
+    return recipe.init != "random" or (recipe.init_text or "random") != "random"
+
+
 UNPAIRED_TEXTS = Condition(
     "training a text tower (--text student:NAME)",
     lambda recipe: bool(recipe.text_student),
@@ -60,8 +66,18 @@ ONE_TOWER = Condition(
 )
 STARTED = Condition(
     "students that start from existing weights",
-    lambda recipe: recipe.init != "random" or (recipe.init_text or "random") != "random",
+    lambda recipe: starts_from_weights(recipe),
     remedy="set --init",
+)
+OWN_FEATURES = Condition(
+    "towers that have features of what they encode (--image-cache, --text-cache)",
+    lambda recipe: not recipe.text_student or bool(recipe.text_cache),
+    remedy="set --text-cache",
+)
+SOLVED = Condition(
+    "init_projection = 'least-squares'",
+    lambda recipe: recipe.init_projection != "random",
+    remedy="set it",
 )
 RANDOM_CROPS = Condition(
     "random views, not for the centre,",

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from dimefm.recipe.conditions import starts_from_weights
 from dimefm.recipe.schema.run import Machine
 from dimefm.recipe.schema.student import Losses, Views
 
@@ -51,9 +52,19 @@ def loggers_are_known(recipe: Machine) -> str | None:
     return None
 
 
+def no_steps_need_a_start(recipe: Any) -> str | None:
+    """Without a step the student is what it starts from, which has to be more than chance."""
+    if recipe.steps != 0 or starts_from_weights(recipe):
+        return None
+    if recipe.init_projection != "random":
+        return None
+    return "'steps' is 0; expected at least 1 for a student that starts from random weights"
+
+
 RULES: tuple[Callable[[Any], str | None], ...] = (
     crop_scale_is_a_share,
     crop_ratio_is_a_range,
     losses_have_weights,
     loggers_are_known,
+    no_steps_need_a_start,
 )

@@ -13,15 +13,21 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from dimefm.cache import EncoderCard
+from dimefm.errors import RecipeError
 from dimefm.models import inherited, initial
 from dimefm.models.encoder import Encoder
 from dimefm.models.initial import SCALARS, Side, Start, Taken, Weights
 from dimefm.models.loading import load_encoder
 from dimefm.recipe import Recipe
+from dimefm.train import solved
 from dimefm.train.checkpoint_folders import folders
+from dimefm.train.distributed import DistributedContext
+from dimefm.train.inputs.batch import Batch
 from dimefm.train.saved import recorded_fact
+from dimefm.train.student import Student
 from dimefm.train.tasks import Task
 
 FACT = "start"  # the key in a checkpoint's state
@@ -38,19 +44,61 @@ class Begun:
     """How a run began: what each tower has taken, by side, and the pixels that it expects.
 
     ``record`` is what ``run.json`` says of it, {} of a run that began with random weights.
+    ``is_restored`` says that a checkpoint has it.
     """
 
     record: dict = field(default_factory=dict)
+    is_restored: bool = False
 
     def is_taken(self, name: str) -> bool:
         """Tell whether the student's parameter ``name`` began with weights of the source."""
         if not name.startswith(MODEL):
             return False
         own = name.removeprefix(MODEL)
-        if own in SCALARS:
+        if own in SCALARS or name in self.record.get(solved.PROJECTION, {}).get("parameters", ()):
             return False
         facts = self.record.get("image" if own.startswith("visual.") else "text")
         return facts is not None and own not in facts.get("drawn", ())
+
+    def completed(
+        self,
+        recipe: Recipe,
+        student: Student,
+        load: Callable[[int], Batch],
+        rows: int,
+        context: DistributedContext,
+        echo: Callable[[str], None],
+    ) -> Begun:
+        """Return the start with what is done when the student is built.
+
+        The last projection is solved where the recipe asks for it, and taken weights of the rate 0
+        are frozen. Raises RecipeError when no weight is left to train.
+        """
+        begun = self
+        if recipe.init_projection == "least-squares" and not self.is_restored:
+            record = solved.solve_projection(recipe, student, load, rows, context, echo)
+            begun = dataclasses.replace(self, record={**self.record, solved.PROJECTION: record})
+        if recipe.init_lr_scale == 0:
+            begun._freeze(student)
+        return begun
+
+    def _freeze(self, student: Student) -> None:
+        """Keep the weights that were taken as they are, and running statistics beside them."""
+        for name, parameter in student.named_parameters():
+            if self.is_taken(name):
+                parameter.requires_grad_(False)
+        if not any(parameter.requires_grad for parameter in student.parameters()):
+            raise RecipeError(
+                "init_lr_scale = 0 keeps every weight of the student as it is; expected some to"
+                " train. Fix: set init_lr_scale above 0, or steps = 0"
+            )
+        frozen = []
+        for module in student.model.modules():
+            own = list(module.parameters(recurse=False))
+            is_norm = isinstance(module, _NormBase)
+            if is_norm and own and not any(parameter.requires_grad for parameter in own):
+                frozen.append(module)
+        student.frozen = tuple(frozen)
 
     def applied(self, task: Task) -> Task:
         """Return the task with the pixels that the weights expect."""
@@ -70,7 +118,7 @@ def recorded(out: Path) -> Begun | None:
     for folder in reversed(folders(out)):
         facts = recorded_fact(folder, FACT)
         if facts is not None:
-            return Begun(facts)
+            return Begun(facts, is_restored=True)
     return None
 
 

@@ -48,8 +48,9 @@ class Student(nn.Module):
 
     ``loss_modules`` holds the trainable modules of the losses, one set for each teacher, see
     :meth:`~dimefm.losses.Objective.loss_modules`. They are not part of the finished model.
-    ``extras`` says what losses need in addition to embeddings, and ``mask`` hides a part of the
-    prepared pixels, see :func:`~dimefm.models.patch_dropout.hide`.
+    ``frozen`` are normalizations in it that never learn. ``extras`` says what losses need in
+    addition to embeddings, and ``mask`` hides a part of the prepared pixels, see
+    :func:`~dimefm.models.patch_dropout.hide`.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Student(nn.Module):
         self.projection = projection or nn.Identity()
         self.loss_modules = loss_modules or nn.ModuleList()
         self.mask: nn.Module = nn.Identity()
+        self.frozen: tuple[nn.Module, ...] = ()
         self._trimmed = None
         if preprocess is None or self.extras.words:
             self._trimmed = trimmed(model)
@@ -79,6 +81,13 @@ class Student(nn.Module):
         """Keep one value for each color channel as a buffer, not in checkpoints."""
         channels = torch.tensor(values).view(1, 3, 1, 1)
         self.register_buffer(name, channels, persistent=False)
+
+    def train(self, mode: bool = True) -> Student:
+        """Set the training mode; ``frozen`` normalizations keep their running statistics."""
+        super().train(mode)
+        for module in self.frozen:
+            module.eval()
+        return self
 
     def prepared(self, pixels: Tensor) -> Tensor:
         """Return the input of the image tower [B, 3, S, S] from uint8 pixels [B, S, S, 3]."""

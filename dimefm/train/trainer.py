@@ -191,10 +191,12 @@ class Trainer:
         if begun is None:
             with self.context.main_process_first():
                 begun = start.begin(self.recipe, task, self.sources.teachers, self.echo)
-        self.begun = begun
         self.task = begun.applied(task)
         student = self.task.student(self.sources, self.objective, self.recipe.seed)
         self.student = student.to(self.context.device)
+        self.begun = begun.completed(
+            self.recipe, self.student, self.task.batches, len(self.sources), self.context, self.echo
+        )
 
     def _plan_steps(self) -> None:
         """Set the number of steps and of warm-up steps.
@@ -203,9 +205,11 @@ class Trainer:
         """
         recipe = self.recipe
         steps_per_epoch = len(self.sources) / (recipe.batch_size * recipe.accum_freq)
-        self.steps = recipe.steps or max(1, round(recipe.epochs * steps_per_epoch))
+        self.steps = max(1, round(recipe.epochs * steps_per_epoch))
+        if recipe.steps is not None:
+            self.steps = recipe.steps
         self.warmup_steps = round(recipe.warmup * steps_per_epoch)
-        if self.warmup_steps < self.steps:
+        if self.warmup_steps < self.steps or not self.steps:
             return
         shortened = self.steps // 10
         self.echo(
@@ -282,6 +286,8 @@ class Trainer:
             stopping = stack.enter_context(Stopping())
             if self.writer is not None:
                 stack.enter_context(self.writer.open_log(self.done))
+            if not self.steps:
+                self._evaluate()
             while self.done < self.steps and not self._is_exhausted():
                 values = self.step(self.done, batches)
                 self.done += 1

@@ -29,8 +29,9 @@ class Optimization(Section):
     steps: int | None = key(
         None,
         "Optimizer steps, in place of epochs.",
+        more="0 writes the student as it starts, which has to be from --init or init_projection.",
         metavar="N",
-        gt=0,
+        ge=0,
     )
     batch_size: int = key(
         640,
@@ -68,7 +69,8 @@ class Optimization(Section):
     init_lr_scale: float = key(
         1.0,
         "Factor on the learning rate of weights that the student did not draw at random (--init).",
-        more="0.1 is usual for fine-tuning.",
+        more="0.1 is usual for fine-tuning; 0 keeps these weights, and running statistics, as they "
+        "are.",
         flag=False,
         ge=0,
         applies_when=[STARTED],

@@ -11,9 +11,11 @@ from dimefm.recipe.conditions import (
     IMAGE_STUDENT,
     MASKED_WORDS,
     ONE_TOWER,
+    OWN_FEATURES,
     PAIRS,
     RANDOM_CROPS,
     SEVERAL_CAPTIONS,
+    SOLVED,
     TEXT_TOWER,
     UNCACHED_TEXTS,
 )
@@ -69,6 +71,21 @@ class Student(Section):
         expected="random, tag:TAG, run:DIR, inherit:SPEC or a file",
         unset="as --init; random with --init timm",
         applies_to=PAIRS,
+    )
+    init_projection: Literal["random", "least-squares"] = key(
+        "random",
+        "Last projection at the start. least-squares: the best linear map from what the tower "
+        "computes to the teacher's cached embeddings, solved before the first step.",
+        more="Ridge regression in one pass over the run's rows; its fit is printed and recorded.",
+        applies_when=[ONE_TOWER, OWN_FEATURES],
+    )
+    init_rows: int | None = key(
+        None,
+        "Rows that least squares reads.",
+        flag=False,
+        gt=0,
+        unset="all",
+        applies_when=[SOLVED],
     )
     text: str = key(
         "teacher",
