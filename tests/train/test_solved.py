@@ -178,7 +178,10 @@ def test_a_frozen_tower_learns_its_projection_alone(world):
     [
         ({"init_rows": 5}, "init_rows is for init_projection = 'least-squares'"),
         ({"text": "student", **SOLVED}, "init_projection = 'least-squares' is for one tower"),
-        ({"steps": 0}, "'steps' is 0; expected at least 1 for a student that starts from random"),
+        (
+            {"steps": 0},
+            "'steps' is 0; expected a positive number for a student that starts from random",
+        ),
     ],
 )
 def test_what_would_do_nothing_is_refused(world, change, reason):
