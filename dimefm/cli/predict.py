@@ -11,6 +11,7 @@ from dimefm.cli._options import ManyValues
 from dimefm.cli._output import exit_with, result
 from dimefm.errors import DataError
 from dimefm.models.spec_paths import refuse_absent_models
+from dimefm.runtime import console
 from dimefm.runtime.printable import one_line
 
 WIDTH = 80  # columns
@@ -100,6 +101,11 @@ def command(model, images, labels, templates, top, text_model, preprocess, devic
 
     files = files_of(images)
     loaded = load(model, device, "fp32", text_model, preprocess)
+    for note in loaded.encoder.notes:
+        if note.startswith("note:"):
+            console.note(note)
+        else:
+            console.detail(note)
     classifier = _classifier(loaded, names, texts)
     predictions = []
     for prediction in predict(loaded, classifier, files, top, batch_size):

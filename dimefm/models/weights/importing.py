@@ -54,6 +54,7 @@ BYTES_OF_A_WEIGHT = 16
 """By which the size of a file tells how many weights it may hold at most: it unpacks to twice its
 size, as a program with its code does, and no further.
 """
+TRUNK = "visual.trunk."  # of timm's networks
 TEXT_NAMES = r"(text_projection|positional_embedding|token_embedding|transformer|ln_final)"
 TOWER_KEYS = ("width", "layers", "patch_size", "image_size", "context_length", "vocab_size")
 
@@ -239,15 +240,20 @@ def _named(path: Path, layout: Family, name: str, tensors: Tensors, kind: str) -
     if "timm_model_name" not in config["vision_cfg"]:
         config.update(layout.settings)
     if kind == "image-tower":
-        return {key: config[key] for key in config_check.IMAGE_KEYS if key in config}
+        return config_check.model_config(config, name, config_check.IMAGE_KEYS)
     if "text_cfg" not in config:
         raise ModelError(
             f"{path}: has a text tower, but {name} describes none. Fix: name a whole architecture"
             " with --student"
         )
+    if config["text_cfg"].get("hf_tokenizer_name") or config["text_cfg"].get("hf_model_name"):
+        raise ModelError(
+            f"{path}: {name} has a tokenizer or a text tower of Hugging Face, which a run folder"
+            f" does not hold. Fix: use {name}/{path.name} itself where a model is asked for"
+        )
     if "text.text_projection.bias" in tensors:
         config["text_cfg"]["proj_bias"] = True
-    return config
+    return config_check.model_config(config, name)
 
 
 def _unnamed(
@@ -263,9 +269,8 @@ def _unnamed(
     if described is None:
         for name in layout.students:
             config = _named(path, layout, name, tensors, kind)
-            model = _build(config, kind)
-            if not matching.unmatched(model, _fitting(model, tensors)):
-                return name, config, model
+            if _has_image_tower(config, tensors):
+                return name, config, _build(config, kind)
         tried = first_few(layout.students, FEW_ARCHITECTURES)
         reason = f"fits none of {tried}" if tried else "its shapes do not tell the architecture"
         raise ModelError(f"{path}: {reason}. Fix: name the architecture with --student")
@@ -274,6 +279,19 @@ def _unnamed(
     config = config_check.model_config(described, str(path), keys)
     _refuse_hollow(path, config, tensors)
     return f"{layout.title}, by its shapes", config, _build(config, kind)
+
+
+def _has_image_tower(config: dict, tensors: Tensors) -> bool:
+    """Tell whether the image tower of a config is that of a state dict."""
+    is_timm = any(name.startswith(TRUNK) for name in tensors)
+    if is_timm != ("timm_model_name" in config["vision_cfg"]):
+        return False
+    if not is_timm:
+        described = shapes.model_config(tensors)
+        return described is not None and _signature(described) == _signature(config)
+    visual = {name: tensor for name, tensor in tensors.items() if name.startswith("visual.")}
+    tower = _build(config, "image-tower")
+    return not matching.unmatched(tower, matching.complete(tower, visual))
 
 
 def _refuse_hollow(path: Path, config: dict, tensors: Tensors) -> None:

@@ -1,6 +1,8 @@
 """Partial, foreign, damaged and hostile checkpoints: all is listed, and nothing is written."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import open_clip as upstream
@@ -194,6 +196,25 @@ def test_a_teacher_of_another_dimension_is_refused(tmp_path, teacher):
     with pytest.raises(ModelError, match=r"have 40 numbers, those of the teacher .* have 32"):
         import_checkpoint(tmp_path / "x.pt", tmp_path / "run", teacher=teacher)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
+    def save(tensors, path, marks=None):
+        path.with_name(path.name + ".part").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(importing.runs, "save_tensors", save)
+    torch.save(openai(tmp_path)[1], tmp_path / "x.pt")
+    with pytest.raises(OSError, match="No space left"):
+        import_checkpoint(tmp_path / "x.pt", tmp_path / "new" / "run")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["ViT-B-16-SigLIP", "roberta-ViT-B-32"])
+def test_an_architecture_that_a_run_cannot_hold_is_refused(name, tmp_path):
+    torch.save(tensors_of(model_of(VIT)), tmp_path / "x.pt")
+    with pytest.raises(ModelError, match=f"Fix: use {name}/x.pt itself"):
+        import_checkpoint(tmp_path / "x.pt", tmp_path / "run", student=name)
 
 
 @pytest.mark.parametrize("name", ["run.json", "holiday.jpg"])

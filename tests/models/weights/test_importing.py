@@ -13,6 +13,7 @@ import dimefm
 from dimefm.cli import main
 from dimefm.models import open_clip, pruned
 from dimefm.models.loading import load_encoder
+from dimefm.models.weights import clip_kd
 from dimefm.models.weights.importing import FAMILIES, family_of, import_checkpoint
 from tests.models.weights.layouts import (
     PRUNED,
@@ -134,6 +135,13 @@ def test_the_command_and_the_run_work_together(tmp_path):
         **PRUNED["vision_cfg"]["pruned"],
         "head_width": 64,
     }
+
+
+@pytest.mark.parametrize("name", ["MobileViT-S", "EfficientNet-B0", "ResNet-18", "MobileNetV3-S"])
+def test_students_that_match_key_for_key_are_not_renamed(name):
+    tensors = open_clip.image_tower(open_clip.config_of(name)).state_dict()
+    tensors = {f"visual.{key}": tensor for key, tensor in tensors.items()}
+    assert clip_kd.remap(dict(tensors)).keys() == tensors.keys()
 
 
 def test_every_family_is_known_by_its_name():
