@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ from dimefm.models.encoder import Encoder
 from dimefm.models.loading import load_encoder
 from dimefm.models.preprocess import decoder
 from dimefm.storage.reading import read_file
+
+DECODE_THREADS = 8
 
 
 class Model:
@@ -73,10 +76,7 @@ class Model:
             return self.encode_image([images], batch_size)[0]
         batches = [np.empty((0, self.dim), dtype=np.float32)]
         for start in range(0, len(images), batch_size):
-            pixels = [
-                self._pixels(image, start + number)
-                for number, image in enumerate(images[start : start + batch_size])
-            ]
+            pixels = self._batch(images[start : start + batch_size], start)
             inputs = self._decoder.finish(torch.stack(pixels), self.encoder.device)
             batches.append(self.encoder.encode_image(inputs).cpu().numpy())
         return np.concatenate(batches)
@@ -132,6 +132,18 @@ class Model:
         """
         texts = (templates,) if isinstance(templates, str) else templates
         return classifier_of(self.encoder.card, self.encode_text, labels, texts)
+
+    def _batch(self, images: Sequence[Image.Image | Path | str], first: int) -> list[torch.Tensor]:
+        """Return what the image tower reads of some images; files are decoded side by side.
+
+        A PIL image is read by one thread: two of them may be one object.
+        """
+        numbers = range(first, first + len(images))
+        if len(images) == 1 or any(isinstance(image, Image.Image) for image in images):
+            return list(map(self._pixels, images, numbers))
+        threads = min(len(images), DECODE_THREADS, os.cpu_count() or 1)
+        with ThreadPoolExecutor(threads, "decode") as pool:
+            return list(pool.map(self._pixels, images, numbers))
 
     def _pixels(self, image: Image.Image | Path | str, number: int) -> torch.Tensor:
         """Return what the image tower reads of one image, [3, H, W]."""
