@@ -47,6 +47,11 @@ TOWERS = ("vision_cfg", "text_cfg")
 BLOCKS = "transformer.resblocks."
 BLOCK_NAME = re.compile(r"([0-9]{1,3})\.(.+)")
 HEAD_WIDTH = 64  # of OpenAI's and open_clip's transformers
+PARTS = {
+    "attn.out_proj.weight": ("attn.in_proj", "ln_1."),
+    "mlp.c_fc.weight": ("mlp.c_fc", "mlp.c_proj.weight", "ln_2."),
+}
+"""What a layer has besides the tensor that tells the size of its attention or perceptron."""
 
 
 class PrunedAttention(nn.Module):
@@ -236,6 +241,12 @@ def _side(block: Mapping[str, Tensor], name: str, axis: int, where: str) -> int:
     """Return the length of one axis of a block's tensor, 0 when the block has no such tensor."""
     tensor = block.get(name)
     if tensor is None:
+        rest = [other for other in block if other.startswith(PARTS.get(name, ()))]
+        if rest:
+            raise ModelError(
+                f"'{where}.{name}' is missing, but '{where}.{rest[0]}' is there. Fix: fetch the"
+                " whole checkpoint"
+            )
         return 0
     if tensor.ndim <= axis:
         raise ModelError(

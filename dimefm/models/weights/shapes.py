@@ -17,7 +17,7 @@ from dimefm.errors import ModelError
 from dimefm.models import pruned
 
 CONVOLUTION = "visual.conv1.weight"
-RESNET_BLOCK = re.compile(r"visual\.layer([1-4])\.([0-9]{1,3})\.conv1\.weight")
+RESNET_BLOCK = re.compile(r"visual\.layer([1-4])\.([0-9]{1,3})\.")
 RESNET_STRIDE = 32  # pixels of a side that become one place of the last feature map
 
 
@@ -37,11 +37,9 @@ def model_config(tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:
 
 
 def _vision(tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    if CONVOLUTION not in tensors:
-        return None
-    if "visual.class_embedding" in tensors:
+    if any(name.startswith(f"visual.{pruned.BLOCKS}") for name in tensors):
         return _vision_transformer(tensors)
-    if "visual.attnpool.positional_embedding" in tensors:
+    if any(RESNET_BLOCK.match(name) for name in tensors):
         return _resnet(tensors)
     return None
 
@@ -57,10 +55,12 @@ def _vision_transformer(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 def _resnet(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     blocks = [0, 0, 0, 0]
     for name in tensors:
-        match = RESNET_BLOCK.fullmatch(name)
+        match = RESNET_BLOCK.match(name)
         if match:
             stage = int(match[1]) - 1
             blocks[stage] = max(blocks[stage], int(match[2]) + 1)
+    for stage in range(4):
+        _tensor(tensors, f"visual.layer{stage + 1}.0.conv1.weight", 4)
     width = _tensor(tensors, "visual.layer1.0.conv1.weight", 4).shape[0]
     grid = _grid(tensors, "visual.attnpool.positional_embedding")
     return {"image_size": grid * RESNET_STRIDE, "layers": blocks, "width": width}
@@ -96,7 +96,7 @@ def _layers(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
 
 def _embed_dim(tensors: Mapping[str, Tensor]) -> int:
     """Return the length of the embeddings, by the last projection of the image tower."""
-    if "visual.attnpool.c_proj.weight" in tensors:
+    if any(name.startswith("visual.attnpool.") for name in tensors):
         return _tensor(tensors, "visual.attnpool.c_proj.weight", 2).shape[0]
     return _tensor(tensors, "visual.proj", 2).shape[1]
 
@@ -117,7 +117,7 @@ def _tensor(tensors: Mapping[str, Tensor], name: str, axes: int) -> Tensor:
     """Return a tensor of a state dict; raise ModelError when it is not there or has other axes."""
     tensor = tensors.get(name)
     if tensor is None:
-        raise ModelError(f"'{name}' is missing. Fix: fetch the whole checkpoint")
+        raise ModelError(f"'{name}' is missing. Fix: fetch the whole file; --student lists all")
     if tensor.ndim != axes:
         raise ModelError(
             f"'{name}' has the shape {list(tensor.shape)}, expected {axes} axes. Fix: fetch the"

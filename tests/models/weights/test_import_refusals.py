@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 from pathlib import Path
 
 import open_clip as upstream
@@ -15,6 +16,7 @@ from dimefm.errors import DimefmError, ModelError
 from dimefm.models import open_clip, student
 from dimefm.models.weights import importing
 from dimefm.models.weights.importing import import_checkpoint
+from tests.models.weights import layouts
 from tests.models.weights.layouts import (
     VISION,
     VIT,
@@ -24,6 +26,23 @@ from tests.models.weights.layouts import (
     openai,
     tensors_of,
 )
+
+EVERY = [
+    layouts.openai,
+    layouts.openai_resnet,
+    layouts.open_clip_json,
+    layouts.clip_kd_small_mobilenet,
+    layouts.tinyclip,
+    layouts.tinyclip_resnet,
+    layouts.tinyclip_automatic,
+    layouts.declip,
+    layouts.slip,
+    layouts.declip_resnet,
+    layouts.dime_vit,
+    layouts.dime_vit_of_the_evaluation,
+]
+UNNEEDED = r"projector|text_label|fc\.weight|num_batches|input_resolution|context_length|vocab_size"
+TOWERS = r"^_?(image|text)_encoder(_without_ddp)?\."
 
 
 def name_of(make):
@@ -80,6 +99,50 @@ def test_what_does_not_fit_is_listed_and_nothing_is_written(change, parts, tmp_p
         assert result.output.count("  missing: visual.transformer.resblocks.1.") == 12
 
 
+def tables(state):
+    """Yield the table of tensors of a file's content."""
+    for value in [state, *state.values()]:
+        if isinstance(value, dict) and any(isinstance(t, torch.Tensor) for t in value.values()):
+            return value
+    raise AssertionError("no tensors")
+
+
+def tail(name):
+    """Return the end of a name that no family changes."""
+    return ".".join(name.split(".")[-2:])
+
+
+@pytest.mark.parametrize("make", EVERY, ids=name_of)
+@pytest.mark.parametrize("place", [0.1, 0.6])
+def test_a_tensor_that_is_missing_is_named_whatever_the_family(make, place, tmp_path, teacher):
+    _, state, *options = make(tmp_path)
+    options = options[0] if options else {"teacher": teacher}
+    table = tables(state)
+    needed = [name for name in table if not re.search(UNNEEDED, name)]
+    missing = needed[int(place * len(needed))]
+    copies = [name for name in table if re.sub(TOWERS, "", name) == re.sub(TOWERS, "", missing)]
+    for name in copies:
+        del table[name]
+    torch.save(state, tmp_path / "x.pt")
+    with pytest.raises(ModelError) as error:
+        import_checkpoint(tmp_path / "x.pt", tmp_path / "run", **options)
+    assert tail(missing).removeprefix("0.") in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("make", EVERY, ids=name_of)
+def test_a_tensor_too_much_is_named_whatever_the_family(make, tmp_path, teacher):
+    _, state, *options = make(tmp_path)
+    options = options[0] if options else {"teacher": teacher}
+    table = tables(state)
+    prefix = "module." if all(name.startswith("module.") for name in table) else ""
+    table[f"{prefix}visual.stranger.weight"] = torch.ones(3)
+    torch.save(state, tmp_path / "x.pt")
+    with pytest.raises(ModelError, match=r"1 unexpected: visual\.stranger\.weight"):
+        import_checkpoint(tmp_path / "x.pt", tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
 def foreign(tmp_path):
     torch.save({"conv1.weight": torch.ones(3), "fc.bias": torch.ones(2)}, tmp_path / "x.pt")
     return "has the tensors conv1.weight, fc.bias, expected those of a family (tinyclip, declip"
@@ -119,7 +182,7 @@ def missing_projection(tmp_path):
     state = in_three_modules(tensors_of(model_of(VIT)))
     del state["_image_encoder.visual.proj"]
     torch.save(state, tmp_path / "x.pt")
-    return "'visual.proj' is missing. Fix: fetch the whole checkpoint"
+    return "'visual.proj' is missing. Fix: fetch the whole file; --student lists all"
 
 
 def objects(tmp_path):
