@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
@@ -12,9 +13,10 @@ from dimefm.errors import ModelError
 from dimefm.models import open_clip
 from dimefm.models.encoder import BorrowedTower, Encoder
 from dimefm.models.initial import Side, Taken, digest, last_projection, tower_names
-from dimefm.models.weights.inheritance import manual
+from dimefm.models.weights.inheritance import importance, manual
 from dimefm.models.weights.inheritance.blocks import NotInheritable, matching
 from dimefm.models.weights.inheritance.manual import Inherited
+from dimefm.models.weights.inheritance.measure import measure
 
 Rule = Callable[[Mapping[str, Tensor], Mapping[str, Tensor], int, bool], Inherited]
 """Returns the weights of a student from its tensors, those of a teacher, the width of a head, and
@@ -28,6 +30,20 @@ def teacher_model(encoder: Encoder, side: Side) -> nn.Module:
     if isinstance(encoder.image_model, BorrowedTower):
         return encoder.image_model.teacher
     return encoder.image_model
+
+
+def by_importance(teacher: nn.Module, side: Side, inputs: Tensor) -> Rule:
+    """Return the rule that takes what counts most in the teacher's tower for ``inputs``."""
+
+    def rule(
+        own: Mapping[str, Tensor], of_teacher: Mapping[str, Tensor], width: int, is_text: bool
+    ) -> Inherited:
+        scores = measure(teacher, side, inputs)
+        taken = importance.inherit(own, of_teacher, width, is_text, scores)
+        details = {**taken.details, "measured_rows": len(inputs)}
+        return dataclasses.replace(taken, details=details)
+
+    return rule
 
 
 @torch.no_grad()

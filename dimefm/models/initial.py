@@ -135,6 +135,8 @@ class Taken:
         )
         if "layers" in self.details:
             line += f" of layers {self.details['layers']}"
+        if "measured_rows" in self.details:
+            line += f", by importance on {self.details['measured_rows']} rows"
         if "activation" in self.details:
             line += f"; its activation is {self.details['activation']}"
         if self.resampled:

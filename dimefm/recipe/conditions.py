@@ -69,6 +69,11 @@ STARTED = Condition(
     lambda recipe: starts_from_weights(recipe),
     remedy="set --init",
 )
+INHERITED = Condition(
+    "students that inherit (--init inherit:SPEC)",
+    lambda recipe: f"{recipe.init} {recipe.init_text}".count("inherit:") > 0,
+    remedy="set --init inherit:SPEC",
+)
 OWN_FEATURES = Condition(
     "towers that have features of what they encode (--image-cache, --text-cache)",
     lambda recipe: not recipe.text_student or bool(recipe.text_cache),

@@ -21,8 +21,9 @@ from dimefm.models import inherited, initial
 from dimefm.models.encoder import Encoder
 from dimefm.models.initial import SCALARS, Side, Start, Taken, Weights
 from dimefm.models.loading import load_encoder
+from dimefm.models.weights.inheritance import manual
 from dimefm.recipe import Recipe
-from dimefm.train import solved
+from dimefm.train import measuring, solved
 from dimefm.train.checkpoint_folders import folders
 from dimefm.train.distributed import DistributedContext
 from dimefm.train.inputs.batch import Batch
@@ -129,7 +130,7 @@ def begin(
 
     Raises ModelError when they cannot be had or do not fit; the model is then not to be used.
     """
-    sources = _Sources(task, teachers)
+    sources = _Sources(recipe, task, teachers)
     starts = _starts(recipe, task)
     record: dict = {}
     for side, start in starts.items():
@@ -167,7 +168,8 @@ def _starts(recipe: Recipe, task: Task) -> dict[Side, Start]:
 class _Sources:
     """The sources of one student's weights; each is read once for both towers."""
 
-    def __init__(self, task: Task, teachers: Sequence[EncoderCard]):
+    def __init__(self, recipe: Recipe, task: Task, teachers: Sequence[EncoderCard]):
+        self.recipe = recipe
         self.task = task
         self.recorded = teachers[0] if teachers else None
         self.weights: dict[str, Weights] = {}
@@ -183,7 +185,11 @@ class _Sources:
         """Load one tower from a part of a larger one."""
         encoder = self._encoder(start.value)
         teacher = inherited.teacher_model(encoder, side)
-        return inherited.inherit(self.task.model, side, teacher, start.value)
+        rule: inherited.Rule = manual.inherit
+        if self.recipe.inherit_by == "importance":
+            inputs = measuring.inputs_of(self.recipe, self.task, encoder, teacher, side)
+            rule = inherited.by_importance(teacher, side, inputs)
+        return inherited.inherit(self.task.model, side, teacher, start.value, rule)
 
     def _encoder(self, spec: str) -> Encoder:
         if spec not in self.encoders:

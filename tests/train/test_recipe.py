@@ -91,6 +91,7 @@ def test_every_field_survives_writing(tmp_path):
         "text_cache": ("b", "c"),
         "projection": "linear",
         "init_projection": "least-squares",
+        "inherit_by": "importance",
         "augment": "clip-kd",
     }
     fixed |= {"crop_scale": (0.5, 0.75), "crop_ratio": (0.5, 2.0), "eval_datasets": ("a", "b")}

@@ -363,3 +363,21 @@ def test_weights_that_cannot_be_had_are_refused(world, hub, student, init, reaso
     with pytest.raises(ModelError, match=reason) as error:
         begun(world, "image", student=student, image_size=32, init=init)
     assert ". Fix: " in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["image", "text", "clip"])
+def test_what_counts_most_is_measured_on_rows_of_the_run(world, kind):
+    large, _ = large_run(world)
+    lines = []
+    run = begun(world, kind, lines, init=f"inherit:{large}", inherit_by="importance")
+    plain = begun(world, kind, name="plain", init=f"inherit:{large}")
+    for side in ["image", "text"] if kind == "clip" else [kind]:
+        facts = run.begun.record[side]
+        assert facts["inherit_by"] == "importance" and facts["measured_rows"] > 100
+        assert any(f"by importance on {facts['measured_rows']} rows" in line for line in lines)
+    own, first = run.student.model.state_dict(), plain.student.model.state_dict()
+    assert any(not torch.equal(own[name], first[name]) for name in own)
+    again = begun(world, kind, name="again", init=f"inherit:{large}", inherit_by="importance")
+    assert_equal(dict(own), dict(again.student.model.state_dict()))
+    with pytest.raises(RecipeError, match="inherit_by = 'importance' is for students that inherit"):
+        refuse_idle(world.recipe(inherit_by="importance"))

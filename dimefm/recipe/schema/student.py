@@ -9,6 +9,7 @@ from dimefm.recipe.conditions import (
     DRAWN_CROPS_OR_COLORS,
     FREE_CROPS,
     IMAGE_STUDENT,
+    INHERITED,
     MASKED_WORDS,
     ONE_TOWER,
     OWN_FEATURES,
@@ -71,6 +72,14 @@ class Student(Section):
         expected="random, tag:TAG, run:DIR, inherit:SPEC or a file",
         unset="as --init; random with --init timm",
         applies_to=PAIRS,
+    )
+    inherit_by: Literal["first", "importance"] = key(
+        "first",
+        "What of a larger model is inherited. first: the first channels and heads of every k-th "
+        "layer, as TinyCLIP; importance: evenly spread layers, and what counts most on rows of "
+        "the run.",
+        flag=False,
+        applies_when=[INHERITED],
     )
     init_projection: Literal["random", "least-squares"] = key(
         "random",
