@@ -84,7 +84,9 @@ class Plan:
     share: float = 1.0
 
     def steps(self, cell: Cell) -> int:
-        """Return the steps of a cell's runs."""
+        """Return the steps of a cell's runs; a cell may say 0."""
+        if cell.changes.get("steps") == 0:
+            return 0
         return max(1, round(self.study.recipes[cell.recipe]["steps"] * self.scale))
 
     def settings(self, cell: Cell) -> dict:
@@ -177,7 +179,11 @@ def caches_of(plan: Plan, cells: Sequence[Cell]) -> list[str]:
 
 def cache_commands(plan: Plan, name: str) -> list[list[str]]:
     """Return the commands that make a cache, seen from ``plan.out``."""
-    places = {"data": _seen(plan.data, plan.out), "teacher": _seen(TEACHER, plan.out)}
+    places = {
+        "data": _seen(plan.data, plan.out),
+        "teacher": _seen(TEACHER, plan.out),
+        "study": _seen(FOLDER, plan.out),
+    }
     return [shlex.split(command.format_map(places)) for command in plan.study.caches[name]]
 
 
@@ -188,17 +194,21 @@ def commands(plan: Plan, cell: Cell, seed: int) -> list[list[str]]:
     steps, out = plan.steps(cell), plan.folder(cell, seed)
     words = ["train", "--recipe", _seen(FOLDER / cell.recipe, plan.out)]
     words += [
-        word for key, value in cell.changes.items() for word in ("--set", f"{key}={toml(value)}")
+        word.replace("{teacher}", _seen(TEACHER, plan.out))
+        for key, value in cell.changes.items()
+        if key != "steps"
+        for word in ("--set", f"{key}={toml(value)}")
     ]
-    words += ["--seed", str(seed), "--steps", str(steps), "--log-every", str(-(-steps // 25))]
-    words += ["--save-every", str(-(-steps // 4)), "--resume", "--out", out]
+    log_every, save_every = max(1, -(-steps // 25)), max(1, -(-steps // 4))
+    words += ["--seed", str(seed), "--steps", str(steps), "--log-every", str(log_every)]
+    words += ["--save-every", str(save_every), "--resume", "--out", out]
     if plan.study.score(cell) == "retrieval":
         return [words, *_retrieval(plan, out)]
     places = [
         "--eval-root",
         f"{_seen(plan.data, plan.out)}/classification",
         "--eval-every",
-        str(steps),
+        str(max(1, steps)),
     ]
     return [[*words, *places, "--eval-datasets", ",".join(plan.study.datasets)]]
 
