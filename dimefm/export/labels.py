@@ -5,7 +5,7 @@
 ==================  ============================================================================
 ``labels``          the names of K classes
 ``embeddings``      K lists of D numbers: the class embeddings, each of length 1
-``templates``       the prompts, with ``{}`` for the name; their embeddings are averaged
+``templates``       the prompts, with ``{label}`` for the name; their embeddings are averaged
 ``logit_scale``     the model's factor on cosines, before a softmax over the classes
 ``logit_bias``      what a SigLIP adds behind that factor, else null
 ``model``           the name of the model whose embeddings they are
@@ -20,7 +20,9 @@ A user gives class names, a line each or as a JSON list, or ``{"labels": [...], 
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,16 +31,14 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from dimefm.errors import ModelError
-from dimefm.evaluate.classifier import class_weights
+from dimefm.errors import DataError, ModelError
+from dimefm.models.classify import TEMPLATES, check_labels
 from dimefm.models.model import Model
 from dimefm.runs.folder import save_tensors
 from dimefm.storage.small_files import Unreadable, read_json, read_text
 
 JSON, TENSORS = "labels.json", "labels.safetensors"
-TEMPLATES = ("a photo of a {}.",)
 MOST_BYTES = 256 << 20  # of a file of embeddings
-MOST_LABELS = 100_000
 DIGITS = 8  # of a number in JSON; float32 has seven
 
 
@@ -135,8 +135,9 @@ def _checked(
     path: Path, names: Any, rows: np.ndarray, templates: tuple[str, ...], model: Model
 ) -> Labels:
     """Return labels with given embeddings; raise ModelError where they do not fit."""
-    names = _names(path, names)
-    expected = (len(names), model.dim)
+    with _naming(path):
+        labels = check_labels(_strings(names))
+    expected = (len(labels), model.dim)
     if rows.shape != expected:
         raise ModelError(
             f"{path}: embeddings of shape {list(rows.shape)}, expected {list(expected)}: one of the"
@@ -149,44 +150,35 @@ def _checked(
         raise ModelError(
             f"{path}, label {first}: its embedding has no direction. Fix: embed it again"
         )
-    return Labels(names, rows / lengths, templates)
+    return Labels(labels, rows / lengths, templates)
 
 
 def _embedded(path: Path, names: Any, templates: tuple[str, ...], model: Model) -> Labels:
     """Return labels whose prompts are embedded with the model."""
-    names = _names(path, names)
-    for template in templates:
-        if not isinstance(template, str) or template.count("{}") != 1:
-            raise ModelError(
-                f"{path}: the template {str(template)[:60]!r} has no single {{}}, expected e.g."
-                f" '{TEMPLATES[0]}'. Fix: correct it"
-            )
-    prompts = []
-    for name in names:
-        prompts += [template.replace("{}", name) for template in templates]
-    embeddings = model.encode_text(prompts)
-    weights = class_weights(embeddings.reshape(len(names), len(templates), -1))
-    return Labels(names, weights.astype(np.float32), templates)
+    with _naming(path):
+        classifier = model.classifier(_strings(names), _strings(templates))
+    return Labels(classifier.labels, classifier.embeddings.astype(np.float32), templates)
 
 
-def _names(path: Path, names: Any) -> tuple[str, ...]:
-    """Return class names that came from a file; raise ModelError unless they are all different."""
-    if not isinstance(names, list | tuple) or not names:
-        raise ModelError(f"{path}: has no class names. Fix: write one a line")
-    if len(names) > MOST_LABELS:
-        raise ModelError(
-            f"{path}: has {len(names):,} labels, expected at most {MOST_LABELS:,}. Fix: split it"
-        )
-    seen: set[str] = set()
-    for number, name in enumerate(names):
-        if not isinstance(name, str) or not name.strip():
-            raise ModelError(
-                f"{path}, label {number}: {str(name)[:60]!r} is no name. Fix: correct it"
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the file in what is said about its labels."""
+    try:
+        yield
+    except DataError as error:
+        raise ModelError(f"{path}: {error}") from error
+
+
+def _strings(values: Any) -> list[str]:
+    """Return names of classes that came from a file; raise DataError for anything else."""
+    if not isinstance(values, list | tuple):
+        raise DataError("'labels' is no list. Fix: write a list of class names")
+    for number, value in enumerate(values, start=1):
+        if not isinstance(value, str):
+            raise DataError(
+                f"label {number}: is {str(value)[:60]}, expected a text. Fix: write it in quotes"
             )
-        if name in seen:
-            raise ModelError(f"{path}, label {number}: '{name[:60]}' stands twice. Fix: remove it")
-        seen.add(name)
-    return tuple(names)
+    return list(values)
 
 
 def describe(labels: Labels) -> dict[str, Any]:
