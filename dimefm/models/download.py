@@ -51,7 +51,7 @@ def fetch_tag(architecture: str, tag: str) -> None:
     try:
         open_clip.download_pretrained(config)
     except Exception as error:  # the hub and urllib raise whatever the network raises
-        raise _failed(spec, error, remedy) from error
+        raise failed(spec, error, remedy) from error
 
 
 def fetch_repository(spec: str, repository: str, may_download: bool = True) -> Path:
@@ -79,7 +79,7 @@ def fetch_repository(spec: str, repository: str, may_download: bool = True) -> P
     except ModelError:
         raise
     except Exception as error:  # the hub raises whatever the network raises
-        raise _failed(spec, error, remedy) from error
+        raise failed(spec, error, remedy) from error
 
 
 def require_transformers(spec: str, text_config: dict) -> None:
@@ -180,6 +180,6 @@ def _download(repository: str) -> Path:
     )
 
 
-def _failed(spec: str, error: Exception, remedy: str) -> ModelError:
+def failed(spec: str, error: Exception, remedy: str) -> ModelError:
     reason = str(error).rpartition("Last error: ")[2] or type(error).__name__
     return ModelError(f"{spec}: cannot be downloaded: {shortened(reason, 160)}. Fix: {remedy}")

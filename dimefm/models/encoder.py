@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from dimefm.cache import EncoderCard
 from dimefm.errors import ModelError
 from dimefm.models import fast_tokenizer, trimmed_text
+from dimefm.models.hf.tokenizer import FolderTokenizer
 from dimefm.models.inference.compiled import CPU_ROWS, Compiled
 from dimefm.models.inference.micro_batches import Pieces, fitting_batch_size
 from dimefm.models.inference.precision import computing
@@ -160,7 +161,9 @@ class Encoder:
         return trimmed_text.trimmed(self.text_model)
 
     @functools.cached_property
-    def _words(self) -> fast_tokenizer.CachedTokenizer | None:
+    def _words(self) -> fast_tokenizer.CachedTokenizer | FolderTokenizer | None:
+        if isinstance(self.tokenizer, FolderTokenizer):
+            return self.tokenizer
         return fast_tokenizer.cached_tokenizer(self.tokenizer)
 
     def tokenize(self, sentences: list[str]) -> tuple[Tensor, list[int]]:

@@ -11,6 +11,9 @@
                             folder of dimefm
 ``local-dir:FOLDER``        open_clip's spelling of ``FOLDER``
 ``hf-hub:ORG/MODEL``        a model of open_clip on the Hugging Face hub (downloaded)
+``FOLDER``                  a folder of transformers (``config.json`` and weights) of CLIP, SigLIP,
+                            SigLIP 2, MetaCLIP 2, ALIGN, AltCLIP, Chinese-CLIP or a dual encoder
+``hf:ORG/MODEL``            such a model on the Hugging Face hub (downloaded)
 ``ARCH/random:SEED``        random weights, for tests and speed; the manifest says so
 ==========================  ========================================================================
 """
@@ -24,6 +27,7 @@ from typing import Literal
 
 from dimefm.errors import ModelError
 from dimefm.models import open_clip
+from dimefm.models.hf import families
 from dimefm.models.spec_paths import path_of
 from dimefm.runs import folder as runs
 
@@ -36,13 +40,14 @@ class EncoderSpec:
     """The parsed name of an encoder.
 
     ``kind`` says which fields count. "run": ``path`` is a run folder. "folder": ``path`` is an
-    open_clip folder, and ``weights`` a weights file in it, None for the usual one. "hub":
+    open_clip folder, and ``weights`` a weights file in it, None for the usual one. "hf": ``path``
+    is a folder of transformers, or ``repository`` its name ORG/MODEL on the hub. "hub":
     ``repository`` is ORG/MODEL. "file", "tag" and "random": ``architecture`` with a weights file
     ``path``, a ``tag`` of open_clip, or random weights drawn from ``seed``.
     """
 
     text: str
-    kind: Literal["run", "folder", "hub", "file", "tag", "random"]
+    kind: Literal["run", "folder", "hub", "hf", "file", "tag", "random"]
     path: Path = Path()
     weights: Path | None = None
     architecture: str = ""
@@ -55,6 +60,8 @@ class EncoderSpec:
         """Return what ``text`` means; raise ModelError when it names nothing, or no weights."""
         if text.startswith(HUB):
             return EncoderSpec(text, "hub", repository=text.removeprefix(HUB))
+        if text.startswith(families.PREFIX):
+            return EncoderSpec(text, "hf", repository=text.removeprefix(families.PREFIX))
         try:
             return EncoderSpec._of_path(text)
         except (OSError, ValueError) as error:  # a name that no file can have
@@ -81,9 +88,11 @@ class EncoderSpec:
 
 def _folder(text: str, folder: Path, weights: Path | None) -> EncoderSpec:
     if not (folder / open_clip.CONFIG).is_file():
+        if (folder / families.CONFIG).is_file():
+            return EncoderSpec(text, "hf", folder)
         raise ModelError(
             f"{folder}: neither the folder of a finished run ({runs.FILE}) nor of open_clip"
-            f" ({open_clip.CONFIG}). Fix: finish a run with train --resume, or name its"
+            f" ({open_clip.CONFIG}) nor of transformers ({families.CONFIG}). Fix: finish a run with train --resume, or name its"
             " checkpoints/best"
         )
     return EncoderSpec(text, "folder", folder, weights)

@@ -19,6 +19,9 @@ from dimefm.errors import ModelError
 from dimefm.models import config_check, download, open_clip, published
 from dimefm.models.encoder import BorrowedTower, Encoder, weights_sha256
 from dimefm.models.encoder_spec import EncoderSpec
+from dimefm.models.hf.download import fetch_folder
+from dimefm.models.hf.loading import load_folder
+from dimefm.models.hf.tokenizer import FolderTokenizer
 from dimefm.models.inference.precision import PRECISIONS
 from dimefm.models.offline import offline, require_downloaded
 from dimefm.models.towers import ImageTower, TextTower
@@ -108,7 +111,7 @@ def _load(
 ) -> Encoder:
     """Load any encoder; ``expected`` is what the weights must be, before a tokenizer is made."""
     parsed = EncoderSpec.parse(spec)
-    if preprocess is not None and parsed.kind != "file":
+    if preprocess is not None and parsed.kind not in ("file", "hf"):
         raise ModelError(
             f"--preprocess {preprocess}: is for weights named ARCH/FILE, but {spec} states its own"
             " preprocessing. Fix: remove --preprocess"
@@ -116,6 +119,8 @@ def _load(
     if parsed.kind == "run":
         loading = expected.loading if expected is not None else ()
         return _load_run(parsed.path, compute, text_model, loading, expected)
+    if parsed.kind == "hf":
+        return _load_hf(parsed, compute, preprocess, recorded, may_download, expected)
     preparation = None
     if parsed.kind == "file":
         preparation = _preparation(parsed, preprocess, recorded)
@@ -126,6 +131,30 @@ def _load(
         tokenizer = functools.partial(_tokenizer, parsed, name, may_download)
         config = open_clip.whole_config(name, model)
         return _encoder(spec, model, config, tokenizer, compute, preparation, expected)
+
+
+def _load_hf(
+    spec: EncoderSpec,
+    compute: Compute,
+    chosen: str | None,
+    recorded: EncoderCard | None,
+    may_download: bool,
+    expected: Expected | None,
+) -> Encoder:
+    """Load a folder of transformers, or a name on the hub."""
+    preparation = None
+    preprocess = None
+    if chosen is not None:
+        preparation = published.preparation_of_file(chosen)
+        preprocess = preparation.preprocess
+    elif recorded is not None and "mean" in recorded.preprocess:
+        preprocess = config_check.preprocessing(recorded.preprocess, recorded.name)
+    folder = spec.path
+    if spec.repository:
+        folder = fetch_folder(spec.text, spec.repository, may_download)
+    with offline():
+        model, make_tokenizer = load_folder(spec.text, folder, preprocess)
+        return _encoder(spec.text, model, make_tokenizer, compute, preparation, expected)
 
 
 def _require_tokenizer(spec: EncoderSpec) -> None:
@@ -209,7 +238,7 @@ def _encoder(
         expected.check(name, digest, dim)
     tokenizer = make_tokenizer()
     bias = getattr(model, "logit_bias", None)
-    preprocess = open_clip.preprocess_of(model)
+    preprocess = getattr(model, "preprocess", None) or open_clip.preprocess_of(model)
     if preparation is not None:
         preprocess = {**preparation.preprocess, "size": preprocess["size"]}
     card = EncoderCard(
@@ -221,7 +250,7 @@ def _encoder(
         preprocess=preprocess,
         tokenizer=_tokenizer_name(tokenizer),
         context_length=getattr(tokenizer, "context_length", None),
-        activation=open_clip.activation_of(model),
+        activation=getattr(model, "activation", None) or open_clip.activation_of(model),
     )
     model = model.to(compute.device).eval().requires_grad_(False)
     return Encoder(
@@ -255,6 +284,8 @@ def _dim(model: nn.Module, name: str) -> int:
 
 
 def _tokenizer_name(tokenizer: Callable) -> str:
+    if isinstance(tokenizer, FolderTokenizer):
+        return tokenizer.name
     inner = getattr(getattr(tokenizer, "tokenizer", None), "name_or_path", "")
     size = getattr(tokenizer, "vocab_size", None) or len(getattr(tokenizer, "encoder", ()) or ())
     return f"{type(tokenizer).__name__}({inner or size})"

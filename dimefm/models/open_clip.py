@@ -103,7 +103,7 @@ def tags_of(arch: str) -> list[str]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -126,7 +126,7 @@ def create(arch: str, weights: str | Path | None = None, *, quick_gelu: bool = F
         return _create_from_folder(Path(arch.removeprefix(FOLDER)), file)
     config_of(arch)
     try:
-        with _quiet():
+        with quiet():
             tag = weights if isinstance(weights, str) else None
             named = tag is not None
             quick = quick_gelu or (tag is not None and trained_with_quick_gelu(arch, tag))
@@ -173,7 +173,7 @@ def _create_from_folder(folder: Path, weights: Path | None) -> nn.Module:
     check_length(path, parameters)
     check_unpacked(path, parameters)
     try:
-        with _quiet(), _written(pruned.plain(config), preprocess) as name:
+        with quiet(), _written(pruned.plain(config), preprocess) as name:
             model = open_clip.create_model(name, load_weights=False)
             pruned.install(model, config)
             weights_file.load(model, path)
@@ -229,7 +229,7 @@ def from_config(config: dict) -> nn.Module:
             )
     _check_timm(config["vision_cfg"])
     try:
-        with _quiet(), _written(pruned.plain(config)) as name:
+        with quiet(), _written(pruned.plain(config)) as name:
             model = open_clip.create_model(name, load_weights=False)
             return places_first(pruned.install(model, config))
     except Exception as error:  # open_clip and timm raise freely on impossible configs
@@ -326,7 +326,7 @@ def _kept_tokenizer(key: str, name: str, make: Callable[[], Callable]) -> Callab
     if key in _TOKENIZERS:
         return _TOKENIZERS[key]
     try:
-        with _quiet():
+        with quiet():
             tokenizer = make()
     except ModuleNotFoundError as error:
         package = "'dimefm[transformers]'" if error.name == "transformers" else error.name
@@ -379,7 +379,7 @@ def image_tower(config: dict, pretrained: bool = False) -> nn.Module:
     vision = {**pruned.plain(config)["vision_cfg"], "timm_model_pretrained": pretrained}
     _check_timm(vision)
     try:
-        with _quiet():
+        with quiet():
             tower = _build_vision_tower(
                 config["embed_dim"], vision, config.get("quick_gelu", False)
             )
@@ -399,7 +399,7 @@ def text_tower(config: dict) -> nn.Module:
     ``config['embed_dim']``.
     """
     try:
-        with _quiet():
+        with quiet():
             text = dict(pruned.plain(config)["text_cfg"])
             tower = _build_text_tower(config["embed_dim"], text, config.get("quick_gelu", False))
             pruned.install(tower, {"text_cfg": config["text_cfg"]})
@@ -418,7 +418,7 @@ def as_users_load(folder: Path) -> tuple[nn.Module, Callable, Callable]:
     """
     name = folder_config(folder)
     try:
-        with _quiet(), offline():
+        with quiet(), offline():
             model, _, transform = open_clip.create_model_and_transforms(name)
             return model.eval(), transform, open_clip.get_tokenizer(name)
     except Exception as error:  # open_clip raises whatever torch.load and an odd config raise

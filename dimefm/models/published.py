@@ -64,6 +64,27 @@ def preparation_of(architecture: str, file: Path, chosen: str | None) -> Prepara
     return Preparation(preprocess, source, warning=_doubt(architecture))
 
 
+def preparation_of_file(chosen: str) -> Preparation:
+    """Return the preparation of images that a JSON file states, its size included.
+
+    Raises ModelError when there is no such file, or it does not state all.
+    """
+    path = Path(chosen)
+    if path.is_dir():
+        path = path / open_clip.CONFIG
+    if not path.is_file():
+        raise ModelError(
+            f"--preprocess {chosen}: there is no such file. Fix: name an open_clip_config.json"
+        )
+    stated = _stated(path)
+    if "size" not in stated:
+        raise ModelError(
+            f"--preprocess {path}: states no 'size'. Fix: add the pixels of a side to its"
+            " preprocess_cfg"
+        )
+    return Preparation({**_completed(stated), "size": stated["size"]}, f"as {path} says")
+
+
 def preprocess_of_tag(architecture: str, tag: str) -> dict:
     """Return the preprocessing of a tag, open_clip's default for an unknown one; without size."""
     return _completed(upstream.get_pretrained_cfg(architecture, tag) or {})
@@ -152,6 +173,11 @@ def _chosen(architecture: str, chosen: str) -> Preparation:
 
 def _preprocess_of_file(path: Path) -> dict:
     """Return the preprocessing that a JSON file states, without its size."""
+    return _completed(_stated(path))
+
+
+def _stated(path: Path) -> dict:
+    """Return the settings of a preprocessing that a JSON file states."""
     try:
         content = read_json(path)
     except (OSError, Unreadable) as error:
@@ -165,7 +191,7 @@ def _preprocess_of_file(path: Path) -> dict:
             f"--preprocess {path}: states no 'mean' and 'std'. Fix: name an open_clip_config.json"
             " with a preprocess_cfg, or its preprocess_cfg alone"
         )
-    return _completed(config_check.preprocessing(stated, f"--preprocess {path}"))
+    return config_check.preprocessing(stated, f"--preprocess {path}")
 
 
 def _completed(stated: dict) -> dict:

@@ -1,0 +1,93 @@
+"""``hf:ORG/NAME``: a model of transformers in the cache of the Hugging Face hub, fetched once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import constants, hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError
+
+from dimefm.errors import ModelError
+from dimefm.models.download import REPOSITORY, announce, failed, require_connection
+from dimefm.models.folder_tokenizer import VOCABULARIES
+from dimefm.models.hf.config import read_config
+from dimefm.models.hf.families import CONFIG
+from dimefm.models.hf.loading import require_transformers
+from dimefm.models.hf.weights import INDEXES, WEIGHTS, parts_of
+from dimefm.models.offline import offline
+
+SMALL_FILES = (
+    CONFIG,
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer_config.json",
+    *VOCABULARIES,
+)
+
+
+def fetch_folder(spec: str, repository: str, may_download: bool = True) -> Path:
+    """Return the folder of a model on the hub, with config, weights and tokenizer.
+
+    Raises ModelError when the name is none, or the model cannot be had. ``may_download`` is False
+    for a name that came with data.
+    """
+    if not REPOSITORY.fullmatch(repository):
+        raise ModelError(f"{spec}: expected hf:ORG/MODEL. Fix: correct the name")
+    require_transformers(spec)
+    folder = _local_folder(repository)
+    if folder is not None:
+        return folder
+    if not may_download:
+        raise ModelError(
+            f"{spec} is not on this machine, and a name that comes with data downloads nothing."
+            f" Fix: name {spec} yourself, with --teacher, --text-model or --eval-text-model"
+        )
+    remedy = (
+        f"fetch {constants.ENDPOINT}/{repository} where there is a network, and name its folder"
+    )
+    announce(f"downloading {spec} to {constants.HF_HUB_CACHE}")
+    require_connection(spec, constants.ENDPOINT, remedy)
+    try:
+        return _download(spec, repository)
+    except ModelError:
+        raise
+    except Exception as error:  # the hub raises whatever the network raises
+        raise failed(spec, error, remedy) from error
+
+
+def _local_folder(repository: str) -> Path | None:
+    """Return the folder of a model that was downloaded before, None when a part is missing."""
+    try:
+        with offline():
+            folder = Path(snapshot_download(repository, local_files_only=True))
+    except Exception:  # the hub's client has several errors for what is not there
+        return None
+    names = (*WEIGHTS, *INDEXES)
+    has_weights = any((folder / name).is_file() for name in names)
+    return folder if has_weights and (folder / CONFIG).is_file() else None
+
+
+def _download(spec: str, repository: str) -> Path:
+    """Download a model: first its small files, which say whether the rest is worth it."""
+    folder = Path(snapshot_download(repository, allow_patterns=list(SMALL_FILES)))
+    if not (folder / CONFIG).is_file():
+        raise ModelError(
+            f"{spec}: has no {CONFIG}, so it is no model of transformers. Fix: name another"
+            " repository, or hf-hub:ORG/MODEL for a model of open_clip"
+        )
+    read_config(folder)
+    for name, index in zip(WEIGHTS, INDEXES, strict=True):
+        try:
+            return Path(hf_hub_download(repository, name)).parent
+        except EntryNotFoundError:
+            pass
+        try:
+            index_file = Path(hf_hub_download(repository, index))
+        except EntryNotFoundError:
+            continue
+        for part in parts_of(index_file):
+            hf_hub_download(repository, part)
+        return index_file.parent
+    raise ModelError(
+        f"{spec}: has neither {' nor '.join(WEIGHTS)}. Fix: name another repository"
+    )
