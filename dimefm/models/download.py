@@ -181,5 +181,6 @@ def _download(repository: str) -> Path:
 
 
 def failed(spec: str, error: Exception, remedy: str) -> ModelError:
+    """Return what is wrong with a download that ended in an error."""
     reason = str(error).rpartition("Last error: ")[2] or type(error).__name__
     return ModelError(f"{spec}: cannot be downloaded: {shortened(reason, 160)}. Fix: {remedy}")

@@ -92,8 +92,8 @@ def _folder(text: str, folder: Path, weights: Path | None) -> EncoderSpec:
             return EncoderSpec(text, "hf", folder)
         raise ModelError(
             f"{folder}: neither the folder of a finished run ({runs.FILE}) nor of open_clip"
-            f" ({open_clip.CONFIG}) nor of transformers ({families.CONFIG}). Fix: finish a run with train --resume, or name its"
-            " checkpoints/best"
+            f" ({open_clip.CONFIG}) nor of transformers ({families.CONFIG}). Fix: finish a run with"
+            " train --resume, or name its checkpoints/best"
         )
     return EncoderSpec(text, "folder", folder, weights)
 

@@ -7,21 +7,25 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from dimefm.cache import EncoderCard
 from dimefm.cache.manifest import differences
 from dimefm.errors import ModelError
 from dimefm.models import config_check, download, open_clip, published
+from dimefm.models.assembly import (
+    Compute,
+    Expected,
+    WrongTeacher,
+    assemble,
+    tokenizer_name,
+)
 from dimefm.models.encoder import BorrowedTower, Encoder, weights_sha256
 from dimefm.models.encoder_spec import EncoderSpec
 from dimefm.models.hf.download import fetch_folder
 from dimefm.models.hf.loading import load_folder
-from dimefm.models.hf.tokenizer import FolderTokenizer
 from dimefm.models.inference.precision import PRECISIONS
 from dimefm.models.offline import offline, require_downloaded
 from dimefm.models.towers import ImageTower, TextTower
@@ -29,44 +33,6 @@ from dimefm.models.weights_check import check_length
 from dimefm.runs import folder as runs
 from dimefm.runs.record import RunRecord
 from dimefm.runtime.devices import pick_device
-
-
-@dataclass(frozen=True)
-class Compute:
-    """Where an encoder computes, and in which precision."""
-
-    device: torch.device
-    precision: str
-
-
-class WrongTeacher(ModelError):
-    """A run's teacher has other weights than those that the run was distilled from."""
-
-
-@dataclass(frozen=True)
-class Expected:
-    """What is known of a teacher before it is loaded.
-
-    ``card`` is its card in the record of ``run``, and ``loading`` are the run folders that are
-    being loaded and need it.
-    """
-
-    card: EncoderCard
-    run: Path
-    loading: tuple[Path, ...]
-
-    def check(self, spec: str, weights: str, dim: int) -> None:
-        """Raise ModelError when weights with this digest, of ``dim`` dimensions, are another's."""
-        if self.card.weights_sha256 not in (None, weights):
-            raise WrongTeacher(
-                f"{spec}: weights {weights[:12]}, but {self.run} was distilled from weights"
-                f" {self.card.weights_sha256[:12]}. Fix: name the right teacher with --text-model"
-            )
-        if dim != self.card.dim:
-            raise WrongTeacher(
-                f"{spec}: {dim} dimensions, {self.run} has {self.card.dim}. Fix: name its teacher"
-                " with --text-model"
-            )
 
 
 def load_encoder(
@@ -130,7 +96,7 @@ def _load(
         name, model = _load_open_clip(parsed, preparation)
         tokenizer = functools.partial(_tokenizer, parsed, name, may_download)
         config = open_clip.whole_config(name, model)
-        return _encoder(spec, model, config, tokenizer, compute, preparation, expected)
+        return assemble(spec, model, config, tokenizer, compute, preparation, expected)
 
 
 def _load_hf(
@@ -150,11 +116,11 @@ def _load_hf(
     elif recorded is not None and "mean" in recorded.preprocess:
         preprocess = config_check.preprocessing(recorded.preprocess, recorded.name)
     folder = spec.path
-    if spec.repository:
+    if folder == Path():
         folder = fetch_folder(spec.text, spec.repository, may_download)
     with offline():
         model, make_tokenizer = load_folder(spec.text, folder, preprocess)
-        return _encoder(spec.text, model, make_tokenizer, compute, preparation, expected)
+        return assemble(spec.text, model, None, make_tokenizer, compute, preparation, expected)
 
 
 def _require_tokenizer(spec: EncoderSpec) -> None:
@@ -219,78 +185,6 @@ def _load_open_clip(
         return name, open_clip.create(name, spec.tag)
 
 
-def _encoder(
-    name: str,
-    model: nn.Module,
-    config: dict,
-    make_tokenizer: Callable[[], Callable],
-    compute: Compute,
-    preparation: published.Preparation | None = None,
-    expected: Expected | None = None,
-) -> Encoder:
-    """Return the encoder of a whole CLIP; without a ``preparation`` the model states its own.
-
-    The tokenizer is made when the weights are known to be those ``expected``.
-    """
-    digest = weights_sha256(model)
-    dim = _dim(model, name)
-    if expected is not None:
-        expected.check(name, digest, dim)
-    tokenizer = make_tokenizer()
-    bias = getattr(model, "logit_bias", None)
-    preprocess = getattr(model, "preprocess", None) or open_clip.preprocess_of(model)
-    if preparation is not None:
-        preprocess = {**preparation.preprocess, "size": preprocess["size"]}
-    card = EncoderCard(
-        name=name,
-        weights_sha256=digest,
-        dim=dim,
-        logit_scale=float(model.logit_scale.detach().float().exp()),
-        logit_bias=None if bias is None else float(bias.detach()),
-        preprocess=preprocess,
-        tokenizer=_tokenizer_name(tokenizer),
-        context_length=getattr(tokenizer, "context_length", None),
-        activation=getattr(model, "activation", None) or open_clip.activation_of(model),
-    )
-    model = model.to(compute.device).eval().requires_grad_(False)
-    return Encoder(
-        card=card,
-        image_model=model,
-        text_model=model,
-        preprocess=open_clip.transform_of(preprocess),
-        tokenizer=tokenizer,
-        device=compute.device,
-        precision=compute.precision,
-        notes=published.notes_on(preprocess, preparation),
-        image_config=config,
-        text_config=config,
-    )
-
-
-@torch.inference_mode()
-def _dim(model: nn.Module, name: str) -> int:
-    """Return the dimension of the embeddings; raise ModelError when a text cannot be encoded."""
-    try:
-        tokens = torch.zeros(1, model.context_length, dtype=torch.long)
-        shape = list(model.encode_text(tokens).shape)
-    except Exception as error:  # an odd config may build a model that does not run
-        reason = open_clip.reason_of(error)
-        raise ModelError(
-            f"{name}: cannot encode a text: {reason}. Fix: correct its config"
-        ) from error
-    if len(shape) != 2:
-        raise ModelError(f"{name}: a text becomes {shape} numbers. Fix: correct its config")
-    return shape[1]
-
-
-def _tokenizer_name(tokenizer: Callable) -> str:
-    if isinstance(tokenizer, FolderTokenizer):
-        return tokenizer.name
-    inner = getattr(getattr(tokenizer, "tokenizer", None), "name_or_path", "")
-    size = getattr(tokenizer, "vocab_size", None) or len(getattr(tokenizer, "encoder", ()) or ())
-    return f"{type(tokenizer).__name__}({inner or size})"
-
-
 def _load_run(
     folder: Path,
     compute: Compute,
@@ -315,7 +209,7 @@ def _load_run(
         model = open_clip.create(name)
         config = open_clip.whole_config(name, model)
         tokenizer = functools.partial(open_clip.tokenizer_of, name)
-        return _encoder(str(folder), model, config, tokenizer, compute, expected=expected)
+        return assemble(str(folder), model, config, tokenizer, compute, expected=expected)
     if record.kind == "text-tower":
         encoder = _load_text_tower(folder, record, compute, loading)
     else:
@@ -384,7 +278,7 @@ def _load_text_tower(
         teacher,
         name=str(folder),
         weights_sha256=_digest(teacher.weights_sha256, weights_sha256(tower)),
-        tokenizer=_tokenizer_name(tokenizer),
+        tokenizer=tokenizer_name(tokenizer),
         context_length=getattr(tokenizer, "context_length", None),
         activation=open_clip.activation_of(tower),
         shared_towers={"image": teacher.identity()},

@@ -170,7 +170,8 @@ def load(
     """Load a model for inference.
 
     ``model`` is anything that ``dimefm eval --model`` takes: a run folder, ``ARCH/TAG`` of
-    open_clip (the only case that downloads), ``ARCH/FILE``, or a folder in open_clip's layout.
+    open_clip, ``ARCH/FILE``, a folder of open_clip or transformers, or a name on a hub (tags and
+    such names are downloaded).
     ``text_model`` names the text tower of a distilled image tower when it has moved. ``preprocess``
     says how images are prepared for ``ARCH/FILE`` where the tags of ARCH differ in it: a tag, or
     the path of an ``open_clip_config.json``. Raises ModelError when the model cannot be loaded.

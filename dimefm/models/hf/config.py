@@ -72,7 +72,7 @@ def read_config(folder: Path) -> FolderConfig:
     content = read_object(path)
     family = FAMILIES.get(str(content.get("model_type")))
     if family is None:
-        raise ModelError(f"{path}: {_unknown_type(content)}")
+        raise _unknown_type(content, path)
     _refuse_code(content, str(path))
 
     import transformers
@@ -105,12 +105,12 @@ def read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def _unknown_type(content: Mapping) -> str:
+def _unknown_type(content: Mapping, path: Path) -> ModelError:
     """Return the complaint about the ``model_type`` of a config."""
     model_type = str(content.get("model_type"))[:MOST_LETTERS]
-    return (
-        f"'model_type' is '{model_type}', expected one of {', '.join(sorted(FAMILIES))}, whose"
-        " models encode images and texts. Fix: name another model"
+    return ModelError(
+        f"{path}: 'model_type' is '{model_type}', expected one of {', '.join(sorted(FAMILIES))},"
+        " whose models encode images and texts. Fix: name another model"
     )
 
 
@@ -152,7 +152,7 @@ def _refuse_code(content: Mapping, where: str) -> None:
             )
 
 
-def _values(content: Mapping, config_class: type, where: str, prefix: str = "") -> dict[str, Any]:
+def _values(content: Mapping, config_class: Any, where: str, prefix: str = "") -> dict[str, Any]:
     """Return the values of a config that are its class's own, those of its towers included."""
     _refuse_code(content, where)
     keys = _keys_of(config_class)

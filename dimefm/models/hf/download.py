@@ -88,6 +88,4 @@ def _download(spec: str, repository: str) -> Path:
         for part in parts_of(index_file):
             hf_hub_download(repository, part)
         return index_file.parent
-    raise ModelError(
-        f"{spec}: has neither {' nor '.join(WEIGHTS)}. Fix: name another repository"
-    )
+    raise ModelError(f"{spec}: has neither {' nor '.join(WEIGHTS)}. Fix: name another repository")

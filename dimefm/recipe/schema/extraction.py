@@ -21,7 +21,8 @@ class Extract(Section):
 
     teacher: OneOrMore = key(
         (),
-        "Teachers: ARCH/TAG of open_clip, ARCH/FILE, a folder, a run, or ARCH/random:SEED. Several "
+        "Teachers: ARCH/TAG of open_clip, ARCH/FILE, a folder of open_clip or transformers, "
+        "hf:ORG/MODEL of transformers, a run, or ARCH/random:SEED. Several "
         "share one pass over the sources.",
         metavar="SPEC...",
     )

@@ -214,9 +214,7 @@ def _dual_encoder(folder):
 
 def _timm_dual_encoder(folder):
     tokenizer = clip_tokenizer()
-    vision = transformers.TimmWrapperConfig(
-        architecture="test_resnet", hidden_size=96
-    )
+    vision = transformers.TimmWrapperConfig(architecture="test_resnet", hidden_size=96)
     text = transformers.CLIPTextConfig(**TEXT, eos_token_id=49407, pad_token_id=49407)
     config = transformers.VisionTextDualEncoderConfig(
         vision_config=vision.to_dict() | {"hidden_size": 96},

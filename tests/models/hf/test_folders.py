@@ -1,6 +1,8 @@
 """Folders of transformers give the rows, the tokens and the scale of their own classes."""
 
+import copy
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -101,7 +103,9 @@ def test_pictures_are_prepared_as_the_processor_does(folder_of, kind, size):
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
     wanted = processor(picture, return_tensors="pt")["pixel_values"][0]
     found = encoder.preprocess(picture)
-    levels = (found - wanted).abs() * 255 * torch.tensor(encoder.card.preprocess["std"])[:, None, None]
+    levels = (
+        (found - wanted).abs() * 255 * torch.tensor(encoder.card.preprocess["std"])[:, None, None]
+    )
     assert levels.max() <= 2.01
 
 
@@ -139,9 +143,6 @@ def test_all_layouts_of_weights_give_one_digest(folder_of, copy_of, shards, safe
 
 def test_weights_of_half_precision_compute_in_full(folder_of, tmp_path):
     folder, model = folder_of("siglip")
-    import copy
-    import shutil
-
     place = shutil.copytree(folder, tmp_path / "half")
     copy.deepcopy(model).half().save_pretrained(place)
     encoder = load_encoder(str(place), "cpu")

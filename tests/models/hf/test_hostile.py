@@ -112,7 +112,8 @@ def test_odd_configs_are_refused_before_memory_is_taken(copy_of, changes, told):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{", '"a"', "{}", '{"model_type": 7}', "[" * 200_000, '{"model_type": "x'],
+    "content",
+    ["", "[]", "{", '"a"', "{}", '{"model_type": 7}', "[" * 200_000, '{"model_type": "x'],
     ids=["empty", "list", "open", "text", "nothing", "number", "deep", "cut"],
 )
 def test_a_config_that_is_none_is_refused(copy_of, content):
