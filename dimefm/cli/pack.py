@@ -11,6 +11,7 @@ from dimefm.cli._output import result
 from dimefm.cli._recipe_options import selection_options, source_options
 from dimefm.errors import DataError
 from dimefm.runtime import console
+from dimefm.runtime.text import without_remedy
 
 
 @click.command("pack", cls=ManyValues, short_help="Downscale images once to speed up training.")
@@ -86,4 +87,6 @@ def rows_of(sources, flags):
         rows = open_sources(sources, "image", flags)
         if all(isinstance(getattr(shard, "whole", shard), TsvShard) for shard in rows.shards):
             return rows
-        raise DataError(f"{error}. Fix: pack them apart from the other sources") from error
+        raise DataError(
+            f"{without_remedy(error)}. Fix: pack them apart from the other sources"
+        ) from error

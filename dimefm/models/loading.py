@@ -33,6 +33,7 @@ from dimefm.models.weights_check import check_length
 from dimefm.runs import folder as runs
 from dimefm.runs.record import RunRecord
 from dimefm.runtime.devices import pick_device
+from dimefm.runtime.text import without_remedy
 
 
 def load_encoder(
@@ -394,6 +395,7 @@ def _teacher_of(
         raise
     except ModelError as error:
         raise ModelError(
-            f"{folder} was distilled from '{card.name}' and needs its other tower: {error}. "
-            "Fix: name the teacher's present place with --text-model"
+            f"{folder} was distilled from '{card.name}' and needs its other tower:"
+            f" {without_remedy(error)}. Fix: name {card.name} yourself, or its present place, with"
+            " --text-model"
         ) from error

@@ -16,6 +16,12 @@ def first_few(items: Sequence[object], most: int) -> str:
     return text
 
 
+def without_remedy(error: BaseException) -> str:
+    """Return the message of an error without its remedy, for a message that has its own."""
+    reason, _, _ = str(error).partition(". Fix: ")
+    return reason
+
+
 def shortened(text: str, most: int) -> str:
     """Return a text in one line of at most ``most`` characters, which ends with a whole word."""
     return textwrap.shorten(text, most, placeholder=" ...")

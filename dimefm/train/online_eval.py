@@ -32,6 +32,7 @@ from dimefm.models.encoder import Encoder
 from dimefm.models.loading import load_encoder, name_of
 from dimefm.recipe import Recipe
 from dimefm.runtime.devices import pick_device
+from dimefm.runtime.text import without_remedy
 
 Wrap = Callable[[nn.Module], Encoder]
 """Makes an encoder from the model that is trained."""
@@ -177,8 +178,8 @@ def _load_teacher(card: EncoderCard, recipe: Recipe, device: torch.device) -> En
     except ModelError as error:
         raise ModelError(
             f"evaluation during training needs the other tower, of the teacher '{card.name}':"
-            f" {error}. Fix: name the teacher's present place with --eval-text-model, or remove"
-            " --eval-root"
+            f" {without_remedy(error)}. Fix: name the teacher, or its present place, with"
+            " --eval-text-model, or remove --eval-root"
         ) from error
     if not _is_same_teacher(teacher.card, card):
         raise ModelError(

@@ -16,6 +16,7 @@ from dimefm.models.student import StudentSpec, new_tower
 from dimefm.models.towers import TextTower
 from dimefm.models.trimmed_text import trimmed
 from dimefm.runtime.seeding import seed_of
+from dimefm.runtime.text import without_remedy
 
 
 @dataclass(frozen=True)
@@ -259,6 +260,7 @@ def projection_of(model: nn.Module, spec: StudentSpec, dim: int, seed: int) -> n
         projections.check(model, projection, ordinary, inputs)
     except ModelError as error:
         raise ModelError(
-            f"{spec.name}: cannot take in a projection: {error}. Fix: remove --projection"
+            f"{spec.name}: cannot take in a projection: {without_remedy(error)}."
+            " Fix: remove --projection"
         ) from error
     return projection
