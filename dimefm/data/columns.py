@@ -52,27 +52,17 @@ def choose(path: Path, names: Sequence[str], kind: str, columns: Columns) -> Cho
     for it. Raises DataError when a column is missing.
     """
 
-    def usual(what: str) -> str | None:
-        for name in USUAL[what]:
-            if name in names:
-                return name
-        return None
-
     def pick(what: str, is_needed: bool) -> str | None:
-        asked = getattr(columns, what)
-        if asked in names:
-            return asked
-        if asked is not None:
-            raise DataError(
-                f"{path}: no column '{shown(asked)}' for the {what}; columns found:"
-                f" {_names(names)}. Fix: name one of them"
-            )
-        name = usual(what)
+        name = getattr(columns, what)
+        if name is None:
+            name = _usual(what, names, is_needed)
         if name is None and is_needed:
             raise DataError(
                 f"{path}: no {what} column; expected one of {', '.join(USUAL[what])}, found:"
                 f" {_names(names)}. Fix: name it with --{what}-column{_hint(names)}"
             )
+        if name is not None:
+            _check_name(path, name, names, what)
         return name
 
     wants_image = kind in ("image", "pair")
@@ -82,8 +72,36 @@ def choose(path: Path, names: Sequence[str], kind: str, columns: Columns) -> Cho
         text=pick("text", kind == "text") if wants_text else None,
         key=pick("key", False),
         label=pick("label", False) if wants_image else None,
-        file=columns.image if columns.image in names else usual("image"),
+        file=columns.image if columns.image in names else _usual("image", names),
     )
+
+
+def _usual(what: str, names: Sequence[str], in_any_case: bool = False) -> str | None:
+    """Return the column of a usual name, or None; ``in_any_case`` also of one in capitals."""
+    for usual in USUAL[what]:
+        if usual in names:
+            return usual
+    if in_any_case:
+        for usual in USUAL[what]:
+            alike = [name for name in names if name.lower() == usual]
+            if len(alike) == 1:
+                return alike[0]
+    return None
+
+
+def _check_name(path: Path, name: str, names: Sequence[str], what: str) -> None:
+    """Raise DataError unless one column, and no other, has the name."""
+    count = names.count(name)
+    if not count:
+        raise DataError(
+            f"{path}: no column '{shown(name)}' for the {what}; columns found: {_names(names)}."
+            " Fix: name one of them"
+        )
+    if count > 1:
+        raise DataError(
+            f"{path}: {count} columns are named '{shown(name)}', expected one. Fix: rename them, or"
+            " name another column"
+        )
 
 
 def _names(names: Sequence[str]) -> str:

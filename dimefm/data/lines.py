@@ -91,6 +91,18 @@ def refuse_other_encodings(path: Path, source: Bytes) -> None:
         )
 
 
+def refuse_returns(path: Path, source: Bytes) -> None:
+    """Raise DataError for a text whose lines end with a carriage return alone: it would be one
+    line.
+    """
+    head = source.read(0, HEAD)
+    if b"\n" not in head and b"\r" in head.rstrip(b"\r"):
+        raise DataError(
+            f"{path}: its lines end with a carriage return alone, expected line feeds. Fix: convert"
+            " it, e.g. with mac2unix"
+        )
+
+
 def _is_wide(head: bytes) -> bool:
     """Tell whether every second byte of a text is NUL, as in UTF-16 without a byte order mark."""
     if b"\0" not in head or len(head) < 4:

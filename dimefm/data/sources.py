@@ -23,6 +23,7 @@ from dimefm.runtime.text import utf8_name
 from dimefm.storage import open_files
 from dimefm.storage.remote import is_url, local_path, scratch_folder
 
+ARCHIVES = (".zip", ".7z", ".rar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 SPARE_FILES = 128  # that a process opens besides shards and their features
 HEADROOM = 1024  # open files by which the limit is raised beyond what is needed
 
@@ -212,6 +213,11 @@ def _format_of(path: Path, kind: str) -> str:
     if kind != "text" and are_images([path.name]):
         raise DataError(
             f"{path}: is one image. Fix: name its folder, or a table or .list of what is in several"
+        )
+    if path.name.lower().endswith(ARCHIVES):
+        raise DataError(
+            f"{path}: is a packed archive, expected a folder, a plain .tar or a table. Fix: unpack"
+            " it, and name the folder or the .tar"
         )
     if claims:
         reason = f"it could be {' or '.join(claims)}"

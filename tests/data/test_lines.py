@@ -260,3 +260,25 @@ def test_memory_does_not_grow_with_a_file(tmp_path, ending):
     assert rows == 200_000
     limit = 350 if ending.endswith(".gz") else 80
     assert megabytes < limit
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl", "a.jsonl.gz", "a.tsv"])
+@pytest.mark.parametrize("end", [b"\r", b""])
+def test_lines_that_end_with_a_carriage_return_alone_are_refused(tmp_path, name, end):
+    rows = [b"a cat", b"a dog", b"a cow"]
+    if name == "a.tsv":
+        rows = [b"a\tcat", b"b\tdog", b"c\tcow"]
+    if "jsonl" in name:
+        rows = [b'{"text": "cat"}', b'{"text": "dog"}', b'{"text": "cow"}']
+    body = b"\r".join(rows) + end
+    (tmp_path / name).write_bytes(gzip.compress(body) if name.endswith("gz") else body)
+    if name == "a.tsv":
+        (tmp_path / "a.lineidx").write_text("0\n")
+    with pytest.raises(DataError, match="carriage return alone.*Fix: convert it"):
+        open_rows([tmp_path / name], "text")
+
+
+@pytest.mark.parametrize("body", [b"a cat", b"a cat\r", b"a cat\r\n", b"a\rb\na dog\n"])
+def test_other_carriage_returns_are_part_of_lines_or_their_ends(tmp_path, body):
+    (tmp_path / "a.txt").write_bytes(body)
+    assert len(open_rows([tmp_path / "a.txt"], "text")) == body.count(b"\n") or 1

@@ -366,3 +366,11 @@ def test_a_folder_whose_name_no_manifest_can_hold_is_refused(tmp_path, picture):
         file.write(picture(1))
     with pytest.raises(DataError, match="is not UTF-8, so no manifest can hold it. Fix: rename"):
         open_rows([os.fsdecode(folder)], "image")
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.ZIP", "a.tar.gz", "a.tgz", "a.tar.zst", "a.7z"])
+@pytest.mark.parametrize("kind", ["image", "text", "pair"])
+def test_a_packed_archive_is_to_be_unpacked(tmp_path, name, kind):
+    (tmp_path / name).write_bytes(b"PK")
+    with pytest.raises(DataError, match="is a packed archive.*Fix: unpack it"):
+        open_rows([tmp_path / name], kind)

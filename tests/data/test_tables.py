@@ -414,3 +414,40 @@ def test_words_that_were_drawn_by_the_numbers_of_rows_are_refused(
     )
     with pytest.raises(CacheError, match="drawn by row numbers.*Fix: extract the texts again"):
         align(rows, cache)
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "parquet"])
+@pytest.mark.parametrize(
+    ("names", "options", "text"),
+    [
+        (["SAMPLE_ID", "URL", "TEXT"], {}, "third"),
+        (["Filepath", "Title", "x"], {}, "second"),
+        (["x", "CAPTION", "text"], {}, "third"),
+    ],
+)
+def test_common_names_are_known_in_any_case(tmp_path, ending, names, options, text):
+    path = tmp_path / f"a.{ending}"
+    cells = ["first", "second", "third"]
+    if ending == "parquet":
+        pq.write_table(pa.table([[cell] for cell in cells], names=names), path)
+    else:
+        mark = "," if ending == "csv" else "\t"
+        put(path, f"{mark.join(names)}\n{mark.join(cells)}\n")
+    assert texts(path, **options) == [text]
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "parquet"])
+@pytest.mark.parametrize(
+    ("names", "column"),
+    [(["title", "title"], None), (["x", "title", "x"], "x"), (["title", "key", "key"], None)],
+)
+def test_a_name_of_two_columns_is_refused(tmp_path, ending, names, column):
+    path = tmp_path / f"a.{ending}"
+    cells = [f"cell {number}" for number in range(len(names))]
+    if ending == "parquet":
+        pq.write_table(pa.table([[cell] for cell in cells], names=names), path)
+    else:
+        mark = "," if ending == "csv" else "\t"
+        put(path, f"{mark.join(names)}\n{mark.join(cells)}\n")
+    with pytest.raises(DataError, match="2 columns are named '.*', expected one. Fix: rename"):
+        texts(path, columns=Columns(text=column))

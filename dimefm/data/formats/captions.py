@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from dimefm.data.image_files import IMAGE_SUFFIXES
-from dimefm.data.lines import UTF8_MARK, Lines
+from dimefm.data.lines import UTF8_MARK, Lines, refuse_returns
 from dimefm.data.rows import Columns, Row, Shard
 from dimefm.data.subshards import Divisible
 from dimefm.errors import BadRow, DataError
@@ -246,6 +246,7 @@ class CaptionShard(Divisible):
     def __init__(self, path: Path, name: str, parse: Parse):
         super().__init__(path, name)
         self._lines = Lines(path)
+        refuse_returns(path, self._lines.source)
         self._parse = parse
         self._first = 0
         if len(self._lines) and _is_header(self._line(0)):

@@ -14,7 +14,7 @@ from typing import Any
 
 from dimefm.data.cells import image_of, is_base64
 from dimefm.data.columns import LONGEST_NAME, USUAL, sentences
-from dimefm.data.lines import LONGEST_TEXT, Lines
+from dimefm.data.lines import LONGEST_TEXT, Lines, refuse_returns
 from dimefm.data.rows import Columns, Row, Shard, readable
 from dimefm.data.subshards import Divisible
 from dimefm.errors import BadRow
@@ -42,6 +42,7 @@ class JsonlShard(Divisible):
     def __init__(self, path: Path, name: str, kind: str, columns: Columns):
         super().__init__(path, name)
         self._lines = Lines(path, LONGEST_TEXT if kind == "text" else LONGEST_IMAGE)
+        refuse_returns(path, self._lines.source)
         self._kind = kind
         self._columns = columns
         self._root = columns.root or path.parent

@@ -54,7 +54,7 @@ def claims(path: Path) -> bool:
         return True
     if path.with_suffix(".lineidx").exists():
         return False
-    cells = {cell.strip('"') for cell in _first_line(path).split("\t")}
+    cells = {cell.strip('"').lower() for cell in _first_line(path).split("\t")}
     return not TELLING.isdisjoint(cells)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dimefm.data.formats.captions import is_caption_list
-from dimefm.data.lines import Lines
+from dimefm.data.lines import Lines, refuse_returns
 from dimefm.data.rows import Columns, Row, Shard
 from dimefm.data.subshards import Divisible
 from dimefm.errors import BadRow
@@ -34,6 +34,7 @@ class TextShard(Divisible):
     def __init__(self, path: Path, name: str):
         super().__init__(path, name)
         self._lines = Lines(path)
+        refuse_returns(path, self._lines.source)
 
     def __len__(self) -> int:
         return len(self._lines)

@@ -33,6 +33,7 @@ from dimefm.data.lines import (
     line_offsets,
     read_exactly,
     refuse_other_encodings,
+    refuse_returns,
 )
 from dimefm.data.rows import Columns, Row, Shard, label_of
 from dimefm.errors import BadRow, DataError
@@ -55,7 +56,7 @@ def claims(path: Path) -> bool:
         return True
     with path.open("rb") as file:
         line = file.readline(FIRST_LINE).removeprefix(UTF8_MARK).rstrip(b"\r\n")
-    cells = [cell.strip(b'"') for cell in line.split(b"\t")]
+    cells = [cell.strip(b'"').lower() for cell in line.split(b"\t")]
     return len(cells) == 2 and HEADER.isdisjoint(cells)
 
 
@@ -184,6 +185,7 @@ class TsvShard(Shard):
         self.kind = kind
         longest = LONGEST_TEXT if kind == "text" else LONGEST_LINE
         self.lines = LineFile(path, read_offsets(path), longest)
+        refuse_returns(path, self.lines.source)
         refuse_other_encodings(path, self.lines.source)
         self.kept = self._linelist()
         self._text_is_first = self._holds_urls()
