@@ -36,6 +36,7 @@ from dimefm.storage.reading import is_row_fault
 # of blocks that all shards of a process keep in memory together, those used last
 BYTES_KEPT = 2 << 30
 LONGEST_REASON = 200  # characters of another library's message in a quarantine entry
+LONGEST_KEY = 65_535  # bytes; formats of caches hold no longer key
 MOST_DIGITS = 18  # of a label that is a number; more do not fit into 64 bits
 
 
@@ -90,6 +91,15 @@ def label_of(text: str) -> int | str:
             f"its label is a number of {len(text):,} digits, expected {MOST_DIGITS} at most"
         )
     return int(text)
+
+
+def check_key(key: str) -> None:
+    """Raise BadRow for a key that no cache can hold."""
+    size = len(key) if key.isascii() else len(key.encode("utf-8", "surrogatepass"))
+    if size > LONGEST_KEY:
+        raise BadRow(f"its key has {size:,} bytes, expected {LONGEST_KEY:,} at most")
+    if "\0" in key:
+        raise BadRow("its key holds the character NUL")
 
 
 def _guarded(read: Callable[[Shard, int], Row]) -> Callable[[Shard, int], Row]:

@@ -22,7 +22,7 @@ from dimefm.runtime.os_errors import REMEDIES
 T = TypeVar("T")
 
 PAUSES = (0.1, 1.0, 4.0)  # seconds before the second, third and fourth try
-LARGEST_FILE = 1 << 29  # bytes of one image or text file
+LARGEST_FILE = 1 << 29  # bytes of one image file
 ROW_FAULTS = frozenset(
     {
         errno.ENOENT,  # no such file
@@ -100,20 +100,20 @@ def remedy_of(error: OSError) -> str:
     return REMEDIES.get(error.errno or 0, REMEDIES[errno.EIO])
 
 
-def read_file(path: Path) -> bytes:
+def read_file(path: Path, most: int = LARGEST_FILE) -> bytes:
     """Return the bytes of the file of a row.
 
     Raises BadRow when the row is at fault: there is no such file, it is none (a folder, a pipe, a
-    device), or it has more than ``LARGEST_FILE`` bytes. Raises DataError when the machine fails.
+    device), or it has more than ``most`` bytes. Raises DataError when the machine fails.
     """
     try:
-        return patiently(lambda: _bytes_of(path), path)
+        return patiently(lambda: _bytes_of(path, most), path)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or error
         raise BadRow(f"cannot be read: {reason}") from error
 
 
-def _bytes_of(path: Path) -> bytes:
+def _bytes_of(path: Path, most: int) -> bytes:
     # Without O_NONBLOCK the open of a pipe waits for somebody who writes into it.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     with open(descriptor, "rb") as file:
@@ -122,8 +122,8 @@ def _bytes_of(path: Path) -> bytes:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if not stat.S_ISREG(status.st_mode):
             raise BadRow("cannot be read: it is a pipe or a device, no file")
-        if status.st_size > LARGEST_FILE:
+        if status.st_size > most:
             raise BadRow(
-                f"cannot be read: {status.st_size:,} bytes, the limit of a file is {LARGEST_FILE:,}"
+                f"cannot be read: {status.st_size:,} bytes, the limit of a file is {most:,}"
             )
         return file.read()

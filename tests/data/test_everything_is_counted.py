@@ -6,9 +6,11 @@ import socket
 
 import pytest
 
+from dimefm.cache.importing.vectors import read_keys
 from dimefm.data import Columns, open_rows
 from dimefm.data.resolver import _listing
-from dimefm.errors import DataError
+from dimefm.data.views.synonyms import Synonyms
+from dimefm.errors import CacheError, DataError
 from tests.data.boxes import put, read, write_tar
 
 LITTER = [
@@ -313,3 +315,28 @@ def test_lists_that_match_one_another_are_refused(tmp_path):
         open_rows([tmp_path / "x.list"], "text")
     with pytest.raises(DataError, match="names another list"):
         open_rows([tmp_path / "*.list"], "text")
+
+
+def _pipe_or_device(path, kind):
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+@pytest.mark.parametrize("name", ["a.lineidx", "a.linelist"])
+def test_a_side_file_that_is_no_file_is_refused(tmp_path, kind, name):
+    put(tmp_path / "a.tsv", b"a\tcat\nb\tdog\n")
+    _pipe_or_device(tmp_path / name, kind)
+    with pytest.raises(DataError, match=r"it is no regular file\)\. Fix:"):
+        open_rows([tmp_path / "a.tsv"], "text")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_table_of_synonyms_or_keys_that_is_no_file_is_refused(tmp_path, kind):
+    _pipe_or_device(tmp_path / "words", kind)
+    with pytest.raises(DataError, match="it is no regular file"):
+        Synonyms.read(tmp_path / "words")
+    with pytest.raises(CacheError, match="it is no regular file"):
+        read_keys(tmp_path / "words")

@@ -1,5 +1,7 @@
 """Tars as people have them: joined, unsorted, with names that stand twice; and hostile ones."""
 
+import json
+import sys
 import tarfile
 
 import pytest
@@ -203,6 +205,50 @@ def test_a_header_that_lies_is_refused(tmp_path, pax):
         file.addfile(header(name="b.png"))
     with pytest.raises(DataError, match=r"x\.tar: not a whole"):
         open_rows([tmp_path / "x.tar"], "image")
+
+
+@pytest.mark.parametrize("names", [["a.txt"], ["a.txt", "a.json"], ["a.txt", "b.txt"]])
+def test_names_that_stand_many_times_take_time_in_proportion(tmp_path, names):
+    calls = []
+    for count in (100, 400):
+        members = [(name, b'{"caption": "x"}') for _ in range(count) for name in names]
+        path = write_tar(tmp_path / f"{count}.tar", members)
+        tars.TarShard(path, "warm", "text", Columns())
+        calls.append(_calls(lambda path=path: tars.TarShard(path, "x", "text", Columns())))
+    assert calls[1] < 5.5 * calls[0]
+
+
+def _calls(action):
+    """Return how many lines of dimefm's tar modules an action runs."""
+    lines = 0
+
+    def count(frame, event, argument):
+        nonlocal lines
+        if "tar" not in frame.f_code.co_filename.rpartition("/")[2]:
+            return None
+        lines += event == "line"
+        return count
+
+    sys.settrace(count)
+    try:
+        action()
+    finally:
+        sys.settrace(None)
+    return lines
+
+
+@pytest.mark.parametrize("order", [["txt", "json"], ["json", "txt"]])
+def test_members_of_a_name_that_stands_twice_stay_together(tmp_path, order):
+    members = []
+    for number in range(3):
+        for ending in order:
+            text = f"caption {number}"
+            members.append((f"a.{ending}", text if ending == "txt" else json.dumps({"n": number})))
+    path = write_tar(tmp_path / "x.tar", [(name, text.encode()) for name, text in members])
+    shard = open_rows([path], "text").shards[0]
+    assert shard.keys() == ["a", "a~2", "a~3"]
+    assert [row.texts for row in shard] == [(f"caption {number}",) for number in range(3)]
+    assert all(set(row) == {"txt", "json"} for row in shard.members)
 
 
 def test_a_large_member_is_a_bad_row(tmp_path, picture, monkeypatch):

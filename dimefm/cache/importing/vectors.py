@@ -120,6 +120,8 @@ def read_keys(path: Path, column: str | None = None) -> list[str]:
     column.
     """
     with refused(path, "cannot be read as keys", "write UTF-8, a key a line"):
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no regular file")
         with path.open(encoding="utf-8-sig", newline="") as file:
             if path.suffix not in (".tsv", ".csv"):
                 return [line.rstrip("\r\n") for line in file]

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from dimefm.data.folders import describes
 from dimefm.data.image_files import FoundFiles, find_files
+from dimefm.data.lines import LONGEST_TEXT
 from dimefm.data.rows import Columns, Row, Shard, inside
 from dimefm.errors import BadRow, DataError
 from dimefm.runtime.text import file_key, utf8_name
@@ -171,7 +172,7 @@ class FolderShard(Shard):
         if file is None:
             raise BadRow("has no text file of its name next to it")
         try:
-            text = read_file(self._path_of(file)).decode("utf-8-sig")
+            text = read_file(self._path_of(file), LONGEST_TEXT).decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise BadRow(
                 f"its text file is not UTF-8: {error.reason} at byte {error.start}"

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from dimefm.data.cells import image_of
 from dimefm.data.columns import Chosen, choose, sentences
+from dimefm.data.lines import LONGEST_TEXT
 from dimefm.data.row_groups import RowGroups
 from dimefm.data.rows import BYTES_KEPT, MOST_DIGITS, Columns, Row, Shard, bad_row
 from dimefm.data.subshards import Divisible
@@ -264,6 +265,7 @@ class ParquetShard(Divisible):
             where = f"{self.path}, row {index}"
             image = image_of(cell(chosen.image), self._root, where)
         if chosen.text is not None:
+            _refuse_long(table.column(chosen.text)[place])
             texts = sentences(cell(chosen.text))
         label = _label(cell(chosen.label))
         return Row(_key(key, index), image=image, texts=texts, label=label)
@@ -275,6 +277,13 @@ def _value(scalar: pa.Scalar, column: str) -> Any:
         return scalar.as_py()
     except UnicodeDecodeError as error:
         raise BadRow(f"its {column} is not UTF-8: {error.reason} at byte {error.start}") from error
+
+
+def _refuse_long(scalar: pa.Scalar) -> None:
+    """Raise BadRow for a text of more bytes than a line of text may have, before it is copied."""
+    buffer = scalar.as_buffer() if isinstance(scalar, pa.BinaryScalar) else None
+    if buffer is not None and buffer.size > LONGEST_TEXT:
+        raise BadRow(f"its text has {buffer.size:,} bytes; at most {LONGEST_TEXT:,} are read")
 
 
 def _label(value: Any) -> Any:

@@ -23,6 +23,7 @@ from dimefm.data.image_files import (
     begins_as_image,
     is_litter,
 )
+from dimefm.data.lines import LONGEST_TEXT
 from dimefm.data.packed.shards import INDEX, PackedShard, PackIndex
 from dimefm.data.pread import PreadFile
 from dimefm.data.rows import Columns, Row, Shard, label_of, row_guard
@@ -88,13 +89,16 @@ class TarShard(Shard):
         usable = [member for member in members if self._is_usable(member)]
         at_last_dot = not self._names_parts() and has_dotted_keys(usable)
         rows_of_key: dict[str, list[int]] = {}
+        seen: dict[tuple[str, str], int] = defaultdict(int)
         for number, member in enumerate(usable):
             key, ending = split_name(member.name, at_last_dot)
             ending = ending or self._sniffed(member)
             if not ending:
                 self.skipped.add("members without an ending", member.name)
                 continue
-            row = self._row_of(readable(key), ending, rows_of_key, member)
+            key = readable(key)
+            row = self._row_of(key, seen[key, ending], rows_of_key, member)
+            seen[key, ending] += 1
             place = (member.offset, member.size)
             if member.fault:
                 place = (-1 - number, 0)
@@ -127,13 +131,15 @@ class TarShard(Shard):
         return SNIFFED if begins_as_image(head) else ""
 
     def _row_of(
-        self, key: str, ending: str, rows_of_key: dict[str, list[int]], member: Member
+        self, key: str, before: int, rows_of_key: dict[str, list[int]], member: Member
     ) -> int:
-        """Return the row that a member belongs to: the first of its key that lacks the ending."""
+        """Return the row that a member belongs to: the first of its key that lacks the ending.
+
+        ``before`` members of the same key and ending went to the first rows of the key.
+        """
         rows = rows_of_key.setdefault(key, [])
-        for row in rows:
-            if ending not in self.members[row]:
-                return row
+        if before < len(rows):
+            return rows[before]
         row = len(self.members)
         row_key = key
         if rows:
@@ -239,13 +245,17 @@ class TarShard(Shard):
             )
         return candidates[0] if candidates else None
 
-    def member_bytes(self, place: tuple[int, int]) -> bytes:
-        """Return the bytes of a member; raise BadRow when it has none, or too many."""
+    def member_bytes(self, place: tuple[int, int], most: int | None = None) -> bytes:
+        """Return the bytes of a member; raise BadRow when it has none, or more than ``most``.
+
+        The default is ``LARGEST_FILE``, the limit of an image.
+        """
+        limit = min(LARGEST_FILE, most or LARGEST_FILE)
         offset, size = place
         if offset in self._faults:
             raise BadRow(self._faults[offset])
-        if size > LARGEST_FILE:
-            raise BadRow(f"has a member of {size:,} bytes, the limit is {LARGEST_FILE:,}")
+        if size > limit:
+            raise BadRow(f"has a member of {size:,} bytes, the limit is {limit:,}")
         return self._file.read(offset, size)
 
     def _texts(self, members: Members) -> tuple[str, ...]:
@@ -254,7 +264,7 @@ class TarShard(Shard):
         ending = self._chosen(members, self.text_endings, asked)
         if ending is None:
             return ()
-        raw = self.member_bytes(members[ending])
+        raw = self.member_bytes(members[ending], LONGEST_TEXT)
         try:
             text = raw.decode("utf-8")
             if asked or last_part(ending) != "json":

@@ -110,6 +110,8 @@ def read_offsets(path: Path) -> np.ndarray:
 
 def _numbers(path: Path) -> np.ndarray:
     """Return the numbers in a text file, int64; raise ValueError or OverflowError for others."""
+    if not path.is_file():
+        raise ValueError("it is no regular file")
     pieces = [np.empty(0, dtype=np.int64)]
     with path.open(encoding="utf-8") as file:
         while lines := list(itertools.islice(file, NUMBERS)):

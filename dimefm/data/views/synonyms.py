@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dimefm.errors import DataError
+from dimefm.storage.small_files import Unreadable, read_text
 
 BUILT_IN = Path(__file__).parent / "synonyms.tsv"
 
@@ -24,8 +25,8 @@ class Synonyms:
     def read(path: str | Path) -> Synonyms:
         """Read the table at ``path``; raise DataError, naming the line, when it is none."""
         try:
-            text = Path(path).read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_text(Path(path))
+        except (OSError, Unreadable) as error:
             raise DataError(
                 f"{path}: no table of synonyms ({error}). Fix: write UTF-8 lines word<TAB>synonym"
                 " synonym ..."

@@ -31,6 +31,8 @@ from dimefm.models.inference.text_batches import PooledEncode
 from dimefm.runtime import console
 from dimefm.runtime.threads import prefetch_map
 
+LONGEST_NAMED = 4096  # characters of the key of a bad row
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -139,7 +141,7 @@ class Stage(ABC):
         return len(index) * self.rows_per_item
 
     def key(self, shard: Shard, row: int) -> str:
-        """Return the key of a source row that cannot be read.
+        """Return the key of a source row that cannot be read, at most its first characters.
 
         The keys of the last shard that was asked for stay in memory.
         """
@@ -147,7 +149,7 @@ class Stage(ABC):
         if kept is None or kept[0] != shard.name:
             kept = (shard.name, shard.keys())
             self._keys_of_shard = kept
-        return kept[1][row]
+        return kept[1][row][:LONGEST_NAMED]
 
     def chunk_size(self) -> int:
         """Return how many rows are prepared together.

@@ -68,7 +68,7 @@ class Images(Stage):
         for row, views in index.by_row(numbers):
             started = time.perf_counter()
             try:
-                image = index.shard[row]
+                image = index.read(row)
                 read = time.perf_counter()
                 opened = self.decoder.open(image.image)
             except BadRow as error:

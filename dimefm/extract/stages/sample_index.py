@@ -8,7 +8,8 @@ import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from dimefm.data import Shard
+from dimefm.data import Row, Shard
+from dimefm.data.rows import check_key
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,15 @@ class SampleIndex:
 
     def __len__(self) -> int:
         return self.starts[-1]
+
+    def read(self, row: int) -> Row:
+        """Return a source row.
+
+        Raises BadRow when it cannot be read, or no cache can hold its key.
+        """
+        content = self.shard[row]
+        check_key(content.key)
+        return content
 
     def number(self, row: int, place: int) -> int:
         """Return the number of the sample at ``place``, from 0, of a source row."""

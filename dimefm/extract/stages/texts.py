@@ -86,7 +86,7 @@ class Texts(Stage):
             number = index.number(row_number, place)
             try:
                 if row is None:
-                    row = index.shard[row_number]
+                    row = index.read(row_number)
                 text = self._text(row, place)
             except BadRow as error:
                 key = self.key(index.shard, row_number)
