@@ -313,9 +313,9 @@ def _dime_fm_form(recipe: Recipe, out: Path) -> Sources:
     """Open DIME-FM's own files: image, image-feature, text and text-feature TSVs or lists."""
     _refuse_two_forms(recipe)
     entries = dime_fm_names.by_role(recipe.tsv_file_list)
+    images = _rows(recipe, entries["image"], "image", "tsv")
     image_features = _files(recipe, "image_feat", entries["image_feat"])
     text_features = _files(recipe, "text_feat", entries["text_feat"])
-    images = _rows(recipe, entries["image"], "image", "tsv")
     image_cache = _adopted(images, entries["image_feat"][0], image_features, "image", out)
     if entries["text"]:
         texts = _rows(recipe, entries["text"], "text", "tsv")
