@@ -11,12 +11,19 @@ from dimefm.cli._output import result
 from dimefm.models.spec_paths import refuse_absent_models
 
 FORMATS = ("open_clip", "hf", "onnx", "web")
+SETTINGS = ("opset", "weights", "ort_web")
+"""Options of one or two formats alone."""
 
 
 @click.command(
     "export",
     cls=ManyValues,
-    sections={"--to": "Export", "--check-images": "Checks", "--text-model": "Model"},
+    sections={
+        "--to": "Export",
+        "--opset": "ONNX and web",
+        "--check-images": "Checks",
+        "--text-model": "Model",
+    },
     short_help="Write a model for another program: open_clip, transformers, ONNX, a browser.",
 )
 @click.argument("model", metavar="MODEL")
@@ -37,6 +44,23 @@ FORMATS = ("open_clip", "hf", "onnx", "web")
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
     help="Class names, a line each or as JSON, or class embeddings, to export as embeddings.",
+)
+@click.option(
+    "--opset",
+    type=int,
+    metavar="N",
+    help="Operator set of the ONNX graphs, 18 to 23; 20 suits most programs.",
+)
+@click.option(
+    "--weights",
+    type=click.Choice(("fp32", "fp16", "uint8")),
+    help="Weights of the graphs in a web folder; fp16 unless you choose.",
+)
+@click.option(
+    "--ort-web",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Runtime for a web folder: the npm package onnxruntime-web, as its tarball or folder.",
 )
 @click.option(
     "--check-images",
@@ -101,6 +125,8 @@ def command(model, to, out, **flags):
 
     from dimefm.export.job import Request, run
 
-    exported = run(Request(model, to, out, **flags))
+    settings = {name: flags.pop(name) for name in SETTINGS}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    exported = run(Request(model, to, out, **flags, settings=settings))
     result(exported.describe())
     return exported

@@ -10,6 +10,7 @@
 ``USAGE``      name of a file in ``usage/``: how to load the folder, as Markdown, with the word
                FOLDER for its path
 ``TAGS``       dict: ``library_name`` and ``pipeline_tag`` of the model card
+``SETTINGS``   names of the options that the format alone has; may be left out
 =============  ==================================================================================
 """
 
@@ -38,11 +39,13 @@ class Options:
     """What a format is told besides the model.
 
     ``labels`` are class embeddings that were asked for; a format may leave out the text tower then.
-    ``settings`` are options of one format alone.
+    ``has_labels`` says so before they are computed, when the model is checked. ``settings`` are
+    options of one format alone.
     """
 
     labels: Labels | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    has_labels: bool = False
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ def run(request: Request) -> Exported:
     if request.datasets and request.eval_root is None:
         raise RecipeError("--datasets: needs --eval-root, the folder that holds them. Fix: add it")
     format = format_of(request.to)
+    _check_settings(request, getattr(format, "SETTINGS", ()))
     with new_export(request.out) as folder:
         encoder = load_encoder(
             request.model,
@@ -74,12 +76,13 @@ def run(request: Request) -> Exported:
         for note in encoder.notes:
             console.note(note)
         whole = WholeClip.from_encoder(encoder)
-        format.check(whole, Options(settings=request.settings))
+        has_labels = request.labels is not None
+        format.check(whole, Options(None, request.settings, has_labels))
         model = Model(encoder)
         labels = None
         if request.labels is not None:
             labels = class_labels.read(request.labels, model)
-        options = Options(labels, request.settings)
+        options = Options(labels, request.settings, has_labels)
         facts = format.write(whole, folder, options)
         if labels is not None:
             labels.write(folder, model)
@@ -111,6 +114,14 @@ def run(request: Request) -> Exported:
         }
         (folder / RECORD).write_text(to_json(record), encoding="utf-8")
     return Exported(request.out, request.to, agreements, files)
+
+
+def _check_settings(request: Request, known: Sequence[str]) -> None:
+    """Raise RecipeError for a setting that the format does not have."""
+    for name in request.settings:
+        if name not in known:
+            option = f"--{name.replace('_', '-')}"
+            raise RecipeError(f"{option}: is no option of --to {request.to}. Fix: remove it")
 
 
 def _sources_of(model: str) -> tuple[str, ...]:

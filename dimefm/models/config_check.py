@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import timm
 from pydantic import ValidationError
@@ -37,6 +37,7 @@ EXPECTED = {
 """Words for what a value should have been, by pydantic's type of the fault."""
 IMAGE_KEYS = ("embed_dim", "vision_cfg", "quick_gelu")
 TEXT_KEYS = ("embed_dim", "text_cfg", "quick_gelu")
+Schema = TypeVar("Schema", bound=Table)
 
 
 def read_model_file(path: Path) -> tuple[dict, dict]:
@@ -57,7 +58,7 @@ def read_model_file(path: Path) -> tuple[dict, dict]:
             f"{path}: 'model_cfg' has no {' and no '.join(missing)}; expected embed_dim, vision_cfg"
             " and text_cfg. Fix: restore the file"
         )
-    _validate(ModelFile, content, f"{path}")
+    validate(ModelFile, content, f"{path}")
     preprocess = preprocessing(content.get("preprocess_cfg", {}), f"{path}")
     return model_config(config, f"{path}"), preprocess
 
@@ -88,8 +89,8 @@ def model_config(
     """
     if keys and isinstance(config, Mapping):
         config = {name: config[name] for name in keys if name in config}
-    checked = _validate(ModelConfig, config, where, "model_cfg")
-    assert isinstance(checked, ModelConfig) and isinstance(config, Mapping)
+    checked = validate(ModelConfig, config, where, "model_cfg")
+    assert isinstance(config, Mapping)
     missing = [name for name in keys if getattr(checked, name) is None]
     if missing:
         raise ModelError(f"{where}: 'model_cfg' has no '{missing[0]}'. Fix: restore the file")
@@ -113,7 +114,7 @@ def preprocessing(settings: object, where: str, whole: bool = False) -> dict:
     Raises ModelError, naming the key, for anything that is not allowed; where it must be
     ``whole``, also for a key that it lacks.
     """
-    _validate(Preprocessing, settings, where, "preprocess_cfg")
+    validate(Preprocessing, settings, where, "preprocess_cfg")
     assert isinstance(settings, Mapping)
     given = {name: value for name, value in settings.items() if value is not None}
     missing = Preprocessing.model_fields.keys() - given.keys()
@@ -125,8 +126,11 @@ def preprocessing(settings: object, where: str, whole: bool = False) -> dict:
     return given
 
 
-def _validate(schema: type[Table], value: object, where: str, prefix: str = "") -> Table:
-    """Return a value as its schema; raise ModelError for the first fault."""
+def validate(schema: type[Schema], value: object, where: str, prefix: str = "") -> Schema:
+    """Return a value as its schema; raise ModelError, naming the key, for the first fault.
+
+    ``where`` names the file that the value came from, and ``prefix`` its key there.
+    """
     try:
         return schema.model_validate(value)
     except ValidationError as error:

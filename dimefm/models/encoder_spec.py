@@ -9,6 +9,8 @@
 ``FILE``                    such a file with ``open_clip_config.json`` next to it
 ``FOLDER``                  an open_clip folder (``open_clip_config.json`` and weights), or a run
                             folder of dimefm
+``FOLDER``                  a folder that ``dimefm export --to onnx`` wrote; one of its graphs,
+                            e.g. ``FOLDER/onnx/vision_model_quantized.onnx``, chooses the set
 ``local-dir:FOLDER``        open_clip's spelling of ``FOLDER``
 ``hf-hub:ORG/MODEL``        a model of open_clip on the Hugging Face hub (downloaded)
 ``FOLDER``                  a folder of transformers (``config.json`` and weights) of CLIP, SigLIP,
@@ -26,7 +28,7 @@ from pathlib import Path
 from typing import Literal
 
 from dimefm.errors import ModelError
-from dimefm.models import open_clip
+from dimefm.models import onnx_folder, open_clip
 from dimefm.models.hf import families
 from dimefm.models.spec_paths import path_of
 from dimefm.runs import folder as runs
@@ -42,12 +44,13 @@ class EncoderSpec:
     ``kind`` says which fields count. "run": ``path`` is a run folder. "folder": ``path`` is an
     open_clip folder, and ``weights`` a weights file in it, None for the usual one. "hf": ``path``
     is a folder of transformers, or ``repository`` its name ORG/MODEL on the hub. "hub":
-    ``repository`` is ORG/MODEL. "file", "tag" and "random": ``architecture`` with a weights file
+    ``repository`` is ORG/MODEL. "onnx": ``path`` is a folder of ONNX graphs, and ``tag`` the set of
+    graphs, "" for the most exact. "file", "tag" and "random": ``architecture`` with a weights file
     ``path``, a ``tag`` of open_clip, or random weights drawn from ``seed``.
     """
 
     text: str
-    kind: Literal["run", "folder", "hub", "hf", "file", "tag", "random"]
+    kind: Literal["run", "folder", "onnx", "hub", "hf", "file", "tag", "random"]
     path: Path = Path()
     weights: Path | None = None
     architecture: str = ""
@@ -74,8 +77,13 @@ class EncoderSpec:
         path = path_of(text)
         if (path / runs.FILE).is_file():
             return EncoderSpec(text, "run", path)
+        if path.is_dir() and onnx_folder.is_onnx_folder(path):
+            return EncoderSpec(text, "onnx", path)
         if path.is_dir():
             return _folder(text, path, None)
+        variant = onnx_folder.variant_of(path) if path.is_file() else None
+        if variant is not None:
+            return EncoderSpec(text, "onnx", path.parent.parent, tag=variant)
         if path.is_file():
             if (path.parent / open_clip.CONFIG).is_file():
                 return _folder(text, path.parent, path)

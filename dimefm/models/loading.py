@@ -14,7 +14,7 @@ from torch import nn
 from dimefm.cache import EncoderCard
 from dimefm.cache.manifest import differences
 from dimefm.errors import ModelError
-from dimefm.models import config_check, download, open_clip, published
+from dimefm.models import config_check, download, onnx_folder, open_clip, published
 from dimefm.models.assembly import (
     Compute,
     Expected,
@@ -86,6 +86,8 @@ def _load(
     if parsed.kind == "run":
         loading = expected.loading if expected is not None else ()
         return _load_run(parsed.path, compute, text_model, loading, expected)
+    if parsed.kind == "onnx":
+        return _load_onnx(parsed, compute, expected)
     if parsed.kind == "hf":
         return _load_hf(parsed, compute, preprocess, recorded, may_download, expected)
     preparation = None
@@ -184,6 +186,15 @@ def _load_open_clip(
         return name, open_clip.create(name, spec.path, quick_gelu=preparation.quick_gelu)
     with offline():  # it is on this machine by now
         return name, open_clip.create(name, spec.tag)
+
+
+def _load_onnx(spec: EncoderSpec, compute: Compute, expected: Expected | None) -> Encoder:
+    """Load a folder of ONNX graphs."""
+    variant = spec.tag or None
+    encoder = onnx_folder.load(spec.text, spec.path, variant, compute.device, compute.precision)
+    if expected is not None:
+        expected.check(spec.text, encoder.card.weights_sha256 or "", encoder.card.dim)
+    return encoder
 
 
 def _load_run(

@@ -281,9 +281,13 @@ def tokenizer_of(arch: str, near: Path | None = None, may_download: bool = True)
     return _kept_tokenizer(arch, arch, lambda: open_clip.get_tokenizer(arch, local_files_only=True))
 
 
-def tokenizer_for(config: dict) -> Callable:
-    """Return the tokenizer of a model config that has no name of its own."""
-    return _tokenizer(config_check.model_config(config, "the model", config_check.TEXT_KEYS), None)
+def tokenizer_for(config: dict, folder: Path | None = None) -> Callable:
+    """Return the tokenizer of a model config that has no name of its own.
+
+    A tokenizer of Hugging Face comes from the files in ``folder``.
+    """
+    config = config_check.model_config(config, "the model", config_check.TEXT_KEYS)
+    return _tokenizer(config, folder)
 
 
 def _tokenizer(config: dict, folder: Path | None) -> Callable:

@@ -56,7 +56,7 @@ class Trimmed:
         positions = parts.positional_embedding[:length].to(dtype)
         x = parts.token_embedding(tokens).to(dtype) + positions
         x = parts.transformer(x, attn_mask=parts.attn_mask[:length, :length])
-        texts = torch.arange(len(x), device=x.device)
+        texts = torch.arange(x.shape[0], device=x.device)  # len(x) would fix N in an export
         last_places = self.lengths(tokens) - 1
         pooled = parts.ln_final(x[texts, last_places])
         projection = parts.text_projection
