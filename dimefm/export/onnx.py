@@ -42,7 +42,8 @@ def check(whole: WholeClip, options: Options) -> None:
         hf_files.processor_settings(whole.preprocess)
     except NotExpressible as error:
         raise ModelError(
-            f"{whole.name}: cannot be exported to onnx: it has {error}. Fix: export it --to open_clip"
+            f"{whole.name}: cannot be exported to onnx: it has {error}. Fix: export it --to"
+            " open_clip"
         ) from error
 
 
