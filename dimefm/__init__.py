@@ -12,8 +12,7 @@ Five steps, each a function::
         None,
         "runs/first",
         images=["photos/"],
-        image_cache="cache/images",
-        text_cache="cache/texts",
+        cache="cache",
         student="ViT-T-16",
         crops="free",
     )

@@ -58,15 +58,22 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Read all caches and samples in full first; on resume, compare them with the first start.",
 )
+@click.option(
+    "--cache",
+    multiple=True,
+    metavar="DIR...",
+    help="Output of extract-features, one for each teacher: short for --image-cache DIR/images and"
+    " --text-cache DIR/texts.",
+)
 @recipe_options
 @dime_fm_options
-def command(recipes, small, settings, out, resume, verify, **flags):
+def command(recipes, small, settings, out, resume, verify, cache, **flags):
     """Train a student on cached teacher features; no teacher runs.
 
     \b
     Example: an image tower, against the teacher's text tower:
-      dimefm train --images images/ --image-cache cache/images --text-cache cache/texts \\
-                   --student dime-ViT-B-32 --crops free --use-pvl-loss --out runs/image
+      dimefm train --images images/ --cache cache --student dime-ViT-B-32 --crops free \\
+                   --use-pvl-loss --out runs/image
 
     \b
     A text tower, against the teacher's image tower; without --text-cache a text learns
@@ -90,6 +97,7 @@ def command(recipes, small, settings, out, resume, verify, **flags):
     for line in lines:
         _say(line)
     given = {name: value for name, value in flags.items() if value not in (None, ())}
+    given |= _caches(cache, given)
     given |= translated
     given |= parse_settings(settings)
     resolved = read(_only_recipe(recipes), small, **given)
@@ -107,6 +115,19 @@ def command(recipes, small, settings, out, resume, verify, **flags):
         except KeyboardInterrupt:
             _say(f"\ninterrupted; {how_to_resume(out)}")
             click.get_current_context().exit(130)
+
+
+def _caches(folders: Sequence[str], given: dict) -> dict:
+    """Return the caches that --cache stands for; raise UsageError where they are named, too."""
+    if not folders:
+        return {}
+
+    from dimefm.recipe.cache_folders import caches_below
+
+    named = [f"--{key.replace('_', '-')}" for key in ("image_cache", "text_cache") if key in given]
+    if named:
+        raise click.UsageError(f"--cache stands for {' and '.join(named)}, too. Fix: remove one")
+    return caches_below(folders)
 
 
 def _only_recipe(recipes: Sequence[str]) -> Path | None:

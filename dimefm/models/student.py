@@ -1,7 +1,8 @@
 """Student architectures by name, ending in the teacher's dimension or in a projection to it.
 
 ``NAME`` is a file of ``models/students/``, an open_clip architecture, ``timm/MODEL`` (any timm
-image model), or the path of an open_clip JSON config.
+image model), or the path of an open_clip JSON config. ``NAME-quickgelu`` is the student NAME with
+OpenAI's activation, which a whole CLIP of open_clip has in both towers or in none.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from dimefm.errors import ModelError
 from dimefm.models import config_check, open_clip, timm_image
 from dimefm.models.towers import ImageTower, TextTower
 from dimefm.runtime.seeding import seed_of
+
+QUICK = "-quickgelu"
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,9 @@ def _config(name: str) -> dict:
                 " another file"
             )
         return config_check.model_config(config, name, most=config_check.MOST_STUDENT_PARAMETERS)
+    plain = name.removesuffix(QUICK)
+    if plain != name and not open_clip.knows(name) and open_clip.knows(plain):
+        return {**open_clip.config_of(plain), "quick_gelu": True}
     return open_clip.config_of(name)
 
 

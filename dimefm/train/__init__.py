@@ -6,7 +6,7 @@ Calling the package trains, see :func:`train`: ``dimefm.train("recipe.toml", "ru
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ def train(
     *,
     resume: bool = False,
     small: bool = False,
+    cache: str | os.PathLike | Sequence[str | os.PathLike] = (),
     echo: Callable[[str], None] = print,
     **settings: Any,
 ) -> Path:
@@ -30,9 +31,10 @@ def train(
     ``recipe`` is a TOML file, a name that ``dimefm recipes`` lists, a mapping of keys, a
     :class:`~dimefm.recipe.Recipe`, or None for the defaults. ``settings`` are keys that win over
     it, and mean what they mean on the command line; docs/recipes.md lists all keys. ``small``
-    applies the file's ``[small]`` table. ``resume`` continues from the newest checkpoint in
-    ``out``. A batch size that ``settings`` do not state is lowered to the number of samples where
-    there are fewer. ``echo`` gets the messages of the run.
+    applies the file's ``[small]`` table. ``cache`` is the folder that an extraction wrote (several:
+    one for each teacher), in place of ``image_cache`` and ``text_cache``. ``resume`` continues from
+    the newest checkpoint in ``out``. A batch size that ``settings`` do not state is lowered to the
+    number of samples where there are fewer. ``echo`` gets the messages of the run.
 
     Raises a DimefmError, before the first step, when recipe, data and caches do not fit together.
 
@@ -42,19 +44,26 @@ def train(
             {"student": "ViT-T-16", "crops": "free", "use_pvl_loss": True},
             "runs/first",
             images=["photos/"],
-            image_cache="cache/images",
-            text_cache="cache/texts",
+            cache="cache",
         )
     """
     from dimefm.train.online_eval import scorer
     from dimefm.train.trainer import train as run
 
-    resolved = _resolve(recipe, small, _plain(settings))
+    resolved = _resolve(recipe, small, _caches(cache) | _plain(settings))
     states_batch = "batch_size" in settings
     if isinstance(recipe, Mapping):
         states_batch = states_batch or "batch_size" in recipe
     fits_batch = not states_batch and not _is_recipe(recipe)
     return run(resolved, Path(out), resume, echo=echo, scorer=scorer, fits_batch=fits_batch)
+
+
+def _caches(cache: str | os.PathLike | Sequence[str | os.PathLike]) -> dict[str, Any]:
+    """Return the keys of a recipe that folders of caches stand for."""
+    from dimefm.recipe.cache_folders import caches_below
+
+    folders = [cache] if isinstance(cache, str | os.PathLike) else cache
+    return caches_below([os.fspath(folder) for folder in folders])
 
 
 def _resolve(

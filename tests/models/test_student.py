@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dimefm.errors import ModelError
-from dimefm.models import student
+from dimefm.models import open_clip, student
 from dimefm.models.encoder import weights_sha256
 from dimefm.models.towers import ImageTower
 
@@ -86,3 +86,12 @@ def test_impossible_configs_are_refused_in_one_line(tmp_path):
 def test_a_student_without_text_tower_cannot_train_both():
     with pytest.raises(ModelError, match="no text tower"):
         student.build(student.resolve("timm/test_resnet", 64, 16), True, 0)
+
+
+def test_a_student_may_have_openais_activation():
+    plain, quick = student.resolve("ViT-T-16"), student.resolve("ViT-T-16-quickgelu")
+    assert quick.config == {**plain.config, "quick_gelu": True}
+    tower = student.new_tower(quick.config, text=False)
+    assert open_clip.activation_of(tower) == "quick_gelu"
+    with pytest.raises(ModelError, match="unknown architecture 'ViT-T-17-quickgelu'"):
+        student.resolve("ViT-T-17-quickgelu")
