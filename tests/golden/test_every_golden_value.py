@@ -26,6 +26,7 @@ COPIES = {  # of which file, and what their names leave out; dimefm_losses.npz h
     "filip_evaluation": ("declip", ""),
     "hf_export": ("hf_export", ""),
     "tinyclip_affinity": ("tinyclip", ""),
+    "tinyclip_gates": ("tinyclip", ""),
     "tinyclip_pruned": ("tinyclip", "mask/"),
     "tinyclip_inheritance": ("tinyclip", ""),
 }
