@@ -54,6 +54,15 @@ def starts_from_weights(recipe: Any) -> bool:
     return recipe.init != "random" or (recipe.init_text or "random") != "random"
 
 
+PRUNED = Condition(
+    "students that are cut",
+    lambda recipe: recipe.prune is not None,
+    remedy="set prune",
+)
+NOT_PRUNED = Condition(
+    "students that are not cut",
+    lambda recipe: recipe.prune is None,
+)
 UNPAIRED_TEXTS = Condition(
     "training a text tower (--text student:NAME)",
     lambda recipe: bool(recipe.text_student),

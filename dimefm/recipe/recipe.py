@@ -13,12 +13,13 @@ from dimefm.recipe.implied import AUGMENTATIONS, with_layer, with_losses
 from dimefm.recipe.rules import RULES
 from dimefm.recipe.schema import KEYS
 from dimefm.recipe.schema.data import Data
+from dimefm.recipe.schema.pruning import Pruning
 from dimefm.recipe.schema.run import Evaluation, Machine, Optimization
 from dimefm.recipe.schema.student import Losses, Student, Views
 from dimefm.recipe.section import unknown_key
 
 
-class Recipe(Machine, Evaluation, Optimization, Views, Losses, Student, Data):
+class Recipe(Machine, Evaluation, Optimization, Pruning, Views, Losses, Student, Data):
     """Every setting of a run. Paths are as the user gave them; docs/recipes.md lists the keys.
 
     ``Recipe(**settings)`` takes what a file and the command line take, and means the same: also

@@ -30,7 +30,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
 from dimefm.train.distributed import DistributedContext, GlobalBatch
-from dimefm.train.optim import LOSS_MODULES
+from dimefm.train.optim import LOSS_MODULES, MULTIPLIERS
 
 Outputs = dict[str, Tensor]
 Loss = Callable[[Outputs], dict[str, Tensor]]
@@ -74,7 +74,8 @@ class Gradients:
     """Computes the gradients of a student in two passes.
 
     The student's ``forward`` returns embeddings [n, ...] and scalars by name. Parameters whose
-    names begin with ``loss_modules.`` belong to the loss, not to ``forward``. ``dtype`` None
+    names begin with ``loss_modules.`` belong to the loss, not to ``forward``; so do the multipliers
+    of gates. ``dtype`` None
     encodes in the precision of the weights, another type under autocast; embeddings are always
     passed on in float32 or float64.
     """
@@ -87,7 +88,7 @@ class Gradients:
         self.dtype = dtype
         self.loss_modules = {}
         for name, parameter in student.named_parameters():
-            if name.startswith(LOSS_MODULES):
+            if name.startswith((LOSS_MODULES, MULTIPLIERS)):
                 self.loss_modules[name] = parameter
         self.synchronized = student
         if context.size > 1:

@@ -19,6 +19,13 @@ from dimefm.recipe import Recipe
 LOSS_MODULES = "loss_modules."
 """The beginning of the names of parameters that a loss uses, not the towers."""
 
+GATES = "gates."
+MULTIPLIERS = "gates.multipliers."
+"""The beginnings of the names of gates, and of the multipliers of their penalty."""
+
+GATES_BETAS = (0.9, 0.999)
+GATES_EPS = 1e-8
+
 LOSS_MODULES_DECAY = 0.01
 """Weight decay of the losses' modules. Source: CLIP-KD, released src/training/main_kd.py:223."""
 
@@ -56,13 +63,14 @@ def adamw(
     The modules of losses, if there are any, are a third group; all its parameters decay, biases and
     scales too. ``is_taken`` tells the parameters that began with existing weights: they are groups
     of their own where the recipe's ``init_lr_scale`` is not 1. ``lr_scale`` of a group is the
-    factor on its learning rate.
+    factor on its learning rate. Gates and the multipliers of their penalty are groups of their own,
+    see :func:`_gate_groups`.
     """
     groups = [_group(recipe.wd), _group(0.0)]
     taken = [_group(recipe.wd, recipe.init_lr_scale), _group(0.0, recipe.init_lr_scale)]
     loss_modules = _group(LOSS_MODULES_DECAY)
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
+        if not parameter.requires_grad or name.startswith(GATES):
             continue
         if name.startswith(LOSS_MODULES):
             loss_modules["params"].append(parameter)
@@ -72,12 +80,37 @@ def adamw(
         does_decay = decays(name, parameter, recipe.optimizer)
         (decayed if does_decay else undecayed)["params"].append(parameter)
     groups += [group for group in (*taken, loss_modules) if group["params"]]
+    groups += _gate_groups(model, recipe.prune_lr)
     betas = (recipe.beta1, recipe.beta2)
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=betas, eps=recipe.eps, fused=True)
 
 
 def _group(weight_decay: float, lr_scale: float = 1.0) -> dict:
     return {"params": [], "weight_decay": weight_decay, "lr_scale": lr_scale}
+
+
+def _gate_groups(model: nn.Module, rate: float) -> list[dict]:
+    """Return the groups of gates and of their penalty's multipliers, none without gates.
+
+    They have a constant learning rate and do not decay. Multipliers are trained to raise the
+    penalty. Source: TinyCLIP, released src/training/optimizer.py:22-101.
+    """
+    settings = {"lr": rate, "betas": GATES_BETAS, "eps": GATES_EPS, "is_constant": True}
+    gates = {**_group(0.0), **settings}
+    multipliers = {**_group(0.0), **settings, "maximize": True}
+    for name, parameter in model.named_parameters():
+        if name.startswith(MULTIPLIERS):
+            multipliers["params"].append(parameter)
+        elif name.startswith(GATES):
+            gates["params"].append(parameter)
+    return [gates, multipliers] if gates["params"] else []
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of all groups but those that have a constant one."""
+    for group in optimizer.param_groups:
+        if not group.get("is_constant", False):
+            group["lr"] = rate * group["lr_scale"]
 
 
 def learning_rate(step: int, warmup_steps: int, total_steps: int, recipe: Recipe) -> float:

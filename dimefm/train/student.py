@@ -15,6 +15,8 @@ from dimefm.models import projection as projections
 from dimefm.models.student import StudentSpec, new_tower
 from dimefm.models.towers import TextTower
 from dimefm.models.trimmed_text import trimmed
+from dimefm.models.weights.inheritance.cut import cut
+from dimefm.models.weights.inheritance.gated import Gates
 from dimefm.runtime.seeding import seed_of
 from dimefm.runtime.text import without_remedy
 
@@ -51,7 +53,8 @@ class Student(nn.Module):
     :meth:`~dimefm.losses.Objective.loss_modules`. They are not part of the finished model.
     ``frozen`` are normalizations in it that never learn. ``extras`` says what losses need in
     addition to embeddings, and ``mask`` hides a part of the prepared pixels, see
-    :func:`~dimefm.models.patch_dropout.hide`.
+    :func:`~dimefm.models.patch_dropout.hide`. ``gates`` are the gates that the model computes
+    through, None for most students.
     """
 
     def __init__(
@@ -66,17 +69,22 @@ class Student(nn.Module):
         super().__init__()
         self.model = model
         self.extras = extras or Extras()
+        self.reads_trimmed_text = preprocess is None or self.extras.words
         self.heads = nn.ModuleList(heads)
         self.projection = projection or nn.Identity()
         self.loss_modules = loss_modules or nn.ModuleList()
         self.mask: nn.Module = nn.Identity()
         self.frozen: tuple[nn.Module, ...] = ()
-        self._trimmed = None
-        if preprocess is None or self.extras.words:
-            self._trimmed = trimmed(model)
+        self.use(model)
         if preprocess is not None:
             self._register_channels("mean", preprocess["mean"])
             self._register_channels("std", preprocess["std"])
+
+    def use(self, model: nn.Module, gates: Gates | None = None) -> None:
+        """Make ``model`` the student's model, which computes through ``gates`` if there are any."""
+        self.model = model
+        self.gates = gates
+        self._trimmed = trimmed(model) if self.reads_trimmed_text else None
 
     def _register_channels(self, name: str, values: Sequence[float]) -> None:
         """Keep one value for each color channel as a buffer, not in checkpoints."""
@@ -171,6 +179,14 @@ class Student(nn.Module):
         ``scale`` and, for a SigLIP, the ``bias``. ``labels`` [B, L] are the tokens that were hidden
         from the captions; they are returned unchanged.
         """
+        if self.gates is None:
+            return self._outputs(pixels, tokens, labels)
+        return self.gates.run(self.model, self._outputs, pixels, tokens, labels)
+
+    def _outputs(
+        self, pixels: Tensor | None, tokens: Tensor | None, labels: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Return the outputs of :meth:`forward` without regard to gates."""
         if pixels is None:
             return self._for_teachers(self.sentences(tokens))
         if tokens is None:
@@ -226,11 +242,14 @@ class Student(nn.Module):
     def finished(self, config: dict) -> tuple[nn.Module, dict]:
         """Return (model, open_clip config) of the finished student, which began with ``config``.
 
-        A projection is folded into the model, which then has its dimension.
+        A projection is folded into the model, which then has its dimension. A gated model is cut.
         """
+        model = self.model
+        if self.gates is not None:
+            model, config = cut(model, config, self.gates)
         if not isinstance(self.projection, nn.Linear):
-            return self.model, config
-        model = projections.folded(self.model, self.projection)
+            return model, config
+        model = projections.folded(model, self.projection)
         return model, {**config, "embed_dim": self.projection.out_features}
 
 

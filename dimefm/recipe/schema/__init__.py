@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dimefm.recipe.keys import Key
 from dimefm.recipe.schema.data import Data
+from dimefm.recipe.schema.pruning import Pruning
 from dimefm.recipe.schema.run import Evaluation, Machine, Optimization
 from dimefm.recipe.schema.student import DimeLosses, Losses, Student, Views
 from dimefm.recipe.section import Section
@@ -19,6 +20,7 @@ SECTIONS: tuple[type[Section], ...] = (
     Losses,
     DimeLosses,
     Views,
+    Pruning,
     Optimization,
     Evaluation,
     Machine,

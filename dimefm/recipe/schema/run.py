@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from dimefm.recipe.conditions import (
     EPOCHS,
     EVALUATION,
+    NOT_PRUNED,
     STARTED,
 )
 from dimefm.recipe.keys import Names, key
@@ -76,7 +77,14 @@ class Optimization(Section):
         applies_when=[STARTED],
         most=100,
     )
-    warmup: float = key(4.0, "Linear warm-up in epochs.", metavar="EPOCHS", ge=0)
+    warmup: float = key(
+        4.0,
+        "Linear warm-up in epochs.",
+        more="With `prune` the warm-up lasts until the cut.",
+        metavar="EPOCHS",
+        ge=0,
+        looked_at=NOT_PRUNED,
+    )
     wd: float = key(0.05, "Weight decay.", ge=0)
     beta1: float = key(0.9, "AdamW's beta1.", flag=False, ge=0, lt=1)
     beta2: float = key(0.999, "AdamW's beta2.", flag=False, ge=0, lt=1)

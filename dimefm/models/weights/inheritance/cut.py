@@ -21,13 +21,14 @@ from dimefm.models.weights.inheritance.gates import Masks, Structure
 from dimefm.models.weights.inheritance.layout import (
     Tower,
     cut_weight,
+    described,
     gated_weight,
     is_left,
     kept_structure,
     place_of,
-    pruned_config,
     structure_of,
     tower_of,
+    with_layers,
 )
 
 
@@ -41,15 +42,15 @@ def cut(model: nn.Module, config: Mapping, gates: Gates) -> tuple[nn.Module, dic
     all_masks = gates.eval().masks()
     gates.train(training)
     tensors = dict(model.state_dict())
-    structures: dict[str, Structure] = {}
+    layers: dict[str, dict] = {}
     for name, masks in all_masks.items():
         tower = tower_of(model, name)
-        structures[name] = kept_structure(structure_of(tower), masks)
-        for weight_name, weight in _cut_weights(tower, masks, structures[name]).items():
-            tensors[weight_name] = weight
-        for weight_name in _lost_weights(tower, structures[name]):
+        left = kept_structure(structure_of(tower), masks)
+        layers[tower.config_key] = described(left)
+        tensors.update(_cut_weights(tower, masks, left))
+        for weight_name in _lost_weights(tower, left):
             del tensors[weight_name]
-    small_config = pruned_config(config, structures)
+    small_config = with_layers(config, layers)
     small = build(small_config, model)
     small.load_state_dict(tensors)
     return small, small_config

@@ -21,8 +21,6 @@ from dimefm.models.weights.inheritance.layout import (
 )
 from dimefm.models.weights.inheritance.sparsity import FIRST_MULTIPLIER
 
-MULTIPLIERS = "multipliers"
-
 
 class OpenChannels:
     """The channels of a tower that are open now, ``index`` [K]; None when all are."""

@@ -250,17 +250,29 @@ def is_left(name: str, place: Place, left: Structure) -> bool:
     return True
 
 
-def pruned_config(config: Mapping, structures: Mapping[str, Structure]) -> dict:
-    """Return a model config whose towers have the given structures; ``structures`` is by tower."""
+def with_layers(config: Mapping, layers: Mapping[str, dict]) -> dict:
+    """Return a model config whose towers have other layers.
+
+    ``layers`` has the value of ``pruned`` by the key of the tower in the config.
+    """
     result = dict(config)
-    for name, structure in structures.items():
-        key = CONFIG_KEYS[name]
+    for key, description in layers.items():
         kept = {}
         for setting, value in config[key].items():
             if setting not in REPLACED:
                 kept[setting] = value
-        result[key] = {**kept, "pruned": described(structure)}
+        result[key] = {**kept, "pruned": description}
     return result
+
+
+def layers_of(config: Mapping) -> dict[str, dict]:
+    """Return the value of ``pruned`` of each tower of a config that has one."""
+    layers = {}
+    for key in CONFIG_KEYS.values():
+        tower = config.get(key)
+        if isinstance(tower, Mapping) and tower.get("pruned"):
+            layers[key] = tower["pruned"]
+    return layers
 
 
 REPLACED = (
