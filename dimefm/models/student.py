@@ -1,8 +1,9 @@
 """Student architectures by name, ending in the teacher's dimension or in a projection to it.
 
 ``NAME`` is a file of ``models/students/``, an open_clip architecture, ``timm/MODEL`` (any timm
-image model), or the path of an open_clip JSON config. ``NAME-quickgelu`` is the student NAME with
-OpenAI's activation, which a whole CLIP of open_clip has in both towers or in none.
+image model), ``run:DIR`` (the architecture of a finished run), or the path of an open_clip JSON
+config. ``NAME-quickgelu`` is the student NAME with OpenAI's activation, which a whole CLIP of
+open_clip has in both towers or in none.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ from torch import nn
 from dimefm.errors import ModelError
 from dimefm.models import config_check, open_clip, timm_image
 from dimefm.models.towers import ImageTower, TextTower
+from dimefm.runs import folder as runs
 from dimefm.runtime.seeding import seed_of
 
 QUICK = "-quickgelu"
+RUN = "run:"
+"""The beginning of the name of a student that has the architecture of a run."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,11 @@ def resolve(name: str, image_size: int | None = None, dim: int | None = None) ->
     Raises ModelError for a name, a size or a config that cannot be.
     """
     config = _config(name)
-    vision = config["vision_cfg"]
+    vision = config.get("vision_cfg")
+    if not isinstance(vision, dict):
+        raise ModelError(
+            f"{name}: has no image tower ('vision_cfg'). Fix: name an architecture that has one"
+        )
     if image_size is not None:
         vision["image_size"] = image_size
     config["embed_dim"] = _own_dim(config, name) if dim is None else dim
@@ -78,6 +86,8 @@ def _own_dim(config: dict, name: str) -> int:
 
 
 def _config(name: str) -> dict:
+    if name.startswith(RUN):
+        return _config_of_run(name, Path(name.removeprefix(RUN)))
     if name.startswith(timm_image.PREFIX):
         vision = timm_image.vision_config(name.removeprefix(timm_image.PREFIX))
         return {"embed_dim": 0, "vision_cfg": vision}
@@ -93,6 +103,18 @@ def _config(name: str) -> dict:
     if plain != name and not open_clip.knows(name) and open_clip.knows(plain):
         return {**open_clip.config_of(plain), "quick_gelu": True}
     return open_clip.config_of(name)
+
+
+def _config_of_run(name: str, folder: Path) -> dict:
+    """Return the model config of a finished run."""
+    if not (folder / runs.FILE).is_file():
+        raise ModelError(
+            f"{name}: no finished run, {runs.FILE} is not there. Fix: name the folder of a finished"
+            " run"
+        )
+    where = str(folder / runs.FILE)
+    most = config_check.MOST_STUDENT_PARAMETERS
+    return config_check.model_config(runs.read(folder).model_cfg, where, most=most)
 
 
 def new_tower(config: dict, text: bool) -> ImageTower | TextTower:

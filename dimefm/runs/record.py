@@ -46,7 +46,8 @@ class RunRecord:
     path relative to the run folder when it is a file or folder. ``fingerprints`` maps a key of the
     recipe to the fingerprints of what the run was trained on. ``machine`` is what rounds sums:
     torch's threads, the number of processes, the kind of device, torch's version. ``start`` says
-    which weights the student began with (None: random ones), by tower. ``best``
+    which weights the student began with (None: random ones), by tower. ``pruned`` says
+    which share of the parameters was cut, and the sizes of the towers before. ``best``
     describes the folder of the best weights; ``without_improvement`` counts the last evaluations
     of a run that ended early. ``imported`` names the file and the family of weights that were
     imported, not trained.
@@ -68,6 +69,7 @@ class RunRecord:
     machine: dict | None = None
     start: dict | None = None
     token_maps: dict | None = None
+    pruned: dict | None = None
     ema: float | None = None
     best: dict | None = None
     without_improvement: int | None = None

@@ -130,14 +130,15 @@ class Restored:
 def restore(
     out: Path,
     expected: Expected,
-    student: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    ema: Ema | None,
+    fit: Callable[[Saved], tuple[nn.Module, torch.optim.Optimizer, Ema | None]],
+    averaged: bool,
     early_stopping: EarlyStopping | None,
     echo: Callable[[str], None],
 ) -> Restored:
     """Restore the newest whole checkpoint of ``out``; return its step, 0 when there is none.
 
+    ``fit`` returns the student, optimizer and averaged weights of the sizes that a checkpoint has;
+    ``averaged`` says whether there are averaged weights.
     A damaged checkpoint is named in a line of its own. Raises CacheError when the run was trained
     on something else than ``expected``, whose weights may have other shapes, and ModelError when
     all checkpoints are damaged.
@@ -145,8 +146,9 @@ def restore(
     damaged: tuple[Path, Damaged] | None = None
     for folder in reversed(checkpoint.folders(out)):
         try:
-            saved = read(folder, averaged=ema is not None)
+            saved = read(folder, averaged)
             _refuse_other_caches(saved, expected)
+            student, optimizer, ema = fit(saved)
             restore_saved(saved, student, optimizer, ema, early_stopping, expected.steps)
         except Damaged as reason:
             damaged = damaged or (folder, reason)

@@ -1,10 +1,11 @@
-"""Whether the folder of a run may be used, and whether the run in it is finished."""
+"""Whether the folder of a run may be used, and whether the run in it is finished or has failed."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
-from dimefm.errors import ModelError, RecipeError
+from dimefm.errors import DimefmError, ModelError, RecipeError
 from dimefm.recipe import Recipe, changed, changed_records, read
 from dimefm.runs import folder as runs
 from dimefm.storage.locks import Claim, claim_alone, owner_of
@@ -94,3 +95,17 @@ def claim(recipe: Recipe, out: Path, resume: bool) -> None:
             f"{out}: the run to resume has another recipe ({'; '.join(different)}: this call"
             " against the run). Fix: resume with the saved recipe, or use another --out"
         )
+
+
+def refuse_not_finite(out: Path, step: int, total: float, norm: float) -> None:
+    """Raise DimefmError before the optimizer applies a loss or gradient that is not finite."""
+    if math.isfinite(total) and math.isfinite(norm):
+        return
+    fault = f"the gradient's norm is {norm}"
+    if not math.isfinite(total):
+        fault = f"the loss is {total}"
+    last = "no checkpoint was written yet"
+    checkpoints = checkpoint.checkpoints(out)
+    if checkpoints:
+        last = f"the last good checkpoint is {checkpoints[-1]}"
+    raise DimefmError(f"step {step + 1}: {fault}; {last}. Fix: lower --lr or set --grad-clip-norm")

@@ -26,6 +26,7 @@ from dimefm.train.early_stopping import EarlyStopping
 from dimefm.train.ema import Ema
 from dimefm.train.inputs.sources import Sources
 from dimefm.train.metrics_log import Log, forget_after, run_summary
+from dimefm.train.pruning import FACT, Pruning
 from dimefm.train.student import Student
 
 
@@ -67,7 +68,14 @@ class RunWriter:
     machine: dict[str, int | str]
     raw_digests: list[str] | None = None
     start: dict | None = None
+    pruning: Pruning | None = None
     log: Log | None = None
+
+    def use(self, task: tasks.Task, optimizer: torch.optim.Optimizer, ema: Ema | None) -> None:
+        """Write a cut student from now on, and what trains it."""
+        self.task = task
+        self.optimizer = optimizer
+        self.ema = ema
 
     @contextlib.contextmanager
     def open_log(self, done: int) -> Iterator[None]:
@@ -115,6 +123,8 @@ class RunWriter:
         }
         if self.start:
             facts["start"] = self.start
+        if self.pruning is not None and self.pruning.fact():
+            facts[FACT] = self.pruning.fact()
         if self.raw_digests is not None:
             facts["raw"] = self.raw_digests
         with explained(self.out):
@@ -199,6 +209,7 @@ class RunWriter:
             machine=self.machine,
             start=self.start or None,
             token_maps=token_maps,
+            pruned=None if self.pruning is None else self.pruning.record(config),
             ema=self.recipe.ema,
             best=best,
             without_improvement=without_improvement,

@@ -239,6 +239,10 @@ class Student(nn.Module):
         clip = Features.from_rows(outputs["image"], outputs["text"], scale, bias, **extras)
         return [clip] * max(1, len(teachers))
 
+    def cut(self, config: dict) -> tuple[nn.Module, dict]:
+        """Return (the model that the gates leave, its config), see :func:`cut`."""
+        return cut(self.model, config, self.gates)
+
     def finished(self, config: dict) -> tuple[nn.Module, dict]:
         """Return (model, open_clip config) of the finished student, which began with ``config``.
 
@@ -246,7 +250,7 @@ class Student(nn.Module):
         """
         model = self.model
         if self.gates is not None:
-            model, config = cut(model, config, self.gates)
+            model, config = self.cut(config)
         if not isinstance(self.projection, nn.Linear):
             return model, config
         model = projections.folded(model, self.projection)

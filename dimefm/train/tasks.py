@@ -95,11 +95,11 @@ class Task:
         try:
             return intermediate.feature_dims(self.model)._asdict()
         except ModelError as error:
-            name = _first_loss_with_extras(objective)
+            name = first_loss_with_extras(objective)
             raise ModelError(f"loss '{name}': {error}") from error
 
 
-def _first_loss_with_extras(objective: Objective) -> str:
+def first_loss_with_extras(objective: Objective) -> str:
     """Return the name of the first loss that needs more of a tower than embeddings."""
     for config, term in objective.terms:
         for tower in TOWERS:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dimefm.errors import DataError, DimefmError, RecipeError
+from dimefm.errors import DataError
 from dimefm.losses import Features, LossConfig, Objective
 from dimefm.models.inference.precision import PRECISIONS
 from dimefm.recipe import Recipe, note_on_ignored, refuse_idle, refuse_unneeded
@@ -25,17 +25,19 @@ from dimefm.runtime.devices import pick_device
 from dimefm.runtime.progress import Progress
 from dimefm.runtime.seeding import seed_of
 from dimefm.storage.files import remove_new_dirs_on_error
-from dimefm.train import checkpoint, loggers, resuming, run_folder, start, tasks
+from dimefm.train import loggers, resuming, run_folder, start, tasks
 from dimefm.train.distributed import DistributedContext, GlobalBatch, init_distributed
 from dimefm.train.early_stopping import EarlyStopping, Scorer
 from dimefm.train.ema import Ema
 from dimefm.train.grad_cache import Gradients, MicroBatch, Outputs
 from dimefm.train.inputs.batch import Batch
 from dimefm.train.inputs.image_batches import prefetch
-from dimefm.train.inputs.sources import open_sources
+from dimefm.train.inputs.sources import open_sources, refuse_too_few_rows
 from dimefm.train.metrics_log import diagnostics
-from dimefm.train.optim import adamw, learning_rate
+from dimefm.train.optim import adamw, learning_rate, set_rate
+from dimefm.train.pruning import Pruning
 from dimefm.train.run_writer import RunWriter
+from dimefm.train.saved import Saved
 from dimefm.train.signals import Stopping
 from dimefm.train.student import Student
 from dimefm.train.teacher_features import teacher_features
@@ -131,11 +133,13 @@ class Trainer:
             self.sources = open_sources(recipe, out)
         if fits_batch:
             self._fit_batch()
-        self._refuse_too_few_rows()
+        refuse_too_few_rows(self.sources, self.recipe.batch_size, self.context.size)
         self._build_student(resume)
         self._plan_steps()
-        self.optimizer = adamw(self.student, recipe, self.begun.is_taken)
-        self.ema = None if recipe.ema is None else Ema(self.student, recipe.ema)
+        self.pruning = Pruning.from_recipe(
+            recipe, self.task, self.student, self.objective, self.steps
+        )
+        self._open_optimizer()
         self.early_stopping = self._open_early_stopping(scorer)
         self.raw_digests = self._verify() if verify else None
         self.done = self._restore() if resume else 0
@@ -162,25 +166,6 @@ class Trainer:
         )
         self.recipe = self.recipe.replace(batch_size=rows)
 
-    def _refuse_too_few_rows(self) -> None:
-        """Raise when the sources cannot fill a batch, or a batch cannot feed every process."""
-        rows = len(self.sources)
-        batch_size = self.recipe.batch_size
-        processes = self.context.size
-        names = ", ".join(shard.name for shard in self.sources.raw.shards)
-        if not rows:
-            raise DataError(f"the sources hold no rows ({names}). Fix: check them")
-        if rows < batch_size:
-            raise DataError(
-                f"the sources hold {rows:,} rows, fewer than a batch of {batch_size:,} ({names})."
-                f" Fix: lower --batch-size to {rows:,} or less"
-            )
-        if batch_size < processes:
-            raise RecipeError(
-                f"--batch-size {batch_size}: {processes} processes share a batch, and each needs at"
-                f" least one row. Fix: set --batch-size {processes} or more"
-            )
-
     def _build_student(self, resume: bool) -> None:
         """Build the student with its batches and its first weights, and print the notes on it."""
         places = self.context.places(self.recipe.batch_size)
@@ -201,13 +186,17 @@ class Trainer:
     def _plan_steps(self) -> None:
         """Set the number of steps and of warm-up steps.
 
-        When the recipe's warm-up is longer than the run, the warm-up is a tenth of the steps.
+        When the recipe's warm-up is longer than the run, the warm-up is a tenth of the steps. That
+        of a student with gates lasts until the cut.
         """
         recipe = self.recipe
         steps_per_epoch = len(self.sources) / (recipe.batch_size * recipe.accum_freq)
         self.steps = max(1, round(recipe.epochs * steps_per_epoch))
         if recipe.steps is not None:
             self.steps = recipe.steps
+        if recipe.prune is not None:
+            self.warmup_steps = recipe.prune_steps
+            return
         self.warmup_steps = round(recipe.warmup * steps_per_epoch)
         if self.warmup_steps < self.steps or not self.steps:
             return
@@ -217,6 +206,28 @@ class Trainer:
             f" shortened to {shortened}"
         )
         self.warmup_steps = shortened
+
+    def _open_optimizer(self) -> None:
+        """Set a new optimizer of the student, and new averaged weights."""
+        self.optimizer = adamw(self.student, self.recipe, self.begun.is_taken)
+        self.ema = None if self.recipe.ema is None else Ema(self.student, self.recipe.ema)
+
+    def _cut(self) -> None:
+        """Cut the student, which a new optimizer trains from now on."""
+        self.gradients = None
+        self._note(self.pruning.cut())
+        self.task = self.pruning.task
+        self._open_optimizer()
+        self.gradients = Gradients(self.student, self.context, PRECISIONS[self.recipe.precision])
+        if self.writer is not None:
+            self.writer.use(self.task, self.optimizer, self.ema)
+
+    def _fit(self, saved: Saved) -> tuple[Student, torch.optim.Optimizer, Ema | None]:
+        """Return what a checkpoint restores, in the sizes that it has there."""
+        if self.pruning is not None and self.pruning.fit(saved):
+            self.task = self.pruning.task
+            self._open_optimizer()
+        return self.student, self.optimizer, self.ema
 
     def _open_early_stopping(self, scorer: Scorer | None) -> EarlyStopping | None:
         """Return what evaluates the student during training; None in all but the main process."""
@@ -247,13 +258,14 @@ class Trainer:
         restored = resuming.restore(
             self.out,
             expected,
-            self.student,
-            self.optimizer,
-            self.ema,
+            self._fit,
+            self.recipe.ema is not None,
             self.early_stopping,
             self.echo,
         )
         self.raw_digests = self.raw_digests or restored.raw
+        if self.pruning is not None:
+            self.pruning.forget()
         return restored.step
 
     def _open_writer(self) -> RunWriter:
@@ -271,6 +283,7 @@ class Trainer:
             machine=resuming.machine_of(self.context),
             raw_digests=self.raw_digests,
             start=self.begun.record,
+            pruning=self.pruning,
         )
 
     def loop(self) -> None:
@@ -289,6 +302,8 @@ class Trainer:
             if not self.steps:
                 self._evaluate()
             while self.done < self.steps and not self._is_exhausted():
+                if self.pruning is not None and self.pruning.is_due(self.done):
+                    self._cut()
                 values = self.step(self.done, batches)
                 self.done += 1
                 if self.writer is not None:
@@ -351,20 +366,25 @@ class Trainer:
         """
         self.student.train()
         rate = learning_rate(step, self.warmup_steps, self.steps, self.recipe)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["lr_scale"]
+        set_rate(self.optimizer, rate)
         started = time.perf_counter()
         batches = [next(loading) for _ in range(self.recipe.accum_freq)]
         waited = time.perf_counter() - started
         self.optimizer.zero_grad(set_to_none=True)
+        if self.pruning is not None:
+            self.pruning.draw(step)
         losses, rows = self.backward(step, batches)
         bad_rows = self._bad_rows(batches, rows)
         values: dict = {"lr": rate, "rows": rows, "waited": waited, "bad": bad_rows}
         for name, loss in losses.items():
             values[name] = float(loss.detach())
+        if self.pruning is not None:
+            values |= self.pruning.penalize(step)
         values["grad_norm"] = float(self._clip_gradients())
-        self._refuse_not_finite(step, values["total"], values["grad_norm"])
+        run_folder.refuse_not_finite(self.out, step, values["total"], values["grad_norm"])
         self.optimizer.step()
+        if self.pruning is not None:
+            self.pruning.clamp()
         if self.task.kind == "clip":
             with torch.no_grad():
                 self.student.model.logit_scale.clamp_(0, LARGEST_LOGIT_SCALE)
@@ -457,21 +477,6 @@ class Trainer:
         """Clip the gradients where the recipe says so; return their norm before."""
         limit = self.recipe.grad_clip_norm or float("inf")
         return torch.nn.utils.clip_grad_norm_(self.student.parameters(), limit)
-
-    def _refuse_not_finite(self, step: int, total: float, norm: float) -> None:
-        """Raise before the optimizer applies a loss or gradient that is not finite."""
-        if math.isfinite(total) and math.isfinite(norm):
-            return
-        fault = f"the gradient's norm is {norm}"
-        if not math.isfinite(total):
-            fault = f"the loss is {total}"
-        last = "no checkpoint was written yet"
-        checkpoints = checkpoint.checkpoints(self.out)
-        if checkpoints:
-            last = f"the last good checkpoint is {checkpoints[-1]}"
-        raise DimefmError(
-            f"step {step + 1}: {fault}; {last}. Fix: lower --lr or set --grad-clip-norm"
-        )
 
     def finish(self) -> Path:
         """Write the weights and ``run.json``, print a summary and return the run folder."""

@@ -22,7 +22,7 @@ from dimefm.data.sources import expand, local_root, shard_names
 from dimefm.data.views.image_views import ViewPolicy
 from dimefm.data.views.patch_tokens import TokenRows
 from dimefm.data.views.text_views import TextPolicy
-from dimefm.errors import CacheError, RecipeError
+from dimefm.errors import CacheError, DataError, RecipeError
 from dimefm.recipe import Recipe
 from dimefm.train.inputs import dime_fm_names
 from dimefm.train.inputs.teacher_caches import (
@@ -374,3 +374,21 @@ def _belong(raw: Rows, files: list[Path], cache: FeatureCache) -> None:
             raise CacheError(
                 f"{file} does not hold the features of {shard.path}: {error}"
             ) from error
+
+
+def refuse_too_few_rows(sources: Sources, batch_size: int, processes: int) -> None:
+    """Raise when the sources cannot fill a batch, or a batch cannot feed every process."""
+    rows = len(sources)
+    names = ", ".join(shard.name for shard in sources.raw.shards)
+    if not rows:
+        raise DataError(f"the sources hold no rows ({names}). Fix: check them")
+    if rows < batch_size:
+        raise DataError(
+            f"the sources hold {rows:,} rows, fewer than a batch of {batch_size:,} ({names})."
+            f" Fix: lower --batch-size to {rows:,} or less"
+        )
+    if batch_size < processes:
+        raise RecipeError(
+            f"--batch-size {batch_size}: {processes} processes share a batch, and each needs at"
+            f" least one row. Fix: set --batch-size {processes} or more"
+        )

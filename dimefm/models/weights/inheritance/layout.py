@@ -187,6 +187,14 @@ def described(structure: Structure) -> dict:
     return {"width": structure.width, "head_width": structure.head_width, "layers": layers}
 
 
+def structure_from_config(config: Mapping, name: TowerName) -> Structure:
+    """Return the sizes that the config of a cut tower describes."""
+    pruned = config[CONFIG_KEYS[name]]["pruned"]
+    heads = tuple(layer["heads"] for layer in pruned["layers"])
+    mlp = tuple(layer["mlp"] for layer in pruned["layers"])
+    return Structure(pruned["width"], pruned.get("head_width", HEAD_WIDTH), heads, mlp)
+
+
 def gated_weight(weight: Tensor, place: Place, masks: Masks, head_width: int) -> Tensor:
     """Return a weight times its gates."""
     for axis in place.axes:

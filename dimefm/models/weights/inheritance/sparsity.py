@@ -73,13 +73,22 @@ def removed(wholes: Sequence[Whole], counts: Sequence[tuple[Tensor, Tensor, Tens
 
 
 def removed_from(wholes: Sequence[Whole], structures: Sequence[Structure]) -> float:
-    """Return the share of the parameters of all towers that structures lack."""
+    """Return the share of the parameters of all towers that structures lack, 0 of whole ones."""
+    if all(map(_is_whole, wholes, structures)):
+        return 0.0
     counts = []
     for structure in structures:
         sizes = (structure.width, sum(structure.heads), sum(structure.mlp))
         width, heads, mlp = (torch.tensor(float(size), dtype=torch.float64) for size in sizes)
         counts.append((width, heads, mlp))
     return float(removed(wholes, counts))
+
+
+def _is_whole(whole: Whole, structure: Structure) -> bool:
+    """Tell whether nothing was cut from a tower."""
+    heads = (whole.heads,) * whole.layers
+    mlp = (whole.mlp,) * whole.layers
+    return (structure.width, structure.heads, structure.mlp) == (whole.width, heads, mlp)
 
 
 def target(step: int, start: float, end: float, warmup: int) -> float:
