@@ -102,6 +102,8 @@ def test_every_field_survives_writing(tmp_path):
         "neighbours": ("a",),
         "image_tokens": ("b",),
         "text_tokens": ("c",),
+        "prune_towers": "image",
+        "prune_target": "each",
     }
     for name in Recipe.model_fields:
         if name not in fixed:

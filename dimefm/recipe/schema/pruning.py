@@ -12,7 +12,7 @@ from dimefm.recipe.section import Section
 class Pruning(Section):
     """Gates learn which channels, heads and hidden units the student keeps; then it is cut."""
 
-    title: ClassVar[str] = "Automatic inheritance (see docs/weights.md)"
+    title: ClassVar[str] = "Automatic inheritance"
 
     prune: float | None = key(
         None,

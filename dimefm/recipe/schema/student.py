@@ -32,7 +32,7 @@ class Student(Section):
     student: str = key(
         "dime-ViT-B-32",
         "Architecture of the student: a name in docs/students.md, e.g. ViT-T-16, an open_clip "
-        "architecture, timm/NAME, or a JSON file.",
+        "architecture, timm/NAME, run:DIR, or a JSON file.",
         metavar="NAME",
         applies_to=IMAGE_STUDENT,
     )
