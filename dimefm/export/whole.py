@@ -17,6 +17,7 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import TextTransformer, VisionTransformer
 from torch import Tensor, nn
 
+from dimefm.errors import ModelError
 from dimefm.models.encoder import BorrowedTower, Encoder
 from dimefm.models.open_clip import activation_of
 
@@ -58,6 +59,11 @@ class WholeClip:
             image = teacher.image_model
             image_config = teacher.image_config
         card = encoder.card
+        if encoder.text_model is None or encoder.tokenizer is None:
+            raise ModelError(
+                f"{card.name}: has no text tower, and an export is a whole CLIP. Fix: export a"
+                " student of a teacher with both towers"
+            )
         return WholeClip(
             name=card.name,
             encoder=encoder,
