@@ -62,3 +62,26 @@ def list_(folder):
     below = runs_below(folder)
     result(listing(below))
     return [as_dict(run) for run in below]
+
+
+@command.command("kept", context_settings=CONTEXT)
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="File for a chart (.png).")
+def kept(run, out):
+    """Show what a cut left of the student of RUN: channels, and heads and hidden units of each
+    layer.
+
+    \b
+    Example:
+      dimefm runs kept runs/75 --out kept.png
+    """
+    from dimefm.runs.kept import as_dict, draw, read_kept, text
+
+    towers = read_kept(run)
+    result(text(towers))
+    files = []
+    if out is not None:
+        draw(towers, out, str(run))
+        files.append(out)
+        result(f"\nwritten: {out}")
+    return {"towers": [as_dict(tower) for tower in towers], "files": files}

@@ -98,6 +98,7 @@ def recipes(world):
         json.dumps({**TINY, "custom_text": True, "init_logit_bias": -10.0})
     )
     cases["pairs_of_siglip"] = pairs.replace(student=str(world.root / "siglip.json"))
+    cut = {"prune": 0.4, "prune_steps": 3, "prune_warmup": 1, "prune_lr": 1.5, "steps": 6}
     whole = {name: case.replace(batch_size=8) for name, case in cases.items()}
     micro_batches = {
         f"{name}_portions": case.replace(batch_size=4, accum_freq=2) for name, case in cases.items()
@@ -105,6 +106,7 @@ def recipes(world):
     running = {
         "run": world.recipe(batch_size=7, save_every=3),
         "run_half": world.recipe(batch_size=7, steps=3, save_every=3),
+        "run_cut": world.recipe(batch_size=4, accum_freq=2, **cut, **world.second_teacher()),
     }
     return {**whole, **micro_batches, **running}
 
@@ -206,6 +208,22 @@ def test_a_run_goes_on_with_another_number_of_processes(together):
         rtol=1e-4,
     )
     assert (half / "bad_rows.jsonl").read_text() == (whole / "bad_rows.jsonl").read_text()
+
+
+def test_several_processes_draw_the_same_gates_and_cut_the_same(together):
+    _, folder, size = together
+    ours, recipe = folder / "run_cut.run", read(folder / "run_cut.toml")
+    alone = train(recipe, folder / f"cut.{size}", echo=quiet)
+    assert ["prune_share" in line for line in log_of(ours)] == [True] * 3 + [False] * 3
+    for name in ("total", "prune_share", "prune_penalty"):
+        values = [[line[name] for line in log_of(run)[:3]] for run in (ours, alone)]
+        np.testing.assert_allclose(*values, rtol=1e-3)
+    removed = []
+    for run in (ours, alone):
+        record = json.loads((run / "run.json").read_text())
+        removed.append(record["pruned"]["removed"]["all"])
+        assert record["model_cfg"]["vision_cfg"]["pruned"]["width"] <= 16
+    assert 0.02 < removed[0] and abs(removed[0] - removed[1]) < 0.05
 
 
 def test_more_processes_than_rows_of_a_batch_are_refused(world):
