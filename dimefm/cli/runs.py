@@ -64,7 +64,9 @@ def list_(folder):
     return [as_dict(run) for run in below]
 
 
-@command.command("kept", context_settings=CONTEXT)
+@command.command(
+    "kept", context_settings=CONTEXT, short_help="Show what a cut left of the student of a run."
+)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="File for a chart (.png).")
 def kept(run, out):
