@@ -2,7 +2,8 @@
 
 One pass over the run's images, or texts, gives what the tower computes before its last projection
 and the cached embeddings of the first teacher. Ridge regression between them is the best linear
-projection; a tenth of the rows is held out to choose its strength and to say how good it is.
+projection; a tenth of the rows is held out to choose its strength and to say how good it is. The
+solution is scaled to the size of the weights that it replaces.
 """
 
 from __future__ import annotations
@@ -153,7 +154,9 @@ class _Solver:
         has_bias = isinstance(layer, nn.Linear) and layer.bias is not None
         solution = solve(kept, held_out, has_bias)
         cosine = self._cosine(kept.solve(solution.ridge, has_bias))
-        projection.replace(layer, solution.weight, solution.bias)
+        scale = self._scale(solution.weight)
+        bias = None if solution.bias is None else solution.bias * scale
+        projection.replace(layer, solution.weight * scale, bias)
         self._share()
         return {
             "by": "least-squares",
@@ -189,6 +192,17 @@ class _Solver:
             total += torch.stack([cosines.sum(), torch.ones_like(cosines).sum()])
         summed = self.context.gather(total).sum(0)
         return float(summed[0] / summed[1].clamp(min=1))
+
+    def _scale(self, weight: Tensor) -> float:
+        """Return the factor that gives a solution the size of the weights that it replaces.
+
+        Rows are compared by their direction alone. Steps of an optimizer are of the size that suits
+        the usual weights, and would soon drown much smaller ones.
+        """
+        layer = self.layer
+        replaced = layer.weight if isinstance(layer, nn.Linear) else layer
+        size = float(weight.norm())
+        return float(replaced.detach().norm()) / size if size > 0 else 1.0
 
     @torch.no_grad()
     def _share(self) -> None:

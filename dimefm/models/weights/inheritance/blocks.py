@@ -52,8 +52,8 @@ class Blocks:
     names: dict[Place, str] = field(default_factory=dict)
 
     @staticmethod
-    def of(names: Iterable[str]) -> Blocks:
-        """Return the blocks that the names of a tower's weights describe.
+    def of(names: Iterable[str], owner: str = "it") -> Blocks:
+        """Return the blocks that the names of a tower's weights describe; ``owner`` is whose.
 
         Raises NotInheritable when there are none, or a block is missing in between.
         """
@@ -68,8 +68,11 @@ class Blocks:
                     blocks._add(name, match)
                 break
         if not blocks.pattern:
-            raise NotInheritable(f"has no blocks; expected one of {', '.join(PATTERNS)}")
-        blocks._count()
+            raise NotInheritable(
+                f"{owner} has no blocks with names of open_clip or timm; expected one of"
+                f" {', '.join(PATTERNS)}"
+            )
+        blocks._count(owner)
         return blocks
 
     def _add(self, name: str, match: re.Match) -> None:
@@ -78,7 +81,7 @@ class Blocks:
         self.places[name] = place
         self.names[place] = name
 
-    def _count(self) -> None:
+    def _count(self, owner: str) -> None:
         """Count the blocks of each stage; raise NotInheritable when numbers are left out."""
         numbers: dict[int, set[int]] = {}
         for place in self.places.values():
@@ -86,7 +89,7 @@ class Blocks:
         for stage in sorted(numbers):
             present = numbers[stage]
             if present != set(range(len(present))):
-                raise NotInheritable(f"has blocks {sorted(present)} of stage {stage}")
+                raise NotInheritable(f"{owner} has blocks {sorted(present)} of stage {stage}")
             self.depths[stage] = len(present)
 
 
@@ -97,7 +100,7 @@ def matching(student: Iterable[str], teacher: Iterable[str]) -> tuple[Blocks, Bl
     least as many blocks in each.
     """
     ours = Blocks.of(student)
-    theirs = Blocks.of(teacher)
+    theirs = Blocks.of(teacher, "the teacher")
     if ours.pattern != theirs.pattern:
         raise NotInheritable(
             f"its blocks are named {ours.pattern}, those of the teacher {theirs.pattern}: they are"
