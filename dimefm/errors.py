@@ -50,7 +50,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     names.
     """
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1)
+    same_letters = [other for other in known if other.casefold() == name.casefold()]
+    near = same_letters or difflib.get_close_matches(name, known, n=1)
     if near:
         return f"did you mean '{near[0]}'?"
     more = f", ... ({len(known)} in all)" if len(known) > FEW else ""

@@ -41,22 +41,66 @@ def open_sources(found: Sequence[str], kind: str, flags: Mapping):
 
 
 def refuse_absent_inputs(
-    sources: Sequence[str], dataroot: str | None, caches: Sequence[str] = ()
+    sources: Sequence[str],
+    dataroot: str | None,
+    image_caches: Sequence[str] = (),
+    text_caches: Sequence[str] = (),
+    eval_root: str | None = None,
+    student: str = "",
 ) -> None:
-    """Raise DataError or CacheError for a local source or cache that does not exist.
+    """Raise a DimefmError for a local source, cache, folder of datasets or student's config that
+    does not exist.
 
     This takes milliseconds; a command calls it before it imports what takes seconds.
     """
-    from dimefm.cache import Manifest
     from dimefm.data.resolver import Resolver
-    from dimefm.storage.remote import is_url
 
     resolver = Resolver("pair", None, dataroot, scratch=Path())
     for source in sources:
         resolver.refuse_absent(source)
-    for cache in caches:
-        if not is_url(cache) and not Path(cache).is_dir():
-            Manifest.read(cache)
+    for cache in image_caches:
+        refuse_absent_cache(cache, "image")
+    for cache in text_caches:
+        refuse_absent_cache(cache, "text")
+    refuse_absent_root(eval_root)
+    refuse_absent_config(student)
+
+
+def refuse_absent_cache(root: str, kind: str) -> None:
+    """Raise CacheError for a local folder that holds no cache; name the cache inside it."""
+    from dimefm.cache.manifest import FILE, Manifest
+    from dimefm.errors import CacheError
+    from dimefm.storage.remote import is_url
+
+    if is_url(root) or Path(root, FILE).exists():
+        return
+    inner = Path(root, f"{kind}s")
+    if (inner / FILE).exists():
+        raise CacheError(
+            f"--{kind}-cache {root}: no {FILE}, so no cache. Fix: name {inner}, if that is meant"
+        )
+    Manifest.read(root)
+
+
+def refuse_absent_root(root: str | Path | None) -> None:
+    """Raise DataError for a folder of datasets that does not exist."""
+    from dimefm.errors import DataError
+
+    if root is not None and not Path(root).is_dir():
+        raise DataError(
+            f"{root}: there is no such folder. Fix: give the folder that holds one folder per"
+            " dataset"
+        )
+
+
+def refuse_absent_config(student: str) -> None:
+    """Raise ModelError for a student that is the path of a JSON file, and nothing is there."""
+    from dimefm.errors import ModelError
+
+    if student.endswith(".json") and not Path(student).exists():
+        raise ModelError(
+            f"{student}: cannot be read as an open_clip config: no such file. Fix: check the path"
+        )
 
 
 def dashed(name: str) -> str:

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import click
 
-from dimefm.cli._options import CONTEXT, ManyValues
+from dimefm.cli._options import CONTEXT, ManyValues, refuse_absent_root
 from dimefm.cli._output import document, result, settings
 from dimefm.cli._recipe_options import scratch_option, section_options
-from dimefm.models.spec_paths import refuse_absent_models
+from dimefm.models.spec_paths import refuse_unknown_models
 from dimefm.recipe.schema.evaluation import Eval
+from dimefm.runs.scores import REPORT, SCORE_MARKS, SCORES
 from dimefm.runtime import console
+from dimefm.storage.out_folder import refuse_foreign
 
 HEADINGS = {
     "--model": "Model and output",
@@ -73,13 +75,14 @@ def elevater(model, out, **flags):
     if names is not None:
         chosen["datasets"] = tuple(names)
     request = Eval(**chosen)
-    refuse_absent_models(model, request.text_model)
+    refuse_unknown_models(model, request.text_model)
+    refuse_absent_root(request.root)
+    refuse_foreign(out, "scores", SCORE_MARKS)
 
     from dimefm.evaluate import zero_shot
     from dimefm.evaluate.reports import terminal
     from dimefm.models import filip
     from dimefm.models.loading import load_encoder
-    from dimefm.runs.scores import REPORT, SCORES
 
     root = Path(str(request.root))
     encoder = load_encoder(
@@ -149,8 +152,7 @@ def retrieval(images, texts, split, out, scratch):
     from dimefm.data.selection import parse_split
     from dimefm.evaluate.retrieval import markdown, retrieval_scores, terminal
     from dimefm.evaluate.retrieval import retrieval as run
-    from dimefm.runs.scores import REPORT, SCORE_MARKS, SCORES, write_scores
-    from dimefm.storage.out_folder import refuse_foreign
+    from dimefm.runs.scores import write_scores
 
     if out:
         refuse_foreign(out, "scores", SCORE_MARKS)

@@ -8,7 +8,7 @@ import click
 
 from dimefm.cli._options import ManyValues
 from dimefm.cli._output import result
-from dimefm.models.spec_paths import refuse_absent_models
+from dimefm.models.spec_paths import refuse_unknown_models
 
 FORMATS = ("open_clip", "hf", "onnx", "web")
 SETTINGS = ("opset", "weights", "ort_web")
@@ -121,7 +121,7 @@ def command(model, to, out, **flags):
       dimefm export runs/first --to open_clip --out exported
       dimefm export runs/first --to onnx --labels classes.txt --eval-root datasets --out small
     """
-    refuse_absent_models(model, flags["text_model"])
+    refuse_unknown_models(model, flags["text_model"])
 
     from dimefm.export.job import Request, run
 

@@ -13,7 +13,7 @@ from dimefm.cli._output import result
 from dimefm.cli._recipe_options import section_options
 from dimefm.cli.assignments import assignments
 from dimefm.cli.cache import lasting
-from dimefm.models.spec_paths import refuse_absent_models
+from dimefm.models.spec_paths import refuse_unknown_models
 from dimefm.recipe.schema.extraction import Extract
 from dimefm.runtime import console
 
@@ -138,7 +138,7 @@ def command(
              --teacher ViT-L-14/openai --images photos/ --out cache
     """
     _refuse_usage(flags, append, retry_bad)
-    refuse_absent_models(*flags["teacher"], flags["text_model"])
+    refuse_unknown_models(*flags["teacher"], flags["text_model"])
     refuse_absent_inputs((*flags["images"], *flags["texts"]), flags["dataroot"])
 
     from dimefm.data.views.image_views import SETTINGS

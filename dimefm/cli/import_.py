@@ -8,7 +8,7 @@ import click
 
 from dimefm.cli._options import CONTEXT
 from dimefm.cli._output import result
-from dimefm.models.spec_paths import refuse_absent_models
+from dimefm.models.spec_paths import refuse_unknown_models
 
 FAMILIES = ("auto", "openai", "open_clip", "dime-fm", "clip-kd", "tinyclip", "declip")
 
@@ -63,7 +63,7 @@ def command(file, family, student, teacher, preprocess, out):
       dimefm import ViT_B_16_cc12m.pt --family clip-kd --out runs/clip-kd
       dimefm import checkpoint.pth.tar --teacher ViT-L-14/openai --out runs/dime
     """
-    refuse_absent_models(teacher)
+    refuse_unknown_models(teacher)
 
     from dimefm.models.weights.importing import import_checkpoint
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from dimefm.cli._options import ManyValues, open_sources
+from dimefm.cli._options import ManyValues, open_sources, refuse_absent_inputs
 from dimefm.cli._output import result
 from dimefm.cli._recipe_options import selection_options, source_options
 from dimefm.errors import DataError
@@ -62,6 +62,8 @@ def command(sources, out, size, quality, workers, **flags):
     Example:
       dimefm pack photos/ --out packed
     """
+    refuse_absent_inputs(sources, flags["dataroot"])
+
     from dimefm.data.packed.pack import Settings, pack
 
     report = pack(rows_of(sources, flags), out, Settings(size, quality, workers))

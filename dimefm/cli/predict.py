@@ -10,7 +10,7 @@ import click
 from dimefm.cli._options import ManyValues
 from dimefm.cli._output import exit_with, result
 from dimefm.errors import DataError
-from dimefm.models.spec_paths import refuse_absent_models
+from dimefm.models.spec_paths import refuse_unknown_models
 from dimefm.runtime import console
 from dimefm.runtime.printable import one_line
 
@@ -92,7 +92,7 @@ def command(model, images, labels, templates, top, text_model, preprocess, devic
       dimefm predict runs/first photos/ --labels cat,dog,"traffic light"
       dimefm predict ViT-B-32/openai 1.jpg --labels names.txt --top 1 --json
     """
-    refuse_absent_models(model, text_model)
+    refuse_unknown_models(model, text_model)
     names = _labels(labels)
     texts = _templates(templates)
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from dimefm.cli._options import CONTEXT, ManyValues
+from dimefm.cli._options import CONTEXT, ManyValues, refuse_absent_inputs, refuse_absent_root
 from dimefm.cli._output import result
 from dimefm.errors import RecipeError
+from dimefm.models.spec_paths import refuse_unknown_models
 from dimefm.runtime import console
+
+if TYPE_CHECKING:
+    from dimefm.experiment.file import Experiment
 
 
 @click.command(
@@ -54,11 +58,7 @@ def command(pipeline, dataroot, out, small, teacher, settings, dry_run):
       torchrun --nproc-per-node 4 -m dimefm run FILE --dataroot data/
     """
     from dimefm.experiment.file import read_experiment
-    from dimefm.experiment.plan import describe_plan
-    from dimefm.experiment.record import read_records
-    from dimefm.experiment.run import run_experiment
     from dimefm.recipe.presets import path_of
-    from dimefm.runtime.torchrun import rank_of
 
     try:
         pipeline = path_of(pipeline)
@@ -68,6 +68,13 @@ def command(pipeline, dataroot, out, small, teacher, settings, dry_run):
     if teacher is not None:
         values.setdefault("extract", {})["teacher"] = teacher
     experiment = read_experiment(pipeline, small, dataroot, values)
+    _refuse_absent(experiment)
+
+    from dimefm.experiment.plan import describe_plan
+    from dimefm.experiment.record import read_records
+    from dimefm.experiment.run import run_experiment
+    from dimefm.runtime.torchrun import rank_of
+
     folder = out or Path("runs") / pipeline.stem
 
     if dry_run:
@@ -86,6 +93,20 @@ def command(pipeline, dataroot, out, small, teacher, settings, dry_run):
     if is_main:
         result(f"\n{table}\n\nwritten: {folder}")
     return {"out": folder, "stages": read_records(folder)}
+
+
+def _refuse_absent(experiment: Experiment) -> None:
+    """Raise a DimefmError for a source, cache, model or folder of datasets that does not exist."""
+    extract, train, evaluation = experiment.extract, experiment.train, experiment.eval
+    if extract is not None:
+        refuse_unknown_models(*extract.teacher, extract.text_model)
+        refuse_absent_inputs((*extract.images, *extract.texts), extract.dataroot)
+    if train is not None and not train.tsv_file_list:
+        caches = ((), ()) if extract is not None else (train.image_cache, train.text_cache)
+        sources = (*train.images, *train.texts)
+        refuse_absent_inputs(sources, train.dataroot, *caches, train.eval_root, train.student)
+    if evaluation is not None:
+        refuse_absent_root(evaluation.root)
 
 
 def parse_settings(settings: tuple[str, ...]) -> dict[str, dict[str, Any]]:

@@ -14,11 +14,12 @@ from dimefm.cli._output import result
 from dimefm.cli._recipe_options import recipe_options, recipe_sections
 from dimefm.cli.assignments import assignments
 from dimefm.errors import RecipeError
-from dimefm.models.spec_paths import refuse_absent_models
+from dimefm.models.spec_paths import refuse_unknown_models
 from dimefm.runtime import console
 from dimefm.runtime.progress import unless_hung_up
 from dimefm.runtime.torchrun import rank_of
-from dimefm.train.checkpoint_folders import how_to_resume
+from dimefm.storage.out_folder import refuse_foreign
+from dimefm.train.checkpoint_folders import MARKS, how_to_resume
 
 if TYPE_CHECKING:
     from dimefm.recipe import Recipe
@@ -105,9 +106,13 @@ def command(recipes, small, settings, out, resume, verify, cache, **flags):
         refuse_absent_inputs(
             (*resolved.images, *resolved.texts),
             resolved.dataroot,
-            (*resolved.image_cache, *resolved.text_cache),
+            resolved.image_cache,
+            resolved.text_cache,
+            resolved.eval_root,
+            resolved.student,
         )
-    refuse_absent_models(resolved.eval_text_model)
+    refuse_unknown_models(resolved.eval_text_model)
+    refuse_foreign(out, "run", MARKS)
     with raised():
         try:
             fits_batch = "batch_size" not in given

@@ -186,7 +186,7 @@ class Resolver:
         if not matches:
             raise DataError(
                 f"source {path}: no such file or folder, and no pattern that matches one. Fix:"
-                " check --dataroot"
+                " check the path, or check --dataroot"
             )
         return matches
 

@@ -20,7 +20,7 @@ from dimefm.errors import CacheError, DataError, did_you_mean
 from dimefm.evaluate import zero_shot_tokens
 from dimefm.evaluate.benchmark import ELEVATER_SETS, suite
 from dimefm.evaluate.classifier import probabilities
-from dimefm.evaluate.datasets.layouts import Dataset, find
+from dimefm.evaluate.datasets.layouts import Dataset, find, without_card
 from dimefm.evaluate.features import for_benchmark, image_features, prompt_weights
 from dimefm.evaluate.guards import dataset_guard
 from dimefm.evaluate.metrics import METRICS
@@ -51,6 +51,8 @@ REASONS = 360
 
 SHOWN = 12
 """Datasets that a message lists at most."""
+
+FEW = 4  # folders without a card, in a message
 
 LOCK = ".eval.lock"
 """File in the output folder that an evaluation holds while it runs."""
@@ -136,6 +138,8 @@ def elevater(
     evaluation.missing = missing
     if not datasets and not evaluation.failed:
         raise _none_found(root)
+    if names is None:
+        _note_own_folders(root)
     settings = _settings(batch_size, workers, decoder)
     scores = evaluation.run(datasets, out, settings, on_result, evaluation.add_failure)
     if scores is None:
@@ -176,10 +180,28 @@ def _raise(name: str, error: Exception) -> None:
 
 
 def _none_found(root: str | Path) -> DataError:
+    own = without_card(root)
+    if own:
+        return DataError(
+            f"{root}: none of the datasets asked for is here; its folders have no card"
+            f" ({first_few(own, FEW)}). Fix: name those to score, e.g. --datasets {own[0]}; where"
+            " they are the classes of one dataset, give the folder above as --root and this one as"
+            " --datasets"
+        )
     return DataError(
         f"{root}: none of the datasets asked for is here; expected one folder per dataset. Fix:"
         " give the folder that holds them, or name the folders to score with --datasets"
     )
+
+
+def _note_own_folders(root: str | Path) -> None:
+    """Say which folders in ``root`` are not scored because they have no card."""
+    own = without_card(root)
+    if own:
+        console.note(
+            f"note: not scored, without a card: {first_few(own, FEW)} (--datasets scores a folder"
+            " that it names)"
+        )
 
 
 def _none_scored(failed: Sequence[Failure], root: Path, out: Path) -> DataError:

@@ -30,7 +30,7 @@ from typing import Literal
 from dimefm.errors import ModelError
 from dimefm.models import onnx_folder, open_clip
 from dimefm.models.hf import families
-from dimefm.models.spec_paths import path_of
+from dimefm.models.spec_paths import path_of, unknown_model
 from dimefm.runs import folder as runs
 
 HUB = "hf-hub:"
@@ -110,7 +110,7 @@ def _architecture(text: str) -> EncoderSpec:
     """Return what ``ARCH/WEIGHTS`` means."""
     architecture, _, weights = text.partition("/")
     if weights and not open_clip.knows(architecture):
-        raise ModelError(f"{text}: no such file or folder, and {open_clip.unknown(architecture)}")
+        raise unknown_model(text)
     if not weights:
         open_clip.config_of(architecture)
         raise ModelError(

@@ -1,5 +1,7 @@
 """Read and write run folders: the results of training, which evaluation and export use.
 
+Reading a record imports no torch.
+
 ``run.json`` describes the folder, see :class:`~dimefm.runs.record.RunRecord`. The weights depend on
 its kind:
 
@@ -16,15 +18,17 @@ A CLIP trained to compare patches with words also keeps the projections of both 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import Tensor, nn
 
 from dimefm.errors import ModelError
-from dimefm.runs.record import FILE, RunRecord
+from dimefm.runs.record import FILE, LOG, RunRecord
 from dimefm.storage.files import commit
 from dimefm.storage.small_files import read_text
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 __all__ = [
     "FILE",
@@ -38,7 +42,6 @@ __all__ = [
     "save_tensors",
 ]
 
-LOG = "log.jsonl"  # one object per logged step
 IMAGE_TOWER = "image_tower.safetensors"
 TEXT_TOWER = "text_tower.safetensors"
 TOKEN_MAPS = "token_maps.safetensors"
@@ -71,6 +74,8 @@ def save_tensors(
     tensors: dict[str, Tensor], path: Path, marks: dict[str, str] | None = None
 ) -> None:
     """Write tensors as safetensors, atomically; ``marks`` go into the file's metadata."""
+    from safetensors.torch import save
+
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     part = path.with_name(path.name + ".part")
     part.write_bytes(save(on_cpu, marks))
@@ -82,6 +87,8 @@ def load_weights(module: nn.Module, path: Path) -> None:
 
     Raises ModelError when the weights do not fit.
     """
+    from safetensors.torch import load_file
+
     try:
         module.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:

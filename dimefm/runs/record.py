@@ -13,6 +13,7 @@ from dimefm.storage.files import to_json
 from dimefm.storage.small_files import parse_json
 
 FILE = "run.json"
+LOG = "log.jsonl"  # one object per logged step
 
 FINGERPRINTS = (
     "image_cache",

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dimefm.runs.record import FILE
+from dimefm.runs.record import FILE, LOG
 
 STATE = "state.json"  # the file that every complete checkpoint has
+LOCK = ".lock"
+MARKS = ("recipe.toml", FILE, LOG, "checkpoints", "adopted", f"{LOCK}*")
+"""What a folder has that holds a run, or the beginning of one."""
 
 
 def folders(out: Path) -> list[Path]:

@@ -11,10 +11,7 @@ from dimefm.runs import folder as runs
 from dimefm.storage.locks import Claim, claim_alone, owner_of
 from dimefm.storage.out_folder import refuse_foreign
 from dimefm.train import checkpoint
-
-LOCK = ".lock"
-MARKS = ("recipe.toml", runs.FILE, runs.LOG, "checkpoints", "adopted", f"{LOCK}*")
-"""What a folder has that holds a run, or the beginning of one."""
+from dimefm.train.checkpoint_folders import LOCK, MARKS
 
 
 def why_finished(recipe: Recipe, out: Path) -> str:

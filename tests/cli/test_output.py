@@ -147,6 +147,55 @@ def test_a_path_that_does_not_exist_is_found_before_torch_is_imported(tmp_path, 
     assert "torch" not in modules and "open_clip" not in modules
 
 
+EARLY = {
+    "train --images . --crops free --out run --eval-root nowhere": "no such folder",
+    "train --images . --crops free --out run --student nowhere.json": "no such file",
+    "train --images . --crops free --out mine": "mine: holds other files",
+    "extract-features --images . --out c --teacher runs/nowhere": "no such file or folder",
+    "extract-features --images . --out c --teacher vit-b-32/openai": "did you mean 'ViT-B-32'",
+    "extract-features --images . --out c --teacher ViT-B-32:openai": "Fix: write ViT-B-32/openai",
+    "eval elevater --root . --out scores --model nowhere": "no such file or folder",
+    f"eval elevater --root nowhere --out scores --model {TEACHER}": "no such folder",
+    f"eval elevater --root . --out mine --model {TEACHER}": "mine: holds other files",
+    "pack nowhere --out packed": "no such file or folder",
+    "run nowhere.toml": "no such recipe file",
+    "run dime_fm_vitb32 --dataroot nowhere": "no such file or folder",
+    "runs list nowhere": "no such folder",
+    "cache verify c --against-teacher 4 --images nowhere": "no such file or folder",
+    "train --images . --image-cache . --out run": "name images, if that is meant",
+}
+"""Command lines with a path that cannot be, and what is said."""
+
+MANY = """
+import sys
+from dimefm.cli import main
+for line in sys.stdin.read().splitlines():
+    try:
+        main(line.split(), standalone_mode=False)
+    except Exception as error:
+        print(error, *(name for name in ("torch", "open_clip") if name in sys.modules))
+"""
+
+
+def test_paths_that_cannot_be_are_found_by_every_command_before_torch_is_imported(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/letter.doc").write_text("")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/manifest.json").write_text("{}")
+    process = subprocess.run(
+        [sys.executable, "-c", MANY],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        input="\n".join(EARLY),
+        capture_output=True,
+        text=True,
+    )
+    said = process.stdout.splitlines()
+    for (words, expected), line in zip(EARLY.items(), said, strict=True):
+        assert expected in line, words
+        assert not line.endswith(("torch", "open_clip")), words
+
+
 def test_json_of_cache_commands_is_one_document(root):
     assert extract(root, "inspected").exit_code == 0
     cache = root / "inspected/images"

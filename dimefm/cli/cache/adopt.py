@@ -15,7 +15,7 @@ from dimefm.cli._output import result
 from dimefm.cli._recipe_options import source_options
 from dimefm.cli.cache import lasting
 from dimefm.errors import ModelError
-from dimefm.models.spec_paths import refuse_absent_models
+from dimefm.models.spec_paths import refuse_unknown_models
 from dimefm.storage.small_files import parse_json
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def command(sources, out, kind, format_, dtype, array, keys, rows_of, normalize,
         --encoder-name ViT-L-14/openai --out cache/images
       dimefm cache verify cache/images --against-teacher 64 --images photos/
     """
-    refuse_absent_models(teacher)
+    refuse_unknown_models(teacher)
 
     from dimefm.cache.importing.adopt import adopt, begun_dtype, header, pieces, pieces_of
     from dimefm.cache.importing.sources import open_vectors

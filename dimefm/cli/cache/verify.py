@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import click
 
-from dimefm.cli._options import ManyValues, open_sources
+from dimefm.cli._options import ManyValues, open_sources, refuse_absent_inputs
 from dimefm.cli._output import result
 from dimefm.cli._recipe_options import selection_options, source_options
 from dimefm.cli.cache import caches
+from dimefm.models.spec_paths import refuse_unknown_models
 
 
 @click.command(
@@ -69,6 +70,9 @@ def command(root, sha256, against_teacher, teacher, preprocess, min_cosine, devi
       dimefm cache verify cache/images --sha256
       dimefm cache verify cache/images --against-teacher 64 --images photos/
     """
+    refuse_absent_inputs((*flags["images"], *flags["texts"]), flags["dataroot"])
+    refuse_unknown_models(teacher)
+
     from dimefm.cache import FeatureCache
     from dimefm.errors import CacheError
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from dimefm import plugins
 from dimefm.data import Rows
+from dimefm.data.image_files import is_litter
 from dimefm.data.rows import inside
 from dimefm.errors import DataError, did_you_mean
 from dimefm.evaluate.benchmark import (
@@ -46,6 +47,7 @@ SPLITS = {
 """Name of each split -> the words for it in the names of files and folders."""
 
 SHOWN = 8
+PARENT = "classification"  # a folder of datasets in the root
 """Files that a message lists at most."""
 
 
@@ -167,6 +169,16 @@ def find(
     return datasets, missing
 
 
+def without_card(root: str | Path) -> list[str]:
+    """Return the names of the folders in ``root`` that have no card, sorted.
+
+    They are scored when they are named.
+    """
+    cards = CardIndex()
+    names = {folder.name for folder in _folders(Path(root)) if not is_litter(folder.name)}
+    return sorted(name for name in names - {PARENT} if cards.of(name) is None)
+
+
 class _Folders:
     """The folders that may be datasets, those in ``root`` and ``root/classification``, by name and
     by the card that claims them.
@@ -220,8 +232,8 @@ def _folders(root: Path) -> list[Path]:
             " dataset"
         )
     parents = [root]
-    if (root / "classification").is_dir():
-        parents.append(root / "classification")
+    if (root / PARENT).is_dir():
+        parents.append(root / PARENT)
     folders: list[Path] = []
     for parent in parents:
         folders += [path for path in sorted(parent.iterdir()) if path.is_dir()]
