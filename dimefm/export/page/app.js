@@ -150,7 +150,7 @@ async function useLabels() {
   let fault = '';
   if (labels.length === 0) {
     fault = 'Write at least one label.';
-  } else if (!template.includes('{}')) {
+  } else if (!/\{(label)?\}/.test(template)) {
     fault = 'The sentence needs {} where the label goes.';
   }
   element('fault').textContent = fault;

@@ -44,6 +44,10 @@ function softmax(scores) {
   return powers.map((power) => power / sum);
 }
 
+function sigmoid(score) {
+  return 1 / (1 + Math.exp(-score));
+}
+
 export class Model {
   static async load(onStep) {
     const page = await (await get('page.json')).json();
@@ -67,7 +71,7 @@ export class Model {
 
   // Embed the sentences of new labels.
   async setLabels(labels, template) {
-    const sentences = labels.map((label) => template.replaceAll('{}', label));
+    const sentences = labels.map((label) => template.replaceAll(/\{(label)?\}/g, () => label));
     const tokens = sentences.map((sentence) => this.tokenizer.encode(sentence));
     const longest = Math.max(...tokens.map((numbers) => numbers.length));
     const length = this.facts.any_length ? longest : this.tokenizer.contextLength;
@@ -87,6 +91,7 @@ export class Model {
   async classify(data) {
     const started = performance.now();
     const settings = this.facts.preprocess;
+    const bias = this.facts.logit_bias;
     const [height, width] = settings.size;
     const pixels = prepare(data, settings);
     const input = new ort.Tensor('float32', pixels, [1, 3, height, width]);
@@ -97,8 +102,10 @@ export class Model {
       for (let i = 0; i < row.length; i += 1) {
         cosine += row[i] * image[i];
       }
-      return this.facts.logit_scale * cosine;
+      return this.facts.logit_scale * cosine + (bias ?? 0);
     });
-    return { scores: softmax(logits), milliseconds: performance.now() - started };
+    const hasBias = bias !== null; // a SigLIP, which scores each label alone
+    const scores = hasBias ? logits.map(sigmoid) : softmax(logits);
+    return { scores, milliseconds: performance.now() - started };
   }
 }
