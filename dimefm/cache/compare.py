@@ -6,13 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dimefm.cache.int8 import SHORTEST
+from dimefm.cache.int8 import directions
 from dimefm.cache.manifest import Manifest, differences
 from dimefm.cache.reader import FeatureCache
 from dimefm.cache.shard_info import ShardInfo
 from dimefm.cache.skip_index import SkipIndex
 from dimefm.runtime.text import first_few
-from dimefm.runtime.vectors import unit_rows
 
 ROWS = 4096  # common rows whose vectors are compared
 
@@ -72,10 +71,8 @@ def compare(first: FeatureCache, second: FeatureCache, rows: int = ROWS) -> Comp
     most = min(rows, common)
     evenly_spaced = np.linspace(0, common - 1, most)
     chosen = np.unique(evenly_spaced.astype(np.int64))
-    first_floats = first[first_rows[chosen]].astype(np.float32)
-    second_floats = second[second_rows[chosen]].astype(np.float32)
-    first_unit = unit_rows(first_floats, eps=SHORTEST)
-    second_unit = unit_rows(second_floats, eps=SHORTEST)
+    first_unit = directions(first[first_rows[chosen]])
+    second_unit = directions(second[second_rows[chosen]])
     cosines = (first_unit * second_unit).sum(1)
     lowest = float(cosines.min())
     mean = float(cosines.mean())

@@ -18,6 +18,7 @@ TOP = 127  # codes run from -127 to 127
 MARGIN = 0.5  # the range of the sample is widened by this fraction, half of it at each end
 NARROWEST = 1e-4  # narrowest range of a dimension
 SHORTEST = 1e-12  # least length that a row is divided by
+LARGEST_SQUARED = 1e15  # of which sums of squares stay in the range of float32
 SAMPLE = 2048  # rows that the error is measured on; the KL compares each row with all others
 
 
@@ -122,7 +123,7 @@ class QuantizerFitter:
             high = np.maximum(self._high, high)
         self._low = low
         self._high = high
-        lengths = np.linalg.norm(rows.astype(np.float32), axis=1)
+        lengths = np.linalg.norm(rows.astype(np.float64), axis=1)
         self.shortest = min(self.shortest, float(lengths.min()))
         first_kept = -self._seen % self._every
         kept = rows[first_kept :: self._every]
@@ -162,8 +163,8 @@ def quantization_error(rows: np.ndarray, coded: np.ndarray, logit_scale: float) 
     of ``logit_scale`` x cosines of a row with all others, exact against stored, averaged over the
     rows, in nats. ``rows`` is n.
     """
-    exact = unit_rows(rows.astype(np.float32), eps=SHORTEST)
-    stored = unit_rows(coded.astype(np.float32), eps=SHORTEST)
+    exact = directions(rows)
+    stored = directions(coded)
     cosines = np.einsum("nd,nd->n", exact, stored, dtype=np.float64)
     exact_logits = logit_scale * (exact @ exact.T)
     stored_logits = logit_scale * (stored @ stored.T)
@@ -175,6 +176,15 @@ def quantization_error(rows: np.ndarray, coded: np.ndarray, logit_scale: float) 
         "kl": float(f"{kl:.3g}"),
         "logit_scale": float(logit_scale),
     }
+
+
+def directions(rows: np.ndarray) -> np.ndarray:
+    """Return float32 rows of unit length, also of rows whose squares leave the range of float32."""
+    largest = float(np.abs(rows).max(initial=0))
+    if largest > LARGEST_SQUARED:
+        rows = rows.astype(np.float64)
+        return unit_rows(rows, eps=SHORTEST).astype(np.float32)
+    return unit_rows(rows.astype(np.float32), eps=SHORTEST)
 
 
 def _kl(exact_logits: np.ndarray, stored_logits: np.ndarray) -> float:

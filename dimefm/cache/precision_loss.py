@@ -50,7 +50,7 @@ def least_length(code: AffineQuantizer) -> float:
 
 def first_lossy(rows: np.ndarray, code: AffineQuantizer) -> tuple[int, float] | None:
     """Return (place, cosine) of the first of ``rows`` [n, D] that loses too much in ``code``."""
-    lengths = np.linalg.norm(rows, axis=1)
+    lengths = np.linalg.norm(rows.astype(np.float64), axis=1)
     if not len(rows) or lengths.min() >= least_length(code):
         return None
     cosines = stored_cosines(rows, code.decode(code.encode(rows)))

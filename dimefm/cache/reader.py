@@ -223,7 +223,8 @@ class FeatureCache:
         """Raise CacheError, naming the row, for one that is not finite or has length 0."""
         start = 0
         for _, rows in self.blocks(info):
-            lengths = np.linalg.norm(rows.astype(np.float32), axis=1)
+            with np.errstate(over="ignore"):
+                lengths = np.linalg.norm(rows.astype(np.float32), axis=1)
             wrong = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))
             if self.code is None and len(wrong):
                 first = int(wrong[0])

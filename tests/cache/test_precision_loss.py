@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from dimefm.cache import CacheWriter, EncoderCard, FeatureCache, Manifest
+from dimefm.cache.compare import compare
 from dimefm.cache.convert import convert
 from dimefm.cache.importing.adopt import adopt, header, pieces
 from dimefm.cache.importing.sources import open_vectors
@@ -184,3 +185,15 @@ def test_the_command_refuses_names_the_row_and_takes_force(tmp_path):
     assert "dtype: 'float16' against 'int8'" in again.output
     manifest = json.loads((tmp_path / "new/manifest.json").read_text())
     assert manifest["effect"]["min_cosine"] < 0
+
+
+@pytest.mark.parametrize("size", [1e10, 1e16, 1e20, 1e30, 1e37])
+def test_rows_whose_squares_leave_float32_are_measured(tmp_path, size):
+    rows = rows_of(64) * np.float32(size)
+    source = make(tmp_path / "exact", rows)
+    convert(source, tmp_path / "int8", dtype="int8")
+    coded = FeatureCache(tmp_path / "int8")
+    assert coded.manifest.quantization_error["min_cosine"] > 0.999
+    assert stored_cosines(rows, coded[:]).min() > 0.999
+    compared = compare(source, coded)
+    assert compared.min_cosine > 0.999

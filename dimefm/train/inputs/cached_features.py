@@ -152,7 +152,8 @@ def features_of(caches: Sequence[FeatureCache], rows: Sequence[np.ndarray]) -> t
 
 def _checked_features(cache: FeatureCache, rows: np.ndarray) -> Tensor:
     features = cache[rows]
-    lengths = np.linalg.norm(features.astype(np.float32), axis=1)
+    with np.errstate(over="ignore"):
+        lengths = np.linalg.norm(features.astype(np.float32), axis=1)
     is_good = np.isfinite(lengths) & (lengths > 0)
     wrong = np.flatnonzero(~is_good)
     if len(wrong):
