@@ -11,10 +11,11 @@ from dimefm.errors import RecipeError, did_you_mean
 from dimefm.experiment.tables import read_tables, set_keys
 from dimefm.recipe import Recipe
 from dimefm.recipe.schema.evaluation import Eval
+from dimefm.recipe.schema.exporting import Export
 from dimefm.recipe.schema.extraction import Extract
 from dimefm.recipe.section import Section
 
-TABLES = ("extract", "train", "eval")
+TABLES = ("extract", "train", "eval", "export")
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Experiment:
     extract: Extract | None
     train: Recipe | None
     eval: Eval | None
+    export: Export | None = None
 
 
 def read_experiment(
@@ -35,10 +37,10 @@ def read_experiment(
 ) -> Experiment:
     """Read the pipeline file at ``path``.
 
-    With ``small``, the tables ``[small.extract]``, ``[small.train]`` and ``[small.eval]`` win over
-    the others. ``dataroot`` is the folder of relative sources, and of the datasets to evaluate.
-    ``settings`` (table -> key -> value) win over the file. Raises RecipeError, naming the file and
-    the table, for a key that is unknown or a value that cannot be.
+    With ``small``, tables like ``[small.train]`` win over the others. ``dataroot`` is the folder of
+    relative sources, and of the datasets to evaluate. ``settings`` (table -> key -> value) win over
+    the file. Raises RecipeError, naming the file and the table, for a key that is unknown or a
+    value that cannot be.
     """
     path = Path(path)
     tables = read_tables(path, small)
@@ -59,6 +61,7 @@ def read_experiment(
         extract=_checked(Extract, "extract", tables, path),
         train=_checked(Recipe, "train", tables, path),
         eval=_checked(Eval, "eval", tables, path),
+        export=_checked(Export, "export", tables, path),
     )
 
 

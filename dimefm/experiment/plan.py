@@ -12,7 +12,14 @@ from dimefm.errors import DimefmError
 from dimefm.experiment.file import Experiment
 from dimefm.experiment.record import read_records
 from dimefm.experiment.run import is_done
-from dimefm.experiment.stages import EvalStage, ExtractStage, Stage, TrainStage, stages_of
+from dimefm.experiment.stages import (
+    EvalStage,
+    ExportStage,
+    ExtractStage,
+    Stage,
+    TrainStage,
+    stages_of,
+)
 from dimefm.extract.estimate import duration, estimate
 from dimefm.models import student
 from dimefm.recipe import Recipe
@@ -48,6 +55,8 @@ def _estimate(stage: Stage, stages: list[Stage]) -> Iterator[str]:
     elif isinstance(stage, EvalStage):
         suites = ", ".join(stage.request.suites)
         yield f"{suites} on {', '.join(stage.request.datasets) or 'all datasets'} in {stage.root}"
+    elif isinstance(stage, ExportStage):
+        yield f"for {', '.join(stage.request.to)}"
 
 
 def _extraction(stage: ExtractStage) -> Iterator[str]:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from dimefm.experiment.file import Experiment
 from dimefm.experiment.record import FILE, StageRecord, read_records, write_records
-from dimefm.experiment.stages import EvalStage, Say, Stage, stages_of
+from dimefm.experiment.stages import EvalStage, ExportStage, Say, Stage, stages_of
 from dimefm.runtime.torchrun import rank_of
 from dimefm.storage.files import write_report
 from dimefm.storage.out_folder import refuse_foreign
 
 REPORT = "report.md"
-MARKS = (FILE, "cache", "run", "scores")
+MARKS = (FILE, "cache", "run", "scores", "export")
 """What a folder has that holds an experiment, or the beginning of one."""
 
 
@@ -22,7 +22,7 @@ def run_experiment(experiment: Experiment, out: Path, say: Say = print) -> str:
 
     A stage that is done, and whose inputs have not changed, is skipped. An interrupted stage is
     resumed. ``say`` gets the messages of the stages. Under torchrun every process calls this; the
-    first one writes, and scores. Raises a DimefmError when a stage cannot be done; what was
+    first one writes, scores and exports. Raises a DimefmError when a stage cannot be done; what was
     finished before stays.
     """
     is_main = rank_of()[0] == 0
@@ -32,7 +32,7 @@ def run_experiment(experiment: Experiment, out: Path, say: Say = print) -> str:
     records = read_records(out)
     for number, stage in enumerate(stages, start=1):
         title = f"{number}/{len(stages)} {stage.name}"
-        if isinstance(stage, EvalStage) and not is_main:
+        if isinstance(stage, EvalStage | ExportStage) and not is_main:
             continue
         inputs = stage.inputs()
         if is_done(stage, inputs, records):

@@ -11,12 +11,15 @@ from typing import Any
 from dimefm.cache import Manifest
 from dimefm.data.rows import Rows
 from dimefm.data.selected import open_selected
-from dimefm.errors import CacheError, DataError, RecipeError
+from dimefm.errors import CacheError, DataError, RecipeError, did_you_mean
 from dimefm.evaluate import zero_shot
 from dimefm.evaluate.datasets.layouts import find
 from dimefm.evaluate.reports import terminal
 from dimefm.experiment.file import Experiment
 from dimefm.experiment.record import digest_of
+from dimefm.export import job
+from dimefm.export.folder import RECORD
+from dimefm.export.formats import FORMATS
 from dimefm.extract.request import SOURCE_KEYS, plan_extraction
 from dimefm.extract.sharding import share_of
 from dimefm.models import filip
@@ -24,6 +27,7 @@ from dimefm.models.loading import load_encoder
 from dimefm.models.spec_paths import LOCAL_DIR
 from dimefm.recipe import KEYS, Recipe, changed, read
 from dimefm.recipe.schema.evaluation import Eval
+from dimefm.recipe.schema.exporting import Export
 from dimefm.recipe.schema.extraction import Extract
 from dimefm.runs import folder as runs
 from dimefm.runs.scores import SCORES
@@ -242,6 +246,68 @@ class EvalStage(Stage):
         return Outcome(summary, terminal(scores))
 
 
+class ExportStage(Stage):
+    """``[export]``: the student for other programs, in ``OUT/export/FORMAT``.
+
+    ``scoring`` has the datasets on which model and export are scored, None for none.
+    """
+
+    name = "export"
+
+    def __init__(
+        self,
+        request: Export,
+        model: Path,
+        out: Path,
+        scoring: Eval | None = None,
+        preprocess: str | None = None,
+    ):
+        self.request = request
+        self.model = model
+        self.place = out / "export"
+        self.scoring = scoring or Eval()
+        self.preprocess = self.scoring.preprocess or preprocess
+        for name in request.to:
+            if name not in FORMATS:
+                raise RecipeError(
+                    f"[export] to: unknown export format '{name}': {did_you_mean(name, FORMATS)}"
+                )
+
+    def inputs(self) -> str:
+        scoring = [self.scoring.root, list(self.scoring.datasets), self.scoring.text_model]
+        return digest_of([self.request.model_dump(), _model_of(str(self.model)), scoring])
+
+    def outputs(self) -> str:
+        records = [self.place / name / RECORD for name in self.request.to]
+        if not all(record.exists() for record in records):
+            return ""
+        return digest_of([sampled_sha256(record) for record in records])
+
+    def run(self, say: Say) -> Outcome:
+        request = self.request
+        root = self.scoring.root
+        for name in request.to:
+            exported = job.run(
+                job.Request(
+                    model=str(self.model),
+                    to=name,
+                    out=self.place / name,
+                    labels=None if request.labels is None else Path(request.labels),
+                    check_images=(
+                        None if request.check_images is None else Path(request.check_images)
+                    ),
+                    eval_root=None if root is None else Path(root),
+                    datasets=self.scoring.datasets,
+                    least_cosine=request.least_cosine,
+                    most_loss=request.most_loss,
+                    text_model=self.scoring.text_model,
+                    preprocess=self.preprocess,
+                )
+            )
+            say(exported.describe())
+        return Outcome(f"{', '.join(request.to)} in {self.place}")
+
+
 def _shards_of(rows: Rows) -> list:
     """Return what identifies the shards of opened sources."""
     return [[shard.name, *shard.digests()] for shard in rows.shards]
@@ -283,13 +349,17 @@ def stages_of(experiment: Experiment, out: Path) -> list[Stage]:
             recipe = _with_caches(recipe, extraction)
     if recipe is not None:
         stages.append(TrainStage(recipe, out))
+    if experiment.eval is None and experiment.export is None:
+        return stages
+    model = out / "run"
+    preprocess = None
+    if recipe is None:
+        model = Path(_only_teacher(experiment))
+        preprocess = experiment.extract.preprocess
     if experiment.eval is not None:
-        model = out / "run"
-        preprocess = None
-        if recipe is None:
-            model = Path(_only_teacher(experiment))
-            preprocess = experiment.extract.preprocess
         stages.append(EvalStage(experiment.eval, model, out, preprocess))
+    if experiment.export is not None:
+        stages.append(ExportStage(experiment.export, model, out, experiment.eval, preprocess))
     return stages
 
 

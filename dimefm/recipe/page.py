@@ -9,6 +9,7 @@ from typing import get_origin
 from dimefm.recipe.keys import Key
 from dimefm.recipe.schema import SECTIONS
 from dimefm.recipe.schema.evaluation import Eval
+from dimefm.recipe.schema.exporting import Export
 from dimefm.recipe.schema.extraction import Extract
 from dimefm.recipe.section import Section
 
@@ -45,7 +46,7 @@ PIPELINE = """\
 # Other tables of a pipeline file
 
 `dimefm run` has the keys of the other stages in tables of their own. They are also the flags of
-`dimefm extract-features` and `dimefm eval`.
+`dimefm extract-features`, `dimefm eval` and `dimefm export`.
 """
 
 
@@ -55,6 +56,7 @@ def page() -> str:
     parts += [_section(section) for section in SECTIONS]
     parts.append(PIPELINE)
     parts += [_section(Extract, "`[extract]`: "), _section(Eval, "`[eval]`: ")]
+    parts.append(_section(Export, "`[export]`: "))
     return "\n".join(parts)
 
 
