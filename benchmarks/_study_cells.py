@@ -89,11 +89,20 @@ class Plan:
             return 0
         return max(1, round(self.study.recipes[cell.recipe]["steps"] * self.scale))
 
+    def scaled(self, cell: Cell) -> dict:
+        """Return the changes of a cell, with the steps before a cut scaled as all steps are."""
+        changes = dict(cell.changes)
+        for key in ("prune_steps", "prune_warmup"):
+            if key in changes:
+                changes[key] = max(1, round(changes[key] * self.scale))
+        return changes
+
     def settings(self, cell: Cell) -> dict:
         """Return everything that decides a cell's result, but for the seed and the code, as JSON
         values.
         """
-        recipe = {**self.study.recipes[cell.recipe], **cell.changes, "steps": self.steps(cell)}
+        recipe = {**self.study.recipes[cell.recipe], **self.scaled(cell)}
+        recipe["steps"] = self.steps(cell)
         found = {**recipe, "share": self.share, "datasets": list(self.study.datasets)}
         return json.loads(json.dumps(found))
 
@@ -195,7 +204,7 @@ def commands(plan: Plan, cell: Cell, seed: int) -> list[list[str]]:
     words = ["train", "--recipe", _seen(FOLDER / cell.recipe, plan.out)]
     words += [
         word.replace("{teacher}", _seen(TEACHER, plan.out))
-        for key, value in cell.changes.items()
+        for key, value in plan.scaled(cell).items()
         if key != "steps"
         for word in ("--set", f"{key}={toml(value)}")
     ]

@@ -131,14 +131,19 @@ def test_a_damaged_checkpoint_after_the_cut_leads_back_before_it(done, tmp_path)
     assert outcome(copy) == outcome(out)
 
 
-def test_the_next_stage_starts_from_the_cut_student(world, tmp_path):
-    recipe = recipes(world)["image tower"].replace(prune=0.25)
+@pytest.mark.parametrize(
+    "kind", ["image tower", pytest.param("text tower", marks=pytest.mark.slow)]
+)
+def test_the_next_stage_starts_from_the_cut_student(world, tmp_path, kind):
+    recipe = recipes(world)[kind].replace(prune=0.25, precision="bf16")
     first = train(recipe, tmp_path / "first", echo=quiet)
     again = {"student": f"run:{first}", "init": f"run:{first}"}
+    if kind == "text tower":
+        again = {"text": f"student:run:{first}", "init": f"run:{first}"}
     second = train(recipe.replace(**again, prune=0.6), tmp_path / "second", echo=quiet)
     records = [json.loads((out / "run.json").read_text()) for out in (first, second)]
     assert records[0]["pruned"]["whole"] == records[1]["pruned"]["whole"]
-    removed = [record["pruned"]["removed"]["image"] for record in records]
+    removed = [record["pruned"]["removed"]["all"] for record in records]
     assert removed[0] < removed[1]
     log = json.loads((second / "log.jsonl").read_text().splitlines()[0])
     assert log["prune_target"] == pytest.approx(removed[0], abs=1e-6)
