@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     "run",
     cls=ManyValues,
     context_settings=CONTEXT,
-    short_help="Run a whole experiment from one file: extract, train, evaluate.",
+    short_help="Run a whole experiment from one file: extract, train, evaluate, export.",
 )
 @click.argument("pipeline", metavar="FILE|NAME")
 @click.option(
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 )
 @click.option("--dry-run", is_flag=True, help="Print the plan with an estimate; write nothing.")
 def command(pipeline, dataroot, out, small, teacher, settings, dry_run):
-    """Run the stages of a pipeline file: [extract], [train] and [eval].
+    """Run the stages of a pipeline file: [extract], [train], [eval] and [export].
 
     A stage that is done, and whose inputs have not changed, is skipped; an interrupted one is
     resumed. The last lines are a table of the stages and the scores. docs/pipelines.md describes

@@ -20,6 +20,8 @@ from dimefm.export.formats import Options, Variant
 from dimefm.export.hf_blocks import NotExpressible, Tensors
 from dimefm.export.hf_text import Part
 from dimefm.export.whole import WholeClip
+from dimefm.models.hf.model import HfClip
+from dimefm.models.hf.tokenizer import FolderTokenizer
 from dimefm.runs.folder import save_tensors
 from dimefm.runtime import console
 from dimefm.storage.files import to_json
@@ -50,6 +52,8 @@ def layout_of(whole: WholeClip) -> Layout:
 
     Raises ModelError with the reason of each class when none does.
     """
+    if isinstance(whole.image, HfClip):
+        raise ModelError(f"{whole.name}: is a model of transformers already. Fix: copy its folder")
     reasons: dict[str, str] = {}
     makers: dict[str, Callable[[WholeClip], Layout]] = {CLIP: _clip, SIGLIP: _siglip, DUAL: _dual}
     for name, make in makers.items():
@@ -144,7 +148,10 @@ def write_processing(whole: WholeClip, folder: Path, name: str) -> None:
         hf_files.write_other_tokenizer(whole.tokenizer, folder)
         image_class, whole_class = "SiglipImageProcessor", "SiglipProcessor"
     else:
-        hf_files.write_clip_tokenizer(whole.tokenizer, folder, whole.context_length)
+        if isinstance(whole.tokenizer, FolderTokenizer):
+            whole.tokenizer.save(folder)
+        else:
+            hf_files.write_clip_tokenizer(whole.tokenizer, folder, whole.context_length)
         image_class, whole_class = "CLIPImageProcessor", "CLIPProcessor"
         if name == DUAL:
             whole_class = "VisionTextDualEncoderProcessor"

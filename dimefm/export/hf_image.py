@@ -175,9 +175,9 @@ def timm_image(whole: WholeClip) -> Part:
     Raises NotExpressible for a tower whose projection is more than a matrix.
     """
     visual = whole.visual
-    if not isinstance(visual, TimmModel) or whole.model_cfg is None:
+    if not isinstance(visual, TimmModel) or whole.image_cfg is None:
         raise NotExpressible(f"an image tower of the kind {type(visual).__name__}")
-    settings = whole.model_cfg["vision_cfg"]
+    settings = whole.image_cfg["vision_cfg"]
     architecture = str(settings["timm_model_name"])
     trunk = visual.trunk
     pool = settings.get("timm_pool", "avg")

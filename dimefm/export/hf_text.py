@@ -15,6 +15,23 @@ from torch import Tensor, nn
 from dimefm.export import hf_blocks, hf_files
 from dimefm.export.hf_blocks import NotExpressible, Tensors
 from dimefm.export.whole import WholeClip
+from dimefm.models.hf.model import HfClip
+
+STATED = (
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "hidden_act",
+    "layer_norm_eps",
+    "max_position_embeddings",
+    "vocab_size",
+    "projection_dim",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)
+"""Settings of a text tower of transformers that decide what it computes."""
 
 ARGMAX_EOS = 2  # for which transformers pools where the largest token is
 
@@ -33,6 +50,8 @@ class Part:
 
 def clip_text(whole: WholeClip) -> Part:
     """Return a text tower as ``CLIPTextModel``; raise NotExpressible for another kind."""
+    if isinstance(whole.text, HfClip):
+        return _of_transformers(whole.text)
     tower = whole.text_tower
     tensors = whole.text_state()
     _refuse_foreign(tower)
@@ -54,6 +73,20 @@ def clip_text(whole: WholeClip) -> Part:
     if "cls_emb" in tensors:
         raise NotExpressible("a class token in its text tower")
     return _clip_text(tower, tensors, start, end)
+
+
+def _of_transformers(model: HfClip) -> Part:
+    """Return the text tower of a ``CLIPModel``, as it is."""
+    if model.config.model_type != "clip":
+        raise NotExpressible(f"a text tower of transformers' type '{model.config.model_type}'")
+    inner: Any = model.model
+    stated = inner.config.text_config.to_dict()
+    config = {name: stated[name] for name in STATED if name in stated}
+    return Part(
+        {"model_type": "clip_text_model", **config},
+        dict(inner.text_model.state_dict()),
+        inner.text_projection.weight,
+    )
 
 
 def _clip_text(tower: Any, tensors: Tensors, start: int, end: int) -> Part:

@@ -20,6 +20,7 @@ from dimefm.export.formats import Options, Variant
 from dimefm.export.whole import WholeClip
 from dimefm.models import config_check, open_clip
 from dimefm.models.encoder import Encoder
+from dimefm.models.hf.model import HfClip
 from dimefm.runs.folder import save_tensors
 from dimefm.storage.files import to_json
 
@@ -40,7 +41,9 @@ def _fault(whole: WholeClip) -> tuple[str, str]:
     """Return why open_clip's config cannot express a model, and the way that works."""
     config = whole.model_cfg
     if config is None:
-        return "one of its towers was not built by open_clip", "use --to onnx"
+        if isinstance(whole.image, HfClip):
+            return "it is a model of transformers", "copy its folder, which transformers loads"
+        return "one of its towers was not built by open_clip", "use --to hf"
     text = config["text_cfg"]
     if text.get("hf_model_name"):
         reason = f"its text tower {text['hf_model_name']} is of transformers, which downloads it"

@@ -30,7 +30,8 @@ class WholeClip:
 
     ``image`` has ``encode_image(pixels) -> [B, D]`` and ``text`` has ``encode_text(tokens) -> [N,
     D]``; neither normalizes. ``visual`` and ``text_tower`` are the bare modules. ``model_cfg`` is
-    an open_clip model config of both towers, None where one of them was not built by open_clip.
+    an open_clip model config of both towers, None where one of them was not built by open_clip, and
+    ``image_cfg`` one of the image tower alone.
     ``preprocess`` is open_clip's preprocessing as JSON values. ``logit_scale`` is the factor on
     cosines itself, not its logarithm. ``encoder`` is what the model was loaded as.
     """
@@ -40,6 +41,7 @@ class WholeClip:
     image: nn.Module
     text: nn.Module
     model_cfg: dict | None
+    image_cfg: dict | None
     preprocess: dict
     tokenizer: Callable
     context_length: int | None
@@ -70,6 +72,7 @@ class WholeClip:
             image=image,
             text=encoder.text_model,
             model_cfg=_joined(image, image_config, encoder, card.dim),
+            image_cfg=image_config,
             preprocess=encoder.image_preprocess,
             tokenizer=encoder.tokenizer,
             context_length=card.context_length,

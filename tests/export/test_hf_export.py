@@ -106,6 +106,25 @@ def test_a_timm_tower_is_a_dual_encoder(student, distilled, tmp_path):
     in_the_pipeline(tmp_path / "out")
 
 
+@pytest.mark.parametrize("student", ["ResNet-mini-32", "vit"])
+def test_the_text_tower_of_a_teacher_of_transformers(student, distilled, tmp_path):
+    teacher = tmp_path / "teacher"
+    dimefm.export(write_folder(tmp_path / "model", {**VIT, "quick_gelu": True}), "hf", teacher)
+    kind = "VisionTextDualEncoderModel"
+    if student == "vit":
+        kind = "CLIPModel"
+        student = str(tmp_path / "student.json")
+        config = {"embed_dim": 48, "vision_cfg": VIT["vision_cfg"]}
+        (tmp_path / "student.json").write_text(json.dumps(config))
+    run = distilled(str(teacher), student=student)
+    dimefm.export(run, "hf", tmp_path / "out")
+    same_in_transformers(run, tmp_path / "out", kind)
+    with pytest.raises(ModelError, match="is a model of transformers already. Fix: copy"):
+        dimefm.export(str(teacher), "hf", tmp_path / "again")
+    with pytest.raises(ModelError, match="not built by open_clip. Fix: use --to hf"):
+        dimefm.export(run, "open_clip", tmp_path / "again")
+
+
 def test_a_text_tower_with_its_teachers_image_tower(distilled, tmp_path):
     teacher = write_folder(tmp_path / "model", VIT)
     run = distilled(teacher, text="student:dime-text-256")

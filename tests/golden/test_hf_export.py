@@ -67,6 +67,7 @@ def layout_of(case):
         image=model,
         text=model,
         model_cfg=config,
+        image_cfg=config,
         preprocess=open_clip.default_preprocess(32),
         tokenizer=upstream.SimpleTokenizer(),
         context_length=12,

@@ -42,6 +42,10 @@ class FolderTokenizer:
         tokens, _ = self.tokenize(texts)
         return tokens
 
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's files into a folder."""
+        self._tokenizer.save_pretrained(folder)
+
     def tokenize(self, texts: list[str]) -> tuple[Tensor, list[int]]:
         """Return (tokens int64 [N, L], lengths [N]); a length above L says that a text was cut.
 
