@@ -38,7 +38,8 @@ FORMER_NAMES = (
 now.
 """
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+SQUARES = "exp_avg_sq"  # the moment that is never negative
+MOMENTS = ("exp_avg", SQUARES)
 LARGEST_EXACT_STEP = 1 << 24  # the optimizer counts its steps in float32
 SEAL_LINE = re.compile(r"([0-9a-f]{64})  ([^/\n]+)")
 
@@ -158,6 +159,7 @@ def recorded_fact(folder: Path, name: str) -> dict | None:
 
 
 def _read_file(folder: Path, name: str) -> bytes:
+    _refuse_pipe(folder / name)
     try:
         return (folder / name).read_bytes()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
@@ -166,8 +168,15 @@ def _read_file(folder: Path, name: str) -> bytes:
         raise Damaged(f"{name} is missing") from error
 
 
+def _refuse_pipe(path: Path) -> None:
+    """Raise Damaged for a pipe or a device: reading it would not end."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise Damaged(f"{path.name} is no regular file")
+
+
 def _read_seal(folder: Path) -> dict[str, str] | None:
     """Return file -> digest of a checkpoint's seal, None when it has no seal."""
+    _refuse_pipe(folder / SEAL)
     try:
         text = (folder / SEAL).read_bytes().decode("ascii")
     except FileNotFoundError:
@@ -245,6 +254,8 @@ def _check_like(file: str, name: str, tensor: Tensor | None, like: Tensor) -> No
         raise Damaged(
             f"{file}: {name} is {_form(tensor)}, expected {_form(like)}; the weights do not load"
         )
+    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        raise Damaged(f"{file}: {name} has numbers that are not finite")
 
 
 def _form(tensor: Tensor) -> str:
@@ -264,13 +275,13 @@ def _moments(saved: Saved, model: nn.Module) -> dict[Tensor, dict[str, Tensor]]:
             continue
         step = flat.pop(f"{name}/step", None)
         _check_like(OPTIMIZER, f"{name}/step", step, torch.zeros(()))
-        if not torch.isfinite(step):
-            raise Damaged(f"{OPTIMIZER}: {name}/step is no number")
         counted = max(counted, int(step))
         state[parameter] = {"step": step.to(parameter.device)}
         for field in MOMENTS:
             moment = flat.pop(f"{name}/{field}", None)
             _check_like(OPTIMIZER, f"{name}/{field}", moment, parameter)
+            if field == SQUARES and bool((moment < 0).any()):
+                raise Damaged(f"{OPTIMIZER}: {name}/{field} has negative numbers")
             state[parameter][field] = _laid_out_as(moment, parameter)
     if flat:
         raise Damaged(f"{OPTIMIZER} has {min(flat)}, which the student lacks")

@@ -5,6 +5,7 @@ Each change is made to a sealed checkpoint and to one of an earlier version, whi
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 
@@ -119,6 +120,32 @@ def broadcasts_a_weight(tensors):
     tensors[name] = tensors[name][:1].clone()
 
 
+def is_not_finite(ending, value):
+    def change(tensors):
+        name = first(tensors, ending)
+        tensors[name].view(-1)[-1] = value
+
+    return change
+
+
+def has_negative_squares(tensors):
+    name = first(tensors, "/exp_avg_sq")
+    tensors[name].view(-1)[0] = -1e-3
+
+
+def node(name, device=None):
+    """Put a pipe, or a link to a device, in the place of a file."""
+
+    def spoil(folder):
+        (folder / name).unlink()
+        if device is None:
+            os.mkfifo(folder / name)
+        else:
+            (folder / name).symlink_to(device)
+
+    return spoil
+
+
 def from_another_step(name):
     def spoil(folder):
         shutil.copy(folder.with_name("00000002") / name, folder / name)
@@ -169,6 +196,18 @@ KINDS = {
     "half a model": cut("model.safetensors", 0.5),
     "an empty optimizer": cut(OPTIMIZER, 0),
     "a header alone": cut(OPTIMIZER, 0.02),
+    "a weight that is NaN": with_tensors(
+        is_not_finite("weight", float("nan")), "model.safetensors"
+    ),
+    "an average that is infinite": with_tensors(
+        is_not_finite("weight", float("inf")), "ema.safetensors"
+    ),
+    "a moment that is NaN": with_tensors(is_not_finite("/exp_avg", float("nan"))),
+    "a moment that is infinite": with_tensors(is_not_finite("/exp_avg_sq", float("inf"))),
+    "squares below zero": with_tensors(has_negative_squares),
+    "a pipe for a state": node("state.json"),
+    "a pipe for a model": node("model.safetensors"),
+    "an endless optimizer": node(OPTIMIZER, "/dev/zero"),
 }
 
 
