@@ -26,7 +26,7 @@ from dimefm.evaluate.benchmark import Benchmark
 from dimefm.evaluate.classifier import class_weights
 from dimefm.extract.extract import Settings, extract
 from dimefm.models.encoder import Encoder
-from dimefm.models.open_clip import transform_of
+from dimefm.models.open_clip import transform_of, without_resize
 from dimefm.runtime.progress import Progress
 from dimefm.storage.files import sha256_keys, write_bytes
 from dimefm.storage.npy import array_of
@@ -47,7 +47,7 @@ def for_benchmark(encoder: Encoder, benchmark: Benchmark) -> Encoder:
     """Return the encoder with this benchmark's preprocessing: without cropping for KITTI."""
     if benchmark.crop:
         return encoder
-    preprocess = {**encoder.image_preprocess, "resize_mode": "squash"}
+    preprocess = {**without_resize(encoder.image_preprocess), "resize_mode": "squash"}
     card = dataclasses.replace(encoder.card, preprocess=preprocess)
     return dataclasses.replace(encoder, card=card, preprocess=transform_of(preprocess))
 

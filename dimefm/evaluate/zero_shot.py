@@ -89,6 +89,7 @@ def evaluate(
     Raises DataError when no dataset is found. A dataset that cannot be scored, and a name without a
     folder, raise too, unless ``on_failure`` is passed: it gets the dataset's name and the error.
     """
+    encoder.require_text()
     fail = _raise if on_failure is None else on_failure
     _check_metric(metric)
     datasets, missing = find(root, names, layout=layout, every_card=True, on_failure=fail)
@@ -130,6 +131,7 @@ def elevater(
     Returns the scores. Raises DataError when no dataset is found, none can be scored, or ``out``
     cannot be written.
     """
+    encoder.require_text()
     _check_metric(metric)
     evaluation = _Evaluation(encoder, maps, whole_suite=names is None, metric=metric)
     datasets, missing = find(

@@ -211,6 +211,8 @@ def processor_settings(preprocess: dict) -> dict[str, Any]:
     height, width = (size, size) if isinstance(size, int) else size
     mode = preprocess["resize_mode"]
     interpolation = preprocess["interpolation"]
+    if preprocess.get("resize_to") is not None:
+        raise NotExpressible("images that are resized to other sides than they are cropped to")
     if interpolation not in RESAMPLING:
         raise NotExpressible(f"images that are resized by '{interpolation}' interpolation")
     settings: dict[str, Any] = {

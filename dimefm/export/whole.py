@@ -54,6 +54,7 @@ class WholeClip:
 
         Raises ModelError when a borrowed tower cannot be loaded, or its preprocessing is unknown.
         """
+        encoder.require_text()
         image = encoder.image_model
         image_config = encoder.image_config
         if isinstance(image, BorrowedTower):

@@ -44,8 +44,12 @@ class Extraction:
         return places
 
     def load(self) -> list[Encoder]:
-        """Load all teachers."""
-        return [load() for _, load in self.teachers]
+        """Load all teachers; raise ModelError for one that cannot encode what is given."""
+        encoders = [load() for _, load in self.teachers]
+        if any(kind == "text" for kind, _ in self.sources):
+            for encoder in encoders:
+                encoder.require_text()
+        return encoders
 
     def open(self) -> list[tuple[str, Rows]]:
         """Open all sources and return (kind, rows) of each."""

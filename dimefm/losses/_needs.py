@@ -61,6 +61,13 @@ class Need(StrEnum):
             remedy="train on sources with a teacher's features",
         ),
     )
+    SENTENCES = (
+        "sentences",
+        _Facts(
+            help="a teacher's embeddings of texts (--text-cache)",
+            remedy="name a cache of texts (--text-cache is not given)",
+        ),
+    )
     PAIRS = (
         "pairs",
         _Facts(

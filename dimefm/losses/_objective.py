@@ -104,7 +104,7 @@ class Objective:
     def __init__(
         self,
         terms: Sequence[LossConfig],
-        given: frozenset[Need] = frozenset({Need.TEACHER}),
+        given: frozenset[Need] = frozenset({Need.TEACHER, Need.SENTENCES}),
     ):
         if not terms:
             raise RecipeError(
@@ -182,6 +182,8 @@ class Objective:
 
 def _refuse_lacking(name: str, term: Term, given: frozenset[Need]) -> None:
     """Raise RecipeError if a term needs what is not ``given``; its width is checked later."""
+    if Need.PAIRS in given:
+        given = given | {Need.SENTENCES}  # a pair has its own
     lacking = sorted(term.needs - given - {Need.WIDTH})
     if not lacking:
         return

@@ -42,7 +42,7 @@ __all__ = ["afd", "crd", "cross_kd", "fd", "gd", "icl"]
 Kind = Literal["raw", "exp"]
 
 
-@needs(Need.TEACHER)
+@needs(Need.TEACHER, Need.SENTENCES)
 def crd(student: Features, teacher: Features) -> Tensor:
     """Contrastive relational distillation: image-sentence scores follow the teacher's, each at its
     own scale.
@@ -95,7 +95,7 @@ def icl(
     return (info_nce(image, teacher.text, factor) + info_nce(text, teacher.image, factor)) / 2
 
 
-@needs(Need.TEACHER)
+@needs(Need.TEACHER, Need.SENTENCES)
 @uses_modules(image_projection=projection, text_projection=projection, cross_scale=scale)
 def cross_kd(
     student: Features,

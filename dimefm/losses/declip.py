@@ -246,7 +246,7 @@ def filip(
     return _contrast_both_ways(image_to_text, text_to_image, dense_scale("exp"))
 
 
-@needs(Need.TEACHER, Need.PATCHES, sees_all_views=True)
+@needs(Need.TEACHER, Need.SENTENCES, Need.PATCHES, sees_all_views=True)
 @uses_modules(patch_projection=patch_projection)
 def filip_pooled(
     student: Features, teacher: Features, *, patch_projection: nn.Module, temperature: float = 1.0

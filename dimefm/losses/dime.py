@@ -18,7 +18,7 @@ from dimefm.losses._terms import needs
 __all__ = ["vl", "pvl", "udist"]
 
 
-@needs(Need.TEACHER, Need.WIDTH)
+@needs(Need.TEACHER, Need.SENTENCES, Need.WIDTH)
 def vl(student: Features, teacher: Features, *, temperature: float = 1.0) -> Tensor:
     """Vision-language score distillation: student images against teacher sentences, both
     directions.

@@ -17,7 +17,7 @@ from dimefm.losses._terms import needs
 __all__ = ["distill"]
 
 
-@needs(Need.TEACHER)
+@needs(Need.TEACHER, Need.SENTENCES)
 def distill(student: Features, teacher: Features, *, temperature: float = 1.0) -> Tensor:
     """Distillation of scores: softmaxed rows follow the teacher's, each at its own scale.
 

@@ -18,7 +18,7 @@ from dimefm.losses._terms import needs
 __all__ = ["affinity"]
 
 
-@needs(Need.TEACHER)
+@needs(Need.TEACHER, Need.SENTENCES)
 def affinity(
     student: Features,
     teacher: Features,

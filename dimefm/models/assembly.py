@@ -14,6 +14,7 @@ from dimefm.errors import ModelError
 from dimefm.models import open_clip, published
 from dimefm.models.encoder import Encoder, weights_sha256
 from dimefm.models.hf.tokenizer import FolderTokenizer
+from dimefm.models.timm_teacher import LOGIT_SCALE, ImageTeacher, NoText
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,80 @@ def assemble(
         image_config=config,
         text_config=config,
     )
+
+
+def assemble_images(
+    name: str,
+    model: ImageTeacher,
+    compute: Compute,
+    preparation: published.Preparation | None = None,
+    expected: Expected | None = None,
+) -> Encoder:
+    """Return the encoder of an image model without a text tower.
+
+    Without a ``preparation`` the model states its own.
+    """
+    preprocess = model.preprocess if preparation is None else preparation.preprocess
+    digest = weights_sha256(model)
+    dim = _image_dim(model, preprocess["size"], name)
+    if expected is not None:
+        expected.check(name, digest, dim)
+    card = EncoderCard(
+        name=name,
+        weights_sha256=digest,
+        dim=dim,
+        logit_scale=LOGIT_SCALE,
+        preprocess=preprocess,
+        activation=model.activation,
+    )
+    no_text = NoText(name)
+    model = model.to(compute.device).eval().requires_grad_(False)
+    return Encoder(
+        card=card,
+        image_model=model,
+        text_model=no_text,
+        preprocess=open_clip.transform_of(preprocess),
+        tokenizer=no_text,
+        device=compute.device,
+        precision=compute.precision,
+        notes=published.notes_on(preprocess, preparation),
+    )
+
+
+def without_text(card: EncoderCard, compute: Compute) -> Encoder:
+    """Return what stands for a teacher without a text tower next to a student's image tower.
+
+    The teacher itself is not loaded: a student needs none of its towers.
+    """
+    no_text = NoText(card.name)
+    return Encoder(
+        card=card,
+        image_model=no_text,
+        text_model=no_text,
+        preprocess=no_text,
+        tokenizer=no_text,
+        device=compute.device,
+        precision=compute.precision,
+    )
+
+
+@torch.inference_mode()
+def _image_dim(model: ImageTeacher, size: int | list[int], name: str) -> int:
+    """Return the dimension of the rows; raise ModelError when an image does not become one."""
+    height, width = (size, size) if isinstance(size, int) else size
+    try:
+        shape = list(model.encode_image(torch.zeros(1, 3, height, width)).shape)
+    except Exception as error:  # timm raises whatever a size that is not its own leads to
+        raise ModelError(
+            f"{name}: cannot encode an image of {height} x {width} pixels:"
+            f" {open_clip.reason_of(error)}. Fix: name another model"
+        ) from error
+    if len(shape) != 2:
+        raise ModelError(
+            f"{name}: an image becomes {shape[1:]} numbers, expected one row. Fix: name another"
+            " model"
+        )
+    return shape[1]
 
 
 @torch.inference_mode()

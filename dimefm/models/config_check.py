@@ -18,7 +18,13 @@ from pydantic_core import ErrorDetails
 
 from dimefm.errors import ModelError, did_you_mean
 from dimefm.models import config_size
-from dimefm.models.config_schema import ModelConfig, ModelFile, Preprocessing, Table
+from dimefm.models.config_schema import (
+    CardPreprocessing,
+    ModelConfig,
+    ModelFile,
+    Preprocessing,
+    Table,
+)
 from dimefm.storage.small_files import Unreadable, read_json
 
 MOST_PARAMETERS = 6_000_000_000  # open_clip's largest model has 5.0 billion
@@ -114,7 +120,7 @@ def preprocessing(settings: object, where: str, whole: bool = False) -> dict:
     Raises ModelError, naming the key, for anything that is not allowed; where it must be
     ``whole``, also for a key that it lacks.
     """
-    validate(Preprocessing, settings, where, "preprocess_cfg")
+    validate(CardPreprocessing, settings, where, "preprocess_cfg")
     assert isinstance(settings, Mapping)
     given = {name: value for name, value in settings.items() if value is not None}
     missing = Preprocessing.model_fields.keys() - given.keys()

@@ -210,6 +210,15 @@ class Preprocessing(Table):
     fill_color: Annotated[int, Field(ge=0, le=255)] = 0
 
 
+class CardPreprocessing(Preprocessing):
+    """The preprocessing of a card, which may resize to other sides than it crops.
+
+    ``resize_to`` is the shorter side in pixels, or height and width; None: the sides of ``size``.
+    """
+
+    resize_to: Pixels | Sides | None = None
+
+
 class ModelFile(Table):
     """``open_clip_config.json``."""
 

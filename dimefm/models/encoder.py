@@ -24,6 +24,7 @@ from dimefm.models.hf.tokenizer import FolderTokenizer
 from dimefm.models.inference.compiled import CPU_ROWS, Compiled
 from dimefm.models.inference.micro_batches import Pieces, fitting_batch_size
 from dimefm.models.inference.precision import computing
+from dimefm.models.timm_teacher import NoText
 
 MOVED = {"load_encoder": "dimefm.models.loading"}
 """Names that programs written for an earlier layout import from here, and where they are now."""
@@ -180,6 +181,16 @@ class Encoder:
         for i in full:
             lengths[i] = fast_tokenizer.length_of(self.tokenizer, sentences[i])
         return tokens, lengths
+
+    @property
+    def has_text(self) -> bool:
+        """Whether there is a text tower; image models of timm have none."""
+        return not isinstance(self.text_model, NoText)
+
+    def require_text(self) -> None:
+        """Raise ModelError when there is no text tower."""
+        if isinstance(self.text_model, NoText):
+            raise self.text_model.refusal()
 
     @property
     def image_parameters(self) -> int:

@@ -16,6 +16,9 @@
 ``FOLDER``                  a folder of transformers (``config.json`` and weights) of CLIP, SigLIP,
                             SigLIP 2, MetaCLIP 2, ALIGN, AltCLIP, Chinese-CLIP or a dual encoder
 ``hf:ORG/MODEL``            such a model on the Hugging Face hub (downloaded)
+``timm/NAME.TAG``           an image model of timm, image rows alone: with timm's weights
+                            (downloaded), ``timm/NAME.TAG/FILE`` with those of a file,
+                            ``timm/NAME/random:SEED`` with random ones
 ``ARCH/random:SEED``        random weights, for tests and speed; the manifest says so
 ==========================  ========================================================================
 """
@@ -28,9 +31,10 @@ from pathlib import Path
 from typing import Literal
 
 from dimefm.errors import ModelError
-from dimefm.models import onnx_folder, open_clip
+from dimefm.models import onnx_folder, open_clip, timm_teacher
 from dimefm.models.hf import families
 from dimefm.models.spec_paths import path_of, unknown_model
+from dimefm.models.timm_image import PREFIX
 from dimefm.runs import folder as runs
 
 HUB = "hf-hub:"
@@ -45,17 +49,19 @@ class EncoderSpec:
     open_clip folder, and ``weights`` a weights file in it, None for the usual one. "hf": ``path``
     is a folder of transformers, or ``repository`` its name ORG/MODEL on the hub. "hub":
     ``repository`` is ORG/MODEL. "onnx": ``path`` is a folder of ONNX graphs, and ``tag`` the set of
-    graphs, "" for the most exact. "file", "tag" and "random": ``architecture`` with a weights file
-    ``path``, a ``tag`` of open_clip, or random weights drawn from ``seed``.
+    graphs, "" for the most exact. "timm": ``architecture`` is a network of timm, maybe with a tag
+    in its name; its weights are those of the tag, of the file ``path``, or drawn from ``seed``.
+    "file", "tag" and "random": ``architecture`` with a weights file ``path``, a ``tag`` of
+    open_clip, or random weights drawn from ``seed``.
     """
 
     text: str
-    kind: Literal["run", "folder", "onnx", "hub", "hf", "file", "tag", "random"]
+    kind: Literal["run", "folder", "onnx", "hub", "hf", "timm", "file", "tag", "random"]
     path: Path = Path()
     weights: Path | None = None
     architecture: str = ""
     tag: str = ""
-    seed: int = 0
+    seed: int | None = None
     repository: str = ""
 
     @staticmethod
@@ -108,6 +114,8 @@ def _folder(text: str, folder: Path, weights: Path | None) -> EncoderSpec:
 
 def _architecture(text: str) -> EncoderSpec:
     """Return what ``ARCH/WEIGHTS`` means."""
+    if text.startswith(PREFIX):
+        return _timm(text)
     architecture, _, weights = text.partition("/")
     if weights and not open_clip.knows(architecture):
         raise unknown_model(text)
@@ -130,9 +138,35 @@ def _architecture(text: str) -> EncoderSpec:
     )
 
 
+def _timm(text: str) -> EncoderSpec:
+    """Return what ``timm/NAME.TAG``, ``timm/NAME/FILE`` or ``timm/NAME/random:SEED`` means."""
+    name, _, weights = text.removeprefix(PREFIX).partition("/")
+    timm_teacher.refuse_unknown(text, name)
+    base, _, tag = name.partition(".")
+    tags = timm_teacher.tags_of(base)
+    if tag and tag not in tags:
+        known = ", ".join(tags[:FEW_TAGS]) or "none known"
+        raise ModelError(
+            f"{text}: '{tag[:100]}' is no tag of timm's {base} ({known}). Fix: correct the name"
+        )
+    if weights.startswith("random:"):
+        return EncoderSpec(text, "timm", architecture=name, tag=tag, seed=_seed(text, weights))
+    if weights and not Path(weights).is_file():
+        raise ModelError(f"{text}: there is no such file {weights}. Fix: check the path")
+    if weights:
+        return EncoderSpec(text, "timm", Path(weights), architecture=name, tag=tag)
+    if tag:
+        return EncoderSpec(text, "timm", architecture=name, tag=tag)
+    known = ", ".join(tags[:FEW_TAGS]) or "none known"
+    raise ModelError(
+        f"{text}: an image model without weights. Fix: say {PREFIX}{base}.TAG (tags: {known}),"
+        f" {PREFIX}{base}/FILE or {PREFIX}{base}/random:SEED"
+    )
+
+
 def _seed(text: str, weights: str) -> int:
     if not re.fullmatch(r"random:[0-9]{1,18}", weights):
-        architecture = text.partition("/")[0]
+        architecture = text.rpartition("/")[0]
         raise ModelError(
             f"{text}: expected {architecture}/random:SEED with a whole number of at most 18 digits."
             f" Fix: write e.g. {architecture}/random:0"

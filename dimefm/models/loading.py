@@ -14,13 +14,23 @@ from torch import nn
 from dimefm.cache import EncoderCard
 from dimefm.cache.manifest import differences
 from dimefm.errors import ModelError
-from dimefm.models import config_check, download, onnx_folder, open_clip, published
+from dimefm.models import (
+    config_check,
+    download,
+    onnx_folder,
+    open_clip,
+    published,
+    timm_teacher,
+    timm_weights,
+)
 from dimefm.models.assembly import (
     Compute,
     Expected,
     WrongTeacher,
     assemble,
+    assemble_images,
     tokenizer_name,
+    without_text,
 )
 from dimefm.models.encoder import BorrowedTower, Encoder, weights_sha256
 from dimefm.models.encoder_spec import EncoderSpec
@@ -78,7 +88,7 @@ def _load(
 ) -> Encoder:
     """Load any encoder; ``expected`` is what the weights must be, before a tokenizer is made."""
     parsed = EncoderSpec.parse(spec)
-    if preprocess is not None and parsed.kind not in ("file", "hf"):
+    if preprocess is not None and parsed.kind not in ("file", "hf", "timm"):
         raise ModelError(
             f"--preprocess {preprocess}: is for weights named ARCH/FILE, but {spec} states its own"
             " preprocessing. Fix: remove --preprocess"
@@ -88,6 +98,8 @@ def _load(
         return _load_run(parsed.path, compute, text_model, loading, expected)
     if parsed.kind == "onnx":
         return _load_onnx(parsed, compute, expected)
+    if parsed.kind == "timm":
+        return _load_timm(parsed, compute, preprocess, recorded, may_download, expected)
     if parsed.kind == "hf":
         return _load_hf(parsed, compute, preprocess, recorded, may_download, expected)
     preparation = None
@@ -102,6 +114,39 @@ def _load(
         return assemble(spec, model, config, tokenizer, compute, preparation, expected)
 
 
+def _load_timm(
+    spec: EncoderSpec,
+    compute: Compute,
+    chosen: str | None,
+    recorded: EncoderCard | None,
+    may_download: bool,
+    expected: Expected | None,
+) -> Encoder:
+    """Load an image model of timm."""
+    preparation = _stated(chosen, recorded)
+    name = spec.architecture
+    if spec.seed is not None:
+        model = timm_teacher.random(name, spec.seed)
+    elif spec.path != Path():
+        model = timm_teacher.from_file(name, spec.path, preparation is not None)
+    else:
+        if not may_download:
+            timm_weights.require_local(name)
+        with contextlib.nullcontext() if may_download else offline():
+            model = timm_teacher.pretrained(name)
+    return assemble_images(spec.text, model, compute, preparation, expected)
+
+
+def _stated(chosen: str | None, recorded: EncoderCard | None) -> published.Preparation | None:
+    """Return the preparation of images that the user chose, else the recorded one; None without."""
+    if chosen is not None:
+        return published.preparation_of_file(chosen)
+    if recorded is not None and "mean" in recorded.preprocess:
+        preprocess = config_check.preprocessing(recorded.preprocess, recorded.name)
+        return published.Preparation(preprocess, "as recorded")
+    return None
+
+
 def _load_hf(
     spec: EncoderSpec,
     compute: Compute,
@@ -111,13 +156,8 @@ def _load_hf(
     expected: Expected | None,
 ) -> Encoder:
     """Load a folder of transformers, or a name on the hub."""
-    preparation = None
-    preprocess = None
-    if chosen is not None:
-        preparation = published.preparation_of_file(chosen)
-        preprocess = preparation.preprocess
-    elif recorded is not None and "mean" in recorded.preprocess:
-        preprocess = config_check.preprocessing(recorded.preprocess, recorded.name)
+    preparation = _stated(chosen, recorded)
+    preprocess = None if preparation is None else preparation.preprocess
     folder = spec.path
     if folder == Path():
         folder = fetch_folder(spec.text, spec.repository, may_download)
@@ -324,6 +364,9 @@ def _text_side(
 
     It is the teacher, or the run of a text tower that was distilled from the same teacher.
     """
+    card = _teacher_card(folder, record)
+    if timm_teacher.is_image_only(card):
+        return without_text(card, compute)
     if text_model is None or not (Path(text_model) / runs.FILE).is_file():
         return _teacher_of(folder, record, text_model, compute, loading)
     text = _load(text_model, compute)

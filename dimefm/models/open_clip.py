@@ -27,6 +27,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip.transformer import QuickGELU
 from torch import nn
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
 from dimefm import plugins
 from dimefm.errors import ModelError, did_you_mean
@@ -40,6 +41,7 @@ from dimefm.runtime.text import shortened
 
 CONFIG = "open_clip_config.json"
 FOLDER = LOCAL_DIR
+LAST_STEPS = 3  # of open_clip's transform: to RGB, to numbers, normalized
 MOST_REASON = 300  # characters of another library's reason
 
 KEPT_TOKENIZERS = 4
@@ -354,8 +356,24 @@ def _kept_tokenizer(key: str, name: str, make: Callable[[], Callable]) -> Callab
 def transform_of(preprocess: dict) -> Callable:
     """Return open_clip's evaluation transform (PIL image -> float32 [3, S, S]) for a preprocessing
     dict.
+
+    open_clip resizes to what it crops; ``resize_to`` names other sides, as in transformers and
+    timm.
     """
-    return image_transform_v2(PreprocessCfg(**preprocess), is_train=False)
+    settings = without_resize(preprocess)
+    transform = image_transform_v2(PreprocessCfg(**settings), is_train=False)
+    sides = preprocess.get("resize_to")
+    if sides is None:
+        return transform
+    size = preprocess["size"]
+    interpolation = InterpolationMode(preprocess["interpolation"])
+    first = [Resize(sides, interpolation=interpolation), CenterCrop(size)]
+    return Compose([*first, *transform.transforms[-LAST_STEPS:]])
+
+
+def without_resize(preprocess: dict) -> dict:
+    """Return a preprocessing that resizes to what it crops."""
+    return {name: value for name, value in preprocess.items() if name != "resize_to"}
 
 
 def preprocess_of(model: nn.Module) -> dict:

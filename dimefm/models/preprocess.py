@@ -106,7 +106,8 @@ class Pil(Decoder[Image.Image]):
 
     def __init__(self, preprocess: dict):
         self._transform = open_clip.transform_of(preprocess)
-        self._squash = open_clip.transform_of({**preprocess, "resize_mode": "squash"})
+        plain = open_clip.without_resize(preprocess)
+        self._squash = open_clip.transform_of({**plain, "resize_mode": "squash"})
 
     def open(self, data: bytes) -> Image.Image:
         with opened(data) as image:
@@ -149,6 +150,7 @@ class Turbo(Decoder[Photo]):
             size = (size, size)
         self._height, self._width = size
         self._mode = preprocess["resize_mode"]
+        self._resize_to = preprocess.get("resize_to")
         self._fill = preprocess["fill_color"]
         self._filter = self._filter_of(preprocess["interpolation"])
         self._mean = _per_channel(preprocess["mean"])
@@ -156,7 +158,7 @@ class Turbo(Decoder[Photo]):
 
     def _filter_of(self, interpolation: str) -> str:
         """Return the filter by which open_clip resizes."""
-        is_square = self._height == self._width
+        is_square = self._height == self._width or self._resize_to is not None
         if self._mode == "shortest" and not is_square:  # open_clip is always bicubic then
             return "bicubic"
         return "bilinear" if interpolation == "bilinear" else "bicubic"
@@ -190,11 +192,13 @@ class Turbo(Decoder[Photo]):
 
     def _shape(self, height: int, width: int) -> tuple[int, int]:
         """Return the height and width to which open_clip resizes before it crops or pads."""
+        if isinstance(self._resize_to, list | tuple):
+            return self._resize_to[0], self._resize_to[1]
         if self._mode == "squash":
             return self._height, self._width
         is_square = self._height == self._width
-        if self._mode == "shortest" and is_square:
-            size = self._height
+        if self._resize_to is not None or (self._mode == "shortest" and is_square):
+            size = self._resize_to or self._height
             shorter = min(height, width)
             new_height = int(size * height / shorter)
             new_width = int(size * width / shorter)

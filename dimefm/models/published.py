@@ -98,6 +98,10 @@ def describe(preprocess: dict) -> str:
         sides = [size] if isinstance(size, int) else dict.fromkeys(size)
         words.append(f"{'x'.join(str(side) for side in sides)} pixels")
     words += [_setting(preprocess, key) for key in SHOWN]
+    sides = preprocess.get("resize_to")
+    if sides is not None:
+        shown = f"{sides} pixels" if isinstance(sides, int) else "x".join(map(str, sides))
+        words.insert(1, f"cropped from {shown}")
     return ", ".join(words)
 
 
@@ -198,4 +202,6 @@ def _completed(stated: dict) -> dict:
     """Return a preprocessing with open_clip's defaults for what is not stated, without its size."""
     merged = merge_preprocess_dict(PreprocessCfg(), stated)
     del merged["size"]
+    if stated.get("resize_to") is not None:
+        merged["resize_to"] = stated["resize_to"]
     return open_clip.plain(merged)

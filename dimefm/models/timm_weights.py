@@ -46,8 +46,7 @@ def pretrained_tower(config: dict, name: str) -> nn.Module:
 
     What follows the trunk is random. Raises ModelError when the weights cannot be had.
     """
-    settings = timm.get_pretrained_cfg(name)
-    _fetch(name, settings)
+    fetch(name, "set init to the file")
     vision = {**config["vision_cfg"], "timm_model_name": name}
     try:
         return open_clip.image_tower({**config, "vision_cfg": vision}, pretrained=True)
@@ -61,21 +60,35 @@ def normalization(name: str) -> dict:
     return {"mean": list(settings.mean), "std": list(settings.std)}
 
 
-def _fetch(name: str, settings: PretrainedCfg) -> None:
-    """Check that weights are on this machine, or that their host can be reached."""
-    if _is_local(settings):
+def fetch(name: str, remedy: str) -> None:
+    """Check that the weights of a name are on this machine, or that their host can be reached.
+
+    ``remedy`` completes "fetch ADDRESS where there is a network, and ...".
+    """
+    settings = timm.get_pretrained_cfg(name)
+    if is_local(settings):
         return
     address = settings.url or ""
     target = os.path.join(torch.hub.get_dir(), "checkpoints")
     if settings.hf_hub_id:
         address = f"{constants.ENDPOINT}/{settings.hf_hub_id}"
         target = str(constants.HF_HUB_CACHE)
-    remedy = f"fetch {address} where there is a network, and set init to the file"
+    remedy = f"fetch {address} where there is a network, and {remedy}"
     download.announce(f"downloading timm/{name} ({address}) to {target}")
     download.require_connection(f"timm/{name}", address, remedy)
 
 
-def _is_local(settings: PretrainedCfg) -> bool:
+def require_local(name: str) -> None:
+    """Raise ModelError unless the weights of a name are on this machine."""
+    if is_local(timm.get_pretrained_cfg(full_name(name))):
+        return
+    raise ModelError(
+        f"timm/{name} is not on this machine, and a name that comes with data downloads nothing."
+        f" Fix: name timm/{name} yourself, with --teacher, --text-model or --eval-text-model"
+    )
+
+
+def is_local(settings: PretrainedCfg) -> bool:
     """Tell whether the weights of timm's entry are on this machine."""
     if settings.file:
         return Path(settings.file).is_file()

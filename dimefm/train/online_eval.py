@@ -30,6 +30,7 @@ from dimefm.extract.stages.base import Settings
 from dimefm.models import open_clip, student
 from dimefm.models.encoder import Encoder
 from dimefm.models.loading import load_encoder, name_of
+from dimefm.models.timm_teacher import is_image_only
 from dimefm.recipe import Recipe
 from dimefm.runtime.devices import pick_device
 from dimefm.runtime.text import without_remedy
@@ -170,6 +171,11 @@ def _load_teacher(card: EncoderCard, recipe: Recipe, device: torch.device) -> En
     ``eval_text_model`` may also be the run of a text tower distilled from the teacher.
     """
     spec = recipe.eval_text_model
+    if is_image_only(card):
+        raise RecipeError(
+            f"--eval-root compares images with sentences, and the teacher '{card.name}' has no text"
+            " tower. Fix: remove --eval-root"
+        )
     if spec is None:
         spec = name_of(card, "--eval-root", "--eval-text-model, or remove --eval-root")
     try:

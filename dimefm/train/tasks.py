@@ -178,8 +178,10 @@ def given(recipe: Recipe) -> frozenset[Need]:
     config = {}
     if both_towers:
         config = student.resolve(recipe.student, recipe.image_size).config
+    has_texts = bool(recipe.text_cache or recipe.tsv_file_list)
     fulfilled = {
         Need.TEACHER: not both_towers or bool(recipe.image_cache),
+        Need.SENTENCES: both_towers or text_tower or has_texts,
         Need.PAIRS: both_towers or (text_tower and not recipe.text_cache),
         Need.BIAS: config.get("init_logit_bias") is not None,
         Need.WIDTH: True,  # checked when the dimensions are known

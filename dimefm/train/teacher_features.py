@@ -48,7 +48,9 @@ def _texts(
     They are the rows of the pairs' captions, of texts drawn by themselves, or the images' own.
     """
     parts = [batch.other_modality[number] for batch in batches if batch.other_modality is not None]
-    texts = _joined(parts, like) if parts else images
+    if not parts:
+        return images[:, 0] if images.ndim == 3 else images
+    texts = _joined(parts, like)
     if batches[0].paired:
         return texts[places]
     return texts

@@ -135,18 +135,15 @@ def _geometry(settings: Mapping[str, Any], kind: str, path: Path) -> dict:
     if len(size) == 1 and not cropped:
         raise _inexpressible(path, "images are resized by their shortest side and not cropped")
     height, width = crop
-    if len(size) == 1 and (size[0] != height or height != width):
-        raise _inexpressible(
-            path, f"the shortest side becomes {size[0]}, and then {height} x {width} are cropped"
-        )
-    if len(size) == 2 and size != crop:
-        raise _inexpressible(
-            path, f"images become {size[0]} x {size[1]}, and then {height} x {width} are cropped"
-        )
-    return {
+    geometry: dict[str, Any] = {
         "size": height if height == width else [height, width],
         "resize_mode": "shortest" if len(size) == 1 else "squash",
     }
+    if len(size) == 1 and (size[0] != height or height != width):
+        geometry["resize_to"] = size[0]
+    if len(size) == 2 and size != crop:
+        geometry["resize_to"] = size
+    return geometry
 
 
 def _sides(value: Any, is_shortest: bool, path: Path, name: str) -> list[int]:

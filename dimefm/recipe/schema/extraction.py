@@ -22,8 +22,8 @@ class Extract(Section):
     teacher: OneOrMore = key(
         (),
         "Teachers: ARCH/TAG of open_clip, ARCH/FILE, a folder of open_clip or transformers, "
-        "hf:ORG/MODEL of transformers, a run, or ARCH/random:SEED. Several "
-        "share one pass over the sources.",
+        "hf:ORG/MODEL of transformers, timm/NAME.TAG (images alone), a run, or ARCH/random:SEED. "
+        "Several share one pass over the sources.",
         metavar="SPEC...",
     )
     images: Strings = key(

@@ -137,8 +137,11 @@ class Batches:
         shape = (0, *self.views.axis(), self.size, self.size, 3)
         return torch.from_numpy(np.empty(shape, np.uint8))
 
-    def _unpaired_texts(self, number: int) -> tuple[Tensor, ...]:
+    def _unpaired_texts(self, number: int) -> tuple[Tensor, ...] | None:
+        """Return each teacher's embeddings of texts; None where losses need no sentences."""
         sources = self.sources
+        if sources.text_rows is None:
+            return None
         return unpaired_features(
             sources.text_caches, sources.text_rows, self.unpaired, number, self.recipe
         )

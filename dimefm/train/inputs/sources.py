@@ -118,7 +118,9 @@ def open_sources(recipe: Recipe, out: Path) -> Sources:
     )
     if recipe.text == "student":
         return _pair_sources(recipe, images)
-    return _image_sources(recipe, images, open_caches(recipe, "image"), open_caches(recipe, "text"))
+    image_caches = open_caches(recipe, "image")
+    text_caches = open_caches(recipe, "text") if recipe.text_cache else []
+    return _image_sources(recipe, images, image_caches, text_caches)
 
 
 def _pair_sources(recipe: Recipe, pairs: Rows) -> Sources:
@@ -193,12 +195,18 @@ def _refuse_other_keys(pairs: Rows, texts: Rows, why: str) -> None:
 def _image_sources(
     recipe: Recipe, images: Rows, image_caches: list[FeatureCache], text_caches: list[FeatureCache]
 ) -> Sources:
-    """Match raw images with the opened caches that an image tower learns from."""
+    """Match raw images with the opened caches that an image tower learns from.
+
+    Losses that need no sentences learn without text caches.
+    """
+    if not text_caches and recipe.texts_per_step is not None:
+        raise RecipeError("texts_per_step is for a --text-cache. Fix: remove it, or name one")
     refuse_strangers(image_caches, text_caches)
     refuse_other_sentences(text_caches)
     views = image_views(recipe, image_caches)
     images = _as_cached(images, image_caches)
-    image_rows, text_rows = align(images, *image_caches), align_caches(*text_caches)
+    image_rows = align(images, *image_caches)
+    text_rows = align_caches(*text_caches) if text_caches else None
     refuse_none_in_common((image_rows, image_caches), (text_rows, text_caches))
     return Sources(images, tuple(image_caches), tuple(text_caches), image_rows, text_rows, views)
 

@@ -127,7 +127,7 @@ def _refuse_other_kind(caches: Sequence[FeatureCache], kind: str) -> None:
             )
 
 
-def refuse_none_in_common(*sides: tuple[Aligned, list[FeatureCache]]) -> None:
+def refuse_none_in_common(*sides: tuple[Aligned | None, list[FeatureCache]]) -> None:
     """Raise CacheError when several caches of the same rows have no good row in common."""
     for rows, caches in sides:
         if len(caches) > 1 and not len(rows):
