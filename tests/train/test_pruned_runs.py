@@ -207,6 +207,25 @@ def test_a_loss_on_features_inside_the_tower_is_refused(world, tmp_path):
         train(recipes(world)["image tower"].replace(**over), tmp_path / "run", echo=quiet)
 
 
+def test_an_evaluation_before_the_cut_scores_and_keeps_a_cut_student(world, tmp_path):
+    widths = []
+
+    def scorer(recipe, teacher):
+        def score(model):
+            widths.append(model.visual.conv1.out_channels)
+            return {"first": 1.0 if len(widths) == 2 else 0.0}
+
+        return score
+
+    recipe = recipes(world)["averaged"].replace(eval_root="anywhere", eval_every=2)
+    out = train(recipe, tmp_path / "run", echo=quiet, scorer=scorer)
+    assert len(widths) == 4 and widths[2] == widths[3]
+    best = json.loads((out / "checkpoints" / "best" / "run.json").read_text())
+    assert best["steps"] == 4
+    assert best["model_cfg"]["vision_cfg"]["pruned"]["width"] == widths[1]
+    assert load_file(out / "checkpoints" / "best" / "image_tower.safetensors")
+
+
 def test_gates_learn_to_close(world, tmp_path):
     out = train(recipes(world)["image tower"], tmp_path / "run", echo=quiet)
     tensors = load_file(out / "checkpoints" / "00000004" / "model.safetensors")
