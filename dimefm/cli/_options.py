@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from dimefm.cli._open_clip_habits import advice
 from dimefm.cli._output import FIRST, HEADING, common_options
 from dimefm.errors import did_you_mean
 
@@ -198,4 +199,13 @@ class ManyValues(click.Command):
                 spelled += [flag] if filled else []
                 filled = True
             spelled.append(arg)
-        return super().parse_args(ctx, spelled)
+        try:
+            return super().parse_args(ctx, spelled)
+        except click.NoSuchOption as error:
+            known = {flag for param in self.params for flag in param.opts}
+            told = advice(self.name, [dashed(arg) for arg in args], known)
+            if told:
+                raise click.UsageError(
+                    f"no such option '{error.option_name}'. {told}", ctx
+                ) from error
+            raise

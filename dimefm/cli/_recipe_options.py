@@ -7,15 +7,28 @@ from typing import Any
 
 import click
 
+from dimefm.cli._open_clip_habits import PRECISIONS
 from dimefm.recipe import KEYS, SECTIONS
 from dimefm.recipe.keys import Key
 from dimefm.recipe.section import Section
+from dimefm.runtime import console
 
 SOURCES = ("dataroot", "input_format")
 COLUMNS = ("image_column", "text_column", "key_column", "separator")
 SELECTION = ("rows", "split", "limit")
 
 Decorator = Callable[[Callable], Callable]
+
+
+class Precision(click.Choice):
+    """A precision, also by the name that open_clip has for it."""
+
+    def convert(self, value, param, ctx):
+        meant = PRECISIONS.get(value)
+        if meant is None:
+            return super().convert(value, param, ctx)
+        console.note(f"open_clip's --precision {value}: --precision {meant}")
+        return super().convert(meant, param, ctx)
 
 
 def flag_of(key: Key) -> str:
@@ -70,7 +83,7 @@ def former_option(key: Key) -> Decorator:
 
 def _type_of(key: Key, checked_later: bool) -> Any:
     if key.choices:
-        return click.Choice(key.choices)
+        return Precision(key.choices) if key.name == "precision" else click.Choice(key.choices)
     if key.folder:
         return click.Path(file_okay=False)
     if key.value_type is int and not checked_later:

@@ -252,6 +252,16 @@ def test_refused_in_one_line(root, more, message):
     assert not (root / "scores/scores.json").exists()
 
 
+def test_folders_without_a_card_are_named(root):
+    for name in ("mine", ".git", "__MACOSX"):
+        (root / f"sets/{name}").mkdir()
+    result = dimefm(*words(root))
+    assert result.exit_code == 0
+    assert "not scored, without a card: mine, shapes (--datasets" in result.stderr
+    shutil.rmtree(root / "sets/mnist")
+    assert "its folders have no card (mine, shapes). Fix: name those" in refusal(*words(root))
+
+
 def test_an_empty_root_is_refused(root):
     shutil.rmtree(root / "sets/mnist")
     assert "none of the datasets" in refusal(*words(root))

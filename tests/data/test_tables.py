@@ -135,6 +135,18 @@ def test_an_open_clip_csv_with_tabs_keeps_the_rules_of_a_csv(tmp_path):
     assert texts(path) == ["two\nlines", 'said "hi"']
 
 
+@pytest.mark.parametrize("separator", [";", "|"])
+def test_the_separator_of_a_spreadsheet_is_told_from_the_header(tmp_path, separator):
+    header = separator.join(("filepath", "title"))
+    path = put(tmp_path / "x.csv", f'{header}\n0.jpg{separator}a, b\n1.jpg{separator}"c\nd"\n')
+    assert texts(path) == ["a, b", "c\nd"]
+
+
+@pytest.mark.parametrize("header", ["title,a;b", "title,path;x", "title,x|key"])
+def test_a_header_with_a_known_column_between_commas_is_cut_at_commas(tmp_path, header):
+    assert texts(put(tmp_path / "x.csv", f"{header}\none;two,3\n")) == ["one;two"]
+
+
 # --- headers that are missing
 
 
