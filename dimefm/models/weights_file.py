@@ -10,7 +10,7 @@ put a prefix before its names. Both are removed:
 ``state_dict_ema``     timm: averaged weights next to the last ones; these are taken
 ``module.``            DistributedDataParallel, also torch's averaged model
 ``_orig_mod.``         ``torch.compile``, also inside a name
-``model.``             Lightning and other classes around the model
+``model.``             Lightning and other classes around the model; also ``net.``, ``clip.``
 =====================  ==============================================================
 
 Only tensors are read: safetensors, or torch's format without objects.
@@ -39,8 +39,8 @@ from dimefm.models.weights_check import check_tensors, count
 from dimefm.runtime import console
 
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
-LAST = ("state_dict", "model", "model_state_dict", "module", "image_state_dict")
-PREFIXES = ("module.", "model.")
+LAST = ("state_dict", "model", "model_state_dict", "module", "image_state_dict", "net")
+PREFIXES = ("module.", "model.", "net.", "clip.", "clip_model.")
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 COUNTER = "n_averaged"  # of torch's averaged model
 DEPTH = 3  # of state dicts inside one another

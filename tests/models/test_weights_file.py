@@ -20,6 +20,10 @@ PREFIXES = [
     "_orig_mod.module.",
     "model.module.",
     "_fsdp_wrapped_module.",
+    "net.",
+    "clip.",
+    "clip_model.",
+    "module.net._orig_mod.",
 ]
 
 
