@@ -162,7 +162,7 @@ def variants(whole: WholeClip, folder: Path, options: Options) -> list[Variant]:
     """Return the written folder as transformers loads it, nothing where it is not installed."""
     if importlib.util.find_spec("transformers") is None:
         console.note(
-            f"note: {folder.name} was not loaded again, since the package transformers is not"
+            "note: the export was not loaded again, since the package transformers is not"
             " installed. Fix: pip install 'dimefm[export]' and export again"
         )
         return []
