@@ -1,5 +1,6 @@
 """What is exported to ONNX computes the same in onnxruntime, and is an encoder again."""
 
+import copy
 import json
 import shutil
 import sys
@@ -14,6 +15,7 @@ import dimefm
 from dimefm.cli import main
 from dimefm.errors import DimefmError, ModelError, RecipeError
 from dimefm.models.loading import load_encoder
+from tests.export.conftest import VIT, write_folder
 
 for name in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(name)
@@ -162,6 +164,26 @@ def test_a_missing_package_is_named_with_its_extra(package, tmp_path, monkeypatc
     assert result.exit_code == 1
     assert package in result.output and "pip install 'dimefm[export]'" in result.output
     assert list(tmp_path.iterdir()) == []
+
+
+SIGLIP_TEXT = {"no_causal_mask": True, "proj_bias": True, "pool_type": "last"}
+
+
+@pytest.mark.parametrize("kind", ["ViT", "SigLIP's text tower"])
+def test_transformers_leave_with_every_set_of_graphs(kind, tmp_path):
+    config = copy.deepcopy(VIT)
+    if kind != "ViT":
+        config["text_cfg"].update(SIGLIP_TEXT, context_length=16)
+        config.update(custom_text=True, init_logit_bias=-10)
+    spec = write_folder(tmp_path / "model", config)
+    exported = dimefm.export(spec, "onnx", tmp_path / "out")
+    exact, small, half = exported.agreements
+    assert min(exact.image_least, exact.text_least) > 0.99999
+    assert min(half.image_least, half.text_least) > 0.999
+    assert min(small.image_least, small.text_least) > 0.98
+    encoder = load_encoder(str(tmp_path / "out"), "cpu")
+    assert encoder.any_length == (kind == "ViT")
+    assert encoder.card.logit_bias == (None if kind == "ViT" else -10)
 
 
 def test_an_option_of_another_format_is_refused(tmp_path):
