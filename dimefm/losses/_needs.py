@@ -65,7 +65,7 @@ class Need(StrEnum):
         "sentences",
         _Facts(
             help="a teacher's embeddings of texts (--text-cache)",
-            remedy="name a cache of texts (--text-cache is not given)",
+            remedy="name a cache of texts (--text-cache is not given; --no-vl-loss removes VL)",
         ),
     )
     PAIRS = (

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 
 import huggingface_hub
 import numpy as np
@@ -206,3 +207,12 @@ def test_sentences_are_refused_and_images_are_not():
         model.encode_text("a cat")
     with pytest.raises(ModelError, match="without a text tower"):
         model.classify(noise((50, 40)), ["a", "b"])
+
+
+def test_a_folder_of_open_clip_may_not_resize_to_other_sides(files, tmp_path):
+    """open_clip would not look at it."""
+    folder = shutil.copytree(files / "folder", tmp_path / "folder")
+    content = json.loads((folder / "open_clip_config.json").read_text())
+    content["preprocess_cfg"] = {"size": 64, "resize_to": 80}
+    (folder / "open_clip_config.json").write_text(json.dumps(content))
+    assert "'preprocess_cfg.resize_to' is no key" in refused(str(folder))

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import dimefm
 from dimefm.models.loading import load_encoder
 from tests.models.conftest import refused
-from tests.models.hf.folders import MAKERS, SIDE, TEXTS
+from tests.models.hf.folders import MAKERS, SIDE, TEXTS, edit
 
 TOLERANCE = 1e-5
 KINDS = sorted(MAKERS)
@@ -107,6 +107,28 @@ def test_pictures_are_prepared_as_the_processor_does(folder_of, kind, size):
         (found - wanted).abs() * 255 * torch.tensor(encoder.card.preprocess["std"])[:, None, None]
     )
     assert levels.max() <= 2.01
+
+
+@pytest.mark.parametrize(
+    "sides",
+    [
+        {"size": {"shortest_edge": 40}, "do_center_crop": True},
+        {"size": {"height": 44, "width": 44}, "do_center_crop": True},
+    ],
+)
+def test_pictures_that_are_cropped_from_other_sides_are_prepared_as_the_processor_does(
+    copy_of, sides
+):
+    folder = copy_of("clip")
+    edit(folder, "preprocessor_config.json", crop_size={"height": SIDE, "width": SIDE}, **sides)
+    encoder = load_encoder(str(folder), "cpu")
+    assert encoder.card.preprocess["resize_to"] in (40, [44, 44])
+    noise = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise).resize((80, 80), Image.Resampling.BICUBIC)
+    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    wanted = processor(picture, return_tensors="pt")["pixel_values"][0]
+    std = torch.tensor(encoder.card.preprocess["std"]).view(3, 1, 1)
+    assert ((encoder.preprocess(picture) - wanted).abs() * 255 * std).max() <= 2.01
 
 
 def test_a_model_is_loaded_for_inference(folder_of):
