@@ -23,6 +23,7 @@ from dimefm.runtime.bus_errors import explain_bus_errors
 from dimefm.runtime.os_errors import REMEDIES
 from dimefm.runtime.printable import message
 from dimefm.storage.reading import lacks_memory
+from dimefm.train.signals import raised
 
 COMMANDS = {  # name -> module
     "run": "dimefm.cli.run",
@@ -85,7 +86,8 @@ class Main(Lazy):
     def _run(self, args: Sequence[str] | None, words: Sequence[str], options: dict) -> int:
         """Run the command line and return its exit code."""
         try:
-            code = super().main(args, standalone_mode=False, **options)
+            with raised():  # SIGTERM and SIGHUP end a command as Ctrl-C does
+                code = super().main(args, standalone_mode=False, **options)
         except (click.Abort, KeyboardInterrupt):
             _say_interrupted(words)
             return INTERRUPTED

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -118,7 +119,7 @@ def test_an_interrupt_while_the_command_line_is_imported_is_one_line(monkeypatch
     with pytest.raises(SystemExit) as exit_:
         entry.main()
     assert exit_.value.code == 130
-    assert capsys.readouterr().err == "\ninterrupted\n"
+    assert capsys.readouterr().err.strip() == "interrupted"
 
 
 @pytest.mark.parametrize(
@@ -219,3 +220,20 @@ def test_a_difference_exits_with_1_and_prints_its_document(root):
     result = invoke("cache", "diff", root / "one/texts", root / "two/texts", "--json")
     assert result.exit_code == 1
     assert json.loads(result.stdout)["same"] is False
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_at_any_moment_of_any_command_is_one_line(monkeypatch, capsys, name):
+    def stopped(*_, **__):
+        signal.raise_signal(getattr(signal, name))
+
+    monkeypatch.setattr("dimefm.losses.describe", stopped)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with pytest.raises(SystemExit) as exit_:
+            main.main(["losses", "dime.vl"])
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert exit_.value.code == 130
+    assert capsys.readouterr().err.strip() == "interrupted"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
