@@ -119,7 +119,7 @@ def test_an_interrupt_while_the_command_line_is_imported_is_one_line(monkeypatch
     with pytest.raises(SystemExit) as exit_:
         entry.main()
     assert exit_.value.code == 130
-    assert capsys.readouterr().err.strip() == "interrupted"
+    assert capsys.readouterr().err == "\ninterrupted\n"
 
 
 @pytest.mark.parametrize(
