@@ -138,7 +138,8 @@ def command(
              --teacher ViT-L-14/openai --images photos/ --out cache
     """
     _refuse_usage(flags, append, retry_bad)
-    refuse_unknown_models(*flags["teacher"], flags["text_model"])
+    if len(flags["teacher"]) == 1 and not flags["tokens"]:  # else other faults are told first
+        refuse_unknown_models(*flags["teacher"], flags["text_model"])
     refuse_absent_inputs((*flags["images"], *flags["texts"]), flags["dataroot"])
 
     from dimefm.data.views.image_views import SETTINGS

@@ -14,7 +14,7 @@ from dimefm.cli._output import result
 from dimefm.cli._recipe_options import recipe_options, recipe_sections
 from dimefm.cli.assignments import assignments
 from dimefm.errors import RecipeError
-from dimefm.models.spec_paths import refuse_unknown_models
+from dimefm.models.spec_paths import refuse_absent_models
 from dimefm.runtime import console
 from dimefm.runtime.progress import unless_hung_up
 from dimefm.runtime.torchrun import rank_of
@@ -111,7 +111,7 @@ def command(recipes, small, settings, out, resume, verify, cache, **flags):
             resolved.eval_root,
             resolved.student,
         )
-    refuse_unknown_models(resolved.eval_text_model)
+    refuse_absent_models(resolved.eval_text_model)
     refuse_foreign(out, "run", MARKS)
     with raised():
         try:

@@ -70,6 +70,11 @@ def check(whole: WholeClip, options: Options) -> None:
     with_runtime(_runtime(options), lambda name, data: None)
     if not options.has_labels:
         _clip_tokenizer(whole)
+    if whole.preprocess.get("resize_to") is not None:
+        raise ModelError(
+            f"{whole.name}: cannot be exported to web: its images are resized to other sides than"
+            " they are cropped to. Fix: name a model without 'resize_to' in its preprocessing"
+        )
 
 
 def write(whole: WholeClip, folder: Path, options: Options) -> dict[str, Any]:

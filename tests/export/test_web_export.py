@@ -1,5 +1,6 @@
 """The page of a web export classifies in a real browser as Python does; it asks no other server."""
 
+import dataclasses
 import io
 import json
 import os
@@ -19,6 +20,9 @@ import dimefm
 from dimefm.cli import main
 from dimefm.errors import ModelError
 from dimefm.export import web
+from dimefm.export.formats import Options
+from dimefm.export.whole import WholeClip
+from dimefm.models.loading import load_encoder
 
 for name in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(name)
@@ -271,6 +275,16 @@ def package(folder, names, form):
     with tarfile.open(folder / "web.tgz", "w:gz") as tar:
         tar.add(root, "package")
     return folder / "web.tgz"
+
+
+def test_pictures_that_the_page_cannot_prepare_are_refused(tmp_path):
+    whole = WholeClip.from_encoder(load_encoder(MODEL, "cpu"))
+    other = dataclasses.replace(whole, preprocess={**whole.preprocess, "resize_to": 40})
+    folder = package(tmp_path, web.RUNTIME_FILES, "folder")
+    options = Options(None, {"ort_web": folder})
+    web.check(whole, options)
+    with pytest.raises(ModelError, match="resized to other sides than they are cropped to"):
+        web.check(other, options)
 
 
 @pytest.mark.parametrize("form", ["tarball", "folder", "dist"])
