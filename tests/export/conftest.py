@@ -1,6 +1,7 @@
 """Small models of the kinds that leave: vision transformers, a SigLIP, distilled towers."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,7 +60,9 @@ def distilled(photos, tmp_path_factory):
     made = {}
 
     def make(teacher, **recipe):
-        key = (teacher, json.dumps(recipe, sort_keys=True))
+        # pytest may give two tests one folder, one after the other
+        configs = [path.read_text() for path in sorted(Path(teacher).glob("*.json"))]
+        key = (teacher, *configs, json.dumps(recipe, sort_keys=True))
         if key in made:
             return made[key]
         root = tmp_path_factory.mktemp("run")
