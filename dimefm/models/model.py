@@ -170,8 +170,8 @@ def load(
     """Load a model for inference.
 
     ``model`` is anything that ``dimefm eval --model`` takes: a run folder, ``ARCH/TAG`` of
-    open_clip, ``ARCH/FILE``, a folder of open_clip or transformers, or a name on a hub (tags and
-    such names are downloaded).
+    open_clip, ``ARCH/FILE``, a folder of open_clip, transformers or ONNX graphs, ``hf:ORG/MODEL``
+    of transformers, or ``timm/NAME.TAG`` (tags and names on a hub are downloaded).
     ``text_model`` names the text tower of a distilled image tower when it has moved. ``preprocess``
     says how images are prepared for ``ARCH/FILE`` where the tags of ARCH differ in it: a tag, or
     the path of an ``open_clip_config.json``. Raises ModelError when the model cannot be loaded.
