@@ -48,7 +48,7 @@ def open_parquet(path: Path, array: str | None = None, key_column: str | None = 
             " or float64. Fix: name another column with --array"
         )
     chosen_keys = key_column or next((name for name in KEY_COLUMNS if name in schema.names), None)
-    dtype = np.dtype(column_type.value_type.to_pandas_dtype())
+    dtype = np.dtype(f"float{column_type.value_type.bit_width}")
     with refused(f"{path}, column {column}", "cannot be read", "write it again"):
         numbers = _count_numbers(path, column, dtype.itemsize)
         dim = _first_dim(path, column)

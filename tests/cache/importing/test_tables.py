@@ -205,7 +205,8 @@ def test_what_holds_no_vectors_is_refused_in_one_line(tmp_path, monkeypatch, mak
 
 
 def test_a_number_that_is_null_quarantines_its_row(tmp_path):
-    values = [[1.0, 2.0, None if row == 3 else 0.5] for row in range(5)]
+    whole = [np.float16(1.0), np.float16(2.0), np.float16(0.5)]
+    values = [whole, whole, whole, [*whole[:2], None], whole]
     path = parquet(tmp_path / "a.parquet", e=pa.array(values, pa.list_(pa.float16())))
     result = take_up([path], tmp_path / "out")
     assert [info.bad for info in result.manifest.shards] == [(3,)]
