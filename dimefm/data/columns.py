@@ -55,7 +55,7 @@ def choose(path: Path, names: Sequence[str], kind: str, columns: Columns) -> Cho
     def pick(what: str, is_needed: bool) -> str | None:
         name = getattr(columns, what)
         if name is None:
-            name = _usual(what, names, is_needed)
+            name = _usual(what, names)
         if name is None and is_needed:
             raise DataError(
                 f"{path}: no {what} column; expected one of {', '.join(USUAL[what])}, found:"
@@ -76,16 +76,11 @@ def choose(path: Path, names: Sequence[str], kind: str, columns: Columns) -> Cho
     )
 
 
-def _usual(what: str, names: Sequence[str], in_any_case: bool = False) -> str | None:
-    """Return the column of a usual name, or None; ``in_any_case`` also of one in capitals."""
+def _usual(what: str, names: Sequence[str]) -> str | None:
+    """Return the column of a usual name, or None."""
     for usual in USUAL[what]:
         if usual in names:
             return usual
-    if in_any_case:
-        for usual in USUAL[what]:
-            alike = [name for name in names if name.lower() == usual]
-            if len(alike) == 1:
-                return alike[0]
     return None
 
 

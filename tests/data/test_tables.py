@@ -136,10 +136,12 @@ def test_an_open_clip_csv_with_tabs_keeps_the_rules_of_a_csv(tmp_path):
 
 
 @pytest.mark.parametrize("separator", [";", "|"])
-def test_the_separator_of_a_spreadsheet_is_told_from_the_header(tmp_path, separator):
-    header = separator.join(("filepath", "title"))
-    path = put(tmp_path / "x.csv", f'{header}\n0.jpg{separator}a, b\n1.jpg{separator}"c\nd"\n')
-    assert texts(path) == ["a, b", "c\nd"]
+def test_another_separator_is_asked_for(tmp_path, separator):
+    header = separator.join(("key", "title"))
+    path = put(tmp_path / "x.csv", f"{header}\n0{separator}a, b\n")
+    with pytest.raises(DataError, match="Fix: .*--separator"):
+        texts(path)
+    assert texts(path, columns=Columns(separator=separator)) == ["a, b"]
 
 
 @pytest.mark.parametrize("header", ["title,a;b", "title,path;x", "title,x|key"])
@@ -429,23 +431,17 @@ def test_words_that_were_drawn_by_the_numbers_of_rows_are_refused(
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "parquet"])
-@pytest.mark.parametrize(
-    ("names", "options", "text"),
-    [
-        (["SAMPLE_ID", "URL", "TEXT"], {}, "third"),
-        (["Filepath", "Title", "x"], {}, "second"),
-        (["x", "CAPTION", "text"], {}, "third"),
-    ],
-)
-def test_common_names_are_known_in_any_case(tmp_path, ending, names, options, text):
+@pytest.mark.parametrize("name", ["TEXT", "Title", "CAPTION"])
+def test_names_in_capitals_are_asked_for(tmp_path, ending, name):
     path = tmp_path / f"a.{ending}"
-    cells = ["first", "second", "third"]
     if ending == "parquet":
-        pq.write_table(pa.table([[cell] for cell in cells], names=names), path)
+        pq.write_table(pa.table([["http://x.example"], ["a cat"]], names=["URL", name]), path)
     else:
         mark = "," if ending == "csv" else "\t"
-        put(path, f"{mark.join(names)}\n{mark.join(cells)}\n")
-    assert texts(path, **options) == [text]
+        put(path, f"URL{mark}{name}\nhttp://x.example{mark}a cat\n")
+    with pytest.raises(DataError, match="Fix: name it with --text-column"):
+        texts(path)
+    assert texts(path, columns=Columns(text=name)) == ["a cat"]
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "parquet"])

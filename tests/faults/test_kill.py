@@ -226,7 +226,8 @@ def test_a_full_disk_is_one_line_and_the_next_run_goes_on(
     17,000) cannot be written.
     """
     out = tmp_path / "cache"
-    code, output = dimefm(arguments(texts, out, format_), limit=limit)
+    quiet = [*arguments(texts, out, format_), "-q"]  # the limit holds for the output, too
+    code, output = dimefm(quiet, limit=limit)
     assert code == 1, output
     assert "Traceback" not in output
     errors = [line for line in output.splitlines() if line.startswith("Error: ")]

@@ -41,7 +41,6 @@ SUFFIXES = (".csv", ".tsv")
 KINDS = frozenset({"image", "text"})
 CELL = 1 << 24  # characters; Python's own limit, 131,072, is less than some long texts have
 LONGEST_IMAGE = 128 << 20  # bytes of a row that may hold an image in base64
-OTHER_SEPARATORS = (";", "|")  # besides commas and tabs
 FIRST_LINE = 1 << 20  # characters of it that are read to tell the format
 MOST_UNREADABLE = 0.01  # of the rows may be no UTF-8; more are a table in another encoding
 LINE = re.compile(r"[^\r\n]*")
@@ -74,8 +73,7 @@ def _separator(path: Path, columns: Columns) -> str:
     """Return the separator of a table: the one asked for, else a tab for ``.tsv``, else a comma.
 
     open_clip writes ``.csv`` files with tabs: such a header has tabs, and cut at commas no column
-    of a known name. It is then cut at tabs, or else where that gives a column of a known name, at
-    the semicolons or bars of other programs.
+    of a known name. It is then cut at tabs.
     """
     if columns.separator is not None:
         return _asked(columns.separator)
@@ -83,18 +81,9 @@ def _separator(path: Path, columns: Columns) -> str:
         return "\t"
     head = _first_line(path)
     known = {columns.image, columns.text, columns.key, columns.label}.union(*USUAL.values())
-    if not known.isdisjoint(_cells(head, ",")):
-        return ","
-    if "\t" in head:
-        return "\t"
-    for separator in OTHER_SEPARATORS:
-        if not known.isdisjoint(_cells(head, separator)):
-            return separator
-    return ","
-
-
-def _cells(line: str, separator: str) -> set[str]:
-    return {cell.strip().strip('"') for cell in line.split(separator)}
+    cells = {cell.strip().strip('"') for cell in head.split(",")}
+    has_tabs_only = "\t" in head and known.isdisjoint(cells)
+    return "\t" if has_tabs_only else ","
 
 
 def _asked(separator: str) -> str:
