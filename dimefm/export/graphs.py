@@ -17,10 +17,6 @@ Written against the exporter of torch 2.14 and onnxruntime 1.32.
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +26,7 @@ from torch import Tensor, nn
 from dimefm.errors import ModelError
 from dimefm.models.onnx_folder import IMAGE_ROWS, PIXELS, TEXT_ROWS, TOKENS
 from dimefm.models.onnx_session import EXTRA
-from dimefm.models.open_clip import reason_of
+from dimefm.models.open_clip import quiet, reason_of
 from dimefm.models.trimmed_text import Trimmed, trimmed
 from dimefm.runtime.extras import package
 
@@ -124,7 +120,7 @@ def _write(
         package(name, EXTRA)
     source, target = names
     try:
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             program = torch.onnx.export(
                 graph.eval(),
                 (example,),
@@ -148,7 +144,7 @@ def _write(
 def quantize(source: Path, target: Path) -> None:
     """Write a graph with its weights as 8-bit numbers; activations are quantized when it runs."""
     quantization = package("onnxruntime.quantization", EXTRA)
-    with _quiet():
+    with quiet():
         kind = quantization.QuantType.QUInt8
         quantization.quantize_dynamic(str(source), str(target), weight_type=kind)
 
@@ -161,21 +157,8 @@ def halve(source: Path, target: Path) -> None:
     onnx = package("onnx", EXTRA)
     float16 = package("onnxruntime.transformers.float16", EXTRA)
     kept = [*float16.DEFAULT_OP_BLOCK_LIST, "LayerNormalization"]
-    with _quiet():
+    with quiet():
         model = float16.convert_float_to_float16(
             onnx.load(str(source)), keep_io_types=True, op_block_list=kept
         )
         onnx.save(model, str(target))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporters' progress and advice away from the user."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

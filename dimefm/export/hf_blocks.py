@@ -6,7 +6,7 @@ of transformers has a layer for each. Written against open_clip_torch 3.x.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock
@@ -75,17 +75,28 @@ def one_eps(norms: Iterable[nn.Module]) -> float:
     return found.pop()
 
 
-def blocks(tensors: Tensors, count: int) -> Tensors:
-    """Take the tensors of ``count`` blocks out of open_clip's and return them as transformers'."""
+def blocks(
+    tensors: Tensors,
+    count: int,
+    prefix: str = "transformer.resblocks",
+    joined_name: str = "attn.in_proj_",
+    names: Mapping[str, str] = BLOCK_NAMES,
+) -> Tensors:
+    """Take the tensors of ``count`` blocks out of ``tensors`` and return them as transformers'.
+
+    Without more they have open_clip's names. ``prefix`` stands before the number of a block,
+    ``joined_name`` is that of queries, keys and values [3 W, W] or [3 W] without "weight" or
+    "bias", and ``names`` are the parts of a block, by their own name -> by that of transformers.
+    """
     renamed: Tensors = {}
     for number in range(count):
-        old = f"transformer.resblocks.{number}."
+        old = f"{prefix}.{number}."
         new = f"encoder.layers.{number}."
         for kind in ("weight", "bias"):
-            joined = tensors.pop(f"{old}attn.in_proj_{kind}")
+            joined = tensors.pop(f"{old}{joined_name}{kind}")
             for name, part in zip("qkv", joined.chunk(3), strict=True):
                 renamed[f"{new}self_attn.{name}_proj.{kind}"] = part
-            for before, after in BLOCK_NAMES.items():
+            for before, after in names.items():
                 renamed[f"{new}{after}.{kind}"] = tensors.pop(f"{old}{before}.{kind}")
     return renamed
 

@@ -14,7 +14,7 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from dimefm.export import hf_blocks
-from dimefm.export.hf_blocks import NotExpressible, Tensors
+from dimefm.export.hf_blocks import NotExpressible
 from dimefm.export.hf_text import Part
 from dimefm.export.whole import WholeClip
 
@@ -93,7 +93,7 @@ def siglip_image(whole: WholeClip) -> Part:
     eps = hf_blocks.one_eps([trunk.norm, pool.norm, trunk.blocks[0].norm1])
     if pool.num_heads != heads or pool.mlp.fc1.out_features != hidden:
         raise NotExpressible("a pooling of other sizes than its layers")
-    renamed = _timm_blocks(tensors, len(shapes))
+    renamed = hf_blocks.blocks(tensors, len(shapes), "blocks", "attn.qkv.", TIMM_BLOCK)
     renamed |= hf_blocks.take(
         tensors,
         {
@@ -153,20 +153,6 @@ def _timm_shape(block: nn.Module) -> dict[str, Any]:
         "num_attention_heads": block.attn.num_heads,
         "hidden_act": hf_blocks.activation(block.mlp.act),
     }
-
-
-def _timm_blocks(tensors: Tensors, count: int) -> Tensors:
-    renamed: Tensors = {}
-    for number in range(count):
-        old = f"blocks.{number}."
-        new = f"encoder.layers.{number}."
-        for kind in ("weight", "bias"):
-            joined = tensors.pop(f"{old}attn.qkv.{kind}")
-            for name, part in zip("qkv", joined.chunk(3), strict=True):
-                renamed[f"{new}self_attn.{name}_proj.{kind}"] = part
-            for before, after in TIMM_BLOCK.items():
-                renamed[f"{new}{after}.{kind}"] = tensors.pop(f"{old}{before}.{kind}")
-    return renamed
 
 
 def timm_image(whole: WholeClip) -> Part:

@@ -33,6 +33,13 @@ STATED = (
 )
 """Settings of a text tower of transformers that decide what it computes."""
 
+EMBEDDINGS = {
+    "token_embedding.weight": "embeddings.token_embedding.weight",
+    "positional_embedding": "embeddings.position_embedding.weight",
+    "ln_final": "final_layer_norm",
+}
+"""What stands around the blocks, by open_clip's name -> by that of transformers."""
+
 ARGMAX_EOS = 2  # for which transformers pools where the largest token is
 
 
@@ -94,14 +101,7 @@ def _clip_text(tower: Any, tensors: Tensors, start: int, end: int) -> Part:
     hf_blocks.one_eps([tower.ln_final, tower.transformer.resblocks[0].ln_1])
     projection = tensors.pop("text_projection").T
     renamed = hf_blocks.blocks(tensors, shape["num_hidden_layers"])
-    renamed |= hf_blocks.take(
-        tensors,
-        {
-            "token_embedding.weight": "embeddings.token_embedding.weight",
-            "positional_embedding": "embeddings.position_embedding.weight",
-            "ln_final": "final_layer_norm",
-        },
-    )
+    renamed |= hf_blocks.take(tensors, EMBEDDINGS)
     hf_blocks.refuse_leftovers(tensors)
     positions = len(renamed["embeddings.position_embedding.weight"])
     config = {
@@ -130,14 +130,7 @@ def siglip_text(whole: WholeClip) -> Part:
     hf_blocks.one_eps([tower.ln_final, tower.transformer.resblocks[0].ln_1])
     head = _head(tensors)
     renamed = hf_blocks.blocks(tensors, shape["num_hidden_layers"])
-    renamed |= hf_blocks.take(
-        tensors,
-        {
-            "token_embedding.weight": "embeddings.token_embedding.weight",
-            "positional_embedding": "embeddings.position_embedding.weight",
-            "ln_final": "final_layer_norm",
-        },
-    )
+    renamed |= hf_blocks.take(tensors, EMBEDDINGS)
     hf_blocks.refuse_leftovers(tensors)
     config = {
         "model_type": "siglip_text_model",

@@ -14,6 +14,7 @@ import sys
 import threading
 import urllib.parse
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 import open_clip
@@ -61,7 +62,7 @@ def fetch_repository(spec: str, repository: str, may_download: bool = True) -> P
     """
     if not REPOSITORY.fullmatch(repository):
         raise ModelError(f"{spec}: expected hf-hub:ORG/MODEL. Fix: correct the name")
-    folder = _local_folder(repository)
+    folder = local_folder(repository, CONFIG, WEIGHTS)
     if folder is not None:
         return folder
     remedy = (
@@ -149,15 +150,18 @@ def _why_unreachable(host: str, port: int) -> str:
     return reasons[-1]
 
 
-def _local_folder(repository: str) -> Path | None:
-    """Return the folder of a model that was downloaded before, None when a part is missing."""
+def local_folder(repository: str, config: str, weights: Sequence[str]) -> Path | None:
+    """Return the folder of a model that was downloaded before, None when a part is missing.
+
+    The parts are the file ``config`` and one of the files ``weights``.
+    """
     try:
         with offline():
             folder = Path(snapshot_download(repository, local_files_only=True))
     except Exception:  # the hub's client has several errors for what is not there
         return None
-    has_weights = any((folder / name).is_file() for name in WEIGHTS)
-    return folder if has_weights and (folder / CONFIG).is_file() else None
+    has_weights = any((folder / name).is_file() for name in weights)
+    return folder if has_weights and (folder / config).is_file() else None
 
 
 def _download(repository: str) -> Path:

@@ -106,7 +106,7 @@ def tags_of(arch: str) -> list[str]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep open_clip, timm and transformers from logging and warning."""
+    """Keep open_clip, timm, transformers and exporters from logging and warning."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

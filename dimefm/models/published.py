@@ -64,14 +64,18 @@ def preparation_of(architecture: str, file: Path, chosen: str | None) -> Prepara
     return Preparation(preprocess, source, warning=_doubt(architecture))
 
 
+def _config_file(chosen: str) -> Path:
+    """Return the path of a JSON file that is named itself or by its folder."""
+    path = Path(chosen)
+    return path / open_clip.CONFIG if path.is_dir() else path
+
+
 def preparation_of_file(chosen: str) -> Preparation:
     """Return the preparation of images that a JSON file states, its size included.
 
     Raises ModelError when there is no such file, or it does not state all.
     """
-    path = Path(chosen)
-    if path.is_dir():
-        path = path / open_clip.CONFIG
+    path = _config_file(chosen)
     if not path.is_file():
         raise ModelError(
             f"--preprocess {chosen}: there is no such file. Fix: name an open_clip_config.json"
@@ -164,9 +168,7 @@ def _chosen(architecture: str, chosen: str) -> Preparation:
     if tag in tags:
         quick_gelu = open_clip.trained_with_quick_gelu(architecture, tag)
         return Preparation(preprocess_of_tag(architecture, tag), f"as {tag}", quick_gelu)
-    path = Path(chosen)
-    if path.is_dir():
-        path = path / open_clip.CONFIG
+    path = _config_file(chosen)
     if not path.is_file():
         raise ModelError(
             f"--preprocess {chosen}: neither a tag of {architecture} nor a file;"

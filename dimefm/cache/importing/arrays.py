@@ -20,6 +20,7 @@ from dimefm.cache.importing.vectors import (
     checked,
     only,
     read_keys,
+    refuse_bomb,
     refused,
     row_numbers,
     texts,
@@ -28,8 +29,6 @@ from dimefm.errors import CacheError
 from dimefm.runtime.text import first_few
 
 KEYS_ARRAY = "keys"
-LARGEST_RATIO = 64  # how many times larger an array may be than its bytes in an .npz
-SMALL = 1 << 28  # bytes of an array that may be packed as tightly as it likes
 
 
 def open_npy(path: Path, key_file: Path | None = None, column: str | None = None) -> Vectors:
@@ -204,12 +203,7 @@ def _check_member(path: Path, name: str) -> None:
     with zipfile.ZipFile(path) as archive:
         members = {info.filename: info for info in archive.infolist()}
         info = members.get(f"{name}.npy") or members[name]
-        most = max(SMALL, LARGEST_RATIO * info.compress_size)
-        if info.file_size > most:
-            raise ValueError(
-                f"{info.compress_size:,} bytes that unpack to {info.file_size:,}, at most {most:,}"
-                " are read"
-            )
+        refuse_bomb(info.compress_size, info.file_size)
         with archive.open(info) as file:
             header = _read_header(file)  # type: ignore[arg-type]
             header.check_bytes(info.file_size)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from dimefm.cache.importing.arrays import map_npy
+from dimefm.cache.importing.tables import keys_of_column
 from dimefm.cache.importing.vectors import (
     ROW_NUMBERS,
     Vectors,
@@ -90,7 +91,7 @@ def _partition(path: Path, table: Path, column: str | None) -> Vectors:
         if key_column is None:
             keys = row_numbers(start, stop)
         else:
-            keys = _column(table, key_column)[start:stop]
+            keys = keys_of_column(table, key_column)[start:stop]
         return keys, map_npy(path)[start:stop]
 
     return Vectors(
@@ -119,21 +120,3 @@ def _rows_and_columns(path: Path) -> tuple[int, list[str]]:
     with refused(path, "not a whole Parquet file", "fetch or write it again"):
         with pq.ParquetFile(path) as file:
             return file.metadata.num_rows, file.schema_arrow.names
-
-
-def _column(path: Path, name: str) -> list[str]:
-    """Return the values of a column as keys; raise CacheError naming a row without a value."""
-    import pyarrow.parquet as pq
-
-    with refused(f"{path}, column {name}", "cannot be read", "write it again"):
-        with pq.ParquetFile(path) as file:
-            values = file.read([name]).column(name).to_pylist()
-    keys = []
-    for row, value in enumerate(values):
-        if value is None:
-            raise CacheError(
-                f"{path}, row {row}: {name} is empty, so there is no key. Fix: choose another"
-                " --key-column"
-            )
-        keys.append(str(value))
-    return keys

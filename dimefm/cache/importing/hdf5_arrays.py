@@ -15,6 +15,7 @@ from dimefm.cache.importing.vectors import (
     checked,
     only,
     read_keys,
+    refuse_bomb,
     refused,
     row_numbers,
     texts,
@@ -23,8 +24,6 @@ from dimefm.errors import CacheError
 from dimefm.runtime.text import first_few
 
 KEY_NAMES = ("key", "keys", "image_path")  # in order of preference
-LARGEST_RATIO = 64  # how many times larger an array may be than the file that packs it
-SMALL = 1 << 28  # bytes of an array that may be packed as tightly as it likes
 MOST_DATASETS = 1000
 DEEPEST = 8  # groups in groups
 
@@ -59,7 +58,7 @@ def open_hdf5(
     where = f"{path}, dataset {chosen}"
     with refused(where, "cannot be read", "write the file again"), h5py.File(path, "r") as file:
         dataset = file[chosen]
-        _refuse_bomb(path, dataset)
+        refuse_bomb(path.stat().st_size, dataset.nbytes)
         checked(where, dataset)
         count, dim = dataset.shape
         dtype = dataset.dtype
@@ -73,7 +72,7 @@ def open_hdf5(
         with refused(key_place, "cannot be read", "write the file again"):
             with h5py.File(path, "r") as file:
                 dataset = file[chosen_keys]
-                _refuse_bomb(path, dataset)
+                refuse_bomb(path.stat().st_size, dataset.nbytes)
                 values = dataset[()]
         return texts(key_place, _plain(values))
 
@@ -125,16 +124,6 @@ def _datasets(file: h5py.File) -> list[str]:
 
 def _holds_vectors(dataset: h5py.Dataset) -> bool:
     return dataset.ndim == 2 and dataset.dtype.name in FLOATS
-
-
-def _refuse_bomb(path: Path, dataset: h5py.Dataset) -> None:
-    """Raise ValueError for a dataset that promises more bytes than its file can hold."""
-    most = max(SMALL, LARGEST_RATIO * path.stat().st_size)
-    if dataset.nbytes > most:
-        raise ValueError(
-            f"{dataset.nbytes:,} bytes in a file of {path.stat().st_size:,}, at most {most:,} are"
-            " read"
-        )
 
 
 def _plain(values: np.ndarray) -> np.ndarray:

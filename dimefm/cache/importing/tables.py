@@ -12,14 +12,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dimefm.cache.importing.vectors import ROW_NUMBERS, Vectors, only, refused, row_numbers
+from dimefm.cache.importing.vectors import (
+    ROW_NUMBERS,
+    Vectors,
+    only,
+    refuse_bomb,
+    refused,
+    row_numbers,
+)
 from dimefm.cache.manifest import LARGEST_DIM
 from dimefm.errors import CacheError
 from dimefm.runtime.text import first_few
 
 KEY_COLUMNS = ("key", "image_path")  # in order of preference
-LARGEST_RATIO = 64  # how many times larger a column may be than the file that packs it
-SMALL = 1 << 28  # bytes of a column that may be packed as tightly as it likes
 BATCH = 4096  # rows read at once
 
 
@@ -57,7 +62,7 @@ def open_parquet(path: Path, array: str | None = None, key_column: str | None = 
 
     def read(start: int, stop: int) -> tuple[list[str], np.ndarray]:
         rows = _rows(path, column, count, dim, dtype)
-        keys = row_numbers(0, count) if chosen_keys is None else _keys(path, chosen_keys)
+        keys = row_numbers(0, count) if chosen_keys is None else keys_of_column(path, chosen_keys)
         return keys[start:stop], rows[start:stop]
 
     return Vectors(
@@ -96,12 +101,7 @@ def _count_numbers(path: Path, column: str, number_bytes: int) -> int:
                 chunk = metadata.column(place)
                 if f"{chunk.path_in_schema}.".startswith(f"{column}."):
                     numbers += chunk.num_values
-    size = path.stat().st_size
-    most = max(SMALL, LARGEST_RATIO * size)
-    if numbers * number_bytes > most:
-        raise ValueError(
-            f"{size:,} bytes that unpack to {numbers * number_bytes:,}, at most {most:,} are read"
-        )
+    refuse_bomb(path.stat().st_size, numbers * number_bytes)
     return numbers
 
 
@@ -157,7 +157,7 @@ def _block(lists: pa.Array, first: int, dim: int, dtype: np.dtype) -> np.ndarray
     return np.asarray(array, dtype=dtype).reshape(-1, dim)
 
 
-def _keys(path: Path, column: str) -> list[str]:
+def keys_of_column(path: Path, column: str) -> list[str]:
     """Return the values of a column as keys; raise CacheError naming a row without a value."""
     with refused(f"{path}, column {column}", "cannot be read", "write it again"):
         with pq.ParquetFile(path) as file:

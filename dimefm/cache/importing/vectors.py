@@ -17,6 +17,8 @@ from dimefm.storage.reading import is_row_fault
 
 FLOATS = ("float16", "float32", "float64")
 ROW_NUMBERS = "row numbers"
+LARGEST_RATIO = 64  # how many times larger an array may be than the bytes that pack it
+SMALL = 1 << 28  # bytes of an array that may be packed as tightly as it likes
 LONGEST_REASON = 160  # characters of a library's reason in a message
 
 
@@ -69,6 +71,13 @@ def refused(where: object, what: str, remedy: str) -> Iterator[None]:
             raise
         reason = first_line(error)[:LONGEST_REASON]
         raise CacheError(f"{where}: {what} ({reason}). Fix: {remedy}") from error
+
+
+def refuse_bomb(packed: int, unpacked: int) -> None:
+    """Raise ValueError when ``packed`` bytes of a file promise too many ``unpacked`` ones."""
+    most = max(SMALL, LARGEST_RATIO * packed)
+    if unpacked > most:
+        raise ValueError(f"{packed:,} bytes that unpack to {unpacked:,}, at most {most:,} are read")
 
 
 def checked(where: object, rows: np.ndarray) -> np.ndarray:

@@ -8,13 +8,18 @@ from huggingface_hub import constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError
 
 from dimefm.errors import ModelError
-from dimefm.models.download import REPOSITORY, announce, failed, require_connection
+from dimefm.models.download import (
+    REPOSITORY,
+    announce,
+    failed,
+    local_folder,
+    require_connection,
+)
 from dimefm.models.folder_tokenizer import VOCABULARIES
 from dimefm.models.hf.config import read_config
 from dimefm.models.hf.families import CONFIG
 from dimefm.models.hf.loading import require_transformers
 from dimefm.models.hf.weights import INDEXES, WEIGHTS, parts_of
-from dimefm.models.offline import offline
 
 SMALL_FILES = (
     CONFIG,
@@ -34,7 +39,7 @@ def fetch_folder(spec: str, repository: str, may_download: bool = True) -> Path:
     if not REPOSITORY.fullmatch(repository):
         raise ModelError(f"{spec}: expected hf:ORG/MODEL. Fix: correct the name")
     require_transformers(spec)
-    folder = _local_folder(repository)
+    folder = local_folder(repository, CONFIG, (*WEIGHTS, *INDEXES))
     if folder is not None:
         return folder
     if not may_download:
@@ -53,18 +58,6 @@ def fetch_folder(spec: str, repository: str, may_download: bool = True) -> Path:
         raise
     except Exception as error:  # the hub raises whatever the network raises
         raise failed(spec, error, remedy) from error
-
-
-def _local_folder(repository: str) -> Path | None:
-    """Return the folder of a model that was downloaded before, None when a part is missing."""
-    try:
-        with offline():
-            folder = Path(snapshot_download(repository, local_files_only=True))
-    except Exception:  # the hub's client has several errors for what is not there
-        return None
-    names = (*WEIGHTS, *INDEXES)
-    has_weights = any((folder / name).is_file() for name in names)
-    return folder if has_weights and (folder / CONFIG).is_file() else None
 
 
 def _download(spec: str, repository: str) -> Path:

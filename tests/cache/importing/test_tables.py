@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dimefm.cache.importing import tables
+from dimefm.cache.importing import vectors as vectors_of
 from dimefm.cache.importing.sources import open_vectors
 from dimefm.errors import CacheError
 from tests.cache.importing.foreign import KEYS, cut, stored, take_up, vectors
@@ -174,7 +174,7 @@ REFUSED = [
     (lambda d: parquet(d / "a.parquet", e=lists(vectors()[:0])), {}, "the file has no rows"),
     (_bomb, {}, "bytes that unpack to 4,194,304"),
     (lambda d: cut(parquet(d / "a.parquet", e=lists(vectors()))), {}, "not a whole Parquet file"),
-    (_hdf5_bomb, {}, "bytes in a file of"),
+    (_hdf5_bomb, {}, "bytes that unpack to"),
     (lambda d: cut(hdf5(d / "a.h5", e=vectors())), {}, "not a whole HDF5 file"),
     (lambda d: hdf5(d / "a.h5", x=np.arange(5)), {}, "there are no vectors"),
     (
@@ -195,7 +195,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("make", "how", "reason"), REFUSED)
 def test_what_holds_no_vectors_is_refused_in_one_line(tmp_path, monkeypatch, make, how, reason):
-    monkeypatch.setattr(tables, "SMALL", 1 << 20)
+    monkeypatch.setattr(vectors_of, "SMALL", 1 << 20)
     path = make(tmp_path)
     with pytest.raises(CacheError, match=reason) as caught:
         for file in open_vectors([path], "image", **how):
