@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from open_clip.tokenizer import SimpleTokenizer, get_clean_fn
@@ -11,9 +12,16 @@ from dimefm.errors import ModelError
 SPECIALS = ["<start_of_text>", "<end_of_text>"]
 
 
+@functools.cache
+def _usual_ranks() -> dict[tuple[str, str], int]:
+    return SimpleTokenizer().bpe_ranks
+
+
 def is_clip_bpe(tokenizer: Any) -> bool:
-    """Tell whether a tokenizer is open_clip's own, in small letters, with two special tokens."""
+    """Tell whether a tokenizer is CLIP's own: its merges, small letters, two special tokens."""
     if type(tokenizer) is not SimpleTokenizer:
+        return False
+    if tokenizer.bpe_ranks != _usual_ranks():
         return False
     if tokenizer.reduction_fn is not None or tokenizer.clean_fn is not get_clean_fn("lower"):
         return False

@@ -90,7 +90,8 @@ def _towers(whole: WholeClip, record: RunRecord | None) -> str:
         source = encoder.card.name
         if owner != own and teacher is not None:
             source = str(teacher.get("name"))
-        licence = "yours" if owner == own and record is not None else licence_of(source)
+        is_trained_here = record is not None and record.imported is None
+        licence = "yours" if owner == own and is_trained_here else licence_of(source)
         rows.append((side, f"{counts[side]:,}", owner, licence))
     lines = ["## Made of", "", *markdown_table(rows, left=(0, 2, 3)), ""]
     lines.append(f"Images: {describe(whole.preprocess)}. Text: {whole.context_length} tokens.")

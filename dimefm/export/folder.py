@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dimefm.errors import DimefmError
+from dimefm.runtime.os_errors import REMEDIES
 from dimefm.storage.files import remove_new_dirs_on_error, sync_folder
 from dimefm.storage.out_folder import UNNOTICED, refuse_foreign
 
@@ -28,6 +29,12 @@ def new_export(out: Path) -> Iterator[Path]:
     An earlier export in ``out`` is replaced. When the block raises, ``out`` is as it was. Raises
     DimefmError when ``out`` holds anything else, or cannot be written.
     """
+    out = Path(os.path.realpath(out))  # else a link would be renamed
+    if Path.cwd().is_relative_to(out):
+        raise DimefmError(
+            f"{out}: holds the working folder, and an export takes the place of a whole folder."
+            " Fix: name a new folder with --out"
+        )
     refuse_foreign(out, "export", (RECORD,))
     partial = _beside(out, PARTIAL)
     try:
@@ -42,13 +49,14 @@ def new_export(out: Path) -> Iterator[Path]:
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
+        remedy = REMEDIES.get(error.errno or 0, "choose another --out")
         raise DimefmError(
-            f"{out}: cannot be written: {error.strerror or error}. Fix: choose another --out"
+            f"{error.filename or out}: the export stopped: {error.strerror or error}. Fix: {remedy}"
         ) from error
 
 
 def _beside(out: Path, ending: str) -> Path:
-    return out.with_name(f"{out.absolute().name}{ending}")
+    return out.with_name(f"{out.name}{ending}")
 
 
 def _remove(folder: Path) -> None:

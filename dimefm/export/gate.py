@@ -155,7 +155,7 @@ def pass_through(
     """Compare all variants with the model ``before``; return what was found.
 
     ``least_cosine`` replaces the limit of every variant. Raises ModelError for the first variant
-    beyond a limit.
+    beyond a limit, and when there is an ``evaluation`` and no variant with a text tower.
     """
     agreements = []
     for variant in variants:
@@ -165,6 +165,11 @@ def pass_through(
         agreements.append(agreement)
     if evaluation is None:
         return agreements
+    if not any(variant.has_text for variant in variants):
+        raise ModelError(
+            f"--eval-root {evaluation.root}: the export has no text tower to score, or was not"
+            " loaded again; nothing was written. Fix: remove --eval-root"
+        )
     scores_before = evaluation.scores(before)
     for number, variant in enumerate(variants):
         agreement = scored(agreements[number], evaluation, scores_before, variant)

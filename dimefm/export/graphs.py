@@ -132,13 +132,14 @@ def _write(
                 opset_version=opset,
                 verbose=False,
             )
-            assert program is not None
-            program.save(str(path), external_data=False)
     except Exception as error:  # torch and onnxscript raise freely on what they cannot trace
         raise ModelError(
             f"{path.name}: the tower cannot be expressed in ONNX ({reason_of(error)}). Fix: export"
             " it --to open_clip"
         ) from error
+    assert program is not None
+    with quiet():
+        program.save(str(path), external_data=False)
 
 
 def quantize(source: Path, target: Path) -> None:

@@ -43,7 +43,6 @@ def clip_image(whole: WholeClip) -> Part:
         and isinstance(tower.ln_pre, nn.LayerNorm)
         and tower.conv1.bias is None
         and tower.proj is not None
-        and tower.positional_embedding.requires_grad is not None
     )
     if not is_plain:
         raise NotExpressible("an image tower that does not pool as OpenAI's ViT")

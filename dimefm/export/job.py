@@ -21,6 +21,7 @@ from dimefm.recipe import read as read_recipe
 from dimefm.runtime import console
 from dimefm.runtime.versions import libraries
 from dimefm.storage.files import to_json
+from dimefm.storage.remote import is_url
 
 LIBRARIES = ("dimefm", "torch", "open_clip_torch", "timm", "transformers", "onnx", "onnxruntime")
 
@@ -125,12 +126,13 @@ def _check_settings(request: Request, known: Sequence[str]) -> None:
 
 
 def _sources_of(model: str) -> tuple[str, ...]:
-    """Return the sources of images that a run was trained on, none for another model."""
+    """Return the sources on this machine that a run was trained on, none for another model."""
     recipe = Path(model) / "recipe.toml"
     if not recipe.is_file():
         return ()
     with contextlib.suppress(DimefmError):
-        return tuple(read_recipe(recipe).images)
+        sources = read_recipe(recipe).images
+        return tuple(source for source in sources if not is_url(source))
     return ()
 
 

@@ -100,9 +100,10 @@ def _from_json(path: Path, model: Model) -> Labels:
     if not isinstance(content, dict) or "labels" not in content:
         raise ModelError(f"{path}: has no 'labels'. Fix: write a list of class names")
     names = content["labels"]
-    templates = tuple(content.get("templates") or TEMPLATES)
     if "embeddings" not in content:
+        templates = _templates(path, content.get("templates") or TEMPLATES)
         return _embedded(path, names, templates, model)
+    templates = _templates(path, content.get("templates") or ())
     try:
         rows = np.asarray(content["embeddings"], dtype=np.float32)
     except (TypeError, ValueError) as error:
@@ -123,12 +124,12 @@ def _from_tensors(path: Path, model: Model) -> Labels:
         rows = file.get_tensor("embeddings").astype(np.float32)
     try:
         names = json.loads(marks["labels"])
-        templates = tuple(json.loads(marks.get("templates", "[]")))
-    except ValueError as error:
+        templates = json.loads(marks.get("templates", "[]"))
+    except (ValueError, RecursionError) as error:
         raise ModelError(
-            f"{path}: the metadata 'labels' are no JSON. Fix: write it again"
+            f"{path}: the metadata 'labels' or 'templates' are no JSON. Fix: write it again"
         ) from error
-    return _checked(path, names, rows, templates, model)
+    return _checked(path, names, rows, _templates(path, templates), model)
 
 
 def _checked(
@@ -158,6 +159,16 @@ def _embedded(path: Path, names: Any, templates: tuple[str, ...], model: Model) 
     with _naming(path):
         classifier = model.classifier(_strings(names), _strings(templates))
     return Labels(classifier.labels, classifier.embeddings.astype(np.float32), templates)
+
+
+def _templates(path: Path, values: Any) -> tuple[str, ...]:
+    """Return templates that came from a file; raise ModelError for anything but texts."""
+    if not isinstance(values, list | tuple) or not all(isinstance(value, str) for value in values):
+        raise ModelError(
+            f"{path}: 'templates' are {str(values)[:60]}, expected a list of sentences. Fix: write"
+            ' e.g. ["a photo of a {label}."]'
+        )
+    return tuple(values)
 
 
 @contextlib.contextmanager

@@ -47,9 +47,9 @@ def _fault(whole: WholeClip) -> tuple[str, str]:
     text = config["text_cfg"]
     if text.get("hf_model_name"):
         reason = f"its text tower {text['hf_model_name']} is of transformers, which downloads it"
-        return reason, "use --to onnx"
+        return reason, "use --to web with --labels FILE"
     if (text.get("tokenizer_kwargs") or {}).get("bpe_path"):
-        return "its tokenizer reads a file of its own ('bpe_path')", "use --to onnx"
+        return "its tokenizer reads a file of its own ('bpe_path')", "use --to hf"
     if "pruned" in config["vision_cfg"] or "pruned" in text:
         return "its layers differ in heads or hidden units", "use --to onnx"
     size = _fixed_size(whole)

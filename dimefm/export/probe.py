@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from dimefm.data import open_rows
-from dimefm.errors import BadRow, DataError
+from dimefm.errors import BadRow, DataError, DimefmError
 from dimefm.models.encoder import Encoder
 from dimefm.models.preprocess import decoder
 
@@ -74,7 +74,7 @@ def make(encoder: Encoder, folder: Path | None = None, sources: tuple[str, ...] 
     for source in sources:
         try:
             images = _images_of(source)
-        except DataError:  # it has moved since
+        except (DimefmError, OSError):  # it has moved since
             continue
         if images:
             return _probe(encoder, images, f"{len(images)} images of {source}")

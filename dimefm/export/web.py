@@ -8,8 +8,10 @@ labels it holds their embeddings in place of the text tower. ``dimefm.load`` tak
 from __future__ import annotations
 
 import json
+import lzma
 import shutil
 import tarfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,7 @@ FILES = (
     "tokenizer.js",
 )
 PAGE_FACTS = "page.json"
+DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError)
 MERGES = "merges.txt"
 WEIGHTS = "fp16"
 """Default set of graphs: half the bytes of fp32, and the same scores to five digits."""
@@ -125,8 +128,7 @@ def with_runtime(source: Path, use: Callable[[str, bytes], Any]) -> str:
     Raises ModelError when a file is missing.
     """
     read = _reader(source)
-    package = read("package.json")
-    version = str(json.loads(package).get("version", "")) if package else ""
+    version = _version(read("package.json"), source)
     for name in RUNTIME_FILES:
         data = read(f"dist/{name}")
         if data is None:
@@ -136,6 +138,19 @@ def with_runtime(source: Path, use: Callable[[str, bytes], Any]) -> str:
             )
         use(name, data)
     return version
+
+
+def _version(package: bytes | None, source: Path) -> str:
+    """Return the version that a ``package.json`` states, "" without one."""
+    if package is None:
+        return ""
+    try:
+        return str(json.loads(package).get("version", ""))
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ModelError(
+            f"{source}: its package.json is damaged, expected that of onnxruntime-web. Fix:"
+            f" {RUNTIME_FIX}"
+        ) from error
 
 
 def _reader(source: Path) -> Callable[[str], bytes | None]:
@@ -164,7 +179,7 @@ def _from_tarball(source: Path, name: str) -> bytes | None:
             return file.read()
     except KeyError:
         return None
-    except (OSError, EOFError, tarfile.TarError) as error:
+    except DAMAGED as error:
         raise ModelError(
             f"{source}: cannot be read as the tarball of an npm package ({error}). Fix:"
             f" {RUNTIME_FIX}"

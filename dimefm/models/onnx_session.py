@@ -45,11 +45,16 @@ class Graph:
         self.output_shape = _shape(self._session.get_outputs(), target, path)
 
     def run(self, values: np.ndarray) -> np.ndarray:
-        """Return the output for an input; raise ModelError with onnxruntime's reason."""
+        """Return the output, float32 [N, D], for an input: pixels, float32 [N, 3, H, W], or tokens,
+        int64 [N, L]. Raises ModelError with onnxruntime's reason.
+        """
         try:
             (result,) = self._session.run([self._target], {self._source: values})
         except Exception as error:  # onnxruntime has its own classes, of no common base
-            raise ModelError(f"{self.path}: cannot be run ({_reason(error)})") from error
+            raise ModelError(
+                f"{self.path}: cannot be run on an input of shape {list(values.shape)}, expected"
+                f" {list(self.shape)} ({_reason(error)}). Fix: export the model again"
+            ) from error
         return result
 
 

@@ -136,6 +136,29 @@ def test_refusals_leave_nothing(tmp_path):
     fails(tmp_path, ModelError, "expected at least 1.1", least_cosine=1.1)
 
 
+def test_an_evaluation_that_cannot_be_made_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(open_clip, "variants", lambda whole, folder, options: [])
+    (tmp_path / "sets").mkdir()
+    fails(tmp_path, ModelError, "no text tower to score.*remove --eval-root", eval_root=tmp_path)
+
+
+@pytest.mark.parametrize("out", [".", ".."])
+def test_the_working_folder_is_not_replaced(out, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fails(tmp_path, DimefmError, "holds the working folder.*Fix: name a new folder", out=out)
+
+
+def test_an_export_may_stand_behind_a_link(tmp_path, monkeypatch):
+    (tmp_path / "place").mkdir()
+    (tmp_path / "link").symlink_to("place")
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        dimefm.export(SPEC, "open_clip", "link")
+        assert (tmp_path / "place/export.json").is_file()
+        assert (tmp_path / "link").is_symlink()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "place"]
+
+
 def test_a_foreign_folder_is_left_alone(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.tex").write_text("x")

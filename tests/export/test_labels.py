@@ -63,6 +63,8 @@ FAULTS = {
     "template": ("a.json", '{"labels": ["a", "b"], "templates": ["a photo"]}', "no place"),
     "ragged": ("a.json", '{"labels": ["a", "b"], "embeddings": [[1], [1, 2]]}', "no lists"),
     "width": ("a.json", '{"labels": ["a", "b"], "embeddings": [[1], [2]]}', r"expected \[2, 128\]"),
+    "one template": ("a.json", '{"labels": ["a", "b"], "templates": "a {}"}', "list of sentences"),
+    "templates": ("a.json", '{"labels": ["a", "b"], "templates": 5}', "list of sentences"),
     "damaged": ("a.safetensors", "no tensors", "cannot be read"),
     "absent": ("b.txt", None, "cannot be read"),
 }
@@ -83,6 +85,19 @@ def test_an_embedding_without_direction_is_refused(model, tmp_path):
     rows[1] = 0
     save_file({"embeddings": rows}, tmp_path / "a.safetensors", {"labels": '["a", "b"]'})
     with pytest.raises(ModelError, match="label 1: its embedding has no direction"):
+        read(tmp_path / "a.safetensors", model)
+
+
+def test_templates_of_given_embeddings_are_those_that_the_file_states(model, tmp_path):
+    rows = unit((2, 128)).tolist()
+    table = {"labels": ["a", "b"], "embeddings": rows}
+    (tmp_path / "a.json").write_text(json.dumps(table))
+    assert read(tmp_path / "a.json", model).templates == ()
+    (tmp_path / "a.json").write_text(json.dumps({**table, "templates": ["a {}"]}))
+    assert read(tmp_path / "a.json", model).templates == ("a {}",)
+    marks = {"labels": '["a", "b"]', "templates": "5"}
+    save_file({"embeddings": unit((2, 128))}, tmp_path / "a.safetensors", marks)
+    with pytest.raises(ModelError, match="list of sentences"):
         read(tmp_path / "a.safetensors", model)
 
 

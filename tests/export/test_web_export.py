@@ -295,7 +295,9 @@ def test_the_runtime_is_taken_from_any_form_of_the_package(form, tmp_path):
     assert version == ("" if form == "dist" else "1.2.3")
 
 
-@pytest.mark.parametrize("fault", ["absent", "no tarball", "half", "not given"])
+@pytest.mark.parametrize(
+    "fault", ["absent", "no tarball", "half", "not given", "no JSON", "damaged"]
+)
 def test_a_runtime_that_cannot_be_copied_is_told_with_the_command(fault, tmp_path):
     options = ["export", MODEL, "--to", "web", "--out", str(tmp_path / "out")]
     if fault == "absent":
@@ -305,6 +307,16 @@ def test_a_runtime_that_cannot_be_copied_is_told_with_the_command(fault, tmp_pat
         options += ["--ort-web", str(tmp_path / "other.tgz")]
     elif fault == "half":
         options += ["--ort-web", str(package(tmp_path, web.RUNTIME_FILES[:1], "tarball"))]
+    elif fault == "no JSON":
+        folder = package(tmp_path, web.RUNTIME_FILES, "folder")
+        (folder / "package.json").write_text("[1]")
+        options += ["--ort-web", str(folder)]
+    elif fault == "damaged":
+        tarball = package(tmp_path, web.RUNTIME_FILES, "tarball")
+        content = bytearray(tarball.read_bytes())
+        content[20:60] = bytes(40)
+        tarball.write_bytes(content)
+        options += ["--ort-web", str(tarball)]
     result = CliRunner().invoke(main, options)
     assert result.exit_code == 1
     line = result.output.splitlines()[-1]
