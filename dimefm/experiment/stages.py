@@ -275,7 +275,9 @@ class ExportStage(Stage):
 
     def inputs(self) -> str:
         scoring = [self.scoring.root, list(self.scoring.datasets), self.scoring.text_model]
-        return digest_of([self.request.model_dump(), _model_of(str(self.model)), scoring])
+        labels = _model_of(self.request.labels) if self.request.labels else None
+        settings = [self.request.model_dump(), scoring, self.preprocess, labels]
+        return digest_of([settings, _model_of(str(self.model))])
 
     def outputs(self) -> str:
         records = [self.place / name / RECORD for name in self.request.to]

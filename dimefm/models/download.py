@@ -19,7 +19,7 @@ from pathlib import Path
 
 import open_clip
 from huggingface_hub import constants, hf_hub_download, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from dimefm.errors import ModelError
 from dimefm.models import config_check
@@ -177,6 +177,8 @@ def _download(repository: str) -> Path:
     for name in WEIGHTS:
         try:
             return Path(hf_hub_download(repository, name)).parent
+        except LocalEntryNotFoundError:  # the network failed
+            raise
         except EntryNotFoundError:
             continue
     raise ModelError(

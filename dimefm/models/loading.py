@@ -366,14 +366,18 @@ def _text_side(
     """
     card = _teacher_card(folder, record)
     if timm_teacher.is_image_only(card):
+        if text_model is not None:
+            raise ModelError(
+                f"--text-model {text_model}: {folder} was distilled from {card.name}, which has no"
+                " text tower. Fix: remove --text-model"
+            )
         return without_text(card, compute)
     if text_model is None or not (Path(text_model) / runs.FILE).is_file():
         return _teacher_of(folder, record, text_model, compute, loading)
     text = _load(text_model, compute)
     if "image" not in text.card.shared_towers:
         return _teacher_of(folder, record, text_model, compute, loading)
-    teacher = _teacher_card(folder, record)
-    different = differences(text.card.shared_towers["image"], teacher.identity())
+    different = differences(text.card.shared_towers["image"], card.identity())
     if different:
         raise ModelError(
             f"{text_model} and {folder} learned from different teachers ({'; '.join(different)}). "

@@ -27,7 +27,18 @@ from dimefm.runtime.text import first_few
 
 LOGIT_SCALE = 100.0
 FEW = 4  # names in a message
-CLASSIFIERS = ("head.", "fc.", "classifier.", "head_dist.", "last_linear.")
+CLASSIFIERS = (
+    "head.",
+    "heads.",
+    "head_dist.",
+    "heads_dist.",
+    "aux_head.",
+    "fc.",
+    "classifier.",
+    "classif.",
+    "last_linear.",
+)
+"""How the names of classifiers begin in the networks of timm; a teacher has none."""
 
 
 class ImageTeacher(nn.Module):
@@ -98,7 +109,10 @@ def pretrained(name: str) -> ImageTeacher:
         with quiet():
             network = timm.create_model(full, pretrained=True, num_classes=0)
     except Exception as error:  # timm and the hub raise whatever a download and a file lead to
-        raise ModelError(f"{PREFIX}{name}: cannot be loaded: {reason_of(error)}") from error
+        raise ModelError(
+            f"{PREFIX}{name}: cannot be loaded: {reason_of(error)}. Fix: check the network, or name"
+            f" {PREFIX}{name}/FILE"
+        ) from error
     return _teacher(network, full)
 
 

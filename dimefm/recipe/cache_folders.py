@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 from dimefm.errors import RecipeError
@@ -10,6 +10,13 @@ from dimefm.runtime.text import first_few
 
 BELOW = {"image_cache": "images", "text_cache": "texts"}
 """Key of a recipe -> the folder below that an extraction writes for it."""
+
+
+def refuse_named_caches(folders: Sequence[str], given: Container[str]) -> None:
+    """Raise RecipeError when keys that ``folders`` of --cache stand for are given, too."""
+    named = [key for key in BELOW if key in given]
+    if folders and named:
+        raise RecipeError(f"cache stands for {' and '.join(named)}, too. Fix: remove one")
 
 
 def caches_below(folders: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -80,7 +80,9 @@ STARTED = Condition(
 )
 INHERITED = Condition(
     "students that inherit (--init inherit:SPEC)",
-    lambda recipe: f"{recipe.init} {recipe.init_text}".count("inherit:") > 0,
+    lambda recipe: any(
+        (start or "").startswith("inherit:") for start in (recipe.init, recipe.init_text)
+    ),
     remedy="set --init inherit:SPEC",
 )
 OWN_FEATURES = Condition(

@@ -58,7 +58,10 @@ def no_steps_need_a_start(recipe: Any) -> str | None:
         return None
     if recipe.init_projection != "random":
         return None
-    return "'steps' is 0; expected a positive number for a student that starts from random weights"
+    return (
+        "'steps' is 0; expected a positive number for a student that starts from random weights."
+        " Fix: set more steps, init, or init_projection"
+    )
 
 
 RULES: tuple[Callable[[Any], str | None], ...] = (

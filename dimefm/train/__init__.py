@@ -50,7 +50,7 @@ def train(
     from dimefm.train.online_eval import scorer
     from dimefm.train.trainer import train as run
 
-    resolved = _resolve(recipe, small, _caches(cache) | _plain(settings))
+    resolved = _resolve(recipe, small, _caches(cache, settings) | _plain(settings))
     states_batch = "batch_size" in settings
     if isinstance(recipe, Mapping):
         states_batch = states_batch or "batch_size" in recipe
@@ -58,12 +58,16 @@ def train(
     return run(resolved, Path(out), resume, echo=echo, scorer=scorer, fits_batch=fits_batch)
 
 
-def _caches(cache: str | os.PathLike | Sequence[str | os.PathLike]) -> dict[str, Any]:
-    """Return the keys of a recipe that folders of caches stand for."""
-    from dimefm.recipe.cache_folders import caches_below
+def _caches(
+    cache: str | os.PathLike | Sequence[str | os.PathLike], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the keys that folders of caches stand for; raise RecipeError where both are named."""
+    from dimefm.recipe.cache_folders import caches_below, refuse_named_caches
 
-    folders = [cache] if isinstance(cache, str | os.PathLike) else cache
-    return caches_below([os.fspath(folder) for folder in folders])
+    given = [cache] if isinstance(cache, str | os.PathLike) else cache
+    folders = [os.fspath(folder) for folder in given]
+    refuse_named_caches(folders, settings)
+    return caches_below(folders)
 
 
 def _resolve(

@@ -79,7 +79,7 @@ class Begun:
         if recipe.init_projection == "least-squares" and not self.is_restored:
             record = solved.solve_projection(recipe, student, load, rows, context, echo)
             begun = dataclasses.replace(self, record={**self.record, solved.PROJECTION: record})
-        if recipe.init_lr_scale == 0:
+        if recipe.init_lr_scale == 0 and recipe.steps != 0:
             begun._freeze(student)
         return begun
 

@@ -1,9 +1,12 @@
 """``dimefm train --cache DIR``: one folder stands for the caches below it."""
 
+import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+import dimefm as package
 from dimefm.cli import main
+from dimefm.errors import RecipeError
 
 TEACHER = "ResNet-mini-64/random:0"
 
@@ -49,3 +52,9 @@ def test_a_folder_of_caches_stands_for_both(tmp_path):
     assert "there is no such folder. Fix: check the path" in line
     line = refusal("train", *common, *by_folder, *both, *out, code=2)
     assert "stands for --image-cache and --text-cache, too" in line
+
+
+@pytest.mark.parametrize("key", ["image_cache", "text_cache"])
+def test_in_python_a_folder_of_caches_and_one_cache_exclude_each_other(key, tmp_path):
+    with pytest.raises(RecipeError, match=f"cache stands for {key}, too. Fix: remove one"):
+        package.train(None, tmp_path / "run", cache="cache", **{key: ["other"]})

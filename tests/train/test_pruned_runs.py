@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 from dimefm.errors import ModelError, RecipeError
 from dimefm.models import open_clip
 from dimefm.models.loading import load_encoder
+from dimefm.models.towers import ImageTower
+from dimefm.models.weights.inheritance.cut import build
 from dimefm.storage.files import to_json
 from dimefm.train import checkpoint
 from dimefm.train.trainer import Trainer, train
@@ -234,3 +236,10 @@ def test_gates_learn_to_close(world, tmp_path):
     assert torch.cat(alphas).min() < 4.0
     lambdas = tensors["gates.multipliers.image"]
     assert (lambdas > 10).all()
+
+
+def test_what_is_cut_expects_the_pixels_that_its_source_expected():
+    like = open_clip.image_tower(SMALL)
+    like = ImageTower(like)
+    like.visual.preprocess_cfg = {"mean": (0.1, 0.2, 0.3)}
+    assert build(SMALL, like).visual.preprocess_cfg == like.visual.preprocess_cfg

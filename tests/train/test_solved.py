@@ -140,6 +140,14 @@ def test_a_run_without_steps_is_the_student_as_it_starts(world):
     assert lines == [f"{out}: finished already; nothing to do"]
 
 
+def test_a_frozen_start_may_stay_without_steps(world):
+    first = train(recipe_of(world, "image"), world.root / "first", echo=quiet)
+    start = {"init": f"run:{first}", "init_projection": "random", "init_lr_scale": 0.0, "steps": 0}
+    out = train(recipe_of(world, "image", **start), world.root / "run", echo=quiet)
+    weights = [safetensors.torch.load_file(path / runs.IMAGE_TOWER) for path in (first, out)]
+    assert all(torch.equal(weights[0][name], tensor) for name, tensor in weights[1].items())
+
+
 def test_a_resumed_run_does_not_solve_it_again(world, monkeypatch):
     recipe = recipe_of(world, "image", save_every=2)
     whole = train(recipe, world.root / "whole", echo=quiet)

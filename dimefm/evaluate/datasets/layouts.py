@@ -46,8 +46,8 @@ SPLITS = {
 }
 """Name of each split -> the words for it in the names of files and folders."""
 
-SHOWN = 8
 PARENT = "classification"  # a folder of datasets in the root
+SHOWN = 8
 """Files that a message lists at most."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from huggingface_hub import constants, hf_hub_download, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from dimefm.errors import ModelError
 from dimefm.models.download import (
@@ -19,7 +19,7 @@ from dimefm.models.folder_tokenizer import VOCABULARIES
 from dimefm.models.hf.config import read_config
 from dimefm.models.hf.families import CONFIG
 from dimefm.models.hf.loading import require_transformers
-from dimefm.models.hf.weights import INDEXES, WEIGHTS, parts_of
+from dimefm.models.hf.weights import INDEXES, WEIGHTS, parts_of, weights_of
 
 SMALL_FILES = (
     CONFIG,
@@ -39,7 +39,7 @@ def fetch_folder(spec: str, repository: str, may_download: bool = True) -> Path:
     if not REPOSITORY.fullmatch(repository):
         raise ModelError(f"{spec}: expected hf:ORG/MODEL. Fix: correct the name")
     require_transformers(spec)
-    folder = local_folder(repository, CONFIG, (*WEIGHTS, *INDEXES))
+    folder = _whole_folder(repository)
     if folder is not None:
         return folder
     if not may_download:
@@ -60,6 +60,18 @@ def fetch_folder(spec: str, repository: str, may_download: bool = True) -> Path:
         raise failed(spec, error, remedy) from error
 
 
+def _whole_folder(repository: str) -> Path | None:
+    """Return the folder of a model that was downloaded before, None when a part is missing."""
+    folder = local_folder(repository, CONFIG, (*WEIGHTS, *INDEXES))
+    if folder is None:
+        return None
+    try:
+        weights_of(folder)
+    except ModelError:  # an interrupted download has the index, and not each of its files
+        return None
+    return folder
+
+
 def _download(spec: str, repository: str) -> Path:
     """Download a model: first its small files, which say whether the rest is worth it."""
     folder = Path(snapshot_download(repository, allow_patterns=list(SMALL_FILES)))
@@ -72,10 +84,14 @@ def _download(spec: str, repository: str) -> Path:
     for name, index in zip(WEIGHTS, INDEXES, strict=True):
         try:
             return Path(hf_hub_download(repository, name)).parent
+        except LocalEntryNotFoundError:  # the network failed
+            raise
         except EntryNotFoundError:
             pass
         try:
             index_file = Path(hf_hub_download(repository, index))
+        except LocalEntryNotFoundError:  # the network failed
+            raise
         except EntryNotFoundError:
             continue
         for part in parts_of(index_file):

@@ -113,7 +113,7 @@ def _translated(settings: Mapping[str, Any], kind: str, path: Path) -> dict:
     if settings.get("do_pad"):
         raise _inexpressible(path, "do_pad is true")
     resample = settings["resample"]
-    if resample not in FILTERS:
+    if not isinstance(resample, int) or resample not in FILTERS:
         raise _inexpressible(path, f"resample is {resample!r}, expected 2 or 3")
     mean, std = _normalization(settings, path)
     preprocess = {

@@ -125,7 +125,13 @@ def _context_length(config: FolderConfig, tokenizer: Any) -> int:
     places = getattr(config.text, "max_position_embeddings", MOST_CONTEXT)
     kinds = (config.model_type, getattr(config.text, "model_type", ""))
     if any(kind in POSITIONS_OF_PADDING for kind in kinds):
-        places -= config.text.pad_token_id + 1
+        padding = config.text.pad_token_id
+        if padding is None:
+            raise ModelError(
+                "config.json: 'pad_token_id' of the text tower is null, expected a whole number."
+                " Fix: restore the file"
+            )
+        places -= padding + 1
     lengths = [MOST_CONTEXT, places]
     if config.family.context is not None:
         lengths.append(config.family.context)

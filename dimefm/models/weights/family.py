@@ -56,5 +56,6 @@ def renamed(tensors: Tensors, pattern: str, replacement: str) -> Tensors:
     result: Tensors = {}
     for name, tensor in tensors.items():
         new_name = re.sub(f"^(?:{pattern})", replacement, name)
-        result[name if new_name in result else new_name] = tensor
+        is_taken = new_name in result or (new_name != name and new_name in tensors)
+        result[name if is_taken else new_name] = tensor
     return result

@@ -168,7 +168,9 @@ def _tensors(path: Path) -> Tensors:
             raise
         else:
             reason = open_clip.reason_of(error)
-            raise ModelError(f"{path}: cannot be loaded: {reason}") from error
+            raise ModelError(
+                f"{path}: cannot be loaded: {reason}. Fix: fetch the file again"
+            ) from error
     weights_check.check_tensors(path, tensors.values(), weights)
     return _unwrapped(tensors)
 

@@ -70,6 +70,9 @@ def build(config: dict, like: nn.Module) -> nn.Module:
     model = model.to(weight.device, weight.dtype).train(like.training)
     if isinstance(like, TextTower):
         return model
+    preprocess = getattr(like.visual, "preprocess_cfg", None)
+    if preprocess is not None:
+        model.visual.preprocess_cfg = preprocess  # the pixels that its weights expect
     return model.to(memory_format=torch.channels_last)
 
 
