@@ -1,8 +1,9 @@
 """Scores of an encoder, and the file ``scores.json`` that keeps them.
 
-Every evaluation returns a :class:`Result`. The file has two forms, which differ in their keys: one
-for zero-shot classification (:class:`ZeroShotScores`), one for retrieval
-(:class:`RetrievalScores`). :func:`read_results` reads both.
+Every evaluation returns a :class:`Result`. The file has three forms, which differ in their keys:
+one for zero-shot classification (:class:`ZeroShotScores`), one for retrieval between two caches
+(:class:`RetrievalScores`), and one for every other evaluation (:class:`Scores`).
+:func:`read_results` reads all of them.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ RETRIEVAL = "retrieval"
 class Result:
     """Scores of one encoder on one dataset.
 
-    ``task`` is ``"zero-shot"``, ``"zero-shot by tokens"`` or ``"retrieval"``. ``metrics`` maps the
+    ``task`` is ``"zero-shot"``, ``"zero-shot by tokens"``, ``"retrieval"`` or that of another
+    evaluation, such as ``"linear probe"``. ``metrics`` maps the
     name of each metric to its value, 0 to 1; ``main_metric`` is the one to quote. ``samples``
     images were scored and ``unreadable`` ones left out. ``chance`` is what random scores reach in
     the main metric, None if unknown. ``note`` says where the data differ from the published set.
@@ -166,24 +168,82 @@ class RetrievalScores:
         }
 
 
+@dataclass(frozen=True)
+class Scores:
+    """Results of one encoder on any number of datasets and tasks.
+
+    ``encoder`` is what :func:`dimefm.evaluate.profiling.facts` says of the encoder and the machine.
+    ``summary`` maps names of averages to their values, 0 to 1, such as ``"mean"``. ``missing``,
+    ``failed`` and ``pending`` are as in :class:`ZeroShotScores`. ``settings`` are the choices that
+    decide the numbers, such as seeds and shots.
+    """
+
+    model: str
+    weights_sha256: str | None
+    protocol: str
+    results: Sequence[Result]
+    encoder: Mapping[str, Any] = field(default_factory=dict)
+    summary: Mapping[str, float] = field(default_factory=dict)
+    missing: Sequence[str] = ()
+    failed: Sequence[Failure] = ()
+    pending: Sequence[str] = ()
+    seconds: float = 0.0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    libraries: Mapping[str, str] = field(default_factory=libraries)
+
+    def to_json(self) -> dict:
+        """Return what ``scores.json`` holds."""
+        failed = [{"dataset": failure.dataset, "reason": failure.reason} for failure in self.failed]
+        return {
+            "model": self.model,
+            "weights_sha256": self.weights_sha256,
+            "encoder": dict(self.encoder),
+            "protocol": self.protocol,
+            "settings": dict(self.settings),
+            "results": [_entry(result) for result in self.results],
+            "summary": dict(self.summary),
+            "missing": list(self.missing),
+            "failed": failed,
+            "pending": list(self.pending),
+            "seconds": self.seconds,
+            "libraries": dict(self.libraries),
+        }
+
+
+def _entry(result: Result) -> dict:
+    return {
+        "task": result.task,
+        "dataset": result.dataset,
+        "metrics": dict(result.metrics),
+        "main_metric": result.main_metric,
+        "samples": result.samples,
+        "unreadable": result.unreadable,
+        "chance": result.chance,
+        "note": result.note,
+        "details": dict(result.details),
+    }
+
+
 def recall_name(direction: str, k: int) -> str:
     """Return the name of the metric recall at ``k`` in one direction of retrieval."""
     return f"{direction} R@{k}"
 
 
-def write_scores(out: Path, scores: ZeroShotScores | RetrievalScores, report: str) -> None:
+def write_scores(out: Path, scores: ZeroShotScores | RetrievalScores | Scores, report: str) -> None:
     """Write ``out/scores.json`` and the Markdown ``report`` as ``out/report.md``."""
     write_text(out / SCORES, to_json(scores.to_json()))
     write_report(out / REPORT, report)
 
 
 def read_results(path: Path) -> list[Result]:
-    """Return the results in a ``scores.json`` of either form; retrieval is one result.
+    """Return the results in a ``scores.json`` of any form; retrieval of two caches is one result.
 
     Raises DataError when the file cannot be read as scores.
     """
     try:
         content = read_json(path)
+        if "results" in content:
+            return [_result(entry) for entry in content["results"]]
         entries = content["scores"]
         if any("recall" in entry for entry in entries):
             return [_retrieval_result(content)]
@@ -208,6 +268,26 @@ def _share(value: Any, name: str) -> float:
     if not 0 <= score <= 1:
         raise ValueError(f"'{name}' is {score}, expected 0 to 1")
     return score
+
+
+def _result(entry: dict) -> Result:
+    """Return a result of the general form."""
+    metrics = _typed(entry["metrics"], dict, "metrics")
+    main_metric = _typed(entry["main_metric"], str, "main_metric")
+    if main_metric not in metrics:
+        raise ValueError(f"'metrics' lacks the main metric {main_metric}")
+    chance = entry.get("chance")
+    return Result(
+        task=_typed(entry["task"], str, "task"),
+        dataset=_typed(entry["dataset"], str, "dataset"),
+        metrics={name: _share(value, name) for name, value in metrics.items()},
+        main_metric=main_metric,
+        samples=_typed(entry.get("samples", 0), int, "samples"),
+        unreadable=_typed(entry.get("unreadable", 0), int, "unreadable"),
+        chance=None if chance is None else _share(chance, "chance"),
+        note=_typed(entry.get("note", ""), str, "note"),
+        details=_typed(entry.get("details", {}), dict, "details"),
+    )
 
 
 def _zero_shot_result(entry: dict, task: str) -> Result:

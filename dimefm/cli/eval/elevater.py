@@ -9,7 +9,7 @@ import click
 
 from dimefm.cli._options import CONTEXT, ManyValues, refuse_absent_root
 from dimefm.cli._output import document, result, settings
-from dimefm.cli._recipe_options import scratch_option, section_options
+from dimefm.cli._recipe_options import section_options
 from dimefm.models.spec_paths import refuse_unknown_models
 from dimefm.recipe.schema.evaluation import Eval
 from dimefm.runs.scores import REPORT, SCORE_MARKS, SCORES
@@ -24,12 +24,7 @@ HEADINGS = {
 }
 
 
-@click.group("eval", context_settings=CONTEXT)
-def command():
-    """Score models: zero-shot classification and retrieval."""
-
-
-@command.command(
+@click.command(
     "elevater",
     cls=ManyValues,
     context_settings=CONTEXT,
@@ -52,7 +47,7 @@ def command():
     ),
 )
 @section_options(Eval, required=("root",))
-def elevater(model, out, **flags):
+def command(model, out, **flags):
     """Score a model zero-shot on the datasets in --root: the 20 of ELEVATER, and any other dataset
     that has a card. Without --datasets the mean is over the ELEVATER datasets.
 
@@ -119,50 +114,3 @@ def _names(values: Sequence[str]) -> list[str] | None:
         return None
     names = [name.strip() for value in values for name in value.split(",")]
     return [name for name in names if name]
-
-
-@command.command("retrieval", context_settings=CONTEXT, short_help="Score two caches by retrieval.")
-@click.option("--images", required=True, metavar="CACHE", help="Image cache: a folder or URL.")
-@click.option(
-    "--texts", required=True, metavar="CACHE", help="Text cache of the same model: a folder or URL."
-)
-@click.option(
-    "--split",
-    metavar="A:B",
-    help="Share of the samples to score, by a hash of their keys, as in train.",
-)
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder to write: scores.json and report.md.  [default: print only]",
-)
-@scratch_option
-def retrieval(images, texts, split, out, scratch):
-    """Compute recall at 1, 5 and 10 in both directions from an image cache and a text cache.
-
-    A text matches the image of the same key. An image may have several texts, with the keys KEY#0,
-    KEY#1, ...: any of them is a match.
-
-    \b
-    Example:
-      dimefm eval retrieval --images cache/images --texts cache/texts \\
-             --out scores/retrieval
-    """
-    from dimefm.cache import FeatureCache
-    from dimefm.data.selection import parse_split
-    from dimefm.evaluate.retrieval import markdown, retrieval_scores, terminal
-    from dimefm.evaluate.retrieval import retrieval as run
-    from dimefm.runs.scores import write_scores
-
-    if out:
-        refuse_foreign(out, "scores", SCORE_MARKS)
-    chosen = None if split is None else parse_split(split)
-    image_cache = FeatureCache(images, scratch)
-    text_cache = FeatureCache(texts, scratch)
-    scores = retrieval_scores(image_cache, run(image_cache, text_cache, split=chosen))
-    result(terminal(scores))
-    if out:
-        out.mkdir(parents=True, exist_ok=True)
-        write_scores(out, scores, markdown(scores))
-        result(f"\nwritten: {out / SCORES}, {out / REPORT}")
-    return scores.to_json()

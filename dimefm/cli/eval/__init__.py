@@ -1,0 +1,17 @@
+"""``dimefm eval``: a file for each command, imported when the command is used."""
+
+from __future__ import annotations
+
+import click
+
+from dimefm.cli._options import Lazy
+
+COMMANDS = {
+    "elevater": "dimefm.cli.eval.elevater",
+    "retrieval": "dimefm.cli.eval.retrieval",
+}
+
+
+@click.group("eval", cls=Lazy, modules=COMMANDS)
+def command():
+    """Score models: zero-shot classification and retrieval."""

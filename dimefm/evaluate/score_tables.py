@@ -1,0 +1,84 @@
+"""Scores of any evaluation as text: an aligned table for a terminal, and a Markdown page."""
+
+from __future__ import annotations
+
+from dimefm.evaluate.reports import FAILED, in_markdown, wrapped
+from dimefm.runs.scores import Result, Scores
+from dimefm.runtime.printable import one_line
+from dimefm.runtime.tables import aligned, markdown_table
+
+COLUMNS = ("dataset", "task", "metric", "score", "chance", "samples")
+TEXT_COLUMNS = (0, 1, 2)
+"""Columns that are aligned to the left: dataset, task and metric."""
+
+
+def terminal(scores: Scores) -> str:
+    """Return the scores as an aligned table, with the averages and notes below it."""
+    lines = aligned(_rows(scores), TEXT_COLUMNS)
+    for remark in remarks(scores):
+        lines += ["", remark]
+    return "\n".join(wrapped(line) for line in lines)
+
+
+def markdown(scores: Scores, title: str) -> str:
+    """Return the scores as a Markdown page under ``title``, which names the kind of scores."""
+    weights = (scores.weights_sha256 or "unknown")[:12]
+    lines = [
+        f"# {title} of {in_markdown(scores.model)}",
+        "",
+        f"Weights `{weights}`. {in_markdown(scores.protocol)}.",
+        "",
+        *markdown_table(
+            [tuple(in_markdown(cell) for cell in row) for row in _rows(scores)], TEXT_COLUMNS
+        ),
+    ]
+    for remark in remarks(scores):
+        lines += ["", in_markdown(remark)]
+    versions = [f"{name} {version}" for name, version in scores.libraries.items()]
+    lines += ["", f"Made with {', '.join(versions)}."]
+    return "\n".join(lines) + "\n"
+
+
+def remarks(scores: Scores) -> list[str]:
+    """Return a line for each average, note, unreadable image, and dataset without a score."""
+    lines = []
+    for name, value in scores.summary.items():
+        lines.append(f"{name}: {100 * value:.2f}")
+    for result in scores.results:
+        if result.note:
+            lines.append(f"{one_line(result.dataset)}: {result.note}")
+        if result.unreadable:
+            lines.append(
+                f"{one_line(result.dataset)}: {result.unreadable} unreadable images left out"
+            )
+    unique = list(dict.fromkeys(lines))  # several tasks on a dataset have the same note
+    if scores.missing:
+        unique.append(f"not here: {', '.join(scores.missing)}")
+    for failure in scores.failed:
+        unique.append(f"{FAILED}{failure.dataset}: {failure.reason}")
+    if scores.pending:
+        unique.append(f"still to come: {', '.join(scores.pending)}")
+    return unique
+
+
+def _rows(scores: Scores) -> list[tuple[str, ...]]:
+    """Return the table as text, its head first."""
+    rows: list[tuple[str, ...]] = [COLUMNS]
+    for result in scores.results:
+        rows.append(_row(result))
+    return rows
+
+
+def _row(result: Result) -> tuple[str, ...]:
+    """Return the cells of one result, in the order of ``COLUMNS``."""
+    chance = "-"
+    if result.chance is not None:
+        chance = f"{100 * result.chance:.1f}"
+    return (
+        one_line(result.dataset),
+        result.task,
+        result.main_metric,
+        f"{100 * result.value:.2f}",
+        chance,
+        f"{result.samples:,}",
+    )
