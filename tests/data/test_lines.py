@@ -3,7 +3,6 @@
 import gzip
 import pickle
 import random
-import resource
 import subprocess
 import sys
 
@@ -210,14 +209,15 @@ def test_a_gzip_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
 
 
 MEASURE = """
-import resource, sys
+import sys
+from tests.memory import peak_kib
 from dimefm.data import open_rows
 open_rows([sys.argv[1]], "text")[0]  # what modules take
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_kib()
 rows = open_rows([sys.argv[2]], "text")
 for number in (0, len(rows) // 2, len(rows) - 1):
     rows[number]
-print(len(rows), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(len(rows), peak_kib() - before)
 """
 
 
@@ -242,8 +242,6 @@ def growth(tmp_path, ending, megabytes):
     command = [sys.executable, "-c", MEASURE, str(small), str(large)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     rows, kilobytes = map(int, done.stdout.split())
-    if resource.getpagesize() != 4096 and sys.platform == "darwin":
-        kilobytes //= 1024
     return rows, kilobytes / 1024
 
 

@@ -193,12 +193,13 @@ def test_threads_that_read_a_large_group_read_it_a_few_times(tmp_path, small_mem
 
 
 LIMITED = """
-import resource, sys
+import sys
+from tests.memory import peak_kib
 from dimefm.data import open_rows
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_kib()
 (shard,) = open_rows([sys.argv[1]], "image").shards
 total = sum(len(row.image) for row in shard)
-print(len(shard), total, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+print(len(shard), total, (peak_kib() - before) // 1024)
 """
 
 

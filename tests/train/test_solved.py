@@ -143,7 +143,7 @@ def test_a_run_without_steps_is_the_student_as_it_starts(world):
 def test_a_frozen_start_may_stay_without_steps(world):
     first = train(recipe_of(world, "image"), world.root / "first", echo=quiet)
     start = {"init": f"run:{first}", "init_projection": "random", "init_lr_scale": 0.0, "steps": 0}
-    out = train(recipe_of(world, "image", **start), world.root / "run", echo=quiet)
+    out = train(world.recipe(**start), world.root / "run", echo=quiet)
     weights = [safetensors.torch.load_file(path / runs.IMAGE_TOWER) for path in (first, out)]
     assert all(torch.equal(weights[0][name], tensor) for name, tensor in weights[1].items())
 

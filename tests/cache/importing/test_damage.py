@@ -145,14 +145,15 @@ def test_a_bomb_is_refused_before_memory_is_asked_for(tmp_path):
             for _ in range(400):
                 member.write(bytes(1 << 20))
     program = f"""
-import resource, sys
+import sys
+from tests.memory import peak_kib
 from tests.cache.importing.test_damage import take
 from pathlib import Path
 try:
     take(Path({str(path)!r}), Path({str(tmp_path / "out")!r}))
 except Exception as error:
     print(type(error).__name__, error)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, file=sys.stderr)
+print(peak_kib() // 1024, file=sys.stderr)
 """
     limit = 3 << 30
     done = subprocess.run(

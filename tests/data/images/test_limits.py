@@ -304,13 +304,14 @@ def of_all_pixels():
 
 
 READ_ONE = """
-import resource, sys
+import sys
+from tests.memory import peak_kib
 from dimefm.data.images.decode import photo_of
 
 data = open(sys.argv[1], "rb").read()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_kib()
 photo_of(data)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10)
+print((peak_kib() - before) << 10)
 """
 
 
