@@ -117,6 +117,10 @@ class Dataset:
             rows, labels, _ = _read(self, split)
         return rows, labels, list(self.benchmark.classes)
 
+    def has(self, split: str) -> bool:
+        """Tell whether there is a split ``"train"``, ``"val"`` or ``"test"``."""
+        return bool(LAYOUTS[self.layout].locate(self.folder, SPLITS[split]))
+
 
 def find(
     root: str | Path,
