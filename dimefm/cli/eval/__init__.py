@@ -9,6 +9,7 @@ from dimefm.cli._options import Lazy
 COMMANDS = {
     "elevater": "dimefm.cli.eval.elevater",
     "retrieval": "dimefm.cli.eval.retrieval",
+    "report": "dimefm.cli.eval.report",
 }
 
 
