@@ -26,7 +26,7 @@ from dimefm.train.inputs.batch import Batch
 from dimefm.train.inputs.image_batches import prefetch
 from dimefm.train.student import Student
 
-HELD_OUT = 10  # one row of so many
+HELD_OUT = 10  # one row of so many; of fewer rows, the last one
 MOST_SCORED = 2048  # held-out rows of a process whose cosine is measured
 PROJECTION = "projection"  # of the student, and its key in the record of a start
 CLOSE = 1e-3
@@ -47,7 +47,7 @@ def solve_projection(
     """
     wanted = min(rows, recipe.init_rows or rows)
     batches = max(1, math.ceil(wanted / recipe.batch_size))
-    solver = _Solver(student, context)
+    solver = _Solver(student, context, wanted)
     training = student.training
     student.eval()
     bar = Progress(batches, "least squares", "batch", quiet=not context.is_main)
@@ -66,9 +66,11 @@ def solve_projection(
 class _Solver:
     """The sums of the regression, and the layer that takes its solution."""
 
-    def __init__(self, student: Student, context: DistributedContext):
+    def __init__(self, student: Student, context: DistributedContext, wanted: int):
         self.student = student
         self.context = context
+        self.wanted = wanted
+        self.every = min(HELD_OUT, wanted)
         self.layer = _layer(student)
         self.kept: NormalEquations | None = None
         self.held_out: NormalEquations | None = None
@@ -77,13 +79,19 @@ class _Solver:
 
     @torch.no_grad()
     def read(self, loaded: Iterator[Batch], batch_size: int, bar: Progress) -> None:
-        """Add the rows of all batches."""
+        """Add the first ``wanted`` rows of the batches.
+
+        The last batch may reach into the next pass over the rows. Its rows beyond ``wanted`` are
+        left out: a row that was held out must not be learned as well.
+        """
         for number, batch in enumerate(loaded):
             if len(batch):
                 features, targets = self._rows(batch)
                 views = len(features) // len(batch)
                 places = torch.from_numpy(batch.places) + number * batch_size
-                self._add(features, targets, places.repeat_interleave(views))
+                places = places.repeat_interleave(views)
+                is_wanted = (places < self.wanted).to(features.device)
+                self._add(features[is_wanted], targets[is_wanted], places[is_wanted.cpu()])
             bar.update()
 
     def _rows(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -136,7 +144,7 @@ class _Solver:
             shape = (features.shape[1], targets.shape[1], features.device)
             self.kept = NormalEquations(*shape)
             self.held_out = NormalEquations(*shape)
-        is_held_out = (places % HELD_OUT == HELD_OUT - 1).to(features.device)
+        is_held_out = (places % self.every == self.every - 1).to(features.device)
         self.kept.add(features[~is_held_out], targets[~is_held_out])
         self.held_out.add(features[is_held_out], targets[is_held_out])
         if sum(len(x) for x, _ in self.scored) < MOST_SCORED:
@@ -148,7 +156,7 @@ class _Solver:
         if held_out.rows < 1 or kept.rows < 1:
             raise DataError(
                 f"init_projection = 'least-squares': {kept.rows + held_out.rows:.0f} rows can be"
-                f" read, expected at least {HELD_OUT}. Fix: use more rows, or remove it"
+                f" read, expected at least 2. Fix: use more rows, or remove it"
             )
         layer = self.layer
         has_bias = isinstance(layer, nn.Linear) and layer.bias is not None
