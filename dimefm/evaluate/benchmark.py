@@ -30,6 +30,7 @@ PLAIN_TEMPLATE = "a photo of a {}."
 VERSION = re.compile(r"-(\d{8}|v\d+(\.\d+)*)$")
 ELEVATER_SETS = 20
 FOLDER_NAMES = "names of the class folders"
+GIVEN_NAMES = "class names given for the evaluation"
 EXPECTED = {  # key of a card -> what its value is; aliases are checked after classes
     "title": "a string",
     "suite": "a string",
@@ -141,8 +142,8 @@ def for_folder(folder: Path) -> Benchmark:
     one of the files cannot be used.
     """
     name = card_for(folder.name)
-    classes = _lines(folder / CLASS_FILE)
-    templates = _templates(folder)
+    classes = lines_of(folder / CLASS_FILE)
+    templates = templates_beside(folder)
     if name is not None:
         card = load(name)
         return replace(card, classes=classes or card.classes, templates=templates or card.templates)
@@ -175,12 +176,12 @@ def for_folder(folder: Path) -> Benchmark:
     )
 
 
-def _templates(folder: Path) -> tuple[str, ...] | None:
+def templates_beside(folder: Path) -> tuple[str, ...] | None:
     """Return the templates next to the data, None when there are none."""
     for file in TEMPLATE_FILES:
-        lines = _lines(folder / file)
+        lines = lines_of(folder / file)
         if lines is not None:
-            return tuple(_template(line, folder / file) for line in lines)
+            return tuple(template_of(line, folder / file) for line in lines)
     return None
 
 
@@ -257,8 +258,11 @@ def _unchecked(name: str) -> dict:
         return {}
 
 
-def _lines(path: Path) -> tuple[str, ...] | None:
-    """Return the lines of a text file without trailing blank ones, or None when it is absent."""
+def lines_of(path: Path) -> tuple[str, ...] | None:
+    """Return the lines of a text file without trailing blank ones, or None when it is absent.
+
+    Raises DataError for a blank line, or when the file has no line.
+    """
     if not path.is_file():
         return None
     lines = [line.strip() for line in text_lines(path)]
@@ -273,7 +277,8 @@ def _lines(path: Path) -> tuple[str, ...] | None:
     return tuple(lines)
 
 
-def _template(line: str, path: Path) -> str:
+def template_of(line: str, path: str | Path) -> str:
+    """Return a template with ``{}`` where the class name goes; ``path`` is for the error."""
     filled = line.replace("{c}", "{}")
     if "{}" not in filled:
         raise DataError(

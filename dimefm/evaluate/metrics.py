@@ -115,6 +115,27 @@ METRICS: dict[str, Metric] = {
 }
 
 
+def with_unreadable_as_wrong(
+    metric: str, scores: np.ndarray, labels: np.ndarray, readable: np.ndarray
+) -> float | None:
+    """Return accuracy or mean per class with unreadable images as wrong answers, else None.
+
+    ``scores`` [n, C] are of the images ``readable`` int [n] among all N; ``labels`` int [N] are of
+    all. The other metrics rank images, and an image without a score has no rank. As in
+    :func:`mean_per_class`, the columns of classes without any image are dropped.
+    """
+    if metric == "accuracy":
+        return accuracy(scores, labels[readable]) * len(readable) / len(labels)
+    if metric != "mean_per_class":
+        return None
+    present, class_of_row, images = np.unique(labels, return_inverse=True, return_counts=True)
+    class_of_row = class_of_row[readable]
+    predicted = scores[:, present].argmax(axis=1)
+    is_right = predicted == class_of_row
+    right = np.bincount(class_of_row[is_right], minlength=len(present))
+    return float(np.mean(right / images))
+
+
 def chance(metric: str, n_classes: int, labels: np.ndarray | None = None) -> float | None:
     """Return what random scores reach on average, or None when that is unknown.
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import html
 import textwrap
 
-from dimefm.runs.scores import Result, ZeroShotScores
+from dimefm.runs.scores import UNREADABLE_AS_WRONG, Result, ZeroShotScores
 from dimefm.runtime.printable import one_line
 from dimefm.runtime.tables import aligned, markdown_table
+from dimefm.runtime.text import cut_in_the_middle
 
 COLUMNS = ("dataset", "metric", "score", "chance", "images", "classes", "note")
 TEXT_COLUMNS = (0, 1, 6)
 """Columns that are aligned to the left: dataset, metric and note."""
 
 FAILED = "failed: "
-GAP = "..."
 WIDTH = 80
 """Columns of a terminal."""
 
@@ -30,7 +30,7 @@ def terminal(scores: ZeroShotScores) -> str:
     numbers = [row[:-1] for row in rows]
     other_widths = [max(map(len, column)) + 2 for column in zip(*numbers, strict=True)][1:]
     longest = max(WIDTH - sum(other_widths), LEAST_NAME)
-    shown = [(_cut(name, longest), *cells) for name, *cells in numbers]
+    shown = [(cut_in_the_middle(name, longest), *cells) for name, *cells in numbers]
     lines = aligned(shown, TEXT_COLUMNS)
     notes = [f"{row[0]}: {row[-1]}" for row in rows[1:] if row[-1]]
     if notes:
@@ -47,15 +47,6 @@ def wrapped(line: str) -> str:
     return textwrap.fill(
         line, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
     )
-
-
-def _cut(name: str, longest: int) -> str:
-    """Return a name without its middle when it is longer than ``longest``."""
-    if len(name) <= longest:
-        return name
-    kept = longest - len(GAP)
-    end = kept // 2
-    return name[: kept - end] + GAP + name[-end:]
 
 
 def markdown(scores: ZeroShotScores) -> str:
@@ -99,7 +90,7 @@ def _row(result: Result) -> tuple[str, ...]:
     if result.note:
         notes.append(result.note)
     if result.unreadable:
-        notes.append(f"{result.unreadable} unreadable images left out")
+        notes.append(unreadable_images(result))
     chance = "-"
     if result.chance is not None:
         chance = f"{100 * result.chance:.1f}"
@@ -112,6 +103,16 @@ def _row(result: Result) -> tuple[str, ...]:
         str(result.details["classes"]),
         "; ".join(notes),
     )
+
+
+def unreadable_images(result: Result) -> str:
+    """Return how many images were left out, and the score with them as wrong answers."""
+    total = result.samples + result.unreadable
+    left_out = f"{result.unreadable:,} unreadable images left out of {total:,}"
+    as_wrong = result.details.get(UNREADABLE_AS_WRONG)
+    if as_wrong is None:
+        return left_out
+    return f"{left_out}; as wrong answers they make it {100 * as_wrong:.2f}"
 
 
 def _mean(scores: ZeroShotScores) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from dimefm.evaluate.benchmark import Benchmark
-from dimefm.evaluate.metrics import METRICS, chance
-from dimefm.runs.scores import ZERO_SHOT, Result
+from dimefm.evaluate.metrics import METRICS, chance, with_unreadable_as_wrong
+from dimefm.runs.scores import UNREADABLE_AS_WRONG, ZERO_SHOT, Result
 
 __all__ = ["Result", "classification_result"]
 
@@ -23,10 +23,20 @@ def classification_result(
     """Score the probabilities [n, C] of a benchmark's images with the benchmark's metric.
 
     ``labels`` are those of all N images of the split, int [N] or 0/1 [N, C]; ``readable`` [n] are
-    the numbers of the images that have probabilities. Raises DataError when the shapes do not fit.
+    the numbers of the images that have probabilities. The metric is over these images; ``details``
+    have its value with the others as wrong answers, where it has one. Raises DataError when the
+    shapes do not fit.
     """
     readable_labels = labels[readable]
     value = METRICS[benchmark.metric](probabilities, readable_labels)
+    details: dict[str, float] = {
+        "classes": len(benchmark.classes),
+        "templates": len(benchmark.templates),
+    }
+    if len(readable_labels) < len(labels):
+        as_wrong = with_unreadable_as_wrong(benchmark.metric, probabilities, labels, readable)
+        if as_wrong is not None:
+            details[UNREADABLE_AS_WRONG] = as_wrong
     return Result(
         task=task,
         dataset=benchmark.name,
@@ -36,5 +46,5 @@ def classification_result(
         unreadable=len(labels) - len(readable_labels),
         chance=chance(benchmark.metric, len(benchmark.classes), readable_labels),
         note=note,
-        details={"classes": len(benchmark.classes), "templates": len(benchmark.templates)},
+        details=details,
     )

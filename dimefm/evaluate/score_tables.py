@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dimefm.evaluate.reports import FAILED, in_markdown, wrapped
+from dimefm.evaluate.reports import FAILED, in_markdown, unreadable_images, wrapped
 from dimefm.runs.scores import Result, Scores
 from dimefm.runtime.printable import one_line
 from dimefm.runtime.tables import aligned, markdown_table
@@ -48,9 +48,7 @@ def remarks(scores: Scores) -> list[str]:
         if result.note:
             lines.append(f"{one_line(result.dataset)}: {result.note}")
         if result.unreadable:
-            lines.append(
-                f"{one_line(result.dataset)}: {result.unreadable} unreadable images left out"
-            )
+            lines.append(f"{one_line(result.dataset)}: {unreadable_images(result)}")
     unique = list(dict.fromkeys(lines))  # several tasks on a dataset have the same note
     if scores.missing:
         unique.append(f"not here: {', '.join(scores.missing)}")

@@ -100,7 +100,7 @@ def evaluate(
         raise _none_found(root)
     evaluation = _Evaluation(encoder, maps, missing, whole_suite=names is None, metric=metric)
     folder = None if out is None else Path(out)
-    settings = _settings(batch_size, workers, decoder)
+    settings = settings_of(batch_size, workers, decoder)
     evaluation.run(datasets, folder, settings, on_result, fail)
     return evaluation.results
 
@@ -142,7 +142,7 @@ def elevater(
         raise _none_found(root)
     if names is None:
         _note_own_folders(root)
-    settings = _settings(batch_size, workers, decoder)
+    settings = settings_of(batch_size, workers, decoder)
     scores = evaluation.run(datasets, out, settings, on_result, evaluation.add_failure)
     if scores is None:
         raise _none_scored(evaluation.failed, root, out)
@@ -168,7 +168,8 @@ def refuse_unscored(scores: ZeroShotScores, root: Path, names: Sequence[str] | N
     )
 
 
-def _settings(batch_size: int, workers: int, decoder: str) -> Settings:
+def settings_of(batch_size: int, workers: int, decoder: str) -> Settings:
+    """Return the settings by which an evaluation encodes images and prompts."""
     return Settings(dtype="float32", batch_size=batch_size, workers=workers, decoder=decoder)
 
 
@@ -187,8 +188,7 @@ def _none_found(root: str | Path) -> DataError:
         return DataError(
             f"{root}: none of the datasets asked for is here; its folders have no card"
             f" ({first_few(own, FEW)}). Fix: name those to score, e.g. --datasets {own[0]}; where"
-            " they are the classes of one dataset, give the folder above as --root and this one as"
-            " --datasets"
+            " they are the classes of one dataset, dimefm eval folder scores it"
         )
     return DataError(
         f"{root}: none of the datasets asked for is here; expected one folder per dataset. Fix:"
@@ -258,7 +258,7 @@ class _Evaluation:
         list, which closes its files.
         """
         scores = None
-        with _feature_store(out) as store:
+        with feature_store(out) as store:
             files = None if out is None else PredictionFiles(out)
             started = time.perf_counter()
             while datasets:
@@ -322,7 +322,7 @@ class _Evaluation:
 
 
 @contextlib.contextmanager
-def _feature_store(out: Path | None) -> Iterator[Path]:
+def feature_store(out: Path | None) -> Iterator[Path]:
     """Yield the folder for features: in ``out``, or a temporary one that is removed at the end."""
     if out is None:
         with tempfile.TemporaryDirectory() as temporary:

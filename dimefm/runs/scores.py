@@ -28,6 +28,9 @@ ZERO_SHOT = "zero-shot"
 ZERO_SHOT_BY_TOKENS = "zero-shot by tokens"
 RETRIEVAL = "retrieval"
 
+UNREADABLE_AS_WRONG = "unreadable_as_wrong"
+"""Key of ``details``: the main metric with unreadable images as wrong answers, 0 to 1."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -39,9 +42,11 @@ class Result:
     images were scored and ``unreadable`` ones left out. ``chance`` is what random scores reach in
     the main metric, None if unknown. ``note`` says where the data differ from the published set.
 
-    ``details`` depend on the task. Zero-shot: ``classes`` and ``templates``, both counts.
-    Retrieval: ``directions`` (queries and candidates of each), ``split``, ``images`` and ``texts``
-    (fingerprint and rows of each cache, and how many of them have no partner).
+    ``details`` depend on the task. Of images that could not be read, classification has the main
+    metric with them as wrong answers, :data:`UNREADABLE_AS_WRONG`. Zero-shot: ``classes`` and
+    ``templates``, both counts. Retrieval: ``directions`` (queries and candidates of each),
+    ``split``, ``images`` and ``texts`` (fingerprint and rows of each cache, and how many of them
+    have no partner).
     """
 
     task: str
@@ -118,7 +123,7 @@ class ZeroShotScores:
 
 
 def _zero_shot_entry(result: Result) -> dict:
-    return {
+    entry = {
         "dataset": result.dataset,
         "metric": result.main_metric,
         "value": result.value,
@@ -129,6 +134,9 @@ def _zero_shot_entry(result: Result) -> dict:
         "templates": result.details["templates"],
         "note": result.note,
     }
+    if UNREADABLE_AS_WRONG in result.details:
+        entry[UNREADABLE_AS_WRONG] = result.details[UNREADABLE_AS_WRONG]
+    return entry
 
 
 @dataclass(frozen=True)
@@ -293,6 +301,9 @@ def _result(entry: dict) -> Result:
 def _zero_shot_result(entry: dict, task: str) -> Result:
     metric = _typed(entry.get("metric", "score"), str, "metric")
     chance = entry.get("chance")
+    details = {"classes": entry.get("classes"), "templates": entry.get("templates")}
+    if UNREADABLE_AS_WRONG in entry:
+        details[UNREADABLE_AS_WRONG] = _share(entry[UNREADABLE_AS_WRONG], UNREADABLE_AS_WRONG)
     return Result(
         task=task,
         dataset=_typed(entry["dataset"], str, "dataset"),
@@ -302,7 +313,7 @@ def _zero_shot_result(entry: dict, task: str) -> Result:
         unreadable=_typed(entry.get("unreadable", 0), int, "unreadable"),
         chance=None if chance is None else _share(chance, "chance"),
         note=_typed(entry.get("note", ""), str, "note"),
-        details={"classes": entry.get("classes"), "templates": entry.get("templates")},
+        details=details,
     )
 
 

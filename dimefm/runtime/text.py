@@ -6,6 +6,9 @@ import os
 import textwrap
 from collections.abc import Sequence
 
+GAP = "..."
+"""Stands where the middle of a name was."""
+
 
 def first_few(items: Sequence[object], most: int) -> str:
     """Return at most ``most`` items, comma-separated, and the number left: "a, b and 3 more"."""
@@ -14,6 +17,15 @@ def first_few(items: Sequence[object], most: int) -> str:
     if left > 0:
         text += f" and {left} more"
     return text
+
+
+def cut_in_the_middle(name: str, longest: int) -> str:
+    """Return a name without its middle when it is longer than ``longest``."""
+    if len(name) <= longest:
+        return name
+    kept = longest - len(GAP)
+    end = kept // 2
+    return name[: kept - end] + GAP + name[-end:]
 
 
 def without_remedy(error: BaseException) -> str:

@@ -8,6 +8,7 @@ from dimefm.cli._options import Lazy
 
 COMMANDS = {
     "elevater": "dimefm.cli.eval.elevater",
+    "folder": "dimefm.cli.eval.folder",
     "retrieval": "dimefm.cli.eval.retrieval",
     "report": "dimefm.cli.eval.report",
 }

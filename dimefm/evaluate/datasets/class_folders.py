@@ -48,9 +48,30 @@ def class_folders(folder: Path) -> list[Path]:
     return [inner for inner in sorted(folder.iterdir()) if inner.is_dir() and _is_class(inner)]
 
 
+def without_images(folder: Path) -> list[str]:
+    """Return the names of class folders, in any split, that hold no image; sorted."""
+    names_of_empty = set()
+    for parent in _splits_of(folder) or [folder]:
+        filled = set(class_folders(parent))
+        for inner in parent.iterdir():
+            if inner.is_dir() and inner not in filled and not is_litter(inner.name):
+                names_of_empty.add(file_key(inner.name))
+    return sorted(names_of_empty)
+
+
 def _splits_of(folder: Path) -> list[Path]:
-    """Return the folders of splits in a dataset folder."""
-    return [folder / word for word in SPLIT_FOLDERS if (folder / word).is_dir()]
+    """Return the folders of splits in a dataset folder.
+
+    Folders called like splits are classes, such as trains, where all of them hold images and no
+    class folders, and other class folders lie beside them.
+    """
+    splits = [folder / word for word in SPLIT_FOLDERS if (folder / word).is_dir()]
+    if not splits:
+        return []
+    are_classes = all(_is_class(split) and not class_folders(split) for split in splits)
+    if are_classes and set(class_folders(folder)) - set(splits):
+        return []
+    return splits
 
 
 def _is_class(folder: Path) -> bool:

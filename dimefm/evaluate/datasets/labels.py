@@ -16,7 +16,7 @@ from dimefm.data.formats.folder import FolderShard
 from dimefm.data.formats.parquet import ParquetShard
 from dimefm.data.subshards import Part
 from dimefm.errors import BadRow, DataError
-from dimefm.evaluate.benchmark import CLASS_FILE, Benchmark
+from dimefm.evaluate.benchmark import CLASS_FILE, GIVEN_NAMES, Benchmark
 from dimefm.evaluate.datasets import class_names
 from dimefm.runtime.printable import shown
 
@@ -59,10 +59,10 @@ def class_numbers(
     """Return class numbers int64 [n], or 0/1 [n, C] for a multi-label benchmark, and a remark.
 
     Names map by name. Numbers map by the names that the data state for them, else they are lines of
-    the class names next to the data in ``folder``, or places in the card, which the remark then
-    says. Raises DataError for a label that maps to no class, naming it.
+    the class names next to the data in ``folder`` or given for the evaluation, or places in the
+    card, which the remark then says. Raises DataError for a label that maps to no class, naming it.
     """
-    names_beside_data = (folder / CLASS_FILE).is_file()
+    names_beside_data = (folder / CLASS_FILE).is_file() or benchmark.source == GIVEN_NAMES
     classes = benchmark.classes
     if labels.names is not None:
         number_of_label = class_names.numbers(

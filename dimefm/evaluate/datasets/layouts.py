@@ -114,7 +114,7 @@ class Dataset:
         if split == "test" and self.test is not None:
             rows, labels, _ = self.test
         else:
-            rows, labels, _ = _read(self, split)
+            rows, labels, _ = read_split(self, split)
         return rows, labels, list(self.benchmark.classes)
 
     def has(self, split: str) -> bool:
@@ -274,17 +274,17 @@ def _open(folder: Path, root: Path, layout: str | None, own_name: bool = False) 
     dataset = Dataset(
         benchmark,
         folder,
-        layout or _detect(folder),
+        layout or detect(folder),
         root=root if inside_root else None,
         card=card,
     )
     if not LAYOUTS[dataset.layout].locate(folder, SPLITS["test"]):
         return dataclasses.replace(dataset, note="no test split")
-    test = _read(dataset, "test")
+    test = read_split(dataset, "test")
     return dataclasses.replace(dataset, note=_note(dataset, test), test=test)
 
 
-def _detect(folder: Path) -> str:
+def detect(folder: Path) -> str:
     """Return the first layout that holds a test split, else one that holds another split."""
     for split in ("test", "val", "train"):
         for name, layout in LAYOUTS.items():
@@ -292,12 +292,12 @@ def _detect(folder: Path) -> str:
                 return name
     tried = "; ".join(f"{name}: {layout.tries.format('test')}" for name, layout in LAYOUTS.items())
     raise DataError(
-        f"{folder}: no dataset in a known layout; looked for {tried}; found {_listing(folder)}."
+        f"{folder}: no dataset in a known layout; looked for {tried}; found {listing(folder)}."
         " Fix: give its files one of these names"
     )
 
 
-def _read(dataset: Dataset, split: str) -> Split:
+def read_split(dataset: Dataset, split: str) -> Split:
     """Return (rows, labels, remark) of one split; raise DataError when it cannot be read."""
     folder = dataset.folder
     layout = LAYOUTS[dataset.layout]
@@ -309,16 +309,16 @@ def _read(dataset: Dataset, split: str) -> Split:
         present = [name for name, words in SPLITS.items() if layout.locate(folder, words)]
         raise DataError(
             f"{folder}: no {split} split in layout {dataset.layout}; looked for {tried}; splits"
-            f" found: {', '.join(present) or 'none'}; files found: {_listing(folder)}. Fix: add the"
+            f" found: {', '.join(present) or 'none'}; files found: {listing(folder)}. Fix: add the"
             " split, or name another layout"
         )
     top = dataset.root or folder
     for path in paths:
-        _refuse_link_outside(top, path)
+        refuse_link_outside(top, path)
     return layout.read(folder, paths, dataset.benchmark)
 
 
-def _refuse_link_outside(top: Path, path: Path) -> None:
+def refuse_link_outside(top: Path, path: Path) -> None:
     """Raise DataError when ``path``, below ``top``, is a link to a place outside it."""
     try:
         inside(top, path.relative_to(top).as_posix())
@@ -341,7 +341,7 @@ def _note(dataset: Dataset, test: Split) -> str:
     else:
         if benchmark.name != dataset.card:
             parts.append(f"prompts and metric of the card {dataset.card}")
-        present = _classes_with_images(labels)
+        present = classes_with_images(labels)
         published = len(load(dataset.card).classes)
         if present != published or len(benchmark.classes) != published:
             parts.append(f"{present} of {published} classes")
@@ -356,14 +356,14 @@ def _note(dataset: Dataset, test: Split) -> str:
     return "; ".join(parts)
 
 
-def _classes_with_images(labels: np.ndarray) -> int:
+def classes_with_images(labels: np.ndarray) -> int:
     """Return how many classes have an image; labels are int64 [n] or 0/1 [n, C]."""
     if labels.ndim == 2:
         return int((labels.sum(axis=0) > 0).sum())
     return len(np.unique(labels))
 
 
-def _listing(folder: Path) -> str:
+def listing(folder: Path) -> str:
     """Return the first names in a folder, for a message."""
     names = []
     for path in folder.iterdir():

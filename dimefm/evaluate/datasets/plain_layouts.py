@@ -80,14 +80,14 @@ def read_parquet(folder: Path, paths: list[Path], benchmark: Benchmark) -> Split
     the card.
     """
     rows = open_rows(paths, "image", dataroot=folder, input_format="parquet")
-    column = _label_column(rows.shards)
+    column = label_column(rows.shards)
     raw = labels.read_labels(rows.shards)
     where = f"{paths[0]}, column '{shown(column)}'"
     numbers, remark = labels.class_numbers(raw, benchmark, where, folder)
     return rows, numbers, remark
 
 
-def _label_column(shards: Sequence[Shard]) -> str:
+def label_column(shards: Sequence[Shard]) -> str:
     """Return the name of the label column of all files; raise DataError when one lacks it."""
     columns: dict[str, Path] = {}
     for shard in shards:

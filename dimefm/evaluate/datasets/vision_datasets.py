@@ -82,7 +82,7 @@ def read(folder: Path, paths: list[Path], benchmark: Benchmark) -> tuple[Rows, n
     Raises DataError when the index cannot be used.
     """
     path = paths[0]
-    index = _read_coco(path) if path.suffix == ".json" else _read_iris(folder, path)
+    index = _read_index(folder, path)
     n_classes = len(benchmark.classes)
     if index.names is None:
         number_of_label = np.arange(n_classes)
@@ -101,6 +101,15 @@ def read(folder: Path, paths: list[Path], benchmark: Benchmark) -> tuple[Rows, n
         numbers = number_of_label[checked]
         shard = IndexShard(path, folder, index.files, numbers)
     return Rows([shard]), numbers, remark
+
+
+def stated_names(folder: Path, path: Path) -> Sequence[str] | None:
+    """Return the class names that an index states for its labels, None when it states none."""
+    return _read_index(folder, path).names
+
+
+def _read_index(folder: Path, path: Path) -> Index:
+    return _read_coco(path) if path.suffix == ".json" else _read_iris(folder, path)
 
 
 def _single_labels(index: Index, path: Path, benchmark: Benchmark) -> list[int]:
