@@ -4,7 +4,17 @@
 :mod:`dimefm.evaluate.probe.protocols` has the ways to choose one.
 """
 
+from dimefm.evaluate.probe.confidence import bootstrap, over_seeds, paired_bootstrap
 from dimefm.evaluate.probe.data import Features, ProbeOutcome, load_data
 from dimefm.evaluate.probe.protocols import DEFAULT, PROTOCOLS
 
-__all__ = ["DEFAULT", "PROTOCOLS", "Features", "ProbeOutcome", "load_data"]
+__all__ = [
+    "DEFAULT",
+    "PROTOCOLS",
+    "Features",
+    "ProbeOutcome",
+    "bootstrap",
+    "load_data",
+    "over_seeds",
+    "paired_bootstrap",
+]
