@@ -10,6 +10,7 @@ import click
 from dimefm.cli._open_clip_habits import PRECISIONS
 from dimefm.recipe import KEYS, SECTIONS
 from dimefm.recipe.keys import Key
+from dimefm.recipe.schema.evaluation import Eval
 from dimefm.recipe.section import Section
 from dimefm.runtime import console
 
@@ -45,9 +46,15 @@ def help_of(key: Key) -> str:
 
 
 def recipe_option(
-    key: Key, checked_later: bool = True, kind: Any = None, required: bool = False
+    key: Key,
+    checked_later: bool = True,
+    kind: Any = None,
+    required: bool = False,
+    has_default: bool = False,
 ) -> Decorator:
     """Return the option of a key; it is None, or an empty tuple, when it is not given.
+
+    With ``has_default`` it has the key's default then.
 
     The bounds of numbers are left to the recipe, unless they are not ``checked_later``. ``kind`` is
     click's type of the value, where the key's own type does not tell.
@@ -55,7 +62,7 @@ def recipe_option(
     settings: dict[str, Any] = {
         "metavar": key.metavar,
         "help": help_of(key),
-        "default": None,
+        "default": key.default if has_default else None,
         "required": required,
     }
     if key.value_type is bool:
@@ -119,6 +126,19 @@ def section_options(
             if key.flag:
                 option = recipe_option(key, False, types.get(name), name in required)
                 command = option(command)
+        return command
+
+    return add
+
+
+def evaluation_options(*names: str) -> Decorator:
+    """Return what adds the options of these keys of an evaluation to a command, with defaults."""
+    keys = Eval.schema_keys()
+
+    def add(command: Callable) -> Callable:
+        for name in reversed(names):
+            option = recipe_option(keys[name], checked_later=False, has_default=True)
+            command = option(command)
         return command
 
     return add

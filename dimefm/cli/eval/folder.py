@@ -8,7 +8,7 @@ import click
 
 from dimefm.cli._options import CONTEXT, ManyValues
 from dimefm.cli._output import result
-from dimefm.cli._recipe_options import recipe_option
+from dimefm.cli._recipe_options import evaluation_options
 from dimefm.models.spec_paths import refuse_unknown_models
 from dimefm.recipe.schema.evaluation import Eval
 from dimefm.runs.scores import REPORT, SCORE_MARKS, SCORES
@@ -24,18 +24,6 @@ HEADINGS = {
 MODEL_KEYS = ("text_model", "preprocess")
 MACHINE_KEYS = ("device", "precision", "batch_size", "workers", "decoder")
 FILE = click.Path(dir_okay=False, path_type=Path)
-
-
-def shared_options(*names: str):
-    """Return what adds the options of these keys of an evaluation to a command."""
-    keys = Eval.schema_keys()
-
-    def add(command):
-        for name in reversed(names):
-            command = recipe_option(keys[name], checked_later=False)(command)
-        return command
-
-    return add
 
 
 @click.command(
@@ -93,7 +81,7 @@ def shared_options(*names: str):
     help="Metric to quote; map_11_point is for images with several labels.  [default: accuracy]",
 )
 @click.option("--layout", metavar="NAME", help="Layout of the folder.  [default: detected]")
-@shared_options(*MODEL_KEYS, *MACHINE_KEYS)
+@evaluation_options(*MODEL_KEYS, *MACHINE_KEYS)
 def command(model, out, root, split, classnames, templates, template, **flags):
     """Score a model zero-shot on the dataset that --root is: one folder of images for each class.
 
