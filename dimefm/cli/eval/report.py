@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from dimefm.cli._options import CONTEXT
+from dimefm.cli._options import CONTEXT, refuse_absent_root
 from dimefm.cli._output import result
 from dimefm.runtime import console
 
@@ -25,7 +25,20 @@ from dimefm.runtime import console
     metavar="NAME",
     help="Scored model that the others are compared with.  [default: the one that a run names]",
 )
-def command(scores, out, teacher):
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path),
+    help="Folder of the datasets, to show pictures of mistakes and finds.  [default: text only]",
+)
+@click.option(
+    "--pictures",
+    type=click.IntRange(min=0),
+    default=48,
+    show_default=True,
+    metavar="N",
+    help="Number of pictures of each kind at most.",
+)
+def command(scores, out, teacher, root, pictures):
     """Write a page about SCORES: files scores.json of any dimefm eval, or folders that hold them.
 
     The page shows the scores of all models, what they cost, and where they come from. It is one
@@ -37,9 +50,11 @@ def command(scores, out, teacher):
       dimefm eval elevater --model ViT-L-14/openai --root datasets --out scores/teacher
       dimefm eval report runs/first scores/teacher --out report.html
     """
+    refuse_absent_root(root)
+
     from dimefm.evaluate.report.build import build
 
-    summary = build(list(scores), out, teacher)
+    summary = build(list(scores), out, teacher, root, pictures)
     for note in summary["notes"]:
         console.note(note)
     written = ", ".join(summary[kind] for kind in ("page", "markdown", "csv"))

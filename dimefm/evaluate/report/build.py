@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from dimefm.errors import DataError
 from dimefm.evaluate.report.collect import Collection, collect
 from dimefm.evaluate.report.page import GENERATOR, page
-from dimefm.evaluate.report.parts import Section
-from dimefm.evaluate.report.sections import cost, headline, provenance, scores
+from dimefm.evaluate.report.sections import cost, headline, mistakes, provenance, scores
 from dimefm.evaluate.report.text import COLUMNS, HEADING, csv_table, markdown
+from dimefm.evaluate.report.thumbnails import Thumbnails
 from dimefm.storage.files import write_report, write_text
 
-SECTIONS: tuple[Callable[[Collection], Section | None], ...] = (
-    headline.section,
-    scores.section,
-    cost.section,
-    provenance.section,
-)
+MOST_PICTURES = 48
 PAGES = (".html", ".htm")
 PAGE = "report.html"
 MARKS = {"html": GENERATOR, "md": HEADING, "csv": ",".join(COLUMNS)}
@@ -60,19 +55,30 @@ def _is_ours(path: Path, mark: str) -> bool:
         return False
 
 
-def build(paths: Sequence[Path], out: Path, teacher: str | None = None) -> dict:
+def build(
+    paths: Sequence[Path],
+    out: Path,
+    teacher: str | None = None,
+    root: Path | None = None,
+    pictures: int = MOST_PICTURES,
+) -> dict:
     """Write a report of the scores in ``paths`` to ``out``; return what it holds, for JSON.
 
-    Equal scores give equal files. Raises DataError as
+    ``root`` is the folder of the datasets, from which at most ``pictures`` examples are shown;
+    without it examples are text. Equal scores give equal files. Raises DataError as
     :func:`~dimefm.evaluate.report.collect.collect` and :func:`files_of` do.
     """
     files = files_of(out)
     collection = collect(paths, teacher)
-    sections = []
-    for make in SECTIONS:
-        section = make(collection)
-        if section is not None:
-            sections.append(section)
+    thumbnails = Thumbnails(root)
+    made = (
+        headline.section(collection),
+        scores.section(collection),
+        cost.section(collection),
+        mistakes.section(collection, thumbnails, pictures),
+        provenance.section(collection),
+    )
+    sections = [section for section in made if section is not None]
     table = csv_table(collection)
     text = markdown(sections)
     downloads = {

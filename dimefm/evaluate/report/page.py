@@ -115,10 +115,10 @@ def _contents(section: Section) -> Iterator[str]:
         yield "</ul>"
     for figure in section.figures:
         yield from _figure(figure)
-    for table in section.tables:
-        yield from _table(table)
     for gallery in section.galleries:
         yield from _gallery(gallery)
+    for table in section.tables:
+        yield from _table(table)
 
 
 def _tile(tile: Tile) -> str:

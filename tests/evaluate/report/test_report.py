@@ -3,17 +3,23 @@
 import base64
 import csv
 import html.parser
+import io
 import json
 import re
+from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+from PIL import Image
 
+from dimefm.cli import main
 from dimefm.errors import DataError
 from dimefm.evaluate.report.build import build
 from dimefm.evaluate.report.collect import collect
 from dimefm.evaluate.report.published import published
-from dimefm.runs.record import RunRecord
-from dimefm.runs.scores import Result, Scores, ZeroShotScores, write_scores
+from dimefm.runs.scores import Result, Scores, write_scores
+from tests.evaluate.report import written
+from tests.evaluate.report.written import result, zero_shot
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&\u202e\x07"
 VOID = {"meta", "img", "br", "input", "link", "hr"}
@@ -52,66 +58,10 @@ class Page(html.parser.HTMLParser):
         return " ".join(self.words)
 
 
-def result(dataset, value, chance=0.1, samples=100, note=""):
-    """Return a result of zero-shot classification."""
-    return Result(
-        task="zero-shot",
-        dataset=dataset,
-        metrics={"accuracy": value},
-        main_metric="accuracy",
-        samples=samples,
-        chance=chance,
-        note=note,
-        details={"classes": 10, "templates": 1},
-    )
-
-
-def zero_shot(folder, model, weights, results, image_parameters=1_000_000):
-    """Write the scores of a zero-shot evaluation; return their folder."""
-    scores = ZeroShotScores(
-        model=model,
-        weights_sha256=weights,
-        image_parameters=image_parameters,
-        text_parameters=2_000_000,
-        by_tokens=False,
-        protocol="a protocol",
-        results=results,
-        mean=0.5,
-        not_in_mean=[],
-        is_elevater_average=False,
-        missing=[],
-        failed=[],
-        pending=[],
-        seconds=1.0,
-    )
-    folder.mkdir(parents=True)
-    write_scores(folder, scores, "# Zero-shot scores\n")
-    return folder
-
-
 @pytest.fixture
 def pair(tmp_path):
     """Return a run folder with scores of a student, and the folder of its teacher's scores."""
-    run = tmp_path / "runs/small"
-    scores = zero_shot(
-        run / "scores",
-        "runs/small",
-        "5" * 64,
-        [result("digits", 0.4), result("shapes", 0.6)],
-        image_parameters=250_000,
-    )
-    assert scores.is_dir()
-    card = {"name": "large", "weights_sha256": "7" * 64}
-    record = RunRecord("image-tower", teacher=card, fingerprints={"image_cache": ["c" * 64]})
-    (run / "run.json").write_text(record.to_json())
-    (run / "recipe.toml").write_text('student = "ResNet-mini-32"\n[losses]\n"dime.vl" = 0.7\n')
-    large = zero_shot(
-        tmp_path / "large",
-        "ARCH/large",
-        "7" * 64,
-        [result("digits", 0.8), result("shapes", 0.8, note="50 of 100 images")],
-    )
-    return run, large
+    return written.pair(tmp_path)
 
 
 def made(paths, tmp_path, **options):
@@ -273,3 +223,86 @@ def test_a_report_replaces_a_former_one(pair, tmp_path):
         build(pair, tmp_path / "report.pdf")
     build(pair, tmp_path / "folder")
     assert (tmp_path / "folder/report.html").is_file()
+
+
+@pytest.fixture
+def pets(pair, tmp_path):
+    """Return (paths of scores with mistakes on digits, folder of the dataset, its keys)."""
+    run, large = pair
+    keys = written.dataset(tmp_path / "data", "digits", ["one", "two"])
+    both = [("digits", "test", row, key, "one", "two") for row, key in enumerate(keys)]
+    written.mistakes(run / "scores", both)
+    written.mistakes(large, both[:2])
+    return pair, tmp_path / "data", keys
+
+
+def test_mistakes_are_text_without_the_datasets(pets, tmp_path):
+    paths, _, _ = pets
+    page, _, _ = made(paths, tmp_path)
+    assert page.all("img") == []
+    assert "Most frequent confusions" in page.text()
+    assert "small 6, ARCH/large 2" in page.text()
+
+
+def test_mistakes_are_shown_where_the_teacher_is_right(pets, tmp_path):
+    paths, root, keys = pets
+    page, _, _ = made(paths, tmp_path, root=root)
+    shown = [image["alt"] for image in page.all("img")]
+    assert shown == [f"one, image {key}" for key in keys[2:]]
+    for image in page.all("img"):
+        data = base64.b64decode(image["src"].removeprefix("data:image/jpeg;base64,"))
+        with Image.open(io.BytesIO(data)) as thumbnail:
+            assert thumbnail.format == "JPEG" and max(thumbnail.size) <= 176
+    assert len(made(paths, tmp_path, root=root, pictures=3)[0].all("img")) == 3
+    assert made(paths, tmp_path, root=root, pictures=0)[0].all("img") == []
+
+
+def test_mistakes_that_the_teacher_shares_are_shown_as_such(pets, tmp_path):
+    (run, large), root, _ = pets
+    (large / "wrong.jsonl").write_text((run / "scores/wrong.jsonl").read_text())
+    page, _, _ = made([run, large], tmp_path, root=root)
+    assert "wrong where ARCH/large is wrong, too" in page.text()
+    assert len(page.all("img")) == 6
+
+
+def test_pictures_that_cannot_be_read_are_told(pets, tmp_path):
+    paths, root, keys = pets
+    damaged = root / "digits/test" / keys[3]
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    page, _, _ = made(paths, tmp_path, root=root)
+    assert [image["alt"] for image in page.all("img")] == [
+        f"one, image {key}" for key in (keys[2], *keys[4:])
+    ]
+    assert "1 picture not shown" in page.text()
+
+
+def test_pictures_of_other_images_are_not_shown(pets, tmp_path):
+    paths, root, keys = pets
+    (root / "digits/test" / keys[0]).rename(root / "digits/test/two/9.png")
+    page, _, _ = made(paths, tmp_path, root=root)
+    assert page.all("img") == []
+    assert "other images than were scored" in page.text()
+
+
+@pytest.mark.parametrize(
+    "line", ["no JSON", "[]", "{}", '{"dataset": "digits", "row": -1}', "\xff", "9" * 100_000]
+)
+def test_damaged_lines_of_examples_are_counted(line, pets, tmp_path):
+    paths, _, _ = pets
+    with (paths[0] / "scores/wrong.jsonl").open("a", encoding="latin-1") as file:
+        file.write(line + "\n")
+    page, _, _ = made(paths, tmp_path)
+    assert re.search(r"\d lines? of wrong.jsonl could not be read", page.text())
+    assert "small 6" in page.text()
+
+
+def test_the_command_writes_three_files_and_tells_them(pair, tmp_path):
+    arguments = ["eval", "report", *map(str, pair), "--out", str(tmp_path / "report.html")]
+    outcome = CliRunner().invoke(main, [*arguments, "--json"])
+    assert outcome.exit_code == 0, outcome.output
+    summary = json.loads(outcome.stdout)
+    for kind in ("page", "markdown", "csv"):
+        assert Path(summary[kind]).is_file()
+    assert CliRunner().invoke(main, arguments).stdout.startswith("written: ")
+    wrong = CliRunner().invoke(main, [*arguments, "--root", str(tmp_path / "absent")])
+    assert wrong.exit_code == 1 and "Fix: " in wrong.output
