@@ -19,7 +19,7 @@ from typing import TypeGuard
 from dimefm import plugins
 from dimefm.data.folders import CLASS_FILE, TEMPLATE_FILES
 from dimefm.errors import DataError, did_you_mean
-from dimefm.evaluate.datasets import class_folders
+from dimefm.evaluate.datasets import class_folders, class_names
 from dimefm.evaluate.datasets.text_files import text_lines
 from dimefm.evaluate.metrics import METRICS
 from dimefm.runtime.printable import shown
@@ -28,6 +28,7 @@ from dimefm.storage.small_files import Unreadable, read_toml
 
 PLAIN_TEMPLATE = "a photo of a {}."
 VERSION = re.compile(r"-(\d{8}|v\d+(\.\d+)*)$")
+WORDNET_ID = re.compile(r"n\d{8}( n\d{8})*")
 ELEVATER_SETS = 20
 FOLDER_NAMES = "names of the class folders"
 GIVEN_NAMES = "class names given for the evaluation"
@@ -40,12 +41,21 @@ EXPECTED = {  # key of a card -> what its value is; aliases are checked after cl
     "source": "a string",
     "crop": "true or false",
     "multilabel": "true or false",
+    "split": "test or val",
+    "inner": "a list of folders inside the dataset's folder",
+    "other_folders": "true or false",
+    "borders": "a table of inner folders, each with a number of pixels above 0",
     "folders": "a list of strings",
     "classes": "a list of strings",
     "templates": "a list of strings with {} where the class name goes",
     "aliases": "a table of other names, each with a name of classes",
+    "within": "the name of a card with wnids that is within no other",
+    "wnids": "a list with a WordNet id, like n01440764, for each class, or several with blanks",
+    "renamed": "a table of WordNet ids in wnids, each with a name",
 }
 REQUIRED = ("title", "metric", "classes", "templates", "source")
+SHARED = ("classes", "templates")
+"""Keys that a card within another one may take from it."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,12 @@ class Benchmark:
     the whole image is squeezed to a square). ``multilabel`` rows have any number of classes.
     ``aliases`` maps other names of a class to the one in the card; ``folders`` are other names of
     the dataset's folder; ``suite`` is the collection whose average it counts in.
+
+    ``split`` is the split that is scored, ``"test"`` or ``"val"``. ``wnids`` are the WordNet ids of
+    each class, () where they are unknown; those of a card ``within`` another one are among its.
+    ``inner`` are folders inside the dataset's folder that may hold it; ``borders`` says how many
+    pixels are cropped from the PNG files in some of them. With ``other_folders``, class folders of
+    unknown names are left out.
     """
 
     name: str
@@ -73,6 +89,12 @@ class Benchmark:
     aliases: Mapping[str, str] = field(default_factory=dict)
     source: str = ""
     suite: str = ""
+    split: str = "test"
+    inner: tuple[str, ...] = ()
+    other_folders: bool = False
+    borders: Mapping[str, int] = field(default_factory=dict)
+    within: str = ""
+    wnids: tuple[tuple[str, ...], ...] = ()
 
 
 def load(name: str) -> Benchmark:
@@ -145,8 +167,8 @@ def for_folder(folder: Path) -> Benchmark:
     classes = lines_of(folder / CLASS_FILE)
     templates = templates_beside(folder)
     if name is not None:
-        card = load(name)
-        return replace(card, classes=classes or card.classes, templates=templates or card.templates)
+        card = _with_templates(load(name), templates)
+        return card if classes is None else _with_names(card, classes, folder / CLASS_FILE)
     source = f"{CLASS_FILE} next to the data"
     known = plugins.names("benchmarks")
     unreadable = [card for card in known if not _unchecked(card)]
@@ -176,6 +198,28 @@ def for_folder(folder: Path) -> Benchmark:
     )
 
 
+def _with_templates(card: Benchmark, templates: tuple[str, ...] | None) -> Benchmark:
+    """Return the card with other templates, itself for None."""
+    return card if templates is None else replace(card, templates=templates)
+
+
+def _with_names(card: Benchmark, names: tuple[str, ...], path: Path) -> Benchmark:
+    """Return the card with the class names that lie next to the data.
+
+    Where these stand for classes with WordNet ids, the card's names stay: the file then only says
+    which class each label is.
+    """
+    if card.wnids:
+        try:
+            class_names.numbers(
+                names, card.classes, card.aliases, str(path), positional=True, ids=card.wnids
+            )
+        except DataError:
+            return replace(card, classes=names, wnids=(), within="", aliases={})
+        return card
+    return replace(card, classes=names)
+
+
 def templates_beside(folder: Path) -> tuple[str, ...] | None:
     """Return the templates next to the data, None when there are none."""
     for file in TEMPLATE_FILES:
@@ -200,7 +244,7 @@ def _read_card(path: Path) -> Benchmark:
                 f" ({did_you_mean(key, EXPECTED)}) or remove it"
             )
     for key in REQUIRED:
-        if key not in card:
+        if key not in card and not (key in SHARED and "within" in card):
             raise DataError(
                 f"{path}: key '{key}' is missing; expected {EXPECTED[key]}. Fix: add {key}"
             )
@@ -208,9 +252,70 @@ def _read_card(path: Path) -> Benchmark:
         if key in card and not _fits(key, card[key], card):
             got = textwrap.shorten(repr(card[key]), 80)
             raise DataError(f"{path}: {key} is {got}; expected {expected}. Fix: correct {key}")
-    lists: dict = {key: tuple(card.pop(key, ())) for key in ("folders", "classes", "templates")}
+    return _resolved(path, card)
+
+
+def _resolved(path: Path, card: dict) -> Benchmark:
+    """Return the benchmark of a card whose values are right, with what it shares with another.
+
+    Raises DataError when its classes and WordNet ids do not fit together.
+    """
+    wnids = [tuple(ids.split()) for ids in card.pop("wnids", ())]
+    renamed = card.pop("renamed", {})
+    parent = load(card["within"]) if "within" in card else None
+    if parent is not None:
+        wnids = wnids or list(parent.wnids)
+        known = {identity for ids in parent.wnids for identity in ids}
+        unknown = [identity for ids in wnids for identity in ids if identity not in known]
+        if unknown:
+            raise DataError(
+                f"{path}: wnids has {unknown[0]}, expected WordNet ids of the card {parent.name}."
+                " Fix: correct wnids"
+            )
+        card.setdefault("templates", list(parent.templates))
+        if "classes" not in card:
+            card["classes"] = _names_of(wnids, parent, renamed)
+            card["aliases"] = _former_names(wnids, parent, renamed) | card.get("aliases", {})
+    if wnids and len(wnids) != len(card["classes"]):
+        raise DataError(
+            f"{path}: {len(wnids)} wnids for {len(card['classes'])} classes; expected one for each"
+            " class. Fix: correct wnids"
+        )
+    lists: dict = {
+        key: tuple(card.pop(key, ())) for key in ("folders", "classes", "templates", "inner")
+    }
     sizes = {key: card.pop(key, None) for key in ("train", "test")}
-    return Benchmark(name=path.stem, **lists, **sizes, **card)
+    return Benchmark(name=path.stem, wnids=tuple(wnids), **lists, **sizes, **card)
+
+
+def names_by_wnid(card: Benchmark) -> dict[str, str]:
+    """Return WordNet id -> class name of a card."""
+    names: dict[str, str] = {}
+    for ids, name in zip(card.wnids, card.classes, strict=True):
+        for identity in ids:
+            names[identity] = name
+    return names
+
+
+def _names_of(
+    wnids: list[tuple[str, ...]], parent: Benchmark, renamed: Mapping[str, str]
+) -> list[str]:
+    """Return the name of each class: the one that a card gives itself, or its parent's."""
+    names = names_by_wnid(parent)
+    return [renamed.get(ids[0], names[ids[0]]) for ids in wnids]
+
+
+def _former_names(
+    wnids: list[tuple[str, ...]], parent: Benchmark, renamed: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the parent's names of renamed classes, each with the new name."""
+    names = names_by_wnid(parent)
+    own = set(_names_of(wnids, parent, renamed))
+    return {
+        names[ids[0]]: renamed[ids[0]]
+        for ids in wnids
+        if ids[0] in renamed and names[ids[0]] not in own
+    }
 
 
 def _fits(key: str, value: object, card: Mapping) -> bool:
@@ -219,15 +324,40 @@ def _fits(key: str, value: object, card: Mapping) -> bool:
         return isinstance(value, str) and value in METRICS
     if key in ("train", "test"):
         return type(value) is int and value > 0
-    if key in ("crop", "multilabel"):
+    if key in ("crop", "multilabel", "other_folders"):
         return isinstance(value, bool)
-    if key in ("folders", "classes"):
+    if key in ("folders", "classes", "inner"):
         return _is_strings(value) and (bool(value) or key not in REQUIRED)
     if key == "templates":
         return _is_strings(value) and bool(value) and all("{}" in template for template in value)
     if key == "aliases":
-        return isinstance(value, dict) and all(name in card["classes"] for name in value.values())
+        classes = card.get("classes", ())
+        return isinstance(value, dict) and all(name in classes for name in value.values())
+    if key == "borders":
+        return _is_table(value) and all(
+            type(pixels) is int and pixels > 0 for pixels in value.values()
+        )
+    if key in ("split", "within", "wnids", "renamed"):
+        return _fits_imagenet(key, value, card)
     return isinstance(value, str) and (bool(value) or key not in REQUIRED)
+
+
+def _fits_imagenet(key: str, value: object, card: Mapping) -> bool:
+    """Say whether a value of a card is right, of a key that ImageNet and its variants have."""
+    if key == "split":
+        return value in ("test", "val")
+    if key == "within":
+        parent = _unchecked(value) if isinstance(value, str) else {}
+        return "wnids" in parent and "within" not in parent
+    if key == "wnids":
+        return _is_strings(value) and bool(value) and all(map(WORDNET_ID.fullmatch, value))
+    if not _is_table(value) or not _is_strings(list(value.values())):
+        return False
+    return set(value) <= set(card.get("wnids", ()))
+
+
+def _is_table(value: object) -> TypeGuard[dict]:
+    return isinstance(value, dict)
 
 
 def _is_strings(value: object) -> TypeGuard[list[str]]:

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from collections import Counter
 
 import pytest
 
@@ -40,6 +41,16 @@ def benchmark(request):
     return load(request.param)
 
 
+def names_that_stand_twice(benchmark):
+    """Return how often a class name stands again: in OpenAI's list for ImageNet only."""
+    again = Counter(benchmark.classes) - Counter(set(benchmark.classes))
+    if len(benchmark.classes) == 1000:
+        assert again == {"missile": 1, "sunglasses": 1}
+    else:
+        assert not again
+    return again
+
+
 def test_every_template_has_one_place_for_the_name(benchmark):
     assert benchmark.templates
     assert all(template.count("{}") == 1 for template in benchmark.templates)
@@ -52,13 +63,14 @@ def test_prompts_are_all_different_and_filled(benchmark):
         benchmark.classes
     )
     everything = list(itertools.chain(*found))
-    assert len(set(everything)) == len(everything)
+    twice = sum(names_that_stand_twice(benchmark).values())
+    assert len(set(everything)) == len(everything) - twice * len(benchmark.templates)
     assert not any("{}" in prompt for prompt in everything)
 
 
 def test_class_names_stay_apart_when_normalised(benchmark):
     names = [normalize(name) for name in benchmark.classes]
-    assert len(set(names)) == len(names)
+    assert len(set(names)) == len(names) - sum(names_that_stand_twice(benchmark).values())
     assert numbers(
         benchmark.classes, benchmark.classes, benchmark.aliases, "card"
     ).tolist() == list(range(len(names)))

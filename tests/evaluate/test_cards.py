@@ -39,10 +39,23 @@ WRONG = {  # key -> values of a wrong type or kind
     "classes": ["disc", [1, 2], [], 3],
     "templates": ["a {}.", ["no place"], [], [["a {}"]]],
     "aliases": [["disc"], {"circle": "moon"}, {"circle": 1}, "disc"],
+    "split": ["train", 1, ["val"]],
+    "inner": ["images", [1]],
+    "other_folders": ["yes", 1],
+    "borders": [{"images": 0}, {"images": "2"}, {"images": True}, [2]],
+    "within": ["shapes", "cifar-10", "imagenet-r", 1],
+    "wnids": [["disc", "star"], ["n1", "n2"], [1, 2], [], "n01440764"],
+    "renamed": [{"n01440764": "tench"}, ["tench"], "tench"],
 }
 BROKEN = {
     **{f"{key}={value!r}": {**CARD, key: value} for key in WRONG for value in WRONG[key]},
     **{f"no {key}": {k: v for k, v in CARD.items() if k != key} for key in REQUIRED},
+    "a class without wnids": {**CARD, "wnids": ["n01440764"]},
+    "wnids of no other card": {
+        **{key: value for key, value in CARD.items() if key not in ("classes", "aliases")},
+        "within": "imagenet-1k",
+        "wnids": ["n00000001"],
+    },
     "unknown key": {**CARD, "metrics": "accuracy"},
     "not TOML": b"title = 'Shapes\nmetric accuracy",
     "not UTF-8": b"title = '\xff'",

@@ -23,6 +23,10 @@ SEPARATORS = re.compile(r"[-_\s]+")
 """What stands between the words of a name in file names."""
 
 
+PARTS = ", "
+"""What stands between the words for a class in WordNet."""
+
+
 def normalize(name: str) -> str:
     """Return ``name`` without case, blanks and punctuation.
 
@@ -53,6 +57,7 @@ def numbers(
     where: str,
     *,
     positional: bool = False,
+    ids: Sequence[Sequence[str]] = (),
 ) -> np.ndarray:
     """Return the class number of each name, int64 [len(names)].
 
@@ -61,6 +66,10 @@ def numbers(
     (alias -> usual name): so ``A`` and ``a``, or ``C``, ``C++`` and ``C#``, may be classes side by
     side. Names that are all decimal numbers and no class names are the class numbers themselves
     (counted from 1 when C is among them).
+
+    ``ids`` are the WordNet ids of each class, () where there are none. A name that is one of them
+    is that class. Names like WordNet's own, ``tench, Tinca tinca``, then match by any of their
+    parts.
 
     Names that equal the classes one by one are these classes, even where a class stands twice. With
     ``positional`` (a list that states what label 0, 1, 2 ... means) unknown names and names of
@@ -72,7 +81,7 @@ def numbers(
     n_classes = len(classes)
     if list(names) == list(classes):
         return np.arange(n_classes, dtype=np.int64)
-    candidates = _Candidates(classes, aliases)
+    candidates = _Candidates(classes, aliases, ids)
     matches = [candidates.of(name) for name in names]
     if positional and len(names) == n_classes and _known_are_in_place(matches):
         return np.arange(n_classes, dtype=np.int64)
@@ -109,6 +118,17 @@ def _refuse_ambiguous(
             )
 
 
+def known(
+    names: Sequence[str],
+    classes: Sequence[str],
+    aliases: Mapping[str, str],
+    ids: Sequence[Sequence[str]] = (),
+) -> list[bool]:
+    """Tell of each name whether it means a class, or several, see :func:`numbers`."""
+    candidates = _Candidates(classes, aliases, ids)
+    return [bool(candidates.of(name)) for name in names]
+
+
 def within(labels: Sequence[int] | np.ndarray, n_classes: int, where: str) -> np.ndarray:
     """Return ``labels`` as int64; raise DataError when one lies outside 0 .. n_classes - 1."""
     try:
@@ -131,8 +151,17 @@ class _Candidates:
     A stage is made when a name is not found at those before it.
     """
 
-    def __init__(self, classes: Sequence[str], aliases: Mapping[str, str]):
+    def __init__(
+        self,
+        classes: Sequence[str],
+        aliases: Mapping[str, str],
+        ids: Sequence[Sequence[str]] = (),
+    ):
         self._classes = classes
+        self._by_id: dict[str, list[int]] = {}
+        for number, of_class in enumerate(ids):
+            for identity in of_class:
+                self._by_id.setdefault(identity, []).append(number)
         self._usual_of: dict[str, str] = {}
         for alias, target in aliases.items():
             self._usual_of[normalize(alias)] = normalize(target)
@@ -142,6 +171,18 @@ class _Candidates:
         self._numbers_at: list[dict[str, list[int]]] = []
 
     def of(self, name: str) -> list[int]:
+        """Return the classes of the first stage at which ``name`` has any; [] when none has."""
+        if name in self._by_id:
+            return self._by_id[name]
+        match = self._of_whole(name)
+        if match or not self._by_id or PARTS not in name:
+            return match
+        numbers: set[int] = set()
+        for part in name.split(PARTS):
+            numbers.update(self._of_whole(part))
+        return sorted(numbers)
+
+    def _of_whole(self, name: str) -> list[int]:
         """Return the classes of the first stage at which ``name`` has any; [] when none has."""
         for place, simplify in enumerate(self._stages):
             if place == len(self._numbers_at):

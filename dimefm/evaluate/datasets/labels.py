@@ -18,6 +18,7 @@ from dimefm.data.subshards import Part
 from dimefm.errors import BadRow, DataError
 from dimefm.evaluate.benchmark import CLASS_FILE, GIVEN_NAMES, Benchmark
 from dimefm.evaluate.datasets import class_names
+from dimefm.evaluate.datasets.text_files import text_lines
 from dimefm.runtime.printable import shown
 
 BY_NUMBER = "labels taken by number in the card's order"
@@ -64,16 +65,18 @@ def class_numbers(
     """
     names_beside_data = (folder / CLASS_FILE).is_file() or benchmark.source == GIVEN_NAMES
     classes = benchmark.classes
-    if labels.names is not None:
-        number_of_label = class_names.numbers(
-            labels.names, classes, benchmark.aliases, where, positional=names_beside_data
-        )
+    names = labels.names
+    if benchmark.wnids and names is None and names_beside_data:
+        names = _names_of_numbers(labels.values, folder)
+    if names is not None:
+        positional = names_beside_data or bool(benchmark.wnids)
+        number_of_label = numbers_of(names, benchmark, where, positional=positional)
         return _assemble(labels.values, number_of_label, benchmark, where), ""
 
     values = labels.values
     if any(isinstance(value, str) for value in values):
         names = sorted({str(value) for value in values})
-        numbers = class_names.numbers(names, classes, benchmark.aliases, where)
+        numbers = numbers_of(names, benchmark, where)
         number_of_name = dict(zip(names, numbers.tolist(), strict=True))
         values = [number_of_name[str(value)] for value in values]
         are_decimal = all(name.isdecimal() for name in names)
@@ -82,6 +85,30 @@ def class_numbers(
         by_number = True
     remark = BY_NUMBER if by_number and not names_beside_data else ""
     return _assemble(values, np.arange(len(classes)), benchmark, where), remark
+
+
+def numbers_of(
+    names: Sequence[str], benchmark: Benchmark, where: str, *, positional: bool = False
+) -> np.ndarray:
+    """Return the class number of each name, see :func:`class_names.numbers`."""
+    return class_names.numbers(
+        names,
+        benchmark.classes,
+        benchmark.aliases,
+        where,
+        positional=positional,
+        ids=benchmark.wnids,
+    )
+
+
+def _names_of_numbers(values: Sequence[object], folder: Path) -> list[str] | None:
+    """Return the lines of the class names next to the data, None when no label is a number."""
+    if any(isinstance(value, str) for value in values):
+        return None
+    lines = [line.strip() for line in text_lines(folder / CLASS_FILE)]
+    while lines and not lines[-1]:
+        lines.pop()
+    return lines
 
 
 def _stated_names(shards: Sequence[Shard]) -> list[str] | None:

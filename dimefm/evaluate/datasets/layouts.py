@@ -274,23 +274,49 @@ def _open(folder: Path, root: Path, layout: str | None, own_name: bool = False) 
     dataset = Dataset(
         benchmark,
         folder,
-        layout or detect(folder),
+        layout or detect(folder, benchmark),
         root=root if inside_root else None,
         card=card,
     )
-    if not LAYOUTS[dataset.layout].locate(folder, SPLITS["test"]):
+    if not _paths(LAYOUTS[dataset.layout], folder, benchmark, "test"):
         return dataclasses.replace(dataset, note="no test split")
     test = read_split(dataset, "test")
     return dataclasses.replace(dataset, note=_note(dataset, test), test=test)
 
 
-def detect(folder: Path) -> str:
+def _words(benchmark: Benchmark | None, split: str) -> tuple[str, ...]:
+    """Return the words for a split in the names of files and folders.
+
+    The test split of some benchmarks is the one that others call validation.
+    """
+    if benchmark is not None and split == "test" and benchmark.split == "val":
+        return (*SPLITS["val"], *SPLITS["test"])
+    return SPLITS[split]
+
+
+def _paths(layout: Layout, folder: Path, benchmark: Benchmark | None, split: str) -> list[Path]:
+    """Return the files of a split, [] when it is absent.
+
+    Folders inside the dataset's folder that its benchmark names are tried first.
+    """
+    words = _words(benchmark, split)
+    inner_names = () if benchmark is None else benchmark.inner
+    inner = [folder / name for name in inner_names]
+    for place in (*inner, folder):
+        paths = layout.locate(place, words) if place.is_dir() else []
+        if paths:
+            return paths
+    return []
+
+
+def detect(folder: Path, benchmark: Benchmark | None = None) -> str:
     """Return the first layout that holds a test split, else one that holds another split."""
     for split in ("test", "val", "train"):
         for name, layout in LAYOUTS.items():
-            if layout.locate(folder, SPLITS[split]):
+            if _paths(layout, folder, benchmark, split):
                 return name
-    tried = "; ".join(f"{name}: {layout.tries.format('test')}" for name, layout in LAYOUTS.items())
+    word = _words(benchmark, "test")[0]
+    tried = "; ".join(f"{name}: {layout.tries.format(word)}" for name, layout in LAYOUTS.items())
     raise DataError(
         f"{folder}: no dataset in a known layout; looked for {tried}; found {listing(folder)}."
         " Fix: give its files one of these names"
@@ -301,12 +327,14 @@ def read_split(dataset: Dataset, split: str) -> Split:
     """Return (rows, labels, remark) of one split; raise DataError when it cannot be read."""
     folder = dataset.folder
     layout = LAYOUTS[dataset.layout]
+    benchmark = dataset.benchmark
     if split not in SPLITS:
         raise DataError(f"unknown split '{split}': {did_you_mean(split, SPLITS)}")
-    paths = layout.locate(folder, SPLITS[split])
+    paths = _paths(layout, folder, benchmark, split)
     if not paths:
-        tried = " or ".join(layout.tries.format(word) for word in SPLITS[split])
-        present = [name for name, words in SPLITS.items() if layout.locate(folder, words)]
+        words = _words(benchmark, split)
+        tried = " or ".join(layout.tries.format(word) for word in words)
+        present = [name for name in SPLITS if _paths(layout, folder, benchmark, name)]
         raise DataError(
             f"{folder}: no {split} split in layout {dataset.layout}; looked for {tried}; splits"
             f" found: {', '.join(present) or 'none'}; files found: {listing(folder)}. Fix: add the"
@@ -315,7 +343,7 @@ def read_split(dataset: Dataset, split: str) -> Split:
     top = dataset.root or folder
     for path in paths:
         refuse_link_outside(top, path)
-    return layout.read(folder, paths, dataset.benchmark)
+    return layout.read(folder, paths, benchmark)
 
 
 def refuse_link_outside(top: Path, path: Path) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from dimefm.data import Rows, Shard, open_rows
 from dimefm.data.columns import USUAL
+from dimefm.data.formats.folder import FolderShard
 from dimefm.data.formats.parquet import ParquetShard
 from dimefm.data.formats.tar import TarShard
 from dimefm.data.image_files import is_litter
@@ -23,10 +24,15 @@ from dimefm.data.subshards import Part
 from dimefm.errors import BadRow, DataError
 from dimefm.evaluate.benchmark import Benchmark
 from dimefm.evaluate.datasets import class_names, labels
+from dimefm.evaluate.datasets.borders import without_borders
 from dimefm.runtime.printable import shown
+from dimefm.runtime.text import file_key, first_few
 from dimefm.storage.npy import array_of
 
 Split = tuple[Rows, np.ndarray, str]
+
+FEW = 4
+"""Names that a message lists at most."""
 
 
 def read_folders(folder: Path, paths: list[Path], benchmark: Benchmark) -> Split:
@@ -41,7 +47,27 @@ def read_folders(folder: Path, paths: list[Path], benchmark: Benchmark) -> Split
             " with .npy"
         )
     rows = open_rows([path], "image", dataroot=folder, input_format="folder")
-    class_folders: list[str] = []
+    remarks = []
+    if path == folder and not benchmark.wnids:
+        remarks.append("no split folders: every image is taken")
+    if benchmark.other_folders:
+        rows, remark = _of_known_classes(rows, benchmark, path)
+        remarks.append(remark)
+    class_folders = _class_folders(rows, path)
+    raw = labels.RawLabels(class_folders)
+    numbers, label_remark = labels.class_numbers(raw, benchmark, str(path), folder)
+    if benchmark.borders:
+        rows, remark = _without_borders(rows, benchmark, path)
+        remarks.append(remark)
+    remarks.append(label_remark)
+    if rows.skipped:
+        remarks.append(f"left out: {rows.skipped.describe()}")
+    return rows, numbers, "; ".join(filter(None, remarks))
+
+
+def _class_folders(rows: Rows, path: Path) -> list[str]:
+    """Return the name of the class folder of each row; raise DataError for one outside of any."""
+    names: list[str] = []
     for shard in rows.shards:
         for key in shard.keys():
             name, slash, _ = key.partition("/")
@@ -50,17 +76,42 @@ def read_folders(folder: Path, paths: list[Path], benchmark: Benchmark) -> Split
                     f"{path / key}: an image outside the class folders. Fix: move it into the"
                     " folder of its class"
                 )
-            class_folders.append(name)
-    raw = labels.RawLabels(class_folders)
-    numbers, label_remark = labels.class_numbers(raw, benchmark, str(path), folder)
-    remarks = []
-    if path == folder:
-        remarks.append("no split folders: every image is taken")
-    if label_remark:
-        remarks.append(label_remark)
-    if rows.skipped:
-        remarks.append(f"left out: {rows.skipped.describe()}")
-    return rows, numbers, "; ".join(remarks)
+            names.append(name)
+    return names
+
+
+def _of_known_classes(rows: Rows, benchmark: Benchmark, path: Path) -> tuple[Rows, str]:
+    """Return the rows in folders of the benchmark's classes, and how many others there are.
+
+    Raises DataError when no folder is one of its classes.
+    """
+    folders = sorted(set(_class_folders(rows, path)))
+    known = class_names.known(folders, benchmark.classes, benchmark.aliases, benchmark.wnids)
+    wanted = {folder for folder, is_known in zip(folders, known, strict=True) if is_known}
+    if not wanted:
+        raise DataError(
+            f"{path}: none of its {len(folders)} class folders is a class of {benchmark.name},"
+            f" e.g. {shown(folders[0])}; expected {first_few(benchmark.classes, FEW)}. Fix: name"
+            " the folders by their classes"
+        )
+    left_out = len(folders) - len(wanted)
+    if not left_out:
+        return rows, ""
+    shards: list[Shard] = []
+    for shard in rows.shards:
+        assert isinstance(shard, FolderShard)
+        files = [file for file in shard.files if file_key(file).partition("/")[0] in wanted]
+        if files:
+            shards.append(shard.part(shard.name, files))
+    return Rows(shards, rows.skipped), f"{left_out} folders of other classes left out"
+
+
+def _without_borders(rows: Rows, benchmark: Benchmark, path: Path) -> tuple[Rows, str]:
+    """Return the rows as they are to be scored, and what was done about their borders."""
+    pixels = benchmark.borders.get(path.name)
+    if pixels is None:
+        return rows, f"borders in {path.name} not cropped"
+    return without_borders(rows, pixels), f"border of {pixels} pixels cropped from PNG files"
 
 
 def locate_parquet(folder: Path, words: Sequence[str]) -> list[Path]:

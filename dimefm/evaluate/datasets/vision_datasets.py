@@ -88,9 +88,7 @@ def read(folder: Path, paths: list[Path], benchmark: Benchmark) -> tuple[Rows, n
         number_of_label = np.arange(n_classes)
         remark = labels.BY_NUMBER
     else:
-        number_of_label = class_names.numbers(
-            index.names, benchmark.classes, benchmark.aliases, str(path), positional=True
-        )
+        number_of_label = labels.numbers_of(index.names, benchmark, str(path), positional=True)
         remark = ""
     if benchmark.multilabel:
         numbers = labels.marks(index.labels, number_of_label, n_classes, str(path))
