@@ -43,9 +43,11 @@ def run(
     n_classes: int,
     shots: int | None = None,
     device: str = "cpu",
+    validation: Features | None = None,
 ) -> ProbeOutcome:
     """Train a linear probe and return its probabilities for the test images.
 
+    ``validation`` is not used, as in the toolkit.
     ``start`` [C, D] are the zero-shot class weights with which the head begins. ``shots`` is the
     number of training images per class, None for all of them. With one shot, ``train`` has two
     images per class: one to train on and one for validation, which the final run leaves out.

@@ -66,6 +66,12 @@ class Heads:
         """Return the logits float32 [n, C] of one head for embeddings [n, D]."""
         return self._logits(self._normalized(embeddings), head).cpu().numpy()
 
+    def logits_of_each(self, embeddings: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield the logits float32 [n, C] of one head after the other for embeddings [n, D]."""
+        normalized = self._normalized(embeddings)
+        for head in range(len(self.weights)):
+            yield self._logits(normalized, head).cpu().numpy()
+
     def probabilities(self, embeddings: np.ndarray, head: int) -> np.ndarray:
         """Return the softmax [n, C] of the logits of one head, also for several labels per image:
         that is what the toolkit scores.
