@@ -13,7 +13,7 @@ import io
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from dimefm.evaluate.benchmark import Benchmark
 from dimefm.evaluate.classifier import class_weights
 from dimefm.extract.extract import Settings, extract
 from dimefm.models.encoder import Encoder
+from dimefm.models.inference.text_batches import WINDOW, encode_sentences
 from dimefm.models.open_clip import transform_of, without_resize
 from dimefm.runtime.progress import Progress
 from dimefm.storage.files import sha256_keys, write_bytes
@@ -63,8 +64,16 @@ def image_features(
     Raises CacheError when another process is writing to the folder of these embeddings, or it
     cannot be written, and DataError when no image can be read.
     """
-    encoder = for_benchmark(encoder, benchmark)
-    short_name = benchmark.name.encode()[:LONGEST_NAME].decode(errors="ignore")
+    return row_features(for_benchmark(encoder, benchmark), benchmark.name, rows, store, settings)
+
+
+def row_features(
+    encoder: Encoder, name: str, rows: Rows, store: Path, settings: Settings
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the unit embeddings [n, D] of the readable images of a dataset of this name, and their
+    numbers, int64 [n]; kept and raising as :func:`image_features` does.
+    """
+    short_name = name.encode()[:LONGEST_NAME].decode(errors="ignore")
     name = os.fsdecode(short_name.encode())  # the same bytes in any locale
     decoder = "" if settings.decoder == DEFAULT_DECODER else f"-{settings.decoder}"
     folder = store / _fingerprint(encoder) / f"{name}-{_digest_of(rows)[:12]}{decoder}"
@@ -135,7 +144,7 @@ def prompt_weights(
     weights = _kept_weights(path, shape)
     if weights is None:
         weights = _encoded_weights(encoder, benchmark, settings)
-        _keep_weights(path, weights)
+        _keep(path, weights)
     return weights
 
 
@@ -185,6 +194,48 @@ def _encoded_weights(encoder: Encoder, benchmark: Benchmark, settings: Settings)
     return weights
 
 
+def caption_features(
+    encoder: Encoder, captions: Sequence[str], store: Path, settings: Settings
+) -> tuple[np.ndarray, int]:
+    """Return the unit embeddings [N, D] of captions, and how many were cut at the context's end.
+
+    They are taken from ``store`` when these captions were encoded before. As in open_clip, a cut
+    caption keeps its first tokens and ends with the end token.
+    """
+    path = store / _fingerprint(encoder) / f"captions-{sha256_keys(captions)[:16]}.npy"
+    shape = (len(captions), encoder.card.dim)
+    kept = _kept_captions(path, shape)
+    if kept is not None:
+        return kept
+    embeddings = np.empty(shape, dtype=np.float32)
+    n_cut = 0
+    step = settings.batch_size * WINDOW
+    quiet = not settings.progress or len(captions) < MANY_PROMPTS
+    with Progress(len(captions), "captions", "caption", quiet=quiet) as bar:
+        for start in range(0, len(captions), step):
+            part = list(captions[start : start + step])
+            tokens, lengths = encoder.tokenize(part)
+            n_cut += sum(length > tokens.shape[1] for length in lengths)
+            rows = encode_sentences(encoder, tokens, settings.batch_size)
+            embeddings[start : start + len(part)] = rows.cpu().numpy()
+            bar.update(len(part))
+    _keep(path, embeddings, f" {n_cut}".encode())
+    return embeddings, n_cut
+
+
+def _kept_captions(path: Path, shape: tuple[int, int]) -> tuple[np.ndarray, int] | None:
+    """Return the embeddings in a file and the number behind them, None where there are none."""
+    try:
+        embeddings, behind = array_of(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    digest, _, n_cut = behind.partition(b" ")
+    is_whole = embeddings.shape == shape and embeddings.dtype == np.float32
+    if not is_whole or digest != _digest_of_weights(embeddings) or not n_cut.isdigit():
+        return None
+    return embeddings, int(n_cut)
+
+
 def _kept_weights(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
     """Return the class weights in a file, None when there is none or it is damaged.
 
@@ -204,10 +255,11 @@ def _kept_weights(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
     return weights
 
 
-def _keep_weights(path: Path, weights: np.ndarray) -> None:
+def _keep(path: Path, array: np.ndarray, behind: bytes = b"") -> None:
+    """Write an array, and behind it its digest and ``behind``."""
     file = io.BytesIO()
-    np.save(file, weights, allow_pickle=False)
-    file.write(_digest_of_weights(weights))
+    np.save(file, array, allow_pickle=False)
+    file.write(_digest_of_weights(array) + behind)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, file.getvalue())
 

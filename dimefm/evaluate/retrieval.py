@@ -57,13 +57,15 @@ def ranks(
     candidates: np.ndarray | Subset,
     candidate_groups: np.ndarray,
     block: int = BLOCK,
+    *,
+    ties_against: bool = True,
 ) -> np.ndarray:
     """Return the rank, int64 [Q], of the best right candidate of each query; 0 is the first place.
 
     ``queries`` [Q, D] and ``candidates`` [N, D] are arrays, or read in slices; at most two blocks
     of rows and their scores [block, block] are in memory. A candidate is right when its group, a
     whole number, is the query's. The rank is the number of wrong candidates whose cosine is at
-    least that of the best right one, less 1e-6.
+    least that of the best right one, less 1e-6; without ``ties_against``, plus 1e-6.
 
     Raises ValueError when a query has no right candidate.
     """
@@ -77,7 +79,7 @@ def ranks(
         unit_queries = _unit(queries[query_block])
         query_groups = groups[query_block]
         best = _best_right(unit_queries, query_groups, candidates, by_group, sorted_groups, block)
-        least = (best - TIE)[:, None]
+        least = (best - TIE if ties_against else best + TIE)[:, None]
         for start in range(0, len(candidates), block):
             candidate_block = slice(start, start + block)
             unit_candidates = _unit(candidates[candidate_block])
@@ -160,7 +162,7 @@ def retrieval(
     image_ranks = ranks(paired_texts, paired_text_groups, all_images, image_groups, block)
     text_ranks = ranks(paired_images, paired_image_groups, paired_texts, paired_text_groups, block)
 
-    metrics = {**_recalls(TEXT_TO_IMAGE, image_ranks), **_recalls(IMAGE_TO_TEXT, text_ranks)}
+    metrics = {**recalls(TEXT_TO_IMAGE, image_ranks), **recalls(IMAGE_TO_TEXT, text_ranks)}
     details = {
         "directions": {
             TEXT_TO_IMAGE: {"queries": len(paired_texts), "candidates": len(all_images)},
@@ -197,12 +199,12 @@ def _quarantined(cache: FeatureCache) -> int:
     return sum(len(shard.bad) for shard in cache.manifest.shards)
 
 
-def _recalls(direction: str, best_ranks: np.ndarray) -> dict[str, float]:
+def recalls(direction: str, best_ranks: np.ndarray) -> dict[str, float]:
     """Return recall at each K of ``AT``: the share of queries whose rank, int64 [Q], is below K."""
-    recalls = {}
+    found = {}
     for k in AT:
-        recalls[recall_name(direction, k)] = float((best_ranks < k).mean())
-    return recalls
+        found[recall_name(direction, k)] = float((best_ranks < k).mean())
+    return found
 
 
 def retrieval_scores(images: FeatureCache, result: Result) -> RetrievalScores:
@@ -308,19 +310,19 @@ def notes(scores: RetrievalScores) -> list[str]:
     return sentences
 
 
-def _rows(scores: RetrievalScores) -> list[tuple[str, ...]]:
-    """Return the table of the scores as text, its head first."""
+def table(result: Result) -> list[tuple[str, ...]]:
+    """Return the recalls of a result as text, a row for each direction, the head first."""
     rows = [HEADS]
-    for direction, sizes in scores.result.details["directions"].items():
-        recalls = [scores.result.metrics[recall_name(direction, k)] for k in AT]
-        percents = [f"{100 * recall:.2f}" for recall in recalls]
+    for direction, sizes in result.details["directions"].items():
+        values = [result.metrics[recall_name(direction, k)] for k in AT]
+        percents = [f"{100 * value:.2f}" for value in values]
         rows.append((direction, *percents, f"{sizes['queries']:,}", f"{sizes['candidates']:,}"))
     return rows
 
 
 def terminal(scores: RetrievalScores) -> str:
     """Return the scores as an aligned table in percent, with notes below it."""
-    lines = aligned(_rows(scores))
+    lines = aligned(table(scores.result))
     sentences = notes(scores)
     if sentences:
         lines += ["", *sentences]
@@ -337,7 +339,7 @@ def markdown(scores: RetrievalScores) -> str:
         "",
         f"Recall in percent, {weights}. Protocol: {scores.protocol}.",
         "",
-        *markdown_table(_rows(scores)),
+        *markdown_table(table(scores.result)),
     ]
     for note in notes(scores):
         lines += ["", note]

@@ -232,6 +232,11 @@ class TableShard(Divisible):
         """Return the number of bytes of a row."""
         return int(self._offsets[row + 2] - self._offsets[row + 1])
 
+    @property
+    def column_names(self) -> list[str]:
+        """Names of all columns of the table."""
+        return self._header
+
     def __len__(self) -> int:
         return len(self._offsets) - 2
 
