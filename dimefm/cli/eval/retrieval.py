@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from dimefm.cli._options import CONTEXT, ManyValues
 from dimefm.cli._output import result
-from dimefm.cli._recipe_options import recipe_option, scratch_option
+from dimefm.cli._recipe_options import evaluation_options, scratch_option
 from dimefm.errors import RecipeError
 from dimefm.models.spec_paths import refuse_unknown_models
 from dimefm.recipe.schema.evaluation import Eval
@@ -22,15 +23,8 @@ HEADINGS = {
     "--split": "Samples and output",
     "--text-model": "Model and machine",
 }
-KEYS = Eval.schema_keys()
 OF_MODEL = ("text_model", "preprocess", "decoder", "device", "precision", "batch_size", "workers")
 """Keys of an evaluation that a model needs, and two caches do not."""
-
-
-def _model_options(command):
-    for name in reversed(OF_MODEL):
-        command = recipe_option(KEYS[name], False)(command)
-    return command
 
 
 @click.command(
@@ -85,8 +79,9 @@ def _model_options(command):
         " embeddings.  [default: print only; a model needs it]"
     ),
 )
-@_model_options
-def command(model, data, images, texts, split, out, **flags):
+@evaluation_options(*OF_MODEL)
+@click.pass_context
+def command(context, model, data, images, texts, split, out, **flags):
     """Search images by text and texts by image: recall at 1, 5 and 10.
 
     With --model and --data, images and captions are encoded; any caption of an image is right. The
@@ -103,19 +98,21 @@ def command(model, data, images, texts, split, out, **flags):
              --out scores/retrieval
     """
     scratch = flags.pop("scratch")
-    captions = flags.pop("captions")
-    given = {name: value for name, value in flags.items() if value not in (None, ())}
-    _check_forms(model, data, images, texts, given)
+    _check_forms(model, data, images, texts, [name for name in flags if _is_given(context, name)])
     if out:
         refuse_foreign(out, "scores", SCORE_MARKS)
     if model is None:
         return _of_caches(images, texts, split, out, scratch)
     if out is None:
         raise RecipeError("--model needs a folder for the embeddings. Fix: name one with --out")
-    return _of_model(model, data, split or "test", captions, out, given)
+    return _of_model(model, data, split or "test", out, flags)
 
 
-def _check_forms(model, data, images, texts, given: dict[str, Any]) -> None:
+def _is_given(context: click.Context, name: str) -> bool:
+    return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
+def _check_forms(model, data, images, texts, given: list[str]) -> None:
     """Raise RecipeError unless the flags are those of one of the two forms."""
     is_model = model is not None or data is not None
     is_caches = images is not None or texts is not None
@@ -141,7 +138,7 @@ def _check_forms(model, data, images, texts, given: dict[str, Any]) -> None:
             " both"
         )
     if is_caches and given:
-        flag = "--" + next(iter(given)).replace("_", "-")
+        flag = "--" + given[0].replace("_", "-")
         raise RecipeError(f"{flag} is for a model, two caches are encoded already. Fix: remove it")
 
 
@@ -165,10 +162,9 @@ def _of_caches(images: str, texts: str, split: str | None, out: Path | None, scr
     return scores.to_json()
 
 
-def _of_model(model: str, data: str, split: str, captions: str, out: Path, given: dict[str, Any]):
+def _of_model(model: str, data: str, split: str, out: Path, flags: dict[str, Any]):
     """Encode images and captions with a model, score them, and return what scores.json holds."""
-    choices = {name: given.pop(name) for name in ("root", "layout") if name in given}
-    request = Eval(**given)
+    request = Eval(**{name: flags[name] for name in OF_MODEL})
     refuse_unknown_models(model, request.text_model)
 
     from dimefm.evaluate import retrieval_model
@@ -177,7 +173,7 @@ def _of_model(model: str, data: str, split: str, captions: str, out: Path, given
     from dimefm.models.loading import load_encoder
     from dimefm.runtime import console
 
-    pairs = open_pairs(data, split, choices.get("root"), choices.get("layout"))
+    pairs = open_pairs(data, split, flags["root"], flags["layout"])
     encoder = load_encoder(
         model, request.device, request.precision, request.text_model, request.preprocess
     )
@@ -189,8 +185,8 @@ def _of_model(model: str, data: str, split: str, captions: str, out: Path, given
         workers=request.workers,
         decoder=request.decoder,
     )
-    stated = {"data": data, "split": split, "root": choices.get("root")}
-    scores = retrieval_model.score(encoder, pairs, out, settings, captions, stated)
+    stated = {"data": data, "split": split, "root": flags["root"]}
+    scores = retrieval_model.score(encoder, pairs, out, settings, flags["captions"], stated)
     result(retrieval_model.terminal(scores))
     result(f"\nwritten: {out / SCORES}, {out / REPORT}, {out / retrieval_model.RETRIEVED}")
     return scores.to_json()
