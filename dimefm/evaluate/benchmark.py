@@ -37,6 +37,7 @@ EXPECTED = {  # key of a card -> what its value is; aliases are checked after cl
     "suite": "a string",
     "metric": f"{', '.join(sorted(METRICS)[:-1])} or {max(METRICS)}",
     "train": "a number of images above 0",
+    "val": "a number of images above 0",
     "test": "a number of images above 0",
     "source": "a string",
     "crop": "true or false",
@@ -63,9 +64,10 @@ class Benchmark:
     """One evaluation dataset.
 
     ``classes`` stand in label order; ``templates`` hold ``{}`` once or more; ``metric`` is a name
-    of :data:`dimefm.evaluate.metrics.METRICS`; ``train`` and ``test`` are the published numbers of
-    images (None: unknown). ``crop`` says that images are cropped to the centre after resizing (else
-    the whole image is squeezed to a square). ``multilabel`` rows have any number of classes.
+    of :data:`dimefm.evaluate.metrics.METRICS`; ``train``, ``val`` and ``test`` are the published
+    numbers of images (None: unknown, or no such split). ``crop`` says that images are cropped to
+    the centre after resizing (else the whole image is squeezed to a square). ``multilabel`` rows
+    have any number of classes.
     ``aliases`` maps other names of a class to the one in the card; ``folders`` are other names of
     the dataset's folder; ``suite`` is the collection whose average it counts in.
 
@@ -95,6 +97,7 @@ class Benchmark:
     borders: Mapping[str, int] = field(default_factory=dict)
     within: str = ""
     wnids: tuple[tuple[str, ...], ...] = ()
+    val: int | None = None
 
 
 def load(name: str) -> Benchmark:
@@ -284,7 +287,7 @@ def _resolved(path: Path, card: dict) -> Benchmark:
     lists: dict = {
         key: tuple(card.pop(key, ())) for key in ("folders", "classes", "templates", "inner")
     }
-    sizes = {key: card.pop(key, None) for key in ("train", "test")}
+    sizes = {key: card.pop(key, None) for key in ("train", "val", "test")}
     return Benchmark(name=path.stem, wnids=tuple(wnids), **lists, **sizes, **card)
 
 
@@ -322,7 +325,7 @@ def _fits(key: str, value: object, card: Mapping) -> bool:
     """Say whether a value of a card is what ``EXPECTED`` says of its key."""
     if key == "metric":
         return isinstance(value, str) and value in METRICS
-    if key in ("train", "test"):
+    if key in ("train", "val", "test"):
         return type(value) is int and value > 0
     if key in ("crop", "multilabel", "other_folders"):
         return isinstance(value, bool)

@@ -21,6 +21,7 @@ from dimefm.evaluate import zero_shot_tokens
 from dimefm.evaluate.benchmark import ELEVATER_SETS, suite
 from dimefm.evaluate.classifier import probabilities
 from dimefm.evaluate.datasets.layouts import Dataset, find, without_card
+from dimefm.evaluate.datasets.split_sizes import with_split_sizes
 from dimefm.evaluate.features import for_benchmark, image_features, prompt_weights
 from dimefm.evaluate.guards import dataset_guard
 from dimefm.evaluate.metrics import METRICS
@@ -401,4 +402,5 @@ def zero_shot(
     result = classification_result(
         benchmark, class_probabilities, labels, readable, task=task, note=dataset.note
     )
+    result = with_split_sizes(result, dataset)
     return result, Predictions(benchmark, rows, labels, class_probabilities, readable)

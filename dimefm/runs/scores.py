@@ -31,6 +31,12 @@ RETRIEVAL = "retrieval"
 UNREADABLE_AS_WRONG = "unreadable_as_wrong"
 """Key of ``details``: the main metric with unreadable images as wrong answers, 0 to 1."""
 
+SPLIT_SIZES = "splits"
+"""Key of ``details``: images on disk and published ones of each split that is there."""
+
+OPTIONAL_DETAILS = (UNREADABLE_AS_WRONG, SPLIT_SIZES)
+"""Keys that a zero-shot entry has where they apply; entries of before have none of them."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -134,8 +140,9 @@ def _zero_shot_entry(result: Result) -> dict:
         "templates": result.details["templates"],
         "note": result.note,
     }
-    if UNREADABLE_AS_WRONG in result.details:
-        entry[UNREADABLE_AS_WRONG] = result.details[UNREADABLE_AS_WRONG]
+    for name in OPTIONAL_DETAILS:
+        if name in result.details:
+            entry[name] = result.details[name]
     return entry
 
 
@@ -304,6 +311,8 @@ def _zero_shot_result(entry: dict, task: str) -> Result:
     details = {"classes": entry.get("classes"), "templates": entry.get("templates")}
     if UNREADABLE_AS_WRONG in entry:
         details[UNREADABLE_AS_WRONG] = _share(entry[UNREADABLE_AS_WRONG], UNREADABLE_AS_WRONG)
+    if SPLIT_SIZES in entry:
+        details[SPLIT_SIZES] = _typed(entry[SPLIT_SIZES], dict, SPLIT_SIZES)
     return Result(
         task=task,
         dataset=_typed(entry["dataset"], str, "dataset"),

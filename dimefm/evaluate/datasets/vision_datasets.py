@@ -106,6 +106,11 @@ def stated_names(folder: Path, path: Path) -> Sequence[str] | None:
     return _read_index(folder, path).names
 
 
+def count(folder: Path, path: Path) -> int:
+    """Return how many images an index lists."""
+    return len(_read_index(folder, path).files)
+
+
 def _read_index(folder: Path, path: Path) -> Index:
     return _read_coco(path) if path.suffix == ".json" else _read_iris(folder, path)
 
