@@ -93,6 +93,8 @@ def _type_of(key: Key, checked_later: bool) -> Any:
         return Precision(key.choices) if key.name == "precision" else click.Choice(key.choices)
     if key.folder:
         return click.Path(file_okay=False)
+    if key.commas:
+        return str
     if key.value_type is int and not checked_later:
         return click.IntRange(min=int(key.bounds["gt"]) + 1)
     return key.value_type

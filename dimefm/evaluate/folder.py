@@ -14,8 +14,9 @@ from dimefm.evaluate.datasets.layouts import Dataset
 from dimefm.evaluate.guards import dataset_guard
 from dimefm.evaluate.metrics import METRICS
 from dimefm.evaluate.predictions import PER_CLASS, PredictionFiles, Predictions
+from dimefm.evaluate.preparing import feature_store
 from dimefm.evaluate.reports import in_markdown
-from dimefm.evaluate.zero_shot import PROTOCOL, feature_store, zero_shot
+from dimefm.evaluate.zero_shot import PROTOCOL, zero_shot
 from dimefm.extract.extract import Settings
 from dimefm.models.encoder import Encoder
 from dimefm.runs.scores import Result, Scores, write_scores

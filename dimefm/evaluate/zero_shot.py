@@ -6,34 +6,38 @@ reads them back. Token embeddings are not kept.
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from dimefm.errors import CacheError, DataError, did_you_mean
+from dimefm.errors import CacheError, DataError
 from dimefm.evaluate import zero_shot_tokens
 from dimefm.evaluate.benchmark import ELEVATER_SETS, suite
 from dimefm.evaluate.classifier import probabilities
-from dimefm.evaluate.datasets.layouts import Dataset, find, without_card
+from dimefm.evaluate.datasets.layouts import Dataset, find
 from dimefm.evaluate.datasets.split_sizes import with_split_sizes
 from dimefm.evaluate.features import for_benchmark, image_features, prompt_weights
 from dimefm.evaluate.guards import dataset_guard
-from dimefm.evaluate.metrics import METRICS
+from dimefm.evaluate.kept_predictions import keep, of_zero_shot
 from dimefm.evaluate.predictions import PredictionFiles, Predictions
+from dimefm.evaluate.preparing import (
+    check_metric,
+    feature_store,
+    none_found,
+    none_scored,
+    note_own_folders,
+    settings_of,
+    with_metric,
+)
 from dimefm.evaluate.reports import markdown
 from dimefm.evaluate.result import classification_result
 from dimefm.extract.extract import Settings
 from dimefm.models.encoder import Encoder
 from dimefm.models.filip import TokenMaps
 from dimefm.runs.scores import (
-    SCORE_MARKS,
-    SCORES,
     ZERO_SHOT,
     ZERO_SHOT_BY_TOKENS,
     Failure,
@@ -41,22 +45,6 @@ from dimefm.runs.scores import (
     ZeroShotScores,
     write_scores,
 )
-from dimefm.runtime import console
-from dimefm.runtime.printable import shown
-from dimefm.runtime.text import first_few
-from dimefm.storage.locks import Claim, claim
-from dimefm.storage.out_folder import refuse_foreign
-
-REASONS = 360
-"""Characters of the reasons of all failures in one message."""
-
-SHOWN = 12
-"""Datasets that a message lists at most."""
-
-FEW = 4  # folders without a card, in a message
-
-LOCK = ".eval.lock"
-"""File in the output folder that an evaluation holds while it runs."""
 
 PROTOCOL = "ELEVATER zero-shot: prompts normalised, averaged, normalised; softmax at scale 100"
 
@@ -92,13 +80,13 @@ def evaluate(
     """
     encoder.require_text()
     fail = _raise if on_failure is None else on_failure
-    _check_metric(metric)
+    check_metric(metric)
     datasets, missing = find(root, names, layout=layout, every_card=True, on_failure=fail)
     if names is not None:
         for name in missing:
             fail(name, DataError(f"{root}: no folder of the dataset '{name}'. Fix: add its folder"))
     if not datasets:
-        raise _none_found(root)
+        raise none_found(root)
     evaluation = _Evaluation(encoder, maps, missing, whole_suite=names is None, metric=metric)
     folder = None if out is None else Path(out)
     settings = settings_of(batch_size, workers, decoder)
@@ -133,100 +121,25 @@ def elevater(
     cannot be written.
     """
     encoder.require_text()
-    _check_metric(metric)
+    check_metric(metric)
     evaluation = _Evaluation(encoder, maps, whole_suite=names is None, metric=metric)
     datasets, missing = find(
         root, names, layout=layout, every_card=True, on_failure=evaluation.add_failure
     )
     evaluation.missing = missing
     if not datasets and not evaluation.failed:
-        raise _none_found(root)
+        raise none_found(root)
     if names is None:
-        _note_own_folders(root)
+        note_own_folders(root)
     settings = settings_of(batch_size, workers, decoder)
     scores = evaluation.run(datasets, out, settings, on_result, evaluation.add_failure)
     if scores is None:
-        raise _none_scored(evaluation.failed, root, out)
+        raise none_scored(evaluation.failed, root, out)
     return scores
-
-
-def refuse_unscored(scores: ZeroShotScores, root: Path, names: Sequence[str] | None) -> None:
-    """Raise DataError when a dataset failed, or one that ``names`` asked for is not in ``root``."""
-    failed = [failure.dataset for failure in scores.failed]
-    absent = list(scores.missing) if names is not None else []
-    if not failed and not absent:
-        return
-    count = len(failed) + len(absent)
-    asked = count + len(scores.results)
-    lines = []
-    if failed:
-        lines.append(f"{first_few(failed, SHOWN)}; the reasons stand above and in {SCORES}")
-    if absent:
-        lines.append(f"{first_few(absent, SHOWN)} not found in {root}")
-    raise DataError(
-        f"{count} of {asked} datasets could not be scored: {'; '.join(lines)}. Fix: repair or fetch"
-        " them, or remove them from --datasets"
-    )
-
-
-def settings_of(batch_size: int, workers: int, decoder: str) -> Settings:
-    """Return the settings by which an evaluation encodes images and prompts."""
-    return Settings(dtype="float32", batch_size=batch_size, workers=workers, decoder=decoder)
-
-
-def _check_metric(metric: str | None) -> None:
-    if metric is not None and metric not in METRICS:
-        raise DataError(f"unknown metric '{metric}': {did_you_mean(metric, METRICS)}")
 
 
 def _raise(name: str, error: Exception) -> None:
     raise error
-
-
-def _none_found(root: str | Path) -> DataError:
-    own = without_card(root)
-    if own:
-        return DataError(
-            f"{root}: none of the datasets asked for is here; its folders have no card"
-            f" ({first_few(own, FEW)}). Fix: name those to score, e.g. --datasets {own[0]}; where"
-            " they are the classes of one dataset, dimefm eval folder scores it"
-        )
-    return DataError(
-        f"{root}: none of the datasets asked for is here; expected one folder per dataset. Fix:"
-        " give the folder that holds them, or name the folders to score with --datasets"
-    )
-
-
-def _note_own_folders(root: str | Path) -> None:
-    """Say which folders in ``root`` are not scored because they have no card."""
-    own = without_card(root)
-    if own:
-        console.note(
-            f"note: not scored, without a card: {first_few(own, FEW)} (--datasets scores a folder"
-            " that it names)"
-        )
-
-
-def _none_scored(failed: Sequence[Failure], root: Path, out: Path) -> DataError:
-    """Return the error that no dataset could be scored, with the beginning of each reason.
-
-    Several reasons in full are printed as notes.
-    """
-    if len(failed) == 1:
-        [failure] = failed
-        return DataError(
-            f"the one dataset here could not be scored: {failure.dataset}: {failure.reason}"
-        )
-    longest = REASONS // len(failed)
-    reasons = []
-    for failure in failed:
-        console.note(f"{failure.dataset}: {failure.reason}")
-        reason = failure.reason.replace(f"{root}/", "").replace(f"{out}/", "")
-        reasons.append(f"{failure.dataset}: {shown(reason, longest)}")
-    return DataError(
-        f"none of the {len(failed)} datasets here could be scored: {'; '.join(reasons)}. Fix: see"
-        " the notes above"
-    )
 
 
 @dataclass
@@ -266,15 +179,16 @@ class _Evaluation:
                 dataset = datasets.pop(0)
                 try:
                     with dataset_guard(dataset.folder):
-                        dataset = _with_metric(dataset, self.metric)
+                        dataset = with_metric(dataset, self.metric)
                         scored = zero_shot(self.encoder, dataset, store, settings, self.maps)
                         result, predictions = scored
                 except (DataError, CacheError) as error:
                     on_failure(dataset.benchmark.name, error)
                 else:
                     self.results.append(result)
-                    if files is not None:
+                    if out is not None and files is not None:
                         files.add(predictions)
+                        keep(out, of_zero_shot(predictions, result.task))
                     if on_result is not None:
                         on_result(result)
                 if not self.results:
@@ -320,53 +234,6 @@ class _Evaluation:
             seconds=seconds,
             metric=self.metric,
         )
-
-
-@contextlib.contextmanager
-def feature_store(out: Path | None) -> Iterator[Path]:
-    """Yield the folder for features: in ``out``, or a temporary one that is removed at the end."""
-    if out is None:
-        with tempfile.TemporaryDirectory() as temporary:
-            yield Path(temporary)
-        return
-    refuse_foreign(out, "scores", SCORE_MARKS)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        held = _claim(out)
-    except OSError as error:
-        raise DataError(
-            f"{out}: cannot be written ({error.strerror}). Fix: choose another --out"
-        ) from error
-    with held:
-        yield out / "features"
-
-
-def _claim(out: Path) -> Claim:
-    """Claim an output folder; wait for another evaluation that writes to it."""
-    held = claim(out / LOCK)
-    if held is None:
-        console.note(f"note: waiting for another evaluation that writes to {out}")
-        held = claim(out / LOCK, wait=True)
-    assert held is not None
-    return held
-
-
-def _with_metric(dataset: Dataset, metric: str | None) -> Dataset:
-    """Return the dataset with another metric; raise DataError for one that does not fit it."""
-    benchmark = dataset.benchmark
-    if metric is None or metric == benchmark.metric:
-        return dataset
-    if benchmark.multilabel != (metric == "map_11_point"):
-        labels = "several labels" if benchmark.multilabel else "one label"
-        raise DataError(
-            f"{dataset.folder}: its images have {labels} each, so {metric} is no metric for them."
-            f" Fix: leave --metric out, or score it by {benchmark.metric}"
-        )
-    notes = [dataset.note] if dataset.note else []
-    if dataset.card is not None:
-        notes.append(f"--metric {metric} in place of the card's {benchmark.metric}")
-    benchmark = dataclasses.replace(benchmark, metric=metric)
-    return dataclasses.replace(dataset, benchmark=benchmark, note="; ".join(notes))
 
 
 def zero_shot(

@@ -12,9 +12,9 @@ from dimefm.cache import Manifest
 from dimefm.data.rows import Rows
 from dimefm.data.selected import open_selected
 from dimefm.errors import CacheError, DataError, RecipeError, did_you_mean
-from dimefm.evaluate import zero_shot
 from dimefm.evaluate.datasets.layouts import find
-from dimefm.evaluate.reports import terminal
+from dimefm.evaluate.preparing import refuse_unscored
+from dimefm.evaluate.requests import refuse_impossible, score, terminal
 from dimefm.experiment.file import Experiment
 from dimefm.experiment.record import digest_of
 from dimefm.export import job
@@ -22,7 +22,6 @@ from dimefm.export.folder import RECORD
 from dimefm.export.formats import FORMATS
 from dimefm.extract.request import SOURCE_KEYS, plan_extraction
 from dimefm.extract.sharding import share_of
-from dimefm.models import filip
 from dimefm.models.loading import load_encoder
 from dimefm.models.spec_paths import LOCAL_DIR
 from dimefm.recipe import KEYS, Recipe, changed, read
@@ -30,7 +29,7 @@ from dimefm.recipe.schema.evaluation import Eval
 from dimefm.recipe.schema.exporting import Export
 from dimefm.recipe.schema.extraction import Extract
 from dimefm.runs import folder as runs
-from dimefm.runs.scores import SCORES
+from dimefm.runs.scores import SCORES, Scores
 from dimefm.runtime.torchrun import rank_of
 from dimefm.storage.files import sampled_sha256
 from dimefm.storage.stores import open_store
@@ -197,6 +196,7 @@ class EvalStage(Stage):
         return Path(self.request.root)
 
     def inputs(self) -> str:
+        refuse_impossible(self.request)
         datasets, _missing = find(
             self.root,
             self.request.datasets or None,
@@ -208,6 +208,9 @@ class EvalStage(Stage):
         for dataset in datasets:
             rows, *_rest = dataset.rows("test")
             shards[dataset.benchmark.name] = _shards_of(rows)
+            if self.request.trains and dataset.has("train"):
+                rows, *_rest = dataset.rows("train")
+                shards[f"{dataset.benchmark.name} (train)"] = _shards_of(rows)
         settings = self.request.changed_settings()
         return digest_of([settings, _model_of(str(self.model)), shards])
 
@@ -223,27 +226,18 @@ class EvalStage(Stage):
             self.request.text_model,
             self.request.preprocess or self.preprocess,
         )
-        maps = filip.load(str(self.model), encoder) if self.request.by == "tokens" else None
         names = self.request.datasets or None
-        scores = zero_shot.elevater(
-            encoder,
-            self.root,
-            self.place,
-            names,
-            layout=self.request.layout,
-            metric=self.request.metric,
-            decoder=self.request.decoder,
-            batch_size=self.request.batch_size,
-            workers=self.request.workers,
-            maps=maps,
-        )
+        scores = score(str(self.model), encoder, self.request, self.place, names)
+        table = terminal(scores)
         if scores.failed or (names and scores.missing):
-            say(terminal(scores))
-            zero_shot.refuse_unscored(scores, self.root, names)
+            say(table)
+            refuse_unscored(scores, self.root, names)
+        if isinstance(scores, Scores):
+            means = [f"{name} {100 * value:.2f}" for name, value in scores.summary.items()]
+            return Outcome("; ".join(means), table)
         count = len(scores.results)
         noun = "dataset" if count == 1 else "datasets"
-        summary = f"mean {100 * scores.mean:.2f} over {count} {noun}"
-        return Outcome(summary, terminal(scores))
+        return Outcome(f"mean {100 * scores.mean:.2f} over {count} {noun}", table)
 
 
 class ExportStage(Stage):

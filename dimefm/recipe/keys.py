@@ -32,13 +32,27 @@ def _names(value: Any) -> Any:
     return tuple(name for name in names if name)
 
 
+def _numbers(value: Any) -> Any:
+    """Return numbers that stand in one string, with commas between them, as a tuple."""
+    if not isinstance(value, str):
+        return _listed(value)
+    numbers: list[int | str] = []
+    for part in _names(value):
+        is_number = part.isascii() and part.isdecimal() and len(part) <= MOST_DIGITS
+        numbers.append(int(part) if is_number else part)
+    return tuple(numbers)
+
+
 Strings = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 OneOrMore = Annotated[tuple[str, ...], BeforeValidator(_one_or_more)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+Counts = Annotated[tuple[Annotated[int, Field(gt=0)], ...], BeforeValidator(_numbers)]
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_numbers)]
 Shares = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_listed)]
 Range = Annotated[tuple[float, float], BeforeValidator(_listed)]
 
 
+MOST_DIGITS = 9  # of a number in a list
 MOST = 10**12  # of any number, where a key does not state less
 
 

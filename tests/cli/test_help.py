@@ -149,7 +149,7 @@ def test_eval_has_the_keys_of_its_table_with_their_defaults():
     flags = {option.name for option in EVERY[words].params}
     for name, key in Eval.schema_keys().items():
         assert (name in flags) == bool(key.flag)
-        if key.flag and key.default not in (None, ()):
+        if key.flag and key.default not in (None, False, ()):
             assert stated[name].partition(";")[0] == str(key.default), name
 
 

@@ -19,6 +19,7 @@ from dimefm.storage.out_folder import refuse_foreign
 HEADINGS = {
     "--model": "Model and output",
     "--root": "Datasets",
+    "--zero-shot": "Tasks",
     "--by": "Protocol",
     "--device": "Machine",
 }
@@ -29,7 +30,7 @@ HEADINGS = {
     cls=ManyValues,
     context_settings=CONTEXT,
     sections=HEADINGS,
-    short_help="Score a model zero-shot on datasets.",
+    short_help="Score a model on datasets: zero-shot and probes.",
 )
 @click.option(
     "--model",
@@ -48,8 +49,11 @@ HEADINGS = {
 )
 @section_options(Eval, required=("root",))
 def command(model, out, **flags):
-    """Score a model zero-shot on the datasets in --root: the 20 of ELEVATER, and any other dataset
-    that has a card. Without --datasets the mean is over the ELEVATER datasets.
+    """Score a model on the datasets in --root: the 20 of ELEVATER, and any other dataset that has a
+    card. Without --datasets the mean is over the ELEVATER datasets.
+
+    Without a task, the model is scored zero-shot. Probes are trained on the embeddings of the
+    images in a dataset's train split.
 
     A dataset is an image folder, Parquet, webdataset tars, or a vision-datasets folder. A
     classnames.txt or templates.txt in the folder of a dataset replaces the built-in file. A folder
@@ -64,6 +68,8 @@ def command(model, out, **flags):
       dimefm eval elevater --model runs/first --root datasets --out runs/first/scores
       dimefm eval elevater --model ViT-B-32/openai --root datasets \\
              --datasets my_photos cifar-10 --metric mean_per_class --out scores
+      dimefm eval elevater --model runs/first --root datasets --out probes \\
+             --zero-shot --linear-probe --few-shot 5,20,50
     """
     chosen = {name: value for name, value in flags.items() if value not in (None, ())}
     names = _names(flags["datasets"])
@@ -74,33 +80,21 @@ def command(model, out, **flags):
     refuse_absent_root(request.root)
     refuse_foreign(out, "scores", SCORE_MARKS)
 
-    from dimefm.evaluate import zero_shot
-    from dimefm.evaluate.reports import terminal
-    from dimefm.models import filip
+    from dimefm.evaluate.preparing import refuse_unscored
+    from dimefm.evaluate.requests import refuse_impossible, score, terminal
     from dimefm.models.loading import load_encoder
 
-    root = Path(str(request.root))
+    refuse_impossible(request)
     encoder = load_encoder(
         model, request.device, request.precision, request.text_model, request.preprocess
     )
     for note in encoder.notes:
         console.note(note)
-    scores = zero_shot.elevater(
-        encoder,
-        root,
-        out,
-        names,
-        layout=request.layout,
-        metric=request.metric,
-        decoder=request.decoder,
-        batch_size=request.batch_size,
-        workers=request.workers,
-        maps=filip.load(model, encoder) if request.by == "tokens" else None,
-    )
+    scores = score(model, encoder, request, out, names)
     result(terminal(scores))
     result(f"\nwritten: {out / SCORES}, {out / REPORT}")
     try:
-        zero_shot.refuse_unscored(scores, root, names)
+        refuse_unscored(scores, Path(str(request.root)), names)
     except Exception:
         if settings(click.get_current_context()).json:
             click.echo(document(scores.to_json()))

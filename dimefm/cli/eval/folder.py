@@ -107,7 +107,7 @@ def command(model, out, root, split, classnames, templates, template, **flags):
 
     from dimefm.evaluate.datasets.own_folder import Choices, open_folder
     from dimefm.evaluate.folder import score_folder
-    from dimefm.evaluate.zero_shot import settings_of
+    from dimefm.evaluate.preparing import settings_of
     from dimefm.models.loading import load_encoder
 
     choices = Choices(classnames, templates, template, request.metric, request.layout, split)

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from dimefm.recipe.keys import OneOrMore, key
+from dimefm.recipe.keys import Counts, OneOrMore, Seeds, key
 from dimefm.recipe.schema.extraction import Extract
 from dimefm.recipe.section import Section
 
 SHARED: dict[str, Any] = dict(Extract.model_fields)
 """Keys that mean the same in an extraction and in an evaluation."""
 
-LATER = ("metric", "preprocess", "decoder")
+LATER = (
+    "metric",
+    "preprocess",
+    "decoder",
+    "zero_shot",
+    "linear_probe",
+    "few_shot",
+    "protocol",
+    "seeds",
+)
 """Keys that came after the first records of evaluations."""
 
 
@@ -49,6 +58,34 @@ class Eval(Section):
         "Metric of all datasets.",
         unset="that of each card; accuracy without a card",
     )
+    zero_shot: bool = key(
+        False,
+        "Score zero-shot. This is also done when no other task is asked for.",
+    )
+    linear_probe: bool = key(
+        False,
+        "Train a linear probe on all training images and score it.",
+    )
+    few_shot: Counts = key(
+        (),
+        "Train linear probes on N images per class and score them.",
+        metavar="N,N,...",
+        commas=True,
+        expected="numbers above 0, with commas between them",
+    )
+    protocol: Literal["clean", "elevater", "logistic"] = key(
+        "clean",
+        "Protocol of probes: clean chooses all by validation images, logistic solves by L-BFGS and"
+        " does too, elevater is the toolkit's, which chooses the epoch on the test set.",
+    )
+    seeds: Seeds = key(
+        (),
+        "Seeds of few-shot tasks, whose mean is the score; tasks with all images use the first.",
+        metavar="N,N,...",
+        commas=True,
+        unset="the benchmark's 0,1,2",
+        expected="numbers of at least 0, with commas between them",
+    )
     by: Literal["rows", "tokens"] = key(
         "rows",
         "Comparison of images and prompts: by embeddings (rows), or token by token as FILIP.",
@@ -70,6 +107,11 @@ class Eval(Section):
     precision: Literal["fp32", "bf16", "fp16"] = key("fp32", "Compute precision of the towers.")
     batch_size: int = key(256, "Samples to encode at once.", metavar="N", gt=0, most=10**7)
     workers: int = key(2, "Threads that read and decode.", metavar="N", gt=0, most=1024)
+
+    @property
+    def trains(self) -> bool:
+        """Whether a task asks for training images."""
+        return self.linear_probe or bool(self.few_shot)
 
     def changed_settings(self) -> dict[str, Any]:
         """Return the settings, without those of later versions that have their defaults.
