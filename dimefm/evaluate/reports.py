@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import textwrap
 
+from dimefm.evaluate import costs
 from dimefm.runs.scores import UNREADABLE_AS_WRONG, Result, ZeroShotScores
 from dimefm.runtime.printable import one_line
 from dimefm.runtime.tables import aligned, markdown_table
@@ -35,7 +36,7 @@ def terminal(scores: ZeroShotScores) -> str:
     notes = [f"{row[0]}: {row[-1]}" for row in rows[1:] if row[-1]]
     if notes:
         lines += ["", *notes]
-    lines += ["", _mean(scores), *_remarks(scores)]
+    lines += ["", _mean(scores), *_remarks(scores), *costs.summary(scores.encoder)]
     return "\n".join(wrapped(line) for line in lines)
 
 
@@ -64,7 +65,7 @@ def markdown(scores: ZeroShotScores) -> str:
         "",
         *markdown_table(safe_rows, TEXT_COLUMNS),
     ]
-    for remark in [_mean(scores), *_remarks(scores)]:
+    for remark in [_mean(scores), *_remarks(scores), *costs.summary(scores.encoder)]:
         lines += ["", in_markdown(_sentence(remark))]
     versions = [f"{name} {version}" for name, version in scores.libraries.items()]
     lines += ["", f"Made with {', '.join(versions)}."]

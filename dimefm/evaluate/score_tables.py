@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dimefm.evaluate import costs
 from dimefm.evaluate.reports import FAILED, in_markdown, unreadable_images, wrapped
 from dimefm.runs.scores import Result, Scores
 from dimefm.runtime.printable import one_line
@@ -40,7 +41,9 @@ def markdown(scores: Scores, title: str) -> str:
 
 
 def remarks(scores: Scores) -> list[str]:
-    """Return a line for each average, note, unreadable image, and dataset without a score."""
+    """Return a line for each average, note, unreadable image, and dataset without a score, and
+    what the encoder costs.
+    """
     lines = []
     for name, value in scores.summary.items():
         lines.append(f"{name}: {100 * value:.2f}")
@@ -56,7 +59,7 @@ def remarks(scores: Scores) -> list[str]:
         unique.append(f"{FAILED}{failure.dataset}: {failure.reason}")
     if scores.pending:
         unique.append(f"still to come: {', '.join(scores.pending)}")
-    return unique
+    return unique + costs.summary(scores.encoder)
 
 
 def _rows(scores: Scores) -> list[tuple[str, ...]]:

@@ -6,15 +6,17 @@ reads them back. Token embeddings are not kept.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dimefm.errors import CacheError, DataError
-from dimefm.evaluate import zero_shot_tokens
+from dimefm.evaluate import profiling, zero_shot_tokens
 from dimefm.evaluate.benchmark import ELEVATER_SETS, suite
 from dimefm.evaluate.classifier import probabilities
 from dimefm.evaluate.datasets.layouts import Dataset, find
@@ -154,6 +156,11 @@ class _Evaluation:
     failed: list[Failure] = field(default_factory=list)
     results: list[Result] = field(default_factory=list)
 
+    @functools.cached_property
+    def facts(self) -> dict[str, Any]:
+        """What the encoder costs, measured once."""
+        return profiling.facts(self.encoder)
+
     def add_failure(self, name: str, error: Exception) -> None:
         """List a dataset as failed."""
         self.failed.append(Failure(name, str(error)))
@@ -166,7 +173,7 @@ class _Evaluation:
         on_result: OnResult | None,
         on_failure: OnFailure,
     ) -> ZeroShotScores | None:
-        """Score the datasets and return the scores, None when there are none.
+        """Score the datasets and return the scores, None without ``out`` or when there are none.
 
         With ``out``, the files are written after each dataset. A scored dataset is removed from the
         list, which closes its files.
@@ -191,12 +198,11 @@ class _Evaluation:
                         keep(out, of_zero_shot(predictions, result.task))
                     if on_result is not None:
                         on_result(result)
-                if not self.results:
+                if not self.results or out is None:
                     continue
                 pending = [later.benchmark.name for later in datasets]
                 scores = self.scores(pending, round(time.perf_counter() - started, 3))
-                if out is not None:
-                    write_scores(out, scores, markdown(scores))
+                write_scores(out, scores, markdown(scores))
         return scores
 
     def scores(self, pending: Sequence[str], seconds: float) -> ZeroShotScores:
@@ -233,6 +239,7 @@ class _Evaluation:
             pending=pending,
             seconds=seconds,
             metric=self.metric,
+            encoder=self.facts,
         )
 
 

@@ -85,7 +85,8 @@ class ZeroShotScores:
 
     ``mean`` is over the results that are not listed in ``not_in_mean``, 0 to 1. ``missing`` and
     ``pending`` are names of datasets: without a folder, and still to be scored. ``metric`` is the
-    one that was asked for in place of the cards', if any.
+    one that was asked for in place of the cards', if any. ``encoder`` is what
+    :func:`dimefm.evaluate.profiling.facts` says of the encoder and the machine.
     """
 
     model: str
@@ -103,6 +104,7 @@ class ZeroShotScores:
     pending: Sequence[str]
     seconds: float
     metric: str | None = None
+    encoder: Mapping[str, Any] = field(default_factory=dict)
     libraries: Mapping[str, str] = field(default_factory=libraries)
 
     def to_json(self) -> dict:
@@ -111,6 +113,7 @@ class ZeroShotScores:
         return {
             "model": self.model,
             "weights_sha256": self.weights_sha256,
+            "encoder": dict(self.encoder),
             "image_parameters": self.image_parameters,
             "text_parameters": self.text_parameters,
             "by": "tokens" if self.by_tokens else "rows",
