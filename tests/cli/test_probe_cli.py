@@ -126,7 +126,7 @@ def test_without_tasks_and_with_zero_shot_alone_the_file_is_that_of_zero_shot(se
         assert result.exit_code == 0, result.output
         content = json.loads((out / "scores.json").read_text())
         assert "by" in content and "results" not in content
-        del content["seconds"]
+        del content["seconds"], content["encoder"]  # speeds differ from call to call
         contents.append(content)
         kept = read(out / "predictions/paints-zero-shot.npz")
         assert (kept.shots, kept.trainable_parameters.tolist()) == (0, [0])
