@@ -9,7 +9,16 @@ from pathlib import Path
 from dimefm.errors import DataError
 from dimefm.evaluate.report.collect import Collection, collect
 from dimefm.evaluate.report.page import GENERATOR, page
-from dimefm.evaluate.report.sections import cost, headline, mistakes, provenance, scores
+from dimefm.evaluate.report.sections import (
+    cost,
+    headline,
+    mistakes,
+    provenance,
+    retrieval,
+    robustness,
+    scores,
+    shots,
+)
 from dimefm.evaluate.report.text import COLUMNS, HEADING, csv_table, markdown
 from dimefm.evaluate.report.thumbnails import Thumbnails
 from dimefm.storage.files import write_report, write_text
@@ -75,6 +84,9 @@ def build(
         headline.section(collection),
         scores.section(collection),
         cost.section(collection),
+        shots.section(collection),
+        robustness.section(collection),
+        retrieval.section(collection, thumbnails, pictures),
         mistakes.section(collection, thumbnails, pictures),
         provenance.section(collection),
     )

@@ -29,28 +29,25 @@ class Curve:
     label: str
     values: Sequence[float | None]
     intervals: Sequence[tuple[float, float] | None]
-    is_dashed: bool = False
 
 
 def drawings(
     curves: Sequence[Curve],
     marks: Sequence[str],
-    x_title: str,
-    y_title: str,
+    titles: tuple[str, str],
     name: str,
     title: str,
     description: str,
 ) -> dict[str, str]:
     """Return the chart as SVG for each of the ``SIZES``, by the name of the size.
 
-    ``marks`` are the labels of the horizontal axis.
+    ``marks`` are the labels of the horizontal axis; ``titles`` are those of both axes.
     """
-    return {
-        size: _drawing(
-            curves, marks, (x_title, y_title), width, (f"{name}-{size}", title, description)
-        )
-        for size, width in SIZES
-    }
+    drawn = {}
+    for size, width in SIZES:
+        words = (f"{name}-{size}", title, description)
+        drawn[size] = _drawing(curves, marks, titles, width, words)
+    return drawn
 
 
 def _drawing(
@@ -85,9 +82,8 @@ def _draw_curve(axes, curve: Curve, marks: Sequence[str], name: str, hints: dict
     """Draw a line through the values that a curve has, and the interval of each."""
     ink = svg.color(curve.number)
     known = [place for place, value in enumerate(curve.values) if value is not None]
-    dashes = (0, (4, 2)) if curve.is_dashed else "solid"
     values = [curve.values[place] for place in known]
-    axes.plot(known, values, color=ink, linewidth=2, linestyle=dashes)
+    axes.plot(known, values, color=ink, linewidth=2)
     for place, value in zip(known, values, strict=True):
         gid = f"{name}-{place}"
         interval = curve.intervals[place]

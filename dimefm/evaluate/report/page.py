@@ -114,7 +114,14 @@ def _contents(section: Section) -> Iterator[str]:
             yield _tile(tile)
         yield "</ul>"
     for figure in section.figures:
-        yield from _figure(figure)
+        if not figure.is_small:
+            yield from _figure(figure)
+    small = [figure for figure in section.figures if figure.is_small]
+    if small:
+        yield '<div class="pair">'
+        for figure in small:
+            yield from _figure(figure)
+        yield "</div>"
     for gallery in section.galleries:
         yield from _gallery(gallery)
     for table in section.tables:
@@ -139,8 +146,11 @@ def _figure(figure: Figure) -> Iterator[str]:
             yield f'<li><i class="{key.style}"></i>{_safe(key.label)}</li>'
         yield "</ul>"
     # the drawings come from a library that escapes texts, and were read again as XML
-    yield f'<div class="drawing wide">{figure.wide}</div>'
-    yield f'<div class="drawing narrow">{figure.narrow}</div>'
+    if figure.is_small:
+        yield f'<div class="drawing">{figure.narrow}</div>'
+    else:
+        yield f'<div class="drawing wide">{figure.wide}</div>'
+        yield f'<div class="drawing narrow">{figure.narrow}</div>'
     if figure.note:
         yield f'<p class="note">{_safe(figure.note)}</p>'
     if figure.table is not None:

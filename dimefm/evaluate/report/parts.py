@@ -35,7 +35,8 @@ class Key:
 class Figure:
     """A figure, drawn for a wide and for a narrow screen.
 
-    ``description`` says in words what the figure shows. ``table`` has its numbers.
+    ``description`` says in words what the figure shows. ``table`` has its numbers. Small figures
+    stand side by side.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Figure:
     keys: Sequence[Key] = ()
     table: Table | None = None
     note: str = ""
+    is_small: bool = False
 
 
 @dataclass(frozen=True)

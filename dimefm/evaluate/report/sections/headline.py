@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from dimefm.evaluate.report.collect import Collection, Model
 from dimefm.evaluate.report.parts import NONE, Section, Table, Tile
+from dimefm.evaluate.report.sections.shots import is_few_shot
 from dimefm.evaluate.report.words import brief, joined, percent, plural
 
 MOST_TILES = 8
@@ -52,6 +53,13 @@ def _lead(collection: Collection) -> list[str]:
     return lines
 
 
+def _main_tasks(collection: Collection) -> list[str]:
+    """Return the tasks whose means are main numbers: those with all training images or none."""
+    tasks = collection.tasks()
+    whole = [task for task in tasks if not is_few_shot(task)]
+    return whole or tasks
+
+
 def _mean(model: Model, task: str, datasets: Sequence[str]) -> float | None:
     values = [model.results[task, dataset].value for dataset in datasets]
     return sum(values) / len(values) if values else None
@@ -60,7 +68,7 @@ def _mean(model: Model, task: str, datasets: Sequence[str]) -> float | None:
 def _pair_tiles(collection: Collection, student: Model, teacher: Model) -> list[Tile]:
     """Return the main numbers of a student beside its teacher."""
     tiles = []
-    for task in collection.tasks():
+    for task in _main_tasks(collection):
         datasets = collection.shared_datasets(task, [student, teacher])
         student_mean = _mean(student, task, datasets)
         teacher_mean = _mean(teacher, task, datasets)
@@ -86,7 +94,7 @@ def _pair_tiles(collection: Collection, student: Model, teacher: Model) -> list[
 def _lone_tiles(collection: Collection, model: Model) -> list[Tile]:
     """Return the main numbers of a model without a teacher among the scores."""
     tiles = []
-    for task in collection.tasks():
+    for task in _main_tasks(collection):
         datasets = model.datasets(task)
         mean = _mean(model, task, datasets)
         if mean is not None:

@@ -8,7 +8,10 @@ from dimefm.evaluate.report import bars
 from dimefm.evaluate.report.bars import Bar, Group
 from dimefm.evaluate.report.collect import Collection, Model
 from dimefm.evaluate.report.parts import NONE, Figure, Key, Section, Table
+from dimefm.evaluate.report.sections.retrieval import is_retrieval
+from dimefm.evaluate.report.sections.shots import interval_of, is_few_shot
 from dimefm.evaluate.report.words import count, joined, keys, percent
+from dimefm.evaluate.reports import unreadable_images
 from dimefm.runs.scores import Result
 
 MOST_MODELS = 7
@@ -22,6 +25,8 @@ def section(collection: Collection) -> Section | None:
     """Return a figure and a table for each task."""
     figures = []
     for number, task in enumerate(collection.tasks()):
+        if is_few_shot(task) or is_retrieval(task):
+            continue  # they have sections of their own
         figures.append(_figure(collection, task, f"scores-{number}"))
     if not figures:
         return None
@@ -61,7 +66,9 @@ def _group(models: Sequence[Model], task: str, dataset: str) -> Group:
     for model in models:
         result = model.results.get((task, dataset))
         value = None if result is None else 100 * result.value
-        made.append(Bar(model.number, model.name, value))
+        ends = None if result is None else interval_of(result)
+        low, high = ends or (None, None)
+        made.append(Bar(model.number, model.name, value, low, high))
         if result is not None and result.chance is not None:
             chance = result.chance
     return Group(dataset, made, chance)
@@ -116,6 +123,9 @@ def _facts(results: Sequence[Result]) -> list[str]:
     """Return what all models' results of a dataset have in common."""
     chances = [result.chance for result in results if result.chance is not None]
     notes = dict.fromkeys(result.note for result in results if result.note)
+    for result in results:
+        if result.unreadable:
+            notes[unreadable_images(result)] = None
     return [
         percent(chances[0] if chances else None, 1),
         count(max(result.samples for result in results)),

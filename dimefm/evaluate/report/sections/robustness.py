@@ -1,0 +1,165 @@
+"""Robustness: accuracy on variants of ImageNet beside that on ImageNet-1k."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dimefm.evaluate.report import scatter
+from dimefm.evaluate.report.collect import Collection, Model
+from dimefm.evaluate.report.parts import Figure, Key, Section, Table
+from dimefm.evaluate.report.published import PublishedModel, published
+from dimefm.evaluate.report.scatter import Axis, Line, Point
+from dimefm.evaluate.report.sections.cost import PUBLISHED, imagenet_of
+from dimefm.evaluate.report.words import joined, keys, percent, plural
+from dimefm.runs.scores import ZERO_SHOT
+
+VARIANTS = {
+    "imagenet-v2": "V2",
+    "imagenet-a": "A",
+    "imagenet-r": "R",
+    "imagenet-sketch": "Sketch",
+    "objectnet": "ObjectNet",
+}
+"""Datasets of the average robustness -> their short names. Source: DIME-FM, table 1."""
+
+EQUAL = Key("line", "as accurate as on ImageNet-1k")
+
+
+@dataclass(frozen=True)
+class Robust:
+    """A model's scores, 0 to 1: on ImageNet-1k, and the mean over the variants."""
+
+    model: Model
+    imagenet: float
+    mean: float
+
+
+def section(collection: Collection) -> Section | None:
+    """Return the chart and the table of robustness; None without variants of ImageNet."""
+    variants = _variants(collection)
+    if not variants:
+        return None
+    table = _table(collection, variants)
+    figures = []
+    if imagenet_of(collection) is not None:
+        robust = _robust(collection, variants)
+        if robust:
+            figures.append(_figure(robust, variants))
+    text = [
+        f"Zero-shot accuracy on {plural(len(variants), 'variant')} of ImageNet:"
+        f" {joined([VARIANTS[_folded(name)] for name in variants])}."
+    ]
+    return Section(
+        name="robustness", title="Robustness", text=text, figures=figures, tables=[table]
+    )
+
+
+def _folded(name: str) -> str:
+    return name.casefold().replace("_", "-")
+
+
+def _variants(collection: Collection) -> list[str]:
+    """Return the variants of ImageNet in the scores, as they are called there."""
+    return [name for name in collection.datasets(ZERO_SHOT) if _folded(name) in VARIANTS]
+
+
+def _robust(collection: Collection, variants: Sequence[str]) -> list[Robust]:
+    """Return the models with scores on ImageNet-1k and all variants."""
+    imagenet = str(imagenet_of(collection))
+    found = []
+    for model in collection.models:
+        accuracy = model.value(ZERO_SHOT, imagenet)
+        mean = _mean(model, variants)
+        if accuracy is not None and mean is not None:
+            found.append(Robust(model, accuracy, mean))
+    return found
+
+
+def _mean(model: Model, variants: Sequence[str]) -> float | None:
+    values = [model.value(ZERO_SHOT, variant) for variant in variants]
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(variants) else None
+
+
+def _figure(robust: Sequence[Robust], variants: Sequence[str]) -> Figure:
+    others: list[PublishedModel] = []
+    if len(variants) == len(VARIANTS):
+        others = [model for model in published() if model.robustness is not None]
+    points = []
+    for one in robust:
+        points.append(Point(100 * one.imagenet, 100 * one.mean, one.model.name, one.model.number))
+    for other in others:
+        points.append(Point(100 * other.imagenet, 100 * (other.robustness or 0), other.name))
+    title = "Accuracy on the variants against accuracy on ImageNet-1k"
+    parts = [
+        f"{one.model.name} {percent(one.mean, 1)} at {percent(one.imagenet, 1)}" for one in robust
+    ]
+    description = f"Mean accuracy on the variants over ImageNet-1k, percent: {'; '.join(parts)}."
+    low = min(min(point.x, point.y) for point in points)
+    high = max(point.x for point in points)
+    drawn = scatter.drawings(
+        points,
+        Axis("ImageNet-1k zero-shot, %", lambda value: f"{value:.3g}", is_log=False),
+        f"mean of {plural(len(variants), 'variant')}, %",
+        "robustness",
+        title,
+        description,
+        Line((low, low), (high, high), EQUAL.label),
+    )
+    rows = []
+    for one in robust:
+        rows.append([one.model.name, percent(one.imagenet), percent(one.mean), "these scores"])
+    for other in others:
+        cells = [other.name, percent(other.imagenet), percent(other.robustness), other.source]
+        rows.append(cells)
+    legend = [*keys([one.model for one in robust]), *([PUBLISHED] if others else []), EQUAL]
+    head = ("model", "ImageNet-1k", "mean of the variants", "source")
+    return Figure(
+        name="robustness",
+        title=title,
+        description=description,
+        wide=drawn["wide"],
+        narrow=drawn["narrow"],
+        keys=legend,
+        table=Table("Robustness and accuracy", head, rows, left=(0, 3)),
+    )
+
+
+def _table(collection: Collection, variants: Sequence[str]) -> Table:
+    """Return a row for each model, with the averages that its scores state."""
+    imagenet = imagenet_of(collection)
+    stated = _stated(collection)
+    head = ["model"]
+    if imagenet is not None:
+        head.append("ImageNet-1k")
+    head += [VARIANTS[_folded(variant)] for variant in variants]
+    head += ["mean", *stated]
+    rows = []
+    for model in collection.models:
+        row = [model.name]
+        if imagenet is not None:
+            row.append(percent(model.value(ZERO_SHOT, imagenet)))
+        row += [percent(model.value(ZERO_SHOT, variant)) for variant in variants]
+        row.append(percent(_mean(model, variants)))
+        row += [percent(_summary(model).get(name)) for name in stated]
+        rows.append(row)
+    return Table("Robustness in percent", head, rows)
+
+
+def _summary(model: Model) -> dict[str, float]:
+    """Return the numbers on robustness in the summaries of a model's scores."""
+    numbers = {}
+    for source in model.sources:
+        summary = source.content.get("summary")
+        for name, value in summary.items() if isinstance(summary, dict) else ():
+            if "robust" in str(name).casefold() and isinstance(value, int | float):
+                numbers[str(name)] = float(value)
+    return numbers
+
+
+def _stated(collection: Collection) -> list[str]:
+    names: dict[str, None] = {}
+    for model in collection.models:
+        names.update(dict.fromkeys(_summary(model)))
+    return list(names)
