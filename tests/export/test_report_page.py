@@ -25,7 +25,7 @@ def report(tmp_path_factory):
             entries.append(("animals", "test", row, key, "cat", "<b>dog</b>"))
         written.mistakes(folder, entries)
     paths = [root / "5", root / "7"]
-    build(paths, root / "report.html", teacher="ARCH/large", root=root / "data")
+    build(paths, root / "report.html", teacher="ARCH/large", roots=[root / "data"])
     return root / "report.html"
 
 

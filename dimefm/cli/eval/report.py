@@ -6,12 +6,17 @@ from pathlib import Path
 
 import click
 
-from dimefm.cli._options import CONTEXT, refuse_absent_root
+from dimefm.cli._options import CONTEXT, ManyValues, refuse_absent_root
 from dimefm.cli._output import result
 from dimefm.runtime import console
 
 
-@click.command("report", context_settings=CONTEXT, short_help="Show scores as one page.")
+@click.command(
+    "report",
+    cls=ManyValues,
+    context_settings=CONTEXT,
+    short_help="Show scores as one page.",
+)
 @click.argument("scores", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--out",
@@ -27,8 +32,11 @@ from dimefm.runtime import console
 )
 @click.option(
     "--root",
+    "roots",
+    multiple=True,
+    metavar="DIR...",
     type=click.Path(path_type=Path),
-    help="Folder of the datasets, to show pictures of mistakes and finds.  [default: text only]",
+    help="Folders of the datasets, to show pictures of mistakes and finds.  [default: text only]",
 )
 @click.option(
     "--pictures",
@@ -38,7 +46,7 @@ from dimefm.runtime import console
     metavar="N",
     help="Number of pictures of each kind at most.",
 )
-def command(scores, out, teacher, root, pictures):
+def command(scores, out, teacher, roots, pictures):
     """Write a page about SCORES: files scores.json of any dimefm eval, or folders that hold them.
 
     The page shows the scores of all models, what they cost, and where they come from. It is one
@@ -50,11 +58,12 @@ def command(scores, out, teacher, root, pictures):
       dimefm eval elevater --model ViT-L-14/openai --root datasets --out scores/teacher
       dimefm eval report runs/first scores/teacher --out report.html
     """
-    refuse_absent_root(root)
+    for root in roots:
+        refuse_absent_root(root)
 
     from dimefm.evaluate.report.build import build
 
-    summary = build(list(scores), out, teacher, root, pictures)
+    summary = build(list(scores), out, teacher, roots, pictures)
     for note in summary["notes"]:
         console.note(note)
     written = ", ".join(summary[kind] for kind in ("page", "markdown", "csv"))

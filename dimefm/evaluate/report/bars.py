@@ -26,8 +26,11 @@ BAR = 17
 GAP = 20
 """Pixels between two groups of bars."""
 
-NEAR = 9
-"""Percent to the right of a bar where the mark for chance would cross the bar's value."""
+NEAR = 0.09
+"""Share of the axis to the right of a bar where the mark for chance would cross the bar's value."""
+
+LIMITS = (10, 25, 50, 100)
+"""Ends that the axis may have, in percent."""
 
 ROOM = 40
 """Pixels to the right of the longest bar, for its value."""
@@ -74,8 +77,9 @@ def _drawing(groups: Sequence[Group], width: float, name: str, title: str, descr
     axes = chart.axes
     total = sum(heights)
     axes.set_ylim(total, 0)
-    axes.set_xlim(0, 100)
-    places = percent_ticks(0, 100)
+    limit = _limit(groups)
+    axes.set_xlim(0, limit)
+    places = percent_ticks(0, limit)
     ticks(axes.xaxis, places, [f"{place:.0f} %" for place in places])
     axes.set_yticks([])
     hints: dict[str, str] = {}
@@ -84,12 +88,25 @@ def _drawing(groups: Sequence[Group], width: float, name: str, title: str, descr
         middle = top + head + BAR * len(group.bars) / 2
         label = shortened(group.label, LONGEST if is_wide else 42)
         if is_wide:
-            write(chart, -1.2, middle, label, ha="right", va="center")
+            write(chart, -0.012 * limit, middle, label, ha="right", va="center")
         else:
             write(chart, 0, top + 10, label, va="center")
         _draw_group(chart, group, top + head, f"{name}-{place}", hints)
         top += group_height
     return svg.rendered(chart.figure, name, title, description, hints)
+
+
+def _limit(groups: Sequence[Group]) -> float:
+    """Return the end of the axis in percent: 100, or less where all bars are short."""
+    longest = 0.0
+    for group in groups:
+        ends = [100 * (group.chance or 0)]
+        ends += [max(bar.value or 0, bar.high or 0) for bar in group.bars]
+        longest = max(longest, *ends)
+    for limit in LIMITS:
+        if longest <= limit * 0.95:
+            return limit
+    return LIMITS[-1]
 
 
 def _draw_group(chart, group: Group, top: float, name: str, hints: dict[str, str]) -> None:
@@ -106,11 +123,12 @@ def _draw_group(chart, group: Group, top: float, name: str, hints: dict[str, str
         if bar.low is not None and bar.high is not None:
             axes.plot([bar.low, bar.high], [middle] * 2, color=TEXT, linewidth=1.2, clip_on=False)
             end = max(end, bar.high)
-        if group.chance is not None and end <= 100 * group.chance <= end + NEAR:
+        near = NEAR * chart.axes.get_xlim()[1]
+        if group.chance is not None and end <= 100 * group.chance <= end + near:
             end = 100 * group.chance
         write(
             chart,
-            end + 1,
+            end + near / 9,
             middle,
             f"{bar.value:.1f}",
             size=chart.letters - 1,

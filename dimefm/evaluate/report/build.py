@@ -68,18 +68,18 @@ def build(
     paths: Sequence[Path],
     out: Path,
     teacher: str | None = None,
-    root: Path | None = None,
+    roots: Sequence[Path] = (),
     pictures: int = MOST_PICTURES,
 ) -> dict:
     """Write a report of the scores in ``paths`` to ``out``; return what it holds, for JSON.
 
-    ``root`` is the folder of the datasets, from which at most ``pictures`` examples are shown;
-    without it examples are text. Equal scores give equal files. Raises DataError as
+    ``roots`` are folders of datasets, from which at most ``pictures`` examples of each kind are
+    shown; without them examples are text. Equal scores give equal files. Raises DataError as
     :func:`~dimefm.evaluate.report.collect.collect` and :func:`files_of` do.
     """
     files = files_of(out)
     collection = collect(paths, teacher)
-    thumbnails = Thumbnails(root)
+    thumbnails = Thumbnails(roots)
     made = (
         headline.section(collection),
         scores.section(collection),

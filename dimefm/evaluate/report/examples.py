@@ -14,9 +14,6 @@ from dimefm.evaluate.predictions import WRONG
 from dimefm.evaluate.report.collect import Model, Source
 from dimefm.storage.small_files import parse_json
 
-RETRIEVED = "retrieved.jsonl"
-"""Finds of some queries, beside scores of retrieval."""
-
 MOST_BYTES = 512 << 20
 """Bytes of a file of examples that are read."""
 

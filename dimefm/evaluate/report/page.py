@@ -204,7 +204,9 @@ def _row(cells: Sequence[str], left: Sequence[int], is_head: bool = False) -> st
 
 
 def _gallery(gallery: Gallery) -> Iterator[str]:
-    yield f"<h3>{_safe(gallery.title)}</h3>"
+    yield f'<h3 class="words">{_safe(gallery.title)}</h3>'
+    if gallery.note:
+        yield f'<p class="note">{_safe(gallery.note)}</p>'
     yield '<ul class="gallery">'
     for picture in gallery.pictures:
         yield _picture(picture)

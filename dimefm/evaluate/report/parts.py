@@ -81,6 +81,7 @@ class Gallery:
 
     title: str
     pictures: Sequence[Picture]
+    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dimefm.evaluate.reports import in_markdown
 from dimefm.runtime.printable import one_line
 from dimefm.runtime.tables import markdown_table
 
-HEADING = "# Evaluation report: "
+HEADING = "# Evaluation of "
 COLUMNS = (
     "model",
     "task",
@@ -30,7 +30,7 @@ COLUMNS = (
 def markdown(sections: Sequence[Section]) -> str:
     """Return the report as a Markdown page."""
     first = sections[0]
-    lines = [f"{HEADING}{in_markdown(first.title)}", ""]
+    lines = [f"# {in_markdown(first.title)}", ""]
     for section in sections:
         if section is not first:
             lines += [f"## {in_markdown(section.title)}", ""]

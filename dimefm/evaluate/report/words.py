@@ -50,3 +50,8 @@ def keys(models: Sequence[Model]) -> list[Key]:
 def plural(number: int, noun: str) -> str:
     """Return a number with its noun, e.g. 5 datasets."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def cut(text: str, longest: int) -> str:
+    """Return the beginning of a text that is too long."""
+    return text if len(text) <= longest else f"{text[: longest - 1].rstrip()}…"

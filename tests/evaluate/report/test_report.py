@@ -246,21 +246,21 @@ def test_mistakes_are_text_without_the_datasets(pets, tmp_path):
 
 def test_mistakes_are_shown_where_the_teacher_is_right(pets, tmp_path):
     paths, root, keys = pets
-    page, _, _ = made(paths, tmp_path, root=root)
+    page, _, _ = made(paths, tmp_path, roots=[root])
     shown = [image["alt"] for image in page.all("img")]
     assert shown == [f"one, image {key}" for key in keys[2:]]
     for image in page.all("img"):
         data = base64.b64decode(image["src"].removeprefix("data:image/jpeg;base64,"))
         with Image.open(io.BytesIO(data)) as thumbnail:
             assert thumbnail.format == "JPEG" and max(thumbnail.size) <= 176
-    assert len(made(paths, tmp_path, root=root, pictures=3)[0].all("img")) == 3
-    assert made(paths, tmp_path, root=root, pictures=0)[0].all("img") == []
+    assert len(made(paths, tmp_path, roots=[root], pictures=3)[0].all("img")) == 3
+    assert made(paths, tmp_path, roots=[root], pictures=0)[0].all("img") == []
 
 
 def test_mistakes_that_the_teacher_shares_are_shown_as_such(pets, tmp_path):
     (run, large), root, _ = pets
     (large / "wrong.jsonl").write_text((run / "scores/wrong.jsonl").read_text())
-    page, _, _ = made([run, large], tmp_path, root=root)
+    page, _, _ = made([run, large], tmp_path, roots=[root])
     assert "wrong where ARCH/large is wrong, too" in page.text()
     assert len(page.all("img")) == 6
 
@@ -269,7 +269,7 @@ def test_pictures_that_cannot_be_read_are_told(pets, tmp_path):
     paths, root, keys = pets
     damaged = root / "digits/test" / keys[3]
     damaged.write_bytes(damaged.read_bytes()[:60])
-    page, _, _ = made(paths, tmp_path, root=root)
+    page, _, _ = made(paths, tmp_path, roots=[root])
     assert [image["alt"] for image in page.all("img")] == [
         f"one, image {key}" for key in (keys[2], *keys[4:])
     ]
@@ -279,7 +279,7 @@ def test_pictures_that_cannot_be_read_are_told(pets, tmp_path):
 def test_pictures_of_other_images_are_not_shown(pets, tmp_path):
     paths, root, keys = pets
     (root / "digits/test" / keys[0]).rename(root / "digits/test/two/9.png")
-    page, _, _ = made(paths, tmp_path, root=root)
+    page, _, _ = made(paths, tmp_path, roots=[root])
     assert page.all("img") == []
     assert "other images than were scored" in page.text()
 

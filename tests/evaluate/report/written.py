@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from dimefm.runs.record import RunRecord
-from dimefm.runs.scores import Result, ZeroShotScores, write_scores
+from dimefm.runs.scores import Result, Scores, ZeroShotScores, write_scores
 
 
 def result(dataset, value, chance=0.1, samples=100, note=""):
@@ -91,3 +91,16 @@ def mistakes(folder, entries):
         line = {**dict(zip(names, entry, strict=True)), "probability": probability}
         lines.append(json.dumps(line) + "\n")
     (folder / "wrong.jsonl").write_text("".join(lines))
+
+
+def probes(folder, model, weights, tables):
+    """Write scores of probes; ``tables`` are (task, dataset, scores of the seeds)."""
+    results = []
+    for task, name, values in tables:
+        seeds = [{"seed": seed, "value": value} for seed, value in enumerate(values)]
+        mean = sum(values) / len(values)
+        details = {"seeds": seeds}
+        results.append(Result(task, name, {"accuracy": mean}, "accuracy", 50, details=details))
+    folder.mkdir(parents=True)
+    write_scores(folder, Scores(model, weights, "a protocol", results), "# Scores\n")
+    return folder

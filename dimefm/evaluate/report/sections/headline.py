@@ -41,7 +41,10 @@ def _lead(collection: Collection) -> list[str]:
         for _, result in collection.results(task):
             datasets.add(result.dataset)
             samples[result.dataset] = max(samples.get(result.dataset, 0), result.samples)
-    tasks = joined(collection.tasks())
+    kinds = _main_tasks(collection)
+    if len(kinds) < len(collection.tasks()):
+        kinds = [*kinds, "few-shot"]
+    tasks = joined(kinds)
     lines = [
         f"{plural(len(collection.models), 'model')} on {plural(len(datasets), 'dataset')},"
         f" {sum(samples.values()):,} samples: {tasks}."
@@ -56,8 +59,7 @@ def _lead(collection: Collection) -> list[str]:
 def _main_tasks(collection: Collection) -> list[str]:
     """Return the tasks whose means are main numbers: those with all training images or none."""
     tasks = collection.tasks()
-    whole = [task for task in tasks if not is_few_shot(task)]
-    return whole or tasks
+    return [task for task in tasks if not is_few_shot(task)]
 
 
 def _mean(model: Model, task: str, datasets: Sequence[str]) -> float | None:
@@ -78,7 +80,7 @@ def _pair_tiles(collection: Collection, student: Model, teacher: Model) -> list[
         tiles.append(Tile(student.name, f"{percent(student_mean, 1)} %", what))
         tiles.append(Tile(teacher.name, f"{percent(teacher_mean, 1)} %", what))
         kept = f"{percent(student_mean / teacher_mean, 1)} %"
-        tiles.append(Tile("share kept", kept, f"of {teacher.name}'s {task} mean"))
+        tiles.append(Tile("share kept", kept, f"of the teacher's score, {task}"))
     for name, noun in (("image_parameters", "image tower"), ("images_per_second", "images/s")):
         own = student.number_of(name)
         large = teacher.number_of(name)
@@ -113,9 +115,9 @@ def _over(datasets: Sequence[str]) -> str:
 
 def _means(collection: Collection) -> Table:
     """Return a table with a row for each model: its sizes, and its mean in each task."""
-    tasks = collection.tasks()
+    tasks = _main_tasks(collection)
     shared = {task: collection.shared_datasets(task, _scored(collection, task)) for task in tasks}
-    head = ["model", "image tower", "text tower", "images/s"]
+    head = ["model", "image tower", "text tower", "image MACs", "images/s"]
     for task in tasks:
         head.append(f"{task} ({len(shared[task])})")
     rows = []
@@ -124,6 +126,7 @@ def _means(collection: Collection) -> Table:
             model.name,
             brief(model.number_of("image_parameters")),
             brief(model.number_of("text_parameters")),
+            brief(model.number_of("image_macs")),
             brief(model.number_of("images_per_second")),
         ]
         for task in tasks:
@@ -136,7 +139,8 @@ def _means(collection: Collection) -> Table:
         rows=rows,
         note=(
             "Means in percent, over the datasets (their number in brackets) that all models with"
-            " scores in a task have. Towers in parameters."
+            " scores in a task have. Towers in parameters. MACs are multiply-accumulate operations"
+            " of one image."
         ),
     )
 

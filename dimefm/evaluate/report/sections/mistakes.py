@@ -73,7 +73,7 @@ def _galleries(
     collection: Collection, mistakes: dict[int, Mistakes], thumbnails: Thumbnails, most: int
 ) -> list[Gallery]:
     """Return pictures of the mistakes, spread over models and datasets."""
-    if thumbnails.root is None or most < 1:
+    if not thumbnails.roots or most < 1:
         return []
     kinds: list[tuple[str, Sequence[Mistake]]] = []
     teachers = list(collection.teacher_of.values())
@@ -159,10 +159,8 @@ def _remarks(
             parts.append(f"{model.name} {len(entries):,}")
             damaged += mistakes[model.number].damaged
     lines = [f"Images whose most probable class is not their own: {', '.join(parts)}."]
-    if thumbnails.root is None:
+    if not thumbnails.roots:
         lines.append("Pictures of them are shown with --root, the folder of the datasets.")
     if damaged:
         lines.append(f"{plural(damaged, 'line')} of wrong.jsonl could not be read.")
-    for reason, count in thumbnails.unread.items():
-        lines.append(f"{plural(count, 'picture')} not shown: {reason}.")
-    return lines
+    return [*lines, *thumbnails.remarks()]

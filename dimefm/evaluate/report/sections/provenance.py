@@ -8,7 +8,7 @@ from typing import Any
 
 from dimefm.evaluate.report.collect import Collection, Model, Source
 from dimefm.evaluate.report.parts import NONE, Section, Table
-from dimefm.evaluate.report.words import count
+from dimefm.evaluate.report.words import count, cut
 
 SHA_DIGITS = 12
 LONGEST = 120
@@ -148,4 +148,4 @@ def _shown(value: Any) -> str:
         text = value
     else:
         text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
+    return cut(text, LONGEST)

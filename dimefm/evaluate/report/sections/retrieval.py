@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from dimefm.evaluate.report import bars
 from dimefm.evaluate.report.bars import Bar, Group
 from dimefm.evaluate.report.collect import Collection, Model
-from dimefm.evaluate.report.examples import RETRIEVED, lines_of, place_of
+from dimefm.evaluate.report.examples import lines_of, place_of
 from dimefm.evaluate.report.parts import Figure, Gallery, Picture, Section, Table
-from dimefm.evaluate.report.thumbnails import Thumbnails
-from dimefm.evaluate.report.words import count, joined, keys, percent, plural
+from dimefm.evaluate.report.thumbnails import Captions, Thumbnail, Thumbnails, captions_of
+from dimefm.evaluate.report.words import count, cut, joined, keys, percent, plural
+from dimefm.evaluate.retrieval import IMAGE_TO_TEXT
+from dimefm.evaluate.retrieval_model import RETRIEVED
 from dimefm.runs.scores import RETRIEVAL
 
-QUERIES = 6
+QUERIES = 4
 """Queries of a direction whose finds are shown at most."""
+
+LONGEST_QUERY = 140
+LONGEST_FIND = 90
+"""Characters of captions that are shown."""
 
 FINDS = 5
 """Candidates of a query that are shown at most."""
 
-IMAGE_TO_TEXT = "image to text"
+NO_CAPTIONS = Captions("", "test", None)
 
 
 def is_retrieval(task: str) -> bool:
@@ -37,10 +44,14 @@ def section(collection: Collection, thumbnails: Thumbnails, most: int) -> Sectio
     for number, task in enumerate(tasks):
         for row, dataset in enumerate(collection.datasets(task)):
             figures.append(_figure(collection, task, dataset, f"retrieval-{number}-{row}"))
-    galleries, damaged = _galleries(collection, thumbnails, most)
+    queries, damaged = _queries(collection)
+    galleries = _galleries(queries, thumbnails, most)
     text = []
+    if queries and not thumbnails.roots:
+        text.append("Pictures of the finds are shown with --root, the folder of the datasets.")
     if damaged:
         text.append(f"{plural(damaged, 'line')} of {RETRIEVED} could not be read.")
+    text += thumbnails.remarks()
     return Section(
         name="retrieval", title="Retrieval", text=text, figures=figures, galleries=galleries
     )
@@ -103,77 +114,127 @@ def _whole(value: Any) -> str:
     return count(value) if isinstance(value, int) else "?"
 
 
-def _galleries(
-    collection: Collection, thumbnails: Thumbnails, most: int
-) -> tuple[list[Gallery], int]:
-    """Return the finds of some queries of each model, and how many lines were unreadable."""
-    galleries = []
+@dataclass(frozen=True)
+class Query:
+    """One query of a model and what it found, as the file of examples has it."""
+
+    model: Model
+    line: dict
+    captions: Captions | None
+
+    @property
+    def is_image(self) -> bool:
+        """Whether the query is an image, and the finds are texts."""
+        return self.line["direction"] == IMAGE_TO_TEXT
+
+
+def _queries(collection: Collection) -> tuple[list[Query], int]:
+    """Return the queries to show, and how many lines were unreadable.
+
+    Of a student and its teacher, the student's are shown.
+    """
+    teachers = list(collection.teacher_of.values())
+    queries = []
     damaged = 0
-    left = most
     for model in collection.models:
-        chosen: dict[tuple[str, str], list[dict]] = {}
+        if any(model is teacher for teacher in teachers):
+            continue
         for source in model.sources:
+            captions = captions_of(source.content)
+            counts: dict[tuple[str, str], int] = {}
             for line in lines_of(source.folder / RETRIEVED):
                 if line is None or not _is_example(line):
                     damaged += 1
                     continue
                 kind = (line["dataset"], line["direction"])
-                if len(chosen.setdefault(kind, [])) < QUERIES:
-                    chosen[kind].append(line)
-        for (dataset, direction), lines in chosen.items():
-            for line in lines:
-                gallery = _gallery(model, dataset, direction, line, thumbnails, left)
-                left -= sum(picture.jpeg is not None for picture in gallery.pictures)
-                galleries.append(gallery)
-    return galleries, damaged
+                counts[kind] = counts.get(kind, 0) + 1
+                if counts[kind] <= QUERIES:
+                    queries.append(Query(model, line, captions))
+    return queries, damaged
 
 
 def _is_example(line: dict) -> bool:
+    """Say whether a line has a query and candidates."""
     texts = [line.get("dataset"), line.get("direction")]
-    tables = [line.get("query"), *_tables(line.get("candidates"))]
+    candidates = line.get("candidates")
+    tables = [line.get("query")]
+    if isinstance(candidates, list):
+        tables += candidates
     is_whole = all(isinstance(text, str) for text in texts) and len(tables) > 1
     return is_whole and all(isinstance(table, dict) for table in tables)
 
 
-def _tables(value: Any) -> list:
-    return value if isinstance(value, list) else []
+def _galleries(queries: Sequence[Query], thumbnails: Thumbnails, most: int) -> list[Gallery]:
+    """Return a gallery for each query: the query, if it is an image, and the finds."""
+    galleries = []
+    left = most
+    for query in queries:
+        pictures = []
+        if query.is_image:
+            pictures.append(_queried(query, thumbnails, left))
+        for place, candidate in enumerate(query.line["candidates"][:FINDS], start=1):
+            shown = sum(picture.jpeg is not None for picture in pictures)
+            pictures.append(_find(query, candidate, place, thumbnails, left - shown))
+        left -= sum(picture.jpeg is not None for picture in pictures)
+        galleries.append(Gallery(_title(query), pictures, _about(query)))
+    return galleries
 
 
-def _gallery(
-    model: Model, dataset: str, direction: str, line: dict, thumbnails: Thumbnails, left: int
-) -> Gallery:
-    """Return a query, if it is an image, and the candidates that it found, the best first."""
-    query = line["query"]
-    pictures = []
-    title = f"{model.name}, {dataset}, {direction}"
-    if direction == IMAGE_TO_TEXT:
-        jpeg, is_small = _image(dataset, query, thumbnails, left)
-        pictures.append(Picture(jpeg, f"query {query.get('key')}", "query", is_small=is_small))
+def _title(query: Query) -> str:
+    entry = query.line["query"]
+    if query.is_image:
+        return f"Image {entry.get('key')}"
+    return f"“{cut(str(entry.get('caption')), LONGEST_QUERY)}”"
+
+
+def _about(query: Query) -> str:
+    """Return whose query it is, and in which place the right candidate is."""
+    text = f"{query.model.name}, {query.line['dataset']}, {query.line['direction']}"
+    rank = query.line.get("rank")
+    if isinstance(rank, int):
+        text += f"; the best right candidate has the place {rank:,}"
+    return text
+
+
+def _queried(query: Query, thumbnails: Thumbnails, left: int) -> Picture:
+    """Return the image that is the query."""
+    entry = query.line["query"]
+    thumbnail = _thumbnail(query, entry, thumbnails, left)
+    return Picture(
+        jpeg=thumbnail.jpeg if thumbnail else None,
+        alt=f"query, image {entry.get('key')}",
+        title="query",
+        is_small=thumbnail is not None and thumbnail.is_small,
+    )
+
+
+def _find(query: Query, candidate: dict, place: int, thumbnails: Thumbnails, left: int) -> Picture:
+    """Return a candidate that the query found: a text, or an image."""
+    is_right = candidate.get("is_right")
+    cosine = candidate.get("cosine")
+    words = []
+    if isinstance(cosine, int | float):
+        words.append(f"cosine {cosine:.3f}")
+    thumbnail = None
+    if query.is_image:
+        title = f"{place}. {cut(str(candidate.get('caption')), LONGEST_FIND)}"
     else:
-        title = f"{title}: “{query.get('caption')}”"
-    for place, candidate in enumerate(line["candidates"][:FINDS], start=1):
-        is_right = candidate.get("is_right")
-        cosine = candidate.get("cosine")
-        words = [f"cosine {cosine:.3f}"] if isinstance(cosine, int | float) else []
-        jpeg = None
-        is_small = False
-        if direction == IMAGE_TO_TEXT:
-            heading = f"{place}. {candidate.get('caption')}"
-        else:
-            jpeg, is_small = _image(dataset, candidate, thumbnails, left - place + 1)
-            heading = f"{place}. {'right' if is_right else 'wrong'}"
+        thumbnail = _thumbnail(query, candidate, thumbnails, left)
+        title = f"{place}. {'right' if is_right else 'wrong'}"
+        if thumbnail is None:
             words.append(str(candidate.get("key")))
-        known = is_right if isinstance(is_right, bool) else None
-        alt = f"find {place}: {candidate.get('key')}"
-        pictures.append(Picture(jpeg, alt, heading, words, known, is_small))
-    return Gallery(title, pictures)
+    return Picture(
+        jpeg=thumbnail.jpeg if thumbnail else None,
+        alt=f"find {place}, image {candidate.get('key')}",
+        title=title,
+        lines=words,
+        is_right=is_right if isinstance(is_right, bool) else None,
+        is_small=thumbnail is not None and thumbnail.is_small,
+    )
 
 
-def _image(
-    dataset: str, entry: dict, thumbnails: Thumbnails, left: int
-) -> tuple[bytes | None, bool]:
-    place = place_of({**entry, "dataset": dataset})
+def _thumbnail(query: Query, entry: dict, thumbnails: Thumbnails, left: int) -> Thumbnail | None:
+    place = place_of({**entry, "dataset": query.line["dataset"]})
     if place is None or left < 1:
-        return None, False
-    thumbnail = thumbnails.of(place)
-    return (None, False) if thumbnail is None else (thumbnail.jpeg, thumbnail.is_small)
+        return None
+    return thumbnails.of(place, query.captions or NO_CAPTIONS)
