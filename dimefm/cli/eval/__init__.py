@@ -10,6 +10,7 @@ COMMANDS = {
     "elevater": "dimefm.cli.eval.elevater",
     "folder": "dimefm.cli.eval.folder",
     "retrieval": "dimefm.cli.eval.retrieval",
+    "agreement": "dimefm.cli.eval.agreement",
     "report": "dimefm.cli.eval.report",
 }
 
