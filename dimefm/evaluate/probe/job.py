@@ -17,6 +17,7 @@ from dimefm.evaluate.datasets.layouts import Dataset, find
 from dimefm.evaluate.datasets.split_sizes import with_split_sizes
 from dimefm.evaluate.guards import dataset_guard
 from dimefm.evaluate.kept_predictions import keep, of_zero_shot, with_seeds
+from dimefm.evaluate.knowledge import Knowledge, with_knowledge
 from dimefm.evaluate.metrics import METRICS, chance, with_unreadable_as_wrong
 from dimefm.evaluate.predictions import PredictionFiles, Predictions
 from dimefm.evaluate.preparing import (
@@ -64,13 +65,15 @@ def evaluate_tasks(
     decoder: str = "turbo",
     batch_size: int = 256,
     workers: int = 2,
+    knowledge: Knowledge | None = None,
 ) -> Scores:
     """Score ``encoder`` on the tasks of ``plan`` and on the datasets below ``root``.
 
     Datasets are looked for, and listed as missing or failed, as in
-    :func:`dimefm.evaluate.zero_shot.elevater`. A task that fails is listed with its dataset; the
-    other tasks are scored. ``out`` keeps ``scores.json``, ``report.md``, the embeddings and the
-    predictions; the files are written again after each dataset.
+    :func:`dimefm.evaluate.zero_shot.elevater`. With ``knowledge``, prompts have the knowledge of
+    their classes, also those that the toolkit's heads start from. A task that fails is listed with
+    its dataset; the other tasks are scored. ``out`` keeps ``scores.json``, ``report.md``, the
+    embeddings and the predictions; the files are written again after each dataset.
 
     Returns the scores. Raises DataError when no dataset is found, nothing can be scored, or ``out``
     cannot be written, and ModelError when zero-shot is asked of an encoder without a text tower.
@@ -78,7 +81,7 @@ def evaluate_tasks(
     if plan.zero_shot:
         encoder.require_text()
     check_metric(metric)
-    job = _Job(encoder, plan, whole_suite=names is None, metric=metric)
+    job = _Job(encoder, plan, whole_suite=names is None, metric=metric, knowledge=knowledge)
     datasets, missing = find(
         root,
         names,
@@ -106,6 +109,7 @@ class _Job:
     plan: Plan
     whole_suite: bool
     metric: str | None
+    knowledge: Knowledge | None = None
     missing: Sequence[str] = ()
     failed: list[Failure] = field(default_factory=list)
     results: list[Result] = field(default_factory=list)
@@ -136,7 +140,7 @@ class _Job:
         return Scores(
             model=self.encoder.card.name,
             weights_sha256=self.encoder.card.weights_sha256,
-            protocol=_protocol_line(self.plan),
+            protocol=_protocol_line(self.plan, self.knowledge),
             results=tuple(self.results),
             encoder=facts(self.encoder),
             summary=self._summary(tasks),
@@ -169,10 +173,12 @@ class _Job:
         return summary
 
 
-def _protocol_line(plan: Plan) -> str:
+def _protocol_line(plan: Plan, knowledge: Knowledge | None) -> str:
     parts = [PROTOCOL] if plan.zero_shot else []
     if any(task.kind != ZERO_SHOT for task in plan.tasks()):
         parts.append(f"probes by protocol {plan.protocol}")
+    if knowledge is not None:
+        parts.append(knowledge.describe())
     return "; ".join(parts)
 
 
@@ -191,6 +197,7 @@ class _DatasetJob:
         """Score every task that can be scored; list the others as failed."""
         try:
             self.dataset = with_metric(self.dataset, self.job.metric)
+            self.dataset = with_knowledge(self.dataset, self.job.knowledge)
         except DataError as error:
             self.job.add_failure(self.dataset.benchmark.name, str(error))
             return

@@ -20,6 +20,10 @@ LATER = (
     "few_shot",
     "protocol",
     "seeds",
+    "knowledge",
+    "knowledge_kind",
+    "knowledge_method",
+    "knowledge_items",
 )
 """Keys that came after the first records of evaluations."""
 
@@ -89,6 +93,25 @@ class Eval(Section):
     by: Literal["rows", "tokens"] = key(
         "rows",
         "Comparison of images and prompts: by embeddings (rows), or token by token as FILIP.",
+    )
+    knowledge: OneOrMore = key(
+        (),
+        "Files of ELEVATER's resources/knowledge, or their folder: prompts get definitions of"
+        " Wiktionary or WordNet and texts of GPT-3.",
+        metavar="PATH...",
+    )
+    knowledge_kind: Literal["wiktionary", "wordnet", "wordnet-path", "gpt3"] | None = key(
+        None,
+        "Knowledge to take from files of definitions; gpt3 expects texts of GPT-3 alone.",
+        unset="definitions of Wiktionary",
+    )
+    knowledge_method: Literal["wiki-and-gpt3", "wiki-then-gpt3", "definition-then-gpt3"] = key(
+        "wiki-and-gpt3",
+        "Texts of GPT-3: beside the definition, for classes without an entry, or for classes"
+        " without a definition.",
+    )
+    knowledge_items: int = key(
+        1, "Texts of GPT-3 to use for each class, the first of 5.", metavar="N", gt=0, most=1000
     )
     text_model: str | None = key(
         None,
