@@ -88,6 +88,9 @@ def _plan(request: Eval) -> Plan:
         zero_shot=request.zero_shot,
         linear_probe=request.linear_probe,
         few_shot=request.few_shot,
+        fine_tune=request.fine_tune,
+        fine_tune_epochs=request.fine_tune_epochs,
+        tower_rate=request.tower_rate,
         protocol=request.protocol,
         seeds=request.seeds or SEEDS,
     )

@@ -18,6 +18,9 @@ LATER = (
     "zero_shot",
     "linear_probe",
     "few_shot",
+    "fine_tune",
+    "fine_tune_epochs",
+    "tower_rate",
     "protocol",
     "seeds",
     "knowledge",
@@ -77,6 +80,26 @@ class Eval(Section):
         commas=True,
         expected="numbers above 0, with commas between them",
     )
+    fine_tune: bool = key(
+        False,
+        "Fine-tune the image tower with a linear head and score it: on all training images, and on"
+        " those of few_shot.",
+    )
+    fine_tune_epochs: int | None = key(
+        None,
+        "Epochs of fine-tuning at most; validation chooses one of them.",
+        metavar="N",
+        unset="by the number of images, at least 5",
+        gt=0,
+        most=1000,
+    )
+    tower_rate: float = key(
+        0.1,
+        "Learning rate of the tower in fine-tuning, as a share of the head's.",
+        metavar="X",
+        ge=0,
+        most=1000,
+    )
     protocol: Literal["clean", "elevater", "logistic"] = key(
         "clean",
         "Protocol of probes: clean chooses all by validation images, logistic solves by L-BFGS and"
@@ -134,7 +157,7 @@ class Eval(Section):
     @property
     def trains(self) -> bool:
         """Whether a task asks for training images."""
-        return self.linear_probe or bool(self.few_shot)
+        return self.linear_probe or self.fine_tune or bool(self.few_shot)
 
     def changed_settings(self) -> dict[str, Any]:
         """Return the settings, without those of later versions that have their defaults.
