@@ -287,7 +287,9 @@ def test_the_command_prints_what_it_writes(root, tmp_path, features):
     for words in ("imagenet-r       ", "effective robustness", "convention own", "mean of 1 of 5"):
         assert words.strip() in done.output
     again = run(*MODEL, "--root", root, "--out", out, "--datasets", ",".join(names))
-    assert again.exit_code == 0 and again.output == done.output
+    assert again.exit_code == 0
+    for output in (done.output, again.output):  # speeds, which stand before, are measured anew
+        assert output.partition("variant  ")[2] == done.output.partition("variant  ")[2] != ""
 
 
 @pytest.mark.parametrize(

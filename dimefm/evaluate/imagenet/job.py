@@ -172,8 +172,11 @@ class _Run:
             details["robustness"] = place.to_json()
         return dataclasses.replace(result, metrics=metrics, details=details)
 
-    def scores(self, pending: Sequence[str] = ()) -> Scores:
-        """Return the results so far with what is known of the encoder and the other datasets."""
+    def scores(self, pending: Sequence[str] = (), *, is_last: bool = False) -> Scores:
+        """Return the results so far with what is known of the encoder and the other datasets.
+
+        The encoder's speed is measured for the last ones only.
+        """
         values = [result.value for result in self.results if result.dataset in VARIANTS]
         summary = {}
         if len(values) == len(VARIANTS):
@@ -188,7 +191,7 @@ class _Run:
                 f" {self.convention}: {CONVENTION_TEXTS[self.convention]}"
             ),
             results=tuple(self.results),
-            encoder=profiling.facts(self.encoder),
+            encoder=profiling.facts(self.encoder, measure=is_last),
             summary=summary,
             missing=tuple(self.missing),
             failed=tuple(self.failed),
@@ -199,7 +202,7 @@ class _Run:
 
     def finish(self, out: Path) -> Scores:
         """Write the files for the last time, and the figure where there is something to draw."""
-        scores = self.scores()
+        scores = self.scores(is_last=True)
         places = report.places_of(self.results)
         write_scores(out, scores, report.markdown(scores, places))
         if places:
