@@ -12,6 +12,7 @@ COMMANDS = {
     "imagenet": "dimefm.cli.eval.imagenet",
     "retrieval": "dimefm.cli.eval.retrieval",
     "agreement": "dimefm.cli.eval.agreement",
+    "suite": "dimefm.cli.eval.suite",
     "report": "dimefm.cli.eval.report",
 }
 
