@@ -103,8 +103,7 @@ def _of_known_classes(rows: Rows, benchmark: Benchmark, path: Path) -> tuple[Row
         files = [file for file in shard.files if file_key(file).partition("/")[0] in wanted]
         if files:
             shards.append(shard.part(shard.name, files))
-    noun = "folder" if left_out == 1 else "folders"
-    return Rows(shards, rows.skipped), f"{left_out} {noun} of other classes left out"
+    return Rows(shards, rows.skipped), f"{left_out} folders of other classes left out"
 
 
 def _without_borders(rows: Rows, benchmark: Benchmark, path: Path) -> tuple[Rows, str]:

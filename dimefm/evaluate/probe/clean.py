@@ -94,23 +94,8 @@ def fit(
     Raises DataError as :func:`run`.
     """
     choice = choose(split, start, metric, multilabel, seed, n_classes, device)
-    return train_chosen(split.final, choice, start, seed, n_classes, device), choice
-
-
-def train_chosen(
-    features: Features,
-    choice: Choice,
-    start: np.ndarray | None,
-    seed: int,
-    n_classes: int,
-    device: str = "cpu",
-) -> Heads:
-    """Return a head, alone in its ``Heads``, that learned from ``features`` as chosen.
-
-    Raises DataError when its weights became infinite.
-    """
     head = heads.train(
-        features,
+        split.final,
         start,
         [choice.rate],
         [choice.decay],
@@ -121,10 +106,10 @@ def train_chosen(
     )
     if not head.alive.all():
         raise DataError(
-            f"probe: the weights became infinite with {len(features)} training images (learning"
-            f" rate {choice.rate:g}). Fix: use --protocol logistic"
+            f"probe: the weights became infinite with all {len(split.final)} training images"
+            f" (learning rate {choice.rate:g}). Fix: use --protocol logistic"
         )
-    return head
+    return head, choice
 
 
 def choose(

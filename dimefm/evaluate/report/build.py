@@ -10,6 +10,7 @@ from dimefm.errors import DataError
 from dimefm.evaluate.report.collect import Collection, collect
 from dimefm.evaluate.report.page import GENERATOR, page
 from dimefm.evaluate.report.sections import (
+    agreement,
     cost,
     headline,
     mistakes,
@@ -87,6 +88,7 @@ def build(
         shots.section(collection),
         robustness.section(collection),
         retrieval.section(collection, thumbnails, pictures),
+        agreement.section(collection),
         mistakes.section(collection, thumbnails, pictures),
         provenance.section(collection),
     )

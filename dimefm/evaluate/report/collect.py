@@ -225,6 +225,8 @@ def _add(model: Model, result: Result, source: Source, notes: list[str]) -> None
     name = (result.task, result.dataset)
     if result.task == RETRIEVAL and not result.dataset:
         name = (result.task, CACHES)
+    if name in model.results and model.results[name].value == result.value:
+        return
     if name in model.results:
         notes.append(
             f"{one_line(model.spec)} has two results for {one_line(name[1])} ({name[0]}); the one"
@@ -291,15 +293,23 @@ def _teachers(models: Sequence[Model], asked_for: str | None) -> dict[int, Model
     teacher_of: dict[int, Model] = {}
     by_weights = {model.weights: model for model in models if model.weights}
     for model in models:
-        if model.run is None:
-            continue
-        for card in [model.run.record.teacher, *model.run.record.teachers]:
-            if not isinstance(card, dict):
-                continue
+        for card in _teacher_cards(model):
             teacher = by_weights.get(card.get("weights_sha256"))
             if teacher is not None and teacher is not model:
                 teacher_of.setdefault(model.number, teacher)
     return teacher_of
+
+
+def _teacher_cards(model: Model) -> list[dict]:
+    """Return what a model's run, and its comparison with a teacher, say of its teachers."""
+    cards = []
+    if model.run is not None:
+        cards += [model.run.record.teacher, *model.run.record.teachers]
+    for source in model.sources:
+        settings = source.content.get("settings")
+        if isinstance(settings, dict):
+            cards.append(settings.get("teacher"))
+    return [card for card in cards if isinstance(card, dict)]
 
 
 def _model_called(models: Sequence[Model], name: str) -> Model:

@@ -18,7 +18,6 @@ from dimefm.evaluate.report.canvas import (
     shortened,
     text_width,
     ticks,
-    write,
 )
 from dimefm.evaluate.report.svg import MUTED, PAPER, TEXT
 from dimefm.runtime.printable import one_line
@@ -182,7 +181,7 @@ def _label(chart: Canvas, point: Point, taken: list[Box]) -> None:
     """Write the label of a point where nothing else is, or not at all."""
     is_given = point.number is not None
     size = chart.letters if is_given else chart.letters - 2
-    words = shortened(point.label, 26)
+    words = shortened(point.label, 26 if chart.width >= WIDE else 20)
     width = text_width(words, size)
     x, y = _pixel(chart, point)
     far = 10 if is_given else 7
@@ -195,24 +194,29 @@ def _label(chart: Canvas, point: Point, taken: list[Box]) -> None:
         (Box(x - middle, y + far, x + middle, y + far + high), "center", 0.0, far + half),
         (Box(x - middle, y - far - high, x + middle, y - far), "center", 0.0, -far - half),
     )
-    for box, side, right, up in places:
-        is_inside = box.left >= 34 and box.right <= chart.width - 2
-        is_inside = is_inside and box.bottom >= 44 and box.top <= chart.height - 20
-        if not is_inside or any(box.meets(other) for other in taken):
-            continue
-        taken.append(box)
-        chart.axes.annotate(
-            words,
-            (point.x, point.y),
-            xytext=(right, up),
-            textcoords="offset points",
-            ha=side,
-            va="center",
-            color=TEXT if is_given else MUTED,
-            fontsize=size,
-            fontweight="bold" if is_given else "normal",
-            parse_math=False,
-        )
+    inside = [place for place in places if _is_inside(place[0], chart)]
+    free = [place for place in inside if not any(place[0].meets(other) for other in taken)]
+    if not free and is_given:
+        free = inside or list(places)  # a model of the report is never without its name
+    if not free:
         return
-    if is_given:  # a model of the report is never without its name
-        write(chart, point.x, point.y, f"  {words}", bold=True, va="center")
+    box, side, right, up = free[0]
+    taken.append(box)
+    chart.axes.annotate(
+        words,
+        (point.x, point.y),
+        xytext=(right, up),
+        textcoords="offset points",
+        ha=side,
+        va="center",
+        color=TEXT if is_given else MUTED,
+        fontsize=size,
+        fontweight="bold" if is_given else "normal",
+        parse_math=False,
+    )
+
+
+def _is_inside(box: Box, chart: Canvas) -> bool:
+    """Say whether a label is inside the chart and off its axes."""
+    is_across = box.left >= 34 and box.right <= chart.width - 2
+    return is_across and box.bottom >= 44 and box.top <= chart.height - 20

@@ -7,7 +7,7 @@ import pytest
 from dimefm.evaluate.probe.confidence import over_seeds
 from dimefm.evaluate.report.build import build
 from dimefm.evaluate.report.collect import collect
-from dimefm.evaluate.report.sections import retrieval, robustness, shots
+from dimefm.evaluate.report.sections import agreement, retrieval, robustness, shots
 from dimefm.evaluate.report.thumbnails import Thumbnails
 from dimefm.runs.scores import Result, Scores, write_scores
 from tests.evaluate.report import written
@@ -133,6 +133,7 @@ def test_finds_are_text_without_the_datasets(searched):
     section = retrieval.section(collect([folder]), Thumbnails([]), 48)
     first, second = section.galleries
     assert first.title == "“<i>photo</i> number 2”" and "place 3" in first.note
+    assert second.pictures[1].lines[0] == "<i>photo</i> number 2"
     assert [picture.is_right for picture in first.pictures] == [False, False, True, False]
     assert [picture.jpeg for picture in (*first.pictures, *second.pictures)] == [None] * 6
     assert "1 line of retrieved.jsonl could not be read." in section.text
@@ -161,3 +162,53 @@ def test_datasets_that_the_scores_name_elsewhere_are_not_opened(searched):
     empty.mkdir()
     section = retrieval.section(collect([folder]), Thumbnails([empty]), 48)
     assert "has no photos" in " ".join(section.text)
+
+
+def agreement_scores(folder, settings, **details):
+    """Write scores of the agreement of a student with its teacher."""
+    metrics = {"top-1 agreement": 0.75, "student accuracy": 0.5, "teacher accuracy": 0.7}
+    found = Result("agreement", "digits", metrics, "top-1 agreement", 40, details=details)
+    folder.mkdir()
+    scores = Scores("runs/one", "1" * 64, "a protocol", [found], settings=settings)
+    write_scores(folder, scores, "# Agreement\n")
+    return folder
+
+
+def test_agreement_names_the_teacher_and_what_was_forgotten(tmp_path):
+    details = {
+        "metric": "accuracy",
+        "image": {"mean": 0.8, "low": 0.6},
+        "difference": {"low": -0.3, "high": -0.1, "p_value": 0.01},
+        "forgotten": [{"name": "seven", "teacher": 0.9, "student": 0.2, "images": 12}, "odd"],
+    }
+    teacher = {"model": "ARCH/large", "weights_sha256": "7" * 64}
+    folder = agreement_scores(tmp_path / "a", {"teacher": teacher}, **details)
+    large = zero_shot(tmp_path / "b", "ARCH/large", "7" * 64, [result("digits", 0.7)])
+    collection = collect([folder, large])
+    assert collection.teacher_of[0].name == "ARCH/large"
+    section = agreement.section(collection)
+    assert section.text == ["runs/one is compared with ARCH/large."]
+    measures, both, forgotten = section.tables
+    assert cells(measures)["runs/one", "digits"][:3] == ["75.00", "0.800", "0.600"]
+    row = cells(both)["runs/one", "digits", "accuracy"]
+    assert row[:4] == ["50.00", "70.00", "-30.0 to -10.0", "0.010"]
+    assert cells(forgotten) == {("runs/one", "digits", "seven"): ["90.0", "20.0", "12"]}
+
+
+def test_agreement_without_details_is_a_table(tmp_path):
+    folder = agreement_scores(tmp_path / "a", {}, image=3, forgotten="x", difference=[])
+    section = agreement.section(collect([folder]))
+    assert [table.caption for table in section.tables] == ["Agreement"]
+    assert cells(section.tables[0])["runs/one", "digits"] == ["75.00", *["–"] * 6]
+
+
+def test_effective_robustness_is_what_the_scores_state(tmp_path):
+    place = {"effective_robustness": 0.025, "imagenet": 0.6, "expected": 0.3, "extrapolated": True}
+    details = {"robustness": place}
+    variant = Result("zero-shot", "imagenet-a", {"accuracy": 0.325}, "accuracy", 9, details=details)
+    (tmp_path / "a").mkdir()
+    scores = Scores("runs/one", "1" * 64, "a protocol", [variant])
+    write_scores(tmp_path / "a", scores, "# Scores\n")
+    section = robustness.section(collect([tmp_path / "a"]))
+    assert cells(section.tables[1])["runs/one", "A"] == ["60.00", "30.00 *", "32.50", "+2.50"]
+    assert section.figures == []

@@ -15,7 +15,7 @@ from dimefm.evaluate.report.scatter import Axis, Point
 from dimefm.evaluate.report.words import brief, keys, percent, plural
 from dimefm.runs.scores import ZERO_SHOT
 
-IMAGENET = ("imagenet-1k", "imagenet", "imagenet1k", "imagenet-val")
+IMAGENET = ("imagenet-1k", "imagenet1k", "imagenet", "imagenet-val")
 """Names of ImageNet-1k's validation set."""
 
 PUBLISHED = Key("published", "published models")

@@ -76,20 +76,24 @@ def _pair_tiles(collection: Collection, student: Model, teacher: Model) -> list[
         teacher_mean = _mean(teacher, task, datasets)
         if not student_mean or not teacher_mean:
             continue
-        what = f"{task}, {_over(datasets)}"
-        tiles.append(Tile(student.name, f"{percent(student_mean, 1)} %", what))
-        tiles.append(Tile(teacher.name, f"{percent(teacher_mean, 1)} %", what))
-        kept = f"{percent(student_mean / teacher_mean, 1)} %"
-        tiles.append(Tile("share kept", kept, f"of the teacher's score, {task}"))
+        kept = f"kept {percent(student_mean / teacher_mean, 1)} %"
+        large = f"{teacher.name} {percent(teacher_mean, 1)} %"
+        tiles.append(
+            Tile(
+                label=f"{task}, {_over(datasets)}",
+                value=f"{percent(student_mean, 1)} %",
+                detail=f"{student.name} · {large} · {kept}",
+            )
+        )
     for name, noun in (("image_parameters", "image tower"), ("images_per_second", "images/s")):
         own = student.number_of(name)
-        large = teacher.number_of(name)
-        if own and large and name == "image_parameters":
-            detail = f"{brief(own)} parameters against {brief(large)}"
-            tiles.append(Tile(f"smaller {noun}", f"{large / own:.1f}×", detail))
-        elif own and large:
-            detail = f"{brief(own)} {noun} against {brief(large)}"
-            tiles.append(Tile("faster", f"{own / large:.1f}×", detail))
+        other = teacher.number_of(name)
+        if own and other and name == "image_parameters":
+            detail = f"{brief(own)} parameters against {brief(other)}"
+            tiles.append(Tile(f"smaller {noun}", f"{other / own:.1f}×", detail))
+        elif own and other:
+            detail = f"{brief(own)} against {brief(other)}"
+            tiles.append(Tile("images a second", f"{own / other:.1f}×", detail))
     return tiles
 
 

@@ -213,20 +213,19 @@ def _find(query: Query, candidate: dict, place: int, thumbnails: Thumbnails, lef
     is_right = candidate.get("is_right")
     cosine = candidate.get("cosine")
     words = []
-    if isinstance(cosine, int | float):
-        words.append(f"cosine {cosine:.3f}")
     thumbnail = None
     if query.is_image:
-        title = f"{place}. {cut(str(candidate.get('caption')), LONGEST_FIND)}"
+        words.append(cut(str(candidate.get("caption")), LONGEST_FIND))
     else:
         thumbnail = _thumbnail(query, candidate, thumbnails, left)
-        title = f"{place}. {'right' if is_right else 'wrong'}"
         if thumbnail is None:
             words.append(str(candidate.get("key")))
+    if isinstance(cosine, int | float):
+        words.append(f"cosine {cosine:.3f}")
     return Picture(
         jpeg=thumbnail.jpeg if thumbnail else None,
         alt=f"find {place}, image {candidate.get('key')}",
-        title=title,
+        title=f"{place}. {'right' if is_right else 'wrong'}",
         lines=words,
         is_right=is_right if isinstance(is_right, bool) else None,
         is_small=thumbnail is not None and thumbnail.is_small,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dimefm.evaluate.report import scatter
 from dimefm.evaluate.report.collect import Collection, Model
-from dimefm.evaluate.report.parts import Figure, Key, Section, Table
+from dimefm.evaluate.report.parts import NONE, Figure, Key, Section, Table
 from dimefm.evaluate.report.published import PublishedModel, published
 from dimefm.evaluate.report.scatter import Axis, Line, Point
 from dimefm.evaluate.report.sections.cost import PUBLISHED, imagenet_of
@@ -22,6 +22,9 @@ VARIANTS = {
     "objectnet": "ObjectNet",
 }
 """Datasets of the average robustness -> their short names. Source: DIME-FM, table 1."""
+
+OTHER_NAMES = {"imagenetv2": "imagenet-v2"}
+"""Names that clip-benchmark has for them."""
 
 EQUAL = Key("line", "as accurate as on ImageNet-1k")
 
@@ -40,7 +43,10 @@ def section(collection: Collection) -> Section | None:
     variants = _variants(collection)
     if not variants:
         return None
-    table = _table(collection, variants)
+    tables = [_table(collection, variants)]
+    effective = _effective(collection, variants)
+    if effective.rows:
+        tables.append(effective)
     figures = []
     if imagenet_of(collection) is not None:
         robust = _robust(collection, variants)
@@ -50,13 +56,12 @@ def section(collection: Collection) -> Section | None:
         f"Zero-shot accuracy on {plural(len(variants), 'variant')} of ImageNet:"
         f" {joined([VARIANTS[_folded(name)] for name in variants])}."
     ]
-    return Section(
-        name="robustness", title="Robustness", text=text, figures=figures, tables=[table]
-    )
+    return Section(name="robustness", title="Robustness", text=text, figures=figures, tables=tables)
 
 
 def _folded(name: str) -> str:
-    return name.casefold().replace("_", "-")
+    folded = name.casefold().replace("_", "-")
+    return OTHER_NAMES.get(folded, folded)
 
 
 def _variants(collection: Collection) -> list[str]:
@@ -145,6 +150,46 @@ def _table(collection: Collection, variants: Sequence[str]) -> Table:
         row += [percent(_summary(model).get(name)) for name in stated]
         rows.append(row)
     return Table("Robustness in percent", head, rows)
+
+
+def _effective(collection: Collection, variants: Sequence[str]) -> Table:
+    """Return the effective robustness that scores state: a row for each model and variant."""
+    rows = []
+    for model in collection.models:
+        for variant in variants:
+            result = model.results.get((ZERO_SHOT, variant))
+            place = None if result is None else result.details.get("robustness")
+            if result is None or not isinstance(place, dict):
+                continue
+            effective = place.get("effective_robustness")
+            if isinstance(effective, int | float):
+                mark = " *" if place.get("extrapolated") else ""
+                rows.append(
+                    [
+                        model.name,
+                        VARIANTS[_folded(variant)],
+                        _share(place.get("imagenet")),
+                        f"{_share(place.get('expected'))}{mark}",
+                        percent(result.value),
+                        f"{100 * effective:+.2f}",
+                    ]
+                )
+    head = ("model", "variant", "ImageNet-1k", "expected", "score", "effective robustness")
+    return Table(
+        caption="Effective robustness in points",
+        head=head,
+        rows=rows,
+        left=(0, 1),
+        note=(
+            "Points above the line that ImageNet-trained models follow (Taori et al. 2020)."
+            " ImageNet-1k is the accuracy on its images of the variant's classes. * No model of the"
+            " line is as weak, or as strong, on ImageNet-1k."
+        ),
+    )
+
+
+def _share(value: object) -> str:
+    return percent(float(value)) if isinstance(value, int | float) else NONE
 
 
 def _summary(model: Model) -> dict[str, float]:

@@ -8,6 +8,7 @@ from dimefm.evaluate.report import bars
 from dimefm.evaluate.report.bars import Bar, Group
 from dimefm.evaluate.report.collect import Collection, Model
 from dimefm.evaluate.report.parts import NONE, Figure, Key, Section, Table
+from dimefm.evaluate.report.sections import agreement
 from dimefm.evaluate.report.sections.retrieval import is_retrieval
 from dimefm.evaluate.report.sections.shots import interval_of, is_few_shot
 from dimefm.evaluate.report.words import count, joined, keys, percent
@@ -25,7 +26,7 @@ def section(collection: Collection) -> Section | None:
     """Return a figure and a table for each task."""
     figures = []
     for number, task in enumerate(collection.tasks()):
-        if is_few_shot(task) or is_retrieval(task):
+        if is_few_shot(task) or is_retrieval(task) or task == agreement.TASK:
             continue  # they have sections of their own
         figures.append(_figure(collection, task, f"scores-{number}"))
     if not figures:

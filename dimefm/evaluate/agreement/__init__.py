@@ -1,1 +1,0 @@
-"""A student against its teacher on the same images, and test images among the training data."""

@@ -1,1 +1,0 @@
-"""ImageNet and its five variants: two conventions of class names, and robustness."""

@@ -1,3 +1,0 @@
-"""Suites of datasets that users have on disk: clip-benchmark's ``wds_*`` folders and DataComp's
-tasks.
-"""
