@@ -75,7 +75,8 @@ class Benchmark:
     each class, () where they are unknown; those of a card ``within`` another one are among its.
     ``inner`` are folders inside the dataset's folder that may hold it; ``borders`` says how many
     pixels are cropped from the PNG files in some of them. With ``other_folders``, class folders of
-    unknown names are left out.
+    unknown names are left out. ``added`` are the texts that follow the filled templates of each
+    class, one after another; () for plain prompts.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Benchmark:
     within: str = ""
     wnids: tuple[tuple[str, ...], ...] = ()
     val: int | None = None
+    added: tuple[tuple[str, ...], ...] = ()
 
 
 def load(name: str) -> Benchmark:
@@ -119,10 +121,17 @@ def prompts(benchmark: Benchmark) -> list[list[str]]:
     """Return C lists of prompts: every template filled with each class name, in class and template
     order.
     """
-    return [
-        [template.replace("{}", name) for template in benchmark.templates]
-        for name in benchmark.classes
-    ]
+    return [prompts_of(benchmark, number) for number in range(len(benchmark.classes))]
+
+
+def prompts_of(benchmark: Benchmark, number: int) -> list[str]:
+    """Return the prompts of one class: each text of ``added`` behind every filled template."""
+    name = benchmark.classes[number]
+    filled = [template.replace("{}", name) for template in benchmark.templates]
+    added = benchmark.added[number] if benchmark.added else ()
+    if not added:
+        return filled
+    return [f"{text}{suffix}" for suffix in added for text in filled]
 
 
 def card_for(folder_name: str) -> str | None:

@@ -22,7 +22,7 @@ from dimefm.cache import FeatureCache
 from dimefm.cache.plan import WRITERS, write_lock
 from dimefm.data import Rows
 from dimefm.errors import CacheError
-from dimefm.evaluate.benchmark import Benchmark
+from dimefm.evaluate.benchmark import Benchmark, prompts_of
 from dimefm.evaluate.classifier import class_weights
 from dimefm.extract.extract import Settings, extract
 from dimefm.models.encoder import Encoder
@@ -143,7 +143,8 @@ def prompt_weights(
     shape = (len(benchmark.classes), encoder.card.dim)
     weights = _kept_weights(path, shape)
     if weights is None:
-        weights = _encoded_weights(encoder, benchmark, settings)
+        encode = _encoded_weights_of_any if benchmark.added else _encoded_weights
+        weights = encode(encoder, benchmark, settings)
         _keep(path, weights)
     return weights
 
@@ -151,10 +152,9 @@ def prompt_weights(
 def _digest_of_prompts(benchmark: Benchmark) -> str:
     """Return a digest of all prompts in their order: that of the lists of prompts as JSON."""
     digest = hashlib.sha256(b"[")
-    for number, name in enumerate(benchmark.classes):
-        filled = [template.replace("{}", name) for template in benchmark.templates]
+    for number in range(len(benchmark.classes)):
         comma = ", " if number else ""
-        digest.update(f"{comma}{json.dumps(filled)}".encode())
+        digest.update(f"{comma}{json.dumps(prompts_of(benchmark, number))}".encode())
     digest.update(b"]")
     return digest.hexdigest()
 
@@ -163,6 +163,21 @@ def _prompts_in_order(benchmark: Benchmark) -> Iterator[str]:
     for name in benchmark.classes:
         for template in benchmark.templates:
             yield template.replace("{}", name)
+
+
+def _encoded_weights_of_any(
+    encoder: Encoder, benchmark: Benchmark, settings: Settings
+) -> np.ndarray:
+    """Return class weights [C, D] of classes with different numbers of prompts."""
+    weights = []
+    for number in range(len(benchmark.classes)):
+        texts = prompts_of(benchmark, number)
+        embeddings = []
+        for start in range(0, len(texts), settings.batch_size):
+            tokens, _ = encoder.tokenize(texts[start : start + settings.batch_size])
+            embeddings.append(encoder.encode_text(tokens).cpu().numpy())
+        weights.append(class_weights([np.concatenate(embeddings)], first_class=number))
+    return np.concatenate(weights).astype(np.float32)
 
 
 def _encoded_weights(encoder: Encoder, benchmark: Benchmark, settings: Settings) -> np.ndarray:

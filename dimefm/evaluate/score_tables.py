@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from dimefm.evaluate import costs
 from dimefm.evaluate.reports import FAILED, in_markdown, unreadable_images, wrapped
 from dimefm.runs.scores import Result, Scores
@@ -11,6 +13,8 @@ from dimefm.runtime.tables import aligned, markdown_table
 COLUMNS = ("dataset", "task", "metric", "score", "chance", "samples")
 TEXT_COLUMNS = (0, 1, 2)
 """Columns that are aligned to the left: dataset, task and metric."""
+
+SPREAD = "±: standard deviation over the seeds"
 
 
 def terminal(scores: Scores) -> str:
@@ -53,6 +57,8 @@ def remarks(scores: Scores) -> list[str]:
         if result.unreadable:
             lines.append(f"{one_line(result.dataset)}: {unreadable_images(result)}")
     unique = list(dict.fromkeys(lines))  # several tasks on a dataset have the same note
+    if any(deviation_over_seeds(result) is not None for result in scores.results):
+        unique.append(SPREAD)
     if scores.missing:
         unique.append(f"not here: {', '.join(scores.missing)}")
     for failure in scores.failed:
@@ -60,6 +66,15 @@ def remarks(scores: Scores) -> list[str]:
     if scores.pending:
         unique.append(f"still to come: {', '.join(scores.pending)}")
     return unique + costs.summary(scores.encoder)
+
+
+def deviation_over_seeds(result: Result) -> float | None:
+    """Return the standard deviation of a score over several seeds, None where there is one seed."""
+    interval = result.details.get("interval")
+    if not isinstance(interval, Mapping) or interval.get("over") != "seeds":
+        return None
+    deviation = interval.get("deviation")
+    return deviation if isinstance(deviation, float) else None
 
 
 def _rows(scores: Scores) -> list[tuple[str, ...]]:
@@ -75,11 +90,15 @@ def _row(result: Result) -> tuple[str, ...]:
     chance = "-"
     if result.chance is not None:
         chance = f"{100 * result.chance:.1f}"
+    score = f"{100 * result.value:.2f}"
+    deviation = deviation_over_seeds(result)
+    if deviation is not None:
+        score = f"{score} ± {100 * deviation:.2f}"
     return (
         one_line(result.dataset),
         result.task,
         result.main_metric,
-        f"{100 * result.value:.2f}",
+        score,
         chance,
         f"{result.samples:,}",
     )

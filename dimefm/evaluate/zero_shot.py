@@ -24,6 +24,7 @@ from dimefm.evaluate.datasets.split_sizes import with_split_sizes
 from dimefm.evaluate.features import for_benchmark, image_features, prompt_weights
 from dimefm.evaluate.guards import dataset_guard
 from dimefm.evaluate.kept_predictions import keep, of_zero_shot
+from dimefm.evaluate.knowledge import Knowledge, with_knowledge
 from dimefm.evaluate.predictions import PredictionFiles, Predictions
 from dimefm.evaluate.preparing import (
     check_metric,
@@ -108,23 +109,26 @@ def elevater(
     batch_size: int = 256,
     workers: int = 2,
     maps: TokenMaps | None = None,
+    knowledge: Knowledge | None = None,
     on_result: OnResult | None = None,
 ) -> ZeroShotScores:
     """Score ``encoder`` zero-shot and keep the scores in ``out``, see :func:`evaluate`.
 
-    Images and prompts are compared by their embeddings or, with ``maps``, by their tokens. Without
-    ``names`` every folder that a card claims is scored; of the 20 ELEVATER sets, those without a
-    folder are listed as missing, and the mean is over these sets only where one of them is scored.
-    A dataset that cannot be read is listed as failed with its reason. The files are written again
-    after each dataset (``pending`` names those still to come). A second evaluation with the same
-    ``out`` waits for the first.
+    Images and prompts are compared by their embeddings or, with ``maps``, by their tokens. With
+    ``knowledge``, prompts have the knowledge of their classes. Without ``names`` every folder that
+    a card claims is scored; of the 20 ELEVATER sets, those without a folder are listed as missing,
+    and the mean is over these sets only where one of them is scored. A dataset that cannot be read
+    is listed as failed with its reason. The files are written again after each dataset (``pending``
+    names those still to come). A second evaluation with the same ``out`` waits for the first.
 
     Returns the scores. Raises DataError when no dataset is found, none can be scored, or ``out``
     cannot be written.
     """
     encoder.require_text()
     check_metric(metric)
-    evaluation = _Evaluation(encoder, maps, whole_suite=names is None, metric=metric)
+    evaluation = _Evaluation(
+        encoder, maps, whole_suite=names is None, metric=metric, knowledge=knowledge
+    )
     datasets, missing = find(
         root, names, layout=layout, every_card=True, on_failure=evaluation.add_failure
     )
@@ -153,6 +157,7 @@ class _Evaluation:
     missing: Sequence[str] = ()
     whole_suite: bool = True
     metric: str | None = None
+    knowledge: Knowledge | None = None
     failed: list[Failure] = field(default_factory=list)
     results: list[Result] = field(default_factory=list)
 
@@ -187,6 +192,7 @@ class _Evaluation:
                 try:
                     with dataset_guard(dataset.folder):
                         dataset = with_metric(dataset, self.metric)
+                        dataset = with_knowledge(dataset, self.knowledge)
                         scored = zero_shot(self.encoder, dataset, store, settings, self.maps)
                         result, predictions = scored
                 except (DataError, CacheError) as error:
@@ -216,6 +222,8 @@ class _Evaluation:
             protocol = PROTOCOL
         else:
             protocol = f"{zero_shot_tokens.PROTOCOL}; padding {self.maps.padding}"
+        if self.knowledge is not None:
+            protocol += f"; {self.knowledge.describe()}"
         return ZeroShotScores(
             model=self.encoder.card.name,
             weights_sha256=self.encoder.card.weights_sha256,

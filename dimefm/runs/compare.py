@@ -1,8 +1,8 @@
-"""Runs side by side: curves in one plot, and tables of what their recipes differ in and of what
-they score.
+"""Runs side by side: tables of what their recipes differ in and of what they score.
 
-Everything is read from the run folders as training and evaluation leave them; a run that is not
-finished is read as far as it has come.
+Everything is read from the run folders as training and evaluation leave them, and from scores that
+were written elsewhere; a run that is not finished is read as far as it has come. Runs that differ
+only in their seed are one column: mean ± deviation.
 """
 
 from __future__ import annotations
@@ -12,153 +12,129 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from dimefm.errors import DataError, ModelError, RecipeError
-from dimefm.recipe import KEYS, Recipe, renamed
-from dimefm.runs import folder as runs
-from dimefm.runs.record import RunRecord
-from dimefm.runs.scores import RETRIEVAL, SCORES, ZERO_SHOT_BY_TOKENS, read_results
+from dimefm.errors import DataError
+from dimefm.runs import paper, seeds
+from dimefm.runs.curves import COLOURS, draw
+from dimefm.runs.run_files import Run, evaluated, read_run, read_runs, runs_below
+from dimefm.runs.scored import Key, Scored, files_below, find_scores
+from dimefm.runs.scores import RETRIEVAL, ZERO_SHOT, ZERO_SHOT_BY_TOKENS, read_results
+from dimefm.runs.seeds import NONE, Column
 from dimefm.runtime.tables import aligned, markdown_table
 from dimefm.storage.files import write_report, write_text
-from dimefm.storage.small_files import parse_json, read_toml
+
+__all__ = ["COLOURS", "Comparison", "differences", "read_run", "read_runs", "runs_below", "scores"]
 
 PLOT, TABLE, REPORT = "compare.png", "compare.csv", "compare.md"
-RECIPE = "recipe.toml"
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-"""Colours that are told apart with any kind of sight. Source: Okabe and Ito, 2008; their yellow is
-left out (too pale).
-"""
-STYLES = ("-", "--", ":")
-PANELS = 6  # at most, in one plot
-NONE = "-"
+LATEX = "compare.tex"
 WIDEST = 40  # characters of a setting in a terminal
+WIDTH = 80
+"""Columns of a terminal; a wider table is cut into several, between its columns."""
+
+GAP = 2  # blanks between columns
 
 
 @dataclass(frozen=True)
-class Run:
-    """One run folder: its settings by name, the lines of its log, and ``run.json``, None as
-    long as it is not finished.
+class Comparison:
+    """Runs, and what was scored of them and of other models.
+
+    ``groups`` has the numbers of the runs of each column: several seeds of one recipe are one.
+    ``scored`` are the scores of each run, ``others`` those of models that are no runs.
     """
 
-    name: str
-    folder: Path
-    settings: dict[str, object]
-    lines: list[dict]
-    record: RunRecord | None
+    runs: Sequence[Run]
+    groups: Sequence[Sequence[int]]
+    scored: Sequence[Scored]
+    others: Sequence[Scored] = ()
 
-    def curve(self, figure: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return (steps [n], values [n]) of a figure of the log."""
-        found = [(line["step"], line[figure]) for line in self.lines if figure in line]
-        pairs = np.array(found, dtype=np.float64).reshape(-1, 2)
-        return pairs[:, 0], pairs[:, 1]
+    @staticmethod
+    def of(compared: Sequence[Run], given: Sequence[Path] = ()) -> Comparison:
+        """Return the comparison of runs, with the scores in ``given`` files and folders.
 
-    def last(self, figure: str) -> float | None:
-        """Return the latest value of a figure of the log, None when there is none."""
-        values = self.curve(figure)[1]
-        return float(values[-1]) if len(values) else None
+        Raises DataError for scores that cannot be read, or of which there are none.
+        """
+        folders = [run.folder for run in compared]
+        names = [run.name for run in compared]
+        scored, others = find_scores(folders, names, given)
+        groups = seeds.groups([run.settings for run in compared])
+        return Comparison(compared, groups, scored, others)
 
+    @property
+    def names(self) -> list[str]:
+        """The names of all columns: those of runs, then those of other models."""
+        names = []
+        for numbers in self.groups:
+            names.append(seeds.common_name([self.runs[number].name for number in numbers]))
+        return names + [other.name for other in self.others]
 
-def read_run(folder: Path, name: str | None = None) -> Run:
-    """Return the run in ``folder``, called ``name``; raise ModelError when it is no run folder, or
-    a damaged one.
-    """
-    path = folder / RECIPE
-    if not path.is_file():
-        imported = _imported(folder)
-        if imported is not None:
-            return Run(name or folder.resolve().name, folder, {}, [], imported)
-        raise ModelError(
-            f"{folder}: no run folder, for it has no {RECIPE}. Fix: name a folder that dimefm train"
-            " wrote"
-        )
-    try:
-        settings = read_toml(path)
-        lines = _log(folder / runs.LOG)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{folder}: cannot be read as a run folder ({error}). Fix: restore its files, or leave"
-            " it out"
-        ) from error
-    record = runs.read(folder) if (folder / runs.FILE).exists() else None
-    return Run(
-        name or folder.resolve().name,
-        folder,
-        _flat(_looked_at({**Recipe().settings(), **renamed(settings)})),
-        lines,
-        record,
-    )
+    def columns(self) -> list[Column]:
+        """Return the scores of each column, for a paper's table."""
+        names = self.names
+        columns = []
+        for name, numbers in zip(names, self.groups, strict=False):
+            columns.append(seeds.column(name, [self.scored[number] for number in numbers]))
+        for other in self.others:
+            columns.append(seeds.column(other.name, [other]))
+        return [one for one in columns if one.cells]
 
+    def figures(self) -> list[tuple[str, ...]]:
+        """Return a row (figure, value in each column) for each figure that some column has."""
+        rows = []
+        for name, *cells in scores(self.runs):
+            known = [None if cell == NONE else cell for cell in cells]
+            row = [self._cell([known[number] for number in numbers]) for numbers in self.groups]
+            rows.append((name, *row, *([NONE] * len(self.others))))
+        return rows + self._from_elsewhere()
 
-def _imported(folder: Path) -> RunRecord | None:
-    """Return the record of weights that were imported, which have no recipe; else None."""
-    if not (folder / runs.FILE).is_file():
-        return None
-    try:
-        record = runs.read(folder)
-    except ModelError:  # another program's file, or a damaged one
-        return None
-    return None if record.imported is None else record
+    def _cell(self, cells: Sequence[str | None]) -> str:
+        return NONE if all(cell is None for cell in cells) else seeds.merged(cells)
 
+    def _from_elsewhere(self) -> list[tuple[str, ...]]:
+        """Return a row for each score of which some value was found outside the run folders."""
+        everything = [*self.scored, *self.others]
+        keys = dict.fromkeys(key for one in everything for key in one.elsewhere)
+        members = [[self.scored[number] for number in numbers] for numbers in self.groups]
+        members += [[other] for other in self.others]
+        columns = [seeds.column("", group) for group in members]
+        rows = []
+        for label, key in zip(paper.labels(list(keys)), keys, strict=True):
+            rows.append((label, *(_percent(column, key) for column in columns)))
+        return rows
 
-def _looked_at(settings: dict[str, Any]) -> dict[str, object]:
-    """Return the settings without those that the run does not look at, e.g. flips of the center."""
-    try:
-        recipe = Recipe(**settings)
-    except RecipeError:  # of a newer version; it is compared by what its file has
-        return settings
-    ignored = {n for n, key in KEYS.items() if key.looked_at is not None and recipe.is_ignored(n)}
-    return {name: value for name, value in settings.items() if name not in ignored}
+    def recipes(self) -> list[tuple[str, ...]]:
+        """Return a row (setting, value in each column of runs) for each setting that differs."""
+        rows = []
+        for name, *cells in differences(self.runs):
+            row = []
+            for numbers in self.groups:
+                row.append(", ".join(dict.fromkeys(cells[number] for number in numbers)))
+            if len(set(row)) > 1:
+                rows.append((name, *row))
+        return rows
 
-
-def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Return the runs of the folders, each once, called by the last part of its path, or all of it
-    if need be.
-    """
-    unique = list({folder.resolve(): folder for folder in folders}.values())
-    names = [folder.resolve().name for folder in unique]
-    return [
-        read_run(one, name if names.count(name) == 1 else str(one))
-        for one, name in zip(unique, names, strict=True)
-    ]
-
-
-def runs_below(folder: Path) -> list[Run]:
-    """Return the runs in the folders directly in ``folder``, by name; raise DataError when it is
-    absent or has none.
-    """
-    if not folder.is_dir():
-        raise DataError(
-            f"{folder}: there is no such folder. Fix: give the folder that holds run folders"
-        )
-    found = {path.parent for path in folder.glob(f"*/{RECIPE}")}
-    found |= {path.parent for path in folder.glob(f"*/{runs.FILE}") if _imported(path.parent)}
-    if not found:
-        raise DataError(
-            f"{folder}: none of its folders is a run (has a {RECIPE}). Fix: give the folder that"
-            " holds run folders"
-        )
-    return read_runs(sorted(found))
+    def notes(self) -> list[str]:
+        """Return a line for each thing to know of the tables."""
+        lines = []
+        largest = max(map(len, self.groups), default=1)
+        if largest > 1:
+            lines.append(
+                "Runs that differ only in their seed are one column: mean ± sample standard"
+                " deviation."
+            )
+        for one in (*self.scored, *self.others):
+            for key in one.repeated:
+                lines.append(
+                    f"{one.name} has several scores of {key.label}: the first that was found is"
+                    " used in tables for a paper."
+                )
+        return lines
 
 
-def _log(path: Path) -> list[dict]:
-    """Return the lines of a log; the last one may be half written, and is then left out."""
-    whole = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-    lines = [parse_json(line) for line in whole]
-    for number, line in enumerate(lines, 1):
-        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
-            raise ValueError(f"{path.name} line {number} has no 'step'")
-    return lines
-
-
-def _flat(table: dict, above: str = "") -> dict[str, object]:
-    """Return the leaves of nested tables under names like ``losses.dime.vl.weight``."""
-    found: dict[str, object] = {}
-    for key, value in table.items():
-        found |= _flat(value, f"{above}{key}.") if isinstance(value, dict) else {above + key: value}
-    return found
+def _percent(column: Column, key: Key) -> str:
+    cell = column.cells.get(key)
+    return NONE if cell is None else cell.text
 
 
 def differences(compared: Sequence[Run]) -> list[tuple[str, ...]]:
@@ -207,9 +183,9 @@ def _figures(run: Run) -> Iterator[tuple[str, str]]:
         at = int(np.argmax(means))
         yield "best mean", f"{100 * means[at]:.2f}"
         yield "best after step", f"{int(steps[at]):,}"
-    for figure in _evaluated([run]):
+    for figure in evaluated([run]):
         yield f"{figure.removeprefix('eval/')} at the end", f"{100 * run.last(figure):.2f}"
-    for path in sorted([*run.folder.glob(SCORES), *run.folder.glob(f"*/{SCORES}")]):
+    for path in sorted(files_below(run.folder)):
         where = path.parent.relative_to(run.folder).as_posix()
         for name, value in _saved(path):
             yield (name if where == "." else f"{where}: {name}"), f"{100 * value:.2f}"
@@ -221,22 +197,15 @@ def _saved(path: Path) -> Iterator[tuple[str, float]]:
     """
     for result in read_results(path):
         if result.task == RETRIEVAL:
-            yield from result.metrics.items()
+            of = f"{result.dataset} " if result.dataset else ""
+            for name, value in result.metrics.items():
+                yield f"{of}{name}", value
         elif result.task == ZERO_SHOT_BY_TOKENS:
             yield f"{result.dataset}, by tokens", result.value
-        else:
+        elif result.task == ZERO_SHOT:
             yield result.dataset, result.value
-
-
-def _evaluated(compared: Sequence[Run]) -> list[str]:
-    """Return the scores that the logs hold, the mean first, which is left out where it is of one
-    dataset only.
-    """
-    names = dict.fromkeys(
-        name for run in compared for line in run.lines for name in line if name.startswith("eval/")
-    )
-    sets = [name for name in names if name != "eval/mean"]
-    return [*(["eval/mean"] if len(sets) > 1 else []), *sets]
+        else:
+            yield f"{result.dataset}, {result.task}", result.value
 
 
 def as_dict(run: Run) -> dict:
@@ -249,16 +218,41 @@ def as_dict(run: Run) -> dict:
     }
 
 
-def text(compared: Sequence[Run]) -> str:
+def text(comparison: Comparison) -> str:
     """Return both tables for a terminal."""
-    heads = tuple(run.name for run in compared)
-    parts = ["\n".join(aligned([("", *heads), *scores(compared)]))]
-    different = differences(compared)
+    heads = tuple(comparison.names)
+    of_runs = heads[: len(comparison.groups)]
+    parts = _blocks([("", *heads), *comparison.figures()])
+    different = comparison.recipes()
     if different:
-        parts.append("\n".join(aligned([("recipe", *heads), *map(_narrow, different)])))
-    elif len(compared) > 1:
+        parts.append("\n".join(aligned([("recipe", *of_runs), *map(_narrow, different)])))
+    elif len(of_runs) > 1:
         parts.append("The recipes are the same.")
+    parts += comparison.notes()
     return "\n\n".join(parts)
+
+
+def _blocks(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return a table as one text, or as several of at most ``WIDTH`` columns where it is wider.
+
+    Every one of them has the first column, and at least one other.
+    """
+    columns = list(zip(*rows, strict=True))
+    widths = [max(map(len, column)) + GAP for column in columns]
+    blocks: list[list[int]] = []
+    used = WIDTH
+    for number in range(1, len(columns)):
+        if not blocks or used + widths[number] > WIDTH + GAP:
+            blocks.append([])
+            used = widths[0]
+        blocks[-1].append(number)
+        used += widths[number]
+    parts = []
+    for block in blocks:
+        body = [(row[0], *(row[number] for number in block)) for row in rows]
+        known = [row for row in body[1:] if any(cell != NONE for cell in row[1:])]
+        parts.append("\n".join(aligned([body[0], *known])))
+    return parts
 
 
 def _narrow(row: tuple[str, ...]) -> tuple[str, ...]:
@@ -279,51 +273,60 @@ def listing(found: Sequence[Run]) -> str:
     return "\n".join(aligned(table_rows))
 
 
-def table(compared: Sequence[Run]) -> str:
-    """Return both tables as one CSV: which table, the row's name, and a column for each run."""
+def table(compared: Sequence[Run] | Comparison) -> str:
+    """Return both tables as one CSV: which table, the row's name, and a column for each model."""
+    comparison = compared if isinstance(compared, Comparison) else Comparison.of(compared)
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(("table", "name", *(run.name for run in compared)))
+    writer.writerow(("table", "name", *comparison.names))
     writer.writerows(
         ("score", name, *(cell.replace(",", "") for cell in cells))
-        for name, *cells in scores(compared)
+        for name, *cells in comparison.figures()
     )
-    writer.writerows(("recipe", *row) for row in differences(compared))
+    empty = [""] * len(comparison.others)
+    writer.writerows(("recipe", *row, *empty) for row in comparison.recipes())
     return file.getvalue()
 
 
-def markdown(compared: Sequence[Run]) -> str:
-    """Return both tables and the plot as a Markdown page."""
-    lines = [
-        "# Runs compared",
-        "",
-        *_pipes("", scores(compared), compared),
-        "",
-        f"![Curves]({PLOT})",
-        "",
-        "## Recipes",
-        "",
-    ]
-    different = differences(compared)
-    return (
-        "\n".join(
-            [
-                *lines,
-                *(_pipes("setting", different, compared) if different else ["They are the same."]),
-            ]
+def markdown(comparison: Comparison) -> str:
+    """Return the tables and the plot as a Markdown page."""
+    heads = comparison.names
+    lines = ["# Runs compared", "", *markdown_table([("", *heads), *comparison.figures()]), ""]
+    columns = comparison.columns()
+    if columns:
+        lines += ["## Scores", "", paper.markdown(columns), ""]
+    if comparison.runs:
+        lines += [f"![Curves]({PLOT})", "", "## Recipes", ""]
+        different = comparison.recipes()
+        of_runs = heads[: len(comparison.groups)]
+        if different:
+            lines += markdown_table([("setting", *of_runs), *different])
+        else:
+            lines.append("They are the same.")
+    for note in comparison.notes():
+        lines += ["", note]
+    return "\n".join(lines) + "\n"
+
+
+def for_paper(comparison: Comparison, form: str, transposed: bool = False) -> str:
+    """Return the scores as a table in ``"latex"`` or ``"markdown"``, the best of each in bold.
+
+    Raises DataError when nothing was scored.
+    """
+    columns = comparison.columns()
+    if not columns:
+        raise DataError(
+            f"{', '.join(comparison.names)}: no scores were found for a table. Fix: run dimefm eval"
+            " with --out in a run folder, or name the folder of its scores with --scores"
         )
-        + "\n"
-    )
+    if form == "latex":
+        return paper.latex(columns, transposed)
+    return paper.markdown(columns, transposed)
 
 
-def _pipes(corner: str, rows: Sequence[tuple[str, ...]], compared: Sequence[Run]) -> list[str]:
-    head = (corner, *(run.name for run in compared))
-    return markdown_table([head, *rows])
-
-
-def write(compared: Sequence[Run], out: Path) -> list[Path]:
-    """Write the plot to ``out``, a .png, or plot, CSV and Markdown into the folder ``out``; return
-    what was written.
+def write(comparison: Comparison, out: Path) -> list[Path]:
+    """Write the plot to ``out``, a .png, or plot, CSV, Markdown and LaTeX into the folder ``out``;
+    return what was written.
 
     Raises DataError when no run has logged a step, and for another kind of picture.
     """
@@ -333,98 +336,17 @@ def write(compared: Sequence[Run], out: Path) -> list[Path]:
         )
     if out.suffix == ".png":
         out.parent.mkdir(parents=True, exist_ok=True)
-        draw(compared, out)
+        draw(comparison.runs, out)
         return [out]
     out.mkdir(parents=True, exist_ok=True)
-    draw(compared, out / PLOT)
-    write_text(out / TABLE, table(compared))
-    write_report(out / REPORT, markdown(compared))
-    return [out / name for name in (PLOT, TABLE, REPORT)]
-
-
-def draw(compared: Sequence[Run], path: Path) -> None:
-    """Plot the loss and the scores of all runs over their steps into a PNG; raise DataError when no
-    run has logged any.
-    """
-    figures = [
-        name
-        for name in ("total", *_evaluated(compared))
-        if any(len(run.curve(name)[0]) for run in compared)
-    ]
-    figures = figures[:PANELS]
-    if not figures:
-        raise DataError(
-            f"{', '.join(run.name for run in compared)}: no step is logged yet, so there is nothing"
-            " to plot. Fix: wait for the first logged step, or name other runs"
-        )
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    columns = 2 if len(figures) == 4 else min(len(figures), 3)
-    rows, wide = -(-len(figures) // columns), max(4.6 * columns, 6.4)
-    legend = max(
-        1, min(len(compared), int(12 * wide / (6 + max(len(run.name) for run in compared))))
-    )
-    high = 3.4 * rows + 0.25 * -(-len(compared) // legend)
-    figure, grid = plt.subplots(
-        rows, columns, figsize=(wide, high), layout="constrained", squeeze=False
-    )
-    for axes, name in zip(grid.flat, figures, strict=False):
-        _panel(axes, compared, name)
-    for axes in grid.flat[len(figures) :]:
-        axes.set_visible(False)
-    lines = [
-        plt.Line2D([], [], color=_colour(i), linestyle=_style(i), linewidth=2)
-        for i in range(len(compared))
-    ]
-    figure.legend(
-        lines,
-        [run.name.replace("$", r"\$") for run in compared],
-        loc="outside lower center",
-        ncols=legend,
-        frameon=False,
-    )
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-
-
-def _panel(axes, compared: Sequence[Run], name: str) -> None:
-    """Draw one figure of all runs; a long noisy curve stands behind its running mean."""
-    score = name.startswith("eval/")
-    for number, run in enumerate(compared):
-        steps, values = run.curve(name)
-        values = 100 * values if score else values
-        look = {"color": _colour(number), "linestyle": _style(number)}
-        width = 1 if score else max(1, len(values) // 40)
-        if width > 1:
-            axes.plot(steps, values, color=_colour(number), linewidth=0.6, alpha=0.25)
-            values = np.convolve(values, np.ones(width) / width, "valid")
-            steps = steps[width - 1 :]
-        axes.plot(
-            steps,
-            values,
-            linewidth=1.8,
-            marker="o" if score or len(steps) == 1 else None,
-            markersize=3.5,
-            **look,
-        )
-    axes.set(xlabel="step", ylabel="zero-shot score, %" if score else "loss")
-    axes.set_title(
-        "loss"
-        if not score
-        else "mean of all datasets"
-        if name == "eval/mean"
-        else name.removeprefix("eval/").replace("$", r"\$")
-    )
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _colour(number: int) -> str:
-    return COLOURS[number % len(COLOURS)]
-
-
-def _style(number: int) -> str:
-    return STYLES[number // len(COLOURS) % len(STYLES)]
+    names = [TABLE, REPORT]
+    if comparison.runs:
+        draw(comparison.runs, out / PLOT)
+        names.insert(0, PLOT)
+    write_text(out / TABLE, table(comparison))
+    write_report(out / REPORT, markdown(comparison))
+    columns = comparison.columns()
+    if columns:
+        write_text(out / LATEX, paper.latex(columns))
+        names.append(LATEX)
+    return [out / name for name in names]

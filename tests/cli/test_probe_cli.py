@@ -96,6 +96,29 @@ def test_every_task_has_a_result_and_predictions_that_give_its_score(sets, tmp_p
     assert n_parameters > 3 and few.trainable_parameters.tolist() == [n_parameters] * 2
 
 
+def test_fine_tuning_has_a_result_for_all_images_and_for_each_shot(sets, tmp_path):
+    asked = ("--few-shot", "4", "--fine-tune", "--fine-tune-epochs", "1", "--tower-rate", "0.2")
+    result = dimefm(*words(sets, tmp_path, "--datasets", "colors", *asked, "--seeds", "0,1"))
+    assert result.exit_code == 0, result.output
+    content = json.loads((tmp_path / "scores.json").read_text())
+    tasks = ["linear probe, 4-shot", "fine-tuning, 4-shot", "fine-tuning"]
+    assert [entry["task"] for entry in content["results"]] == tasks
+    for entry in content["results"][1:]:
+        assert entry["metrics"]["accuracy"] > 0.8
+        for one in entry["details"]["seeds"]:
+            assert one["protocol"] == "fine-tuning"
+            assert one["epochs_tried"] == 1
+            assert one["tower_learning_rate"] == pytest.approx(0.2 * one["learning_rate"])
+            assert one["trainable_parameters"] > 100_000
+    table = (tmp_path / "report.md").read_text()
+    [line] = [line for line in table.splitlines() if "fine-tuning, 4-shot |" in line]
+    spread = content["results"][1]["details"]["interval"]["deviation"]
+    assert f"± {100 * spread:.2f} |" in line
+    [line] = [line for line in table.splitlines() if "fine-tuning |" in line]
+    assert "±" not in line
+    assert "±: standard deviation over the seeds" in table
+
+
 def test_one_shot_splits_off_a_second_image(sets, tmp_path):
     asked = ("--few-shot", "1", "--protocol", "elevater")
     result = dimefm(*words(sets, tmp_path, "--datasets", "paints", *asked))

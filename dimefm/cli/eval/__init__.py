@@ -9,7 +9,10 @@ from dimefm.cli._options import Lazy
 COMMANDS = {
     "elevater": "dimefm.cli.eval.elevater",
     "folder": "dimefm.cli.eval.folder",
+    "imagenet": "dimefm.cli.eval.imagenet",
     "retrieval": "dimefm.cli.eval.retrieval",
+    "agreement": "dimefm.cli.eval.agreement",
+    "suite": "dimefm.cli.eval.suite",
     "report": "dimefm.cli.eval.report",
 }
 

@@ -103,7 +103,8 @@ def _of_known_classes(rows: Rows, benchmark: Benchmark, path: Path) -> tuple[Row
         files = [file for file in shard.files if file_key(file).partition("/")[0] in wanted]
         if files:
             shards.append(shard.part(shard.name, files))
-    return Rows(shards, rows.skipped), f"{left_out} folders of other classes left out"
+    noun = "folder" if left_out == 1 else "folders"
+    return Rows(shards, rows.skipped), f"{left_out} {noun} of other classes left out"
 
 
 def _without_borders(rows: Rows, benchmark: Benchmark, path: Path) -> tuple[Rows, str]:

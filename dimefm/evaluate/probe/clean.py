@@ -94,8 +94,23 @@ def fit(
     Raises DataError as :func:`run`.
     """
     choice = choose(split, start, metric, multilabel, seed, n_classes, device)
+    return train_chosen(split.final, choice, start, seed, n_classes, device), choice
+
+
+def train_chosen(
+    features: Features,
+    choice: Choice,
+    start: np.ndarray | None,
+    seed: int,
+    n_classes: int,
+    device: str = "cpu",
+) -> Heads:
+    """Return a head, alone in its ``Heads``, that learned from ``features`` as chosen.
+
+    Raises DataError when its weights became infinite.
+    """
     head = heads.train(
-        split.final,
+        features,
         start,
         [choice.rate],
         [choice.decay],
@@ -106,10 +121,10 @@ def fit(
     )
     if not head.alive.all():
         raise DataError(
-            f"probe: the weights became infinite with all {len(split.final)} training images"
-            f" (learning rate {choice.rate:g}). Fix: use --protocol logistic"
+            f"probe: the weights became infinite with {len(features)} training images (learning"
+            f" rate {choice.rate:g}). Fix: use --protocol logistic"
         )
-    return head, choice
+    return head
 
 
 def choose(

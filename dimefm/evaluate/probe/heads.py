@@ -241,11 +241,13 @@ class _Trainer:
 
     def _normalized(self, rows: Tensor) -> Tensor:
         """Return rows [B, D] normalized by their own statistics, which join the running ones."""
-        variance, mean = torch.var_mean(rows, dim=0, correction=0)
         n_rows = len(rows)
+        mean = rows.mean(dim=0)
+        centered = rows - mean
+        variance = centered.square().mean(dim=0)
         self.heads.mean.lerp_(mean, RUNNING)
         self.heads.variance.lerp_(variance * (n_rows / (n_rows - 1)), RUNNING)
-        return (rows - mean) * torch.rsqrt(variance + EPSILON)
+        return centered.mul_(torch.rsqrt(variance + EPSILON))
 
     def _targets(self, labels: Tensor) -> Tensor:
         if self.several_labels:

@@ -17,6 +17,7 @@ from dimefm.evaluate.datasets.layouts import Dataset, find
 from dimefm.evaluate.datasets.split_sizes import with_split_sizes
 from dimefm.evaluate.guards import dataset_guard
 from dimefm.evaluate.kept_predictions import keep, of_zero_shot, with_seeds
+from dimefm.evaluate.knowledge import Knowledge, with_knowledge
 from dimefm.evaluate.metrics import METRICS, chance, with_unreadable_as_wrong
 from dimefm.evaluate.predictions import PredictionFiles, Predictions
 from dimefm.evaluate.preparing import (
@@ -28,12 +29,13 @@ from dimefm.evaluate.preparing import (
     settings_of,
     with_metric,
 )
+from dimefm.evaluate.probe import finetune
 from dimefm.evaluate.probe.confidence import Interval, bootstrap, over_seeds
 from dimefm.evaluate.probe.data import ProbeData, ProbeOutcome, load_data
 from dimefm.evaluate.probe.elevater import LAST_EPOCH
 from dimefm.evaluate.probe.protocols import PROTOCOLS
 from dimefm.evaluate.probe.sampling import sample_few_shot_subset
-from dimefm.evaluate.probe.tasks import Plan, Task
+from dimefm.evaluate.probe.tasks import FINE_TUNING, Plan, Task
 from dimefm.evaluate.profiling import facts
 from dimefm.evaluate.score_tables import markdown
 from dimefm.evaluate.zero_shot import PROTOCOL, zero_shot
@@ -64,21 +66,26 @@ def evaluate_tasks(
     decoder: str = "turbo",
     batch_size: int = 256,
     workers: int = 2,
+    knowledge: Knowledge | None = None,
 ) -> Scores:
     """Score ``encoder`` on the tasks of ``plan`` and on the datasets below ``root``.
 
     Datasets are looked for, and listed as missing or failed, as in
-    :func:`dimefm.evaluate.zero_shot.elevater`. A task that fails is listed with its dataset; the
-    other tasks are scored. ``out`` keeps ``scores.json``, ``report.md``, the embeddings and the
-    predictions; the files are written again after each dataset.
+    :func:`dimefm.evaluate.zero_shot.elevater`. With ``knowledge``, prompts have the knowledge of
+    their classes, also those that the toolkit's heads start from. A task that fails is listed with
+    its dataset; the other tasks are scored. ``out`` keeps ``scores.json``, ``report.md``, the
+    embeddings and the predictions; the files are written again after each dataset.
 
     Returns the scores. Raises DataError when no dataset is found, nothing can be scored, or ``out``
-    cannot be written, and ModelError when zero-shot is asked of an encoder without a text tower.
+    cannot be written, and ModelError when zero-shot is asked of an encoder without a text tower, or
+    fine-tuning of a tower that cannot be trained.
     """
     if plan.zero_shot:
         encoder.require_text()
+    if plan.fine_tune:
+        finetune.refuse_untrainable(encoder)
     check_metric(metric)
-    job = _Job(encoder, plan, whole_suite=names is None, metric=metric)
+    job = _Job(encoder, plan, whole_suite=names is None, metric=metric, knowledge=knowledge)
     datasets, missing = find(
         root,
         names,
@@ -106,6 +113,7 @@ class _Job:
     plan: Plan
     whole_suite: bool
     metric: str | None
+    knowledge: Knowledge | None = None
     missing: Sequence[str] = ()
     failed: list[Failure] = field(default_factory=list)
     results: list[Result] = field(default_factory=list)
@@ -136,7 +144,7 @@ class _Job:
         return Scores(
             model=self.encoder.card.name,
             weights_sha256=self.encoder.card.weights_sha256,
-            protocol=_protocol_line(self.plan),
+            protocol=_protocol_line(self.plan, self.knowledge),
             results=tuple(self.results),
             encoder=facts(self.encoder),
             summary=self._summary(tasks),
@@ -169,10 +177,14 @@ class _Job:
         return summary
 
 
-def _protocol_line(plan: Plan) -> str:
+def _protocol_line(plan: Plan, knowledge: Knowledge | None) -> str:
     parts = [PROTOCOL] if plan.zero_shot else []
-    if any(task.kind != ZERO_SHOT for task in plan.tasks()):
+    if plan.linear_probe or plan.few_shot:
         parts.append(f"probes by protocol {plan.protocol}")
+    if plan.fine_tune:
+        parts.append("fine-tuning chosen by validation images")
+    if knowledge is not None:
+        parts.append(knowledge.describe())
     return "; ".join(parts)
 
 
@@ -191,6 +203,7 @@ class _DatasetJob:
         """Score every task that can be scored; list the others as failed."""
         try:
             self.dataset = with_metric(self.dataset, self.job.metric)
+            self.dataset = with_knowledge(self.dataset, self.job.knowledge)
         except DataError as error:
             self.job.add_failure(self.dataset.benchmark.name, str(error))
             return
@@ -233,7 +246,7 @@ class _DatasetJob:
             self.dataset,
             self.store,
             self.settings,
-            with_val=self.job.plan.protocol != "elevater",
+            with_val=self.job.plan.protocol != "elevater" or self.job.plan.fine_tune,
         )
 
     def _trained(self, task: Task, data: ProbeData) -> None:
@@ -268,6 +281,8 @@ class _DatasetJob:
             places = np.arange(len(train))
         else:
             places = sample_few_shot_subset(train.labels, per_class, seed)
+        if task.kind == FINE_TUNING:
+            return self._tuned(task, data, places, seed)
         protocol = PROTOCOLS[self.job.plan.protocol]
         return protocol(
             train.take(places),
@@ -280,6 +295,19 @@ class _DatasetJob:
             shots=task.shots,
             device=str(self.job.encoder.device),
             validation=None if data.val is None else data.val.features,
+        )
+
+    def _tuned(self, task: Task, data: ProbeData, places: np.ndarray, seed: int) -> ProbeOutcome:
+        """Return what fine-tuning on the training images at ``places`` gives with one seed."""
+        plan = self.job.plan
+        return finetune.run(
+            self.job.encoder,
+            data,
+            places,
+            seed,
+            self.settings,
+            shots=task.shots,
+            options=finetune.Options(plan.fine_tune_epochs, plan.tower_rate),
         )
 
 

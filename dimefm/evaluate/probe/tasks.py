@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dimefm.evaluate.kept_predictions import ALL_IMAGES, ZERO_SHOTS
+from dimefm.evaluate.probe.finetune import TOWER_RATE
 from dimefm.evaluate.probe.protocols import DEFAULT
 from dimefm.runs.scores import ZERO_SHOT
 
@@ -46,14 +47,17 @@ class Plan:
     """What is scored on each dataset.
 
     ``few_shot`` are numbers of training images per class: of linear probes, and with ``fine_tune``
-    of fine-tuning, too. ``protocol`` is a name in PROTOCOLS. Few-shot tasks run with each of
-    ``seeds``, and tasks with all images with the first one.
+    of fine-tuning, too. ``fine_tune_epochs`` and ``tower_rate`` are those of
+    :class:`dimefm.evaluate.probe.finetune.Options`. ``protocol`` is a name in PROTOCOLS. Few-shot
+    tasks run with each of ``seeds``, and tasks with all images with the first one.
     """
 
     zero_shot: bool = False
     linear_probe: bool = False
     few_shot: Sequence[int] = ()
     fine_tune: bool = False
+    fine_tune_epochs: int | None = None
+    tower_rate: float = TOWER_RATE
     protocol: str = DEFAULT
     seeds: Sequence[int] = SEEDS
 

@@ -28,13 +28,21 @@ CUT = "20 % of each class of the training images"
 class Parts:
     """What settings are tried on (``fit``), scored on (``val``), and trained on in the end.
 
-    ``source`` names where ``val`` comes from.
+    ``fit_places``, ``val_places`` and ``final_places`` int64 are their places among the training
+    images. ``val_places`` is None where ``val`` is the dataset's own split.
     """
 
     fit: Features
     val: Features
     final: Features
-    source: str
+    fit_places: np.ndarray
+    val_places: np.ndarray | None
+    final_places: np.ndarray
+
+    @property
+    def source(self) -> str:
+        """Where ``val`` comes from."""
+        return OWN_SPLIT if self.val_places is None else CUT
 
 
 def parts(train: Features, validation: Features | None, shots: int | None, seed: int) -> Parts:
@@ -43,12 +51,15 @@ def parts(train: Features, validation: Features | None, shots: int | None, seed:
     With one shot, the second image of each class is for validation alone. Raises DataError when no
     class has an image to spare.
     """
+    every_place = np.arange(len(train))
     if validation is not None and shots is None and len(validation):
-        return Parts(train, validation, train, OWN_SPLIT)
+        return Parts(train, validation, train, every_place, None, every_place)
     fit_places, val_places = split_places(train.labels, seed)
     fit = train.take(fit_places)
-    final = fit if shots == 1 else train
-    return Parts(fit, train.take(val_places), final, CUT)
+    val = train.take(val_places)
+    if shots == 1:
+        return Parts(fit, val, fit, fit_places, val_places, fit_places)
+    return Parts(fit, val, train, fit_places, val_places, every_place)
 
 
 def split_places(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:

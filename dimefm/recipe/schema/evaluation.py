@@ -18,8 +18,15 @@ LATER = (
     "zero_shot",
     "linear_probe",
     "few_shot",
+    "fine_tune",
+    "fine_tune_epochs",
+    "tower_rate",
     "protocol",
     "seeds",
+    "knowledge",
+    "knowledge_kind",
+    "knowledge_method",
+    "knowledge_items",
 )
 """Keys that came after the first records of evaluations."""
 
@@ -73,6 +80,26 @@ class Eval(Section):
         commas=True,
         expected="numbers above 0, with commas between them",
     )
+    fine_tune: bool = key(
+        False,
+        "Fine-tune the image tower with a linear head and score it: on all training images, and on"
+        " those of few_shot.",
+    )
+    fine_tune_epochs: int | None = key(
+        None,
+        "Epochs of fine-tuning at most; validation chooses one of them.",
+        metavar="N",
+        unset="by the number of images, at least 5",
+        gt=0,
+        most=1000,
+    )
+    tower_rate: float = key(
+        0.1,
+        "Learning rate of the tower in fine-tuning, as a share of the head's.",
+        metavar="X",
+        ge=0,
+        most=1000,
+    )
     protocol: Literal["clean", "elevater", "logistic"] = key(
         "clean",
         "Protocol of probes: clean chooses all by validation images, logistic solves by L-BFGS and"
@@ -89,6 +116,25 @@ class Eval(Section):
     by: Literal["rows", "tokens"] = key(
         "rows",
         "Comparison of images and prompts: by embeddings (rows), or token by token as FILIP.",
+    )
+    knowledge: OneOrMore = key(
+        (),
+        "Files of ELEVATER's resources/knowledge, or their folder: prompts get definitions of"
+        " Wiktionary or WordNet and texts of GPT-3.",
+        metavar="PATH...",
+    )
+    knowledge_kind: Literal["wiktionary", "wordnet", "wordnet-path", "gpt3"] | None = key(
+        None,
+        "Knowledge to take from files of definitions; gpt3 expects texts of GPT-3 alone.",
+        unset="definitions of Wiktionary",
+    )
+    knowledge_method: Literal["wiki-and-gpt3", "wiki-then-gpt3", "definition-then-gpt3"] = key(
+        "wiki-and-gpt3",
+        "Texts of GPT-3: beside the definition, for classes without an entry, or for classes"
+        " without a definition.",
+    )
+    knowledge_items: int = key(
+        1, "Texts of GPT-3 to use for each class, the first of 5.", metavar="N", gt=0, most=1000
     )
     text_model: str | None = key(
         None,
@@ -111,7 +157,7 @@ class Eval(Section):
     @property
     def trains(self) -> bool:
         """Whether a task asks for training images."""
-        return self.linear_probe or bool(self.few_shot)
+        return self.linear_probe or self.fine_tune or bool(self.few_shot)
 
     def changed_settings(self) -> dict[str, Any]:
         """Return the settings, without those of later versions that have their defaults.

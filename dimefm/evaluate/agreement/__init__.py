@@ -1,0 +1,1 @@
+"""A student against its teacher on the same images, and test images among the training data."""

@@ -1,0 +1,1 @@
+"""ImageNet and its five variants: two conventions of class names, and robustness."""
