@@ -26,14 +26,24 @@ from dimefm.errors import DataError, did_you_mean
 from dimefm.evaluate import retrieval
 from dimefm.evaluate.datasets.captions.pair_set import PairSet
 from dimefm.evaluate.features import caption_features, row_features
+from dimefm.evaluate.preparing import feature_store
 from dimefm.evaluate.profiling import facts
 from dimefm.evaluate.reports import in_markdown, wrapped
 from dimefm.evaluate.retrieval import IMAGE_TO_TEXT, TEXT_TO_IMAGE
 from dimefm.evaluate.score_tables import remarks
 from dimefm.extract.extract import Settings
 from dimefm.models.encoder import Encoder
-from dimefm.runs.scores import RETRIEVAL, Result, Scores, recall_name, write_scores
+from dimefm.runs.scores import (
+    RETRIEVAL,
+    RETRIEVAL_FIRST,
+    UNREADABLE_AS_WRONG,
+    Result,
+    Scores,
+    recall_name,
+    write_scores,
+)
 from dimefm.runtime.tables import aligned, markdown_table
+from dimefm.runtime.text import shortened
 from dimefm.storage.files import write_text
 
 CAPTIONS = ("all", "first")
@@ -46,6 +56,9 @@ RETRIEVED = "retrieved.jsonl"
 SEED = 0
 EXAMPLES = 24
 """Queries of each direction whose best candidates are kept."""
+
+LONGEST_CAPTION = 1000
+"""Characters of a caption in the examples."""
 
 BEST = 5
 """Candidates that are kept of a query."""
@@ -138,17 +151,23 @@ def result_of(compared: Compared, captions: str) -> Result:
         "cut_captions": compared.n_cut,
         "images_without_caption": len(compared.images) - len(with_text),
     }
-    notes = _notes(compared, len(compared.images) - len(with_text))
+    lost = _lost(compared, captions)
+    metrics = _recalls(image_ranks, text_ranks)
+    main_metric = recall_name(TEXT_TO_IMAGE, retrieval.AT[0])
+    if unreadable:
+        n_texts = len(compared.texts)
+        details[UNREADABLE_AS_WRONG] = metrics[main_metric] * n_texts / (n_texts + lost)
+    notes = _notes(compared, lost, len(compared.images) - len(with_text))
     n_shared = _shared(compared)
     if n_shared:
         favorable = _recalls(*_ranks(compared, with_text, ties_against=False))
         details["ties_in_favor"] = favorable
         notes.append(_note_on_ties(n_shared, favorable))
     return Result(
-        task=RETRIEVAL,
+        task=RETRIEVAL if captions == "all" else RETRIEVAL_FIRST,
         dataset=compared.pair_set.name,
-        metrics=_recalls(image_ranks, text_ranks),
-        main_metric=recall_name(TEXT_TO_IMAGE, retrieval.AT[0]),
+        metrics=metrics,
+        main_metric=main_metric,
         samples=len(compared.images),
         unreadable=unreadable,
         chance=1 / len(compared.images),
@@ -195,15 +214,20 @@ def _recalls(image_ranks: np.ndarray, text_ranks: np.ndarray) -> dict[str, float
     }
 
 
-def _notes(compared: Compared, n_without: int) -> list[str]:
+def _lost(compared: Compared, captions: str) -> int:
+    """Return how many captions are left out because their image cannot be read."""
+    readable = set(compared.readable.tolist())
+    lost = 0
+    for number, of_image in enumerate(compared.pair_set.captions):
+        if number not in readable:
+            lost += len(of_image) if captions == "all" else min(1, len(of_image))
+    return lost
+
+
+def _notes(compared: Compared, lost: int, n_without: int) -> list[str]:
     """Return what a reader must know of the data."""
     pair_set = compared.pair_set
     notes = [pair_set.note] if pair_set.note else []
-    lost = 0
-    readable = set(compared.readable.tolist())
-    for number, captions in enumerate(pair_set.captions):
-        if number not in readable:
-            lost += len(captions)
     if lost:
         notes.append(f"{lost:,} captions of unreadable images left out")
     if n_without:
@@ -253,8 +277,21 @@ def score(
     ``choices`` are the settings to state in the scores besides ``captions``. Raises as
     :func:`evaluate_retrieval` does.
     """
+    with feature_store(out) as store:
+        return _scored_and_kept(encoder, pair_set, out, store, settings, captions, choices or {})
+
+
+def _scored_and_kept(
+    encoder: Encoder,
+    pair_set: PairSet,
+    out: Path,
+    store: Path,
+    settings: Settings,
+    captions: str,
+    choices: Mapping[str, Any],
+) -> Scores:
+    """Score an encoder and write the files of :func:`score`."""
     started = time.perf_counter()
-    store = out / "features"
     result = evaluate_retrieval(encoder, pair_set, store, settings, captions)
     compared = compare(encoder, pair_set, store, settings, captions)  # reads what is kept
     scores = Scores(
@@ -265,7 +302,7 @@ def score(
         encoder=facts(encoder),
         summary={MEAN_RECALL: mean_recall(result)},
         seconds=round(time.perf_counter() - started, 3),
-        settings={"captions": captions, **(choices or {})},
+        settings={"captions": captions, **choices},
     )
     lines = [json.dumps(entry) + "\n" for entry in examples(compared)]
     write_text(out / RETRIEVED, "".join(lines))
@@ -379,4 +416,5 @@ class _Places:
     def caption(self, number: int) -> dict[str, Any]:
         """Return a caption and the place of its image."""
         image = self.image(int(self._compared.image_of[number]))
-        return {**image, "caption": self._compared.captions[number]}
+        caption = self._compared.captions[number]
+        return {**image, "caption": shortened(caption, LONGEST_CAPTION)}

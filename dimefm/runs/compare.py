@@ -19,7 +19,7 @@ from dimefm.errors import DataError
 from dimefm.runs import paper, seeds
 from dimefm.runs.curves import COLOURS, draw
 from dimefm.runs.run_files import Run, evaluated, read_run, read_runs, runs_below
-from dimefm.runs.scored import Key, Scored, files_below, find_scores
+from dimefm.runs.scored import RETRIEVALS, Key, Scored, files_below, find_scores
 from dimefm.runs.scores import RETRIEVAL, ZERO_SHOT, ZERO_SHOT_BY_TOKENS, read_results
 from dimefm.runs.seeds import NONE, Column
 from dimefm.runtime.tables import aligned, markdown_table
@@ -196,10 +196,11 @@ def _saved(path: Path) -> Iterator[tuple[str, float]]:
     they cannot be read.
     """
     for result in read_results(path):
-        if result.task == RETRIEVAL:
+        if result.task in RETRIEVALS:
             of = f"{result.dataset} " if result.dataset else ""
+            protocol = result.task.removeprefix(RETRIEVAL)
             for name, value in result.metrics.items():
-                yield f"{of}{name}", value
+                yield f"{of}{name}{protocol}", value
         elif result.task == ZERO_SHOT_BY_TOKENS:
             yield f"{result.dataset}, by tokens", result.value
         elif result.task == ZERO_SHOT:

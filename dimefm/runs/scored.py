@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dimefm.errors import DataError
 from dimefm.runs.folder import FILE
-from dimefm.runs.scores import RETRIEVAL, SCORES, ZERO_SHOT, Result, read_results
+from dimefm.runs.scores import RETRIEVAL, RETRIEVAL_FIRST, SCORES, ZERO_SHOT, Result, read_results
 from dimefm.runs.weights import weights_of
 from dimefm.storage.small_files import read_json
 
@@ -20,7 +20,7 @@ DEPTH = 3
 """How many folders below a given one scores are looked for."""
 
 RECIPE = "recipe.toml"
-FIRST = "first"
+RETRIEVALS = (RETRIEVAL, RETRIEVAL_FIRST)
 ARROWS = {"text to image": "T→I", "image to text": "I→T"}
 LOWER_IS_BETTER = ("error", "loss", "forgot", "rank", "duplicate")
 """Words in the names of metrics of which less is better."""
@@ -39,10 +39,12 @@ class Key:
     @property
     def label(self) -> str:
         """Return a short head: zero-shot is not named, of retrieval the direction is."""
-        if self.task == RETRIEVAL:
+        if self.task in RETRIEVALS:
             direction, _, recall = self.metric.partition(" R@")
             short = f"{ARROWS.get(direction, direction)} R@{recall}" if recall else ""
-            return " ".join(part for part in (self.name, short) if part)
+            protocol = self.task.removeprefix(RETRIEVAL).removeprefix(", ")
+            parts = (self.name, short, f"({protocol})" if protocol else "")
+            return " ".join(part for part in parts if part)
         return self.name if self.task == ZERO_SHOT else f"{self.name} ({self.task})"
 
     @property
@@ -79,12 +81,11 @@ def values_of(path: Path) -> Iterator[tuple[Key, float]]:
     """
     results = read_results(path)
     for result in results:
-        name = result.dataset
-        if result.details.get("captions") == FIRST:
-            name = f"{name} (first caption)"
-        metrics = result.metrics if result.task == RETRIEVAL else {result.main_metric: result.value}
+        metrics = {result.main_metric: result.value}
+        if result.task in RETRIEVALS:
+            metrics = dict(result.metrics)
         for metric, value in metrics.items():
-            yield Key(result.task, name, metric), value
+            yield Key(result.task, result.dataset, metric), value
     yield from _averages(path, results)
 
 
@@ -97,7 +98,7 @@ def _averages(path: Path, results: Sequence[Result]) -> Iterator[tuple[Key, floa
     averages = dict(stated) if isinstance(stated, dict) else {}
     if content.get("mean") is not None and len(results) > 1:
         averages["mean"] = content["mean"]
-    if len(results) == 1 and task == RETRIEVAL:
+    if len(results) == 1 and task in RETRIEVALS:
         averages = {f"{results[0].dataset} {name}": value for name, value in averages.items()}
     for name, value in averages.items():
         is_number = isinstance(value, int | float) and not isinstance(value, bool)

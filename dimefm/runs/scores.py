@@ -27,6 +27,8 @@ SCORE_MARKS = (SCORES, "features", ".eval.lock", "run.json")
 ZERO_SHOT = "zero-shot"
 ZERO_SHOT_BY_TOKENS = "zero-shot by tokens"
 RETRIEVAL = "retrieval"
+RETRIEVAL_FIRST = "retrieval, first caption"
+"""Task of CLIP-KD's protocol, in which an image has only its first caption."""
 
 UNREADABLE_AS_WRONG = "unreadable_as_wrong"
 """Key of ``details``: the main metric with unreadable images as wrong answers, 0 to 1."""

@@ -95,6 +95,18 @@ def table(root, separator, ending):
 SPLIT = "split"
 
 
+def hub(root):
+    """The table of Flickr30k on the hub: all captions of an image in one cell."""
+    lines = ["raw,sentids,split,filename,img_id"]
+    for number, name in enumerate((*NAMES, OF_TRAINING)):
+        raw = json.dumps(TEXTS.get(name, ["training"])).replace('"', '""')
+        split = "test" if name in TEXTS else "train"
+        lines.append(f'"{raw}","[1, 2]",{split},{name},{number}')
+    write(root / "pairs.csv", "\n".join(lines) + "\n")
+    images_at(root / "flickr30k-images")
+    return root / "pairs.csv"
+
+
 def tokens(root):
     lines = [f"{name}#{n}\t{text}" for name in NAMES for n, text in enumerate(TEXTS[name])]
     lines.append(f"{OF_TRAINING}#0\ttraining")
@@ -143,6 +155,7 @@ WRITERS = {
     "csv": (lambda root: table(root, ",", "csv"), "table"),
     "tsv": (lambda root: table(root, "\t", "tsv"), "table"),
     "csv of open_clip": (lambda root: table(root, "\t", "csv"), "table"),
+    "csv of the hub": (hub, "table"),
     "token": (tokens, "table"),
     "kaggle": (kaggle, "table"),
     "parquet": (parquet, "parquet"),
@@ -313,6 +326,24 @@ def test_tars_are_in_the_order_of_their_numbers(tmp_path):
     pairs = open_pairs(tmp_path)
     assert [captions[0] for captions in pairs.captions] == [f"image {n}" for n in range(11)]
     assert [level(row) // 10 for row in pairs.rows] == list(range(11))
+
+
+def test_the_order_of_columns_does_not_matter(tmp_path):
+    images_at(tmp_path)
+    lines = ["caption,width,filename", f"a dog,3,{NAMES[0]}", f"two dogs,3,{NAMES[0]}"]
+    write(tmp_path / "pairs.csv", "\n".join(lines))
+    pairs = open_pairs(tmp_path)
+    assert pairs.captions == [["a dog", "two dogs"]]
+
+
+def test_a_name_of_other_bytes_is_readable(tmp_path):
+    source = karpathy(tmp_path, True)
+    odd = tmp_path / "caf\udce9.json"
+    try:
+        source.rename(odd)
+    except OSError:
+        pytest.skip("this file system takes only UTF-8")
+    assert open_pairs(odd).name.isprintable()
 
 
 def test_real_captions(shared_data):

@@ -99,6 +99,7 @@ def test_equal_captions_of_several_images_are_ties_and_said_to_be(tmp_path):
 def test_unreadable_images_long_and_absent_captions_are_counted(tiny_teacher, pair_set, tmp_path):
     result = evaluate_retrieval(tiny_teacher, pair_set, tmp_path / "features", SETTINGS)
     assert (result.samples, result.unreadable) == (11, 1)
+    assert result.details["unreadable_as_wrong"] == pytest.approx(result.value * 19 / 21)
     sizes = result.details["directions"]
     assert sizes["text to image"]["queries"] == 2 * 9 + 1
     assert sizes["text to image"]["candidates"] == 11
@@ -115,6 +116,8 @@ def test_the_first_caption_alone(tiny_teacher, pair_set, tmp_path):
     expected = evaluate_retrieval(tiny_teacher, alone, store, SETTINGS)
     result = evaluate_retrieval(tiny_teacher, pair_set, store, SETTINGS, captions="first")
     assert result.metrics == expected.metrics
+    assert (expected.task, result.task) == ("retrieval", "retrieval, first caption")
+    assert "1 captions of unreadable images" in result.note
     assert result.details["directions"]["text to image"]["queries"] == 10
     with pytest.raises(DataError, match="unknown --captions"):
         evaluate_retrieval(tiny_teacher, pair_set, store, SETTINGS, captions="frist")

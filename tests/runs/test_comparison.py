@@ -174,19 +174,18 @@ FORMS = {
         {
             "results": [
                 {
-                    "task": "retrieval",
+                    "task": "retrieval, first caption",
                     "dataset": "coco",
                     "metrics": {"text to image R@1": 0.5, "image to text R@1": 0.75},
                     "main_metric": "text to image R@1",
-                    "details": {"captions": "first"},
                 }
             ],
             "summary": {"mean recall": 0.625},
         },
         {
-            "coco (first caption) T→I R@1": 0.5,
-            "coco (first caption) I→T R@1": 0.75,
-            "coco mean recall": 0.625,
+            "coco T→I R@1 (first caption)": 0.5,
+            "coco I→T R@1 (first caption)": 0.75,
+            "coco mean recall (first caption)": 0.625,
         },
     ),
     "another task": (

@@ -130,6 +130,13 @@ def _unquoted(cell: str) -> str:
     return cell if match is None else match[1].replace('""', '"')
 
 
+def column_names(path: Path, columns: Columns | None = None) -> list[str]:
+    """Return the names in the first line of a table, none when it is empty."""
+    dialect = _Dialect.of(path, columns or Columns())
+    line = _first_line(path)
+    return dialect.cells(line) if line else []
+
+
 class TableShard(Divisible):
     """One table, whose rows are read one by one."""
 
@@ -231,11 +238,6 @@ class TableShard(Divisible):
     def _size(self, row: int) -> int:
         """Return the number of bytes of a row."""
         return int(self._offsets[row + 2] - self._offsets[row + 1])
-
-    @property
-    def column_names(self) -> list[str]:
-        """Names of all columns of the table."""
-        return self._header
 
     def __len__(self) -> int:
         return len(self._offsets) - 2

@@ -21,7 +21,7 @@ from dimefm.evaluate.datasets.captions.pair_set import SHOWN, PairSet, split_nam
 from dimefm.evaluate.datasets.layouts import SPLITS
 from dimefm.evaluate.datasets.plain_layouts import locate_parquet, locate_tar
 from dimefm.evaluate.guards import dataset_guard
-from dimefm.runtime.text import first_few
+from dimefm.runtime.text import first_few, readable
 
 Read = Callable[[Path, str, Path, str], PairSet]
 """``read(path, split, root, name)`` returns the pairs of a file or folder."""
@@ -72,7 +72,7 @@ def open_pairs(
         chosen = layout or found
         folder = file if file.is_dir() else file.parent
         image_root = folder if root is None else Path(root)
-        return LAYOUTS[chosen](file, split, image_root, _name_of(file))
+        return LAYOUTS[chosen](file, split, image_root, readable(_name_of(file)))
 
 
 def _name_of(path: Path) -> str:

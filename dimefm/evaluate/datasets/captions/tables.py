@@ -8,11 +8,13 @@ names next to the file: ``Flickr_8k.testImages.txt`` or ``test.txt``.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from dimefm.data import Columns, Rows, open_rows
 from dimefm.data.columns import choose
-from dimefm.data.formats.table import TableShard
+from dimefm.data.formats.table import column_names
 from dimefm.errors import BadRow, DataError
 from dimefm.evaluate.datasets.captions.pair_set import (
     CaptionLists,
@@ -23,10 +25,17 @@ from dimefm.evaluate.datasets.captions.pair_set import (
     split_named,
 )
 from dimefm.evaluate.datasets.text_files import text_lines
+from dimefm.storage.small_files import Unreadable, parse_json
 
 TABLES = (".csv", ".tsv")
 SPLIT = "split"
 """Column that names the split of a row."""
+
+FILE_COLUMNS = ("filename", "file_name", "image_name", "img_path")
+"""Columns that name image files, besides those that all tables are read by."""
+
+RAW = "raw"
+"""Column of all captions of an image, as a list in JSON: Flickr30k on the Hugging Face hub."""
 
 SPLIT_LISTS = {
     "train": ("Flickr_8k.trainImages.txt", "train.txt"),
@@ -64,7 +73,7 @@ def read(path: Path, split: str, root: Path, name: str) -> PairSet:
             except BadRow:
                 lists.faulty += 1
             else:
-                lists.add(image, texts)
+                lists.add(image, _unpacked(texts))
     images = list(lists.captions)
     refuse_empty(path, split, len(images), stated_splits)
     remarks = [part for part in (remark, *lists.remarks()) if part]
@@ -86,9 +95,10 @@ def _opened(path: Path) -> tuple[Rows, Rows | None]:
 
 
 def _opened_table(path: Path) -> tuple[Rows, Rows | None]:
-    table = TableShard(path, path.name, "pair", Columns())
-    names = table.column_names
-    chosen = choose(path, names, "pair", Columns())
+    names = column_names(path)
+    image = next((name for name in FILE_COLUMNS if name in names), None)
+    text = RAW if RAW in names else None
+    chosen = choose(path, names, "pair", Columns(image=image, text=text))
     if chosen.text is None:
         choose(path, names, "text", Columns())  # says which columns are expected
     columns = Columns(key=chosen.image, text=chosen.text)
@@ -97,6 +107,18 @@ def _opened_table(path: Path) -> tuple[Rows, Rows | None]:
         return captions, None
     splits = open_rows([path], "text", input_format="table", columns=Columns(text=SPLIT))
     return captions, splits
+
+
+def _unpacked(texts: Sequence[str]) -> list[object]:
+    """Return the captions in texts, of which one may be a list of captions in JSON."""
+    captions: list[object] = []
+    for text in texts:
+        content: object = None
+        if text.startswith('["'):
+            with contextlib.suppress(Unreadable):
+                content = parse_json(text)
+        captions += content if isinstance(content, list) else [text]
+    return captions
 
 
 def _stated(splits: Rows, number: int) -> str:
