@@ -121,6 +121,7 @@ def score_suite(encoder: Encoder, suite: Suite, out: Path, settings: Settings) -
     results: list[Result] = []
     failed = list(suite.failed)
     scores = None
+    costs = profiling.facts(encoder)  # measured once
     with feature_store(out) as store:
         for place, suite_set in enumerate(suite.sets, start=1):
             try:
@@ -135,7 +136,7 @@ def score_suite(encoder: Encoder, suite: Suite, out: Path, settings: Settings) -
                 weights_sha256=encoder.card.weights_sha256,
                 protocol=PROTOCOL,
                 results=tuple(results),
-                encoder=profiling.facts(encoder),
+                encoder={**costs, **profiling.facts(encoder, measure=False)},
                 summary=_summary(suite, results),
                 missing=tuple(suite.missing),
                 failed=tuple(failed),

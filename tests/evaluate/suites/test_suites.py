@@ -14,10 +14,13 @@ import torch
 from PIL import Image
 
 from dimefm.errors import DataError
+from dimefm.evaluate.guards import dataset_guard
 from dimefm.evaluate.suites import datacomp
+from dimefm.evaluate.suites.classification import score_labeled
 from dimefm.evaluate.suites.folders import find_sets, full_name, plain_name, tars_of
 from dimefm.evaluate.suites.job import open_suite, refuse_unscored, score_suite
 from dimefm.evaluate.suites.lines import model_names
+from dimefm.evaluate.suites.retrieval import score_captions
 from dimefm.extract.extract import Settings
 from dimefm.runs.scores import Result, read_results
 from tests.evaluate.datasets import write
@@ -124,9 +127,14 @@ def test_a_second_evaluation_reads_the_kept_embeddings(home, tiny_teacher):
     blind = dataclasses.replace(tiny_teacher)
     for tower in ("encode_image", "encode_text"):
         object.__setattr__(blind, tower, Blind())
-    before = read_results(home / "out/scores.json")
-    _, scores = scored(blind, home / "root", home / "out")
-    assert [result.metrics for result in scores.results] == [r.metrics for r in before]
+    before = {result.dataset: result for result in read_results(home / "out/scores.json")}
+    sets, _ = find_sets(home / "root", list(before))
+    for suite_set in sets:
+        score = score_captions if suite_set.name == "flickr8k" else score_labeled
+        again = score(blind, suite_set, home / "out/features", SETTINGS)
+        assert again.metrics == before[suite_set.name].metrics
+    with pytest.raises(DataError, match="encoded again"), dataset_guard(home):
+        score_labeled(blind, sets[-1], home / "other", SETTINGS)
 
 
 @pytest.mark.parametrize(
