@@ -7,6 +7,7 @@ can be compared image by image, and a submission be written, without the models.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from dimefm.cache.manifest import EncoderCard
 from dimefm.data import Rows
 from dimefm.errors import DataError
 from dimefm.evaluate.predictions import Predictions
@@ -49,6 +51,9 @@ class KeptPredictions:
     the numbers of the images among all ``images`` of the split. ``trainable_parameters`` int64 [S]
     are the weights that were trained, 0 for zero-shot. ``shots`` is 0 for zero-shot, -1 for all
     training images, else the number per class. ``metric`` is the one of the dataset.
+
+    ``model`` and ``weights_sha256`` are those of the encoder, "" when unknown. ``protocol`` is the
+    one of a probe, "" for any other task.
     """
 
     dataset: str
@@ -64,6 +69,9 @@ class KeptPredictions:
     sources: list[str]
     readable: np.ndarray
     images: int
+    model: str = ""
+    weights_sha256: str = ""
+    protocol: str = ""
 
 
 UNREADABLE = (
@@ -147,8 +155,32 @@ def file_name(dataset: str, task: str) -> str:
     return f"{os.fsdecode(encoded)}-{task_words}.npz"
 
 
-def keep(out: Path, predictions: KeptPredictions) -> Path:
-    """Write predictions into ``out/predictions`` and return the file."""
+def remove_others(out: Path, weights_sha256: str | None) -> None:
+    """Remove the predictions of other weights from ``out``, and files that cannot be read.
+
+    So a folder that is used for another model holds predictions of that model only.
+    """
+    for path in sorted((out / FOLDER).glob("*.npz")):
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                is_of_model = str(arrays["weights_sha256"]) == (weights_sha256 or "")
+        except UNREADABLE:
+            is_of_model = False
+        if not is_of_model:
+            path.unlink(missing_ok=True)
+
+
+def keep(out: Path, predictions: KeptPredictions, card: EncoderCard, *, protocol: str = "") -> Path:
+    """Write predictions of the encoder with this ``card`` into ``out/predictions``.
+
+    Returns the file.
+    """
+    predictions = dataclasses.replace(
+        predictions,
+        model=card.name,
+        weights_sha256=card.weights_sha256 or "",
+        protocol=protocol,
+    )
     path = out / FOLDER / file_name(predictions.dataset, predictions.task)
     arrays = {}
     for name in FIELDS:
@@ -199,5 +231,8 @@ def _checked(content: dict[str, Any]) -> KeptPredictions:
         metric=str(content["metric"]),
         shots=int(content["shots"]),
         images=int(content["images"]),
+        model=str(content["model"]),
+        weights_sha256=str(content["weights_sha256"]),
+        protocol=str(content["protocol"]),
         **{name: content[name] for name in (*lengths, "probabilities")},
     )

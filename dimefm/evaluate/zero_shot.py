@@ -23,7 +23,7 @@ from dimefm.evaluate.datasets.layouts import Dataset, find
 from dimefm.evaluate.datasets.split_sizes import with_split_sizes
 from dimefm.evaluate.features import for_benchmark, image_features, prompt_weights
 from dimefm.evaluate.guards import dataset_guard
-from dimefm.evaluate.kept_predictions import keep, of_zero_shot
+from dimefm.evaluate.kept_predictions import keep, of_zero_shot, remove_others
 from dimefm.evaluate.knowledge import Knowledge, with_knowledge
 from dimefm.evaluate.predictions import PredictionFiles, Predictions
 from dimefm.evaluate.preparing import (
@@ -186,6 +186,8 @@ class _Evaluation:
         scores = None
         with feature_store(out) as store:
             files = None if out is None else PredictionFiles(out)
+            if out is not None:
+                remove_others(out, self.encoder.card.weights_sha256)
             started = time.perf_counter()
             while datasets:
                 dataset = datasets.pop(0)
@@ -201,7 +203,8 @@ class _Evaluation:
                     self.results.append(result)
                     if out is not None and files is not None:
                         files.add(predictions)
-                        keep(out, of_zero_shot(predictions, result.task))
+                        kept = of_zero_shot(predictions, result.task)
+                        keep(out, kept, self.encoder.card)
                     if on_result is not None:
                         on_result(result)
                 if not self.results or out is None:

@@ -5,8 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
+from dimefm.cache.manifest import EncoderCard
 from dimefm.errors import DataError
-from dimefm.evaluate.kept_predictions import FIELDS, KeptPredictions, file_name, keep, read
+from dimefm.evaluate.kept_predictions import FIELDS, KeptPredictions, file_name, read, remove_others
+from dimefm.evaluate.kept_predictions import keep as keep_of
 
 
 def predictions(**changes):
@@ -28,14 +30,31 @@ def predictions(**changes):
     return dataclasses.replace(content, **changes)
 
 
+def keep(out, content, weights="ab" * 32):
+    return keep_of(out, content, EncoderCard("m", weights, 8, 100.0), protocol="clean")
+
+
 def test_what_is_kept_is_read_back(tmp_path):
     path = keep(tmp_path, predictions())
     assert path == tmp_path / "predictions/dtd-linear-probe-5-shot.npz"
     found = read(path)
+    assert (found.model, found.weights_sha256, found.protocol) == ("m", "ab" * 32, "clean")
+    of_encoder = {"model": "m", "weights_sha256": "ab" * 32, "protocol": "clean"}
     for name in FIELDS:
-        value = getattr(predictions(), name)
+        value = of_encoder.get(name, getattr(predictions(), name))
         np.testing.assert_array_equal(getattr(found, name), value)
         assert type(getattr(found, name)) is type(value)
+
+
+@pytest.mark.parametrize("weights", ["ab" * 32, None])
+def test_predictions_of_other_weights_are_removed(tmp_path, weights):
+    same = keep(tmp_path, predictions(), weights)
+    other = keep(tmp_path, predictions(dataset="b"), "cd" * 32)
+    damaged = keep(tmp_path, predictions(dataset="c"), weights)
+    damaged.write_bytes(damaged.read_bytes()[:99])
+    remove_others(tmp_path, weights)
+    assert list(same.parent.iterdir()) == [same]
+    assert not other.exists()
 
 
 def test_names_of_files_are_short_and_different():

@@ -16,7 +16,7 @@ from dimefm.evaluate.benchmark import ELEVATER_SETS, suite
 from dimefm.evaluate.datasets.layouts import Dataset, find
 from dimefm.evaluate.datasets.split_sizes import with_split_sizes
 from dimefm.evaluate.guards import dataset_guard
-from dimefm.evaluate.kept_predictions import keep, of_zero_shot, with_seeds
+from dimefm.evaluate.kept_predictions import keep, of_zero_shot, remove_others, with_seeds
 from dimefm.evaluate.knowledge import Knowledge, with_knowledge
 from dimefm.evaluate.metrics import METRICS, chance, with_unreadable_as_wrong
 from dimefm.evaluate.predictions import PredictionFiles, Predictions
@@ -127,6 +127,7 @@ class _Job:
         scores = None
         with feature_store(out) as store:
             files = PredictionFiles(out)
+            remove_others(out, self.encoder.card.weights_sha256)
             started = time.perf_counter()
             while datasets:
                 dataset = datasets.pop(0)
@@ -238,7 +239,7 @@ class _DatasetJob:
         result, predictions = zero_shot(self.job.encoder, self.dataset, self.store, self.settings)
         self.job.results.append(result)
         self.files.add(predictions)
-        keep(self.out, of_zero_shot(predictions, result.task))
+        keep(self.out, of_zero_shot(predictions, result.task), self.job.encoder.card)
 
     def _data(self) -> ProbeData:
         return load_data(
@@ -270,7 +271,8 @@ class _DatasetJob:
             trainable_parameters=parameters,
             shots=task.kept_shots,
         )
-        keep(self.out, kept)
+        protocol = str(outcomes[0].details.get("protocol", ""))
+        keep(self.out, kept, self.job.encoder.card, protocol=protocol)
 
     def _outcome(self, task: Task, data: ProbeData, seed: int) -> ProbeOutcome:
         """Return what a task gives with one seed."""
