@@ -11,6 +11,7 @@ COMMANDS = {
     "folder": "dimefm.cli.eval.folder",
     "imagenet": "dimefm.cli.eval.imagenet",
     "retrieval": "dimefm.cli.eval.retrieval",
+    "submission": "dimefm.cli.eval.submission",
     "agreement": "dimefm.cli.eval.agreement",
     "suite": "dimefm.cli.eval.suite",
     "report": "dimefm.cli.eval.report",

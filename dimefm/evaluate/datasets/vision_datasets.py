@@ -108,7 +108,12 @@ def stated_names(folder: Path, path: Path) -> Sequence[str] | None:
 
 def count(folder: Path, path: Path) -> int:
     """Return how many images an index lists."""
-    return len(_read_index(folder, path).files)
+    return len(files(folder, path))
+
+
+def files(folder: Path, path: Path) -> list[str]:
+    """Return the images that an index lists, in its order."""
+    return _read_index(folder, path).files
 
 
 def _read_index(folder: Path, path: Path) -> Index:
