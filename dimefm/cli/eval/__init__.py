@@ -13,6 +13,7 @@ COMMANDS = {
     "retrieval": "dimefm.cli.eval.retrieval",
     "submission": "dimefm.cli.eval.submission",
     "agreement": "dimefm.cli.eval.agreement",
+    "duplicates": "dimefm.cli.eval.duplicates",
     "suite": "dimefm.cli.eval.suite",
     "report": "dimefm.cli.eval.report",
 }
