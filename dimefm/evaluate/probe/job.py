@@ -147,7 +147,7 @@ class _Job:
             weights_sha256=self.encoder.card.weights_sha256,
             protocol=_protocol_line(self.plan, self.knowledge),
             results=tuple(self.results),
-            encoder=facts(self.encoder),
+            encoder=facts(self.encoder, measure=not pending),
             summary=self._summary(tasks),
             missing=self.missing,
             failed=tuple(self.failed),
