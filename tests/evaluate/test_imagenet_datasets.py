@@ -7,6 +7,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import savemat
 
 from dimefm.errors import DataError
 from dimefm.evaluate.benchmark import card_for, load, suite
@@ -309,3 +310,89 @@ def test_no_other_card_is_taken_for_a_variant():
     assert card_for("imagenet-v2_20200101") == card_for("ImageNetV2") == "imagenet-v2"
     assert card_for("imagenet") == card_for("ILSVRC2012") == "imagenet-1k"
     assert card_for("imagenet-100") is None and card_for("tiny-imagenet-200") is None
+
+
+def flat(folder, count=3):
+    """Write the first validation images, 10 times their place bright, into one folder."""
+    for place in range(count):
+        name = f"ILSVRC2012_val_{place + 1:08d}.JPEG"
+        write(folder / name, image(10 * place, "jpg"))
+
+
+def kit(folder, numbers=("3", "1", "2")):
+    """Write the two files of a development kit whose classes are in no order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    types = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("num_children", "O")]
+    synsets = np.array(
+        [
+            (1, "n02119789", "kit fox", 0),
+            (2, "n02100735", "English setter", 0),
+            (3, "n01751748", "sea snake", 0),
+            (1001, "n00001740", "entity", 2),
+        ],
+        dtype=types,
+    )
+    savemat(folder / "meta.mat", {"synsets": synsets.reshape(-1, 1)})
+    write(folder / "ILSVRC2012_validation_ground_truth.txt", "\n".join(numbers) + "\n")
+
+
+SNAKE, FOX, SETTER = (
+    IMAGENET.wnids.index((identity,)) for identity in ("n01751748", "n02119789", "n02100735")
+)
+
+
+@pytest.mark.parametrize("place", ["data", "devkit/data", "ILSVRC2012_devkit_t12/data", "."])
+def test_validation_images_without_class_folders_are_labelled_by_the_kit(tmp_path, place):
+    flat(tmp_path / "imagenet/val")
+    kit(tmp_path / "imagenet" / place)
+    numbers, dataset = scored(tmp_path)
+    assert numbers == {0: SNAKE, 1: FOX, 2: SETTER} and dataset.layout == "imagenet-val"
+    assert "labels of ILSVRC2012_validation_ground_truth.txt" in dataset.note
+
+
+def test_validation_images_of_kaggle_are_labelled_by_its_solution(tmp_path):
+    folder = tmp_path / "imagenet-object-localization-challenge"
+    flat(folder / "ILSVRC/Data/CLS-LOC/val")
+    folders(folder / "ILSVRC/Data/CLS-LOC/train", "n02119789")
+    lines = [
+        "ImageId,PredictionString",
+        "ILSVRC2012_val_00000002,n02119789 1 2 3 4 n02119789 5 6 7 8 ",
+        "ILSVRC2012_val_00000001,n01751748 111 108 396 337 ",
+        "ILSVRC2012_val_00000003,n02100735 0 0 10 10",
+    ]
+    write(folder / "LOC_val_solution.csv", "\n".join(lines))
+    assert scored(tmp_path)[0] == {0: SNAKE, 1: FOX, 2: SETTER}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda folder: None, "its images lie in no class folders, and there are no labels"),
+        (lambda folder: kit(folder, ["3", "1"]), "00000003.JPEG: has no label"),
+        (lambda folder: kit(folder, ["3", "1", "1002"]), "line 3: '1002' is no class"),
+        (
+            lambda folder: (kit(folder), (folder / "meta.mat").unlink()),
+            "which is not next to it; expected both",
+        ),
+        (
+            lambda folder: (kit(folder), write(folder / "meta.mat", b"\x80\x04pickle")),
+            "meta.mat: cannot be read",
+        ),
+        (
+            lambda folder: write(folder / "LOC_val_solution.csv", "ImageId\nILSVRC,3"),
+            "line 2: expected 'ILSVRC2012_val_NUMBER,WORDNET_ID BOX'",
+        ),
+        (
+            lambda folder: (kit(folder), write(folder / "val/cat.jpg", image(0, "jpg"))),
+            "cat.jpg: has no label",
+        ),
+    ],
+    ids=["none", "too few", "unknown", "no meta", "damaged meta", "damaged csv", "other image"],
+)
+def test_validation_images_without_usable_labels_are_one_line(tmp_path, spoil, words):
+    flat(tmp_path / "imagenet/val")
+    spoil(tmp_path / "imagenet")
+    with pytest.raises(DataError) as error:
+        find(tmp_path, ["imagenet-1k"])
+    line = str(error.value)
+    assert words in line and "\n" not in line and len(line) <= 500 and "Fix: " in line

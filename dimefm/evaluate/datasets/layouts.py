@@ -8,6 +8,7 @@ vision-datasets    ELEVATER's own: an index (Iris text or COCO json) and zip fil
 parquet            ``test.parquet``, ``test-*.parquet``, ``data/test-*.parquet``, ``test/*.parquet``
 webdataset         ``test.tar``, ``test-*.tar``, ``test/*.tar`` with ``.cls`` or ``.npy`` (0/1)
 imagefolder        ``{train,val,test}/<class>/``, or ``<class>/`` directly, which is a test split
+imagenet-val       ImageNet's validation images in one folder, with Kaggle's or the kit's labels
 =================  =================================================================================
 """
 
@@ -34,7 +35,12 @@ from dimefm.evaluate.benchmark import (
     load,
     suite,
 )
-from dimefm.evaluate.datasets import class_folders, plain_layouts, vision_datasets
+from dimefm.evaluate.datasets import (
+    class_folders,
+    imagenet_val,
+    plain_layouts,
+    vision_datasets,
+)
 from dimefm.evaluate.datasets.plain_layouts import Split
 from dimefm.evaluate.guards import dataset_guard
 from dimefm.runtime.text import file_key, first_few
@@ -83,6 +89,11 @@ LAYOUTS = {
         locate=class_folders.locate,
         read=plain_layouts.read_folders,
         tries="{0}/<class>/<image>",
+    ),
+    "imagenet-val": Layout(
+        locate=imagenet_val.locate,
+        read=imagenet_val.read,
+        tries=imagenet_val.TRIES,
     ),
 }
 
@@ -297,13 +308,13 @@ def _words(benchmark: Benchmark | None, split: str) -> tuple[str, ...]:
 def _paths(layout: Layout, folder: Path, benchmark: Benchmark | None, split: str) -> list[Path]:
     """Return the files of a split, [] when it is absent.
 
-    Folders inside the dataset's folder that its benchmark names are tried first.
+    Where there are folders inside the dataset's folder that its benchmark names, they hold it.
     """
     words = _words(benchmark, split)
     inner_names = () if benchmark is None else benchmark.inner
-    inner = [folder / name for name in inner_names]
-    for place in (*inner, folder):
-        paths = layout.locate(place, words) if place.is_dir() else []
+    inner = [folder / name for name in inner_names if (folder / name).is_dir()]
+    for place in inner or [folder]:
+        paths = layout.locate(place, words)
         if paths:
             return paths
     return []
