@@ -60,11 +60,10 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class Line:
-    """A line behind the points, from one (x, y) to another, and what it is."""
+    """A line behind the points through the places ``x`` [n] and ``y`` [n]."""
 
-    start: tuple[float, float]
-    end: tuple[float, float]
-    label: str
+    x: Sequence[float]
+    y: Sequence[float]
 
 
 def drawings(
@@ -79,17 +78,22 @@ def drawings(
     """Return the chart as SVG for each of the ``SIZES``, by the name of the size."""
     drawn = {}
     for size, width in SIZES:
-        chart = _empty(points, axis, y_title, width)
+        heights = [point.y for point in points]
         if line is not None:
-            ends = zip(line.start, line.end, strict=True)
-            xs, ys = ends
-            chart.axes.plot(xs, ys, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
+            heights += line.y
+        chart = _empty(points, axis, y_title, width, heights)
+        if line is not None:
+            chart.axes.plot(
+                line.x, line.y, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1
+            )
         hints = _draw_points(chart, points, axis, f"{name}-{size}")
         drawn[size] = svg.rendered(chart.figure, f"{name}-{size}", title, description, hints)
     return drawn
 
 
-def _empty(points: Sequence[Point], axis: Axis, y_title: str, width: float) -> Canvas:
+def _empty(
+    points: Sequence[Point], axis: Axis, y_title: str, width: float, heights: Sequence[float]
+) -> Canvas:
     """Return the chart with its axes, large enough for all points."""
     is_wide = width >= WIDE
     height = 400 if is_wide else 340
@@ -99,7 +103,7 @@ def _empty(points: Sequence[Point], axis: Axis, y_title: str, width: float) -> C
     if axis.is_log:
         axes.set_xscale("log")
     axes.set_xlim(low, high)
-    bottom, top = _y_limits([point.y for point in points])
+    bottom, top = _y_limits(heights)
     axes.set_ylim(bottom, top)
     places = percent_ticks(bottom, top)
     ticks(axes.yaxis, places, [f"{place:.0f}" for place in places])

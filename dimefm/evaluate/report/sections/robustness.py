@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from dimefm.evaluate.imagenet.robustness import MEAN, baseline, robustness
 from dimefm.evaluate.report import scatter
 from dimefm.evaluate.report.collect import Collection, Model
 from dimefm.evaluate.report.parts import NONE, Figure, Key, Section, Table
@@ -26,7 +29,18 @@ VARIANTS = {
 OTHER_NAMES = {"imagenetv2": "imagenet-v2"}
 """Names that clip-benchmark has for them."""
 
-EQUAL = Key("line", "as accurate as on ImageNet-1k")
+EXPECTED = Key("line", "expected of ImageNet-trained models")
+CONVENTION = (
+    "Above the line a model is more robust than models that were trained on ImageNet alone (Taori"
+    " et al. 2020). Published models are scored among the 1000 classes of ImageNet-1k, of which"
+    " those that a variant lacks are left out."
+)
+EFFECTIVE = (
+    "Effective robustness: points above the line that ImageNet-trained models follow (Taori et al."
+    " 2020). * No model of the line is as weak, or as strong, on ImageNet-1k."
+)
+STEPS = 40
+"""Places that the line is drawn through."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +115,9 @@ def _figure(robust: Sequence[Robust], variants: Sequence[str]) -> Figure:
         f"{one.model.name} {percent(one.mean, 1)} at {percent(one.imagenet, 1)}" for one in robust
     ]
     description = f"Mean accuracy on the variants over ImageNet-1k, percent: {'; '.join(parts)}."
-    low = min(min(point.x, point.y) for point in points)
-    high = max(point.x for point in points)
+    line = None
+    if len(variants) == len(VARIANTS):
+        line = _line([point.x for point in points])
     drawn = scatter.drawings(
         points,
         Axis("ImageNet-1k zero-shot, %", lambda value: f"{value:.3g}", is_log=False),
@@ -110,7 +125,7 @@ def _figure(robust: Sequence[Robust], variants: Sequence[str]) -> Figure:
         "robustness",
         title,
         description,
-        Line((low, low), (high, high), EQUAL.label),
+        line,
     )
     rows = []
     for one in robust:
@@ -118,7 +133,11 @@ def _figure(robust: Sequence[Robust], variants: Sequence[str]) -> Figure:
     for other in others:
         cells = [other.name, percent(other.imagenet), percent(other.robustness), other.source]
         rows.append(cells)
-    legend = [*keys([one.model for one in robust]), *([PUBLISHED] if others else []), EQUAL]
+    legend = keys([one.model for one in robust])
+    if others:
+        legend.append(PUBLISHED)
+    if line is not None:
+        legend.append(EXPECTED)
     head = ("model", "ImageNet-1k", "mean of the variants", "source")
     return Figure(
         name="robustness",
@@ -128,28 +147,36 @@ def _figure(robust: Sequence[Robust], variants: Sequence[str]) -> Figure:
         narrow=drawn["narrow"],
         keys=legend,
         table=Table("Robustness and accuracy", head, rows, left=(0, 3)),
+        note=CONVENTION if line is not None else "",
     )
 
 
+def _line(x: Sequence[float]) -> Line:
+    """Return the line that ImageNet-trained models follow, between accuracies in percent."""
+    places = np.linspace(min(x), max(x), STEPS)
+    expected = 100 * baseline(MEAN).at(places / 100)
+    return Line(places.tolist(), expected.tolist())
+
+
 def _table(collection: Collection, variants: Sequence[str]) -> Table:
-    """Return a row for each model, with the averages that its scores state."""
+    """Return a row for each model: all scores, their mean, and its effective robustness."""
     imagenet = imagenet_of(collection)
-    stated = _stated(collection)
-    head = ["model"]
-    if imagenet is not None:
-        head.append("ImageNet-1k")
+    head = ["model", "ImageNet-1k"]
     head += [VARIANTS[_folded(variant)] for variant in variants]
-    head += ["mean", *stated]
+    head += ["mean of the variants", "effective robustness"]
     rows = []
     for model in collection.models:
-        row = [model.name]
-        if imagenet is not None:
-            row.append(percent(model.value(ZERO_SHOT, imagenet)))
+        accuracy = None if imagenet is None else model.value(ZERO_SHOT, imagenet)
+        mean = _mean(model, variants)
+        row = [model.name, percent(accuracy)]
         row += [percent(model.value(ZERO_SHOT, variant)) for variant in variants]
-        row.append(percent(_mean(model, variants)))
-        row += [percent(_summary(model).get(name)) for name in stated]
+        row += [percent(mean), NONE]
+        if accuracy is not None and mean is not None and len(variants) == len(VARIANTS):
+            place = robustness(MEAN, accuracy, mean)
+            mark = " *" if place.is_extrapolated else ""
+            row[-1] = f"{100 * place.effective:+.2f}{mark}"
         rows.append(row)
-    return Table("Robustness in percent", head, rows)
+    return Table("Robustness in percent", head, rows, note=EFFECTIVE)
 
 
 def _effective(collection: Collection, variants: Sequence[str]) -> Table:
@@ -176,35 +203,13 @@ def _effective(collection: Collection, variants: Sequence[str]) -> Table:
                 )
     head = ("model", "variant", "ImageNet-1k", "expected", "score", "effective robustness")
     return Table(
-        caption="Effective robustness in points",
+        caption="Effective robustness on each variant, in points",
         head=head,
         rows=rows,
         left=(0, 1),
-        note=(
-            "Points above the line that ImageNet-trained models follow (Taori et al. 2020)."
-            " ImageNet-1k is the accuracy on its images of the variant's classes. * No model of the"
-            " line is as weak, or as strong, on ImageNet-1k."
-        ),
+        note="ImageNet-1k is the accuracy on its images of the variant's classes.",
     )
 
 
 def _share(value: object) -> str:
     return percent(float(value)) if isinstance(value, int | float) else NONE
-
-
-def _summary(model: Model) -> dict[str, float]:
-    """Return the numbers on robustness in the summaries of a model's scores."""
-    numbers = {}
-    for source in model.sources:
-        summary = source.content.get("summary")
-        for name, value in summary.items() if isinstance(summary, dict) else ():
-            if "robust" in str(name).casefold() and isinstance(value, int | float):
-                numbers[str(name)] = float(value)
-    return numbers
-
-
-def _stated(collection: Collection) -> list[str]:
-    names: dict[str, None] = {}
-    for model in collection.models:
-        names.update(dict.fromkeys(_summary(model)))
-    return list(names)
