@@ -119,10 +119,13 @@ def size_of(folder: Path, name: str | None = None) -> Size:
         ) from error
 
 
-def read_folders(folders: Sequence[Path], task: str | None) -> dict[str, list[KeptPredictions]]:
-    """Return dataset -> its predictions of one task in all folders.
+def read_folders(
+    folders: Sequence[Path], task: str | None, datasets: Sequence[str] = ()
+) -> dict[str, list[KeptPredictions]]:
+    """Return dataset -> its predictions of one task in all folders, of ``datasets`` if any.
 
-    Raises DataError when a folder holds none, or several tasks and ``task`` names none of them.
+    Raises DataError when a folder holds none, several tasks and ``task`` names none of them, or
+    predictions of several models or protocols.
     """
     found: list[KeptPredictions] = []
     for folder in folders:
@@ -146,9 +149,28 @@ def read_folders(folders: Sequence[Path], task: str | None) -> dict[str, list[Ke
         )
     by_dataset: dict[str, list[KeptPredictions]] = {}
     for kept in found:
-        if kept.task == chosen:
+        if kept.task == chosen and (not datasets or kept.dataset in datasets):
             by_dataset.setdefault(kept.dataset, []).append(kept)
+    absent = [name for name in datasets if name not in by_dataset]
+    if absent:
+        raise DataError(
+            f"{folders[0]}: no predictions of {first_few(absent, SHOWN)}. Fix: evaluate on it, or"
+            " remove it from --datasets"
+        )
+    _refuse_several_models([part for parts in by_dataset.values() for part in parts])
     return by_dataset
+
+
+def _refuse_several_models(parts: Sequence[KeptPredictions]) -> None:
+    """Raise DataError when predictions are of other weights, or of another protocol."""
+    first = parts[0]
+    for part in parts:
+        if part.weights_sha256 != first.weights_sha256 or part.protocol != first.protocol:
+            raise DataError(
+                f"{part.dataset}: predictions of {shown(part.model)} {part.protocol}, and of"
+                f" {shown(first.model)} {first.protocol} for {first.dataset}. Fix: give folders of"
+                " one model and protocol"
+            )
 
 
 def entry_of(parts: Sequence[KeptPredictions], index: Sequence[str] | None) -> Entry:
@@ -207,7 +229,8 @@ def _rows(
     if card.test is None or kept.images != card.test:
         raise DataError(
             f"{card.name}: predictions of {kept.images} test images, and the server expects"
-            f" {card.test}. Fix: evaluate on the published test split"
+            f" {card.test}. Fix: evaluate on the published test split, or name the others with"
+            " --datasets"
         )
     if index is not None:
         return _by_name(kept, card, index), BY_NAME

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from dimefm.cache.manifest import EncoderCard
 from dimefm.cli import main
 from dimefm.errors import DataError
 from dimefm.evaluate.benchmark import load
@@ -46,13 +47,13 @@ def kept(card, *, seeds=(0,), task="zero-shot", shots=0, missing=(), order=None,
     )
 
 
-def folder_of(path, *predictions):
+def folder_of(path, *predictions, weights="ab" * 32):
     """Write a folder as ``eval elevater`` does."""
     path.mkdir(parents=True, exist_ok=True)
     scores = {"model": "runs/first", "encoder": SIZES, **SIZES, "scores": []}
     (path / "scores.json").write_text(json.dumps(scores))
     for prediction in predictions:
-        keep(path, prediction)
+        keep(path, prediction, EncoderCard("runs/first", weights, 16, 100.0))
     return path
 
 
@@ -241,6 +242,23 @@ def test_folders_that_do_not_fit_are_one_line(tmp_path):
         assert expected in done.stderr.rstrip("\n").split("\n")[-1]
         assert "Traceback" not in done.output
     assert not (tmp_path / "all.zip").exists()
+
+
+def test_datasets_may_be_named(tmp_path):
+    folder = folder_of(tmp_path / "scores", kept(KITTI), fewer_images(kept(MEMES)))
+    assert submit(tmp_path, folder).exit_code == 1
+    assert submit(tmp_path, folder, "--datasets", "kitti-distance").exit_code == 0
+    assert [entry["dataset_name"] for entry in written(tmp_path)] == ["kitti-distance"]
+    done = submit(tmp_path, folder, "--datasets", "kitti-distance", "dtd")
+    assert "no predictions of dtd. Fix:" in done.stderr
+
+
+def test_one_model_is_submitted(tmp_path):
+    first = folder_of(tmp_path / "a", kept(KITTI))
+    second = folder_of(tmp_path / "b", kept(MEMES), weights="cd" * 32)
+    done = submit(tmp_path, first, second)
+    assert done.exit_code == 1
+    assert "Fix: give folders of one model and protocol" in done.stderr
 
 
 def test_names_that_the_index_lacks_are_refused(tmp_path):

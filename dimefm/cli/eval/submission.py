@@ -31,13 +31,19 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
     help="Task to submit, as in the table of scores.  [default: the only one]",
 )
 @click.option(
+    "--datasets",
+    multiple=True,
+    metavar="NAME...",
+    help="Datasets to submit.  [default: all with predictions]",
+)
+@click.option(
     "--index",
     type=FOLDER,
     help="Folder with the official index of each dataset, to put images in its order by name.",
 )
 @click.option("--model-name", metavar="NAME", help="Name of the model.  [default: that of scores]")
 @click.option("--files", type=FOLDER, help="Folder to write, too: one JSON file for each dataset.")
-def command(folders, out, task, index, model_name, files):
+def command(folders, out, task, datasets, index, model_name, files):
     """Write the predictions in SCORES_DIR as the zip file that ELEVATER's server takes, and run
     the server's checks on them.
 
@@ -53,7 +59,7 @@ def command(folders, out, task, index, model_name, files):
     from dimefm.evaluate import submission
     from dimefm.evaluate.submission_report import report
 
-    by_dataset = submission.read_folders(folders, task)
+    by_dataset = submission.read_folders(folders, task, datasets)
     size = submission.size_of(folders[0], model_name)
     entries, others = submission.entries_of(by_dataset, index)
     text, facts = report(entries, others, size)
