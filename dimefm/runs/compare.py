@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -226,10 +227,10 @@ def text(comparison: Comparison) -> str:
     parts = _blocks([("", *heads), *comparison.figures()])
     different = comparison.recipes()
     if different:
-        parts.append("\n".join(aligned([("recipe", *of_runs), *map(_narrow, different)])))
+        parts += _blocks([("recipe", *of_runs), *map(_narrow, different)])
     elif len(of_runs) > 1:
         parts.append("The recipes are the same.")
-    parts += comparison.notes()
+    parts += [textwrap.fill(note, WIDTH) for note in comparison.notes()]
     return "\n\n".join(parts)
 
 

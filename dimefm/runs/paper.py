@@ -104,7 +104,7 @@ def latex(columns: Sequence[Column], transposed: bool = False) -> str:
         rows.append(" & ".join(texts) + r" \\")
     head, *body = rows
     lines = [
-        "% \\usepackage{booktabs}; percent, mean ± sample standard deviation over n seeds",
+        "% \\usepackage{booktabs}; percent; of several seeds the mean and the sample standard deviation",
         rf"\begin{{tabular}}{{l{'r' * (len(cells[0]) - 1)}}}",
         r"\toprule",
         head,

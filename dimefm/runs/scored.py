@@ -151,19 +151,46 @@ def find_scores(
         scored.weights = weights_of(folder)
         if scored.weights is not None:
             by_weights.setdefault(scored.weights, scored)
-    for path in (*asked, *beside):
+    for path in asked:
         if path.resolve() in taken:
             continue
+        taken.add(path.resolve())
         content = _content(path)
         weights = content.get("weights_sha256")
         owner = by_weights.get(str(weights))
-        if owner is None and path in asked:
+        if owner is None:
             spec = str(content.get("model") or path.parent.name)
             owner = others.setdefault(str(weights or spec), Scored(spec, weights))
-        if owner is not None:
+        owner.add(path, is_elsewhere=True)
+    for path in beside:
+        owner = by_weights.get(_weights_in(path))
+        if path.resolve() not in taken and owner is not None:
             taken.add(path.resolve())
             owner.add(path, is_elsewhere=True)
+    _shorten(list(others.values()))
     return of_runs, list(others.values())
+
+
+def _shorten(others: Sequence[Scored]) -> None:
+    """Call models that are paths by their last part, where that tells them apart."""
+    short = []
+    for one in others:
+        is_tag = one.name.count("/") == 1 and not one.name.startswith(("/", "."))
+        short.append(one.name if is_tag else Path(one.name).name or one.name)
+    for one, name in zip(others, short, strict=True):
+        if short.count(name) == 1:
+            one.name = name
+
+
+def _weights_in(path: Path) -> str:
+    """Return the digest of the weights that a file of scores states, "" where it states none.
+
+    Next to runs there may be files of this name that other programs wrote.
+    """
+    try:
+        return str(_content(path).get("weights_sha256"))
+    except DataError:
+        return ""
 
 
 def _files_at(place: Path) -> list[Path]:

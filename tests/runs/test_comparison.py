@@ -144,14 +144,18 @@ def test_scores_are_matched_by_weights_wherever_they_lie(tmp_path):
     assert weights is not None
     scores_at(tmp_path / "runs/its scores", {"beside": 0.5}, weights)
     scores_at(tmp_path / "runs/of another", {"not mine": 0.5}, "ab" * 32)
+    (tmp_path / "runs/game").mkdir()
+    (tmp_path / "runs/game/scores.json").write_text("[{]")
     scores_at(tmp_path / "far/away/deep", {"given": 0.25}, weights)
-    scores_at(tmp_path / "far/teacher", {"given": 0.75}, "cd" * 32, model="teacher")
+    scores_at(tmp_path / "far/teacher", {"given": 0.75}, "cd" * 32, model="/models/teacher")
     comparison = Comparison.of(read_runs([run]), [tmp_path / "far"])
     assert comparison.names == ["student", "teacher"]
     found = cells(comparison.figures())
     assert found["given"] == ["25.00", "75.00"]
     assert found["beside"] == ["50.00", "-"]
     assert "not mine" not in found
+    with pytest.raises(DataError, match="cannot be read as scores"):
+        Comparison.of(read_runs([run]), [tmp_path / "runs/game"])
     weights_file = next(run.glob("*.safetensors"))
     weights_file.write_bytes(weights_file.read_bytes()[:-9])
     assert weights_of(run) is None
@@ -226,6 +230,14 @@ def test_no_scores_are_one_line(tmp_path):
         for_paper(Comparison.of(read_runs([run])), "latex")
     with pytest.raises(DataError, match="no scores.json there"):
         Comparison.of(read_runs([run]), [tmp_path / "absent"])
+
+
+def test_models_are_called_by_the_end_of_their_path_where_that_is_enough(tmp_path):
+    names = {"a/b/one": "one", "ViT-B-32/openai": "ViT-B-32/openai", "x/y/two": "x/y/two"}
+    names["/z/two"] = "/z/two"
+    for number, spec in enumerate(names):
+        scores_at(tmp_path / str(number), {"cats": 0.5}, str(number), model=spec)
+    assert Comparison.of([], [tmp_path]).names == list(names.values())
 
 
 def test_a_terminal_is_not_made_wider(tmp_path):
