@@ -104,7 +104,7 @@ def latex(columns: Sequence[Column], transposed: bool = False) -> str:
         rows.append(" & ".join(texts) + r" \\")
     head, *body = rows
     lines = [
-        "% \\usepackage{booktabs}; percent; of several seeds the mean and the sample standard deviation",
+        "% \\usepackage{booktabs}; percent; of seeds the mean and sample standard deviation",
         rf"\begin{{tabular}}{{l{'r' * (len(cells[0]) - 1)}}}",
         r"\toprule",
         head,
