@@ -8,6 +8,7 @@ default tolerance, with the same standardized float32 rows and the same objectiv
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -82,7 +83,9 @@ class Reference:
         return values
 
 
-def section(n_images: int, n_classes: int, dim: int, repeats: int) -> tuple[str, list[Line]]:
+def section(
+    n_images: int, n_classes: int, dim: int, repeats: int, clock: Callable[[], float]
+) -> tuple[str, list[Line]]:
     """Return the title and the lines of this part."""
     features = drawn(n_images, n_classes, dim)
     path = Path(features, n_classes)
@@ -94,7 +97,7 @@ def section(n_images: int, n_classes: int, dim: int, repeats: int) -> tuple[str,
         "cold": Work(cold.run, count),
         "warm": Work(warm.run, count),
     }
-    rates = interleaved(works, repeats)
+    rates = interleaved(works, repeats, clock)
     lines = []
     for name, what, goal in (
         ("cold", "scikit-learn, cold fits", (">=", 2.0)),

@@ -1,7 +1,8 @@
-"""How quick the search for a linear probe's settings is: 90 runs together, beside single runs.
+"""How quick the search for a linear probe's settings is: 90 runs together, beside single runs; and
+a path of logistic regressions beside scikit-learn's.
 
-    python -m benchmarks.probe [--images 5000] [--classes 100] [--dim 512] [--single 3]
-                               [--repeats 3] [--out results.jsonl]
+    python -m benchmarks.probe [--parts search logistic] [--images 5000] [--classes 100]
+                               [--dim 512] [--single 3] [--repeats 3] [--out results.jsonl]
 
 The search is the one of ``--protocol elevater`` on random embeddings: 10 epochs a run on 80 % of
 the images, scored after each epoch on the others. Random embeddings would end it at the edge of
@@ -17,9 +18,10 @@ With one thread, seconds are those of the CPU, which other programs do not chang
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from benchmarks import _probe_logistic
 from benchmarks._timing import Line, Work, interleaved, machine, record, table
 from dimefm.evaluate.metrics import accuracy
 from dimefm.evaluate.probe import elevater, heads
@@ -34,6 +37,9 @@ from dimefm.evaluate.probe.data import Features
 from dimefm.evaluate.probe.sampling import split_train_val
 from dimefm.evaluate.probe.sweep import SweepRun, sweep
 from dimefm.runtime.versions import libraries
+
+PARTS = ("search", "logistic")
+Clock = Callable[[], float]
 
 
 def drawn(n_images: int, n_classes: int, dim: int) -> tuple[Features, Features, np.ndarray]:
@@ -157,29 +163,20 @@ def products(search: Search, count: int) -> Work:
     return Work(run, n_heads)
 
 
-def main() -> None:
-    """Run the benchmark, print the table and append its lines to a file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--images", type=int, default=5000)
-    parser.add_argument("--classes", type=int, default=100)
-    parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--single", type=int, default=3, help="single runs of a round")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds")
-    parser.add_argument("--out", type=Path, help="file that lines of JSON are appended to")
-    options = parser.parse_args()
-    fit, val, start = drawn(options.images, options.classes, options.dim)
+def search_section(
+    n_images: int, n_classes: int, dim: int, n_single: int, repeats: int, clock: Clock
+) -> tuple[str, list[Line]]:
+    """Return the title and the lines of the search."""
+    fit, val, start = drawn(n_images, n_classes, dim)
     search = Search(fit, val, start)
     search.run(0)
     works = {
         "search": Work(search.run, len(search.runs)),
-        "loader": single_runs(search, options.single, loader=True),
-        "tensor": single_runs(search, options.single, loader=False),
+        "loader": single_runs(search, n_single, loader=True),
+        "tensor": single_runs(search, n_single, loader=False),
         "products": products(search, 90),
     }
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    rates = interleaved(works, options.repeats, clock)
+    rates = interleaved(works, repeats, clock)
     against = {
         "loader": ("single runs with a DataLoader", (">=", 5.0)),
         "tensor": ("single runs with tensors", None),
@@ -191,9 +188,33 @@ def main() -> None:
         lines.append(
             Line(item, f"runs of the search / {what}", rates["search"], "runs/s", rates[name], goal)
         )
-    sections = [(f"{len(search.runs)} runs, {len(fit)} + {len(val)} images", lines)]
+    return f"{len(search.runs)} runs, {len(fit)} + {len(val)} images", lines
+
+
+def main() -> None:
+    """Run the benchmark, print the table and append its lines to a file."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--images", type=int, default=5000)
+    parser.add_argument("--classes", type=int, default=100)
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--single", type=int, default=3, help="single runs of a round")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds")
+    parser.add_argument("--out", type=Path, help="file that lines of JSON are appended to")
+    options = parser.parse_args()
+    size = (options.images, options.classes, options.dim)
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    sections = []
+    if "search" in options.parts:
+        sections.append(search_section(*size, options.single, options.repeats, clock))
+    if "logistic" in options.parts:
+        sections.append(_probe_logistic.section(*size, options.repeats, clock))
     with tempfile.TemporaryDirectory(prefix="dimefm-bench-") as folder:
         place = machine(Path(folder)) | {name: str(v) for name, v in libraries().items()}
+    for name in ("scikit-learn", "scipy"):
+        place[name] = importlib.metadata.version(name)
     place["threads"] = str(torch.get_num_threads())
     print("  ".join(f"{name} {value}" for name, value in place.items()))
     print(table(sections))

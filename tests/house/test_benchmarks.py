@@ -404,11 +404,16 @@ def test_the_benchmark_of_a_device_runs_on_a_cpu(of_a_device, tmp_path):
     assert all(line["ours"] > 0 for line in lines)
 
 
+WAYS = ("cold", "warm")
+
+
 @pytest.mark.slow
 def test_the_search_for_a_probe_is_timed_beside_single_runs(tmp_path):
     sizes = ["--images", "120", "--classes", "4", "--dim", "8", "--single", "1", "--repeats", "1"]
     text, (head, *lines) = started("benchmarks.probe", *sizes, "--out", str(tmp_path / "out.jsonl"))
     names = {"loader", "tensor", "products"}
-    assert {line["item"] for line in lines} >= {f"probe search / {name}" for name in names}
+    items = {f"probe search / {name}" for name in names}
+    items |= {f"logistic {what} / {name}" for what in ("path", "objective") for name in WAYS}
+    assert {line["item"] for line in lines} == items
     assert head["settings"]["classes"] == 4
     assert "90 runs" in text
