@@ -334,6 +334,11 @@ def test_a_damaged_dataset_fails_by_itself(root, tmp_path):
     assert set(kept["missing"]) == {IMAGENET, "imagenet-v2", "imagenet-sketch", "objectnet"}
 
 
+def test_a_dataset_given_as_the_root_is_told_from_the_folder_above(encoder, root, tmp_path):
+    with pytest.raises(DataError, match="give the folder above this one, which is a dataset"):
+        scored(encoder, root / "imagenet", tmp_path / "out")
+
+
 def test_datasets_of_other_suites_are_refused(root, tmp_path, encoder):
     write(tmp_path / "mnist/test/7/x.png", photo(0))
     with pytest.raises(DataError, match="is none of imagenet-1k.*dimefm eval elevater"):

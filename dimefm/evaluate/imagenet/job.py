@@ -12,7 +12,7 @@ import numpy as np
 
 from dimefm.errors import CacheError, DataError
 from dimefm.evaluate import profiling
-from dimefm.evaluate.benchmark import Benchmark, suite
+from dimefm.evaluate.benchmark import Benchmark, card_for, suite
 from dimefm.evaluate.datasets.layouts import Dataset, find
 from dimefm.evaluate.features import image_features
 from dimefm.evaluate.guards import dataset_guard
@@ -124,9 +124,12 @@ class _Run:
         for dataset in found:
             _refuse_others(dataset)
         if not found and not self.failed:
+            place = "that holds them"
+            if card_for(Path(root).resolve().name) in suite(SUITE):
+                place = "above this one, which is a dataset itself"
             raise DataError(
                 f"{root}: holds none of {first_few(wanted, SHOWN)}; expected a folder for each,"
-                " called like it. Fix: give the folder that holds them, or rename them"
+                f" called like it. Fix: give the folder {place}, or rename them"
             )
         return sorted(found, key=lambda dataset: dataset.card != IMAGENET)
 
