@@ -122,7 +122,7 @@ def _draw_group(chart, group: Group, top: float, name: str, hints: dict[str, str
         end = bar.value
         if bar.low is not None and bar.high is not None:
             axes.plot([bar.low, bar.high], [middle] * 2, color=TEXT, linewidth=1.2, clip_on=False)
-            end = max(end, bar.high)
+            end = max(end, bar.high + 0.004 * chart.axes.get_xlim()[1])
         near = NEAR * chart.axes.get_xlim()[1]
         if group.chance is not None and end <= 100 * group.chance <= end + near:
             end = 100 * group.chance

@@ -20,6 +20,7 @@ MOST_MODELS = 7
 
 MOST_DATASETS = 60
 CHANCE = Key("chance", "chance")
+INTERVAL = Key("whisker", "95 % interval")
 
 
 def section(collection: Collection) -> Section | None:
@@ -43,6 +44,11 @@ def _figure(collection: Collection, task: str, name: str) -> Figure:
     description = _description(shown, task, groups)
     drawn = bars.drawings(groups, name, title, description)
     has_chance = any(group.chance is not None for group in groups)
+    legend = keys(shown)
+    if has_chance:
+        legend.append(CHANCE)
+    if any(bar.low is not None for group in groups for bar in group.bars):
+        legend.append(INTERVAL)
     note = ""
     if len(models) > len(shown) or len(datasets) > len(groups):
         note = (
@@ -55,7 +61,7 @@ def _figure(collection: Collection, task: str, name: str) -> Figure:
         description=description,
         wide=drawn["wide"],
         narrow=drawn["narrow"],
-        keys=[*keys(shown), *([CHANCE] if has_chance else [])],
+        keys=legend,
         table=_table(collection, task, models),
         note=note,
     )

@@ -46,8 +46,7 @@ def section(collection: Collection) -> Section | None:
     if not tables:
         return None
     text = [
-        "Whiskers are 95 % intervals over seeds (Student's t). Points without whiskers have one"
-        " seed."
+        "Whiskers are 95 % intervals: those that the scores state, else over seeds (Student's t)."
     ]
     return Section(
         name="shots", title="Few training images", text=text, figures=figures, tables=tables
