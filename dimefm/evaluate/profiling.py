@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dimefm.models.encoder import Encoder
 from dimefm.models.macs import NO_MODULES, NO_TEXT, image_macs, text_macs
-from dimefm.models.onnx_folder import AbsentText, OnnxEncoder
+from dimefm.models.onnx_folder import OnnxEncoder
 from dimefm.runtime.machine import machine
 
 SENTENCE = "a photo of a small dog on a lawn in front of a red house."
@@ -42,7 +42,7 @@ def facts(encoder: Encoder, *, measure: bool = True) -> dict[str, Any]:
     Without ``measure`` operations and speeds are left out. Measuring takes about a second, or four
     batches of one image where an image takes longer.
     """
-    has_text = _has_text(encoder)
+    has_text = encoder.has_text
     known: dict[str, Any] = {
         "image_parameters": encoder.image_parameters,
         "text_parameters": encoder.text_parameters if has_text else 0,
@@ -80,10 +80,6 @@ def _peak_of_usage() -> int | None:
         return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _has_text(encoder: Encoder) -> bool:
-    return encoder.has_text and not isinstance(encoder.text_model, AbsentText)
 
 
 def _operations(encoder: Encoder, has_text: bool) -> dict[str, Any]:

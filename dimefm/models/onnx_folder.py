@@ -132,7 +132,11 @@ class AbsentText(nn.Module):
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Raise ModelError."""
-        raise ModelError(
+        raise self.refusal()
+
+    def refusal(self) -> ModelError:
+        """Return the error that there is no text tower."""
+        return ModelError(
             f"{self._folder}: has no text tower, only the embeddings of fixed labels. Fix: export"
             " the model again without --labels"
         )
@@ -158,6 +162,16 @@ class OnnxEncoder(Encoder):
             return torch.full((len(tokens),), tokens.shape[1])
         marks = tokens if self.end is None else (tokens == self.end).int()
         return 1 + marks.argmax(dim=-1)
+
+    @property
+    def has_text(self) -> bool:
+        """Whether there is a text graph; a folder of fixed labels has none."""
+        return not isinstance(self.text_model, AbsentText)
+
+    def require_text(self) -> None:
+        """Raise ModelError when there is no text graph."""
+        if isinstance(self.text_model, AbsentText):
+            raise self.text_model.refusal()
 
     @property
     def image_parameters(self) -> int:

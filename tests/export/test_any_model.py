@@ -1,11 +1,16 @@
 """Every kind of model that is loaded is scored, and the same weights score the same."""
 
+import json
+
 import pytest
 
 import dimefm
 from dimefm.errors import ModelError
 from dimefm.evaluate import zero_shot
+from dimefm.evaluate.agreement.job import Choices, agreement
+from dimefm.evaluate.preparing import settings_of
 from dimefm.models.loading import load_encoder
+from dimefm.models.onnx_folder import CONFIG, FACTS
 from dimefm.runs.scores import SCORES, read_results
 from tests.export.conftest import VIT, picture, write_folder
 
@@ -60,5 +65,48 @@ def test_a_model_without_text_is_refused_before_anything_is_read(root, tmp_path)
     encoder = load_encoder("timm/test_resnet.r160_in1k/random:0", "cpu")
 
     with pytest.raises(ModelError, match="Fix: "):
+        zero_shot.elevater(encoder, root, tmp_path / "scores", ["shapes"])
+    assert not (tmp_path / "scores").exists()
+
+
+SETTINGS = settings_of(batch_size=8, workers=1, decoder="turbo")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_export_agrees_with_its_model(model, root, tmp_path, kind):
+    dimefm.export(model, kind, tmp_path / kind)
+    export = load_encoder(str(tmp_path / kind), "cpu")
+
+    choices = Choices(root, ["shapes"], resamples=100)
+    scores = agreement(export, load_encoder(model, "cpu"), choices, None, SETTINGS)
+
+    [result] = scores.results
+    assert result.value == 1
+    assert result.details["kl_teacher_student"] < 1e-4
+    assert result.details["image"]["mean"] == pytest.approx(1, abs=1e-4)
+    assert result.details["forgotten_classes"] == 0
+
+
+def without_text(folder):
+    """Make a folder of graphs one of fixed labels, as a page for the web has it."""
+    path = folder / CONFIG
+    content = json.loads(path.read_text())
+    content[FACTS]["has_text"] = False
+    path.write_text(json.dumps(content))
+    for graph in (folder / "onnx").glob("text_model*"):
+        graph.unlink()
+
+
+def test_graphs_without_text_are_refused_before_anything_is_read(model, root, tmp_path):
+    dimefm.export(model, "onnx", tmp_path / "onnx")
+    without_text(tmp_path / "onnx")
+    encoder = load_encoder(str(tmp_path / "onnx"), "cpu")
+
+    assert not encoder.has_text
+    choices = Choices(root, ["shapes"], resamples=100)
+    for student, teacher in ((encoder, load_encoder(model, "cpu")), (encoder, encoder)):
+        with pytest.raises(ModelError, match="no text tower, only the embeddings of fixed labels"):
+            agreement(student, teacher, choices, tmp_path / "scores", SETTINGS)
+    with pytest.raises(ModelError, match="no text tower"):
         zero_shot.elevater(encoder, root, tmp_path / "scores", ["shapes"])
     assert not (tmp_path / "scores").exists()
