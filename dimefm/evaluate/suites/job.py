@@ -23,6 +23,7 @@ from dimefm.evaluate.suites.folders import (
 )
 from dimefm.evaluate.suites.lines import write_lines
 from dimefm.evaluate.suites.retrieval import MEAN_AT_1, score_captions
+from dimefm.evaluate.suites.winogavil import score_winogavil
 from dimefm.evaluate.zero_shot import feature_store
 from dimefm.extract.extract import Settings
 from dimefm.models.encoder import Encoder
@@ -35,9 +36,7 @@ PROTOCOL = (
     "clip-benchmark zero-shot: prompts normalized, averaged, normalized; class names and templates"
     " next to the data"
 )
-NOT_SCORED = ("misc/winogavil",)
-"""Tasks of DataComp whose data have no layout of folders and tars."""
-
+WINOGAVIL = "misc/winogavil"
 SHOWN = 12
 
 
@@ -75,7 +74,7 @@ def _datacomp(root: Path, names: Sequence[str] | None) -> Suite:
         paths: list[Path] = []
         for folder_name in (task.key, *task.folders):
             paths += folders.get(plain_name(folder_name), [])
-        if not paths or task.key in NOT_SCORED:
+        if not paths:
             suite.missing.append(task.key)
             continue
         try:
@@ -154,6 +153,8 @@ def score_suite(encoder: Encoder, suite: Suite, out: Path, settings: Settings) -
 def _score(encoder: Encoder, suite_set: SuiteSet, store: Path, settings: Settings) -> Result:
     """Return the result of one set."""
     task = suite_set.task
+    if task is not None and task.key == WINOGAVIL:
+        return score_winogavil(encoder, suite_set, store, settings)
     is_of_captions = task is not None and task.metric == MEAN_AT_1
     if is_of_captions or type_of(suite_set.folder) == RETRIEVAL:
         return score_captions(encoder, suite_set, store, settings)

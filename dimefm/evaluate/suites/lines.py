@@ -38,7 +38,11 @@ OF_CLIP_BENCHMARK = (
 
 def write_lines(out: Path, scores: Scores) -> None:
     """Write clip-benchmark's lines and table, and DataComp's lines where a result is a task."""
-    entries = [_clip_benchmark_entry(scores.model, result) for result in scores.results]
+    entries = []
+    for result in scores.results:
+        entry = _clip_benchmark_entry(scores.model, result)
+        if entry["metrics"]:  # WinoGAViL has none of its metrics
+            entries.append(entry)
     write_text(out / CLIP_BENCHMARK, _as_lines(entries))
     write_text(out / TABLE, _as_table(entries))
     if scores.settings["suite"] == "datacomp":

@@ -23,8 +23,8 @@ from dimefm.evaluate.suites.lines import model_names
 from dimefm.evaluate.suites.retrieval import score_captions
 from dimefm.extract.extract import Settings
 from dimefm.runs.scores import Result, read_results
-from tests.evaluate.datasets import write
-from tests.evaluate.suites.written import CLASSES, captions, folder, label, marks, npy
+from tests.evaluate.datasets import parquet, write
+from tests.evaluate.suites.written import CLASSES, captions, folder, label, marks, npy, photo
 
 SETTINGS = Settings(dtype="float32", batch_size=8, progress=False, decoder="pil")
 
@@ -189,20 +189,26 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("fault", BAD)
-def test_a_bad_folder_is_one_line_and_the_others_are_scored(tmp_path, tiny_teacher, fault):
-    spoil, words = BAD[fault]
-    folder(tmp_path / "root", "wds_good", {"cls": label}, images=4)
-    place = folder(tmp_path / "root", "wds_bad", {"cls": label})
-    spoil(place)
-    suite, scores = scored(tiny_teacher, tmp_path / "root", tmp_path / "out")
-    [result] = scores.results
-    [failure] = scores.failed
-    assert (result.dataset, failure.dataset) == ("good", "bad")
-    assert words in failure.reason and ". Fix: " in failure.reason
-    assert "\n" not in failure.reason and len(failure.reason) <= 500
-    with pytest.raises(DataError):
+@pytest.fixture(scope="module")
+def spoiled(tmp_path_factory, tiny_teacher):
+    """The scores of a root with one good folder, and a bad one for each fault."""
+    home = tmp_path_factory.mktemp("spoiled")
+    folder(home / "root", "wds_good", {"cls": label}, images=4)
+    for fault, (spoil, _) in BAD.items():
+        spoil(folder(home / "root", f"wds_{fault}", {"cls": label}))
+    suite, scores = scored(tiny_teacher, home / "root", home / "out")
+    with pytest.raises(DataError, match=f"{len(BAD)} of {len(BAD) + 1} datasets"):
         refuse_unscored(suite, scores)
+    return scores
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_a_bad_folder_is_one_line_and_the_others_are_scored(spoiled, fault):
+    _, words = BAD[fault]
+    assert [result.dataset for result in spoiled.results] == ["good"]
+    [reason] = [failure.reason for failure in spoiled.failed if failure.dataset == fault]
+    assert words in reason and ". Fix: " in reason
+    assert "\n" not in reason and len(reason) <= 500
 
 
 def test_unreadable_images_are_counted(tmp_path, tiny_teacher):
@@ -303,3 +309,54 @@ def test_when_no_set_can_be_scored_each_reason_is_a_note(tmp_path, tiny_teacher,
     notes = capsys.readouterr().err
     assert notes.count("no tars, expected nshards.txt") == 2
     assert not (tmp_path / "out/scores.json").exists()
+
+
+def winogavil(path, riddles):
+    draw = np.random.default_rng(0)
+    photos = {name: photo(draw) for riddle in riddles for name in riddle[1]}
+    columns = {
+        "cue": [cue for cue, _, _ in riddles],
+        "candidates": [names for _, names, _ in riddles],
+        "associations": [right for _, _, right in riddles],
+        "candidate_images": [
+            [{"bytes": photos[name], "path": None} for name in names] for _, names, _ in riddles
+        ],
+    }
+    parquet(path, columns)
+    return photos
+
+
+def test_winogavil_is_scored_by_the_jaccard_index(tmp_path, tiny_teacher):
+    names = [f"image {number}" for number in range(14)]
+    riddles = [
+        ("Owl", names[:10], names[2:5]),
+        ("moon", names[2:14], names[3:8]),
+        ("sea", names[:5], names[:2]),
+    ]
+    photos = winogavil(tmp_path / "root/winogavil/test.parquet", riddles)
+    _, scores = scored(tiny_teacher, tmp_path / "root", tmp_path / "out", "datacomp")
+    [result] = scores.results
+    expected = []
+    with torch.no_grad():
+        for prompt, (_, candidates, right) in zip(
+            ["An owl", "A moon", "A sea"], riddles, strict=True
+        ):
+            pictures = [Image.open(io.BytesIO(photos[name])) for name in candidates]
+            pixels = torch.stack([tiny_teacher.preprocess(picture) for picture in pictures])
+            tokens, _ = tiny_teacher.tokenize([prompt])
+            images = torch.nn.functional.normalize(tiny_teacher.encode_image(pixels), dim=-1)
+            cosines = (images @ tiny_teacher.encode_text(tokens)[0]).tolist()
+            ranked = sorted(zip(cosines, candidates, strict=True), reverse=True)
+            chosen = {name for _, name in ranked[: len(right)]}
+            expected.append(len(chosen & set(right)) / len(chosen | set(right)))
+    assert result.metrics["jaccard_score_10-12"] == pytest.approx(np.mean(expected[:2]))
+    assert result.metrics["jaccard_score_5"] == pytest.approx(expected[2])
+    assert result.metrics["avg_jaccard_score"] == pytest.approx(np.mean(expected))
+    [entry] = lines(tmp_path / "out/datacomp.jsonl")
+    assert entry["metrics"]["main_metric"] == result.value and entry["dataset"] == "WinoGAViL"
+
+
+def test_a_riddle_without_a_right_image_is_refused(tmp_path, tiny_teacher):
+    winogavil(tmp_path / "winogavil/test.parquet", [("owl", ["a", "b"], ["c"])])
+    with pytest.raises(DataError, match="row 0: expected a cue, candidates with an image each"):
+        scored(tiny_teacher, tmp_path, tmp_path / "out", "datacomp")
