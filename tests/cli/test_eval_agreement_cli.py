@@ -9,7 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from dimefm.cli import main
-from dimefm.runs.scores import SCORES, read_results
+from dimefm.evaluate.agreement.tables import terminal
+from dimefm.runs.scores import SCORES, Result, Scores, read_results
 
 DATA = Path(__file__).parents[1] / "data"
 STUDENT = DATA / "before/runs/image"
@@ -166,3 +167,37 @@ def test_a_foreign_folder_is_left_alone(home, tmp_path):
     done = run(STUDENT, TEACHER, home / "sets", tmp_path / "photos")
     assert done.exit_code == 1
     assert [path.name for path in (tmp_path / "photos").iterdir()] == ["me.png"]
+
+
+def test_no_table_is_wider_than_a_terminal(home, said):
+    content = json.loads((home / "out" / SCORES).read_text())
+    [result, *_] = read_results(home / "out" / SCORES)
+    metrics = {name.replace("accuracy", "mean_per_class"): 1.0 for name in result.metrics}
+    close = {"measure": "cosine", "mean": -0.333, "low": -0.999, "rows": 9}
+    details = {
+        **result.details,
+        "metric": "mean_per_class",
+        "image": close,
+        "text": close,
+        "rank_correlation": -0.123,
+        "kl_teacher_student": 112.36,
+        "forgotten": [
+            {
+                **dict.fromkeys(("teacher", "student"), 1.0),
+                **dict.fromkeys(("images", "lost", "gained"), 1000),
+                "name": "a class with a long name of its own",
+            }
+        ],
+    }
+    wide = Result(
+        task="agreement",
+        dataset="fgvc-aircraft-2013b-variants102",
+        metrics=metrics,
+        main_metric="top-1 agreement",
+        samples=50_000,
+        details=details,
+    )
+    scores = Scores("model", None, "protocol", (wide,), settings=content["settings"])
+    assert max(map(len, terminal(scores).splitlines())) <= 80
+    tables = [line for line in terminal(scores).splitlines() if set(line) <= {"-", " "} and line]
+    assert len(tables) == 4 and not any(line.startswith(" ") for line in tables)

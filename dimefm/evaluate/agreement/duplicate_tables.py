@@ -10,7 +10,7 @@ from dimefm.runtime.tables import aligned, markdown_table
 from dimefm.runtime.text import cut_in_the_middle
 
 TEXT_COLUMNS = (0, 4)
-LONGEST_NAME = 24
+LONGEST_NAME = 18
 
 
 def terminal(scores: Scores) -> str:

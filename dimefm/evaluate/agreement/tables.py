@@ -12,7 +12,10 @@ from dimefm.runtime.printable import one_line
 from dimefm.runtime.tables import aligned, markdown_table
 from dimefm.runtime.text import cut_in_the_middle
 
-LONGEST_NAME = 20
+SHORT_NAME = 13
+LONGEST_NAME = 18
+"""Characters of a name: no table is wider than a terminal of 80 columns."""
+
 SHOWN = 5
 """Forgotten classes of a dataset that are shown."""
 
@@ -53,6 +56,9 @@ def _tables(scores: Scores) -> list[tuple[str, Table, tuple[int, ...]]]:
         ("Agreement", _agreement(scores.results), (0,)),
         ("Scores of both models", _both(scores.results), (0, 1)),
     ]
+    calibration = _calibration(scores.results)
+    if len(calibration) > 1:
+        tables.append(("Expected calibration errors", calibration, (0,)))
     forgotten = _forgotten(scores.results)
     if len(forgotten) > 1:
         tables.append(("Forgotten classes (all: forgotten.csv)", forgotten, (0, 1)))
@@ -66,7 +72,7 @@ def _agreement(results: Sequence[Result]) -> Table:
         details = result.details
         rows.append(
             (
-                _name(result.dataset),
+                _name(result.dataset, SHORT_NAME),
                 f"{100 * result.value:.2f}",
                 *_closeness(details["image"]),
                 *_closeness(details["text"]),
@@ -83,8 +89,8 @@ def _closeness(entry: dict[str, Any]) -> tuple[str, str]:
 
 
 def _both(results: Sequence[Result]) -> Table:
-    """Return the table of the scores and calibration errors of both models, its head first."""
-    head = ("dataset", "metric", "student", "teacher", "difference", "p", "ECE S", "ECE T")
+    """Return the table of the scores of both models, its head first."""
+    head = ("dataset", "metric", "student", "teacher", "difference", "p")
     rows: Table = [head]
     for result in results:
         metric = result.details["metric"]
@@ -95,10 +101,19 @@ def _both(results: Sequence[Result]) -> Table:
                 _percent(result.metrics[f"student {metric}"]),
                 _percent(result.metrics[f"teacher {metric}"]),
                 *_difference(result.details["difference"]),
-                _percent(result.metrics.get("student ECE")),
-                _percent(result.metrics.get("teacher ECE")),
             )
         )
+    return rows
+
+
+def _calibration(results: Sequence[Result]) -> Table:
+    """Return the table of calibration errors, its head first."""
+    rows: Table = [("dataset", "student", "teacher")]
+    for result in results:
+        student = result.metrics.get("student ECE")
+        if student is not None:
+            teacher = result.metrics["teacher ECE"]
+            rows.append((_name(result.dataset), _percent(student), _percent(teacher)))
     return rows
 
 
@@ -145,7 +160,8 @@ def _remarks(scores: Scores) -> list[str]:
         "rank: Spearman's correlation of the class scores of an image, mean. KL: teacher to"
         " student, nats.",
         f"difference: student less teacher, {_level(scores)} interval by paired bootstrap over"
-        f" images. ECE: {scores.settings['bins']} bins, scale {scores.settings['scale']:.0f}.",
+        f" images. Calibration: {scores.settings['bins']} bins, softmax at scale"
+        f" {scores.settings['scale']:.0f}.",
     ]
     return lines + score_tables.remarks(scores)
 
@@ -158,13 +174,13 @@ def _level(scores: Scores) -> str:
     return "95 %"
 
 
-def _name(text: str) -> str:
-    return cut_in_the_middle(one_line(text), LONGEST_NAME)
+def _name(text: str, longest: int = LONGEST_NAME) -> str:
+    return cut_in_the_middle(one_line(text), longest)
 
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f}"
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f}"
