@@ -53,9 +53,12 @@ def open_labeled(suite_set: SuiteSet) -> LabeledSet:
     folder = suite_set.folder
     paths = tars_of(folder)
     benchmark, remarks = _benchmark(suite_set)
-    if not benchmark.multilabel:
-        _refuse_marks_only(paths, folder)
-    rows, labels, _ = read_tar(folder, paths, benchmark)
+    try:
+        rows, labels, _ = read_tar(folder, paths, benchmark)
+    except DataError:
+        if not benchmark.multilabel:
+            _refuse_marks_only(paths, folder)
+        raise
     if not len(rows):
         raise DataError(f"{paths[0].parent}: the tars hold no image. Fix: fetch them again")
     task = suite_set.task
