@@ -1,14 +1,14 @@
-"""Zero-shot classification of one set, beside clip-benchmark's evaluation, as ratios with goals.
+"""Zero-shot classification, beside clip-benchmark's evaluation, as ratios with goals.
 
-    python -m benchmarks.zero_shot [--images 10000] [--repeats 3] [--quick]
-        --clip-benchmark FOLDER
+    python -m benchmarks.zero_shot [--sets caltech101,cifar10] [--images 10000] [--repeats 3]
+                                   [--quick] --clip-benchmark FOLDER
 
-Both score the same model on the same images from memory or tars: clip-benchmark by its own
-functions (``--clip-benchmark`` is a folder that ``pip install --no-deps --target FOLDER
-clip-benchmark`` filled) with open_clip's PIL transform, a DataLoader with two workers and autocast
-off; dimefm with its defaults, from reading the tars to the metrics. A second metric is computed
-from the kept embeddings. Rates are images/s of the wall clock, and per second of CPU, in which
-other jobs on the machine matter less.
+Both score the same model on the same images in tars: clip-benchmark by its own functions
+(``--clip-benchmark`` is a folder that ``pip install --no-deps --target FOLDER clip-benchmark
+webdataset braceexpand`` filled) with open_clip's PIL transform, a DataLoader with two workers and
+autocast off; dimefm with its defaults. A second metric is computed from the kept embeddings. Rates
+are images/s of the wall clock, and per second of CPU, in which other jobs on the machine matter
+less.
 """
 
 from __future__ import annotations
@@ -38,7 +38,11 @@ from dimefm.models.loading import load_encoder
 from dimefm.runtime.versions import libraries
 
 ROOT = Path(__file__).parents[1]
-DATA = ROOT.parent / "shared/data/classification/cifar10"
+DATA = ROOT.parent / "shared/data/classification"
+SETS = {
+    "caltech101": "photos of about 300 x 200 pixels",
+    "cifar10": "pictures of 32 x 32 pixels",
+}
 MODEL = ROOT / "tests/data/teacher"
 TEMPLATES = ("a photo of a {c}.", "a blurry photo of a {c}.", "a photo of the {c}.")
 TARS = 4
@@ -46,35 +50,24 @@ THEIR_BATCH = 64
 THEIR_WORKERS = 2
 
 
-class InMemory(torch.utils.data.Dataset):
-    """Encoded images with labels, prepared by open_clip's transform."""
-
-    def __init__(self, images: list[bytes], labels: list[int], classes: list[str], transform):
-        self.images = images
-        self.labels = labels
-        self.classes = classes
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int):
-        picture = Image.open(io.BytesIO(self.images[index]))
-        return self.transform(picture), self.labels[index]
-
-
-def pictures(count: int) -> tuple[list[bytes], list[int], list[str]]:
-    """Return images, labels and class names: of CIFAR-10, or made where it is absent."""
-    if (DATA / "test.parquet").is_file():
-        rows = pq.read_table(DATA / "test.parquet").slice(0, count)
-        names = (DATA / "classnames.txt").read_text().split("\n")
-        classes = [name for name in names if name]
-        return rows["image"].to_pylist(), rows["label"].to_pylist(), classes
+def pictures(name: str, count: int) -> tuple[list[bytes], list[int], list[str]]:
+    """Return images, labels and class names of a set, repeated until there are enough; images of
+    noise where the set is absent.
+    """
+    if (DATA / name / "test.parquet").is_file():
+        rows = pq.read_table(DATA / name / "test.parquet")
+        lines = (DATA / name / "classnames.txt").read_text().split("\n")
+        classes = [line for line in lines if line]
+        images = rows["image"].to_pylist()
+        labels = rows["label"].to_pylist()
+        times = -(-count // len(images))
+        return (images * times)[:count], (labels * times)[:count], classes
     draw = np.random.default_rng(0)
+    shape = (32, 32, 3) if name == "cifar10" else (200, 300, 3)
     images = []
     for _ in range(count):
         file = io.BytesIO()
-        pixels = draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        pixels = draw.integers(0, 256, shape, dtype=np.uint8)
         Image.fromarray(pixels).save(file, "JPEG")
         images.append(file.getvalue())
     return images, draw.integers(0, 10, count).tolist(), [f"thing {number}" for number in range(10)]
@@ -102,20 +95,18 @@ def cpu_seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def compared(folder: Path, count: int, repeats: int) -> tuple[list[Line], dict[str, float]]:
+def compared(
+    folder: Path, name: str, count: int, repeats: int
+) -> tuple[list[Line], dict[str, float]]:
     """Return the lines of the table, and the top-1 accuracy of both sides."""
+    from clip_benchmark.datasets.builder import build_dataset
     from clip_benchmark.metrics import zeroshot_classification as clip_benchmark
 
-    images, labels, classes = pictures(count)
-    suite_set = write_set(folder / "wds_cifar10", images, labels, classes)
+    images, labels, classes = pictures(name, count)
+    suite_set = write_set(folder / f"wds_{name}", images, labels, classes)
     model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{MODEL}")
     model.eval()
     tokenizer = open_clip.get_tokenizer(f"local-dir:{MODEL}")
-    loader = torch.utils.data.DataLoader(
-        InMemory(images, labels, classes, transform),
-        batch_size=THEIR_BATCH,
-        num_workers=THEIR_WORKERS,
-    )
     encoder = load_encoder(str(MODEL), "cpu")
     settings = settings_of(256, 2, "turbo")
     accuracy: dict[str, float] = {}
@@ -123,6 +114,16 @@ def compared(folder: Path, count: int, repeats: int) -> tuple[list[Line], dict[s
 
     def theirs(_: int) -> None:
         # its functions one by one: a line of its ``accuracy`` needs an older numpy
+        dataset = build_dataset(
+            dataset_name=f"wds/{name}",
+            root=str(suite_set.folder),
+            transform=transform,
+            split="test",
+            download=False,
+        )
+        loader = torch.utils.data.DataLoader(
+            dataset.batched(THEIR_BATCH), batch_size=None, num_workers=THEIR_WORKERS
+        )
         prompts = list(TEMPLATES)
         weights = clip_benchmark.zero_shot_classifier(
             model, tokenizer, classes, prompts, "cpu", amp=False
@@ -139,11 +140,11 @@ def compared(folder: Path, count: int, repeats: int) -> tuple[list[Line], dict[s
     def again(_: int) -> None:
         score_labeled(encoder, suite_set, folder / "kept", settings)
 
-    def timed(name: str, run: Callable[[int], None]) -> Work:
+    def timed(work: str, run: Callable[[int], None]) -> Work:
         def with_cpu(repeat: int) -> None:
             started = cpu_seconds()
             run(repeat)
-            cpu.setdefault(name, []).append(cpu_seconds() - started)
+            cpu.setdefault(work, []).append(cpu_seconds() - started)
 
         return Work(with_cpu, len(images))
 
@@ -152,14 +153,14 @@ def compared(folder: Path, count: int, repeats: int) -> tuple[list[Line], dict[s
     works["again"] = timed("again", again)
     wall = interleaved(works, repeats)
     lines = []
-    for name, what, goal in (
+    for work, what, goal in (
         ("ours", "zero-shot", 1.5),
         ("again", "second metric", 50.0),
     ):
         against = len(images) / statistics.median(cpu["theirs"][1:])
-        rate = len(images) / max(statistics.median(cpu[name][1:]), 0.005)
-        shown = f"{what} / clip-benchmark"
-        lines.append(Line(shown, shown, wall[name], "images/s", wall["theirs"], (">=", goal)))
+        rate = len(images) / max(statistics.median(cpu[work][1:]), 0.005)
+        shown = f"{what} on {name} / clip-benchmark"
+        lines.append(Line(shown, shown, wall[work], "images/s", wall["theirs"], (">=", goal)))
         item = f"{shown}, CPU"
         lines.append(Line(item, item, rate, "images/s", against, (">=", goal)))
     return lines, accuracy
@@ -171,6 +172,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--sets", default=",".join(SETS), help="sets of images, with commas")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--clip-benchmark", type=Path, help="folder that holds clip_benchmark/")
     parser.add_argument("--folder", type=Path, help="where temporary files go")
@@ -184,8 +186,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="dimefm-bench-", dir=options.folder) as name:
         place = machine(Path(name)) | {key: str(value) for key, value in libraries().items()}
         place["threads"] = str(torch.get_num_threads())
-        lines, accuracy = compared(Path(name), options.images, options.repeats)
-    sections = [(f"Zero-shot on {options.images:,} images", lines)]
+        sections = []
+        accuracy = {}
+        for chosen in options.sets.split(","):
+            place_of_set = Path(name) / chosen
+            lines, reached = compared(place_of_set, chosen, options.images, options.repeats)
+            sections.append((f"Zero-shot on {options.images:,} {SETS[chosen]}", lines))
+            accuracy |= {f"{key} on {chosen}": value for key, value in reached.items()}
     print("  ".join(f"{key} {value}" for key, value in place.items()))
     print(table(sections))
     print("top-1: " + ", ".join(f"{key} {100 * value:.2f}" for key, value in accuracy.items()))
