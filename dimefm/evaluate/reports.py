@@ -36,7 +36,8 @@ def terminal(scores: ZeroShotScores) -> str:
     notes = [f"{row[0]}: {row[-1]}" for row in rows[1:] if row[-1]]
     if notes:
         lines += ["", *notes]
-    lines += ["", _mean(scores), *_remarks(scores), *costs.summary(scores.encoder)]
+    costs_of_model = [*costs.sizes(scores.encoder), *costs.speeds(scores.encoder)]
+    lines += ["", _mean(scores), *_remarks(scores), *costs_of_model]
     return "\n".join(wrapped(line) for line in lines)
 
 
@@ -65,7 +66,7 @@ def markdown(scores: ZeroShotScores) -> str:
         "",
         *markdown_table(safe_rows, TEXT_COLUMNS),
     ]
-    for remark in [_mean(scores), *_remarks(scores), *costs.summary(scores.encoder)]:
+    for remark in [_mean(scores), *_remarks(scores), *costs.sizes(scores.encoder)]:
         lines += ["", in_markdown(_sentence(remark))]
     versions = [f"{name} {version}" for name, version in scores.libraries.items()]
     lines += ["", f"Made with {', '.join(versions)}."]

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from dimefm.errors import DataError, did_you_mean
-from dimefm.evaluate import retrieval
+from dimefm.evaluate import costs, retrieval
 from dimefm.evaluate.datasets.captions.pair_set import PairSet
 from dimefm.evaluate.features import caption_features, row_features
 from dimefm.evaluate.preparing import feature_store
@@ -317,7 +317,7 @@ def terminal(scores: Scores) -> str:
         if len(scores.results) > 1:
             lines += ["", result.dataset]
         lines += aligned(retrieval.table(result))
-    for remark in remarks(scores):
+    for remark in [*remarks(scores), *costs.speeds(scores.encoder)]:
         lines += ["", remark]
     return "\n".join(wrapped(line) for line in lines)
 

@@ -20,7 +20,7 @@ SPREAD = "±: standard deviation over the seeds"
 def terminal(scores: Scores) -> str:
     """Return the scores as an aligned table, with the averages and notes below it."""
     lines = aligned(_rows(scores), TEXT_COLUMNS)
-    for remark in remarks(scores):
+    for remark in [*remarks(scores), *costs.speeds(scores.encoder)]:
         lines += ["", remark]
     return "\n".join(wrapped(line) for line in lines)
 
@@ -65,7 +65,7 @@ def remarks(scores: Scores) -> list[str]:
         unique.append(f"{FAILED}{failure.dataset}: {failure.reason}")
     if scores.pending:
         unique.append(f"still to come: {', '.join(scores.pending)}")
-    return unique + costs.summary(scores.encoder)
+    return unique + costs.sizes(scores.encoder)
 
 
 def deviation_over_seeds(result: Result) -> float | None:

@@ -272,7 +272,10 @@ def test_a_second_evaluation_reads_the_features_back(done, monkeypatch):
     assert {path.suffix for path in before} >= {".h5", ".json", ".npy"}
     second = json.loads((root / "scores/scores.json").read_text())
     assert second["seconds"] != first["seconds"]
-    assert {**second, "seconds": 0} == {**first, "seconds": 0}
+    for content in (first, second):
+        del content["seconds"]
+        del content["encoder"]  # it has the speed of this call
+    assert second == first
 
 
 def test_the_same_commands_give_the_same_bytes(done, tmp_path, monkeypatch):

@@ -35,8 +35,9 @@ def test_every_fact_of_a_whole_model_is_known():
     for name in ("image_macs", "text_macs", "images_per_second", "sentences_per_second"):
         assert known[name] > 0, name
     assert known["peak_memory_bytes"] > 1 << 20
-    lines = costs.summary(known)
-    assert "image tower: 3.0 M parameters" in lines[0] and "text tower: 2.4 M" in lines[0]
+    [sizes], [speed] = costs.sizes(known), costs.speeds(known)
+    assert "image tower: 3.0 M parameters" in sizes and "text tower: 2.4 M" in sizes
+    assert "images/s" in speed and "sentences/s" in speed and "peak memory" in speed
     assert socket.gethostname() not in to_json(known)
 
 
@@ -44,7 +45,7 @@ def test_nothing_is_measured_unless_it_is_wanted():
     known = profiling.facts(load_encoder(TEACHER, "cpu"), measure=False)
 
     assert "images_per_second" not in known and "image_macs" not in known
-    assert costs.summary(known) == []
+    assert costs.sizes(known) == costs.speeds(known) == []
 
 
 def test_a_model_without_a_text_tower_has_the_facts_of_its_images():
@@ -53,5 +54,6 @@ def test_a_model_without_a_text_tower_has_the_facts_of_its_images():
     assert known["image_macs"] > 0 and known["text_macs"] is None
     assert known["text_parameters"] == 0 and known["sentences_per_second"] is None
     assert "no text tower" in known["macs_note"]
-    assert "text tower" not in costs.summary(known)[0]
+    assert "text tower" not in costs.sizes(known)[0]
+    assert "sentences" not in costs.speeds(known)[0]
     json.dumps(known)

@@ -15,7 +15,15 @@ from dimefm.runs.scores import SCORES, read_results
 from tests.export.conftest import VIT, picture, write_folder
 
 KINDS = ("open_clip", "hf", "onnx")
+PACKAGES = {"open_clip": (), "hf": ("transformers",), "onnx": ("onnx", "onnxruntime")}
+"""Packages that a kind needs besides the requirements."""
 NAMES = ("disc", "star")
+
+
+def require(kind):
+    """Skip the test where a package that the kind needs is absent."""
+    for name in PACKAGES[kind]:
+        pytest.importorskip(name)
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +53,7 @@ def scored(model, root, tmp_path_factory):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_export_is_scored_as_its_model(model, root, scored, tmp_path, kind):
+    require(kind)
     folder = tmp_path / kind
     dimefm.export(model, kind, folder)
     encoder = load_encoder(str(folder), "cpu")
@@ -74,6 +83,7 @@ SETTINGS = settings_of(batch_size=8, workers=1, decoder="turbo")
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_export_agrees_with_its_model(model, root, tmp_path, kind):
+    require(kind)
     dimefm.export(model, kind, tmp_path / kind)
     export = load_encoder(str(tmp_path / kind), "cpu")
 
@@ -98,6 +108,7 @@ def without_text(folder):
 
 
 def test_graphs_without_text_are_refused_before_anything_is_read(model, root, tmp_path):
+    require("onnx")
     dimefm.export(model, "onnx", tmp_path / "onnx")
     without_text(tmp_path / "onnx")
     encoder = load_encoder(str(tmp_path / "onnx"), "cpu")

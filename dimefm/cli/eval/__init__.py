@@ -21,4 +21,4 @@ COMMANDS = {
 
 @click.group("eval", cls=Lazy, modules=COMMANDS)
 def command():
-    """Score models: classification, probes, retrieval; compare models and show reports."""
+    """Score models, compare them, and show reports."""
