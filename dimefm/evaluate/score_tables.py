@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from dimefm.evaluate import costs
-from dimefm.evaluate.reports import FAILED, in_markdown, unreadable_images, wrapped
+from dimefm.evaluate.reports import FAILED, WIDTH, in_markdown, unreadable_images, wrapped
 from dimefm.runs.scores import Result, Scores
 from dimefm.runtime.printable import one_line
 from dimefm.runtime.tables import aligned, markdown_table
@@ -14,15 +14,34 @@ COLUMNS = ("dataset", "task", "metric", "score", "chance", "samples")
 TEXT_COLUMNS = (0, 1, 2)
 """Columns that are aligned to the left: dataset, task and metric."""
 
+SPARE = ("chance", "samples", "metric")
+"""Columns that a narrow terminal can do without; ``report.md`` has them."""
+
 SPREAD = "±: standard deviation over the seeds"
 
 
 def terminal(scores: Scores) -> str:
-    """Return the scores as an aligned table, with the averages and notes below it."""
-    lines = aligned(_rows(scores), TEXT_COLUMNS)
+    """Return the scores as an aligned table, with the averages and notes below it.
+
+    Of a table wider than 80 columns, those of ``SPARE`` are left out, the first one first.
+    """
+    lines = _narrow_table(_rows(scores))
     for remark in [*remarks(scores), *costs.speeds(scores.encoder)]:
         lines += ["", remark]
     return "\n".join(wrapped(line) for line in lines)
+
+
+def _narrow_table(rows: list[tuple[str, ...]]) -> list[str]:
+    """Return the lines of a table with as many columns as fit."""
+    kept = list(range(len(COLUMNS)))
+    for name in ("", *SPARE):
+        kept = [number for number in kept if COLUMNS[number] != name]
+        narrow = [tuple(row[number] for number in kept) for row in rows]
+        left = [place for place, number in enumerate(kept) if number in TEXT_COLUMNS]
+        lines = aligned(narrow, left)
+        if max(map(len, lines)) <= WIDTH:
+            break
+    return lines
 
 
 def markdown(scores: Scores, title: str) -> str:

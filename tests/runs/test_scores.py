@@ -1,5 +1,6 @@
 """Scores of every form are read as results."""
 
+import dataclasses
 import socket
 from pathlib import Path
 
@@ -86,3 +87,17 @@ def test_facts_name_the_machine_and_no_host():
     assert known["image_parameters"] == encoder.image_parameters
     assert known["machine"]["cores"] >= 1
     assert socket.gethostname() not in to_json(known)
+
+
+def test_a_table_that_is_too_wide_leaves_columns_out():
+    wide = dataclasses.replace(
+        scores().results[0],
+        task="linear probe, 20-shot",
+        dataset="a-dataset-of-a-rather-long-name",
+    )
+
+    table = score_tables.terminal(dataclasses.replace(scores(), results=(wide,)))
+
+    head = table.splitlines()[0]
+    assert "chance" not in head and "score" in head
+    assert max(map(len, table.splitlines())) <= 80
