@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dimefm.errors import DataError, did_you_mean
-from dimefm.evaluate.datasets.layouts import Dataset, without_card
+from dimefm.evaluate.datasets.layouts import Dataset, find, without_card
 from dimefm.evaluate.metrics import METRICS
 from dimefm.extract.extract import Settings
 from dimefm.runs.scores import SCORE_MARKS, SCORES, Failure, Scores, ZeroShotScores
@@ -62,6 +62,27 @@ def check_metric(metric: str | None) -> None:
     """Raise DataError for a metric that does not exist."""
     if metric is not None and metric not in METRICS:
         raise DataError(f"unknown metric '{metric}': {did_you_mean(metric, METRICS)}")
+
+
+def found_or_failed(
+    root: Path, names: Sequence[str] | None, layout: str | None
+) -> tuple[list[Dataset], Sequence[str], list[Failure]]:
+    """Return the datasets below ``root``, the names without a folder, and what cannot be read.
+
+    ``names`` are benchmarks or folders; without them every folder that a card claims is taken.
+    Raises DataError when there is none of them.
+    """
+    failed: list[Failure] = []
+    datasets, missing = find(
+        root,
+        names,
+        layout=layout,
+        every_card=True,
+        on_failure=lambda name, error: failed.append(Failure(name, str(error))),
+    )
+    if not datasets and not failed:
+        raise none_found(root)
+    return datasets, missing, failed
 
 
 def none_found(root: str | Path) -> DataError:

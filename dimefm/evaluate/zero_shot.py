@@ -29,6 +29,7 @@ from dimefm.evaluate.predictions import PredictionFiles, Predictions
 from dimefm.evaluate.preparing import (
     check_metric,
     feature_store,
+    found_or_failed,
     none_found,
     none_scored,
     note_own_folders,
@@ -129,12 +130,7 @@ def elevater(
     evaluation = _Evaluation(
         encoder, maps, whole_suite=names is None, metric=metric, knowledge=knowledge
     )
-    datasets, missing = find(
-        root, names, layout=layout, every_card=True, on_failure=evaluation.add_failure
-    )
-    evaluation.missing = missing
-    if not datasets and not evaluation.failed:
-        raise none_found(root)
+    datasets, evaluation.missing, evaluation.failed = found_or_failed(root, names, layout)
     if names is None:
         note_own_folders(root)
     settings = settings_of(batch_size, workers, decoder)

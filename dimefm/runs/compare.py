@@ -20,8 +20,8 @@ from dimefm.errors import DataError
 from dimefm.runs import paper, seeds
 from dimefm.runs.curves import COLOURS, draw
 from dimefm.runs.run_files import Run, evaluated, read_run, read_runs, runs_below
-from dimefm.runs.scored import RETRIEVALS, Key, Scored, files_below, find_scores
-from dimefm.runs.scores import RETRIEVAL, ZERO_SHOT, ZERO_SHOT_BY_TOKENS, read_results
+from dimefm.runs.scored import RETRIEVALS, Key, Scored, find_scores
+from dimefm.runs.scores import RETRIEVAL, ZERO_SHOT, ZERO_SHOT_BY_TOKENS, files_below, read_results
 from dimefm.runs.seeds import NONE, Column
 from dimefm.runtime.tables import aligned, markdown_table
 from dimefm.storage.files import write_report, write_text

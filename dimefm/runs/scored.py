@@ -12,12 +12,18 @@ from pathlib import Path
 
 from dimefm.errors import DataError
 from dimefm.runs.folder import FILE
-from dimefm.runs.scores import RETRIEVAL, RETRIEVAL_FIRST, SCORES, ZERO_SHOT, Result, read_results
+from dimefm.runs.scores import (
+    DEPTH,
+    RETRIEVAL,
+    RETRIEVAL_FIRST,
+    SCORES,
+    ZERO_SHOT,
+    Result,
+    files_below,
+    read_content,
+    read_results,
+)
 from dimefm.runs.weights import weights_of
-from dimefm.storage.small_files import read_json
-
-DEPTH = 3
-"""How many folders below a given one scores are looked for."""
 
 RECIPE = "recipe.toml"
 RETRIEVALS = (RETRIEVAL, RETRIEVAL_FIRST)
@@ -91,7 +97,7 @@ def values_of(path: Path) -> Iterator[tuple[Key, float]]:
 
 def _averages(path: Path, results: Sequence[Result]) -> Iterator[tuple[Key, float]]:
     """Yield the averages that a file states, where they are of several results."""
-    content = _content(path)
+    content = read_content(path)
     tasks = {result.task for result in results}
     task = tasks.pop() if len(tasks) == 1 else "average"
     stated = content.get("summary")
@@ -104,26 +110,6 @@ def _averages(path: Path, results: Sequence[Result]) -> Iterator[tuple[Key, floa
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if is_number and 0 <= value <= 1:
             yield Key(task, str(name), str(name)), float(value)
-
-
-def _content(path: Path) -> dict:
-    """Return what a file of scores holds; raise DataError when it cannot be read."""
-    try:
-        content = read_json(path)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path}: cannot be read as scores ({error}). Fix: evaluate again, or leave it out"
-        ) from error
-    return content if isinstance(content, dict) else {}
-
-
-def files_below(folder: Path, depth: int = DEPTH) -> list[Path]:
-    """Return the files of scores in a folder and the folders below it."""
-    found: list[Path] = []
-    for level in range(depth + 1):
-        pattern = "/".join(["*"] * level + [SCORES])
-        found += sorted(folder.glob(pattern))
-    return found
 
 
 def find_scores(
@@ -155,7 +141,7 @@ def find_scores(
         if path.resolve() in taken:
             continue
         taken.add(path.resolve())
-        content = _content(path)
+        content = read_content(path)
         weights = content.get("weights_sha256")
         owner = by_weights.get(str(weights))
         if owner is None:
@@ -188,7 +174,7 @@ def _weights_in(path: Path) -> str:
     Next to runs there may be files of this name that other programs wrote.
     """
     try:
-        return str(_content(path).get("weights_sha256"))
+        return str(read_content(path).get("weights_sha256"))
     except DataError:
         return ""
 

@@ -21,6 +21,9 @@ from dimefm.storage.small_files import read_json
 
 SCORES = "scores.json"
 REPORT = "report.md"
+DEPTH = 3
+"""Folders below a named one in which scores are looked for."""
+
 SCORE_MARKS = (SCORES, "features", ".eval.lock", "run.json")
 """What a folder has that holds scores, the beginning of an evaluation, or the model's run."""
 
@@ -253,6 +256,31 @@ def write_scores(out: Path, scores: ZeroShotScores | RetrievalScores | Scores, r
     """Write ``out/scores.json`` and the Markdown ``report`` as ``out/report.md``."""
     write_text(out / SCORES, to_json(scores.to_json()))
     write_report(out / REPORT, report)
+
+
+def read_content(path: Path) -> dict[str, Any]:
+    """Return what a ``scores.json`` of any form holds; raise DataError when it cannot be read."""
+    try:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path}: cannot be read as scores ({error}). Fix: evaluate again, or leave it out"
+        ) from error
+    if not isinstance(content, dict):
+        raise DataError(
+            f"{path}: got JSON of the type {type(content).__name__}, expected an object. Fix:"
+            " evaluate again, or leave it out"
+        )
+    return content
+
+
+def files_below(folder: Path, depth: int = DEPTH) -> list[Path]:
+    """Return the files ``scores.json`` in a folder and up to ``depth`` folders below it."""
+    found: list[Path] = []
+    for level in range(depth + 1):
+        pattern = "/".join(["*"] * level + [SCORES])
+        found += sorted(folder.glob(pattern))
+    return found
 
 
 def read_results(path: Path) -> list[Result]:

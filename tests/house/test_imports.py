@@ -21,7 +21,7 @@ LAYERS = [
     {"models", "curate"},
     {"extract"},
     {"evaluate"},
-    {"train", "export"},
+    {"train", "export", "eval"},  # eval: names of an earlier layout
     {"experiment"},
     {"quickstart"},
     {"cli"},

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from dimefm.cli._options import CONTEXT, ManyValues, refuse_absent_root
 from dimefm.cli._output import document, result, settings
 from dimefm.cli._recipe_options import evaluation_options
+from dimefm.cli.eval._options import MACHINE_KEYS, model_option, out_option, root_option
 from dimefm.models.spec_paths import refuse_unknown_models
 from dimefm.recipe.schema.evaluation import Eval
 from dimefm.runs.scores import REPORT, SCORE_MARKS, SCORES
@@ -21,7 +20,6 @@ HEADINGS = {
     "--resamples": "Comparison",
     "--device": "Machine",
 }
-MACHINE_KEYS = ("device", "precision", "batch_size", "workers", "decoder")
 
 
 @click.command(
@@ -31,26 +29,10 @@ MACHINE_KEYS = ("device", "precision", "batch_size", "workers", "decoder")
     sections=HEADINGS,
     short_help="Compare a student with its teacher on the same images.",
 )
-@click.option(
-    "--model",
-    required=True,
-    metavar="SPEC",
-    help="Student: a run folder, ARCH/TAG of open_clip, or any other --teacher SPEC.",
-)
+@model_option("Student")
 @click.option("--teacher", required=True, metavar="SPEC", help="Model to compare it with.")
-@click.option(
-    "--out",
-    required=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder to write: scores.json, report.md, forgotten.csv and the embeddings.",
-)
-@click.option(
-    "--root",
-    required=True,
-    metavar="DIR",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder with one folder per dataset.",
-)
+@out_option("scores.json, report.md, forgotten.csv and the embeddings.")
+@root_option("Folder with one folder per dataset.")
 @evaluation_options("datasets", "layout")
 @click.option(
     "--resamples",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from dimefm.cli._options import CONTEXT, ManyValues, refuse_absent_root
 from dimefm.cli._output import document, result, settings
 from dimefm.cli._recipe_options import evaluation_options, scratch_option
+from dimefm.cli.eval._options import MACHINE_KEYS, out_option, root_option
 from dimefm.models.spec_paths import refuse_unknown_models
 from dimefm.recipe.schema.evaluation import Eval
 from dimefm.runs.scores import REPORT, SCORE_MARKS, SCORES
@@ -21,7 +20,6 @@ HEADINGS = {
     "--root": "Datasets",
     "--device": "Machine",
 }
-MACHINE_KEYS = ("device", "precision", "batch_size", "workers", "decoder")
 
 
 @click.command(
@@ -42,12 +40,7 @@ MACHINE_KEYS = ("device", "precision", "batch_size", "workers", "decoder")
     metavar="SPEC",
     help="Model to score with and without the duplicates.  [default: the teacher]",
 )
-@click.option(
-    "--out",
-    required=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder to write: scores.json, report.md, duplicates.csv and the embeddings.",
-)
+@out_option("scores.json, report.md, duplicates.csv and the embeddings.")
 @click.option(
     "--cache",
     "caches",
@@ -64,13 +57,7 @@ MACHINE_KEYS = ("device", "precision", "batch_size", "workers", "decoder")
     help="Least cosine of two near-duplicates.  [default: 0.95]",
 )
 @scratch_option
-@click.option(
-    "--root",
-    required=True,
-    metavar="DIR",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder with one folder per dataset.",
-)
+@root_option("Folder with one folder per dataset.")
 @evaluation_options("datasets", "layout")
 @evaluation_options(*MACHINE_KEYS)
 def command(teacher, model, out, caches, threshold, scratch, root, **flags):

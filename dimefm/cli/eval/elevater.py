@@ -10,6 +10,7 @@ import click
 from dimefm.cli._options import CONTEXT, ManyValues, refuse_absent_root
 from dimefm.cli._output import document, result, settings
 from dimefm.cli._recipe_options import section_options
+from dimefm.cli.eval._options import model_option, out_option
 from dimefm.models.spec_paths import refuse_unknown_models
 from dimefm.recipe.schema.evaluation import Eval
 from dimefm.runs.scores import REPORT, SCORE_MARKS, SCORES
@@ -32,20 +33,10 @@ HEADINGS = {
     sections=HEADINGS,
     short_help="Score a model on datasets: zero-shot and probes.",
 )
-@click.option(
-    "--model",
-    required=True,
-    metavar="SPEC",
-    help="Model to score: a run folder, ARCH/TAG of open_clip, or any other --teacher SPEC.",
-)
-@click.option(
-    "--out",
-    required=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help=(
-        "Folder to write: scores.json, report.md, per_class.csv, wrong.jsonl and the embeddings."
-        " runs compare finds it in a run folder."
-    ),
+@model_option()
+@out_option(
+    "scores.json, report.md, per_class.csv, wrong.jsonl and the embeddings."
+    " runs compare finds it in a run folder."
 )
 @section_options(Eval, required=("root",))
 def command(model, out, **flags):

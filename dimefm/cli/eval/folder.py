@@ -9,6 +9,7 @@ import click
 from dimefm.cli._options import CONTEXT, ManyValues
 from dimefm.cli._output import result
 from dimefm.cli._recipe_options import evaluation_options
+from dimefm.cli.eval._options import MACHINE_KEYS, MODEL_KEYS, model_option, out_option, root_option
 from dimefm.models.spec_paths import refuse_unknown_models
 from dimefm.recipe.schema.evaluation import Eval
 from dimefm.runs.scores import REPORT, SCORE_MARKS, SCORES
@@ -21,8 +22,6 @@ HEADINGS = {
     "--text-model": "Model, in detail",
     "--device": "Machine",
 }
-MODEL_KEYS = ("text_model", "preprocess")
-MACHINE_KEYS = ("device", "precision", "batch_size", "workers", "decoder")
 FILE = click.Path(dir_okay=False, path_type=Path)
 
 
@@ -33,25 +32,9 @@ FILE = click.Path(dir_okay=False, path_type=Path)
     sections=HEADINGS,
     short_help="Score a model on one folder of your own.",
 )
-@click.option(
-    "--model",
-    required=True,
-    metavar="SPEC",
-    help="Model to score: a run folder, ARCH/TAG of open_clip, or any other --teacher SPEC.",
-)
-@click.option(
-    "--out",
-    required=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder to write: scores.json, report.md, per_class.csv, wrong.jsonl and the embeddings.",
-)
-@click.option(
-    "--root",
-    required=True,
-    metavar="DIR",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of the dataset: CLASS/IMAGE, test/CLASS/IMAGE, a Parquet file, or tars.",
-)
+@model_option()
+@out_option("scores.json, report.md, per_class.csv, wrong.jsonl and the embeddings.")
+@root_option("Folder of the dataset: CLASS/IMAGE, test/CLASS/IMAGE, a Parquet file, or tars.")
 @click.option(
     "--split",
     metavar="NAME",

@@ -9,6 +9,7 @@ import click
 from dimefm.cli._options import CONTEXT, ManyValues, refuse_absent_root
 from dimefm.cli._output import document, result, settings
 from dimefm.cli._recipe_options import evaluation_options
+from dimefm.cli.eval._options import MACHINE_KEYS, MODEL_KEYS, model_option, out_option
 from dimefm.models.spec_paths import refuse_unknown_models
 from dimefm.recipe.schema.evaluation import Eval
 from dimefm.runs.scores import REPORT, SCORE_MARKS, SCORES
@@ -22,7 +23,7 @@ HEADINGS = {
     "--text-model": "Model, in detail",
     "--device": "Machine",
 }
-KEYS = ("text_model", "preprocess", "device", "precision", "batch_size", "workers", "decoder")
+KEYS = (*MODEL_KEYS, *MACHINE_KEYS)
 CONVENTIONS = ("own", "masked")
 
 
@@ -33,20 +34,9 @@ CONVENTIONS = ("own", "masked")
     sections=HEADINGS,
     short_help="Score a model on ImageNet and its variants.",
 )
-@click.option(
-    "--model",
-    required=True,
-    metavar="SPEC",
-    help="Model to score: a run folder, ARCH/TAG of open_clip, or any other --teacher SPEC.",
-)
-@click.option(
-    "--out",
-    required=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help=(
-        "Folder to write: scores.json, report.md, robustness.png, per_class.csv, wrong.jsonl and"
-        " the embeddings."
-    ),
+@model_option()
+@out_option(
+    "scores.json, report.md, robustness.png, per_class.csv, wrong.jsonl and the embeddings."
 )
 @click.option(
     "--root",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from dimefm.cli._options import CONTEXT, ManyValues
 from dimefm.cli._output import document, result, settings
 from dimefm.cli._recipe_options import evaluation_options
+from dimefm.cli.eval._options import MACHINE_KEYS, MODEL_KEYS, model_option, out_option, root_option
 from dimefm.models.spec_paths import refuse_unknown_models
 from dimefm.recipe.schema.evaluation import Eval
 from dimefm.runs.scores import REPORT, SCORE_MARKS, SCORES
@@ -21,7 +20,7 @@ HEADINGS = {
     "--text-model": "Model, in detail",
     "--device": "Machine",
 }
-KEYS = ("text_model", "preprocess", "device", "precision", "batch_size", "workers", "decoder")
+KEYS = (*MODEL_KEYS, *MACHINE_KEYS)
 
 
 @click.command(
@@ -31,25 +30,9 @@ KEYS = ("text_model", "preprocess", "device", "precision", "batch_size", "worker
     sections=HEADINGS,
     short_help="Score a model on clip-benchmark's folders or DataComp's tasks.",
 )
-@click.option(
-    "--model",
-    required=True,
-    metavar="SPEC",
-    help="Model to score: a run folder, ARCH/TAG of open_clip, or any other --teacher SPEC.",
-)
-@click.option(
-    "--out",
-    required=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder to write: scores.json, report.md, clip_benchmark.jsonl, results.csv, embeddings.",
-)
-@click.option(
-    "--root",
-    required=True,
-    metavar="DIR",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder that holds wds_NAME folders, or one of them.",
-)
+@model_option()
+@out_option("scores.json, report.md, clip_benchmark.jsonl, results.csv, embeddings.")
+@root_option("Folder that holds wds_NAME folders, or one of them.")
 @click.option(
     "--suite",
     "suite_name",

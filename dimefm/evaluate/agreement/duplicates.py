@@ -21,11 +21,11 @@ from dimefm.evaluate import profiling
 from dimefm.evaluate.agreement.duplicate_tables import markdown
 from dimefm.evaluate.agreement.nearest import KEPT, Matches, close_rows
 from dimefm.evaluate.classifier import probabilities
-from dimefm.evaluate.datasets.layouts import Dataset, find
+from dimefm.evaluate.datasets.layouts import Dataset
 from dimefm.evaluate.features import image_features, prompt_weights, row_features
 from dimefm.evaluate.guards import dataset_guard
 from dimefm.evaluate.metrics import METRICS
-from dimefm.evaluate.preparing import feature_store, none_found, none_scored
+from dimefm.evaluate.preparing import feature_store, found_or_failed, none_scored
 from dimefm.extract.extract import Settings
 from dimefm.models.encoder import Encoder
 from dimefm.runs.scores import Failure, Result, Scores, write_scores
@@ -87,16 +87,7 @@ def near_duplicates(
     """
     for cache in caches:
         check_cache(cache, teacher)
-    failed: list[Failure] = []
-    datasets, missing = find(
-        choices.root,
-        choices.names,
-        layout=choices.layout,
-        every_card=True,
-        on_failure=lambda name, error: failed.append(Failure(name, str(error))),
-    )
-    if not datasets and not failed:
-        raise none_found(choices.root)
+    datasets, missing, failed = found_or_failed(choices.root, choices.names, choices.layout)
     started = time.perf_counter()
     results: list[Result] = []
     pairs: list[tuple[Any, ...]] = []

@@ -18,10 +18,10 @@ from dimefm.evaluate.agreement.pairs import SCALE, Pair, encode_pair
 from dimefm.evaluate.agreement.spaces import closeness, why_one_space
 from dimefm.evaluate.agreement.tables import markdown
 from dimefm.evaluate.benchmark import Benchmark
-from dimefm.evaluate.datasets.layouts import Dataset, find
+from dimefm.evaluate.datasets.layouts import Dataset
 from dimefm.evaluate.guards import dataset_guard
 from dimefm.evaluate.metrics import METRICS
-from dimefm.evaluate.preparing import feature_store, none_found, none_scored
+from dimefm.evaluate.preparing import feature_store, found_or_failed, none_scored
 from dimefm.evaluate.probe.confidence import RESAMPLES, paired_bootstrap
 from dimefm.extract.extract import Settings
 from dimefm.models.encoder import Encoder
@@ -67,16 +67,7 @@ def agreement(
     """
     student.require_text()
     teacher.require_text()
-    failed: list[Failure] = []
-    datasets, missing = find(
-        choices.root,
-        choices.names,
-        layout=choices.layout,
-        every_card=True,
-        on_failure=lambda name, error: failed.append(Failure(name, str(error))),
-    )
-    if not datasets and not failed:
-        raise none_found(choices.root)
+    datasets, missing, failed = found_or_failed(choices.root, choices.names, choices.layout)
     started = time.perf_counter()
     results: list[Result] = []
     forgotten: list[ForgottenClass] = []

@@ -13,7 +13,7 @@ import numpy as np
 
 from dimefm.errors import CacheError, DataError
 from dimefm.evaluate.benchmark import ELEVATER_SETS, suite
-from dimefm.evaluate.datasets.layouts import Dataset, find
+from dimefm.evaluate.datasets.layouts import Dataset
 from dimefm.evaluate.datasets.split_sizes import with_split_sizes
 from dimefm.evaluate.guards import dataset_guard
 from dimefm.evaluate.kept_predictions import keep, of_zero_shot, remove_others, with_seeds
@@ -23,7 +23,7 @@ from dimefm.evaluate.predictions import PredictionFiles, Predictions
 from dimefm.evaluate.preparing import (
     check_metric,
     feature_store,
-    none_found,
+    found_or_failed,
     none_scored,
     note_own_folders,
     settings_of,
@@ -86,16 +86,7 @@ def evaluate_tasks(
         finetune.refuse_untrainable(encoder)
     check_metric(metric)
     job = _Job(encoder, plan, whole_suite=names is None, metric=metric, knowledge=knowledge)
-    datasets, missing = find(
-        root,
-        names,
-        layout=layout,
-        every_card=True,
-        on_failure=lambda name, error: job.add_failure(name, str(error)),
-    )
-    job.missing = missing
-    if not datasets and not job.failed:
-        raise none_found(root)
+    datasets, job.missing, job.failed = found_or_failed(root, names, layout)
     if names is None:
         note_own_folders(root)
     settings = settings_of(batch_size, workers, decoder)

@@ -10,12 +10,18 @@ from typing import Any
 from dimefm.errors import DataError, did_you_mean
 from dimefm.runs import folder as run_folder
 from dimefm.runs.record import RunRecord
-from dimefm.runs.scores import RETRIEVAL, SCORES, ZERO_SHOT, Result, read_results
+from dimefm.runs.scores import (
+    DEPTH,
+    RETRIEVAL,
+    SCORES,
+    ZERO_SHOT,
+    Result,
+    files_below,
+    read_content,
+    read_results,
+)
 from dimefm.runtime.printable import one_line
-from dimefm.storage.small_files import read_json, read_toml
-
-DEPTH = 3
-"""How many folders below a given one scores are looked for."""
+from dimefm.storage.small_files import read_toml
 
 RECIPE = "recipe.toml"
 LEVELS = 2
@@ -148,7 +154,7 @@ def collect(paths: Sequence[Path], teacher: str | None = None) -> Collection:
     """
     sources = []
     for path in _files(paths):
-        content = _content(path)
+        content = read_content(path)
         sources.append(Source(path, content, read_results(path)))
     notes: list[str] = []
     models = _models(sources, notes)
@@ -177,27 +183,7 @@ def _below(folder: Path) -> list[Path]:
             f"{folder}: no such file or folder. Fix: name a {SCORES}, or a folder that dimefm eval"
             " wrote"
         )
-    found: list[Path] = []
-    for depth in range(DEPTH + 1):
-        pattern = "/".join(["*"] * depth + [SCORES])
-        found += sorted(folder.glob(pattern))
-    return found
-
-
-def _content(path: Path) -> dict:
-    """Return what a file of scores holds."""
-    try:
-        content = read_json(path)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path}: cannot be read as scores ({error}). Fix: evaluate again, or leave it out"
-        ) from error
-    if not isinstance(content, dict):
-        raise DataError(
-            f"{path}: got JSON of the type {type(content).__name__}, expected an object. Fix:"
-            " evaluate again, or leave it out"
-        )
-    return content
+    return files_below(folder)
 
 
 def _models(sources: Sequence[Source], notes: list[str]) -> list[Model]:

@@ -1,0 +1,1 @@
+"""Names that programs written for an earlier layout import; they are in ``dimefm.evaluate``."""
