@@ -33,9 +33,10 @@ from sklearn.metrics import balanced_accuracy_score
 
 from benchmarks._timing import Line, Work, interleaved, machine, record, table
 from dimefm.evaluate.datasets.layouts import find
+from dimefm.evaluate.preparing import settings_of
 from dimefm.evaluate.suites.classification import score_labeled
 from dimefm.evaluate.suites.folders import SuiteSet
-from dimefm.evaluate.zero_shot import settings_of, zero_shot
+from dimefm.evaluate.zero_shot import zero_shot
 from dimefm.models.loading import load_encoder
 from dimefm.runtime.versions import libraries
 

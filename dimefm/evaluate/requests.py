@@ -62,7 +62,6 @@ def refuse_impossible(request: Eval) -> None:
             "--by tokens compares images with prompts, and probes are trained on embeddings. Fix:"
             " leave out --by, or score zero-shot alone"
         )
-
     if request.knowledge and request.by == "tokens":
         raise DataError(
             "--by tokens compares prompts of equal numbers, and --knowledge makes different ones."

@@ -292,8 +292,8 @@ def _scored_and_kept(
 ) -> Scores:
     """Score an encoder and write the files of :func:`score`."""
     started = time.perf_counter()
-    result = evaluate_retrieval(encoder, pair_set, store, settings, captions)
-    compared = compare(encoder, pair_set, store, settings, captions)  # reads what is kept
+    compared = compare(encoder, pair_set, store, settings, captions)
+    result = result_of(compared, captions)
     scores = Scores(
         model=encoder.card.name,
         weights_sha256=encoder.card.weights_sha256,

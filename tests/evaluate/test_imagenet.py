@@ -24,7 +24,7 @@ from dimefm.evaluate.imagenet.robustness import (
     logits,
     robustness,
 )
-from dimefm.evaluate.zero_shot import settings_of
+from dimefm.evaluate.preparing import settings_of
 from dimefm.models.loading import load_encoder
 from tests.evaluate.datasets import write
 

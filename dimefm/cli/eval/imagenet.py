@@ -83,7 +83,7 @@ def command(model, out, root, datasets, layout, convention, **flags):
     names = [name.strip() for value in datasets for name in value.split(",") if name.strip()]
 
     from dimefm.evaluate.imagenet import job, report
-    from dimefm.evaluate.zero_shot import settings_of
+    from dimefm.evaluate.preparing import refuse_unscored, settings_of
     from dimefm.models.loading import load_encoder
 
     encoder = load_encoder(
@@ -103,7 +103,7 @@ def command(model, out, root, datasets, layout, convention, **flags):
     result(report.terminal(scores, report.places_of(scores.results)))
     result(f"\nwritten: {out / SCORES}, {out / REPORT}")
     try:
-        job.refuse_unscored(scores, Path(root), names or None)
+        refuse_unscored(scores, Path(root), names or None)
     except Exception:
         if settings(click.get_current_context()).json:
             click.echo(document(scores.to_json()))

@@ -66,8 +66,8 @@ def command(model, out, root, suite_name, datasets, **flags):
     refuse_foreign(out, "scores", SCORE_MARKS)
 
     from dimefm.evaluate import score_tables
+    from dimefm.evaluate.preparing import refuse_unscored, settings_of
     from dimefm.evaluate.suites import job
-    from dimefm.evaluate.zero_shot import settings_of
     from dimefm.models.loading import load_encoder
 
     names = [name for value in datasets for name in value.split(",") if name.strip()]
@@ -82,7 +82,7 @@ def command(model, out, root, suite_name, datasets, **flags):
     result(score_tables.terminal(scores))
     result(f"\nwritten: {out / SCORES}, {out / REPORT}, {out / 'results.csv'}")
     try:
-        job.refuse_unscored(suite, scores)
+        refuse_unscored(scores, root, names or None)
     except Exception:
         if settings(click.get_current_context()).json:
             click.echo(document(scores.to_json()))

@@ -22,8 +22,8 @@ from dimefm.evaluate.imagenet.figure import FIGURE, draw
 from dimefm.evaluate.imagenet.robustness import IMAGENET, VARIANTS, Robustness, robustness
 from dimefm.evaluate.metrics import accuracy
 from dimefm.evaluate.predictions import PredictionFiles, Predictions
+from dimefm.evaluate.preparing import feature_store
 from dimefm.evaluate.result import classification_result
-from dimefm.evaluate.zero_shot import feature_store
 from dimefm.extract.extract import Settings
 from dimefm.models.encoder import Encoder
 from dimefm.runs.scores import Failure, Result, Scores, write_scores
@@ -240,18 +240,6 @@ def top_accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Return the share of rows [n, C] whose label is among their five most probable classes."""
     best = np.argpartition(-probabilities, TOP - 1, axis=1)[:, :TOP]
     return float(np.mean((best == labels[:, None]).any(axis=1)))
-
-
-def refuse_unscored(scores: Scores, root: Path, names: Sequence[str] | None) -> None:
-    """Raise DataError when a dataset failed, or one that ``names`` asked for is not in ``root``."""
-    failed = [failure.dataset for failure in scores.failed]
-    absent = list(scores.missing) if names is not None else []
-    if failed or absent:
-        raise DataError(
-            f"{len(failed) + len(absent)} datasets could not be scored:"
-            f" {first_few([*failed, *absent], SHOWN)}; expected them in {root}. Fix: see the"
-            " reasons above; repair or fetch them, or remove them from --datasets"
-        )
 
 
 def _refuse_others(dataset: Dataset) -> None:

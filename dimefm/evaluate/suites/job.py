@@ -10,6 +10,7 @@ from pathlib import Path
 from dimefm.errors import CacheError, DataError
 from dimefm.evaluate import profiling, score_tables
 from dimefm.evaluate.guards import dataset_guard
+from dimefm.evaluate.preparing import feature_store, none_scored
 from dimefm.evaluate.suites import datacomp
 from dimefm.evaluate.suites.classification import score_labeled
 from dimefm.evaluate.suites.folders import (
@@ -24,11 +25,9 @@ from dimefm.evaluate.suites.folders import (
 from dimefm.evaluate.suites.lines import write_lines
 from dimefm.evaluate.suites.retrieval import MEAN_AT_1, score_captions
 from dimefm.evaluate.suites.winogavil import score_winogavil
-from dimefm.evaluate.zero_shot import feature_store
 from dimefm.extract.extract import Settings
 from dimefm.models.encoder import Encoder
 from dimefm.runs.scores import Failure, Result, Scores, write_scores
-from dimefm.runtime import console
 from dimefm.runtime.text import first_few
 
 TITLES = {"wds": "Scores on clip-benchmark's folders", "datacomp": "Scores on DataComp's tasks"}
@@ -45,6 +44,7 @@ class Suite:
     """The sets of a suite that are here, those that are not, and those that failed."""
 
     name: str
+    root: Path
     sets: list[SuiteSet]
     missing: list[str]
     failed: list[Failure] = field(default_factory=list)
@@ -59,14 +59,14 @@ def open_suite(root: Path, name: str = "wds", names: Sequence[str] | None = None
     if name == "datacomp":
         return _datacomp(root, names)
     sets, missing = find_sets(root, names)
-    suite = Suite(name, sets, missing, is_whole=names is None)
-    return _refuse_empty(suite, root)
+    suite = Suite(name, root, sets, missing, is_whole=names is None)
+    return _refuse_empty(suite)
 
 
 def _datacomp(root: Path, names: Sequence[str] | None) -> Suite:
     """Return the tasks of DataComp whose folders are below ``root``."""
     folders = folders_by_name(root)
-    suite = Suite("datacomp", [], [], is_whole=names is None)
+    suite = Suite("datacomp", root, [], [], is_whole=names is None)
     wanted = datacomp.counted_tasks()
     if names is not None:
         wanted = tuple(_task(name) for name in dict.fromkeys(names))
@@ -81,7 +81,7 @@ def _datacomp(root: Path, names: Sequence[str] | None) -> Suite:
             suite.sets.append(SuiteSet(task.key, only_folder(task.key, paths), task))
         except DataError as error:
             suite.failed.append(Failure(task.key, str(error)))
-    return _refuse_empty(suite, root)
+    return _refuse_empty(suite)
 
 
 def _task(name: str) -> datacomp.Task:
@@ -97,12 +97,12 @@ def _task(name: str) -> datacomp.Task:
     )
 
 
-def _refuse_empty(suite: Suite, root: Path) -> Suite:
+def _refuse_empty(suite: Suite) -> Suite:
     if suite.sets or suite.failed:
         return suite
     raise DataError(
-        f"{root}: none of the datasets asked for is here ({first_few(suite.missing, 4)}). Fix: give"
-        " the folder that holds folders like wds_cifar10 or wds_vtab-cifar10_test"
+        f"{suite.root}: none of the datasets asked for is here ({first_few(suite.missing, 4)})."
+        " Fix: give the folder that holds folders like wds_cifar10 or wds_vtab-cifar10_test"
     )
 
 
@@ -146,7 +146,7 @@ def score_suite(encoder: Encoder, suite: Suite, out: Path, settings: Settings) -
             write_scores(out, scores, score_tables.markdown(scores, TITLES[suite.name]))
             write_lines(out, scores)
     if scores is None:
-        raise _none_scored(failed)
+        raise none_scored(failed, suite.root, out)
     return scores
 
 
@@ -168,33 +168,3 @@ def _summary(suite: Suite, results: Sequence[Result]) -> dict[str, float]:
         return {name: value}
     values = [result.value for result in results]
     return {f"mean of the main metrics of {len(values)} datasets": sum(values) / len(values)}
-
-
-def _none_scored(failed: Sequence[Failure]) -> DataError:
-    """Return the error that no set could be scored; several reasons are printed as notes."""
-    if len(failed) == 1:
-        return DataError(f"{failed[0].dataset}: {failed[0].reason}")
-    for failure in failed:
-        console.note(f"{failure.dataset}: {failure.reason}")
-    names = first_few([failure.dataset for failure in failed], SHOWN)
-    return DataError(
-        f"none of {len(failed)} datasets could be scored: {names}. Fix: see the notes above"
-    )
-
-
-def refuse_unscored(suite: Suite, scores: Scores) -> None:
-    """Raise DataError when a set failed, or one that was asked for by name is not here."""
-    absent = [] if suite.is_whole else list(scores.missing)
-    failed = [failure.dataset for failure in scores.failed]
-    if not failed and not absent:
-        return
-    parts = []
-    if failed:
-        parts.append(f"{first_few(failed, SHOWN)}; the reasons stand above and in scores.json")
-    if absent:
-        parts.append(f"{first_few(absent, SHOWN)} not found")
-    count = len(failed) + len(absent)
-    raise DataError(
-        f"{count} of {count + len(scores.results)} datasets could not be scored:"
-        f" {'; '.join(parts)}. Fix: repair or fetch them, or remove them from --datasets"
-    )

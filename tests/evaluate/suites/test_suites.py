@@ -15,10 +15,11 @@ from PIL import Image
 
 from dimefm.errors import DataError
 from dimefm.evaluate.guards import dataset_guard
+from dimefm.evaluate.preparing import refuse_unscored
 from dimefm.evaluate.suites import datacomp
 from dimefm.evaluate.suites.classification import score_labeled
 from dimefm.evaluate.suites.folders import find_sets, full_name, plain_name, tars_of
-from dimefm.evaluate.suites.job import open_suite, refuse_unscored, score_suite
+from dimefm.evaluate.suites.job import open_suite, score_suite
 from dimefm.evaluate.suites.lines import model_names
 from dimefm.evaluate.suites.retrieval import score_captions
 from dimefm.extract.extract import Settings
@@ -50,7 +51,7 @@ def home(tmp_path_factory, tiny_teacher):
     (root / "__MACOSX").mkdir()
     suite, scores = scored(tiny_teacher, root, home / "out")
     with pytest.raises(DataError, match="1 of 5 datasets could not be scored: cut"):
-        refuse_unscored(suite, scores)
+        refuse_unscored(scores, suite.root, None)
     return home
 
 
@@ -198,7 +199,7 @@ def spoiled(tmp_path_factory, tiny_teacher):
         spoil(folder(home / "root", f"wds_{fault}", {"cls": label}))
     suite, scores = scored(tiny_teacher, home / "root", home / "out")
     with pytest.raises(DataError, match=f"{len(BAD)} of {len(BAD) + 1} datasets"):
-        refuse_unscored(suite, scores)
+        refuse_unscored(scores, suite.root, None)
     return scores
 
 
@@ -304,7 +305,7 @@ def test_tasks_of_datacomp_are_scored_by_their_metrics(tmp_path, tiny_teacher):
 def test_when_no_set_can_be_scored_each_reason_is_a_note(tmp_path, tiny_teacher, capsys):
     for name in ("wds_a", "wds_b"):
         _without_split(folder(tmp_path / "root", name, {"cls": label}))
-    with pytest.raises(DataError, match="none of 2 datasets could be scored: a, b"):
+    with pytest.raises(DataError, match="none of the 2 datasets here could be scored: a: .*; b: "):
         scored(tiny_teacher, tmp_path / "root", tmp_path / "out")
     notes = capsys.readouterr().err
     assert notes.count("no tars, expected nshards.txt") == 2
